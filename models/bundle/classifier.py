@@ -1,0 +1,90 @@
+"""A bundle, opened: image bytes in, probabilities out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+
+from models import UserError
+from models.bundle import folder as layout
+from models.bundle.ensemble import Ensemble, Floats, combine
+from models.bundle.images import Pixels, load, views
+from models.bundle.manifest import Manifest
+from models.bundle.posterior import Doubles, Prior, log_prior, posterior
+from models.bundle.session import Provider, Session
+
+BATCH_VIEWS: Final = 40
+
+Item = TypeVar("Item")
+
+
+class Classifier:
+    """What `taillift classify`, the evaluation and the service share.
+
+    `logits` is the costly part and `probabilities` the cheap one; between them a caller may do
+    its own batching over `session`.
+    """
+
+    def __init__(self, manifest: Manifest, session: Session) -> None:
+        self.manifest = manifest
+        self.session = session
+
+    @classmethod
+    def open(
+        cls, bundle: Path, provider: Provider = Provider.CPU, threads: int | None = None
+    ) -> "Classifier":
+        """Raises `UserError` where hashes, provider or golden logits are not what they must be."""
+        manifest = layout.read_manifest(bundle)
+        layout.verify_files(bundle, manifest)
+        session = Session(bundle / layout.MODEL, provider, threads)
+        pixels, expected = layout.read_golden(bundle)
+        error = float(np.abs(session.run(pixels).logits - expected).max())
+        if not error <= layout.GOLDEN_TOLERANCE:
+            raise UserError(
+                f"{bundle} gives other logits here than where it was made (they differ by "
+                f"{error:.3g}): the device or its libraries compute wrongly; try another provider"
+            )
+        return cls(manifest, session)
+
+    def canvas(self, data: bytes) -> Pixels:
+        """uint8 [height, width, 3]; raises `models.bundle.images.ImageError`."""
+        return load(data, self.manifest.preprocessing)
+
+    def logits(self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL) -> Floats:
+        """float32 [N, C], over batches of at most `BATCH_VIEWS` views (at least one image)."""
+        size, count = self.manifest.preprocessing.size, ensemble.views
+        parts = [
+            combine(self.session.run(np.concatenate(rows)).logits, count)
+            for rows in chunks(
+                (views(canvas, size, count) for canvas in canvases), max(1, BATCH_VIEWS // count)
+            )
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, len(self.manifest.classes)), "f4")
+
+    def temperature(self, ensemble: Ensemble) -> float:
+        """1 where the bundle is not calibrated."""
+        calibration = self.manifest.calibration
+        if calibration is None:
+            return 1.0
+        return calibration.full if ensemble is Ensemble.FULL else calibration.single
+
+    def probabilities(
+        self, logits: Floats, ensemble: Ensemble, prior: Prior = Prior.UNIFORM
+    ) -> Doubles:
+        """[N, C] of combined logits [N, C]."""
+        return posterior(logits, log_prior(prior, self.manifest.counts), self.temperature(ensemble))
+
+
+def chunks(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
+    """Lists of `length` items, the last one shorter."""
+    source = iter(items)
+    while chunk := list(islice(source, length)):
+        yield chunk
+
+
+def top(probabilities: Doubles, k: int) -> Sequence[int]:
+    """Indices of the `k` most probable classes of [C], the surest first; ties in class order."""
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [int(index) for index in order]

@@ -1,0 +1,94 @@
+"""A bundle's folder: `manifest.json` and the files that it lists, never changed once written."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from pydantic import ValidationError
+
+from models import UserError
+from models.bundle.atomic import atomic_folder
+from models.bundle.manifest import FileRecord, Manifest
+
+MANIFEST: Final = "manifest.json"
+MODEL: Final = "model.onnx"
+DELTA: Final = "delta.safetensors"
+GOLDEN: Final = "golden.npz"
+REPORT: Final = "report"
+
+# Between two machines' float32 arithmetic, on logits of scale 25.
+GOLDEN_TOLERANCE: Final = 1e-2
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises `UserError` where `folder` is no bundle or its manifest is not valid."""
+    try:
+        text = (folder / MANIFEST).read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} is no bundle (it has no {MANIFEST}): make one with `taillift export`"
+        ) from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{folder / MANIFEST} is not valid at {where} ({first['msg']}): export the bundle again"
+        ) from error
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every listed file's size and sha256; raises `UserError` at the first that differs."""
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy the whole bundle again")
+        if file_record(path) != record:
+            raise UserError(
+                f"{path} is not the file that the manifest lists (its hash differs): "
+                "copy the whole bundle again"
+            )
+
+
+def file_record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(sha256=digest, size=path.stat().st_size)
+
+
+def content_version(files: dict[str, FileRecord]) -> str:
+    """The first 12 hex digits of the sha256 over the files' names and hashes, in name order."""
+    lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def new_bundle(
+    target: Path,
+    manifest: Callable[[str, dict[str, FileRecord]], Manifest],
+    replace: bool = False,
+) -> Iterator[Path]:
+    """Yield a folder to fill; afterwards its manifest is written and it becomes `target`.
+
+    `manifest(version, files)` is called with every file in the folder hashed.
+    """
+    with atomic_folder(target, replace) as folder:
+        yield folder
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
+        text = manifest(content_version(files), files).model_dump_json(indent=2)
+        (folder / MANIFEST).write_text(text + "\n", "utf-8")
+
+
+def write_golden(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:
+    """Keep views uint8 [N, S, S, 3] and the logits float32 [N, C] that they must give."""
+    np.savez_compressed(folder / GOLDEN, pixels=pixels, logits=logits)
+
+
+def read_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(folder / GOLDEN, allow_pickle=False) as arrays:
+        return arrays["pixels"], arrays["logits"]

@@ -1,0 +1,72 @@
+"""The ONNX Runtime session behind a bundle's graph."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from models import UserError
+from models.bundle.ensemble import Floats
+from models.bundle.images import Pixels
+
+
+class Provider(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+EXECUTION_PROVIDERS: Final = {
+    Provider.CPU: "CPUExecutionProvider",
+    Provider.CUDA: "CUDAExecutionProvider",
+}
+OPTIONS: Final[dict[Provider, dict[str, str]]] = {
+    Provider.CPU: {},
+    # The default arena doubles at each growth, and TF32 keeps only ten bits of a factor's fraction.
+    Provider.CUDA: {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"},
+}
+
+
+class Outputs(NamedTuple):
+    """`logits` float32 [N, C]; `features` float32 [N, D], unit length."""
+
+    logits: Floats
+    features: Floats
+
+
+class Session:
+    """Runs a graph: `pixels` uint8 [N, S, S, 3] in, `Outputs` out.
+
+    Safe to call from several threads. Raises `UserError` where the provider asked for is not the
+    one that runs: ONNX Runtime itself falls back to the CPU with a line in its log.
+    """
+
+    def __init__(
+        self, path: Path, provider: Provider = Provider.CPU, threads: int | None = None
+    ) -> None:
+        wanted = EXECUTION_PROVIDERS[provider]
+        if wanted not in ort.get_available_providers():
+            raise UserError(
+                f"this onnxruntime has no {wanted}: install taillift[gpu] instead of "
+                "taillift[cpu], or set the provider to cpu"
+            )
+        if provider is Provider.CUDA:
+            ort.preload_dlls()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = ort.InferenceSession(
+            str(path), options, providers=[(wanted, OPTIONS[provider])]
+        )
+        self.provider = self._session.get_providers()[0]
+        if self.provider != wanted:
+            raise UserError(
+                f"asked for {wanted} and got {self.provider}: check the driver and CUDA libraries, "
+                "or set the provider to cpu"
+            )
+
+    def run(self, pixels: Pixels) -> Outputs:
+        logits, features = self._session.run(["logits", "features"], {"pixels": pixels})
+        return Outputs(np.asarray(logits), np.asarray(features))
