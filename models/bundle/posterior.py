@@ -9,7 +9,6 @@ import numpy.typing as npt
 from models.bundle.ensemble import Floats
 from models.bundle.manifest import GROUPS, Group, Manifest
 
-
 Doubles = npt.NDArray[np.float64]
 
 

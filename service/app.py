@@ -1,0 +1,193 @@
+"""The HTTP interface: the routes, and a request's way from bytes to JSON."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client.exposition import choose_encoder
+
+from models.bundle.posterior import Doubles
+from service.answers import (
+    Classes,
+    Classification,
+    ClassifiedImage,
+    ClassifyQuery,
+    Confidence,
+    ConfidenceOfImage,
+    ConfidenceQuery,
+    FailedImage,
+    InferenceQuery,
+    ModelSummary,
+    Status,
+    chosen_classes,
+    class_list,
+    classified,
+    confidences,
+    model_id,
+    model_summary,
+)
+from service.client import while_connected
+from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, problems
+from service.engine import Engine
+from service.errors import NoImageError, PerImageError
+from service.handlers import add_handlers
+from service.upload import Upload, read_uploads
+
+Result = TypeVar("Result")
+
+router = APIRouter()
+
+
+async def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+Service = Annotated[Engine, Depends(_engine)]
+
+
+@router.post("/classify", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
+async def classify(
+    request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service
+) -> Classification:
+    """Name the most probable classes of each image."""
+
+    def result(upload: Upload, probabilities: Doubles) -> ClassifiedImage:
+        image = classified(
+            upload.filename,
+            probabilities,
+            engine.manifest.classes,
+            query.top_k,
+            query.ensemble.views,
+        )
+        best = image.predictions[0]
+        engine.metrics.predicted(best.label, best.group, best.confidence)
+        return image
+
+    return Classification(
+        model=model_id(engine.manifest),
+        ensemble=query.ensemble,
+        prior=query.prior,
+        results=await _results(request, engine, query, result),
+    )
+
+
+@router.post("/confidence", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
+async def confidence(
+    request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service
+) -> Confidence:
+    """Give the calibrated confidence of every class, or of those asked for, and of every group."""
+    chosen = chosen_classes(query.classes, engine.manifest)
+
+    def result(upload: Upload, probabilities: Doubles) -> ConfidenceOfImage:
+        return confidences(
+            upload.filename, probabilities, engine.manifest, chosen, query.ensemble.views
+        )
+
+    return Confidence(
+        model=model_id(engine.manifest),
+        ensemble=query.ensemble,
+        prior=query.prior,
+        results=await _results(request, engine, query, result),
+    )
+
+
+async def _results(
+    request: Request,
+    engine: Engine,
+    query: InferenceQuery,
+    result: Callable[[Upload, Doubles], Result],
+) -> list[Result | FailedImage]:
+    """`result` of each image of the request, a problem in the place of each that cannot be used.
+
+    Raises a `ServiceError` where no image can be.
+    """
+    engine.require_ready()
+    with engine.metrics.stage("read"):
+        uploads = await read_uploads(
+            request, engine.settings.max_body_bytes, engine.settings.max_images
+        )
+    rows = await while_connected(request, engine.logits(uploads, query.ensemble))
+    failed = [row for row in rows if isinstance(row, PerImageError)]
+    if len(failed) == len(rows):
+        raise failed[0] if len(failed) == 1 else NoImageError(failed)
+    with engine.metrics.stage("post"):
+        return [
+            FailedImage(filename=upload.filename, error=row.document())
+            if isinstance(row, PerImageError)
+            else result(upload, engine.probabilities(row, query.ensemble, query.prior))
+            for upload, row in zip(uploads, rows, strict=True)
+        ]
+
+
+@router.get("/classes")
+async def classes(engine: Service) -> Classes:
+    """List every class: label, group, training images, measured accuracy."""
+    return class_list(engine.manifest)
+
+
+@router.get("/model")
+async def model(engine: Service) -> ModelSummary:
+    """Give the manifest in short, and what runs the model."""
+    return model_summary(engine.manifest, engine.settings.provider)
+
+
+@router.get("/healthz")
+async def healthz() -> Status:
+    """Tell that the process is alive."""
+    return Status(status="alive")
+
+
+@router.get("/readyz", responses=problems(503))
+async def readyz(engine: Service) -> Status:
+    """Tell whether images can be sent: the bundle is checked and warm, and batches progress."""
+    engine.require_ready()
+    return Status(status="ready")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request, engine: Service) -> Response:
+    """Give the metrics to Prometheus."""
+    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    return RedirectResponse("docs")
+
+
+def create_app(engine: Engine) -> FastAPI:
+    """The service of `engine`, which starts and ends with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Not awaited: meanwhile /healthz and /readyz answer.
+        start = asyncio.create_task(engine.start())
+        try:
+            yield
+        finally:
+            await start
+            await engine.close()
+
+    # The documentation page works without the internet, where FastAPI's own would not.
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        title="taillift",
+        version=engine.manifest.taillift_version,
+        summary="Calibrated classification of long-tailed images",
+        lifespan=lifespan,
+    )
+    app.state.engine = engine
+    app.include_router(router)
+    add_handlers(app, engine.metrics)
+    return app

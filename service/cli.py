@@ -1,0 +1,141 @@
+"""The commands `serve` and `classify`."""
+
+# What is imported here slows down every `taillift --help`: the heavy parts are in the commands.
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from models import UserError
+from service.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from models.bundle.classifier import Classifier
+    from models.bundle.ensemble import Ensemble
+    from models.bundle.images import Pixels
+    from models.bundle.posterior import Prior
+    from service.answers import Classification
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def flag(name: str) -> "typer.models.OptionInfo":
+    """The flag of a setting, with the setting's own description, default and variable."""
+    field = Settings.model_fields[name]
+    option: typer.models.OptionInfo = typer.Option(
+        help=field.description,
+        envvar=f"TAILLIFT_{name.upper()}",
+        show_default=str(field.get_default(call_default_factory=True, validated_data={})),
+    )
+    return option
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(envvar="TAILLIFT_BUNDLE", help="The bundle's folder.")],
+    host: Annotated[str | None, flag("host")] = None,
+    port: Annotated[int | None, flag("port")] = None,
+    provider: Annotated[Literal["cpu", "cuda"] | None, flag("provider")] = None,
+    threads: Annotated[int | None, flag("threads")] = None,
+    decode_threads: Annotated[int | None, flag("decode_threads")] = None,
+    max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
+    max_images: Annotated[int | None, flag("max_images")] = None,
+    max_pixels: Annotated[int | None, flag("max_pixels")] = None,
+    batch_views: Annotated[int | None, flag("batch_views")] = None,
+    queue_views: Annotated[int | None, flag("queue_views")] = None,
+    queue_bytes: Annotated[int | None, flag("queue_bytes")] = None,
+    stall_seconds: Annotated[float | None, flag("stall_seconds")] = None,
+    drain_seconds: Annotated[float | None, flag("drain_seconds")] = None,
+    class_metrics: Annotated[Literal["auto", "on", "off"] | None, flag("class_metrics")] = None,
+) -> None:
+    """Serve a bundle over HTTP until stopped."""
+    settings = read_settings(**locals())
+    from service import server
+
+    server.serve(settings)
+
+
+@app.command()
+def classify(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to name, the surest first.")] = 3,
+    ensemble: Annotated[
+        Literal["full", "off"],
+        typer.Option(help="full: the mean of five views; off: the centre view only."),
+    ] = "full",
+    prior: Annotated[
+        Literal["uniform", "train"],
+        typer.Option(help="How often the classes are expected: equally, or as in training."),
+    ] = "uniform",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what POST /classify would answer.")
+    ] = False,
+) -> None:
+    """Classify photos without a server; ends with 1 where a photo cannot be used."""
+    from models.bundle.classifier import Classifier
+    from models.bundle.ensemble import Ensemble
+    from models.bundle.posterior import Prior
+
+    classifier = Classifier.open(bundle)
+    canvases = _canvases(classifier, photos)
+    if canvases:
+        answer = _answer(classifier, canvases, Ensemble(ensemble), Prior(prior), top_k)
+        if as_json:
+            print(answer.model_dump_json(indent=2))
+        else:
+            _print_table(answer)
+    if len(canvases) < len(photos):
+        raise typer.Exit(1)
+
+
+def _canvases(classifier: "Classifier", photos: list[Path]) -> dict[Path, "Pixels"]:
+    canvases = {}
+    for photo in photos:
+        try:
+            canvases[photo] = classifier.canvas(photo.read_bytes())
+        except UserError as error:
+            typer.echo(f"{photo}: {error}", err=True)
+        except OSError as error:
+            typer.echo(f"{photo}: {error.strerror}", err=True)
+    return canvases
+
+
+def _answer(
+    classifier: "Classifier",
+    canvases: dict[Path, "Pixels"],
+    ensemble: "Ensemble",
+    prior: "Prior",
+    top_k: int,
+) -> "Classification":
+    from service.answers import Classification, classified, model_id
+
+    logits = classifier.logits(canvases.values(), ensemble)
+    probabilities = classifier.probabilities(logits, ensemble, prior)
+    manifest = classifier.manifest
+    return Classification(
+        model=model_id(manifest),
+        ensemble=ensemble,
+        prior=prior,
+        results=[
+            classified(str(photo), row, manifest.classes, top_k, ensemble.views)
+            for photo, row in zip(canvases, probabilities, strict=True)
+        ],
+    )
+
+
+def _print_table(answer: "Classification") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from service.answers import ClassifiedImage
+
+    table = Table("photo", "label", "group")
+    table.add_column("confidence", justify="right")
+    for result in answer.results:
+        assert isinstance(result, ClassifiedImage)
+        for rank, one in enumerate(result.predictions):
+            name = result.filename if rank == 0 else ""
+            table.add_row(name, one.label, one.group, f"{one.confidence:.1%}")
+        table.add_section()
+    Console().print(table)

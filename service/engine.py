@@ -1,0 +1,183 @@
+"""The model in service: opened, warmed, ready or not, and fed."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from models import UserError
+from models.bundle.classifier import Classifier
+from models.bundle.ensemble import Ensemble, Floats, combine
+from models.bundle.folder import read_manifest
+from models.bundle.images import VIEWS, ImageError, Pixels, load, views
+from models.bundle.posterior import Doubles, Prior
+from models.bundle.session import Provider
+from service.errors import IMAGE_PROBLEMS, NotReadyError, PerImageError
+from service.metrics import Metrics, by_class
+from service.scheduler import Limits, Scheduler
+from service.settings import Settings
+from service.upload import Upload
+
+logger = logging.getLogger(__name__)
+
+CHANNELS: Final = 3
+STARTING: Final = "the bundle is being checked and warmed"
+
+
+@dataclass(frozen=True)
+class Opened:
+    classifier: Classifier
+    scheduler: Scheduler
+
+
+class Engine:
+    """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
+
+    Everything else that can be wrong with the bundle is found by `start`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.manifest = read_manifest(settings.bundle)
+        _check_limits(settings, self._view_bytes)
+        self.metrics = Metrics(
+            self.manifest,
+            settings.provider,
+            by_class(settings.class_metrics, len(self.manifest.classes)),
+        )
+        self.metrics.ready.set_function(lambda: self.obstacle is None)
+        self.failure: Exception | None = None
+        self._draining = False
+        self._opened: Opened | None = None
+        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+
+    @property
+    def _view_bytes(self) -> int:
+        return CHANNELS * self.manifest.preprocessing.size**2
+
+    async def start(self) -> None:
+        """Check the bundle, warm it and become ready; what goes wrong is kept in `failure`."""
+        try:
+            self._opened = await self._open()
+        except Exception as error:
+            self.failure = error
+            if not isinstance(error, UserError):
+                logger.exception("the service cannot start")
+
+    async def _open(self) -> Opened:
+        settings = self.settings
+        classifier = await asyncio.to_thread(
+            Classifier.open, settings.bundle, Provider(settings.provider), settings.threads
+        )
+        session = classifier.session
+        scheduler = Scheduler(
+            lambda pixels: session.run(pixels).logits,
+            Limits(settings.batch_views, settings.queue_views, settings.queue_bytes),
+            self.metrics,
+        )
+        await scheduler.start([self._blank(count) for count in (1, VIEWS, settings.batch_views)])
+        return Opened(classifier, scheduler)
+
+    def _blank(self, count: int) -> Pixels:
+        size = self.manifest.preprocessing.size
+        return np.zeros((count, size, size, CHANNELS), np.uint8)
+
+    def drain(self) -> None:
+        """Be not ready from now on; what was accepted is still answered."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Answer what is queued and end the threads."""
+        self.drain()
+        if self._opened is not None:
+            await self._opened.scheduler.close()
+        self._decoders.shutdown(cancel_futures=True)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the service is not ready; None where it is."""
+        if self._draining:
+            return "the service is shutting down"
+        if self._opened is None:
+            return STARTING
+        if self._opened.scheduler.stalled(self.settings.stall_seconds):
+            return f"no batch has been finished for {self.settings.stall_seconds:g} seconds"
+        return None
+
+    def require_ready(self) -> None:
+        """Raises `NotReadyError`."""
+        if (obstacle := self.obstacle) is not None:
+            raise NotReadyError(obstacle)
+
+    @property
+    def opened(self) -> Opened:
+        """Raises `NotReadyError` while starting."""
+        if self._opened is None:
+            raise NotReadyError(STARTING)
+        return self._opened
+
+    def probabilities(self, logits: Floats, ensemble: Ensemble, prior: Prior) -> Doubles:
+        """[C] of one image's combined logits [C]."""
+        row: Doubles = self.opened.classifier.probabilities(logits[None], ensemble, prior)[0]
+        return row
+
+    async def logits(
+        self, uploads: Sequence[Upload], ensemble: Ensemble
+    ) -> list[Floats | PerImageError]:
+        """For each image its combined logits, float32 [C], or why there are none.
+
+        Raises `OverloadedError`, before anything is decoded.
+        """
+        count = len(uploads) * ensemble.views
+        size = sum(len(upload.data) for upload in uploads) + count * self._view_bytes
+        with self.opened.scheduler.admission(count, size):
+            return await asyncio.gather(
+                *(self._image_logits(upload.data, ensemble) for upload in uploads)
+            )
+
+    async def _image_logits(self, data: bytes, ensemble: Ensemble) -> Floats | PerImageError:
+        try:
+            rows = await self.opened.scheduler.logits(await self._decode(data, ensemble.views))
+        except PerImageError as problem:
+            self.metrics.rejected(problem.reason)
+            return problem
+        self.metrics.views_used.observe(len(rows))
+        combined: Floats = combine(rows, len(rows))[0]
+        return combined
+
+    async def _decode(self, data: bytes, count: int) -> Pixels:
+        preprocessing, max_pixels = self.manifest.preprocessing, self.settings.max_pixels
+
+        def decoded() -> Pixels:
+            return views(load(data, preprocessing, max_pixels), preprocessing.size, count)
+
+        with self.metrics.stage("decode"):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._decoders, decoded)
+            except ImageError as error:
+                raise IMAGE_PROBLEMS[type(error)](str(error)) from error
+
+
+def _check_limits(settings: Settings, view_bytes: int) -> None:
+    """What the limits allow one by one must be possible together."""
+    count = settings.max_images * VIEWS
+    size = settings.max_body_bytes + count * view_bytes
+    if settings.batch_views < VIEWS:
+        raise UserError(
+            f"batch_views is {settings.batch_views}, and an image has {VIEWS} views: set it to "
+            f"{VIEWS} or more"
+        )
+    if settings.queue_views < count:
+        raise UserError(
+            f"queue_views is {settings.queue_views}, and a request of max_images="
+            f"{settings.max_images} has {count} views: raise queue_views or lower max_images"
+        )
+    if settings.queue_bytes < size:
+        raise UserError(
+            f"queue_bytes is {settings.queue_bytes:,}, and the largest request allowed takes "
+            f"{size:,}: raise queue_bytes, or lower max_images or max_body_bytes"
+        )

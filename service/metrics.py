@@ -1,0 +1,159 @@
+"""What Prometheus scrapes: above all, what becomes of the rare classes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Final, Literal
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.process_collector import ProcessCollector
+
+from models.bundle.images import VIEWS
+from models.bundle.manifest import GROUPS, Group, Manifest
+from models.bundle.posterior import Prior, log_prior
+from service.errors import REASONS
+
+Stage = Literal["read", "decode", "queue", "infer", "post"]
+STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "queue", "infer", "post")
+
+MAX_CLASSES: Final = 2_000
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+CONFIDENCES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+BATCHES: Final = (1, 2, 5, 10, 20, 40, 80, 160, 320)
+
+
+class Metrics:
+    """One service's metrics, in a registry of its own.
+
+    Every label value is there from the first scrape: a rare class that has never been predicted
+    is a zero, not an absence.
+    """
+
+    def __init__(self, manifest: Manifest, provider: str, by_class: bool) -> None:
+        self.registry = CollectorRegistry()
+        self._manifest = manifest
+        self._by_class = by_class
+        self._declare()
+        self._describe(provider)
+        self._expect()
+        ProcessCollector(registry=self.registry)
+
+    def _declare(self) -> None:
+        registry = self.registry
+        self._predictions = Counter(
+            "taillift_predictions", "Images by group of the top class", ["group"], registry=registry
+        )
+        self._class_predictions = Counter(
+            "taillift_class_predictions",
+            "Images by top class",
+            ["class", "group"],
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "taillift_confidence",
+            "Calibrated confidence in the top class",
+            ["group"],
+            buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self.views_used = Histogram(
+            "taillift_views_used",
+            "Views that an image's answer took",
+            buckets=(1, VIEWS),
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "taillift_stage_seconds",
+            "Seconds that a request (read, post), an image (decode, queue) or a batch (infer) took",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_views = Histogram(
+            "taillift_batch_views", "Views in a batch", buckets=BATCHES, registry=registry
+        )
+        self.queue_views = Gauge(
+            "taillift_queue_views", "Views that wait for the device", registry=registry
+        )
+        self._rejections = Counter(
+            "taillift_rejections",
+            "Requests and images that were not answered",
+            ["reason"],
+            registry=registry,
+        )
+        self.ready = Gauge("taillift_ready", "1 where /readyz answers 200", registry=registry)
+        for group in GROUPS:
+            self._predictions.labels(group)
+            self._confidence.labels(group)
+        for stage in STAGES:
+            self._stages.labels(stage)
+        for reason in REASONS:
+            self._rejections.labels(reason)
+        if self._by_class:
+            for info in self._manifest.classes:
+                self._class_predictions.labels(info.label, info.group)
+
+    def _describe(self, provider: str) -> None:
+        manifest = self._manifest
+        Info("taillift_model", "The model that is served", registry=self.registry).info(
+            {
+                "name": manifest.name,
+                "version": manifest.version,
+                "backbone": manifest.backbone.architecture,
+                "method": manifest.method.name,
+                "provider": provider,
+            }
+        )
+
+    def _expect(self) -> None:
+        groups = Gauge(
+            "taillift_expected_rate",
+            "Share of images expected in the group",
+            ["group", "reference"],
+            registry=self.registry,
+        )
+        classes = Gauge(
+            "taillift_class_expected_rate",
+            "Share of images expected in the class",
+            ["class", "group", "reference"],
+            registry=self.registry,
+        )
+        for reference in Prior:
+            sums = dict.fromkeys(GROUPS, 0.0)
+            rates = np.exp(log_prior(reference, self._manifest.counts))
+            for info, rate in zip(self._manifest.classes, rates, strict=True):
+                sums[info.group] += float(rate)
+                if self._by_class:
+                    classes.labels(info.label, info.group, reference).set(float(rate))
+            for group, total in sums.items():
+                groups.labels(group, reference).set(total)
+
+    def predicted(self, label: str, group: Group, confidence: float) -> None:
+        """Count one image by its top class."""
+        self._predictions.labels(group).inc()
+        self._confidence.labels(group).observe(confidence)
+        if self._by_class:
+            self._class_predictions.labels(label, group).inc()
+
+    def rejected(self, reason: str) -> None:
+        """Count what was not answered; `reason` is one of `errors.REASONS`."""
+        self._rejections.labels(reason).inc()
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        self._stages.labels(stage).observe(seconds)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time the block, whether it ends well or not."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.took(stage, perf_counter() - start)
+
+
+def by_class(setting: Literal["auto", "on", "off"], classes: int) -> bool:
+    """Whether `classes` many classes have series of their own."""
+    return setting == "on" or (setting == "auto" and classes <= MAX_CLASSES)

@@ -1,0 +1,75 @@
+"""The process: a socket, a signal, an exit status."""
+
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from models import UserError
+from service.app import create_app
+from service.engine import Engine
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Not ready from the first signal on, and at an end where the engine cannot start."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(
+            uvicorn.Config(
+                create_app(engine),
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=round(engine.settings.drain_seconds),
+            )
+        )
+        self._engine = engine
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._engine.drain()
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._engine.failure is not None
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, answer what was accepted, and return.
+
+    Raises `UserError` where the bundle, the provider, the address or the settings are wrong.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    engine = Engine(settings)
+    listener = listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    manifest = engine.manifest
+    print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
+    Server(engine).run(sockets=[listener])
+    if engine.failure is not None:
+        raise engine.failure
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    # uvicorn raises the signal again when it has drained; then all is done and well.
+    raise SystemExit(0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises `UserError` where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another with --host and "
+            "--port, or stop what listens there"
+        ) from error

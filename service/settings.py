@@ -1,0 +1,72 @@
+"""What can be set, by a flag of `taillift serve` or by its twin in the environment."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models import UserError
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """What is not given is read from `TAILLIFT_*`, and what is not there has its default."""
+
+    model_config = SettingsConfigDict(env_prefix="TAILLIFT_", frozen=True, extra="forbid")
+
+    bundle: Path = Field(description="The bundle's folder.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    provider: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Device; where it is not to be had, the service does not start."
+    )
+    # Decoding and inference share the cores: each is bounded by them and the kernel divides.
+    threads: int = Field(
+        default_factory=cores, ge=1, description="Threads that compute one batch on the CPU."
+    )
+    decode_threads: int = Field(
+        default_factory=cores, ge=1, description="Images that are decoded at the same time."
+    )
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1, description="Bytes of a body beyond which a request is refused (413)."
+    )
+    max_images: int = Field(64, ge=1, description="Images beyond which a request is refused (400).")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Pixels beyond which an image is refused (413)."
+    )
+    batch_views: int = Field(40, ge=1, description="Views that the device is given at once.")
+    queue_views: int = Field(
+        1_000, ge=1, description="Views in work beyond which requests are rejected (429)."
+    )
+    queue_bytes: int = Field(
+        512 * 2**20,
+        ge=1,
+        description="Bytes of images and views in work beyond which requests are rejected (429).",
+    )
+    stall_seconds: float = Field(
+        60, gt=0, description="Seconds of a batch after which the service is not ready (503)."
+    )
+    drain_seconds: float = Field(
+        30, gt=0, description="Seconds to answer what was accepted, once told to stop."
+    )
+    class_metrics: Literal["auto", "on", "off"] = Field(
+        "auto", description="Metrics by class; auto: up to 2,000 classes. Groups always have them."
+    )
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from what is given (None: not given) and the environment; raises `UserError`."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"setting {where}: {first['msg']} (given: {first['input']!r})") from None

@@ -1,0 +1,87 @@
+"""The images in a request's body: `images` of a form, or the body itself."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import BodyTooLargeError, MalformedError
+
+FIELD: Final = "images"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One image as it was sent."""
+
+    filename: str | None
+    data: bytes
+
+
+async def read_uploads(request: Request, max_body_bytes: int, max_images: int) -> list[Upload]:
+    """At least one image and at most `max_images`.
+
+    Raises `BodyTooLargeError`, before reading where Content-Length says so and while reading
+    where it does not, and `MalformedError`.
+    """
+    body = _bounded(request, max_body_bytes)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/"):
+        data = b"".join([chunk async for chunk in body])
+        if not data:
+            raise MalformedError(
+                "the request has no image: send it as the body, or one or more in the multipart "
+                f"field `{FIELD}`"
+            )
+        return [Upload(None, data)]
+    return await _form(request, body, max_body_bytes, max_images)
+
+
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    declared = int(request.headers.get("content-length", 0))
+    if declared > limit:
+        raise BodyTooLargeError(f"the body has {declared:,} bytes, more than the {limit:,} allowed")
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise BodyTooLargeError(f"the body has more than the {limit:,} bytes allowed")
+        yield chunk
+
+
+class _Parser(MultiPartParser):
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def _form(
+    request: Request, body: AsyncGenerator[bytes, None], max_body_bytes: int, max_images: int
+) -> list[Upload]:
+    parser = _Parser(request.headers, body, max_files=max_images, max_fields=max_images)
+    # The body is bounded, and the file system may be read-only: nothing goes to a temporary file.
+    parser.spool_max_size = max_body_bytes
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedError(f"the multipart body cannot be read: {error.message}") from error
+    if not parser.ended:
+        raise MalformedError("the multipart body ends before its closing boundary")
+    return [await _upload(name, part) for name, part in form.multi_items()] or _no_images()
+
+
+async def _upload(name: str, part: UploadFile | str) -> Upload:
+    if name != FIELD:
+        raise MalformedError(f"unknown form field `{name[:80]}`: images go into `{FIELD}`")
+    if isinstance(part, str):
+        raise MalformedError(
+            f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
+        )
+    return Upload(part.filename or None, await part.read())
+
+
+def _no_images() -> list[Upload]:
+    raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
