@@ -1,9 +1,10 @@
 """What a bundle says of itself: `manifest.json`, schema version 1."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -38,7 +39,7 @@ class Accuracy(Record):
 class ClassInfo(Record):
     label: str
     prompt: str
-    count: int = Field(description="training images")
+    count: int = Field(gt=0, description="training images")
     group: Group
     accuracy: Accuracy | None = Field(None, description="absent without held-out images")
 
@@ -119,6 +120,14 @@ class Manifest(Record):
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     files: dict[str, FileRecord]
+
+    @field_validator("classes")
+    @classmethod
+    def _labels_differ(cls, classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
+        twice = [label for label, count in Counter(c.label for c in classes).items() if count > 1]
+        if twice:
+            raise ValueError(f"two classes have the label {twice[0]!r}")
+        return classes
 
     @property
     def labels(self) -> list[str]:

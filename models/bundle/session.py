@@ -57,9 +57,14 @@ class Session:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(
-            str(path), options, providers=[(wanted, OPTIONS[provider])]
-        )
+        try:
+            self._session = ort.InferenceSession(
+                str(path), options, providers=[(wanted, OPTIONS[provider])]
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common base.
+            raise UserError(
+                f"ONNX Runtime cannot load {path}: {_first_line(error)}; export the bundle again"
+            ) from error
         self.provider = self._session.get_providers()[0]
         if self.provider != wanted:
             raise UserError(
@@ -70,3 +75,7 @@ class Session:
     def run(self, pixels: Pixels) -> Outputs:
         logits, features = self._session.run(["logits", "features"], {"pixels": pixels})
         return Outputs(np.asarray(logits), np.asarray(features))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

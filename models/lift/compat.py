@@ -1,0 +1,39 @@
+"""Make `import torchvision` work beside a torch that was built without CUDA.
+
+Some registries hold torchvision only as a CUDA build. Beside a CPU torch its import fails, since
+its operator library does not load, although open_clip and timm need only its transforms.
+"""
+
+import importlib
+import sys
+from typing import Final
+
+import torch
+
+# Both operators take the same arguments; torchvision registers shape functions for them on import.
+SCHEMAS: Final = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+# A torch library takes its operators away with it when it is collected.
+_libraries: list[torch.library.Library] = []
+
+
+def import_torchvision() -> None:
+    """Import torchvision; where its operators are missing, declare them first.
+
+    Does nothing more than the import on a matching installation. Call it before timm or open_clip
+    is imported.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        for schema in SCHEMAS:
+            library.define(schema)  # type: ignore[no-untyped-call]
+        _libraries.append(library)
+        importlib.import_module("torchvision")

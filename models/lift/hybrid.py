@@ -1,0 +1,90 @@
+"""`vit_mini_lite2_224`, the image tower of the default backbone, as timm knows it.
+
+An EfficientNet-Lite2 up to stride 32 (352 channels, BatchNorm folded into its convolutions) turns
+a photo into 7 x 7 patches for a small pre-norm vision transformer. Importing this module registers
+the architecture; the weights come from the open_clip checkpoint in `models/default`.
+"""
+
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from models.lift.compat import import_torchvision
+
+import_torchvision()
+
+import timm  # noqa: E402
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from timm.models.vision_transformer_hybrid import HybridEmbed  # noqa: E402
+
+CHANNELS: Final = 352
+# timm finds a module's configs by this name.
+default_cfgs = generate_default_cfgs(
+    {
+        "vit_mini_lite2_224": {
+            "num_classes": 0,
+            "input_size": (3, 224, 224),
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.backbone.net.conv_stem",
+            "classifier": "head",
+        }
+    }
+)
+# Where each of the stem's module types keeps a convolution and the normalisation behind it.
+FOLDED: Final = {
+    "EfficientNetFeatures": {"conv_stem": "bn1"},
+    "DepthwiseSeparableConv": {"conv_dw": "bn1", "conv_pw": "bn2"},
+    "InvertedResidual": {"conv_pw": "bn1", "conv_dw": "bn2", "conv_pwl": "bn3"},
+}
+
+
+class LiteStem(nn.Module):
+    """EfficientNet-Lite2 features: float [N, 3, 224, 224] to float [N, 352, 7, 7]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = CHANNELS
+        self.net = timm.create_model("tf_efficientnet_lite2", features_only=True, out_indices=(4,))
+        for module in self.net.modules():
+            for convolution, norm in FOLDED.get(type(module).__name__, {}).items():
+                _fold_norm(module, convolution, norm)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # Depthwise convolutions are several times faster on a CPU in channels-last order.
+        features: Tensor = self.net(pixels.contiguous(memory_format=torch.channels_last))[0]
+        return features
+
+
+def _fold_norm(module: nn.Module, convolution: str, norm: str) -> None:
+    """Give the convolution the folded norm's bias; of the norm keep only the activation."""
+    folded = module.get_submodule(convolution)
+    assert isinstance(folded, nn.Conv2d)
+    folded.bias = nn.Parameter(torch.zeros(folded.out_channels))
+    setattr(module, norm, getattr(module.get_submodule(norm), "act"))  # noqa: B009
+
+
+@register_model  # type: ignore[untyped-decorator]
+def vit_mini_lite2_224(pretrained: bool = False, **changes: Any) -> nn.Module:
+    """The tower with random weights; `pretrained` has nothing to load here."""
+    del pretrained
+    shape: dict[str, Any] = {
+        "img_size": 224,
+        "patch_size": 1,
+        "embed_layer": partial(HybridEmbed, backbone=LiteStem(), feature_size=7, feature_ratio=32),
+        "embed_dim": 256,
+        "depth": 6,
+        "num_heads": 4,
+        "mlp_ratio": 4,
+        "num_classes": 0,
+    }
+    tower: nn.Module = build_model_with_cfg(
+        VisionTransformer, "vit_mini_lite2_224", False, **{**shape, **changes}
+    )
+    return tower

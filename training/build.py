@@ -1,0 +1,57 @@
+"""A model to train: backbone, tuner and head as the recipe says."""
+
+from collections.abc import Sequence
+
+import torch
+
+from models.bundle.manifest import Preprocessing
+from models.lift.backbone import Backbone, ImageSpec
+from models.lift.head import CosineHead, text_weight
+from models.lift.model import Model, Normalise
+from models.lift.tuner import adaptive_rank, attach_adaptformer
+from training.dataset import class_name
+from training.recipe import Recipe
+
+
+def build(backbone: Backbone, prompts: Sequence[str], recipe: Recipe) -> Model:
+    """The untrained model, its head initialised from the prompts, its trained part unfrozen.
+
+    Takes over `backbone.tower`: load the backbone again for another model.
+    """
+    torch.manual_seed(recipe.seed)
+    text = backbone.encode_text(prompts)
+    tower = backbone.tower
+    if recipe.method == "zero-shot":
+        head = CosineHead(text, backbone.logit_scale, backbone.projection)
+        head.requires_grad_(False)
+    else:
+        head = CosineHead(text_weight(text, backbone.projection), recipe.scale)
+    tuned = tower.blocks[-recipe.blocks :] if recipe.blocks else tower.blocks
+    if recipe.method == "lift":
+        attach_adaptformer(tuned, rank_of(recipe, len(prompts), len(tower.blocks)))
+    if recipe.method == "full":
+        for block in tuned:
+            block.requires_grad_(True)
+    return Model(Normalise(backbone.image.mean, backbone.image.std), tower, head)
+
+
+def rank_of(recipe: Recipe, classes: int, blocks: int) -> int:
+    return recipe.rank or adaptive_rank(classes, blocks)
+
+
+def prompts_for(classes: Sequence[str], recipe: Recipe) -> list[str]:
+    return [recipe.prompt.format(class_name(name)) for name in classes]
+
+
+def preprocessing_for(image: ImageSpec) -> Preprocessing:
+    """Canvases 1.5 patches larger than the views (LIFT, section 3.4)."""
+    return Preprocessing.model_validate(
+        {
+            "size": image.size,
+            "expand": image.patch * 3 // 2,
+            "interpolation": image.interpolation,
+            "resize_mode": image.resize_mode,
+            "mean": image.mean,
+            "std": image.std,
+        }
+    )

@@ -1,0 +1,97 @@
+"""A training run's result: what was trained, and everything needed to build the rest again."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from models import UserError
+from models.bundle.atomic import atomic_file
+from models.bundle.manifest import Preprocessing
+from models.lift.backbone import Backbone, load_backbone
+from models.lift.model import Model
+from training.build import build
+from training.recipe import Recipe
+
+KEY: Final = "taillift"
+
+
+class Facts(BaseModel):
+    """What a checkpoint says of itself, beside the trained tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    architecture: str
+    pretrained: str
+    backbone_sha256: str
+    data: str
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    prompts: tuple[str, ...]
+    preprocessing: Preprocessing
+    recipe: Recipe
+    trainable_parameters: int
+
+
+def save(path: Path, model: Model, facts: Facts) -> None:
+    """Write one safetensors file, whole or not at all."""
+    tensors = {name: one.detach().contiguous() for name, one in model.trained().items()}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, {KEY: facts.model_dump_json()})
+
+
+def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]:
+    """Build the model that a checkpoint was made from and put the trained tensors in.
+
+    `backbone_name` says where the backbone is now, if it has moved. Raises `UserError` where the
+    file is no checkpoint, the backbone is another one, or the tensors do not fit.
+    """
+    facts = read_facts(path)
+    backbone = load_backbone(backbone_name or facts.backbone)
+    _check_backbone(path, backbone, facts)
+    model = build(backbone, facts.prompts, facts.recipe)
+    wanted = model.trained()
+    with safe_open(path, "pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        shapes = {name: list(one.shape) for name, one in wanted.items()}
+        _check_tensors(path, found, shapes)
+        model.load_state_dict({name: file.get_tensor(name) for name in found}, strict=False)
+    return model, facts
+
+
+def read_facts(path: Path) -> Facts:
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: make it with `taillift train`") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no checkpoint ({error}): train again") from error
+    if text is None:
+        raise UserError(f"{path} is not a taillift checkpoint: it lacks the metadata `{KEY}`")
+    try:
+        return Facts.model_validate(json.loads(text))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: its metadata is not valid: train again") from error
+
+
+def _check_backbone(path: Path, backbone: Backbone, facts: Facts) -> None:
+    if backbone.sha256 != facts.backbone_sha256:
+        raise UserError(
+            f"{path} was trained on other weights than {backbone.name} (sha256 "
+            f"{facts.backbone_sha256[:12]}, here {backbone.sha256[:12]}): pass --backbone with the "
+            "weights that it was trained on"
+        )
+
+
+def _check_tensors(path: Path, found: dict[str, list[int]], wanted: dict[str, list[int]]) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise UserError(
+                f"{path} does not fit its own recipe: {name} is {found.get(name, 'absent')} in the "
+                f"file and {wanted.get(name, 'absent')} in the model: train again"
+            )

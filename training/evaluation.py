@@ -1,0 +1,97 @@
+"""Accuracy along the tail."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.bundle.ensemble import Floats, combine
+from models.bundle.images import VIEWS
+from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Group, Scores
+from models.lift.model import Model
+from training.fit import network_behind
+from training.inputs import Inputs
+
+Rates = npt.NDArray[np.float64]
+EVALUATION_BATCH = 16
+# A class that is never recognised counts as this share in the harmonic mean (as LIFT's does).
+HARMONIC_FLOOR = 1e-5
+
+
+def class_rates(
+    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: int
+) -> Rates:
+    """[C], the share of each class's images that were recognised; NaN without an image."""
+    hits = np.bincount(labels[predicted == labels], minlength=classes)
+    totals = np.bincount(labels, minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return np.where(totals > 0, hits / totals, np.nan)
+
+
+def scores(
+    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], groups: Sequence[Group]
+) -> Scores:
+    """Accuracies in per cent of predictions [N]; `groups` has one entry a class.
+
+    A class without images belongs to no mean, and shifts no other class.
+    """
+    rates = class_rates(predicted, labels, len(groups))
+    present = rates[~np.isnan(rates)]
+    by_group = {group: _mean(rates[[one == group for one in groups]]) for group in GROUPS}
+    return Scores(
+        overall=100 * float((predicted == labels).mean()),
+        mean_class=100 * float(present.mean()),
+        worst_class=100 * float(present.min()),
+        harmonic_mean=100 * float(1 / (1 / present.clip(HARMONIC_FLOOR)).mean()),
+        **by_group,
+    )
+
+
+def evaluate(
+    data: str, view_logits: Floats, labels: npt.NDArray[np.int64], groups: Sequence[Group]
+) -> Evaluation:
+    """Scores for one view and for all, of logits [N, 5, C] with the centre view first."""
+    single, full = predictions(view_logits)
+    return Evaluation(
+        data=data,
+        images=len(labels),
+        single=scores(single, labels, groups),
+        full=scores(full, labels, groups),
+    )
+
+
+def predictions(view_logits: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Predicted classes [N] with one view and with all, of logits [N, 5, C]."""
+    full = combine(view_logits.reshape(-1, view_logits.shape[-1]), VIEWS)
+    return view_logits[:, 0].argmax(-1), full.argmax(-1)
+
+
+def class_accuracies(
+    view_logits: Floats, labels: npt.NDArray[np.int64], classes: int
+) -> list[Accuracy | None]:
+    """For each class, in per cent; None without an image."""
+    single, full = (class_rates(one, labels, classes) for one in predictions(view_logits))
+    return [
+        None if np.isnan(one) else Accuracy(single=100 * float(one), full=100 * float(all_))
+        for one, all_ in zip(single, full, strict=True)
+    ]
+
+
+@torch.no_grad()
+def view_logits(model: Model, inputs: Inputs, device: torch.device) -> Floats:
+    """Logits float32 [N, 5, C] of every view in torch, in full precision."""
+    model.to(device).eval()
+    network = network_behind(model, inputs.stage)
+    parts = [
+        model.head(network(rows.to(device)))[0].cpu().numpy()
+        for rows, _ in inputs.batches(range(len(inputs.labels)), EVALUATION_BATCH)
+    ]
+    model.cpu()
+    logits = np.concatenate(parts)
+    return logits.reshape(len(inputs.labels), inputs.rows, -1)
+
+
+def _mean(rates: Rates) -> float | None:
+    present = rates[~np.isnan(rates)]
+    return 100 * float(present.mean()) if len(present) else None

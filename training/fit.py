@@ -1,0 +1,108 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from models import UserError
+from models.lift.model import Model
+from training.inputs import Inputs
+from training.loss import LogitAdjusted
+from training.recipe import Recipe
+
+
+def fit(
+    model: Model, inputs: Inputs, counts: Sequence[int], recipe: Recipe, device: torch.device
+) -> list[float]:
+    """Train what is unfrozen in `model` and leave it on the CPU; returns each epoch's mean loss.
+
+    SGD on the logit-adjusted loss, its rates on a cosine that steps once an epoch (LIFT, section
+    4.1). Raises `UserError` where the loss is no longer a number.
+    """
+    torch.manual_seed(recipe.seed)
+    model.to(device).eval()
+    network = network_behind(model, inputs.stage)
+    criterion = LogitAdjusted(counts, recipe.tau).to(device)
+    optimiser = SGD(
+        parameter_groups(model, recipe),
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = CosineAnnealingLR(optimiser, T_max=recipe.epochs)
+    bf16 = bf16_is_faster(device)
+    losses: list[float] = []
+    with training_progress(recipe) as progress:
+        for epoch in range(recipe.epochs):
+            summed = 0.0
+            order = torch.randperm(len(inputs.labels)).tolist()
+            for rows, labels in inputs.batches(order, recipe.batch, epoch):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    features = network(rows.to(device))
+                logits, _ = model.head(features.float())
+                loss = criterion(logits, labels.to(device))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                summed += loss.item() * len(labels)
+            schedule.step()
+            losses.append(summed / len(order))
+            progress.update(progress.task_ids[0], advance=1, loss=losses[-1])
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"the loss is {losses[-1]} after epoch {epoch + 1}: lower the learning rates "
+                    f"(head {recipe.head_rate}, tuner {recipe.tuner_rate})"
+                )
+    model.cpu()
+    return losses
+
+
+def network_behind(model: Model, stage: int) -> nn.Module:
+    """What turns rows behind the tower's first `stage` stages into features; pixels where 0."""
+    return model.tower[stage:] if stage else nn.Sequential(model.normalise, model.tower)
+
+
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, object]]:
+    """The head and what is trained in the tower, each at its own rate."""
+    head = [one for one in model.head.parameters() if one.requires_grad]
+    tower = [one for one in model.tower.parameters() if one.requires_grad]
+    return [
+        {"params": params, "lr": rate}
+        for params, rate in ((head, recipe.head_rate), (tower, recipe.tuner_rate))
+        if params
+    ]
+
+
+def training_progress(recipe: Recipe) -> Progress:
+    """A bar over epochs, its one task already added."""
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+        transient=True,
+    )
+    title = f"Training {recipe.method}, seed {recipe.seed}"
+    progress.add_task(title, total=recipe.epochs, loss=math.nan)
+    return progress
+
+
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether bfloat16 autocast pays: always on CUDA, on a CPU where a measurement says so."""
+    if device.type == "cuda":
+        return True
+    layer, rows = nn.Linear(512, 2048), torch.randn(512, 512)
+    seconds = {True: math.inf, False: math.inf}
+    for _ in range(4):
+        for enabled in seconds:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                start = time.perf_counter()
+                layer(rows)
+                seconds[enabled] = min(seconds[enabled], time.perf_counter() - start)
+    return seconds[True] < 0.8 * seconds[False]

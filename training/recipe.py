@@ -1,0 +1,36 @@
+"""What is trained and how, as data that is kept with the result."""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MethodName = Literal["zero-shot", "head", "lift", "full"]
+
+
+class Recipe(BaseModel):
+    """One training run. The defaults that name no method are LIFT's (section 4.1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: MethodName
+    rank: int | None = Field(None, ge=1, description="AdaptFormer's; by the adaptive rule if None")
+    blocks: int | None = Field(None, ge=1, description="how many last blocks are tuned; None: all")
+    epochs: int = Field(10, ge=0)
+    batch: int = Field(64, ge=1)
+    head_rate: float = Field(0.01, gt=0, description="learning rate of the head")
+    tuner_rate: float = Field(0.01, gt=0, description="learning rate inside the tower")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    scale: float = Field(25.0, gt=0, description="of the cosine head")
+    tau: float = Field(1.0, ge=0, description="strength of the logit adjustment")
+    copies: int = Field(8, ge=1, description="augmented copies of each photo behind a frozen stem")
+    prompt: str = "a photo of a {}."
+    seed: int = 0
+
+
+RECIPES: Final[dict[MethodName, Recipe]] = {
+    "zero-shot": Recipe(method="zero-shot", epochs=0),
+    "head": Recipe(method="head", epochs=20, head_rate=0.03),
+    "lift": Recipe(method="lift", epochs=10),
+    "full": Recipe(method="full", epochs=10, tuner_rate=0.001, head_rate=0.001),
+}

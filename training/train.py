@@ -1,0 +1,83 @@
+"""Training runs, top to bottom: a dataset and a recipe in, a model and its facts out."""
+
+from dataclasses import dataclass
+
+import torch
+
+from models.bundle.ensemble import Floats
+from models.lift.backbone import load_backbone
+from models.lift.model import Model
+from training.build import build, preprocessing_for, prompts_for
+from training.checkpoint import Facts
+from training.dataset import Dataset, Split
+from training.evaluation import view_logits
+from training.fit import fit
+from training.inputs import evaluation_photos, training_photos
+from training.prefix import PrefixCache
+from training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, what its checkpoint says of it, and each epoch's mean loss."""
+
+    model: Model
+    facts: Facts
+    losses: list[float]
+
+
+class Trainer:
+    """Trains and measures recipes on one dataset and one backbone.
+
+    What runs share, the photos behind the frozen stages, is computed once. Train recipes with few
+    frozen stages first: the others start from their rows.
+    """
+
+    def __init__(self, dataset: Dataset, backbone: str, device: torch.device) -> None:
+        self.dataset = dataset
+        self._backbone = backbone
+        self._device = device
+        self._training: dict[tuple[int, int], PrefixCache] = {}
+        self._views: dict[Split, PrefixCache] = {}
+
+    def train(self, recipe: Recipe) -> Run:
+        """Raises `UserError` where the backbone does not load or the loss diverges."""
+        backbone = load_backbone(self._backbone)
+        preprocessing = preprocessing_for(backbone.image)
+        classes, counts = self.dataset.classes, self.dataset.counts
+        prompts = prompts_for(classes, recipe)
+        model = build(backbone, prompts, recipe)
+        losses: list[float] = []
+        if recipe.epochs:
+            key = recipe.seed, recipe.copies
+            if key not in self._training:
+                photos = training_photos(self.dataset.train, preprocessing, recipe.seed)
+                self._training[key] = PrefixCache(photos, recipe.copies, self._device)
+            inputs = self._training[key].rows_for(model, preprocessing.size)
+            losses = fit(model, inputs, counts, recipe, self._device)
+        facts = Facts(
+            backbone=backbone.name,
+            architecture=backbone.architecture,
+            pretrained=backbone.pretrained,
+            backbone_sha256=backbone.sha256,
+            data=self.dataset.name,
+            classes=classes,
+            counts=tuple(counts),
+            prompts=tuple(prompts),
+            preprocessing=preprocessing,
+            recipe=recipe,
+            trainable_parameters=model.trainable_parameters,
+        )
+        return Run(model, facts, losses)
+
+    def view_logits(self, run: Run, split: Split) -> Floats:
+        """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
+        if split not in self._views:
+            photos = evaluation_photos(split, run.facts.preprocessing)
+            self._views[split] = PrefixCache(photos, 1, self._device)
+        inputs = self._views[split].rows_for(run.model, run.facts.preprocessing.size)
+        return view_logits(run.model, inputs, self._device)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
