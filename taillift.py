@@ -1,9 +1,29 @@
-"""The command's front door: each room brings its own commands, imported only when they run."""
+"""The command's front door. Each room brings its own commands; the serving image lacks training."""
+
+import logging
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+from models import UserError
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+for room in ("training", "service"):
+    if find_spec(room):
+        app.add_typer(import_module(f"{room}.cli").app)
 
 
 def main() -> None:
-    app()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,19 +22,19 @@ from training.evaluation import evaluate
 from training.recipe import RECIPES, MethodName, Recipe
 from training.train import Trainer, default_device
 
-RATES = [0.003, 0.01, 0.02, 0.03, 0.06, 0.1]
+RATES = [0.01, 0.02, 0.03, 0.06]
 TOWER_RATES = [0.0003, 0.001, 0.003, 0.01, 0.03]
 SPACES: dict[str, dict[str, list[Any]]] = {
-    "head": {"epochs": [5, 10, 15, 20, 30], "head_rate": RATES},
+    "head": {"epochs": [5, 10, 15, 20, 30, 40], "head_rate": RATES},
     "lift": {
-        "epochs": [5, 8, 10, 15, 20],
+        "epochs": [5, 10, 15, 20],
         "head_rate": RATES,
         "tuner_rate": TOWER_RATES,
-        "rank": [1, 2, 4, 8, 16],
+        "rank": [1, 2, 4, 8],
         "blocks": [1, 2, 3, 6],
     },
     "full": {
-        "epochs": [5, 8, 10, 15, 20],
+        "epochs": [5, 10, 15, 20],
         "head_rate": RATES,
         "tuner_rate": TOWER_RATES,
         "blocks": [1, 2, 3, 6],

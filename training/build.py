@@ -28,15 +28,20 @@ def build(backbone: Backbone, prompts: Sequence[str], recipe: Recipe) -> Model:
         head = CosineHead(text_weight(text, backbone.projection), recipe.scale)
     tuned = tower.blocks[-recipe.blocks :] if recipe.blocks else tower.blocks
     if recipe.method == "lift":
-        attach_adaptformer(tuned, rank_of(recipe, len(prompts), len(tower.blocks)))
+        rank = resolve(recipe, len(prompts), len(tower.blocks)).rank
+        assert rank is not None
+        attach_adaptformer(tuned, rank)
     if recipe.method == "full":
         for block in tuned:
             block.requires_grad_(True)
     return Model(Normalise(backbone.image.mean, backbone.image.std), tower, head)
 
 
-def rank_of(recipe: Recipe, classes: int, blocks: int) -> int:
-    return recipe.rank or adaptive_rank(classes, blocks)
+def resolve(recipe: Recipe, classes: int, blocks: int) -> Recipe:
+    """The recipe with its rank settled, where the method has one."""
+    if recipe.method != "lift" or recipe.rank is not None:
+        return recipe
+    return recipe.model_copy(update={"rank": adaptive_rank(classes, blocks)})
 
 
 def prompts_for(classes: Sequence[str], recipe: Recipe) -> list[str]:

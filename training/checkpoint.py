@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 
 from models import UserError
 from models.bundle.atomic import atomic_file
@@ -41,7 +41,7 @@ def save(path: Path, model: Model, facts: Facts) -> None:
     """Write one safetensors file, whole or not at all."""
     tensors = {name: one.detach().contiguous() for name, one in model.trained().items()}
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, {KEY: facts.model_dump_json()})
+        temporary.write_bytes(serialise(tensors, {KEY: facts.model_dump_json()}))
 
 
 def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]:

@@ -13,15 +13,14 @@ from models.lift.model import Model
 from training.fit import network_behind
 from training.inputs import Inputs
 
+Indices = npt.NDArray[np.int64]
 Rates = npt.NDArray[np.float64]
 EVALUATION_BATCH = 16
 # A class that is never recognised counts as this share in the harmonic mean (as LIFT's does).
 HARMONIC_FLOOR = 1e-5
 
 
-def class_rates(
-    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], classes: int
-) -> Rates:
+def class_rates(predicted: Indices, labels: Indices, classes: int) -> Rates:
     """[C], the share of each class's images that were recognised; NaN without an image."""
     hits = np.bincount(labels[predicted == labels], minlength=classes)
     totals = np.bincount(labels, minlength=classes)
@@ -29,9 +28,7 @@ def class_rates(
         return np.where(totals > 0, hits / totals, np.nan)
 
 
-def scores(
-    predicted: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], groups: Sequence[Group]
-) -> Scores:
+def scores(predicted: Indices, labels: Indices, groups: Sequence[Group]) -> Scores:
     """Accuracies in per cent of predictions [N]; `groups` has one entry a class.
 
     A class without images belongs to no mean, and shifts no other class.
@@ -49,7 +46,7 @@ def scores(
 
 
 def evaluate(
-    data: str, view_logits: Floats, labels: npt.NDArray[np.int64], groups: Sequence[Group]
+    data: str, view_logits: Floats, labels: Indices, groups: Sequence[Group]
 ) -> Evaluation:
     """Scores for one view and for all, of logits [N, 5, C] with the centre view first."""
     single, full = predictions(view_logits)
@@ -61,21 +58,27 @@ def evaluate(
     )
 
 
-def predictions(view_logits: Floats) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def predictions(view_logits: Floats) -> tuple[Indices, Indices]:
     """Predicted classes [N] with one view and with all, of logits [N, 5, C]."""
     full = combine(view_logits.reshape(-1, view_logits.shape[-1]), VIEWS)
     return view_logits[:, 0].argmax(-1), full.argmax(-1)
 
 
-def class_accuracies(
-    view_logits: Floats, labels: npt.NDArray[np.int64], classes: int
-) -> list[Accuracy | None]:
+def class_accuracies(view_logits: Floats, labels: Indices, classes: int) -> list[Accuracy | None]:
     """For each class, in per cent; None without an image."""
     single, full = (class_rates(one, labels, classes) for one in predictions(view_logits))
     return [
-        None if np.isnan(one) else Accuracy(single=100 * float(one), full=100 * float(all_))
-        for one, all_ in zip(single, full, strict=True)
+        None if np.isnan(one) else Accuracy(single=100 * float(one), full=100 * float(every))
+        for one, every in zip(single, full, strict=True)
     ]
+
+
+def confusion(view_logits: Floats, labels: Indices, classes: int) -> Indices:
+    """Counts [true, predicted] with all views."""
+    _, full = predictions(view_logits)
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, full), 1)
+    return counts
 
 
 @torch.no_grad()

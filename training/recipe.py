@@ -1,8 +1,10 @@
 """What is trained and how, as data that is kept with the result."""
 
-from typing import Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models import UserError
 
 MethodName = Literal["zero-shot", "head", "lift", "full"]
 
@@ -34,3 +36,15 @@ RECIPES: Final[dict[MethodName, Recipe]] = {
     "lift": Recipe(method="lift", epochs=10),
     "full": Recipe(method="full", epochs=10, tuner_rate=0.001, head_rate=0.001),
 }
+
+
+def recipe_for(method: str, **changes: Any) -> Recipe:
+    """A method's recipe with what is not None in `changes`; raises `UserError` on a wrong value."""
+    if method not in RECIPES:
+        raise UserError(f"method {method!r} is not one of {', '.join(get_args(MethodName))}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return Recipe.model_validate({**RECIPES[method].model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]} = {first['input']}: {first['msg']}") from error

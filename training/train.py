@@ -7,7 +7,7 @@ import torch
 from models.bundle.ensemble import Floats
 from models.lift.backbone import load_backbone
 from models.lift.model import Model
-from training.build import build, preprocessing_for, prompts_for
+from training.build import build, preprocessing_for, prompts_for, resolve
 from training.checkpoint import Facts
 from training.dataset import Dataset, Split
 from training.evaluation import view_logits
@@ -46,6 +46,7 @@ class Trainer:
         preprocessing = preprocessing_for(backbone.image)
         classes, counts = self.dataset.classes, self.dataset.counts
         prompts = prompts_for(classes, recipe)
+        recipe = resolve(recipe, len(classes), len(backbone.tower.blocks))
         model = build(backbone, prompts, recipe)
         losses: list[float] = []
         if recipe.epochs:
