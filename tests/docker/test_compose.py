@@ -1,0 +1,72 @@
+"""The compose files, without an engine."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FILES = [ROOT / "compose.yaml", *sorted((ROOT / "docker").glob("compose.*.yaml"))]
+
+
+def services() -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    return services
+
+
+def mounts() -> list[tuple[str, str]]:
+    """(source, target) of what `compose.yaml` mounts from the repository."""
+    volumes = [volume for one in services().values() for volume in one.get("volumes", [])]
+    pairs = [volume.split(":")[:2] for volume in volumes if volume.startswith("./")]
+    return [(source, target) for source, target in pairs]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_compose_file_follows_the_specification(file: Path) -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    result = subprocess.run([*command, file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("source", "target"), mounts())
+def test_what_is_mounted_is_in_the_repository(source: str, target: str) -> None:
+    assert (ROOT / source).is_dir(), f"nothing to mount on {target}"
+
+
+def test_configured_paths_are_mounted() -> None:
+    prometheus, grafana = services()["prometheus"], services()["grafana"]
+    configuration = prometheus["command"][0].removeprefix("--config.file=")
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    for path in map(Path, (configuration, home)):
+        (source,) = (source for source, target in mounts() if Path(target) == path.parent)
+        assert (ROOT / source / path.name).is_file()
+
+
+def test_every_target_is_built_by_the_dockerfile() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text()
+    builds = [
+        yaml.safe_load(file.read_text())["services"]["taillift"].get("build") for file in FILES
+    ]
+    targets = [build["target"] for build in builds if build]
+    assert targets
+    for target in targets:
+        assert f" AS {target}\n" in text
+
+
+def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
+    grace = float(services()["taillift"]["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings.model_fields["drain_seconds"].default
+
+
+@pytest.mark.parametrize("name", services())
+def test_every_container_is_confined(name: str) -> None:
+    service = services()[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]

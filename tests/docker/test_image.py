@@ -1,0 +1,36 @@
+"""The Dockerfile, without an engine; `scripts/test-docker` builds and runs it."""
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "docker/Dockerfile"
+
+
+def copied() -> list[str]:
+    """Paths that the Dockerfile takes from the repository."""
+    lines = re.findall(r"^(?:COPY|ADD) (?!--from)(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    return sorted({path for line in lines for path in line.split()[:-1]})
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    result = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("path", copied())
+def test_what_is_copied_is_in_the_repository_and_in_the_build_context(path: str) -> None:
+    assert (ROOT / path).exists()
+    allowed = (ROOT / ".dockerignore").read_text().split()
+    assert f"!{path}" in allowed
+
+
+def test_the_build_context_is_closed_to_everything_else() -> None:
+    rules = (ROOT / ".dockerignore").read_text().split()
+    assert rules[0] == "*"
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == set(copied())
