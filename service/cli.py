@@ -1,6 +1,7 @@
 """The commands `serve` and `classify`."""
 
 # What is imported here slows down every `taillift --help`: the heavy parts are in the commands.
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,10 +12,8 @@ from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from models.bundle.classifier import Classifier
-    from models.bundle.ensemble import Ensemble
     from models.bundle.images import Pixels
-    from models.bundle.posterior import Prior
-    from service.answers import Classification
+    from service.answers import ClassifiedImage
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -45,7 +44,7 @@ def serve(
     queue_views: Annotated[int | None, flag("queue_views")] = None,
     queue_bytes: Annotated[int | None, flag("queue_bytes")] = None,
     stall_seconds: Annotated[float | None, flag("stall_seconds")] = None,
-    drain_seconds: Annotated[float | None, flag("drain_seconds")] = None,
+    drain_seconds: Annotated[int | None, flag("drain_seconds")] = None,
     class_metrics: Annotated[Literal["auto", "on", "off"] | None, flag("class_metrics")] = None,
 ) -> None:
     """Serve a bundle over HTTP until stopped."""
@@ -76,64 +75,50 @@ def classify(
     from models.bundle.classifier import Classifier
     from models.bundle.ensemble import Ensemble
     from models.bundle.posterior import Prior
+    from service.answers import Classification, classified, model_id
 
     classifier = Classifier.open(bundle)
-    canvases = _canvases(classifier, photos)
-    if canvases:
-        answer = _answer(classifier, canvases, Ensemble(ensemble), Prior(prior), top_k)
-        if as_json:
-            print(answer.model_dump_json(indent=2))
-        else:
-            _print_table(answer)
-    if len(canvases) < len(photos):
+    manifest, views, chosen = classifier.manifest, Ensemble(ensemble), Prior(prior)
+    used: list[Path] = []
+    logits = classifier.logits(_canvases(classifier, photos, used), views)
+    results = [
+        classified(str(photo), row, manifest.classes, top_k, views.views)
+        for photo, row in zip(used, classifier.probabilities(logits, views, chosen), strict=True)
+    ]
+    if as_json:
+        answer = Classification(
+            model=model_id(manifest), ensemble=views, prior=chosen, results=list(results)
+        )
+        print(answer.model_dump_json(indent=2))
+    elif results:
+        _print_table(results)
+    if len(used) < len(photos):
         raise typer.Exit(1)
 
 
-def _canvases(classifier: "Classifier", photos: list[Path]) -> dict[Path, "Pixels"]:
-    canvases = {}
+def _canvases(
+    classifier: "Classifier", photos: Sequence[Path], used: list[Path]
+) -> Iterator["Pixels"]:
+    """Each photo's canvas; one that cannot be used is named and is not in `used`."""
     for photo in photos:
         try:
-            canvases[photo] = classifier.canvas(photo.read_bytes())
+            canvas = classifier.canvas(photo.read_bytes())
         except UserError as error:
             typer.echo(f"{photo}: {error}", err=True)
         except OSError as error:
             typer.echo(f"{photo}: {error.strerror}", err=True)
-    return canvases
+        else:
+            used.append(photo)
+            yield canvas
 
 
-def _answer(
-    classifier: "Classifier",
-    canvases: dict[Path, "Pixels"],
-    ensemble: "Ensemble",
-    prior: "Prior",
-    top_k: int,
-) -> "Classification":
-    from service.answers import Classification, classified, model_id
-
-    logits = classifier.logits(canvases.values(), ensemble)
-    probabilities = classifier.probabilities(logits, ensemble, prior)
-    manifest = classifier.manifest
-    return Classification(
-        model=model_id(manifest),
-        ensemble=ensemble,
-        prior=prior,
-        results=[
-            classified(str(photo), row, manifest.classes, top_k, ensemble.views)
-            for photo, row in zip(canvases, probabilities, strict=True)
-        ],
-    )
-
-
-def _print_table(answer: "Classification") -> None:
+def _print_table(results: Sequence["ClassifiedImage"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from service.answers import ClassifiedImage
-
     table = Table("photo", "label", "group")
     table.add_column("confidence", justify="right")
-    for result in answer.results:
-        assert isinstance(result, ClassifiedImage)
+    for result in results:
         for rank, one in enumerate(result.predictions):
             name = result.filename if rank == 0 else ""
             table.add_row(name, one.label, one.group, f"{one.confidence:.1%}")

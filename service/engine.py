@@ -16,9 +16,10 @@ from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, ImageError, Pixels, load, views
 from models.bundle.posterior import Doubles, Prior
 from models.bundle.session import Provider
+from service.admission import Admission
 from service.errors import IMAGE_PROBLEMS, NotReadyError, PerImageError
 from service.metrics import Metrics, by_class
-from service.scheduler import Limits, Scheduler
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.upload import Upload
 
@@ -35,12 +36,13 @@ class Opened:
 
 
 class Engine:
-    """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
-
-    Everything else that can be wrong with the bundle is found by `start`.
-    """
+    """A bundle's way from `start` over ready to `drain` and `close`, and its answers between."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
+
+        Everything else that can be wrong is found by `start`.
+        """
         self.settings = settings
         self.manifest = read_manifest(settings.bundle)
         _check_limits(settings, self._view_bytes)
@@ -53,6 +55,7 @@ class Engine:
         self.failure: Exception | None = None
         self._draining = False
         self._opened: Opened | None = None
+        self._admission = Admission(settings.queue_views, settings.queue_bytes)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
 
     @property
@@ -75,9 +78,7 @@ class Engine:
         )
         session = classifier.session
         scheduler = Scheduler(
-            lambda pixels: session.run(pixels).logits,
-            Limits(settings.batch_views, settings.queue_views, settings.queue_bytes),
-            self.metrics,
+            lambda pixels: session.run(pixels).logits, settings.batch_views, self.metrics
         )
         await scheduler.start([self._blank(count) for count in (1, VIEWS, settings.batch_views)])
         return Opened(classifier, scheduler)
@@ -134,7 +135,7 @@ class Engine:
         """
         count = len(uploads) * ensemble.views
         size = sum(len(upload.data) for upload in uploads) + count * self._view_bytes
-        with self.opened.scheduler.admission(count, size):
+        with self._admission.hold(count, size, self.opened.scheduler.seconds_per_view):
             return await asyncio.gather(
                 *(self._image_logits(upload.data, ensemble) for upload in uploads)
             )

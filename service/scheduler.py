@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final
@@ -15,22 +13,13 @@ import numpy as np
 
 from models.bundle.ensemble import Floats
 from models.bundle.images import Pixels
-from service.errors import InferenceError, OverloadedError
+from service.errors import InferenceError
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 # Weight of the newest batch in the running mean of seconds per view.
 NEWEST: Final = 0.2
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Views of a batch; views and bytes of everything that was admitted and is not answered."""
-
-    batch_views: int
-    queue_views: int
-    queue_bytes: int
 
 
 @dataclass(eq=False)
@@ -49,9 +38,11 @@ class Scheduler:
     free it takes all of them, up to a batch. A lone image waits for nobody.
     """
 
-    def __init__(self, infer: Callable[[Pixels], Floats], limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, infer: Callable[[Pixels], Floats], batch_views: int, metrics: Metrics
+    ) -> None:
         self._infer = infer
-        self._limits = limits
+        self._batch_views = batch_views
         self._metrics = metrics
         self._device = ThreadPoolExecutor(1, "device")
         self._queue: deque[Work] = deque()
@@ -59,14 +50,13 @@ class Scheduler:
         self._closing = False
         self._loop: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
-        self._seconds_per_view = 0.0
-        self._admitted_views = 0
-        self._admitted_bytes = 0
+        self.seconds_per_view = 0.0
 
     async def start(self, warm: Sequence[Pixels]) -> None:
         """Run each of `warm`, the last one to be measured, too; then take work."""
         for views in warm:
-            _, self._seconds_per_view = await self._timed(views)
+            _, seconds = await self._timed([views])
+            self.seconds_per_view = seconds / len(views)
         self._loop = asyncio.create_task(self._work())
 
     async def close(self) -> None:
@@ -82,33 +72,6 @@ class Scheduler:
         if self._loop is None or self._loop.done():
             return True
         return self._busy_since is not None and perf_counter() - self._busy_since > seconds
-
-    @contextmanager
-    def admission(self, views: int, size: int) -> Iterator[None]:
-        """Count `views` and `size` bytes as in work during the block.
-
-        Raises `OverloadedError` where they are more than the limits leave.
-        """
-        limits = self._limits
-        if (
-            self._admitted_views + views > limits.queue_views
-            or self._admitted_bytes + size > limits.queue_bytes
-        ):
-            raise OverloadedError(
-                f"{self._admitted_views} views are in work and {views} more do not fit: "
-                "send them again after the seconds in Retry-After",
-                self._seconds_to_finish(),
-            )
-        self._admitted_views += views
-        self._admitted_bytes += size
-        try:
-            yield
-        finally:
-            self._admitted_views -= views
-            self._admitted_bytes -= size
-
-    def _seconds_to_finish(self) -> int:
-        return max(1, math.ceil(self._admitted_views * self._seconds_per_view))
 
     async def logits(self, views: Pixels) -> Floats:
         """float32 [V, C] of one image's views, uint8 [V, S, S, 3], V no more than a batch.
@@ -136,7 +99,7 @@ class Scheduler:
     def _take(self) -> list[Work]:
         """All that waits and is still wanted, up to a batch."""
         batch: list[Work] = []
-        room = self._limits.batch_views
+        room = self._batch_views
         while self._queue and len(self._queue[0].views) <= room:
             work = self._queue.popleft()
             self._metrics.queue_views.dec(len(work.views))
@@ -151,11 +114,11 @@ class Scheduler:
         if not batch:
             return
         try:
-            logits = await self._run(np.concatenate([work.views for work in batch]))
+            logits = await self._run([work.views for work in batch])
         except Exception:
             if len(batch) > 1:
                 for work in batch:
-                    await self._answer([work])
+                    await self._answer([work] if not work.answer.done() else [])
                 return
             logger.exception("the model failed on an image")
             _fail(batch)
@@ -165,22 +128,25 @@ class Scheduler:
             if not work.answer.done():
                 work.answer.set_result(rows)
 
-    async def _run(self, views: Pixels) -> Floats:
-        logits, seconds_per_view = await self._timed(views)
-        self._seconds_per_view += NEWEST * (seconds_per_view - self._seconds_per_view)
-        self._metrics.took("infer", seconds_per_view * len(views))
-        self._metrics.batch_views.observe(len(views))
+    async def _run(self, parts: Sequence[Pixels]) -> Floats:
+        count = sum(map(len, parts))
+        logits, seconds = await self._timed(parts)
+        self.seconds_per_view += NEWEST * (seconds / count - self.seconds_per_view)
+        self._metrics.took("infer", seconds)
+        self._metrics.batch_views.observe(count)
         return logits
 
-    async def _timed(self, views: Pixels) -> tuple[Floats, float]:
-        """Logits and the seconds per view that they took."""
+    async def _timed(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
+        """Logits of all parts, and the seconds that they took."""
         start = self._busy_since = perf_counter()
+        loop = asyncio.get_running_loop()
         try:
-            loop = asyncio.get_running_loop()
-            logits = await loop.run_in_executor(self._device, self._infer, views)
+            logits = await loop.run_in_executor(
+                self._device, lambda: self._infer(np.concatenate(parts))
+            )
         finally:
             self._busy_since = None
-        return logits, (perf_counter() - start) / len(views)
+        return logits, perf_counter() - start
 
 
 def _fail(batch: Sequence[Work]) -> None:

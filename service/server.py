@@ -26,7 +26,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=round(engine.settings.drain_seconds),
+                timeout_graceful_shutdown=engine.settings.drain_seconds,
             )
         )
         self._engine = engine
@@ -44,8 +44,6 @@ def serve(settings: Settings) -> None:
 
     Raises `UserError` where the bundle, the provider, the address or the settings are wrong.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
     disable_created_metrics()  # type: ignore[no-untyped-call]
     engine = Engine(settings)
     listener = listen(settings.host, settings.port)
@@ -53,6 +51,8 @@ def serve(settings: Settings) -> None:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     manifest = engine.manifest
     print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     Server(engine).run(sockets=[listener])
     if engine.failure is not None:
         raise engine.failure
@@ -70,6 +70,6 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host}:{port} ({error.strerror}): choose another with --host and "
-            "--port, or stop what listens there"
+            f"cannot listen: {error.strerror}; choose another address with --host and --port, or "
+            "stop what listens there"
         ) from error

@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     stall_seconds: float = Field(
         60, gt=0, description="Seconds of a batch after which the service is not ready (503)."
     )
-    drain_seconds: float = Field(
-        30, gt=0, description="Seconds to answer what was accepted, once told to stop."
+    drain_seconds: int = Field(
+        30, ge=1, description="Seconds to answer what was accepted, once told to stop."
     )
     class_metrics: Literal["auto", "on", "off"] = Field(
         "auto", description="Metrics by class; auto: up to 2,000 classes. Groups always have them."

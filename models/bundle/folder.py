@@ -43,6 +43,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare every listed file's size and sha256; raises `UserError` at the first that differs."""
+    for name in (MODEL, GOLDEN):
+        if name not in manifest.files:
+            raise UserError(f"{folder / MANIFEST} does not list {name}: export the bundle again")
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file():

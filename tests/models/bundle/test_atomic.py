@@ -1,0 +1,99 @@
+"""Whole or not at all."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from palette import palette_manifest
+
+from models import UserError
+from models.bundle.atomic import atomic_file, atomic_folder
+from models.bundle.folder import new_bundle
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def half_a_file(target: Path) -> None:
+    with atomic_file(target) as path:
+        path.write_text("half")
+        raise KeyError
+
+
+def half_a_folder(target: Path) -> None:
+    with atomic_folder(target) as folder:
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    with atomic_file(target) as path:
+        path.write_text("whole")
+        assert not target.exists()
+    assert target.read_text() == "whole"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(KeyError):
+        half_a_file(target)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_block_that_raises_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        half_a_folder(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_folder_is_the_new_one_alone(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    for name in ("old", "new"):
+        with atomic_folder(target, replace=True) as folder:
+            (folder / name).touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_manifest_that_cannot_be_made_leaves_no_bundle(tmp_path: Path) -> None:
+    def manifest(version: str, files: object) -> object:
+        raise ValueError(version, files)
+
+    with pytest.raises(ValueError, match="model"), new_bundle(tmp_path / "b", manifest) as folder:
+        (folder / "model.onnx").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"the disk is full \(0 MB free\) while writing .*: free"),
+        new_bundle(small_disk / "bundle", palette_manifest) as folder,
+    ):
+        (folder / "model.onnx").write_bytes(bytes(2**20))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file(small_disk: Path) -> None:
+    target = small_disk / "checkpoint"
+    target.write_text("old")
+    with pytest.raises(UserError, match="the disk is full"), atomic_file(target) as path:
+        path.write_bytes(bytes(2**20))
+    assert target.read_text() == "old"
+    assert list(small_disk.iterdir()) == [target]

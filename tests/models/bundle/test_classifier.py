@@ -1,0 +1,97 @@
+"""A bundle, opened."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from palette import CLASSES, TEMPERATURE, canvases, graph, logits_of, photo, write_bundle
+
+from models import UserError
+from models.bundle.classifier import Classifier, chunks, top
+from models.bundle.ensemble import Ensemble
+from models.bundle.folder import MODEL, new_bundle, read_manifest, write_golden
+from models.bundle.manifest import FileRecord, Manifest
+from models.bundle.posterior import Prior
+from models.bundle.session import Provider, Session
+
+COLOURS = [colour for colour, _ in CLASSES.values()]
+
+
+@pytest.fixture(scope="module")
+def classifier(bundle: Path) -> Classifier:
+    return Classifier.open(bundle)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 32])
+def test_the_graph_takes_batches_of_any_size(classifier: Classifier, count: int) -> None:
+    colours = (COLOURS * 5)[:count]
+    outputs = classifier.session.run(canvases(colours))
+    np.testing.assert_allclose(outputs.logits, logits_of(colours), atol=1e-4)
+    assert outputs.features.shape == (count, 3)
+
+
+@pytest.mark.parametrize("ensemble", Ensemble)
+@pytest.mark.parametrize("count", [0, 1, 9, 50])
+def test_rows_are_in_the_order_of_the_images(
+    classifier: Classifier, ensemble: Ensemble, count: int
+) -> None:
+    colours = (COLOURS * 8)[:count]
+    logits = classifier.logits((classifier.canvas(photo(one)) for one in colours), ensemble)
+    assert (logits.shape, logits.dtype) == ((count, 7), np.float32)
+    np.testing.assert_array_equal(logits.argmax(1), (list(range(7)) * 8)[:count])
+
+
+def test_each_ensemble_has_its_temperature(classifier: Classifier) -> None:
+    assert classifier.temperature(Ensemble.OFF) == 1.0
+    assert classifier.temperature(Ensemble.FULL) == TEMPERATURE
+    logits = logits_of([(90, 100, 110)])
+    off = classifier.probabilities(logits, Ensemble.OFF, Prior.UNIFORM)
+    full = classifier.probabilities(logits, Ensemble.FULL, Prior.UNIFORM)
+    assert off.max() > full.max()
+
+
+def test_without_calibration_the_temperature_is_one(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "raw", calibration=None)
+    assert Classifier.open(folder).temperature(Ensemble.FULL) == 1.0
+
+
+def test_wrong_golden_logits_are_refused(tmp_path: Path, bundle: Path) -> None:
+    folder = tmp_path / "wrong"
+
+    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
+        return read_manifest(bundle).model_copy(update={"version": version, "files": files})
+
+    with new_bundle(folder, manifest) as new:
+        shutil.copy(bundle / MODEL, new)
+        write_golden(new, canvases(COLOURS), logits_of(COLOURS) + np.float32(0.1))
+    with pytest.raises(UserError, match="gives other logits here") as caught:
+        Classifier.open(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / MODEL).write_bytes(b"no graph")
+    with pytest.raises(UserError, match="ONNX Runtime cannot load") as caught:
+        Session(tmp_path / MODEL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_provider_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    onnx.save(graph(), tmp_path / MODEL)
+    with pytest.raises(UserError, match="has no CUDAExecutionProvider"):
+        Session(tmp_path / MODEL, Provider.CUDA)
+
+
+def test_top_is_the_surest_first_and_ties_keep_their_order() -> None:
+    assert top(np.array([0.1, 0.4, 0.1, 0.4]), 3) == [1, 3, 0]
+    assert top(np.array([0.2, 0.8]), 9) == [1, 0]
+
+
+def test_chunks_are_full_but_for_the_last() -> None:
+    assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(chunks([], 2)) == []

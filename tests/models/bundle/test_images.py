@@ -1,0 +1,182 @@
+"""From bytes to views."""
+
+import io
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from palette import photo
+from PIL import Image
+
+from models.bundle.images import (
+    BrokenImageError,
+    ImageError,
+    ImageTooLargeError,
+    NotAnImageError,
+    canvas,
+    decode,
+    load,
+    offsets,
+    views,
+)
+from models.bundle.manifest import Preprocessing
+
+SIZES = st.integers(1, 40)
+
+
+def preprocessing(**changes: object) -> Preprocessing:
+    values = {
+        "size": 16,
+        "expand": 4,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+    }
+    return Preprocessing.model_validate(values | changes)
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+
+
+@given(SIZES, SIZES, st.integers(1, 16))
+def test_views_lie_in_the_canvas_the_centre_first_then_the_corners(
+    more_height: int, more_width: int, size: int
+) -> None:
+    height, width = size + more_height, size + more_width
+    (top, left), *corners = offsets(height, width, size)
+    assert abs(2 * top - (height - size)) <= 1
+    assert abs(2 * left - (width - size)) <= 1
+    assert set(corners) == {(y, x) for y in (0, height - size) for x in (0, width - size)}
+
+
+@given(SIZES, SIZES, st.integers(1, 5))
+def test_views_are_cut_from_the_canvas(more_height: int, more_width: int, count: int) -> None:
+    pixels = noise(8 + more_height, 8 + more_width)
+    cut = views(pixels, 8, count)
+    assert (cut.shape, cut.dtype) == ((count, 8, 8, 3), np.uint8)
+    for view, (top, left) in zip(cut, offsets(*pixels.shape[:2], 8), strict=False):
+        np.testing.assert_array_equal(view, pixels[top : top + 8, left : left + 8])
+
+
+@given(SIZES, SIZES)
+def test_a_canvas_keeps_the_shape_of_the_image(height: int, width: int) -> None:
+    pixels = canvas(Image.fromarray(noise(height, width)), preprocessing())
+    assert min(pixels.shape[:2]) == 20
+    assert pixels.shape[0] / pixels.shape[1] == pytest.approx(height / width, rel=0.06)
+
+
+def test_a_squashed_canvas_is_square() -> None:
+    pixels = canvas(Image.fromarray(noise(10, 60)), preprocessing(resize_mode="squash"))
+    assert pixels.shape == (20, 20, 3)
+
+
+def test_resizing_a_large_image_is_antialiased() -> None:
+    stripes = np.zeros((400, 400, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = load(file_of(Image.fromarray(stripes), "PNG"), preprocessing())
+    assert np.abs(pixels.astype(int) - 127).max() <= 3
+
+
+def test_a_large_jpeg_decoded_smaller_looks_the_same() -> None:
+    smooth = Image.fromarray(noise(6, 8)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    data = file_of(smooth, "JPEG", quality=95)
+    scaled = load(data, preprocessing())
+    assert min(decode(data, 20).size) < 1200
+    whole = canvas(Image.open(io.BytesIO(data)), preprocessing())
+    assert np.abs(scaled.astype(int) - whole).mean() < 1
+
+
+def test_16_bit_grey_is_brought_to_8_bits() -> None:
+    ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    image = decode(file_of(Image.fromarray(ramp), "PNG"), 16)
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], ramp >> 8)
+
+
+def test_transparency_of_each_kind_is_laid_on_white() -> None:
+    rgba = Image.new("RGBA", (9, 9), (255, 0, 0, 0))
+    palette = Image.new("P", (9, 9), 0)
+    palette.putpalette([10, 20, 30])
+    for data in (
+        file_of(rgba, "PNG"),
+        file_of(rgba, "WEBP", lossless=True),
+        file_of(palette, "PNG", transparency=0),
+        file_of(Image.new("LA", (9, 9), (0, 0)), "PNG"),
+    ):
+        assert decode(data, 9).getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_too_many_pixels_are_seen_before_decoding() -> None:
+    data = photo((0, 0, 0), size=(100, 100))[:60]
+    with pytest.raises(ImageTooLargeError, match="100 x 100 pixels, more than the 9,999 allowed"):
+        decode(data, 16, max_pixels=9_999)
+
+
+def test_a_very_long_image_is_refused() -> None:
+    with pytest.raises(BrokenImageError, match="one side is more than 32 times"):
+        decode(photo((0, 0, 0), size=(330, 10)), 16)
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"GIF89a", photo((0, 0, 0), "BMP")])
+def test_what_is_no_image_of_ours_is_told_from_what_is_damaged(data: bytes) -> None:
+    with pytest.raises(NotAnImageError):
+        decode(data, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_every_beginning_of_an_image_is_a_damaged_image(kind: str) -> None:
+    data = file_of(Image.fromarray(noise(12, 12)), kind)
+    for end in range(8, len(data) // 2):
+        with pytest.raises(BrokenImageError):
+            decode(data[:end], 16)
+
+
+def exif() -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: file_of(Image.fromarray(noise(30, 30)), "JPEG", exif=exif()),
+        lambda: file_of(Image.fromarray(noise(30, 30)).convert("CMYK"), "JPEG"),
+        lambda: file_of(Image.fromarray(noise(30, 30, 4)), "PNG", exif=exif()),
+        lambda: file_of(Image.fromarray(noise(30, 30)).convert("P"), "PNG", transparency=3),
+        lambda: file_of(Image.fromarray(noise(30, 30, 4)), "WEBP", exif=exif()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on what is damaged.
+def test_whatever_is_damaged_ends_in_an_image_error(make: Callable[[], bytes]) -> None:
+    data = make()
+    choose = random.Random(0)
+    damaged = 0
+    for _ in range(300):
+        broken = bytearray(data)
+        for _ in range(choose.choice([1, 3, 9])):
+            broken[choose.randrange(len(broken))] = choose.randrange(256)
+        try:
+            image = decode(bytes(broken), 16)
+        except ImageError:
+            damaged += 1
+        else:
+            assert image.mode == "RGB"
+    assert damaged > 0
+
+
+def test_an_image_may_be_read_from_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "no-extension"
+    path.write_bytes(photo((0, 0, 255), "JPEG"))
+    assert load(path.read_bytes(), preprocessing())[0, 0, 2] > 250

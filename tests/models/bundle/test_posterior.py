@@ -1,0 +1,65 @@
+"""From logits to confidence."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from palette import CLASSES, palette_manifest
+
+from models.bundle.posterior import Prior, group_confidence, log_prior, posterior
+
+COUNTS = st.lists(st.integers(1, 10_000), min_size=2, max_size=9)
+LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))
+
+
+@given(COUNTS, st.sampled_from(Prior))
+def test_a_prior_sums_to_one(counts: list[int], prior: Prior) -> None:
+    assert np.exp(log_prior(prior, counts)).sum() == pytest.approx(1)
+
+
+@given(COUNTS)
+def test_the_train_prior_is_the_share_of_the_training_images(counts: list[int]) -> None:
+    shares = np.exp(log_prior(Prior.TRAIN, counts))
+    np.testing.assert_allclose(shares, np.array(counts) / sum(counts))
+
+
+@given(LOGITS, st.floats(0.05, 20))
+def test_confidence_sums_to_one(logits: np.ndarray, temperature: float) -> None:
+    shares = posterior(logits, log_prior(Prior.TRAIN, [300, 50, 20, 5]), temperature)
+    assert np.isfinite(shares).all()
+    np.testing.assert_allclose(shares.sum(1), 1)
+
+
+@given(LOGITS)
+def test_equal_logits_leave_the_prior(logits: np.ndarray) -> None:
+    same = np.broadcast_to(logits[:, :1], logits.shape)
+    counts = [300, 50, 20, 5]
+    shares = posterior(same, log_prior(Prior.TRAIN, counts))
+    np.testing.assert_allclose(shares[0], np.array(counts) / sum(counts), rtol=1e-9)
+
+
+@given(LOGITS)
+def test_the_prior_only_multiplies_the_odds(logits: np.ndarray) -> None:
+    counts = [300, 50, 20, 5]
+    uniform = posterior(logits / 10, log_prior(Prior.UNIFORM, counts))
+    train = posterior(logits / 10, log_prior(Prior.TRAIN, counts))
+    odds = (train[:, 0] / train[:, 3]) / (uniform[:, 0] / uniform[:, 3])
+    np.testing.assert_allclose(odds, 60, rtol=1e-6)
+
+
+@given(LOGITS, st.floats(0.1, 10))
+def test_temperature_keeps_the_order_under_the_uniform_prior(
+    logits: np.ndarray, temperature: float
+) -> None:
+    prior = log_prior(Prior.UNIFORM, [1] * 4)
+    best = np.argmax(logits, axis=1)
+    shares = posterior(logits, prior, temperature)
+    np.testing.assert_allclose(shares[range(3), best], shares.max(1))
+
+
+def test_a_groups_confidence_is_the_sum_of_its_classes() -> None:
+    shares = np.arange(1, 8) / 28
+    groups = group_confidence(shares, palette_manifest("v", {}))
+    assert len(CLASSES) == 7
+    assert groups == pytest.approx({"many": 6 / 28, "medium": 9 / 28, "few": 13 / 28})

@@ -1,0 +1,57 @@
+"""`taillift classify`: photos to a table, without a server."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from palette import CLASSES, photo
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, Path]:
+    paths = {label: tmp_path / f"{label}.png" for label in CLASSES}
+    for label, path in paths.items():
+        path.write_bytes(photo(CLASSES[label][0]))
+    return paths
+
+
+def classify(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["classify", *map(str, arguments)])
+
+
+def test_each_photo_is_a_row_with_its_class(bundle: Path, photos: dict[str, Path]) -> None:
+    result = classify(bundle, *photos.values(), "--top-k", 1)
+    assert result.exit_code == 0
+    for label, path in photos.items():
+        (row,) = [line for line in result.stdout.splitlines() if str(path) in line]
+        assert label in row.split("│")[2]
+
+
+def test_json_is_what_the_service_answers(
+    bundle: Path, photos: dict[str, Path], client: httpx.Client
+) -> None:
+    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train"]
+    printed = json.loads(classify(bundle, photos["cyan"], *flags).stdout)
+    query = {"top_k": 2, "ensemble": "off", "prior": "train"}
+    files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
+    answer = client.post("/classify", params=query, files=files).json()
+    assert printed == answer
+
+
+def test_a_bad_photo_is_a_line_and_the_others_are_classified(
+    bundle: Path, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no photo")
+    missing = tmp_path / "missing.jpg"
+    result = classify(bundle, text, photos["red"], missing, photos["red"])
+    assert result.exit_code == 1
+    assert result.stdout.count(str(photos["red"])) == 2
+    assert result.stderr.splitlines() == [
+        f"{text}: not a JPEG, PNG or WebP image",
+        f"{missing}: No such file or directory",
+    ]

@@ -1,0 +1,90 @@
+"""Ready means: an image sent now is answered."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from palette import SLOW, photo, write_bundle
+from serving import running, sample, serving, until
+
+from models import UserError
+from service.app import create_app
+from service.engine import Engine
+from service.settings import read_settings
+
+
+def ask(engine: Engine, method: str, path: str) -> httpx.Response:
+    """One request to an app that was not started."""
+
+    async def answer() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.request(method, path, content=photo((0, 0, 0)))
+
+    return asyncio.run(answer())
+
+
+def test_it_is_alive_and_not_ready_before_the_bundle_is_checked(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    assert ask(engine, "GET", "/healthz").json() == {"status": "alive"}
+    for response in (ask(engine, "GET", "/readyz"), ask(engine, "POST", "/classify")):
+        assert response.status_code == 503
+        assert "checked and warmed" in response.json()["detail"]
+    assert "taillift_ready 0.0" in ask(engine, "GET", "/metrics").text
+
+
+def test_it_is_ready_once_the_bundle_is_warm(client: httpx.Client) -> None:
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert sample(client, "taillift_ready") == 1
+
+
+def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
+    with running(bundle, stall_seconds=0.1) as client, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "no batch" in client.get("/readyz").json()["detail"]
+        assert busy.result().status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_it_is_not_ready_while_draining_and_still_answers_what_it_has(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    with serving(engine) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: client.get("/readyz").status_code == 200)
+        busy = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
+        engine.drain()
+        assert client.get("/readyz").status_code == 503
+        refused = client.post("/classify", content=photo((0, 0, 0)))
+        assert (refused.status_code, refused.json()["detail"]) == (
+            503,
+            "the service is shutting down",
+        )
+        assert busy.result().status_code == 200
+
+
+def test_a_damaged_bundle_never_becomes_ready(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / "model.onnx").write_bytes(b"other")
+    engine = Engine(read_settings(bundle=folder))
+    asyncio.run(engine.start())
+    assert isinstance(engine.failure, UserError)
+    assert "model.onnx is not the file" in str(engine.failure)
+    assert ask(engine, "GET", "/readyz").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_views": 4}, "batch_views is 4, and an image has 5 views"),
+        ({"queue_views": 100}, "a request of max_images=64 has 320 views"),
+        ({"queue_bytes": 1_000_000}, "queue_bytes is 1,000,000"),
+    ],
+)
+def test_limits_that_the_largest_request_cannot_meet_are_refused(
+    bundle: Path, settings: dict[str, int], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Engine(read_settings(bundle=bundle, **settings))

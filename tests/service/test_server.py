@@ -1,0 +1,109 @@
+"""The process: how it starts, how it ends, and what it says when it cannot."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from palette import CLASSES, SLOW, photo
+from serving import sample, top_labels, until
+from typer.testing import CliRunner
+
+from models import UserError
+from service.cli import app
+
+SERVE = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+
+
+@contextmanager
+def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A ready service in a process of its own."""
+    command = [*SERVE, str(bundle), "--port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[2]
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            until(lambda: client.get("/readyz").status_code == 200)
+            yield server, client
+        server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_answer_what_it_accepted_and_end_well(
+    bundle: Path, number: signal.Signals
+) -> None:
+    labels = list(CLASSES)
+    with process(bundle, "--batch-views", "5") as (server, client), ThreadPoolExecutor(8) as pool:
+        slow = pool.submit(client.post, "/classify", content=photo(SLOW))
+        fast = [
+            pool.submit(client.post, "/classify", content=photo(CLASSES[label][0]))
+            for label in labels
+        ]
+        until(lambda: sample(client, "taillift_stage_seconds_count", stage="decode") == 8)
+        server.send_signal(number)
+        assert slow.result().status_code == 200
+        assert [top_labels(one.result()) for one in fast] == [[label] for label in labels]
+        assert server.wait(timeout=20) == 0
+        with pytest.raises(httpx.ConnectError):
+            client.get("/healthz")
+
+
+def test_a_port_in_use_is_one_line(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(app, ["serve", str(bundle), "--port", port])
+    assert_one_line(result.exception, "Address already in use", port)
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert_one_line(result.exception, str(tmp_path), "no bundle")
+
+
+def test_a_wrong_setting_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILLIFT_MAX_IMAGES", "0")
+    result = CliRunner().invoke(app, ["serve", str(bundle)])
+    assert_one_line(result.exception, "max_images", "greater than or equal to 1")
+
+
+def test_a_bundle_found_wrong_after_the_start_ends_the_process(bundle: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from service.server import serve; from service.settings import read_settings\n"
+        "from models import UserError\n"
+        "try: serve(read_settings(bundle=Path(sys.argv[1]), port=0))\n"
+        "except UserError as error: sys.exit(f'error: {error}')\n"
+    )
+    broken = bundle.with_name("broken")
+    broken.mkdir()
+    for file in bundle.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "golden.npz").write_bytes(b"other")
+    command = [sys.executable, "-c", code, str(broken)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert "golden.npz is not the file that the manifest lists" in run.stderr
+
+
+def test_the_service_imports_no_torch() -> None:
+    code = (
+        "import service.cli, service.server, sys;"
+        "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'training', 'models.lift'}"
+        " & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+def assert_one_line(error: BaseException | None, *words: str) -> None:
+    assert isinstance(error, UserError)
+    assert "\n" not in str(error)
+    for word in words:
+        assert word in str(error)

@@ -1,0 +1,36 @@
+"""Each setting has a flag and a twin in the environment."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from models import UserError
+from service.cli import serve
+from service.settings import Settings, read_settings
+
+
+def test_every_setting_has_a_flag() -> None:
+    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields)
+
+
+def test_every_setting_says_what_happens() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+
+
+def test_the_environment_sets_what_no_flag_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAILLIFT_PORT", "9000")
+    monkeypatch.setenv("TAILLIFT_MAX_IMAGES", "3")
+    settings = read_settings(bundle=Path("b"), port=9001, max_images=None)
+    assert (settings.port, settings.max_images) == (9001, 3)
+
+
+def test_a_wrong_value_is_named_with_its_setting() -> None:
+    with pytest.raises(UserError, match=r"setting provider: .*'tpu'"):
+        read_settings(bundle=Path("b"), provider="tpu")
+
+
+def test_an_unknown_setting_is_refused() -> None:
+    with pytest.raises(UserError, match="setting prot"):
+        read_settings(bundle=Path("b"), prot=1)
