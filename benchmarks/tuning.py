@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.bundle.manifest import Thresholds
+from models.lift.backbone import load_backbone
 from training.dataset import load_dataset
 from training.evaluation import evaluate
 from training.recipe import RECIPES, MethodName, Recipe
@@ -73,7 +74,7 @@ def main() -> None:
         sys.exit(f"{options.data} has no val/ to choose on")
     labels = np.array(dataset.val.labels)
     groups = [Thresholds().group(count) for count in dataset.counts]
-    trainer = Trainer(dataset, options.backbone, default_device())
+    trainer = Trainer(dataset, load_backbone(options.backbone), default_device())
     rows = []
     for method in sorted(options.methods, key=["full", "lift", "head"].index):
         for number, recipe in enumerate(tries(method, options.tries, options.copies)):

@@ -1,5 +1,6 @@
 """A model to train: backbone, tuner and head as the recipe says."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,11 +17,11 @@ from training.recipe import Recipe
 def build(backbone: Backbone, prompts: Sequence[str], recipe: Recipe) -> Model:
     """The untrained model, its head initialised from the prompts, its trained part unfrozen.
 
-    Takes over `backbone.tower`: load the backbone again for another model.
+    `recipe` is what `resolve` returned. The backbone stays as it is.
     """
     torch.manual_seed(recipe.seed)
     text = backbone.encode_text(prompts)
-    tower = backbone.tower
+    tower = copy.deepcopy(backbone.tower)
     if recipe.method == "zero-shot":
         head = CosineHead(text, backbone.logit_scale, backbone.projection)
         head.requires_grad_(False)
@@ -28,9 +29,8 @@ def build(backbone: Backbone, prompts: Sequence[str], recipe: Recipe) -> Model:
         head = CosineHead(text_weight(text, backbone.projection), recipe.scale)
     tuned = tower.blocks[-recipe.blocks :] if recipe.blocks else tower.blocks
     if recipe.method == "lift":
-        rank = resolve(recipe, len(prompts), len(tower.blocks)).rank
-        assert rank is not None
-        attach_adaptformer(tuned, rank)
+        assert recipe.rank is not None
+        attach_adaptformer(tuned, recipe.rank)
     if recipe.method == "full":
         for block in tuned:
             block.requires_grad_(True)

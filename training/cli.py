@@ -33,6 +33,7 @@ def train(
     tuner_rate: Annotated[float | None, typer.Option(help="learning rate in the tower")] = None,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint."""
+    from models.lift.backbone import load_backbone
     from training.checkpoint import save
     from training.dataset import load_dataset
     from training.recipe import recipe_for
@@ -51,7 +52,7 @@ def train(
     dataset = load_dataset(data)
     path = out or Path("runs") / dataset.name / f"{method}-{seed}.safetensors"
     try:
-        run = Trainer(dataset, backbone, default_device()).train(recipe)
+        run = Trainer(dataset, load_backbone(backbone), default_device()).train(recipe)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} not written: run the same command again"
@@ -113,6 +114,7 @@ def compare(
     """Train several methods on the same photos and show their accuracy along the tail."""
     from rich.console import Console
 
+    from models.lift.backbone import load_backbone
     from training.compare import compare as run
     from training.compare import table
     from training.dataset import load_dataset
@@ -128,7 +130,7 @@ def compare(
     folder = out or Path("runs") / dataset.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        results = run(dataset, backbone, recipes, folder, default_device())
+        results = run(dataset, load_backbone(backbone), recipes, folder, default_device())
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again") from None
     console = Console()

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from models import UserError
 from models.bundle.manifest import Evaluation, Scores, Thresholds
+from models.lift.backbone import Backbone
 from training.checkpoint import save
 from training.dataset import Dataset
 from training.evaluation import class_accuracies, evaluate
@@ -46,7 +47,7 @@ class Result:
 
 
 def compare(
-    dataset: Dataset, backbone: str, recipes: Sequence[Recipe], out: Path, device: torch.device
+    dataset: Dataset, backbone: Backbone, recipes: Sequence[Recipe], out: Path, device: torch.device
 ) -> list[Result]:
     """Train and measure every recipe; leaves checkpoints, results.csv and comparison.png in `out`.
 

@@ -143,8 +143,9 @@ def write_report(folder: Path, facts: Facts, measured: Measured) -> None:
 def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
     if (facts.classes, facts.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
-            f"{checkpoint} was trained on other photos ({facts.data}, {len(facts.classes)} classes, "
-            f"{sum(facts.counts)} photos) than {dataset.name} holds: name those it was trained on"
+            f"{checkpoint} was trained on other photos ({facts.data}, {len(facts.classes)} "
+            f"classes, {sum(facts.counts)} photos) than {dataset.name} "
+            "holds: name those it was trained on"
         )
 
 

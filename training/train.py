@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from models.bundle.ensemble import Floats
-from models.lift.backbone import load_backbone
+from models.lift.backbone import Backbone
 from models.lift.model import Model
 from training.build import build, preprocessing_for, prompts_for, resolve
 from training.checkpoint import Facts
@@ -33,7 +33,7 @@ class Trainer:
     frozen stages first: the others start from their rows.
     """
 
-    def __init__(self, dataset: Dataset, backbone: str, device: torch.device) -> None:
+    def __init__(self, dataset: Dataset, backbone: Backbone, device: torch.device) -> None:
         self.dataset = dataset
         self._backbone = backbone
         self._device = device
@@ -41,8 +41,8 @@ class Trainer:
         self._views: dict[Split, PrefixCache] = {}
 
     def train(self, recipe: Recipe) -> Run:
-        """Raises `UserError` where the backbone does not load or the loss diverges."""
-        backbone = load_backbone(self._backbone)
+        """Raises `UserError` where the loss diverges."""
+        backbone = self._backbone
         preprocessing = preprocessing_for(backbone.image)
         classes, counts = self.dataset.classes, self.dataset.counts
         prompts = prompts_for(classes, recipe)

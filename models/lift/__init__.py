@@ -3,3 +3,8 @@
 `backbone` loads an open_clip model, `convert` brings its image tower into `tower`, `tuner` adds
 what is trained, `head` classifies, `model` is all of them, and `merge` folds it into plain weights.
 """
+
+from models.lift.compat import import_torchvision
+
+# Before anything below imports timm or open_clip, which import torchvision.
+import_torchvision()

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import open_clip
 import torch
 from torch import Tensor
 
 from models import UserError
-from models.lift import hybrid  # registers the default backbone's architecture with timm
+from models.lift import hybrid
 from models.lift.convert import convert, projection
 from models.lift.tower import Tower
-
-import open_clip  # isort: skip  (after the module that makes torchvision importable)
 
 DEFAULT: Final = "default"
 DEFAULT_FOLDER: Final = Path(__file__).parents[1] / "default"

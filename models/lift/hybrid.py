@@ -8,17 +8,12 @@ the architecture; the weights come from the open_clip checkpoint in `models/defa
 from functools import partial
 from typing import Any, Final
 
+import timm
 import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
-
-from models.lift.compat import import_torchvision
-
-import_torchvision()
-
-import timm  # noqa: E402
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-from timm.models.vision_transformer_hybrid import HybridEmbed  # noqa: E402
 
 CHANNELS: Final = 352
 # timm finds a module's configs by this name.

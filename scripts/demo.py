@@ -1,0 +1,122 @@
+"""Behind `scripts/demo`: runs taillift's own commands and shows what they answer."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from training.dataset import Dataset, load_dataset
+
+DATA = "wardrobe-lt"
+RUNS = Path("runs/demo")
+BUNDLE = Path("bundles") / DATA
+READY_SECONDS = 60
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="From the sample photos to served predictions.")
+    parser.add_argument("--once", action="store_true", help="exit after the predictions")
+    parser.add_argument("--port", type=int, default=8000)
+    options = parser.parse_args()
+    start = time.monotonic()
+
+    checkpoint = RUNS / "lift-0.safetensors"
+    taillift(f"compare {DATA} --methods zero-shot,head,lift --out {RUNS}")
+    taillift(f"export {checkpoint} {DATA} --out {BUNDLE} --replace")
+    with server(f"serve {BUNDLE} --port {options.port}", options.port) as url:
+        console.print(answers(url, load_dataset(DATA)))
+        console.print(f"[dim]{time.monotonic() - start:.0f} s since the installation[/dim]")
+        if not options.once:
+            console.print(f"Serving on {url} (try {url}/docs) until Ctrl-C")
+            wait_for_interrupt()
+
+
+def taillift(arguments: str) -> None:
+    """Run one of taillift's commands, shown as a user would type it."""
+    console.print(f"\n[bold]$ taillift {arguments}[/bold]")
+    if code := subprocess.call([sys.executable, "-m", "taillift", *shlex.split(arguments)]):
+        sys.exit(code)
+
+
+@contextmanager
+def server(arguments: str, port: int) -> Iterator[str]:
+    """Keep a command that serves running, from when it is ready; yields its address."""
+    console.print(f"\n[bold]$ taillift {arguments}[/bold]")
+    process = subprocess.Popen([sys.executable, "-m", "taillift", *shlex.split(arguments)])
+    url = f"http://localhost:{port}"
+    try:
+        wait_until_ready(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            sys.exit(process.returncode or 1)
+        try:
+            urllib.request.urlopen(f"{url}/readyz").close()
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+        else:
+            return
+    sys.exit(f"error: the service was not ready after {READY_SECONDS} s")
+
+
+def answers(url: str, dataset: Dataset) -> Table:
+    """Classify one test photo of every third class, from the most frequent to the rarest."""
+    assert dataset.test is not None
+    grid = Table(title=f"POST {url}/classify", title_justify="left")
+    for title in ("photo", "is", "training photos", "predicted", "confidence", ""):
+        grid.add_column(
+            title, justify="right" if title in ("training photos", "confidence") else "left"
+        )
+    for index in range(0, len(dataset.classes), 3):
+        photo = dataset.test.paths[dataset.test.labels.index(index)]
+        best = classify(url, photo)["results"][0]["predictions"][0]
+        name = dataset.classes[index]
+        grid.add_row(
+            f"{photo.parent.name}/{photo.name}",
+            name,
+            str(dataset.counts[index]),
+            best["label"],
+            f"{best['confidence']:.2f}",
+            "right" if best["label"] == name else "wrong",
+        )
+    return grid
+
+
+def classify(url: str, photo: Path) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url}/classify?ensemble=full", photo.read_bytes(), {"Content-Type": "image/jpeg"}
+    )
+    with urllib.request.urlopen(request) as response:
+        result: dict[str, Any] = json.load(response)
+        return result
+
+
+def wait_for_interrupt() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        console.print("stopping")
+
+
+if __name__ == "__main__":
+    main()

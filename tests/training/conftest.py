@@ -1,0 +1,18 @@
+import pytest
+from tiny import write_backbone, write_photos
+
+from training.dataset import Dataset, load_dataset
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small random backbone's name, ARCH:PATH."""
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """30 red, 21 green and 5 blue training photos, two of each to test on."""
+    root = tmp_path_factory.mktemp("photos") / "colours"
+    counts = {"red": 30, "green": 21, "blue": 5}
+    return load_dataset(str(write_photos(root, counts, ("train", "val", "test"))))
