@@ -3,12 +3,19 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
+from palette import CLASSES, photo
+from serving import running, until
 
 from models.bundle.folder import read_manifest
 from service.metrics import Metrics
@@ -22,13 +29,62 @@ EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in pan
 VARIABLES = {"$__range": "1h", "$__rate_interval": "20s", "$reference": "train"}
 
 
+def installed(command: str) -> str:
+    path = shutil.which(command)
+    if path is None:
+        pytest.skip(f"{command} is not installed (apt-get install prometheus)")
+    return path
+
+
 def promtool(*arguments: str | Path) -> None:
     """Run it; fails where it finds fault."""
-    command = shutil.which("promtool")
-    if command is None:
-        pytest.skip("promtool is not installed (apt-get install prometheus)")
-    result = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+    command = [installed("promtool"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@contextmanager
+def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus that scrapes `target` (host:port) five times a second."""
+    scrape = {"job_name": "taillift", "static_configs": [{"targets": [target]}]}
+    configuration = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [scrape]}
+    (folder / "prometheus.yml").write_text(json.dumps(configuration))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        installed("prometheus"),
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        f"--web.listen-address={address}",
+    ]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process,
+        httpx.Client(base_url=f"http://{address}", trust_env=False) as client,
+    ):
+        try:
+            until(lambda: is_ready(client))
+            yield client
+        finally:
+            process.terminate()
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").is_success
+    except httpx.ConnectError:
+        return False
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def values(client: httpx.Client, expression: str) -> list[float]:
+    answer = client.get("/api/v1/query", params={"query": expression}).raise_for_status()
+    rows = answer.json()["data"]["result"]
+    return [float(row["value"][1]) for row in rows]
 
 
 def without_variables(expression: str) -> str:
@@ -57,6 +113,23 @@ def test_the_service_exports_every_metric_of_the_dashboard(bundle: Path) -> None
     shown = {name for one in EXPRESSIONS for name in re.findall(r"\btaillift_\w+", one)}
     assert shown
     assert shown <= exported
+
+
+def test_every_expression_has_an_answer_once_photos_are_classified(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with (
+        running(bundle) as service,
+        prometheus(service.base_url.netloc.decode(), tmp_path) as client,
+    ):
+        until(lambda: bool(values(client, "taillift_ready")))
+        for colour, _ in CLASSES.values():
+            service.post("/classify", content=photo(colour)).raise_for_status()
+        until(lambda: values(client, "sum(taillift_predictions_total)") == [len(CLASSES)])
+        for expression in EXPRESSIONS:
+            answer = values(client, without_variables(expression))
+            assert answer, expression
+            assert all(map(isfinite, answer)), expression
 
 
 @pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: panel["title"])
