@@ -131,6 +131,8 @@ class Scheduler:
     async def _run(self, parts: Sequence[Pixels]) -> Floats:
         count = sum(map(len, parts))
         logits, seconds = await self._timed(parts)
+        if len(logits) != count or not np.isfinite(logits).all():
+            raise ValueError("the model did not give one row of finite logits for each view")
         self.seconds_per_view += NEWEST * (seconds / count - self.seconds_per_view)
         self._metrics.took("infer", seconds)
         self._metrics.batch_views.observe(count)

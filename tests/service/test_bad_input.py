@@ -1,6 +1,7 @@
 """Bad input gets a clear answer of its own, and strange but good input a right one."""
 
 import io
+import random
 import struct
 import zlib
 from collections.abc import Iterator
@@ -236,3 +237,18 @@ def test_an_unknown_path_and_method_are_problem_documents(client: httpx.Client) 
     response = client.get("/classify")
     refused(response, 405)
     assert response.headers["allow"] == "POST"
+
+
+def test_whatever_a_form_looks_like_the_answer_is_documented(client: httpx.Client) -> None:
+    files = form(("a.png", photo(RED)), ("b.jpg", photo(BLUE, "JPEG")))
+    request = client.build_request("POST", "/classify", files=files)
+    body, choose = request.read(), random.Random(0)
+    statuses = set()
+    for _ in range(200):
+        broken = bytearray(body)
+        for _ in range(choose.choice([1, 5, 25])):
+            broken[choose.randrange(len(broken))] = choose.choice(b'\r\n-"; \x00\xffx')
+        headers = {"content-type": request.headers["content-type"]}
+        statuses.add(client.post("/classify", content=bytes(broken), headers=headers).status_code)
+    assert statuses <= {200, 400, 415, 422}
+    assert {200, 400} <= statuses
