@@ -29,6 +29,9 @@ def problems(*statuses: int) -> Responses:
 
 
 INFERENCE_PROBLEMS: Final = problems(*_PROBLEMS)
+INFERENCE_PROBLEMS[429]["headers"] = {
+    "Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
+}
 
 _BINARY: Final = {"type": "string", "format": "binary"}
 
