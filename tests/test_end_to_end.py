@@ -1,0 +1,125 @@
+"""The demo bundle, served over HTTP, against the same model in torch, on every test photo."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from serving import form, running
+
+from models.bundle.ensemble import combine
+from models.bundle.folder import DELTA, read_manifest
+from models.bundle.images import VIEWS
+from training.checkpoint import restore
+from training.dataset import Dataset, load_dataset
+from training.evaluation import view_logits
+from training.inputs import evaluation_photos
+
+DEMO = Path(__file__).parents[1] / "docker" / "demo-bundle.tar.gz"
+PHOTOS_A_REQUEST = 16
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "demo"
+    with tarfile.open(DEMO) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wardrobe() -> Dataset:
+    return load_dataset("wardrobe-lt")
+
+
+@pytest.fixture(scope="module")
+def client(demo: Path) -> Iterator[httpx.Client]:
+    with running(demo) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def served(client: httpx.Client, wardrobe: Dataset) -> np.ndarray:
+    """Confidences [N, C] of every test photo with five views, as HTTP gives them."""
+    assert wardrobe.test is not None
+    paths = wardrobe.test.paths
+    rows = []
+    for start in range(0, len(paths), PHOTOS_A_REQUEST):
+        chunk = paths[start : start + PHOTOS_A_REQUEST]
+        files = form(*((path.name, path.read_bytes()) for path in chunk))
+        answer = client.post("/confidence", params={"ensemble": "full"}, files=files)
+        assert answer.status_code == 200, answer.text
+        for path, result in zip(chunk, answer.json()["results"], strict=True):
+            assert result["filename"] == path.name
+            assert result["views"] == VIEWS
+            rows.append([one["confidence"] for one in result["classes"]])
+    return np.array(rows)
+
+
+@pytest.fixture(scope="module")
+def in_torch(demo: Path, wardrobe: Dataset) -> np.ndarray:
+    """The same from the unmerged model in torch."""
+    model, facts = restore(demo / DELTA)
+    assert wardrobe.test is not None
+    photos = evaluation_photos(wardrobe.test, facts.preprocessing)
+    logits = view_logits(model, photos, torch.device("cpu"))
+    mean = combine(logits.reshape(-1, logits.shape[-1]), VIEWS)
+    return torch.from_numpy(mean).softmax(-1).numpy()
+
+
+def test_http_gives_torchs_label_and_confidence_on_every_photo(
+    served: np.ndarray, in_torch: np.ndarray
+) -> None:
+    assert served.shape == in_torch.shape == (332, 17)
+    assert (served.argmax(-1) == in_torch.argmax(-1)).all()
+    assert np.abs(served - in_torch).max() < 1e-3
+
+
+def test_the_report_holds_the_accuracy_that_is_served(
+    demo: Path, served: np.ndarray, wardrobe: Dataset
+) -> None:
+    assert wardrobe.test is not None
+    metrics = json.loads((demo / "report/metrics.json").read_text())
+    right = served.argmax(-1) == np.array(wardrobe.test.labels)
+    assert metrics["full"]["overall"] == pytest.approx(100 * right.mean())
+    rates = [right[np.array(wardrobe.test.labels) == label].mean() for label in range(17)]
+    assert metrics["full"]["mean_class"] == pytest.approx(100 * np.mean(rates))
+    assert metrics["full"]["few"] == pytest.approx(100 * np.mean(rates[-6:]))
+
+
+def test_the_demo_bundle_keeps_what_the_readme_promises(demo: Path) -> None:
+    evaluation = read_manifest(demo).evaluation
+    assert evaluation is not None
+    assert evaluation.full.mean_class >= 60
+    assert evaluation.full.few is not None
+    assert evaluation.full.few >= 45
+
+
+def test_the_demo_bundle_is_of_the_embedded_backbone_and_the_sample_photos(
+    demo: Path, wardrobe: Dataset
+) -> None:
+    manifest = read_manifest(demo)
+    assert manifest.labels == list(wardrobe.classes)
+    assert manifest.counts == wardrobe.counts
+    assert manifest.method.name == "lift"
+
+
+def test_classify_names_the_surest_class_of_each_photo(
+    client: httpx.Client, served: np.ndarray, wardrobe: Dataset
+) -> None:
+    assert wardrobe.test is not None
+    path = wardrobe.test.paths[0]
+    headers = {"content-type": "image/jpeg"}
+    answer = client.post(
+        "/classify?ensemble=full&top_k=2", content=path.read_bytes(), headers=headers
+    ).json()
+    (result,) = answer["results"]
+    order = np.argsort(-served[0])[:2]
+    assert [one["label"] for one in result["predictions"]] == [
+        wardrobe.classes[index] for index in order
+    ]
+    assert result["predictions"][0]["confidence"] == pytest.approx(served[0].max(), abs=1e-5)
