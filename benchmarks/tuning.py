@@ -43,14 +43,14 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 }
 
 
-def tries(method: MethodName, number: int, copies: int) -> Iterator[Recipe]:
+def tries(method: MethodName, number: int) -> Iterator[Recipe]:
     """`number` different random recipes, the same ones at every call."""
     random = np.random.default_rng(0)
     seen: set[str] = set()
     space = SPACES[method]
     while len(seen) < min(number, int(np.prod([len(values) for values in space.values()]))):
         drawn = {key: values[random.integers(len(values))] for key, values in space.items()}
-        recipe = RECIPES[method].model_copy(update={**drawn, "copies": copies})
+        recipe = RECIPES[method].model_copy(update=drawn)
         if str(drawn) not in seen:
             seen.add(str(drawn))
             yield recipe
@@ -62,7 +62,6 @@ def main() -> None:
     parser.add_argument("--backbone", default="default")
     parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
     parser.add_argument("--tries", type=int, default=40)
-    parser.add_argument("--copies", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--shard", default="0/1", help="I/N: only every N-th try, from the I-th")
     parser.add_argument("--out", type=Path, default=Path("runs/tuning.csv"))
@@ -77,7 +76,7 @@ def main() -> None:
     trainer = Trainer(dataset, load_backbone(options.backbone), default_device())
     rows = []
     for method in sorted(options.methods, key=["full", "lift", "head"].index):
-        for number, recipe in enumerate(tries(method, options.tries, options.copies)):
+        for number, recipe in enumerate(tries(method, options.tries)):
             if number % shards != shard:
                 continue
             results = []

@@ -11,7 +11,7 @@ from models.bundle.images import VIEWS
 from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Group, Scores
 from models.lift.model import Model
 from training.fit import network_behind
-from training.inputs import Inputs
+from training.inputs import Inputs, first_copies
 
 Indices = npt.NDArray[np.int64]
 Rates = npt.NDArray[np.float64]
@@ -88,7 +88,7 @@ def view_logits(model: Model, inputs: Inputs, device: torch.device) -> Floats:
     network = network_behind(model, inputs.stage)
     parts = [
         model.head(network(rows.to(device)))[0].cpu().numpy()
-        for rows, _ in inputs.batches(range(len(inputs.labels)), EVALUATION_BATCH)
+        for rows, _ in inputs.batches(first_copies(len(inputs.labels)), EVALUATION_BATCH)
     ]
     model.cpu()
     logits = np.concatenate(parts)

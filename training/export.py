@@ -34,7 +34,7 @@ from training.checkpoint import Facts, restore
 from training.dataset import Dataset, Split
 from training.evaluation import class_accuracies, confusion, evaluate
 from training.figures import draw_class_accuracies
-from training.inputs import evaluation_photos
+from training.inputs import evaluation_photos, first_copies
 
 TOLERANCE: Final = 1e-4
 PROOF_PHOTOS: Final = 32
@@ -112,7 +112,8 @@ def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresh
     name, split = dataset.held_out
     photos = evaluation_photos(split, facts.preprocessing)
     parts = [
-        session.run(rows.numpy()).logits for rows, _ in photos.batches(range(len(split)), BATCH)
+        session.run(rows.numpy()).logits
+        for rows, _ in photos.batches(first_copies(len(split)), BATCH)
     ]
     logits = np.concatenate(parts).reshape(len(split), photos.rows, -1)
     labels = np.asarray(split.labels)
@@ -151,9 +152,9 @@ def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
 
 def _centre_views(split: Split, facts: Facts) -> Pixels:
     """uint8 [n, S, S, 3], of photos spread over all classes."""
-    order = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int)
+    spread = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int).tolist()
     photos = evaluation_photos(split, facts.preprocessing)
-    ((rows, _),) = photos.batches(order.tolist(), len(order))
+    ((rows, _),) = photos.batches([(photo, 0) for photo in spread], len(spread))
     pixels: Pixels = rows.numpy()[:: photos.rows]
     return pixels
 

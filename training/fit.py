@@ -40,8 +40,8 @@ def fit(
     with training_progress(recipe) as progress:
         for epoch in range(recipe.epochs):
             summed = 0.0
-            order = torch.randperm(len(inputs.labels)).tolist()
-            for rows, labels in inputs.batches(order, recipe.batch, epoch):
+            order = [(photo, epoch) for photo in torch.randperm(len(inputs.labels)).tolist()]
+            for rows, labels in inputs.batches(order, recipe.batch):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     features = network(rows.to(device))
                 logits, _ = model.head(features.float())

@@ -3,6 +3,7 @@ already through the tower's frozen stages.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.bundle.classifier import chunks
 from models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
 from models.bundle.manifest import Preprocessing
 from training.dataset import Split
 
-# (image index, copy) to uint8 [R, S, S, 3].
+# A photo's index and the number of its augmented copy, and what makes uint8 [R, S, S, 3] of them.
+Pick = tuple[int, int]
 Crop = Callable[[int, int], Pixels]
 
 AREA: Final = (0.08, 1.0)
@@ -28,8 +31,8 @@ RATIO: Final = (3 / 4, 4 / 3)
 class Inputs(Protocol):
     """Labelled rows for the tower, of which the first `stage` stages are already done.
 
-    `rows` is how many each photo has. `batches` yields rows [B * rows, ...] and labels [B] for the
-    photos in `order`, `size` photos at a time, from augmented copy number `copy`.
+    `rows` is how many each crop of a photo has. `batches` yields rows [B * rows, ...] and labels
+    [B] of the photos and copies in `order`, `size` of them at a time.
     """
 
     @property
@@ -41,9 +44,7 @@ class Inputs(Protocol):
     @property
     def labels(self) -> Tensor: ...
 
-    def batches(
-        self, order: Sequence[int], size: int, copy: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -55,44 +56,47 @@ class Photos:
     labels: Tensor
     stage: int = 0
 
-    def batches(
-        self, order: Sequence[int], size: int, copy: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        waiting: deque[tuple[list[Future[Pixels]], Tensor]] = deque()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # One batch is prepared while the one before it is worked on.
-            waiting = [self._submit(pool, chunk, copy) for chunk in chunks[:2]]
-            for position, chunk in enumerate(chunks):
-                rows = np.concatenate([future.result() for future in waiting.pop(0)])
-                if position + 2 < len(chunks):
-                    waiting.append(self._submit(pool, chunks[position + 2], copy))
-                yield torch.from_numpy(rows), self.labels[list(chunk)]
-
-    def _submit(
-        self, pool: ThreadPoolExecutor, chunk: Sequence[int], copy: int
-    ) -> list[Future[Pixels]]:
-        return [pool.submit(self.crop, index, copy) for index in chunk]
+            for chunk in chunks(order, size):
+                crops = [pool.submit(self.crop, *pick) for pick in chunk]
+                waiting.append((crops, self.labels[[photo for photo, _ in chunk]]))
+                # One batch is prepared while the one before it is worked on.
+                if len(waiting) > 1:
+                    yield _stacked(*waiting.popleft())
+            for ready in waiting:
+                yield _stacked(*ready)
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Rows behind the tower's first `stage` stages: `tokens` float16 [copies, N, rows, ...]."""
+    """Rows behind the tower's first `stage` stages: `tokens` float16 [sum(copies), rows, ...].
+
+    `copies` [N] says how many each photo has, one photo's behind the other's. Asked for more, they
+    take turns.
+    """
 
     tokens: Tensor
+    copies: Tensor
     labels: Tensor
     stage: int
 
     @property
     def rows(self) -> int:
-        return self.tokens.shape[2]
+        return self.tokens.shape[1]
 
-    def batches(
-        self, order: Sequence[int], size: int, copy: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        tokens = self.tokens[copy % len(self.tokens)]
-        for start in range(0, len(order), size):
-            chunk = list(order[start : start + size])
-            yield tokens[chunk].flatten(0, 1).float(), self.labels[chunk]
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        starts = self.copies.cumsum(0) - self.copies
+        for chunk in chunks(order, size):
+            photos, copies = torch.tensor(chunk).unbind(1)
+            places = starts[photos] + copies % self.copies[photos]
+            yield self.tokens[places].flatten(0, 1).float(), self.labels[photos]
+
+
+def first_copies(photos: int) -> list[Pick]:
+    """Every photo once."""
+    return [(photo, 0) for photo in range(photos)]
 
 
 def training_photos(split: Split, preprocessing: Preprocessing, seed: int) -> Photos:
@@ -144,3 +148,7 @@ def _training_crop(
 def _evaluation_views(split: Split, preprocessing: Preprocessing, index: int, copy: int) -> Pixels:
     del copy
     return views(load(split.paths[index].read_bytes(), preprocessing), preprocessing.size)
+
+
+def _stacked(crops: list[Future[Pixels]], labels: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.concatenate([crop.result() for crop in crops])), labels

@@ -5,7 +5,8 @@ is a good share of the work it runs once, over a few augmented copies of each ph
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from training.inputs import Cached, Inputs, Photos
 WORTHWHILE: Final = 0.2
 MEMORY: Final = 4 * 2**30
 BATCH: Final = 32
+FEWEST: Final = 2
 
 
 class PrefixCache:
@@ -31,9 +33,9 @@ class PrefixCache:
     The models that share it have the same tower below their own first trained tensor.
     """
 
-    def __init__(self, photos: Photos, copies: int, device: torch.device) -> None:
-        self._photos = photos
-        self._copies = copies
+    def __init__(self, photos: Photos, copies: Sequence[int], device: torch.device) -> None:
+        """`copies` [N] says how many augmented copies of each photo to take."""
+        self._copies = torch.tensor(copies)
         self._device = device
         self._stages: dict[int, Inputs] = {0: photos}
 
@@ -51,25 +53,36 @@ class PrefixCache:
     def _extend(self, model: Model, source: Inputs, stage: int) -> Cached:
         stages = model.tower[source.stage : stage]
         module = stages if source.stage else nn.Sequential(model.normalise, stages)
-        order = range(len(source.labels))
+        order = [(photo, copy) for photo, count in enumerate(self._copies) for copy in range(count)]
         size = max(1, BATCH // source.rows)
-        batches: Iterator[Tensor] = (
-            rows for copy in range(self._copies) for rows, _ in source.batches(order, size, copy)
+        batches = (rows for rows, _ in source.batches(order, size))
+        first = next(batches)
+        run = runner(module, first, self._device)
+        rest = track(
+            chain([first], batches),
+            "Running the frozen stages",
+            total=-(-len(order) // size),
+            transient=True,
         )
-        run: Callable[[Tensor], Tensor] | None = None
-        parts = []
-        total = self._copies * -(-len(order) // size)
-        for rows in track(batches, "Running the frozen stages", total, transient=True):
-            run = run or runner(module, rows, self._device)
-            parts.append(run(rows).half())
-        tokens = torch.cat(parts)
-        shape = (self._copies, len(order), source.rows, *tokens.shape[1:])
-        return Cached(tokens.reshape(shape), source.labels, stage)
+        tokens = torch.cat([run(rows).half() for rows in rest])
+        return Cached(
+            tokens.view(-1, source.rows, *tokens.shape[1:]), self._copies, source.labels, stage
+        )
 
     def _bytes(self, model: Model, stage: int, size: int) -> int:
         with torch.no_grad():
             row: Tensor = model.tower[:stage](model.normalise(_blank(size)))
-        return 2 * row.numel() * self._copies * len(self._photos.labels) * self._photos.rows
+        return 2 * row.numel() * int(self._copies.sum()) * self._stages[0].rows
+
+
+def copies_for(labels: Sequence[int], counts: Sequence[int], crops: int, most: int) -> list[int]:
+    """How many augmented copies of each photo to take: `crops` for a class, spread over its photos.
+
+    At least `FEWEST` and at most `most` of one photo. A rare class's photos are seen in as many
+    crops as training has time for, and a frequent class's many photos vary by themselves.
+    """
+    by_class = [min(most, max(FEWEST, -(-crops // count))) for count in counts]
+    return [by_class[label] for label in labels]
 
 
 def runner(module: nn.Module, example: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:

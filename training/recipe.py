@@ -25,7 +25,8 @@ class Recipe(BaseModel):
     weight_decay: float = Field(5e-4, ge=0)
     scale: float = Field(25.0, gt=0, description="of the cosine head")
     tau: float = Field(1.0, ge=0, description="strength of the logit adjustment")
-    copies: int = Field(8, ge=1, description="augmented copies of each photo behind a frozen stem")
+    crops: int = Field(300, ge=1, description="augmented crops of a class behind a frozen stem")
+    copies: int = Field(10, ge=1, description="of which one photo gives at most so many")
     prompt: str = "a photo of a {}."
     seed: int = 0
 

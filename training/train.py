@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from models.bundle.ensemble import Floats
+from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone
 from models.lift.model import Model
 from training.build import build, preprocessing_for, prompts_for, resolve
@@ -13,7 +14,7 @@ from training.dataset import Dataset, Split
 from training.evaluation import view_logits
 from training.fit import fit
 from training.inputs import evaluation_photos, training_photos
-from training.prefix import PrefixCache
+from training.prefix import PrefixCache, copies_for
 from training.recipe import Recipe
 
 
@@ -37,7 +38,7 @@ class Trainer:
         self.dataset = dataset
         self._backbone = backbone
         self._device = device
-        self._training: dict[tuple[int, int], PrefixCache] = {}
+        self._training: dict[tuple[int, int, int], PrefixCache] = {}
         self._views: dict[Split, PrefixCache] = {}
 
     def train(self, recipe: Recipe) -> Run:
@@ -50,11 +51,7 @@ class Trainer:
         model = build(backbone, prompts, recipe)
         losses: list[float] = []
         if recipe.epochs:
-            key = recipe.seed, recipe.copies
-            if key not in self._training:
-                photos = training_photos(self.dataset.train, preprocessing, recipe.seed)
-                self._training[key] = PrefixCache(photos, recipe.copies, self._device)
-            inputs = self._training[key].rows_for(model, preprocessing.size)
+            inputs = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
             losses = fit(model, inputs, counts, recipe, self._device)
         facts = Facts(
             backbone=backbone.name,
@@ -75,9 +72,18 @@ class Trainer:
         """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
         if split not in self._views:
             photos = evaluation_photos(split, run.facts.preprocessing)
-            self._views[split] = PrefixCache(photos, 1, self._device)
+            self._views[split] = PrefixCache(photos, [1] * len(split), self._device)
         inputs = self._views[split].rows_for(run.model, run.facts.preprocessing.size)
         return view_logits(run.model, inputs, self._device)
+
+    def _crops(self, recipe: Recipe, preprocessing: Preprocessing) -> PrefixCache:
+        key = recipe.seed, recipe.crops, recipe.copies
+        if key not in self._training:
+            split = self.dataset.train
+            photos = training_photos(split, preprocessing, recipe.seed)
+            copies = copies_for(split.labels, self.dataset.counts, recipe.crops, recipe.copies)
+            self._training[key] = PrefixCache(photos, copies, self._device)
+        return self._training[key]
 
 
 def default_device() -> torch.device:

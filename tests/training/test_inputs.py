@@ -32,7 +32,9 @@ def test_a_crop_lies_in_the_image_and_within_its_limits(width: int, height: int,
 def test_crops_repeat_with_their_seed_and_differ_between_copies(colours: Dataset) -> None:
     def crops(seed: int, copy: int) -> torch.Tensor:
         photos = training_photos(colours.train, PREPROCESSING, seed)
-        return torch.cat([rows for rows, _ in photos.batches(range(6), 4, copy)])
+        return torch.cat(
+            [rows for rows, _ in photos.batches([(photo, copy) for photo in range(6)], 4)]
+        )
 
     assert crops(0, 0).shape == (6, 32, 32, 3)
     assert torch.equal(crops(0, 0), crops(0, 0))
@@ -44,7 +46,7 @@ def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -
     assert colours.test is not None
     photos = evaluation_photos(colours.test, PREPROCESSING)
     order = [5, 0, 3, 1, 4, 2, 0]
-    batches = list(photos.batches(order, 2))
+    batches = list(photos.batches([(photo, 0) for photo in order], 2))
     assert [len(labels) for _, labels in batches] == [2, 2, 2, 1]
     labels = torch.cat([labels for _, labels in batches])
     assert labels.tolist() == [colours.test.labels[index] for index in order]
@@ -54,10 +56,11 @@ def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -
         assert np.array_equal(five.numpy(), views(canvas, 32))
 
 
-def test_cached_copies_take_turns() -> None:
-    tokens = torch.arange(2 * 3 * 1 * 4).reshape(2, 3, 1, 4).half()
-    cached = Cached(tokens, torch.tensor([7, 8, 9]), stage=1)
-    for copy in range(4):
-        ((rows, labels),) = cached.batches([2, 0], 8, copy)
-        assert labels.tolist() == [9, 7]
-        assert torch.equal(rows, tokens[copy % 2, [2, 0], 0].float())
+def test_cached_copies_of_a_photo_take_turns() -> None:
+    """Three photos with one, three and two copies: tokens 0; 1, 2, 3; 4, 5."""
+    tokens = torch.arange(6.0).half().reshape(6, 1, 1)
+    cached = Cached(tokens, torch.tensor([1, 3, 2]), torch.tensor([7, 8, 9]), stage=1)
+    for copy, expected in enumerate([[4, 0, 1], [5, 0, 2], [4, 0, 3], [5, 0, 1]]):
+        ((rows, labels),) = cached.batches([(2, copy), (0, copy), (1, copy)], 8)
+        assert rows.flatten().tolist() == expected
+        assert labels.tolist() == [9, 7, 8]

@@ -5,8 +5,8 @@ from models.lift.backbone import load_backbone
 from training.build import build, preprocessing_for, prompts_for
 from training.dataset import Dataset
 from training.fit import network_behind
-from training.inputs import Cached, Photos, evaluation_photos
-from training.prefix import PrefixCache, worthwhile_stages
+from training.inputs import Cached, Photos, evaluation_photos, first_copies, training_photos
+from training.prefix import PrefixCache, copies_for, worthwhile_stages
 from training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -36,11 +36,11 @@ def test_rows_behind_the_prefix_lead_to_the_same_features(
     preprocessing = preprocessing_for(backbone.image)
     assert colours.test is not None
     photos = evaluation_photos(colours.test, preprocessing)
-    cached = PrefixCache(photos, 1, CPU).rows_for(model, preprocessing.size)
+    cached = PrefixCache(photos, [1] * len(photos.labels), CPU).rows_for(model, preprocessing.size)
     assert isinstance(cached, Cached)
     assert cached.stage == stages
-    ((rows, labels),) = cached.batches(range(6), 6)
-    ((pixels, expected_labels),) = photos.batches(range(6), 6)
+    ((rows, labels),) = cached.batches(first_copies(6), 6)
+    ((pixels, expected_labels),) = photos.batches(first_copies(6), 6)
     with torch.no_grad():
         found = network_behind(model, stages)(rows)
         expected = network_behind(model, 0)(pixels)
@@ -54,7 +54,7 @@ def test_a_deeper_prefix_starts_from_a_shallower_one(tiny_backbone: str, colours
     recipe = Recipe(method="full", blocks=1)
     prompts = prompts_for(colours.classes, recipe)
     photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
-    cache = PrefixCache(photos, 1, CPU)
+    cache = PrefixCache(photos, [1] * len(photos.labels), CPU)
     shallow = cache.rows_for(build(backbone, prompts, recipe), 32)
     assert isinstance(shallow, Cached)
     shallow.tokens.zero_()
@@ -62,7 +62,7 @@ def test_a_deeper_prefix_starts_from_a_shallower_one(tiny_backbone: str, colours
     deep = cache.rows_for(head_only, 32)
     assert isinstance(deep, Cached)
     assert deep.stage > shallow.stage
-    assert torch.equal(deep.tokens[0, 0], deep.tokens[0, 1])
+    assert torch.equal(deep.tokens[0], deep.tokens[1])
 
 
 def test_rows_that_would_not_fit_in_memory_are_not_kept(
@@ -73,4 +73,31 @@ def test_rows_that_would_not_fit_in_memory_are_not_kept(
     recipe = Recipe(method="head")
     model = build(backbone, prompts_for(colours.classes, recipe), recipe)
     photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
-    assert isinstance(PrefixCache(photos, 1, CPU).rows_for(model, 32), Photos)
+    assert isinstance(
+        PrefixCache(photos, [1] * len(photos.labels), CPU).rows_for(model, 32), Photos
+    )
+
+
+def test_every_copy_of_every_photo_is_kept_in_its_place(
+    tiny_backbone: str, colours: Dataset
+) -> None:
+    backbone = load_backbone(tiny_backbone)
+    recipe = Recipe(method="head")
+    model = build(backbone, prompts_for(colours.classes, recipe), recipe)
+    photos = training_photos(colours.train, preprocessing_for(backbone.image), seed=0)
+    copies = [1 + photo % 3 for photo in range(len(colours.train))]
+    cached = PrefixCache(photos, copies, CPU).rows_for(model, 32)
+    assert isinstance(cached, Cached)
+    assert len(cached.tokens) == sum(copies)
+    picks = [(40, 1), (2, 2), (0, 0), (2, 0)]
+    ((rows, labels),) = cached.batches(picks, 4)
+    ((pixels, expected_labels),) = photos.batches(picks, 4)
+    with torch.no_grad():
+        expected = model.tower(model.normalise(pixels))
+    assert torch.allclose(rows, expected, atol=0.02)
+    assert torch.equal(labels, expected_labels)
+
+
+def test_rare_classes_photos_are_seen_in_more_crops() -> None:
+    labels, counts = [0, 0, 1, 2], [300, 40, 5]
+    assert copies_for(labels, counts, crops=200, most=10) == [2, 2, 5, 10]
