@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import onnxruntime as ort
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.bundle.session import load_graph
 from models.lift.graph import write_graph
 from models.lift.model import Model
 from training.inputs import Cached, Inputs, Photos
@@ -100,10 +100,15 @@ def runner(module: nn.Module, example: Tensor, device: torch.device) -> Callable
 
         return run_torch
 
-    session = _session(module.eval(), example)
+    # The exporter would take a batch of one for a constant.
+    pair = example[:1].repeat(2, *[1] * (example.ndim - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prefix.onnx"
+        write_graph(module.eval(), pair, path, ["rows"], ["tokens"])
+        graph = load_graph(path)
 
     def run_onnx(rows: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"rows": rows.numpy()})[0])
+        return torch.from_numpy(graph.run(None, {"rows": rows.numpy()})[0])
 
     return run_onnx
 
@@ -129,14 +134,3 @@ def _operations(module: nn.Module, inputs: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         module(inputs)
     return int(counter.get_total_flops())
-
-
-def _session(module: nn.Module, example: Tensor) -> ort.InferenceSession:
-    # The exporter would take a batch of one for a constant.
-    pair = example[:1].repeat(2, *[1] * (example.ndim - 1))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prefix.onnx"
-        write_graph(module, pair, path, ["rows"], ["tokens"])
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -36,45 +36,55 @@ class Outputs(NamedTuple):
 
 
 class Session:
-    """Runs a graph: `pixels` uint8 [N, S, S, 3] in, `Outputs` out.
+    """Runs a bundle's graph: `pixels` uint8 [N, S, S, 3] in, `Outputs` out.
 
-    Safe to call from several threads. Raises `UserError` where the provider asked for is not the
-    one that runs: ONNX Runtime itself falls back to the CPU with a line in its log.
+    Safe to call from several threads. Raises what `load_graph` raises.
     """
 
     def __init__(
         self, path: Path, provider: Provider = Provider.CPU, threads: int | None = None
     ) -> None:
-        wanted = EXECUTION_PROVIDERS[provider]
-        if wanted not in ort.get_available_providers():
-            raise UserError(
-                f"this onnxruntime has no {wanted}: install taillift[gpu] instead of "
-                "taillift[cpu], or set the provider to cpu"
-            )
-        if provider is Provider.CUDA:
-            ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=[(wanted, OPTIONS[provider])]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common base.
-            raise UserError(
-                f"ONNX Runtime cannot load {path}: {_first_line(error)}; export the bundle again"
-            ) from error
-        self.provider = self._session.get_providers()[0]
-        if self.provider != wanted:
-            raise UserError(
-                f"asked for {wanted} and got {self.provider}: check the driver and CUDA libraries, "
-                "or set the provider to cpu"
-            )
+        self._graph = load_graph(path, provider, threads)
 
     def run(self, pixels: Pixels) -> Outputs:
-        logits, features = self._session.run(["logits", "features"], {"pixels": pixels})
+        logits, features = self._graph.run(["logits", "features"], {"pixels": pixels})
         return Outputs(np.asarray(logits), np.asarray(features))
+
+
+def load_graph(
+    path: Path, provider: Provider = Provider.CPU, threads: int | None = None
+) -> ort.InferenceSession:
+    """Load an ONNX file; `threads` compute one batch on the CPU, by default one a core.
+
+    Raises `UserError` where the file does not load, or the provider asked for is not the one that
+    runs: ONNX Runtime itself falls back to the CPU with a line in its log.
+    """
+    wanted = EXECUTION_PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
+        raise UserError(
+            f"this onnxruntime has no {wanted}: install taillift[gpu] instead of taillift[cpu], "
+            "or set the provider to cpu"
+        )
+    if provider is Provider.CUDA:
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        graph: ort.InferenceSession = ort.InferenceSession(
+            str(path), options, providers=[(wanted, OPTIONS[provider])]
+        )
+    except Exception as error:  # ONNX Runtime's errors have no common base.
+        raise UserError(
+            f"ONNX Runtime cannot load {path}: {_first_line(error)}; export the bundle again"
+        ) from error
+    if (found := graph.get_providers()[0]) != wanted:
+        raise UserError(
+            f"asked for {wanted} and got {found}: check the driver and CUDA libraries, or set the "
+            "provider to cpu"
+        )
+    return graph
 
 
 def _first_line(error: Exception) -> str:
