@@ -1,72 +1,39 @@
-"""Choose a recipe's rates, rank, depth and epochs on the validation photos, never on the test set.
+"""Choose a recipe's values on the validation photos, never on the test photos.
 
-    python benchmarks/tuning.py wardrobe-lt --methods head lift full --tries 40 --seeds 0 1 2
+    python benchmarks/tuning.py wardrobe-lt lift tuner_rate=0.02,0.05,0.1 rank=1,4 --seeds 0 1
 
-Random search, the same number of tries for each method. Prints the best recipes by mean-class
-accuracy with five views, averaged over the seeds, and writes every try to a CSV file.
+Trains every combination and prints the accuracies on val/ with five views, averaged over seeds, the
+best mean-class accuracy first. What is not named stays as in the method's recipe.
 """
 
 import argparse
-import csv
+import itertools
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from models.bundle.manifest import Thresholds
+from models.bundle.manifest import Scores, Thresholds
 from models.lift.backbone import load_backbone
 from training.dataset import load_dataset
 from training.evaluation import evaluate
-from training.recipe import RECIPES, MethodName, Recipe
+from training.recipe import Recipe, recipe_for
 from training.train import Trainer, default_device
-
-RATES = [0.01, 0.02, 0.03, 0.06]
-TOWER_RATES = [0.0003, 0.001, 0.003, 0.01, 0.03]
-SPACES: dict[str, dict[str, list[Any]]] = {
-    "head": {"epochs": [5, 10, 15, 20, 30, 40], "head_rate": RATES},
-    "lift": {
-        "epochs": [5, 10, 15, 20],
-        "head_rate": RATES,
-        "tuner_rate": TOWER_RATES,
-        "rank": [1, 2, 4, 8],
-        "blocks": [1, 2, 3, 6],
-    },
-    "full": {
-        "epochs": [5, 10, 15, 20],
-        "head_rate": RATES,
-        "tuner_rate": TOWER_RATES,
-        "blocks": [1, 2, 3, 6],
-    },
-}
-
-
-def tries(method: MethodName, number: int) -> Iterator[Recipe]:
-    """`number` different random recipes, the same ones at every call."""
-    random = np.random.default_rng(0)
-    seen: set[str] = set()
-    space = SPACES[method]
-    while len(seen) < min(number, int(np.prod([len(values) for values in space.values()]))):
-        drawn = {key: values[random.integers(len(values))] for key, values in space.items()}
-        recipe = RECIPES[method].model_copy(update=drawn)
-        if str(drawn) not in seen:
-            seen.add(str(drawn))
-            yield recipe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
+    parser.add_argument("method")
+    parser.add_argument("values", nargs="+", metavar="KEY=V1,V2", help="fields of a recipe")
     parser.add_argument("--backbone", default="default")
-    parser.add_argument("--methods", nargs="+", choices=list(SPACES), default=list(SPACES))
-    parser.add_argument("--tries", type=int, default=40)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--shard", default="0/1", help="I/N: only every N-th try, from the I-th")
-    parser.add_argument("--out", type=Path, default=Path("runs/tuning.csv"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
-    shard, shards = map(int, options.shard.split("/"))
 
     dataset = load_dataset(options.data)
     if dataset.val is None:
@@ -74,32 +41,34 @@ def main() -> None:
     labels = np.array(dataset.val.labels)
     groups = [Thresholds().group(count) for count in dataset.counts]
     trainer = Trainer(dataset, load_backbone(options.backbone), default_device())
-    rows = []
-    for method in sorted(options.methods, key=["full", "lift", "head"].index):
-        for number, recipe in enumerate(tries(method, options.tries)):
-            if number % shards != shard:
-                continue
-            results = []
-            for seed in options.seeds:
-                run = trainer.train(recipe.model_copy(update={"seed": seed}))
-                logits = trainer.view_logits(run, dataset.val)
-                results.append(evaluate("val", logits, labels, groups))
-            rows.append(
-                {
-                    "method": method,
-                    **{key: getattr(recipe, key) for key in SPACES["lift"]},
-                    "mean_class": round(mean(one.full.mean_class for one in results), 2),
-                    "few": round(mean(one.full.few or 0 for one in results), 2),
-                    "single_mean_class": round(mean(one.single.mean_class for one in results), 2),
-                }
-            )
-            print(rows[-1], flush=True)
-    rows.sort(key=lambda row: (str(row["method"]), -float(row["mean_class"])))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    tried: list[tuple[dict[str, str], list[Scores]]] = []
+    for changes in combinations(options.values):
+        results = []
+        for seed in options.seeds:
+            run = trainer.train(recipe_for(options.method, **changes, seed=seed))
+            logits = trainer.view_logits(run, dataset.val)
+            results.append(evaluate("val", logits, labels, groups).full)
+        tried.append((changes, results))
+    Console().print(table(tried))
+
+
+def combinations(values: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Every choice of one value for each key, of "key=v1,v2" and so on."""
+    keys, lists = zip(*(one.split("=", 1) for one in values), strict=True)
+    if unknown := set(keys) - set(Recipe.model_fields):
+        sys.exit(f"a recipe has no {', '.join(sorted(unknown))}")
+    for chosen in itertools.product(*(one.split(",") for one in lists)):
+        yield dict(zip(keys, chosen, strict=True))
+
+
+def table(tried: list[tuple[dict[str, str], list[Scores]]]) -> Table:
+    measures = ("mean_class", "many", "medium", "few")
+    grid = Table(*tried[0][0], *measures)
+    ranked = sorted(tried, key=lambda one: -mean(scores.mean_class for scores in one[1]))
+    for changes, results in ranked:
+        figures = (mean(getattr(one, key) or 0 for one in results) for key in measures)
+        grid.add_row(*changes.values(), *(f"{figure:.1f}" for figure in figures))
+    return grid
 
 
 if __name__ == "__main__":
