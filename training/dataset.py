@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from rich.progress import track
-
 from models import UserError
 from models.bundle.atomic import atomic_folder
 from models.bundle.images import ImageError, decode
+from training.progress import track
 
 SplitName = Literal["train", "val", "test"]
 SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp"}
@@ -104,9 +103,7 @@ def _find(folder: Path) -> list[Path]:
 
 def _readable(paths: list[Path]) -> set[Path]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = track(
-            pool.map(_problem, paths), "Checking photos", total=len(paths), transient=True
-        )
+        problems = track(pool.map(_problem, paths), "Checking photos", len(paths))
         broken = {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
     for path, problem in broken.items():
         logger.warning("%s is left out: %s", path, problem)

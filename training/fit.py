@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -14,6 +13,7 @@ from models import UserError
 from models.lift.model import Model
 from training.inputs import Inputs
 from training.loss import LogitAdjusted
+from training.progress import epochs_bar
 from training.recipe import Recipe
 
 
@@ -25,7 +25,7 @@ def fit(
     SGD on the logit-adjusted loss, its rates on a cosine that steps once an epoch (LIFT, section
     4.1). Raises `UserError` where the loss is no longer a number.
     """
-    torch.manual_seed(recipe.seed)
+    shuffle = torch.Generator().manual_seed(recipe.seed)
     model.to(device).eval()
     network = network_behind(model, inputs.stage)
     criterion = LogitAdjusted(counts, recipe.tau).to(device)
@@ -37,10 +37,12 @@ def fit(
     schedule = CosineAnnealingLR(optimiser, T_max=recipe.epochs)
     bf16 = bf16_is_faster(device)
     losses: list[float] = []
-    with training_progress(recipe) as progress:
+    title = f"Training {recipe.method}, seed {recipe.seed}"
+    with epochs_bar(title, recipe.epochs) as progress:
         for epoch in range(recipe.epochs):
             summed = 0.0
-            order = [(photo, epoch) for photo in torch.randperm(len(inputs.labels)).tolist()]
+            photos = torch.randperm(len(inputs.labels), generator=shuffle).tolist()
+            order = [(photo, epoch) for photo in photos]
             for rows, labels in inputs.batches(order, recipe.batch):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     features = network(rows.to(device))
@@ -76,21 +78,6 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, object]]:
         for params, rate in ((head, recipe.head_rate), (tower, recipe.tuner_rate))
         if params
     ]
-
-
-def training_progress(recipe: Recipe) -> Progress:
-    """A bar over epochs, its one task already added."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-        transient=True,
-    )
-    title = f"Training {recipe.method}, seed {recipe.seed}"
-    progress.add_task(title, total=recipe.epochs, loss=math.nan)
-    return progress
 
 
 def bf16_is_faster(device: torch.device) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,7 @@ from models.bundle.session import load_graph
 from models.lift.graph import write_graph
 from models.lift.model import Model
 from training.inputs import Cached, Inputs, Photos
+from training.progress import track
 
 # Below this share of the forward pass's operations a fresh crop in every epoch is worth more.
 WORTHWHILE: Final = 0.2
@@ -58,13 +58,8 @@ class PrefixCache:
         batches = (rows for rows, _ in source.batches(order, size))
         first = next(batches)
         run = runner(module, first, self._device)
-        rest = track(
-            chain([first], batches),
-            "Running the frozen stages",
-            total=-(-len(order) // size),
-            transient=True,
-        )
-        tokens = torch.cat([run(rows).half() for rows in rest])
+        every = track(chain([first], batches), "Running the frozen stages", -(-len(order) // size))
+        tokens = torch.cat([run(rows).half() for rows in every])
         return Cached(
             tokens.view(-1, source.rows, *tokens.shape[1:]), self._copies, source.labels, stage
         )

@@ -37,7 +37,7 @@ RECIPES: Final[dict[MethodName, Recipe]] = {
     "zero-shot": Recipe(method="zero-shot", epochs=0),
     "head": Recipe(method="head", head_rate=0.06),
     "lift": Recipe(method="lift", head_rate=0.06, tuner_rate=0.05),
-    "full": Recipe(method="full", head_rate=0.06, tuner_rate=0.003),
+    "full": Recipe(method="full", head_rate=0.06, tuner_rate=0.001),
 }
 
 
