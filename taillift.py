@@ -23,6 +23,11 @@ def main() -> None:
         app()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {error.name} is not installed: install taillift[train,cpu] to train, "
+            "taillift[cpu] or taillift[gpu] to serve"
+        )
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import torch
 from serving import form, running
 
 from models.bundle.ensemble import combine
-from models.bundle.folder import DELTA, read_manifest
+from models.bundle.folder import DELTA, MODEL, read_manifest
 from models.bundle.images import VIEWS
+from models.bundle.session import Session
 from training.checkpoint import restore
 from training.dataset import Dataset, load_dataset
 from training.evaluation import view_logits
@@ -77,6 +78,17 @@ def test_http_gives_torchs_label_and_confidence_on_every_photo(
     assert served.shape == in_torch.shape == (332, 17)
     assert (served.argmax(-1) == in_torch.argmax(-1)).all()
     assert np.abs(served - in_torch).max() < 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+def test_the_graph_takes_any_batch(demo: Path, batch: int) -> None:
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, 224, 224, 3), np.uint8)
+    outputs = Session(demo / MODEL).run(pixels)
+    model, _ = restore(demo / DELTA)
+    with torch.no_grad():
+        logits, _ = model.eval()(torch.from_numpy(pixels))
+    assert outputs.logits.shape == (batch, 17)
+    assert np.abs(outputs.logits - logits.numpy()).max() < 1e-4
 
 
 def test_the_report_holds_the_accuracy_that_is_served(

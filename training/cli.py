@@ -33,6 +33,7 @@ def train(
     tuner_rate: Annotated[float | None, typer.Option(help="learning rate in the tower")] = None,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint."""
+    from models.bundle.atomic import require_writable
     from models.lift.backbone import load_backbone
     from training.checkpoint import save
     from training.dataset import load_dataset
@@ -51,6 +52,7 @@ def train(
     )
     dataset = load_dataset(data)
     path = out or Path("runs") / dataset.name / f"{method}-{seed}.safetensors"
+    require_writable(path)
     try:
         run = Trainer(dataset, load_backbone(backbone), default_device()).train(recipe)
     except KeyboardInterrupt:
@@ -114,6 +116,7 @@ def compare(
     """Train several methods on the same photos and show their accuracy along the tail."""
     from rich.console import Console
 
+    from models.bundle.atomic import require_writable
     from models.lift.backbone import load_backbone
     from training.compare import compare as run
     from training.compare import table
@@ -122,17 +125,16 @@ def compare(
     from training.train import default_device
 
     recipes = [
-        recipe_for(method.strip(), seed=int(seed))
+        recipe_for(method.strip(), seed=seed.strip())
         for method in methods.split(",")
         for seed in seeds.split(",")
     ]
     dataset = load_dataset(data)
     folder = out or Path("runs") / dataset.name
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder / "results.csv")
     try:
         results = run(dataset, load_backbone(backbone), recipes, folder, default_device())
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again") from None
-    console = Console()
-    console.print(table(results))
+    Console(markup=False).print(table(results))
     typer.echo(f"{folder}/results.csv and comparison.png hold the same")

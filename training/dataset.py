@@ -1,8 +1,10 @@
 """Labelled photos: a folder with `train/CLASS/*` and, where there are, `val/` and `test/`."""
 
+import hashlib
 import logging
 import os
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +47,8 @@ class Dataset:
     @property
     def counts(self) -> list[int]:
         """Training photos of each class."""
-        return [self.train.labels.count(index) for index in range(len(self.classes))]
+        counted = Counter(self.train.labels)
+        return [counted[index] for index in range(len(self.classes))]
 
     @property
     def held_out(self) -> tuple[SplitName, Split] | None:
@@ -58,20 +61,24 @@ class Dataset:
 def load_dataset(source: str) -> Dataset:
     """Read a folder of photos, or a sample set by its name.
 
-    A photo that cannot be decoded is left out with a warning that names it. Raises `UserError`
+    A photo that cannot be decoded is left out with a warning that names it, and so are files of
+    another kind. Raises `UserError`
     where there are fewer than two classes, a class has no readable training photo, or a held-out
     class is not among the trained ones.
     """
-    root = unpack_sample(source) if source in SAMPLE_NAMES else Path(source)
+    root = Path(source)
+    if source in SAMPLE_NAMES and not (root / "train").is_dir():
+        root = unpack_sample(source)
     if not (root / "train").is_dir():
         samples = ", ".join(SAMPLE_NAMES)
         raise UserError(
             f"{root} has no folder train/: give a folder with train/CLASS/*.jpg, or one of the "
             f"sample sets ({samples})"
         )
+    _check_names(class_folders(root / "train"))
     found = {name: _find(root / name) for name in ("train", "val", "test")}
     readable = _readable([path for paths in found.values() for path in paths])
-    counts = _count_classes(root / "train", readable)
+    counts = _count_classes(root / "train", found["train"], readable)
     classes = tuple(sorted(counts, key=lambda name: (-counts[name], name)))
     splits = {name: _split(paths, readable, classes) for name, paths in found.items()}
     train = splits["train"]
@@ -82,9 +89,12 @@ def load_dataset(source: str) -> Dataset:
 def unpack_sample(name: str) -> Path:
     """Unpack a sample set to the user's cache on first use; returns its folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taillift"
-    target = base / name
+    source = SAMPLES / f"{name}.tar"
+    with source.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    target = base / content[:12] / name
     if not target.is_dir():
-        with atomic_folder(target) as folder, tarfile.open(SAMPLES / f"{name}.tar") as archive:
+        with atomic_folder(target) as folder, tarfile.open(source) as archive:
             for member in archive:
                 # The archive holds one folder of the set's own name.
                 member.name = member.name.removeprefix(name).lstrip("/") or "."
@@ -97,8 +107,33 @@ def class_name(folder: str) -> str:
     return folder.replace("_", " ")
 
 
-def _find(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+def class_folders(split: Path) -> list[Path]:
+    """The folders of a split, without those that a system or a tool has put there."""
+    if not split.is_dir():
+        return []
+    folders = [path for path in split.iterdir() if path.is_dir()]
+    return sorted(path for path in folders if not path.name.startswith((".", "@", "__")))
+
+
+def _find(split: Path) -> list[Path]:
+    paths = [path for folder in class_folders(split) for path in sorted(folder.iterdir())]
+    photos = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    if ignored := sorted(set(paths) - set(photos)):
+        logger.warning(
+            "%s: %d entries are not JPEG, PNG or WebP files by name and are left out, such as %s",
+            split,
+            len(ignored),
+            ignored[0],
+        )
+    return photos
+
+
+def _check_names(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{folder!r}: the class's name is not UTF-8: rename it") from None
 
 
 def _readable(paths: list[Path]) -> set[Path]:
@@ -115,15 +150,14 @@ def _problem(path: Path) -> str | None:
         decode(path.read_bytes(), target=1)
     except ImageError as error:
         return str(error)
+    except OSError as error:
+        return error.strerror
     return None
 
 
-def _count_classes(train: Path, readable: set[Path]) -> dict[str, int]:
-    counts = {
-        folder.name: sum(path in readable for path in _find(train) if path.parent == folder)
-        for folder in sorted(train.iterdir())
-        if folder.is_dir()
-    }
+def _count_classes(train: Path, found: list[Path], readable: set[Path]) -> dict[str, int]:
+    readable_in = Counter(path.parent.name for path in found if path in readable)
+    counts = {folder.name: readable_in[folder.name] for folder in class_folders(train)}
     for name, count in counts.items():
         if count == 0:
             raise UserError(

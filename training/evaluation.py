@@ -83,7 +83,7 @@ def confusion(view_logits: Floats, labels: Indices, classes: int) -> Indices:
 
 @torch.no_grad()
 def view_logits(model: Model, inputs: Inputs, device: torch.device) -> Floats:
-    """Logits float32 [N, 5, C] of every view in torch, in full precision."""
+    """Logits float32 [N, 5, C] of every view, in torch without autocast."""
     model.to(device).eval()
     network = network_behind(model, inputs.stage)
     parts = [

@@ -35,6 +35,7 @@ from training.dataset import Dataset, Split
 from training.evaluation import class_accuracies, confusion, evaluate
 from training.figures import draw_class_accuracies
 from training.inputs import evaluation_photos, first_copies
+from training.recipe import Recipe
 
 TOLERANCE: Final = 1e-4
 PROOF_PHOTOS: Final = 32
@@ -126,7 +127,7 @@ def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresh
 
 
 def write_report(folder: Path, facts: Facts, measured: Measured) -> None:
-    """metrics.json, the confusion matrix with five views, and a figure of the classes."""
+    """metrics.json, what was taken for what with five views, and a figure of the classes."""
     folder.mkdir()
     scores = {
         "single": measured.evaluation.single.model_dump(),
@@ -135,9 +136,10 @@ def write_report(folder: Path, facts: Facts, measured: Measured) -> None:
     (folder / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *facts.classes])
-        for name, row in zip(facts.classes, measured.confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
+        writer.writerow(["true", "predicted", "photos"])
+        for true, predicted in np.argwhere(measured.confusion).tolist():
+            count = int(measured.confusion[true, predicted])
+            writer.writerow([facts.classes[true], facts.classes[predicted], count])
     draw_class_accuracies(folder / "classes.png", facts.classes, facts.counts, measured.accuracies)
 
 
@@ -211,7 +213,7 @@ def _manifest(
             name=recipe.method,
             rank=recipe.rank,
             trainable_parameters=facts.trainable_parameters,
-            loss="logit-adjusted",
+            loss=_loss_name(facts.recipe),
         ),
         classes=classes_from(facts.classes, facts.prompts, facts.counts, thresholds, accuracies),
         thresholds=thresholds,
@@ -219,3 +221,9 @@ def _manifest(
         evaluation=measured.evaluation if measured else None,
         files=files,
     )
+
+
+def _loss_name(recipe: Recipe) -> str:
+    if recipe.method == "zero-shot":
+        return "none"
+    return "logit-adjusted" if recipe.tau else "cross-entropy"

@@ -1,5 +1,6 @@
 """Figures for reports and for the README."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from models.bundle.manifest import GROUPS, Accuracy, Group, Scores, Thresholds
 
 COLOURS: Final[dict[Group, str]] = {"many": "#4477aa", "medium": "#228833", "few": "#ee6677"}
 GREY: Final = "#bbbbbb"
+WIDEST: Final = 24.0
+MOST_NAMES: Final = 70
 
 mpl.rcParams.update(
     {
@@ -21,6 +24,8 @@ mpl.rcParams.update(
         "axes.titlesize": 10,
         "axes.titlelocation": "left",
         "figure.dpi": 150,
+        # A dollar sign in a class's name is one.
+        "text.parse_math": False,
     }
 )
 
@@ -32,16 +37,17 @@ def draw_class_accuracies(
     accuracies: Sequence[Accuracy | None],
 ) -> None:
     """Accuracy of each class with five views, in frequency order, over its training photos."""
-    figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.2), layout="constrained")
+    width = min(WIDEST, max(6, 0.35 * len(classes)))
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.4])
     groups = [Thresholds().group(count) for count in counts]
     colours = [COLOURS[group] for group in groups]
     above.bar(range(len(classes)), counts, color=colours)
     above.set(yscale="log", title="training photos")
-    heights = [accuracy.full if accuracy else 0 for accuracy in accuracies]
+    heights = [accuracy.full if accuracy else math.nan for accuracy in accuracies]
     below.bar(range(len(classes)), heights, color=colours)
     below.set(ylim=(0, 100), title="accuracy with five views, %")
-    below.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor")
+    _name_classes(below, classes)
     _legend(above)
     figure.savefig(path)
 
@@ -64,7 +70,7 @@ def draw_comparison(
 def _draw_groups(axes: Axes, results: Mapping[str, Scores]) -> None:
     width = 0.8 / len(GROUPS)
     for place, group in enumerate(GROUPS):
-        heights = [getattr(one, group) or 0 for one in results.values()]
+        heights = [_or_nan(getattr(one, group)) for one in results.values()]
         spots = [index + (place - 1) * width for index in range(len(results))]
         bars = axes.bar(spots, heights, width * 0.92, color=COLOURS[group])
         axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
@@ -86,8 +92,19 @@ def _draw_classes(
         axes.plot(range(len(names)), rates, "o-", color=shade, lw=1.2, ms=4, label=method)
     labels = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
     axes.set(ylim=(0, 102), title="accuracy by class, %  (training photos)")
-    axes.set_xticks(range(len(names)), labels, rotation=60, ha="right", rotation_mode="anchor")
+    _name_classes(axes, labels)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _name_classes(axes: Axes, names: Sequence[str]) -> None:
+    """One tick a class, as far as a reader can tell them apart."""
+    step = -(-len(names) // MOST_NAMES)
+    places = range(0, len(names), step)
+    axes.set_xticks(places, names[::step], rotation=60, ha="right", rotation_mode="anchor")
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _legend(axes: Axes) -> None:

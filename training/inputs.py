@@ -71,7 +71,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class Cached:
-    """Rows behind the tower's first `stage` stages: `tokens` float16 [sum(copies), rows, ...].
+    """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 
     `copies` [N] says how many each photo has, one photo's behind the other's. Asked for more, they
     take turns.

@@ -25,6 +25,8 @@ WORTHWHILE: Final = 0.2
 MEMORY: Final = 4 * 2**30
 BATCH: Final = 32
 FEWEST: Final = 2
+# Half precision ends at 65,504; where one batch comes near it, another may pass it.
+HALF_RANGE: Final = 1e4
 
 
 class PrefixCache:
@@ -59,7 +61,8 @@ class PrefixCache:
         first = next(batches)
         run = runner(module, first, self._device)
         every = track(chain([first], batches), "Running the frozen stages", -(-len(order) // size))
-        tokens = torch.cat([run(rows).half() for rows in every])
+        kept = torch.half if run(first).abs().max() < HALF_RANGE else torch.float
+        tokens = torch.cat([run(rows).to(kept) for rows in every])
         return Cached(
             tokens.view(-1, source.rows, *tokens.shape[1:]), self._copies, source.labels, stage
         )

@@ -1,8 +1,8 @@
 """What is trained and how, as data that is kept with the result."""
 
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models import UserError
 
@@ -10,7 +10,7 @@ MethodName = Literal["zero-shot", "head", "lift", "full"]
 
 
 class Recipe(BaseModel):
-    """One training run. What `RECIPES` does not change is as in LIFT's own (section 4.1)."""
+    """One training run: momentum, decay, scale, tau and prompt as in LIFT (section 4.1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,13 @@ class Recipe(BaseModel):
     crops: int = Field(300, ge=1, description="augmented crops of a class behind a frozen stem")
     copies: int = Field(10, ge=1, description="of which one photo gives at most so many")
     prompt: str = "a photo of a {}."
-    seed: int = 0
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_epochs(self) -> Self:
+        if self.method == "zero-shot" and self.epochs:
+            raise ValueError("zero-shot trains nothing: leave epochs at 0")
+        return self
 
 
 # Epochs and rates were chosen on wardrobe-lt's validation photos (benchmarks/tuning.py); the
@@ -50,4 +56,5 @@ def recipe_for(method: str, **changes: Any) -> Recipe:
         return Recipe.model_validate({**RECIPES[method].model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]} = {first['input']}: {first['msg']}") from error
+        where = f"{first['loc'][0]} = {first['input']}: " if first["loc"] else ""
+        raise UserError(f"{where}{first['msg']}") from None

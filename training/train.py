@@ -79,6 +79,8 @@ class Trainer:
     def _crops(self, recipe: Recipe, preprocessing: Preprocessing) -> PrefixCache:
         key = recipe.seed, recipe.crops, recipe.copies
         if key not in self._training:
+            # One seed's rows at a time: they are the largest thing in memory.
+            self._training.clear()
             split = self.dataset.train
             photos = training_photos(split, preprocessing, recipe.seed)
             copies = copies_for(split.labels, self.dataset.counts, recipe.crops, recipe.copies)

@@ -77,9 +77,10 @@ def new_bundle(
 ) -> Iterator[Path]:
     """Yield a folder to fill; afterwards its manifest is written and it becomes `target`.
 
-    `manifest(version, files)` is called with every file in the folder hashed.
+    `manifest(version, files)` is called with every file in the folder hashed. With `replace` an
+    existing bundle makes room, and nothing else does.
     """
-    with atomic_folder(target, replace) as folder:
+    with atomic_folder(target, MANIFEST if replace else None) as folder:
         yield folder
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}

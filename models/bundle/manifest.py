@@ -54,7 +54,7 @@ class Method(Record):
     name: str
     rank: int | None = Field(None, description="hidden units added to each adapted MLP")
     trainable_parameters: int
-    loss: str = Field(description="logit-adjusted: logits carry no training prior")
+    loss: str = Field(description="with logit-adjusted, logits carry no training prior")
 
 
 class Preprocessing(Record):

@@ -74,11 +74,14 @@ def load_backbone(name: str = DEFAULT) -> Backbone:
     if not source:
         raise UserError(f"backbone {name!r}: write `default`, ARCH:PRETRAINED_TAG or ARCH:PATH")
     _check_architecture(architecture)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
-        return _load(name, architecture, source, path, _usual_preprocessing(architecture))
+        return _load(name, architecture, str(path), path, _usual_preprocessing(architecture))
     if "/" in source or path.suffix:
-        raise UserError(f"backbone {name!r}: there is no file {source}")
+        raise UserError(
+            f"backbone {name!r}: there is no file {source}; if it has moved, pass --backbone "
+            f"{architecture}:PATH"
+        )
     return _load(name, architecture, source, _download(architecture, source))
 
 
@@ -93,21 +96,21 @@ def _load(
         clip = open_clip.create_model(
             model_name, pretrained, force_preprocess_cfg=preprocessing, weights_only=True
         )
+        tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"backbone {name!r}: {weights} does not load: {reason}") from error
+        raise UserError(f"backbone {name!r}: {weights} does not load: {_reason(error)}") from error
     clip.float().eval().requires_grad_(False)
     return Backbone(
         name=name,
         architecture=DEFAULT_ARCHITECTURE if pretrained is None else model_name,
-        pretrained=DEFAULT if pretrained is None else pretrained,
+        pretrained=DEFAULT if pretrained is None else Path(pretrained).name,
         sha256=_sha256(weights),
         tower=convert(clip.visual),
         projection=projection(clip.visual),
         image=_image_spec(clip),
         logit_scale=float(clip.logit_scale.exp()),
         _clip=clip,
-        _tokenizer=open_clip.get_tokenizer(model_name),
+        _tokenizer=tokenizer,
     )
 
 
@@ -130,9 +133,8 @@ def _download(architecture: str, tag: str) -> Path:
     try:
         return Path(open_clip.download_pretrained(config))
     except Exception as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{architecture}:{tag} cannot be downloaded ({reason}): "
+            f"{architecture}:{tag} cannot be downloaded ({_reason(error)}): "
             f"fetch the weights elsewhere and pass {architecture}:PATH"
         ) from error
 
@@ -178,6 +180,12 @@ def _image_spec(clip: Any) -> ImageSpec:
         interpolation=config["interpolation"],
         resize_mode=config["resize_mode"],
     )
+
+
+def _reason(error: Exception) -> str:
+    """The start of an exception's text, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300] or type(error).__name__
 
 
 def _sha256(path: Path) -> str:

@@ -122,8 +122,10 @@ def projection(visual: Any) -> Tensor:
     Raises `UserError` where there is none or it is more than one matrix.
     """
     if type(visual).__name__ == "VisionTransformer":
-        matrix: Tensor = visual.proj
-        return matrix.detach().clone()
+        matrix: Tensor | None = visual.proj
+        if matrix is not None:
+            return matrix.detach().clone()
+        raise UserError("the backbone has no projection: taillift cannot start the head from text")
     layer = dict(visual.head.named_children()).get("proj")
     if not isinstance(layer, nn.Linear) or layer.bias is not None:
         raise UserError(

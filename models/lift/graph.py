@@ -12,8 +12,12 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from models import UserError
+
 # The first opset with standard Attention and Gelu operators.
 OPSET: Final = 23
+# Protocol buffers end at 2 GiB; the graph itself takes a little of it.
+LARGEST: Final = 2**31 - 2**24
 
 
 def write_graph(
@@ -21,8 +25,15 @@ def write_graph(
 ) -> int:
     """Export `module` to one file with a dynamic batch; returns the number of nodes.
 
-    `example` is a batch of at least two: the exporter takes a size of one for a constant.
+    `example` is a batch of at least two: the exporter takes a size of one for a constant. Raises
+    `UserError` where the weights do not fit in one file.
     """
+    size = sum(one.numel() * one.element_size() for one in module.state_dict().values())
+    if size > LARGEST:
+        raise UserError(
+            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most "
+            f"{LARGEST / 1e9:.1f} GB: take a smaller backbone"
+        )
     with _quiet():
         program = torch.onnx.export(
             module,

@@ -46,8 +46,8 @@ class AdaptFormer(nn.Module):
         return tuner
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = F.relu(self.down(self.norm(tokens)))
-        return self.scale * F.linear(hidden, self.up.weight, self.up.bias)
+        added: Tensor = self.scale * self.up(F.relu(self.down(self.norm(tokens))))
+        return added
 
     @torch.no_grad()
     def merge(self, block: Block) -> None:

@@ -13,7 +13,9 @@ from training.dataset import Dataset
 from training.recipe import Recipe
 from training.train import Run, Trainer
 
-PIXELS = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+PIXELS = torch.randint(
+    0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,10 @@ def taillift(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["train", "photos", "--method", "lif"], "error: method 'lif' is not one of zero-shot"),
         (["train", "photos", "--rank", "0"], "error: rank = 0: Input should be greater"),
         (["train", "photos", "--backbone", "ViT-B16:x"], "did you mean ViT-B-16"),
+        (["train", "photos", "--seed", "-1"], "error: seed = -1: Input should be greater"),
+        (["train", "photos", "--method", "zero-shot", "--epochs", "3"], "zero-shot trains nothing"),
+        (["train", "photos", "--out", "photos"], "error: photos is a folder: name a file"),
+        (["compare", "photos", "--seeds", "a"], "error: seed = a: Input should be a valid integer"),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
         (["compare", "photos"], "error: photos has neither test/ nor val/"),
     ],
@@ -48,7 +52,9 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
     assert process.stdout is not None
     read = ""
     while "Training lift" not in read:
-        read += process.stdout.read(1)
+        one = process.stdout.read(1)
+        assert one, process.communicate()
+        read += one
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1

@@ -42,6 +42,37 @@ def test_a_corrupt_photo_is_left_out_with_a_warning_that_names_it(
     assert "cannot be decoded" in message
 
 
+def test_what_is_no_photo_by_name_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train/red/notes.txt").touch()
+    (root / "train/red/more").mkdir()
+    (root / "train/.cache").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    (message,) = caplog.messages
+    assert "train: 2 entries are not JPEG, PNG or WebP files" in message
+    assert "red/more" in message
+
+
+def test_a_folder_called_like_a_photo_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train/red/x.jpg").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    assert "x.jpg is left out: Is a directory" in caplog.text
+
+
+def test_a_class_name_that_cannot_be_written_down_is_refused(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train/red").rename(root / "train" / "r\udcff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_dataset(str(root))
+
+
 def test_a_class_without_a_readable_photo_is_named(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 1})
     (root / "train/blue/000.png").write_text("not a photo")
@@ -90,3 +121,11 @@ def test_a_sample_set_is_unpacked_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert unpack_sample("wardrobe-lt") == folder
     assert (folder / "mark").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+
+
+def test_a_folder_of_ones_own_comes_before_a_sample_set_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "wardrobe-lt", {"red": 3, "blue": 2})
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("wardrobe-lt").classes == ("red", "blue")

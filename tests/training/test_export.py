@@ -145,13 +145,13 @@ def test_an_existing_bundle_is_kept_unless_replacing_is_asked_for(
     checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
     target = tmp_path / "bundle"
-    target.mkdir()
-    (target / "mine").touch()
+    export(checkpoint, colours, target)
+    (target / "mark").touch()
     with pytest.raises(UserError, match="exists already"):
         export(checkpoint, colours, target)
-    assert (target / "mine").exists()
+    assert (target / "mark").exists()
     export(checkpoint, colours, target, replace=True)
-    assert not (target / "mine").exists()
+    assert not (target / "mark").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 

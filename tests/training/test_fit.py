@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models import UserError
 from models.lift.backbone import load_backbone
@@ -57,14 +57,25 @@ def test_a_loss_that_is_no_number_ends_the_run(colours: Dataset, tiny_backbone: 
         train(colours, tiny_backbone, tuner_rate=1e30, head_rate=1e30)
 
 
-def test_the_last_epoch_has_lifts_learning_rate() -> None:
-    """20 epochs from 0.01 end at 6.1558e-05, as in the authors' log."""
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.01)
-    schedule = CosineAnnealingLR(optimiser, T_max=20)
-    for _ in range(19):
-        optimiser.step()
-        schedule.step()
-    assert schedule.get_last_lr()[0] == pytest.approx(6.1558e-05, rel=1e-4)
+def test_rates_fall_by_lifts_schedule_each_group_from_its_own(
+    colours: Dataset, tiny_backbone: str
+) -> None:
+    """Stepped once an epoch; 20 epochs from 0.01 end at 6.1558e-05, as in the authors' log."""
+    seen: list[tuple[float, float]] = []
+
+    def note(optimiser: torch.optim.Optimizer, *_: object) -> None:
+        head, tower = optimiser.param_groups
+        seen.append((head["lr"], tower["lr"]))
+
+    hook = register_optimizer_step_pre_hook(note)
+    try:
+        train(colours, tiny_backbone, epochs=20, batch=30, head_rate=0.01, tuner_rate=0.02)
+    finally:
+        hook.remove()
+    assert len(seen) == 20 * 2, "56 photos in batches of 30"
+    assert seen[0] == seen[1] == (0.01, 0.02)
+    assert seen[2][0] < 0.01
+    assert seen[-1] == pytest.approx((6.1558e-05, 2 * 6.1558e-05), rel=1e-4)
 
 
 def test_facts_tell_the_settled_rank(colours: Dataset, tiny_backbone: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from palette import palette_manifest
 
 from models import UserError
-from models.bundle.atomic import atomic_file, atomic_folder
+from models.bundle.atomic import _swap, atomic_file, atomic_folder, require_writable
 from models.bundle.folder import new_bundle
 
 
@@ -63,13 +63,61 @@ def test_a_block_that_raises_leaves_no_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def write_folder(target: Path, name: str, replace: str | None = "mark") -> None:
+    with atomic_folder(target, replace) as folder:
+        (folder / "mark").touch()
+        (folder / name).touch()
+
+
 def test_a_replaced_folder_is_the_new_one_alone(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     for name in ("old", "new"):
-        with atomic_folder(target, replace=True) as folder:
-            (folder / name).touch()
-    assert [path.name for path in target.iterdir()] == ["new"]
+        write_folder(target, name)
+    assert sorted(path.name for path in target.iterdir()) == ["mark", "new"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_of_another_kind_is_never_replaced(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "mine.jpg").touch()
+    with pytest.raises(UserError, match="has no mark and is not replaced"):
+        write_folder(photos, "new")
+    with pytest.raises(UserError, match="exists already"):
+        write_folder(photos, "new", replace=None)
+    assert [path.name for path in photos.iterdir()] == ["mine.jpg"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+
+    def late() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "late").touch()
+            write_folder(target, "first", replace=None)
+
+    with pytest.raises(UserError, match="exists already"):
+        late()
+    assert (target / "first").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    write_folder(target, "old")
+    with pytest.raises(FileNotFoundError):
+        _swap(tmp_path / "vanished", target, tmp_path / "aside")
+    assert (target / "old").exists()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run\.safetensors cannot be written: File exists"):
+        require_writable(tmp_path / "file" / "run.safetensors")
+    with pytest.raises(UserError, match="is a folder: name a file"):
+        require_writable(tmp_path)
+    require_writable(tmp_path / "new" / "run.safetensors")
 
 
 def test_a_manifest_that_cannot_be_made_leaves_no_bundle(tmp_path: Path) -> None:

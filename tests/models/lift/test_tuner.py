@@ -12,13 +12,16 @@ from models.lift.model import Model, Normalise, merge
 from models.lift.tower import Block, Embed, LayerScale, Pool, QuickGELU, Tower
 from models.lift.tuner import AdaptFormer, SplitActivation, adaptive_rank, attach_adaptformer
 
-PIXELS = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+PIXELS = torch.randint(
+    0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 
 
 def tiny(
     act: nn.Module | None = None, eps: float = 1e-5, scaled: bool = False, width: int = 32
 ) -> Model:
     """A small tower with random weights everywhere, affine norms and layer scales among them."""
+    torch.manual_seed(0)
     blocks = [Block(width, 4, 4 * width, act or nn.GELU(), eps, scaled) for _ in range(3)]
     embed = Embed(
         PatchConv(nn.Conv2d(3, width, 8, 8)),
