@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +21,11 @@ from training.dataset import Dataset, load_dataset
 
 DATA = "wardrobe-lt"
 RUNS = Path("runs/demo")
-BUNDLE = Path("bundles") / DATA
+BUNDLE = Path("bundles/demo")
 READY_SECONDS = 60
-console = Console()
+console = Console(markup=False, highlight=False)
+# A proxy that the environment names is not for this machine's own address.
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def main() -> None:
@@ -30,35 +33,46 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="exit after the predictions")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
+    require_free(options.port)
     start = time.monotonic()
 
     checkpoint = RUNS / "lift-0.safetensors"
     taillift(f"compare {DATA} --methods zero-shot,head,lift --out {RUNS}")
     taillift(f"export {checkpoint} {DATA} --out {BUNDLE} --replace")
-    with server(f"serve {BUNDLE} --port {options.port}", options.port) as url:
+    with server(f"serve {BUNDLE} --port {options.port}", options.port) as (url, process):
         console.print(answers(url, load_dataset(DATA)))
-        console.print(f"[dim]{time.monotonic() - start:.0f} s since the installation[/dim]")
+        console.print(f"{time.monotonic() - start:.0f} s since the installation", style="dim")
         if not options.once:
             console.print(f"Serving on {url} (try {url}/docs) until Ctrl-C")
-            wait_for_interrupt()
+            process.wait()
+
+
+def require_free(port: int) -> None:
+    """Before the training, not after it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            sys.exit(f"error: port {port} is in use: stop what uses it, or pass --port")
 
 
 def taillift(arguments: str) -> None:
     """Run one of taillift's commands, shown as a user would type it."""
-    console.print(f"\n[bold]$ taillift {arguments}[/bold]")
+    console.print(f"\n$ taillift {arguments}", style="bold")
     if code := subprocess.call([sys.executable, "-m", "taillift", *shlex.split(arguments)]):
         sys.exit(code)
 
 
 @contextmanager
-def server(arguments: str, port: int) -> Iterator[str]:
-    """Keep a command that serves running, from when it is ready; yields its address."""
-    console.print(f"\n[bold]$ taillift {arguments}[/bold]")
+def server(arguments: str, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Keep a command that serves running, from when it is ready; yields its address, too."""
+    console.print(f"\n$ taillift {arguments}", style="bold")
     process = subprocess.Popen([sys.executable, "-m", "taillift", *shlex.split(arguments)])
-    url = f"http://localhost:{port}"
+    url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process)
-        yield url
+        yield url, process
     finally:
         process.terminate()
         process.wait()
@@ -70,7 +84,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             sys.exit(process.returncode or 1)
         try:
-            urllib.request.urlopen(f"{url}/readyz").close()
+            direct.open(f"{url}/readyz").close()
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
         else:
@@ -105,18 +119,13 @@ def classify(url: str, photo: Path) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/classify?ensemble=full", photo.read_bytes(), {"Content-Type": "image/jpeg"}
     )
-    with urllib.request.urlopen(request) as response:
+    with direct.open(request) as response:
         result: dict[str, Any] = json.load(response)
         return result
 
 
-def wait_for_interrupt() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        console.print("stopping")
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        console.print("stopped")

@@ -1,6 +1,6 @@
 """Make `import torchvision` work beside a torch that was built without CUDA.
 
-Some registries hold torchvision only as a CUDA build. Beside a CPU torch its import fails, since
+A CUDA build of torchvision beside a CPU build of torch does not import, since
 its operator library does not load, although open_clip and timm need only its transforms.
 """
 
