@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import UserError
+from models.bundle.limits import MAX_PIXELS
 
 
 def cores() -> int:
@@ -40,7 +41,7 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(64, ge=1, description="Images beyond which a request is refused (400).")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Pixels beyond which an image is refused (413)."
+        MAX_PIXELS, ge=1, description="Pixels beyond which an image is refused (413)."
     )
     batch_views: int = Field(40, ge=1, description="Views that the device is given at once.")
     queue_views: int = Field(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.bundle.classifier import chunks
+from models.bundle.chunks import chunks
 from models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
 from models.bundle.manifest import Preprocessing
 from training.dataset import Split

@@ -1,14 +1,14 @@
 """A bundle, opened: image bytes in, probabilities out."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
 from models import UserError
 from models.bundle import folder as layout
+from models.bundle.chunks import chunks
 from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.images import Pixels, load, views
 from models.bundle.manifest import Manifest
@@ -16,8 +16,6 @@ from models.bundle.posterior import Doubles, Prior, log_prior, posterior
 from models.bundle.session import Provider, Session
 
 BATCH_VIEWS: Final = 40
-
-Item = TypeVar("Item")
 
 
 class Classifier:
@@ -75,13 +73,6 @@ class Classifier:
     ) -> Doubles:
         """[N, C] of combined logits [N, C]."""
         return posterior(logits, log_prior(prior, self.manifest.counts), self.temperature(ensemble))
-
-
-def chunks(items: Iterable[Item], length: int) -> Iterator[list[Item]]:
-    """Lists of `length` items, the last one shorter."""
-    source = iter(items)
-    while chunk := list(islice(source, length)):
-        yield chunk
 
 
 def top(probabilities: Doubles, k: int) -> Sequence[int]:

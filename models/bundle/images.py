@@ -11,14 +11,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models import UserError
+from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
 from models.bundle.manifest import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-MAX_PIXELS: Final = 50_000_000
-MAX_ASPECT: Final = 32
 VIEWS: Final = 5
 
 RESAMPLING: Final = {
@@ -47,14 +46,19 @@ class ImageTooLargeError(ImageError):
     """More pixels than allowed."""
 
 
+class ImageTooLongError(ImageError):
+    """One side is too many times the other."""
+
+
 def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file to RGB, turned as its EXIF orientation says.
 
     `target` is the length in pixels of the shorter side that is needed; a larger JPEG is scaled
-    while decoding, to no less than twice that. Transparency is laid on white; 16-bit grey is
-    brought to 8 bits.
+    while decoding and any other image before its colours are converted, to no less than twice
+    that. Transparency is laid on white; 16-bit grey is brought to 8 bits.
 
-    Raises `NotAnImageError`, `ImageTooLargeError` (more than `max_pixels`, seen in the header) or
+    Raises `NotAnImageError`, `ImageTooLargeError` (more than `max_pixels`), `ImageTooLongError`
+    (one side more than `MAX_ASPECT` times the other), both seen in the header, or
     `BrokenImageError`.
     """
     if not data:
@@ -66,13 +70,17 @@ def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Imag
             f"the image has {width} x {height} pixels, more than the {max_pixels:,} allowed"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BrokenImageError(
+        raise ImageTooLongError(
             f"the image has {width} x {height} pixels: one side is more than {MAX_ASPECT} times "
-            "the other"
+            "the other; crop it, or send it in parts"
         )
     try:
         image.draft(image.mode, (2 * target, 2 * target))
-        return _rgb(ImageOps.exif_transpose(image))
+        # In place or rebound, so that a full-size image lives no longer than it is needed.
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _eight_bits(image)
+        image = _reduced(image, 2 * target)
+        return _on_white(image)
     except Exception as error:  # Pillow's answers to damaged files have no common base.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
 
@@ -88,15 +96,24 @@ def _open(data: bytes) -> Image.Image:
         raise BrokenImageError(f"the image's header cannot be read: {error}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64) >> 8
-        return Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """L, RGB or RGBA, which can be reduced: palettes and transparent colours cannot."""
+    if image.mode == "I;16":
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _reduced(image: Image.Image, least: int) -> Image.Image:
+    """Averaged over blocks, to a shorter side of `least` pixels or more."""
+    factor = min(image.size) // least
+    return image.reduce(factor) if factor > 1 else image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def canvas(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

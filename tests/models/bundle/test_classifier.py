@@ -10,7 +10,7 @@ import pytest
 from palette import CLASSES, TEMPERATURE, canvases, graph, logits_of, photo, write_bundle
 
 from models import UserError
-from models.bundle.classifier import Classifier, chunks, top
+from models.bundle.classifier import Classifier, top
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import MODEL, new_bundle, read_manifest, write_golden
 from models.bundle.manifest import FileRecord, Manifest
@@ -90,8 +90,3 @@ def test_a_provider_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
 def test_top_is_the_surest_first_and_ties_keep_their_order() -> None:
     assert top(np.array([0.1, 0.4, 0.1, 0.4]), 3) == [1, 3, 0]
     assert top(np.array([0.2, 0.8]), 9) == [1, 0]
-
-
-def test_chunks_are_full_but_for_the_last() -> None:
-    assert list(chunks(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(chunks([], 2)) == []
