@@ -11,7 +11,7 @@ _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image",
-    422: "The image is damaged; or none of several images can be used",
+    422: "The image is damaged or longer than 32:1; or none of several images can be used",
     429: "Overloaded: try again after the seconds in the header Retry-After",
     500: "The model failed on the image, or the service did",
     503: "Not ready: starting, stalled or shutting down",

@@ -5,7 +5,13 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from models.bundle.images import BrokenImageError, ImageError, ImageTooLargeError, NotAnImageError
+from models.bundle.images import (
+    BrokenImageError,
+    ImageError,
+    ImageTooLargeError,
+    ImageTooLongError,
+    NotAnImageError,
+)
 
 
 class ProblemDocument(BaseModel):
@@ -84,6 +90,10 @@ class TooManyPixelsError(PerImageError):
     status, reason, title = 413, "too_many_pixels", "The image has too many pixels"
 
 
+class TooLongError(PerImageError):
+    status, reason, title = 422, "too_long", "The image is too long for its width"
+
+
 class InferenceError(PerImageError):
     status, reason, title = 500, "inference_failed", "The model failed on the image"
 
@@ -110,6 +120,7 @@ IMAGE_PROBLEMS: Final[Mapping[type[ImageError], type[PerImageError]]] = {
     NotAnImageError: UnsupportedTypeError,
     BrokenImageError: UndecodableError,
     ImageTooLargeError: TooManyPixelsError,
+    ImageTooLongError: TooLongError,
 }
 
 DISCONNECTED: Final = "disconnected"
@@ -127,6 +138,7 @@ REASONS: Final = (
             UnsupportedTypeError,
             UndecodableError,
             TooManyPixelsError,
+            TooLongError,
             InferenceError,
         )
     ),

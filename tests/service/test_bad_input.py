@@ -115,6 +115,12 @@ def test_a_pixel_bomb_is_too_large(client: httpx.Client) -> None:
     refused(client.post("/classify", content=bomb), 413, "20000 x 20000", "50,000,000")
 
 
+def test_a_very_long_image_is_told_so_and_not_that_it_is_damaged(client: httpx.Client) -> None:
+    response = client.post("/classify", content=photo(RED, size=(700, 20)))
+    refused(response, 422, "700 x 20", "more than 32 times the other")
+    assert response.json()["type"] == "urn:taillift:problem:too-long"
+
+
 def test_a_body_over_the_limit_is_refused_before_it_is_read(bundle: Path) -> None:
     with running(bundle, max_body_bytes=1_000) as small:
         refused(small.post("/classify", content=bytes(2_000_000)), 413, "2,000,000", "1,000")

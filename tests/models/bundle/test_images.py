@@ -2,6 +2,8 @@
 
 import io
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from models.bundle.images import (
     BrokenImageError,
     ImageError,
     ImageTooLargeError,
+    ImageTooLongError,
     NotAnImageError,
     canvas,
     decode,
@@ -90,12 +93,71 @@ def test_resizing_a_large_image_is_antialiased() -> None:
 
 
 def test_a_large_jpeg_decoded_smaller_looks_the_same() -> None:
-    smooth = Image.fromarray(noise(6, 8)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(noise(6, 8)).resize((480, 360), Image.Resampling.BICUBIC)
     data = file_of(smooth, "JPEG", quality=95)
     scaled = load(data, preprocessing())
-    assert min(decode(data, 20).size) < 1200
+    assert min(decode(data, 20).size) == 45
     whole = canvas(Image.open(io.BytesIO(data)), preprocessing())
     assert np.abs(scaled.astype(int) - whole).mean() < 1
+
+
+KINDS = [
+    ("RGB", {}),
+    ("RGBA", {}),
+    ("LA", {}),
+    ("L", {}),
+    ("1", {}),
+    ("P", {}),
+    ("P", {"transparency": 3}),
+    ("RGB", {"transparency": (1, 2, 3)}),
+]
+
+
+@pytest.mark.parametrize(("mode", "options"), KINDS)
+def test_under_four_times_the_target_every_pixel_is_kept(
+    mode: str, options: dict[str, object]
+) -> None:
+    data = file_of(Image.fromarray(noise(63, 70, 4)).convert(mode), "PNG", **options)
+    image = Image.open(io.BytesIO(data))
+    layer = image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGBA")
+    wanted = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(data, 16)), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(("mode", "options"), KINDS)
+def test_a_large_image_is_reduced_and_looks_the_same(mode: str, options: dict[str, object]) -> None:
+    smooth = Image.fromarray(noise(3, 4, 4)).resize((324, 240), Image.Resampling.BICUBIC)
+    data = file_of(smooth.convert(mode), "PNG", **options)
+    assert decode(data, 20).size == (54, 40)
+    reduced = load(data, preprocessing()).astype(int)
+    whole = canvas(decode(data, 1_000), preprocessing())
+    assert np.abs(reduced - whole).mean() < 2
+
+
+def test_a_large_image_is_turned_and_reduced() -> None:
+    upright = Image.new("RGB", (100, 300), "blue")
+    upright.paste((255, 0, 0), (0, 0, 100, 150))
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    image = decode(file_of(lying, "PNG", exif=exif()), 10)
+    assert image.size == (20, 60)
+    assert (image.getpixel((10, 10)), image.getpixel((10, 50))) == ((255, 0, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P"])
+def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> None:
+    side = 4_000
+    path = tmp_path / "large.png"
+    Image.new(mode, (side, side)).save(path, compress_level=1)
+    code = (
+        "import sys; from pathlib import Path; from resource import RUSAGE_SELF, getrusage\n"
+        "from models.bundle.images import decode\n"
+        "data = Path(sys.argv[1]).read_bytes()\n"
+        "before = getrusage(RUSAGE_SELF).ru_maxrss; decode(data, 248)\n"
+        "print(getrusage(RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", code, path]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(run.stdout) * 1_024 < 10 * side**2
 
 
 def test_16_bit_grey_is_brought_to_8_bits() -> None:
@@ -124,7 +186,8 @@ def test_too_many_pixels_are_seen_before_decoding() -> None:
 
 
 def test_a_very_long_image_is_refused() -> None:
-    with pytest.raises(BrokenImageError, match="one side is more than 32 times"):
+    assert decode(photo((0, 0, 0), size=(320, 10)), 16).size == (320, 10)
+    with pytest.raises(ImageTooLongError, match="330 x 10 pixels: one side is more than 32 times"):
         decode(photo((0, 0, 0), size=(330, 10)), 16)
 
 
