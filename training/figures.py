@@ -44,6 +44,7 @@ def draw_class_accuracies(
     colours = [COLOURS[group] for group in groups]
     above.bar(range(len(classes)), counts, color=colours)
     above.set(yscale="log", title="training photos")
+    above.yaxis.set_major_formatter("{x:g}")
     heights = [accuracy.full if accuracy else math.nan for accuracy in accuracies]
     below.bar(range(len(classes)), heights, color=colours)
     below.set(ylim=(0, 100), title="accuracy with five views, %")
@@ -91,9 +92,11 @@ def _draw_classes(
     for shade, (method, rates) in zip(shades[-len(classes) :], classes.items(), strict=True):
         axes.plot(range(len(names)), rates, "o-", color=shade, lw=1.2, ms=4, label=method)
     labels = [f"{name} ({count})" for name, count in zip(names, counts, strict=True)]
-    axes.set(ylim=(0, 102), title="accuracy by class, %  (training photos)")
+    # Room above 100 for the legend.
+    axes.set(ylim=(0, 116), yticks=range(0, 101, 20))
+    axes.set_title("accuracy by class, %  (training photos)")
     _name_classes(axes, labels)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=4, loc="upper right")
 
 
 def _name_classes(axes: Axes, names: Sequence[str]) -> None:
