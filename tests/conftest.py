@@ -1,5 +1,8 @@
-"""Fixtures for every test: the palette bundle, written once."""
+"""Fixtures for every test: the palette bundle, written once, and a disk that is soon full."""
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,3 +14,17 @@ import models.lift  # noqa: F401  (makes torchvision importable before any test 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "palette")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if (found := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(f"no file system can be mounted here: {found.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

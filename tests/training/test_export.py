@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,20 +158,6 @@ def test_other_photos_than_those_of_the_checkpoint_are_refused(
     other = load_dataset(str(write_photos(tmp_path, {"red": 2, "blue": 3})))
     with pytest.raises(UserError, match="was trained on other photos"):
         export(checkpoint, other, tmp_path / "bundle")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 300 KB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
-    if (found := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
-        pytest.skip(f"no file system can be mounted here: {found.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
