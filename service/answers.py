@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,8 @@ from models.bundle.manifest import (
 )
 from models.bundle.posterior import Doubles, Prior, group_confidence
 from service.errors import MalformedError, ProblemDocument
+
+CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
 
 
 class InferenceQuery(BaseModel):
@@ -53,7 +55,7 @@ class ModelId(BaseModel):
 class Prediction(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description="calibrated probability, 0 to 1")
+    confidence: float = Field(description=CONFIDENCE)
     count: int = Field(description="training images of the class")
 
 
@@ -73,7 +75,7 @@ class ClassifiedImage(ImageResult):
 class ClassConfidence(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description="calibrated probability, 0 to 1")
+    confidence: float = Field(description=CONFIDENCE)
 
 
 class ConfidenceOfImage(ImageResult):

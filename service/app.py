@@ -35,7 +35,7 @@ from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, problems
 from service.engine import Engine
 from service.errors import NoImageError, PerImageError
 from service.handlers import add_handlers
-from service.upload import Upload, read_uploads
+from service.upload import Upload, body_bytes, read_uploads
 
 Result = TypeVar("Result")
 
@@ -80,7 +80,7 @@ async def classify(
 async def confidence(
     request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service
 ) -> Confidence:
-    """Give the calibrated confidence of every class, or of those asked for, and of every group."""
+    """Give the confidence of every class, or of those asked for, and of every group."""
     chosen = chosen_classes(query.classes, engine.manifest)
 
     def result(upload: Upload, probabilities: Doubles) -> ConfidenceOfImage:
@@ -107,11 +107,13 @@ async def _results(
     Raises a `ServiceError` where no image can be.
     """
     engine.require_ready()
-    with engine.metrics.stage("read"):
-        uploads = await read_uploads(
-            request, engine.settings.max_body_bytes, engine.settings.max_images
-        )
-    rows = await while_connected(request, engine.logits(uploads, query.ensemble))
+    settings = engine.settings
+    with engine.hold_body(body_bytes(request, settings.max_body_bytes)) as hold:
+        with engine.metrics.stage("read"):
+            uploads = await read_uploads(
+                request, settings.max_body_bytes, settings.max_images, settings.body_seconds
+            )
+        rows = await while_connected(request, engine.logits(uploads, query.ensemble, hold))
     failed = [row for row in rows if isinstance(row, PerImageError)]
     if len(failed) == len(rows):
         raise failed[0] if len(failed) == 1 else NoImageError(failed)
@@ -175,8 +177,7 @@ def create_app(engine: Engine) -> FastAPI:
         try:
             yield
         finally:
-            await start
-            await engine.close()
+            await engine.close(start)
 
     # The documentation page works without the internet, where FastAPI's own would not.
     app = FastAPIOffline(
@@ -184,7 +185,7 @@ def create_app(engine: Engine) -> FastAPI:
         redoc_url=None,
         title="taillift",
         version=engine.manifest.taillift_version,
-        summary="Calibrated classification of long-tailed images",
+        summary="Classification of long-tailed images",
         lifespan=lifespan,
     )
     app.state.engine = engine

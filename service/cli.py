@@ -38,6 +38,7 @@ def serve(
     threads: Annotated[int | None, flag("threads")] = None,
     decode_threads: Annotated[int | None, flag("decode_threads")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
+    body_seconds: Annotated[float | None, flag("body_seconds")] = None,
     max_images: Annotated[int | None, flag("max_images")] = None,
     max_pixels: Annotated[int | None, flag("max_pixels")] = None,
     batch_views: Annotated[int | None, flag("batch_views")] = None,

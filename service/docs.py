@@ -9,6 +9,7 @@ _PROBLEM: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
 
 _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
+    408: "The body was not complete in time",
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image",
     422: "The image is damaged or longer than 32:1; or none of several images can be used",

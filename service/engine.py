@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Final
 
 import numpy as np
@@ -16,10 +18,10 @@ from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, ImageError, Pixels, load, views
 from models.bundle.posterior import Doubles, Prior
 from models.bundle.session import Provider
-from service.admission import Admission
+from service.admission import Admission, Hold
 from service.errors import IMAGE_PROBLEMS, NotReadyError, PerImageError
 from service.metrics import Metrics, by_class
-from service.scheduler import Scheduler
+from service.scheduler import CLOSING, Scheduler
 from service.settings import Settings
 from service.upload import Upload
 
@@ -27,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 CHANNELS: Final = 3
 STARTING: Final = "the bundle is being checked and warmed"
+
+# After drain_seconds, by when the server has dropped what was not answered: to end the threads.
+CLOSE_SECONDS: Final = 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Engine:
         )
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.failure: Exception | None = None
-        self._draining = False
+        self.hung = False
+        self._draining_since: float | None = None
         self._opened: Opened | None = None
         self._admission = Admission(settings.queue_views, settings.queue_bytes)
         self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
@@ -73,8 +79,10 @@ class Engine:
 
     async def _open(self) -> Opened:
         settings = self.settings
-        classifier = await asyncio.to_thread(
-            Classifier.open, settings.bundle, Provider(settings.provider), settings.threads
+        # Not in the event loop's own threads, for which it would wait without a limit at its end.
+        classifier = await asyncio.get_running_loop().run_in_executor(
+            self._decoders,
+            lambda: Classifier.open(settings.bundle, Provider(settings.provider), settings.threads),
         )
         session = classifier.session
         scheduler = Scheduler(
@@ -89,22 +97,44 @@ class Engine:
 
     def drain(self) -> None:
         """Be not ready from now on; what was accepted is still answered."""
-        self._draining = True
+        if self._draining_since is None:
+            self._draining_since = monotonic()
 
-    async def close(self) -> None:
-        """Answer what is queued and end the threads."""
+    async def close(self, starting: Awaitable[None]) -> None:
+        """Wait for `starting`, answer what is queued and end the threads.
+
+        What has not ended `drain_seconds` after `drain` is given up: then `hung` is True, and a
+        thread is left that never ends.
+        """
         self.drain()
-        if self._opened is not None:
-            await self._opened.scheduler.close()
-        self._decoders.shutdown(cancel_futures=True)
+        try:
+            async with asyncio.timeout(self._seconds_to_close()):
+                await starting
+                if self._opened is not None:
+                    await self._opened.scheduler.close()
+        except TimeoutError:
+            self.hung = True
+            logger.error(
+                "the device does not end its batch: gave up after the %d seconds of drain_seconds",
+                self.settings.drain_seconds,
+            )
+        else:
+            self._decoders.shutdown(cancel_futures=True)
+
+    def _seconds_to_close(self) -> float:
+        assert self._draining_since is not None
+        end = self._draining_since + self.settings.drain_seconds + CLOSE_SECONDS
+        return max(CLOSE_SECONDS, end - monotonic())
 
     @property
     def obstacle(self) -> str | None:
         """Why the service is not ready; None where it is."""
-        if self._draining:
-            return "the service is shutting down"
+        if self._draining_since is not None:
+            return CLOSING
         if self._opened is None:
             return STARTING
+        if self._opened.scheduler.broken:
+            return "the device fails even on a blank image: see the log, and restart the service"
         if self._opened.scheduler.stalled(self.settings.stall_seconds):
             return f"no batch has been finished for {self.settings.stall_seconds:g} seconds"
         return None
@@ -126,19 +156,27 @@ class Engine:
         row: Doubles = self.opened.classifier.probabilities(logits[None], ensemble, prior)[0]
         return row
 
+    @contextmanager
+    def hold_body(self, size: int) -> Iterator[Hold]:
+        """Hold the `size` bytes of a body that is about to be read; raises `OverloadedError`."""
+        with self._admission.hold() as hold:
+            hold.resize(0, size, self.opened.scheduler.seconds_per_view)
+            yield hold
+
     async def logits(
-        self, uploads: Sequence[Upload], ensemble: Ensemble
+        self, uploads: Sequence[Upload], ensemble: Ensemble, hold: Hold
     ) -> list[Floats | PerImageError]:
         """For each image its combined logits, float32 [C], or why there are none.
 
-        Raises `OverloadedError`, before anything is decoded.
+        `hold` is made to hold the images and their views instead of the body. Raises
+        `OverloadedError`, before anything is decoded.
         """
         count = len(uploads) * ensemble.views
         size = sum(len(upload.data) for upload in uploads) + count * self._view_bytes
-        with self._admission.hold(count, size, self.opened.scheduler.seconds_per_view):
-            return await asyncio.gather(
-                *(self._image_logits(upload.data, ensemble) for upload in uploads)
-            )
+        hold.resize(count, size, self.opened.scheduler.seconds_per_view)
+        return await asyncio.gather(
+            *(self._image_logits(upload.data, ensemble) for upload in uploads)
+        )
 
     async def _image_logits(self, data: bytes, ensemble: Ensemble) -> Floats | PerImageError:
         try:

@@ -52,6 +52,14 @@ class MalformedError(ServiceError):
     status, reason, title = 400, "malformed", "The request is malformed"
 
 
+class BodyTimeoutError(ServiceError):
+    status, reason, title = 408, "body_timeout", "The request's body took too long"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
+
+
 class BodyTooLargeError(ServiceError):
     status, reason, title = 413, "body_too_large", "The request's body is too large"
 
@@ -131,6 +139,7 @@ REASONS: Final = (
         problem.reason
         for problem in (
             MalformedError,
+            BodyTimeoutError,
             BodyTooLargeError,
             OverloadedError,
             NotReadyError,

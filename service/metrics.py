@@ -53,7 +53,7 @@ class Metrics:
         )
         self._confidence = Histogram(
             "taillift_confidence",
-            "Calibrated confidence in the top class",
+            "Confidence in the top class",
             ["group"],
             buckets=CONFIDENCES,
             registry=registry,

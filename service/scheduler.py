@@ -13,13 +13,15 @@ import numpy as np
 
 from models.bundle.ensemble import Floats
 from models.bundle.images import Pixels
-from service.errors import InferenceError
+from service.errors import InferenceError, NotReadyError
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 # Weight of the newest batch in the running mean of seconds per view.
 NEWEST: Final = 0.2
+
+CLOSING: Final = "the service is shutting down"
 
 
 @dataclass(eq=False)
@@ -50,17 +52,23 @@ class Scheduler:
         self._closing = False
         self._loop: asyncio.Task[None] | None = None
         self._busy_since: float | None = None
+        self._blank: Sequence[Pixels] = []
+        self.broken = False
         self.seconds_per_view = 0.0
 
     async def start(self, warm: Sequence[Pixels]) -> None:
-        """Run each of `warm`, the last one to be measured, too; then take work."""
+        """Run each of `warm`, the last one to be measured, too; then take work.
+
+        The first of them tells later, when an image fails, whether the device does: `broken`.
+        """
+        self._blank = warm[:1]
         for views in warm:
             _, seconds = await self._timed([views])
             self.seconds_per_view = seconds / len(views)
         self._loop = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """Finish what is queued, then stop."""
+        """Finish what is queued, then stop; cancelled, it leaves the device to itself."""
         self._closing = True
         self._arrival.set()
         if self._loop is not None:
@@ -76,8 +84,13 @@ class Scheduler:
     async def logits(self, views: Pixels) -> Floats:
         """float32 [V, C] of one image's views, uint8 [V, S, S, 3], V no more than a batch.
 
-        Raises `InferenceError` where the model fails on them. Cancelling drops the work.
+        Raises `InferenceError` where the model fails on them, `NotReadyError` after `close` and
+        `ValueError` where they are more than a batch. Cancelling drops the work.
         """
+        if len(views) > self._batch_views:
+            raise ValueError(f"{len(views)} views are more than a batch of {self._batch_views}")
+        if self._closing:
+            raise NotReadyError(CLOSING)
         work = Work(views, asyncio.get_running_loop().create_future())
         self._queue.append(work)
         self._metrics.queue_views.inc(len(views))
@@ -122,24 +135,35 @@ class Scheduler:
                 return
             logger.exception("the model failed on an image")
             _fail(batch)
+            await self._probe()
             return
+        self.broken = False
         ends = np.cumsum([len(work.views) for work in batch])
         for work, rows in zip(batch, np.split(logits, ends[:-1]), strict=True):
             if not work.answer.done():
                 work.answer.set_result(rows)
 
+    async def _probe(self) -> None:
+        """Find out whether an image failed or the device does, by what it was warmed with."""
+        if self.broken:
+            return
+        try:
+            for views in self._blank:
+                await self._timed([views])
+        except Exception:
+            logger.exception("the device fails on a blank image, too")
+            self.broken = True
+
     async def _run(self, parts: Sequence[Pixels]) -> Floats:
         count = sum(map(len, parts))
         logits, seconds = await self._timed(parts)
-        if len(logits) != count or not np.isfinite(logits).all():
-            raise ValueError("the model did not give one row of finite logits for each view")
         self.seconds_per_view += NEWEST * (seconds / count - self.seconds_per_view)
         self._metrics.took("infer", seconds)
         self._metrics.batch_views.observe(count)
         return logits
 
     async def _timed(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
-        """Logits of all parts, and the seconds that they took."""
+        """Logits of all parts, and the seconds that they took; raises whatever `infer` does."""
         start = self._busy_since = perf_counter()
         loop = asyncio.get_running_loop()
         try:
@@ -148,6 +172,8 @@ class Scheduler:
             )
         finally:
             self._busy_since = None
+        if len(logits) != sum(map(len, parts)) or not np.isfinite(logits).all():
+            raise ValueError("the model did not give one row of finite logits for each view")
         return logits, perf_counter() - start
 
 

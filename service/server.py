@@ -1,5 +1,6 @@
 """The process: a socket, a signal, an exit status."""
 
+import os
 import signal
 import socket
 from types import FrameType
@@ -42,6 +43,8 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, answer what was accepted, and return.
 
+    Where the device hangs, the process ends with 1 after `drain_seconds`.
+
     Raises `UserError` where the bundle, the provider, the address or the settings are wrong.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -53,7 +56,12 @@ def serve(settings: Settings) -> None:
     print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    Server(engine).run(sockets=[listener])
+    try:
+        Server(engine).run(sockets=[listener])
+    finally:
+        if engine.hung:
+            # An orderly end would wait for the thread that hangs.
+            os._exit(1)
     if engine.failure is not None:
         raise engine.failure
 

@@ -39,6 +39,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, description="Bytes of a body beyond which a request is refused (413)."
     )
+    body_seconds: float = Field(
+        60, gt=0, description="Seconds to send a body, after which a request is refused (408)."
+    )
     max_images: int = Field(64, ge=1, description="Images beyond which a request is refused (400).")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Pixels beyond which an image is refused (413)."
@@ -50,7 +53,7 @@ class Settings(BaseSettings):
     queue_bytes: int = Field(
         512 * 2**20,
         ge=1,
-        description="Bytes of images and views in work beyond which requests are rejected (429).",
+        description="Bytes of bodies and views in work beyond which requests are rejected (429).",
     )
     stall_seconds: float = Field(
         60, gt=0, description="Seconds of a batch after which the service is not ready (503)."

@@ -1,5 +1,6 @@
 """The images in a request's body: `images` of a form, or the body itself."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import BodyTooLargeError, MalformedError
+from service.errors import BodyTimeoutError, BodyTooLargeError, MalformedError
 
 FIELD: Final = "images"
 
@@ -22,22 +23,39 @@ class Upload:
     data: bytes
 
 
-async def read_uploads(request: Request, max_body_bytes: int, max_images: int) -> list[Upload]:
+def body_bytes(request: Request, limit: int) -> int:
+    """The most bytes that the body can have: Content-Length, or `limit` where there is none.
+
+    Raises `BodyTooLargeError`.
+    """
+    size = int(request.headers.get("content-length", limit))
+    if size > limit:
+        raise BodyTooLargeError(f"the body has {size:,} bytes, more than the {limit:,} allowed")
+    return size
+
+
+async def read_uploads(
+    request: Request, max_body_bytes: int, max_images: int, seconds: float
+) -> list[Upload]:
     """At least one image and at most `max_images`.
 
-    Raises `BodyTooLargeError`, before reading where Content-Length says so and while reading
-    where it does not, and `MalformedError`.
+    Raises `BodyTooLargeError`, `BodyTimeoutError` after `seconds` and `MalformedError`.
     """
-    async with aclosing(_bounded(request, max_body_bytes)) as body:
-        if request.headers.get("content-type", "").lower().startswith("multipart/"):
-            return await _form(_Parser(request.headers, body, max_body_bytes, max_images))
-        return [await _image(body)]
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            aclosing(_bounded(request, max_body_bytes)) as body,
+        ):
+            if request.headers.get("content-type", "").lower().startswith("multipart/"):
+                return await _form(_Parser(request.headers, body, max_body_bytes, max_images))
+            return [await _image(body)]
+    except TimeoutError:
+        raise BodyTimeoutError(
+            f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
+        ) from None
 
 
 async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    declared = int(request.headers.get("content-length", 0))
-    if declared > limit:
-        raise BodyTooLargeError(f"the body has {declared:,} bytes, more than the {limit:,} allowed")
     received = 0
     async for chunk in request.stream():
         received += len(chunk)

@@ -7,7 +7,7 @@ from palette import CLASSES, TEMPERATURE, logits_of, photo
 from serving import form
 
 RED = CLASSES["red"][0]
-STATUSES = {"200", "400", "413", "415", "422", "429", "500", "503"}
+STATUSES = {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
 COUNTS = np.array([count for _, count in CLASSES.values()], float)
 
 
@@ -21,7 +21,7 @@ def expected(colour: tuple[int, int, int], temperature: float, prior: np.ndarray
     ("ensemble", "views", "temperature"), [("full", 5, TEMPERATURE), ("off", 1, 1.0)]
 )
 @pytest.mark.parametrize(("prior", "weights"), [("uniform", COUNTS * 0 + 1), ("train", COUNTS)])
-def test_classify_answers_calibrated_confidence_under_the_prior(
+def test_classify_answers_confidence_under_the_prior_at_the_bundles_temperature(
     client: httpx.Client,
     ensemble: str,
     views: int,

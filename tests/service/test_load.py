@@ -3,9 +3,11 @@
 import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import pytest
 from palette import CLASSES, POISON, SLOW, photo
 from serving import form, running, sample, top_labels, until
 
@@ -76,6 +78,39 @@ def test_over_the_queue_limit_clients_are_told_when_to_come_back(bundle: Path) -
         assert response.json()["type"] == "urn:taillift:problem:overloaded"
         assert busy.result().status_code == 200
         assert sample(client, "taillift_rejections_total", reason="overloaded") == 1
+        assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
+def test_half_sent_bodies_are_bounded_together(bundle: Path, length: str) -> None:
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode()
+    limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
+    with running(bundle, **limits) as client, ExitStack() as stack:
+        address = (client.base_url.host, client.base_url.port)
+        for _ in range(20):
+            connection = stack.enter_context(socket.create_connection(address))
+            connection.sendall(head + b"10\r\nhalf of a body..")
+        until(lambda: sample(client, "taillift_rejections_total", reason="overloaded") == 17)
+        response = client.post("/classify", content=iter([photo((255, 0, 0))]))
+        assert response.status_code == 429
+        assert "300,000 bytes are in work" in response.json()["detail"]
+        stack.close()
+        until(lambda: sample(client, "taillift_rejections_total", reason="disconnected") == 3)
+        assert top_labels(client.post("/classify", content=iter([photo((255, 0, 0))]))) == ["red"]
+
+
+def test_a_body_that_does_not_come_is_given_up(bundle: Path) -> None:
+    limits = {"max_body_bytes": 100_000, "queue_bytes": 101_000, "max_images": 1}
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf"
+    with (
+        running(bundle, body_seconds=0.2, **limits) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port)) as connection,
+    ):
+        connection.sendall(head)
+        with connection.makefile("rb") as answer:
+            text = answer.read()  # To the end: the service hangs up.
+        assert text.startswith(b"HTTP/1.1 408 ")
+        assert b"not complete after 0.2 seconds" in text
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
 
 

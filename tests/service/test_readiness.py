@@ -6,10 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from palette import SLOW, photo, write_bundle
+from palette import POISON, SLOW, photo, write_bundle
 from serving import running, sample, serving, until
 
 from models import UserError
+from models.bundle.images import Pixels
+from models.bundle.session import Outputs
 from service.app import create_app
 from service.engine import Engine
 from service.settings import read_settings
@@ -47,6 +49,24 @@ def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
         assert "no batch" in client.get("/readyz").json()["detail"]
         assert busy.result().status_code == 200
         assert client.get("/readyz").status_code == 200
+
+
+def test_it_is_not_ready_once_the_device_fails_on_everything(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: Pixels) -> Outputs:
+        raise RuntimeError("the device is lost")
+
+    engine = Engine(read_settings(bundle=bundle))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/classify", content=photo(POISON)).status_code == 500
+        assert client.get("/readyz").status_code == 200
+        monkeypatch.setattr(engine.opened.classifier.session, "run", lost)
+        assert client.post("/classify", content=photo((0, 0, 0))).status_code == 500
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "even on a blank image" in client.get("/readyz").json()["detail"]
+        assert client.post("/classify", content=photo((0, 0, 0))).status_code == 503
 
 
 def test_it_is_not_ready_while_draining_and_still_answers_what_it_has(bundle: Path) -> None:

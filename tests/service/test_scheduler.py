@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from palette import palette_manifest
 
 from models.bundle.ensemble import Floats
 from models.bundle.images import Pixels
-from service.errors import InferenceError
+from service.errors import InferenceError, NotReadyError
 from service.metrics import Metrics
 from service.scheduler import Scheduler
 
@@ -41,11 +41,12 @@ def run(
     infer: Callable[[Pixels], Floats],
     ask: Callable[[Scheduler], Coroutine[None, None, T]],
     batch_views: int = 10,
+    warm: Sequence[Pixels] = (),
 ) -> T:
     async def main() -> T:
         metrics = Metrics(palette_manifest("v", {}), "cpu", by_class=True)
         scheduler = Scheduler(infer, batch_views, metrics)
-        await scheduler.start([])
+        await scheduler.start(warm)
         try:
             return await asyncio.wait_for(ask(scheduler), timeout=20)
         finally:
@@ -130,6 +131,48 @@ def test_the_loop_survives_a_device_that_answers_nonsense() -> None:
         return await scheduler.logits(image(1))
 
     assert run(lambda _: next(answers), ask).shape == (5, 1)
+
+
+def test_a_device_that_fails_on_what_it_was_warmed_with_is_broken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trouble: set[int] = set()
+
+    def infer(views: Pixels) -> Floats:
+        if trouble & set(views.flat):
+            raise RuntimeError("unlucky")
+        return views[:, 0, 0, :1].astype(np.float32)
+
+    async def broken_after(scheduler: Scheduler, *values: int) -> bool:
+        trouble.update(values)
+        with pytest.raises(InferenceError):
+            await scheduler.logits(image(13))
+        await asyncio.sleep(0.05)
+        return scheduler.broken
+
+    async def ask(scheduler: Scheduler) -> None:
+        assert not await broken_after(scheduler, 13)
+        assert await broken_after(scheduler, 0)
+        trouble.clear()
+        await scheduler.logits(image(13))
+        assert not scheduler.broken
+
+    with caplog.at_level(logging.CRITICAL):
+        run(infer, ask, warm=[image(0, 1)])
+
+
+def test_more_views_than_a_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match="11 views are more than a batch of 10"):
+        run(Device(), lambda scheduler: scheduler.logits(image(1, 11)))
+
+
+def test_nothing_is_taken_once_closing() -> None:
+    async def ask(scheduler: Scheduler) -> None:
+        await scheduler.close()
+        with pytest.raises(NotReadyError, match="shutting down"):
+            await scheduler.logits(image(1))
+
+    run(Device(), ask)
 
 
 def test_closing_finishes_what_is_queued() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import palette
 import pytest
 from palette import CLASSES, SLOW, photo
 from serving import sample, top_labels, until
@@ -52,6 +53,24 @@ def test_a_signal_lets_it_answer_what_it_accepted_and_end_well(
         assert server.wait(timeout=20) == 0
         with pytest.raises(httpx.ConnectError):
             client.get("/healthz")
+
+
+def test_a_device_that_hangs_does_not_keep_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(palette, "SLOW_ROUNDS", 10_000_000)
+    bundle = palette.write_bundle(tmp_path / "hanging")
+    with (
+        process(bundle, "--drain-seconds", "1") as (server, client),
+        socket.create_connection((client.base_url.host, client.base_url.port)) as connection,
+    ):
+        body = photo(SLOW)
+        head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
+        server.terminate()
+        assert server.wait(timeout=20) == 1
+    assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
 
 
 def test_a_port_in_use_is_one_line(bundle: Path) -> None:
