@@ -1,7 +1,7 @@
 """Several recipes on the same photos, side by side."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,6 +34,7 @@ MEASURES: Final = {
     "medium": "medium",
     "few": "few",
 }
+VIEWS: Final = {"single": "one view", "full": "five views (TTE)"}
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,22 @@ def by_method(results: Sequence[Result]) -> Mapping[MethodName, list[Result]]:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """Mean, and spread over seeds, of every measure in per cent: one view, and five (TTE)."""
-    grid = Table(title=f"Accuracy on {results[0].evaluation.data}, %")
+    """Mean, and spread over seeds, of every measure in per cent: a column a method."""
+    methods = by_method(results)
+    grid = Table(title=f"Accuracy on {results[0].evaluation.data}, %", title_justify="left")
     grid.add_column("")
-    columns = list(_columns(results))
-    for title, _ in columns:
-        grid.add_column(title, justify="right")
-    for key, name in MEASURES.items():
-        grid.add_row(name, *(_cell([getattr(one, key) for one in ones]) for _, ones in columns))
+    for method in methods:
+        grid.add_column(TITLES[method], justify="right")
+    for views, title in VIEWS.items():
+        grid.add_row(title, style="bold")
+        for key, name in MEASURES.items():
+            cells = (
+                _cell([getattr(getattr(one.evaluation, views), key) for one in ones])
+                for ones in methods.values()
+            )
+            grid.add_row(f"  {name}", *cells)
+        grid.add_section()
     return grid
-
-
-def _columns(results: Sequence[Result]) -> Iterator[tuple[str, list[Scores]]]:
-    for method, ones in by_method(results).items():
-        yield TITLES[method], [one.evaluation.single for one in ones]
-        yield f"{TITLES[method]} + TTE", [one.evaluation.full for one in ones]
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -85,7 +85,7 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(tmp_path: Path) -> No
         "compare", "photos", "--methods", "zero-shot,head", "--seeds", "0,1", cwd=tmp_path
     )
     assert found.returncode == 0, found.stderr
-    for word in ("zero-shot", "head only", "TTE", "overall", "mean-class", "few"):
+    for word in ("zero-shot", "head only", "one view", "TTE", "overall", "mean-class", "few"):
         assert word in found.stdout
     rows = (tmp_path / "runs/photos/results.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 2 * 2, "methods, seeds, views"
