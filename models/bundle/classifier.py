@@ -13,7 +13,7 @@ from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.images import Pixels, load, views
 from models.bundle.manifest import Manifest
 from models.bundle.posterior import Doubles, Prior, log_prior, posterior
-from models.bundle.session import Provider, Session
+from models.bundle.session import Provider, Session, first_line
 
 BATCH_VIEWS: Final = 40
 
@@ -33,17 +33,11 @@ class Classifier:
     def open(
         cls, bundle: Path, provider: Provider = Provider.CPU, threads: int | None = None
     ) -> "Classifier":
-        """Raises `UserError` where hashes, provider or golden logits are not what they must be."""
+        """Raises `UserError` where hashes, provider, graph or logits are not what they must be."""
         manifest = layout.read_manifest(bundle)
         layout.verify_files(bundle, manifest)
         session = Session(bundle / layout.MODEL, provider, threads)
-        pixels, expected = layout.read_golden(bundle)
-        error = float(np.abs(session.run(pixels).logits - expected).max())
-        if not error <= layout.GOLDEN_TOLERANCE:
-            raise UserError(
-                f"{bundle} gives other logits here than where it was made (they differ by "
-                f"{error:.3g}): the device or its libraries compute wrongly; try another provider"
-            )
+        _check_golden(bundle, manifest, session)
         return cls(manifest, session)
 
     def canvas(self, data: bytes) -> Pixels:
@@ -73,6 +67,40 @@ class Classifier:
     ) -> Doubles:
         """[N, C] of combined logits [N, C]."""
         return posterior(logits, log_prior(prior, self.manifest.counts), self.temperature(ensemble))
+
+
+def _check_golden(bundle: Path, manifest: Manifest, session: Session) -> None:
+    """The graph, the manifest and the golden views must be of one model, computed alike."""
+    pixels, expected = layout.read_golden(bundle)
+    side = manifest.preprocessing.size
+    if pixels.shape[1:] != (side, side, 3):
+        raise UserError(
+            f"{bundle / layout.MANIFEST} says views of {side} x {side} x 3 and {layout.GOLDEN} has "
+            f"{' x '.join(map(str, pixels.shape[1:]))}: export the bundle again"
+        )
+    try:
+        logits = session.run(pixels).logits
+    except Exception as error:  # ONNX Runtime's errors have no common base.
+        raise UserError(
+            f"{bundle / layout.MODEL} fails on the views of {layout.GOLDEN} "
+            f"({first_line(error)}): try another provider, or export the bundle again"
+        ) from error
+    if logits.shape != expected.shape:
+        raise UserError(
+            f"{bundle / layout.MODEL} gives logits {logits.shape} and {layout.GOLDEN} has "
+            f"{expected.shape}: export the bundle again"
+        )
+    if logits.shape[1] != len(manifest.classes):
+        raise UserError(
+            f"{bundle / layout.MANIFEST} lists {len(manifest.classes)} classes and "
+            f"{layout.MODEL} gives {logits.shape[1]} logits: export the bundle again"
+        )
+    difference = float(np.abs(logits - expected).max())
+    if not difference <= layout.GOLDEN_TOLERANCE:
+        raise UserError(
+            f"{bundle} gives other logits here than where it was made (they differ by "
+            f"{difference:.3g}): the device or its libraries compute wrongly; try another provider"
+        )
 
 
 def top(probabilities: Doubles, k: int) -> Sequence[int]:

@@ -1,10 +1,12 @@
 """A bundle's folder: `manifest.json` and the files that it lists, never changed once written."""
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import ValidationError
@@ -24,9 +26,10 @@ GOLDEN_TOLERANCE: Final = 1e-2
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `UserError` where `folder` is no bundle or its manifest is not valid."""
+    """Raises `UserError` where `folder` is no bundle, or its manifest unreadable or not valid."""
     try:
-        text = (folder / MANIFEST).read_text("utf-8")
+        with _readable(folder):
+            text = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} is no bundle (it has no {MANIFEST}): make one with `taillift export`"
@@ -42,19 +45,50 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every listed file's size and sha256; raises `UserError` at the first that differs."""
+    """Compare every listed file's size and sha256, and the manifest's version with theirs.
+
+    Raises `UserError` at the first that differs or cannot be read.
+    """
     for name in (MODEL, GOLDEN):
         if name not in manifest.files:
             raise UserError(f"{folder / MANIFEST} does not list {name}: export the bundle again")
-    for name, record in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing: copy the whole bundle again")
-        if file_record(path) != record:
-            raise UserError(
-                f"{path} is not the file that the manifest lists (its hash differs): "
-                "copy the whole bundle again"
-            )
+    if (version := content_version(manifest.files)) != manifest.version:
+        raise UserError(
+            f"{folder / MANIFEST} says version {manifest.version} and lists the files of version "
+            f"{version}: copy the whole bundle again"
+        )
+    with _readable(folder):
+        for name, record in manifest.files.items():
+            _verify_file(folder / name, record)
+
+
+def _verify_file(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: copy the whole bundle again")
+    if file_record(path) != record:
+        raise UserError(
+            f"{path} is not the file that the manifest lists (its hash differs): "
+            "copy the whole bundle again"
+        )
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What the system refuses to read in the block is one line, but for what is not there."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except PermissionError as error:
+        raise UserError(
+            f"{error.filename} may not be read by this user: run `chmod -R a+rX {folder}`, and see "
+            "that the folders above it can be entered"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror}): copy the whole bundle "
+            "again"
+        ) from error
 
 
 def file_record(path: Path) -> FileRecord:
@@ -94,5 +128,24 @@ def write_golden(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:
 
 
 def read_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(folder / GOLDEN, allow_pickle=False) as arrays:
-        return arrays["pixels"], arrays["logits"]
+    """What `write_golden` wrote; raises `UserError` where it is not that."""
+    path = folder / GOLDEN
+    try:
+        with (
+            _readable(folder),
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            pixels, logits = arrays["pixels"], arrays["logits"]
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): export the bundle again") from error
+    if not (
+        (pixels.dtype, pixels.ndim) == (np.uint8, 4)
+        and (logits.dtype, logits.ndim) == (np.float32, 2)
+        and len(pixels) == len(logits) > 0
+    ):
+        raise UserError(
+            f"{path} has pixels {pixels.dtype} {pixels.shape} and logits {logits.dtype} "
+            f"{logits.shape}, not uint8 [N, S, S, 3] and float32 [N, C]: export the bundle again"
+        )
+    return pixels, logits

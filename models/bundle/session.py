@@ -77,7 +77,7 @@ def load_graph(
         )
     except Exception as error:  # ONNX Runtime's errors have no common base.
         raise UserError(
-            f"ONNX Runtime cannot load {path}: {_first_line(error)}; export the bundle again"
+            f"ONNX Runtime cannot load {path}: {first_line(error)}; export the bundle again"
         ) from error
     if (found := graph.get_providers()[0]) != wanted:
         raise UserError(
@@ -87,5 +87,6 @@ def load_graph(
     return graph
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """ONNX Runtime's messages have many lines, of which the first says it."""
     return str(error).partition("\n")[0]

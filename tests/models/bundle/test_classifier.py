@@ -1,18 +1,26 @@
 """A bundle, opened."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from palette import CLASSES, TEMPERATURE, canvases, graph, logits_of, photo, write_bundle
+from palette import (
+    CLASSES,
+    TEMPERATURE,
+    canvases,
+    graph,
+    logits_of,
+    palette_manifest,
+    photo,
+    write_bundle,
+)
 
 from models import UserError
 from models.bundle.classifier import Classifier, top
 from models.bundle.ensemble import Ensemble
-from models.bundle.folder import MODEL, new_bundle, read_manifest, write_golden
+from models.bundle.folder import MODEL, new_bundle, write_golden
 from models.bundle.manifest import FileRecord, Manifest
 from models.bundle.posterior import Prior
 from models.bundle.session import Provider, Session
@@ -58,18 +66,57 @@ def test_without_calibration_the_temperature_is_one(tmp_path: Path) -> None:
     assert Classifier.open(folder).temperature(Ensemble.FULL) == 1.0
 
 
-def test_wrong_golden_logits_are_refused(tmp_path: Path, bundle: Path) -> None:
-    folder = tmp_path / "wrong"
+def refusal(folder: Path, **changes: object) -> str:
+    """The one line that the palette's bundle is refused with, some of it changed.
+
+    `pixels` and `logits` are golden, the others are fields of the manifest.
+    """
+    pixels = changes.pop("pixels", canvases(COLOURS))
+    logits = changes.pop("logits", logits_of(COLOURS))
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        return read_manifest(bundle).model_copy(update={"version": version, "files": files})
+        return palette_manifest(version, files).model_copy(update=changes)
 
     with new_bundle(folder, manifest) as new:
-        shutil.copy(bundle / MODEL, new)
-        write_golden(new, canvases(COLOURS), logits_of(COLOURS) + np.float32(0.1))
-    with pytest.raises(UserError, match="gives other logits here") as caught:
+        onnx.save(graph(), new / MODEL)
+        write_golden(new, pixels, logits)
+    with pytest.raises(UserError) as caught:
         Classifier.open(folder)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_wrong_golden_logits_are_refused(tmp_path: Path) -> None:
+    logits = logits_of(COLOURS) + np.float32(0.1)
+    assert "gives other logits here" in refusal(tmp_path / "wrong", logits=logits)
+
+
+def test_golden_logits_of_another_model_are_refused(tmp_path: Path) -> None:
+    line = refusal(tmp_path / "wrong", logits=logits_of(COLOURS)[:, :1])
+    assert "model.onnx gives logits (7, 7) and golden.npz has (7, 1)" in line
+
+
+def test_a_class_too_few_is_refused(tmp_path: Path) -> None:
+    classes = palette_manifest("v", {}).classes[:-1]
+    line = refusal(tmp_path / "wrong", classes=classes)
+    assert "manifest.json lists 6 classes and model.onnx gives 7 logits" in line
+
+
+def test_views_of_another_size_than_the_manifests_are_refused(tmp_path: Path) -> None:
+    other = palette_manifest("v", {}).preprocessing.model_copy(update={"size": 9})
+    line = refusal(tmp_path / "wrong", preprocessing=other)
+    assert "says views of 9 x 9 x 3 and golden.npz has 8 x 8 x 3" in line
+
+
+def test_a_graph_for_views_of_another_size_is_refused(tmp_path: Path) -> None:
+    other = palette_manifest("v", {}).preprocessing.model_copy(update={"size": 9})
+    pixels = np.zeros((7, 9, 9, 3), np.uint8)
+    line = refusal(tmp_path / "wrong", preprocessing=other, pixels=pixels)
+    assert "model.onnx fails on the views of golden.npz" in line
+
+
+def test_a_version_of_other_files_is_refused(tmp_path: Path) -> None:
+    assert "says version 0123 and lists" in refusal(tmp_path / "wrong", version="0123")
 
 
 def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path) -> None:
