@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from models import UserError
 from service.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from models.bundle.classifier import Classifier
     from models.bundle.images import Pixels
     from service.answers import ClassifiedImage
+    from service.errors import PerImageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -76,41 +76,48 @@ def classify(
     from models.bundle.classifier import Classifier
     from models.bundle.ensemble import Ensemble
     from models.bundle.posterior import Prior
-    from service.answers import Classification, classified, model_id
+    from service.answers import Classification, ClassifiedImage, FailedImage, classified, model_id
 
     classifier = Classifier.open(bundle)
     manifest, views, chosen = classifier.manifest, Ensemble(ensemble), Prior(prior)
-    used: list[Path] = []
-    logits = classifier.logits(_canvases(classifier, photos, used), views)
+    problems: dict[int, PerImageError] = {}
+    logits = classifier.logits(_canvases(classifier, photos, problems), views)
+    rows = iter(classifier.probabilities(logits, views, chosen))
     results = [
-        classified(str(photo), row, manifest.classes, top_k, views.views)
-        for photo, row in zip(used, classifier.probabilities(logits, views, chosen), strict=True)
+        FailedImage(filename=str(photo), error=problems[place].document())
+        if place in problems
+        else classified(str(photo), next(rows), manifest.classes, top_k, views.views)
+        for place, photo in enumerate(photos)
     ]
     if as_json:
         answer = Classification(
-            model=model_id(manifest), ensemble=views, prior=chosen, results=list(results)
+            model=model_id(manifest), ensemble=views, prior=chosen, results=results
         )
         print(answer.model_dump_json(indent=2))
-    elif results:
-        _print_table(results)
-    if len(used) < len(photos):
+    elif len(problems) < len(photos):
+        _print_table([result for result in results if isinstance(result, ClassifiedImage)])
+    if problems:
         raise typer.Exit(1)
 
 
 def _canvases(
-    classifier: "Classifier", photos: Sequence[Path], used: list[Path]
+    classifier: "Classifier", photos: Sequence[Path], problems: dict[int, "PerImageError"]
 ) -> Iterator["Pixels"]:
-    """Each photo's canvas; one that cannot be used is named and is not in `used`."""
-    for photo in photos:
+    """Each photo's canvas; one that cannot be used is named, and has its problem at its place."""
+    from models.bundle.images import ImageError
+    from service.errors import UndecodableError, image_problem
+
+    for place, photo in enumerate(photos):
         try:
             canvas = classifier.canvas(photo.read_bytes())
-        except UserError as error:
-            typer.echo(f"{photo}: {error}", err=True)
+        except ImageError as error:
+            problems[place] = image_problem(error)
         except OSError as error:
-            typer.echo(f"{photo}: {error.strerror}", err=True)
+            problems[place] = UndecodableError(str(error.strerror))
         else:
-            used.append(photo)
             yield canvas
+            continue
+        typer.echo(f"{photo}: {problems[place].detail}", err=True)
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
@@ -124,4 +131,5 @@ def _print_table(results: Sequence["ClassifiedImage"]) -> None:
             name = result.filename if rank == 0 else ""
             table.add_row(name, one.label, one.group, f"{one.confidence:.1%}")
         table.add_section()
-    Console().print(table)
+    # Labels and paths are anybody's text: "[/x]" is no markup and ":x:" no emoji.
+    Console(markup=False, emoji=False, highlight=False).print(table)

@@ -19,7 +19,7 @@ from models.bundle.images import VIEWS, ImageError, Pixels, load, views
 from models.bundle.posterior import Doubles, Prior
 from models.bundle.session import Provider
 from service.admission import Admission, Hold
-from service.errors import IMAGE_PROBLEMS, NotReadyError, PerImageError
+from service.errors import NotReadyError, PerImageError, image_problem
 from service.metrics import Metrics, by_class
 from service.scheduler import CLOSING, Scheduler
 from service.settings import Settings
@@ -198,7 +198,7 @@ class Engine:
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._decoders, decoded)
             except ImageError as error:
-                raise IMAGE_PROBLEMS[type(error)](str(error)) from error
+                raise image_problem(error) from error
 
 
 def _check_limits(settings: Settings, view_bytes: int) -> None:

@@ -131,6 +131,11 @@ IMAGE_PROBLEMS: Final[Mapping[type[ImageError], type[PerImageError]]] = {
     ImageTooLongError: TooLongError,
 }
 
+
+def image_problem(error: ImageError) -> PerImageError:
+    return IMAGE_PROBLEMS[type(error)](str(error))
+
+
 DISCONNECTED: Final = "disconnected"
 
 # Closed, so that each exists in the metrics from the first scrape.

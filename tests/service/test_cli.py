@@ -5,9 +5,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from palette import CLASSES, photo
+from palette import CLASSES, photo, write_bundle
 from typer.testing import CliRunner, Result
 
+from models.bundle.manifest import ClassInfo
 from service.cli import app
 
 
@@ -40,6 +41,36 @@ def test_json_is_what_the_service_answers(
     files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
     answer = client.post("/classify", params=query, files=files).json()
     assert printed == answer
+
+
+def test_json_has_an_error_in_the_place_of_a_bad_photo(
+    bundle: Path, photos: dict[str, Path], tmp_path: Path, client: httpx.Client
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no photo")
+    paths = [photos["red"], text, photos["blue"]]
+    result = classify(bundle, "--json", *paths)
+    files = [("images", (str(path), path.read_bytes())) for path in paths]
+    answer = client.post("/classify", params={"top_k": 3}, files=files).json()
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == answer
+    missing = json.loads(classify(bundle, "--json", tmp_path / "missing.jpg").stdout)
+    assert missing["results"][0]["error"]["detail"] == "No such file or directory"
+
+
+def test_paths_and_labels_are_printed_as_they_are(tmp_path: Path) -> None:
+    labels = ("[/x]", "[red]", ":cat:", "[", "]", "\\[b]", "black")
+    classes = tuple(ClassInfo(label=label, prompt=label, count=1, group="few") for label in labels)
+    bundle = write_bundle(tmp_path / "bundle", classes=classes)
+    folder = tmp_path / "[/x]" / ":cat:"
+    folder.mkdir(parents=True)
+    path = folder / "[bold].png"
+    path.write_bytes(photo(CLASSES["red"][0]))
+    result = classify(bundle, path, "--top-k", 7)
+    assert result.exception is None
+    rows = [line.split("│") for line in result.stdout.splitlines() if "few" in line]
+    assert {row[2].strip() for row in rows} == set(labels)
+    assert rows[0][1].strip() == str(path)
 
 
 def test_a_bad_photo_is_a_line_and_the_others_are_classified(
