@@ -1,5 +1,6 @@
 """The compose files, without an engine."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,12 @@ def test_every_target_is_built_by_the_dockerfile() -> None:
     assert targets
     for target in targets:
         assert f" AS {target}\n" in text
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_variables_of_the_compose_files_are_no_settings_of_the_service(file: Path) -> None:
+    names = re.findall(r"\$\{TAILLIFT_(\w+)", file.read_text())
+    assert not {name.lower() for name in names} & set(Settings.model_fields)
 
 
 def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:

@@ -1,11 +1,15 @@
 """The Dockerfile, without an engine; `scripts/test-docker` builds and runs it."""
 
+import json
+import os
 import re
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from serving import running
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker/Dockerfile"
@@ -28,6 +32,20 @@ def test_what_is_copied_is_in_the_repository_and_in_the_build_context(path: str)
     assert (ROOT / path).exists()
     allowed = (ROOT / ".dockerignore").read_text().split()
     assert f"!{path}" in allowed
+
+
+def test_the_health_check_asks_the_port_of_the_service(bundle: Path) -> None:
+    (text,) = re.findall(r"^HEALTHCHECK .*\\\n *CMD (.+)$", DOCKERFILE.read_text(), re.MULTILINE)
+    command = [sys.executable, *json.loads(text)[1:]]
+
+    def check(port: int | None) -> int:
+        environment = {**os.environ, "TAILLIFT_PORT": str(port)}
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    with running(bundle) as client:
+        port = client.base_url.port
+        assert check(port) == 0
+    assert check(port) == 1
 
 
 def test_the_build_context_is_closed_to_everything_else() -> None:
