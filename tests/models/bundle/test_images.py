@@ -143,7 +143,7 @@ def test_a_large_image_is_turned_and_reduced() -> None:
     assert (image.getpixel((10, 10)), image.getpixel((10, 50))) == ((255, 0, 0), (0, 0, 255))
 
 
-@pytest.mark.parametrize("mode", ["I;16", "RGBA", "P"])
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "RGB"])
 def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> None:
     side = 4_000
     path = tmp_path / "large.png"
