@@ -4,6 +4,7 @@ What is frozen below the first trained tensor gives the same output in every epo
 is a good share of the work it runs once, over a few augmented copies of each photo.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -28,17 +29,35 @@ FEWEST: Final = 2
 # Half precision ends at 65,504; where one batch comes near it, another may pass it.
 HALF_RANGE: Final = 1e4
 
+Run = Callable[[Tensor], Tensor]
 
-class PrefixCache:
-    """The rows of one set of photos behind a tower's first stages, each stage computed once.
 
-    The models that share it have the same tower below their own first trained tensor.
+class FrozenStages:
+    """The first stages of one tower as functions, each compiled once.
+
+    The models that share them have the same tower below their own first trained tensor.
     """
 
-    def __init__(self, photos: Photos, copies: Sequence[int], device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._runs: dict[tuple[int, int], Run] = {}
+
+    def run(self, model: Model, start: int, stop: int, example: Tensor) -> Run:
+        """From rows behind `start` stages, pixels where 0, to rows behind `stop`."""
+        if (start, stop) not in self._runs:
+            stages = model.tower[start:stop]
+            module = stages if start else nn.Sequential(model.normalise, stages)
+            self._runs[start, stop] = runner(module, example, self._device)
+        return self._runs[start, stop]
+
+
+class PrefixCache:
+    """The rows of one set of photos behind a tower's first stages, each stage computed once."""
+
+    def __init__(self, photos: Photos, copies: Sequence[int], frozen: FrozenStages) -> None:
         """`copies` [N] says how many augmented copies of each photo to take."""
         self._copies = torch.tensor(copies)
-        self._device = device
+        self._frozen = frozen
         self._stages: dict[int, Inputs] = {0: photos}
 
     def rows_for(self, model: Model, size: int) -> Inputs:
@@ -53,13 +72,11 @@ class PrefixCache:
         return self._stages[stage]
 
     def _extend(self, model: Model, source: Inputs, stage: int) -> Cached:
-        stages = model.tower[source.stage : stage]
-        module = stages if source.stage else nn.Sequential(model.normalise, stages)
         order = [(photo, copy) for photo, count in enumerate(self._copies) for copy in range(count)]
         size = max(1, BATCH // source.rows)
         batches = (rows for rows, _ in source.batches(order, size))
         first = next(batches)
-        run = runner(module, first, self._device)
+        run = self._frozen.run(model, source.stage, stage, first)
         every = track(chain([first], batches), "Running the frozen stages", -(-len(order) // size))
         kept = torch.half if run(first).abs().max() < HALF_RANGE else torch.float
         tokens = torch.cat([run(rows).to(kept) for rows in every])
@@ -83,13 +100,14 @@ def copies_for(labels: Sequence[int], counts: Sequence[int], crops: int, most: i
     return [by_class[label] for label in labels]
 
 
-def runner(module: nn.Module, example: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
+def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
     """`module` as a function without gradients, from and to the CPU.
 
     On a CPU it runs in ONNX Runtime, whose convolutions are several times as fast as torch's.
     """
     if device.type == "cuda":
-        module = module.to(device).eval()
+        # The model that it belongs to goes back to the CPU; this stays.
+        module = copy.deepcopy(module).to(device).eval()
 
         @torch.no_grad()
         def run_torch(rows: Tensor) -> Tensor:

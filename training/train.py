@@ -14,7 +14,7 @@ from training.dataset import Dataset, Split
 from training.evaluation import view_logits
 from training.fit import fit
 from training.inputs import evaluation_photos, training_photos
-from training.prefix import PrefixCache, copies_for
+from training.prefix import FrozenStages, PrefixCache, copies_for
 from training.recipe import Recipe
 
 
@@ -38,6 +38,7 @@ class Trainer:
         self.dataset = dataset
         self._backbone = backbone
         self._device = device
+        self._frozen = FrozenStages(device)
         self._training: dict[tuple[int, int, int], PrefixCache] = {}
         self._views: dict[Split, PrefixCache] = {}
 
@@ -72,7 +73,7 @@ class Trainer:
         """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
         if split not in self._views:
             photos = evaluation_photos(split, run.facts.preprocessing)
-            self._views[split] = PrefixCache(photos, [1] * len(split), self._device)
+            self._views[split] = PrefixCache(photos, [1] * len(split), self._frozen)
         inputs = self._views[split].rows_for(run.model, run.facts.preprocessing.size)
         return view_logits(run.model, inputs, self._device)
 
@@ -84,7 +85,7 @@ class Trainer:
             split = self.dataset.train
             photos = training_photos(split, preprocessing, recipe.seed)
             copies = copies_for(split.labels, self.dataset.counts, recipe.crops, recipe.copies)
-            self._training[key] = PrefixCache(photos, copies, self._device)
+            self._training[key] = PrefixCache(photos, copies, self._frozen)
         return self._training[key]
 
 

@@ -6,7 +6,7 @@ from training.build import build, preprocessing_for, prompts_for
 from training.dataset import Dataset
 from training.fit import network_behind
 from training.inputs import Cached, Photos, evaluation_photos, first_copies, training_photos
-from training.prefix import PrefixCache, copies_for, worthwhile_stages
+from training.prefix import FrozenStages, PrefixCache, copies_for, worthwhile_stages
 from training.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -36,7 +36,9 @@ def test_rows_behind_the_prefix_lead_to_the_same_features(
     preprocessing = preprocessing_for(backbone.image)
     assert colours.test is not None
     photos = evaluation_photos(colours.test, preprocessing)
-    cached = PrefixCache(photos, [1] * len(photos.labels), CPU).rows_for(model, preprocessing.size)
+    cached = PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU)).rows_for(
+        model, preprocessing.size
+    )
     assert isinstance(cached, Cached)
     assert cached.stage == stages
     ((rows, labels),) = cached.batches(first_copies(6), 6)
@@ -54,7 +56,7 @@ def test_a_deeper_prefix_starts_from_a_shallower_one(tiny_backbone: str, colours
     recipe = Recipe(method="full", blocks=1)
     prompts = prompts_for(colours.classes, recipe)
     photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
-    cache = PrefixCache(photos, [1] * len(photos.labels), CPU)
+    cache = PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU))
     shallow = cache.rows_for(build(backbone, prompts, recipe), 32)
     assert isinstance(shallow, Cached)
     shallow.tokens.zero_()
@@ -74,7 +76,7 @@ def test_rows_that_would_not_fit_in_memory_are_not_kept(
     model = build(backbone, prompts_for(colours.classes, recipe), recipe)
     photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
     assert isinstance(
-        PrefixCache(photos, [1] * len(photos.labels), CPU).rows_for(model, 32), Photos
+        PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU)).rows_for(model, 32), Photos
     )
 
 
@@ -86,7 +88,7 @@ def test_every_copy_of_every_photo_is_kept_in_its_place(
     model = build(backbone, prompts_for(colours.classes, recipe), recipe)
     photos = training_photos(colours.train, preprocessing_for(backbone.image), seed=0)
     copies = [1 + photo % 3 for photo in range(len(colours.train))]
-    cached = PrefixCache(photos, copies, CPU).rows_for(model, 32)
+    cached = PrefixCache(photos, copies, FrozenStages(CPU)).rows_for(model, 32)
     assert isinstance(cached, Cached)
     assert len(cached.tokens) == sum(copies)
     picks = [(40, 1), (2, 2), (0, 0), (2, 0)]
