@@ -4,6 +4,7 @@ import logging
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NoReturn
 
 import typer
 
@@ -22,12 +23,18 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        fail(str(error))
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"error: {error.name} is not installed: install taillift[train,cpu] to train, "
-            "taillift[cpu] or taillift[gpu] to serve"
+        fail(
+            f"{error.name} is not installed: install taillift[train,cpu] to train, taillift[cpu] "
+            "or taillift[gpu] to serve"
         )
+
+
+def fail(line: str) -> NoReturn:
+    # A progress bar that was interrupted as it began may still hold sys.stderr.
+    print(f"error: {line}", file=sys.__stderr__)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
