@@ -105,7 +105,7 @@ def answers(url: str, dataset: Dataset) -> Table:
         best = classify(url, photo)["results"][0]["predictions"][0]
         name = dataset.classes[index]
         grid.add_row(
-            f"{photo.parent.name}/{photo.name}",
+            photo.name,
             name,
             str(dataset.counts[index]),
             best["label"],
