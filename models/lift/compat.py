@@ -1,7 +1,7 @@
 """Make `import torchvision` work beside a torch that was built without CUDA.
 
-A CUDA build of torchvision beside a CPU build of torch does not import, since
-its operator library does not load, although open_clip and timm need only its transforms.
+A CUDA build of torchvision beside a CPU build of torch does not import, since its operator
+library does not load, although open_clip and timm need only its transforms.
 """
 
 import importlib
