@@ -11,7 +11,10 @@ import typer
 from models import UserError
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Fine-tune CLIP on long-tailed photos, export one ONNX file, serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 for room in ("training", "service"):
     if find_spec(room):
