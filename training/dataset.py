@@ -1,6 +1,5 @@
 """Labelled photos: a folder with `train/CLASS/*` and, where there are, `val/` and `test/`."""
 
-import hashlib
 import logging
 import os
 import tarfile
@@ -12,6 +11,7 @@ from typing import Final, Literal
 
 from models import UserError
 from models.bundle.atomic import atomic_folder
+from models.bundle.folder import file_record
 from models.bundle.images import ImageError, decode
 from training.progress import track
 
@@ -62,9 +62,8 @@ def load_dataset(source: str) -> Dataset:
     """Read a folder of photos, or a sample set by its name.
 
     A photo that cannot be decoded is left out with a warning that names it, and so are files of
-    another kind. Raises `UserError`
-    where there are fewer than two classes, a class has no readable training photo, or a held-out
-    class is not among the trained ones.
+    another kind. Raises `UserError` where there are fewer than two classes, a class has no
+    readable training photo, or a held-out class is not among the trained ones.
     """
     root = Path(source)
     if source in SAMPLE_NAMES and not (root / "train").is_dir():
@@ -90,9 +89,7 @@ def unpack_sample(name: str) -> Path:
     """Unpack a sample set to the user's cache on first use; returns its folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taillift"
     source = SAMPLES / f"{name}.tar"
-    with source.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    target = base / content[:12] / name
+    target = base / file_record(source).sha256[:12] / name
     if not target.is_dir():
         with atomic_folder(target) as folder, tarfile.open(source) as archive:
             for member in archive:

@@ -78,8 +78,10 @@ class PrefixCache:
         first = next(batches)
         run = self._frozen.run(model, source.stage, stage, first)
         every = track(chain([first], batches), "Running the frozen stages", -(-len(order) // size))
-        kept = torch.half if run(first).abs().max() < HALF_RANGE else torch.float
-        tokens = torch.cat([run(rows).to(kept) for rows in every])
+        outputs = (run(rows) for rows in every)
+        start = next(outputs)
+        kept = torch.half if start.abs().max() < HALF_RANGE else torch.float
+        tokens = torch.cat([output.to(kept) for output in chain([start], outputs)])
         return Cached(
             tokens.view(-1, source.rows, *tokens.shape[1:]), self._copies, source.labels, stage
         )
