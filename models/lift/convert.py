@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from models import UserError
-from models.lift.tower import Block, Embed, Pool, QuickGELU, Tower
+from models.lift.block import Block, QuickGELU
+from models.lift.ends import Embed, Pool
+from models.lift.tower import Tower
 
 # Names of a block's tensors in each source, by their canonical name.
 NATIVE: Final = {

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.lift.tower import Block, LayerScale
+from models.lift.block import Block, LayerScale
 
 
 class Tuner(Protocol):

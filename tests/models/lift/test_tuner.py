@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from models.lift.block import Block, LayerScale, QuickGELU
 from models.lift.convert import PatchConv
+from models.lift.ends import Embed, Pool
 from models.lift.head import CosineHead, text_weight
 from models.lift.model import Model, Normalise, merge
-from models.lift.tower import Block, Embed, LayerScale, Pool, QuickGELU, Tower
+from models.lift.tower import Tower
 from models.lift.tuner import AdaptFormer, SplitActivation, adaptive_rank, attach_adaptformer
 
 PIXELS = torch.randint(
