@@ -1,60 +1,227 @@
-"""What is trained and how, as data that is kept with the result."""
+"""What is trained and how, as data: written in YAML, checked on reading, kept with the result."""
 
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models import UserError
+from models.lift.tuners import Tuner
+from training.initialise import Initial, TextInitial
+from training.loss import LogitAdjusted, Loss
 
-MethodName = Literal["zero-shot", "head", "lift", "full"]
+FOLDER: Final = Path(__file__).parent / "recipes"
+NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
-class Recipe(BaseModel):
-    """One training run: momentum, decay, scale, tau and prompt as in LIFT (section 4.1)."""
-
+class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: MethodName
-    rank: int | None = Field(None, ge=1, description="AdaptFormer's; by the adaptive rule if None")
-    blocks: int | None = Field(None, ge=1, description="how many last blocks are tuned; None: all")
-    epochs: int = Field(10, ge=0)
-    batch: int = Field(64, ge=1)
+
+class Head(Part):
+    """The classifier. `scale` multiplies the cosine; None: the backbone's own logit scale."""
+
+    kind: Literal["cosine", "linear", "l2", "layernorm"] = "cosine"
+    space: Literal["features", "projected"] = Field(
+        "features", description="before the visual projection (LIFT) or behind it (zero-shot)"
+    )
+    scale: float | None = Field(25.0, gt=0)
+    initial: Initial = Field(TextInitial(), discriminator="name")
+
+
+class Optimiser(Part):
+    """SGD as LIFT's, or AdamW; the rates of head and tuners fall on a cosine to zero."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
     head_rate: float = Field(0.01, gt=0, description="learning rate of the head")
     tuner_rate: float = Field(0.01, gt=0, description="learning rate inside the tower")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    scale: float = Field(25.0, gt=0, description="of the cosine head")
-    tau: float = Field(1.0, ge=0, description="strength of the logit adjustment")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's")
+    head_decay: float = Field(5e-4, ge=0, description="weight decay of the head")
+    tuner_decay: float = Field(5e-4, ge=0, description="weight decay inside the tower")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps on which rates rise")
+    step: Literal["epoch", "batch"] = Field("epoch", description="when the rates change")
+    average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average")
+
+
+class Augmentation(Part):
+    """Random crops of the training photos.
+
+    `resized`: any part of 8 to 100 % of the area, aspect 3/4 to 4/3 (Szegedy et al. 2015).
+    `minimalist`: a square of an area that grows from epoch to epoch by `schedule` (LIFT+).
+    """
+
+    name: Literal["resized", "minimalist"] = "resized"
+    flip: bool = True
+    schedule: Literal["convex", "linear", "concave", "min", "max"] = "convex"
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="of training and evaluation; None: the backbone's"
+    )
     crops: int = Field(300, ge=1, description="augmented crops of a class behind a frozen stem")
     copies: int = Field(10, ge=1, description="of which one photo gives at most so many")
-    prompt: str = "a photo of a {}."
+
+
+class Recipe(Part):
+    """One training run.
+
+    `blocks` is how many last blocks are tuned, None for all. Where `epochs` is 0 nothing is
+    trained. `micro_batch` photos go through the model at once, None for what suits the device.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[\w.+-]+$", description="of files and in tables")
+    title: str = ""
+    tuners: tuple[Tuner, ...] = ()
+    blocks: int | None = Field(None, ge=1)
+    head: Head = Head()
+    loss: Loss = Field(LogitAdjusted(), discriminator="name")
+    optimiser: Optimiser = Optimiser()
+    augmentation: Augmentation = Augmentation()
+    epochs: int = Field(10, ge=0)
+    batch: int = Field(64, ge=1, description="photos a step, over all processes")
+    micro_batch: int | None = Field(None, ge=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
-    def _check_epochs(self) -> Self:
-        if self.method == "zero-shot" and self.epochs:
-            raise ValueError("zero-shot trains nothing: leave epochs at 0")
+    def _name_itself(self) -> Self:
+        if not self.title:
+            object.__setattr__(self, "title", self.name)
         return self
 
+    @property
+    def trains_tower(self) -> bool:
+        return bool(self.epochs and self.tuners)
 
-# Epochs and rates were chosen on wardrobe-lt's validation photos (benchmarks/tuning.py); the
-# published ones (0.01 for all, 10 epochs) are for fifty times as many photos a pass.
-RECIPES: Final[dict[MethodName, Recipe]] = {
-    "zero-shot": Recipe(method="zero-shot", epochs=0),
-    "head": Recipe(method="head", head_rate=0.06),
-    "lift": Recipe(method="lift", head_rate=0.06, tuner_rate=0.05),
-    "full": Recipe(method="full", head_rate=0.06, tuner_rate=0.001),
-}
+    def resolved(self, classes: int, blocks: int, width: int) -> "Recipe":
+        """The recipe with its tuners' sizes settled for `classes` and the tuned blocks."""
+        tuned = min(self.blocks or blocks, blocks)
+        tuners = tuple(one.resolved(classes, tuned, width) for one in self.tuners)
+        return self.model_copy(update={"tuners": tuners})
 
 
-def recipe_for(method: str, **changes: Any) -> Recipe:
-    """A method's recipe with what is not None in `changes`; raises `UserError` on a wrong value."""
-    if method not in RECIPES:
-        raise UserError(f"method {method!r} is not one of {', '.join(get_args(MethodName))}")
-    given = {key: value for key, value in changes.items() if value is not None}
+def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """One of the recipes that come with taillift, by its name, or a YAML file, with `changes`.
+
+    `changes` maps fields to values, a nested field as "optimiser.tuner_rate". Raises `UserError`
+    where there is no such recipe, or where a field or value is wrong.
+    """
+    path = FOLDER / f"{source}.yaml" if source in NAMES else Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        hint = _near(source, NAMES) or f": they are {', '.join(NAMES)}, or a YAML file"
+        raise UserError(f"there is no recipe {source!r}{hint}")
+    fields = _read(path)
+    fields.setdefault("name", path.stem)
+    for key, value in (changes or {}).items():
+        _put(fields, key, value)
     try:
-        return Recipe.model_validate({**RECIPES[method].model_dump(), **given})
+        return Recipe.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{first['loc'][0]} = {first['input']}: " if first["loc"] else ""
-        raise UserError(f"{where}{first['msg']}") from None
+        raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def parse_changes(assignments: Sequence[str]) -> dict[str, Any]:
+    """{"a.b": value} from "a.b=value", the value as YAML reads it."""
+    changes = {}
+    for one in assignments:
+        key, equals, value = one.partition("=")
+        if not equals or not key:
+            raise UserError(f"{one!r}: write KEY=VALUE, such as optimiser.tuner_rate=0.02")
+        changes[key.strip()] = _parse(value, one)
+    return changes
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        fields = _parse(path.read_text("utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"recipe {path} is no mapping of fields to values")
+    return fields
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}") from None
+
+
+def _put(fields: dict[str, Any], key: str, value: Any) -> None:
+    """Set a nested field; in a list, the item's number is a part of the key."""
+    *path, last = key.split(".")
+    place: Any = fields
+    for part in path:
+        if isinstance(place, list):
+            place = _item(place, part, key)
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            raise UserError(f"{key}: {part} has no fields")
+    if isinstance(place, list):
+        _item(place, last, key)
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+def _item(items: list[Any], part: str, key: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(f"{key}: {part!r} is none of the {len(items)} items, counted from 0")
+    return items[int(part)]
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line, with the nearest right key."""
+    first = error.errors()[0]
+    model, path = _model_at(first["loc"])
+    key = ".".join(path)
+    match first["type"]:
+        case "extra_forbidden":
+            known = list(model.model_fields)
+            hint = _near(path[-1], known) or f": the fields are {', '.join(known)}"
+            return f"there is no field {key}{hint}"
+        case "union_tag_invalid":
+            tag, names = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+            return f"{key}.name = {tag}{_near(tag, names.split(', '))}: it is one of {names}"
+        case "union_tag_not_found":
+            return f"{key} needs a name"
+        case "missing":
+            return f"{key} is missing"
+    return f"{key} = {first['input']}: {first['msg']}" if key else str(first["msg"])
+
+
+def _model_at(loc: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
+    """The model whose field an error is about, and the field's path as a user writes it.
+
+    pydantic puts a union's tag into the path, which is no field.
+    """
+    model: type[BaseModel] = Recipe
+    choices: list[type[BaseModel]] = []
+    path: list[str] = []
+    for part in loc:
+        tagged = [one for one in choices if one.model_fields["name"].default == part]
+        if len(choices) > 1 and tagged:
+            model, choices = tagged[0], []
+            continue
+        path.append(str(part))
+        if isinstance(part, str):
+            if len(choices) == 1:
+                model = choices[0]
+            field = model.model_fields.get(part)
+            choices = _models(field.annotation) if field else []
+    return model, path
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models within a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for inner in get_args(annotation) for one in _models(inner)]
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else ""
