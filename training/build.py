@@ -9,7 +9,7 @@ from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone, ImageSpec
 from models.lift.head import CosineHead, text_weight
 from models.lift.model import Model, Normalise
-from models.lift.tuner import adaptive_rank, attach_adaptformer
+from models.lift.tuners import AdaptFormer, adaptive_rank
 from training.dataset import class_name
 from training.recipe import Recipe
 
@@ -30,7 +30,7 @@ def build(backbone: Backbone, prompts: Sequence[str], recipe: Recipe) -> Model:
     tuned = tower.blocks[-recipe.blocks :] if recipe.blocks else tower.blocks
     if recipe.method == "lift":
         assert recipe.rank is not None
-        attach_adaptformer(tuned, recipe.rank)
+        AdaptFormer(rank=recipe.rank).attach(tuned)
     if recipe.method == "full":
         for block in tuned:
             block.requires_grad_(True)

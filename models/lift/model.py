@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.lift.head import CosineHead, LinearHead
 from models.lift.tower import Tower
-from models.lift.tuner import merge_tuners
+from models.lift.tuners.merging import merge_block
 
 
 class Normalise(nn.Module):
@@ -52,7 +52,8 @@ class Model(nn.Module):
 def merge(model: Model) -> Model:
     """A plain copy that gives the same outputs: tuners in the MLPs, scale and norms in the head."""
     merged = copy.deepcopy(model)
-    merge_tuners(merged.tower.blocks)
+    for block in merged.tower.blocks:
+        merge_block(block, "split")
     if isinstance(merged.head, CosineHead):
         merged.head = merged.head.merged()
     return merged.eval().requires_grad_(False)

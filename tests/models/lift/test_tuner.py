@@ -12,7 +12,8 @@ from models.lift.ends import Embed, Pool
 from models.lift.head import CosineHead, text_weight
 from models.lift.model import Model, Normalise, merge
 from models.lift.tower import Tower
-from models.lift.tuner import AdaptFormer, SplitActivation, adaptive_rank, attach_adaptformer
+from models.lift.tuners import AdaptFormer, adaptive_rank
+from models.lift.tuners.adaptformer import AdaptFormerBranch, SplitActivation
 
 PIXELS = torch.randint(
     0, 256, (4, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -66,7 +67,7 @@ def test_ranks_and_parameters_are_those_of_lift(
     classes: int, blocks: int, width: int, rank: int, parameters: int, head: int
 ) -> None:
     assert adaptive_rank(classes, blocks) == rank
-    tuner = AdaptFormer(width, rank, 1e-5)
+    tuner = AdaptFormerBranch(width, rank, 1e-5)
     assert blocks * sum(one.numel() for one in tuner.parameters()) == parameters
     assert CosineHead(torch.zeros(classes, width), 25.0).weight.numel() == head
 
@@ -74,7 +75,7 @@ def test_ranks_and_parameters_are_those_of_lift(
 def test_before_the_first_step_a_tuned_tower_is_the_frozen_one_to_the_bit() -> None:
     model = tiny()
     before = features(model)
-    attach_adaptformer(model.tower.blocks, rank=4)
+    AdaptFormer(rank=4).attach(model.tower.blocks)
     assert torch.equal(features(model), before)
 
 
@@ -87,7 +88,7 @@ def test_merging_changes_nothing_but_round_off(
 ) -> None:
     torch.manual_seed(rank)
     model = tiny(act, eps, scaled)
-    attach_adaptformer(model.tower.blocks, rank)
+    AdaptFormer(rank=rank).attach(model.tower.blocks)
     for block in model.tower.blocks:
         randomise(block.beside_mlp)
         nn.init.normal_(block.beside_mlp[0].up.weight, std=0.2)
@@ -96,7 +97,7 @@ def test_merging_changes_nothing_but_round_off(
     assert error < 1e-5
     with torch.no_grad():
         assert torch.allclose(model(PIXELS)[0], merged(PIXELS)[0], atol=1e-4)
-    assert not any(isinstance(one, AdaptFormer | CosineHead) for one in merged.modules())
+    assert not any(isinstance(one, AdaptFormerBranch | CosineHead) for one in merged.modules())
 
 
 @settings(max_examples=20, deadline=None)
@@ -104,7 +105,8 @@ def test_merging_changes_nothing_but_round_off(
 def test_merging_one_block_is_exact_for_any_tuner(seed: int, rank: int, scale: float) -> None:
     torch.manual_seed(seed)
     block = Block(16, 2, 64, nn.GELU(), 1e-6, scaled=True)
-    tuner = AdaptFormer.attach(block, rank)
+    AdaptFormer(rank=rank).attach([block])
+    tuner = block.beside_mlp[0]
     randomise(block)
     nn.init.normal_(tuner.up.weight)
     nn.init.constant_(tuner.scale, scale)
@@ -121,7 +123,8 @@ def test_another_eps_than_the_hosts_could_not_be_merged() -> None:
     """The reason why a tuner takes its host's eps (LIFT's own is always 1e-5)."""
     torch.manual_seed(0)
     block = Block(16, 2, 64, nn.GELU(), 1e-6, scaled=False)
-    tuner = AdaptFormer.attach(block, 4)
+    AdaptFormer(rank=4).attach([block])
+    tuner = block.beside_mlp[0]
     assert tuner.norm.eps == block.norm2.eps
     tuner.norm.eps = 1e-5
     nn.init.normal_(tuner.up.weight)
@@ -137,25 +140,25 @@ def test_another_eps_than_the_hosts_could_not_be_merged() -> None:
 
 def test_a_merged_mlp_is_wider_by_the_rank_and_keeps_the_hosts_activation() -> None:
     model = tiny(QuickGELU())
-    attach_adaptformer(model.tower.blocks, rank=3)
+    AdaptFormer(rank=3).attach(model.tower.blocks)
     merged = merge(model)
     for block in merged.tower.blocks:
         assert block.mlp.fc1.weight.shape == (4 * 32 + 3, 32)
         assert isinstance(block.mlp.act, SplitActivation)
         assert isinstance(block.mlp.act.host, QuickGELU)
-    assert isinstance(model.tower.blocks[0].beside_mlp[0], AdaptFormer), "merging copies"
+    assert isinstance(model.tower.blocks[0].beside_mlp[0], AdaptFormerBranch), "merging copies"
 
 
 def test_merging_a_layer_scale_takes_it_away() -> None:
     model = tiny(scaled=True)
-    attach_adaptformer(model.tower.blocks, rank=2)
+    AdaptFormer(rank=2).attach(model.tower.blocks)
     merged = merge(model)
     assert not any(isinstance(block.scale2, LayerScale) for block in merged.tower.blocks)
 
 
 def test_only_the_tuner_and_the_head_are_trained() -> None:
     model = tiny()
-    attach_adaptformer(model.tower.blocks, rank=4)
+    AdaptFormer(rank=4).attach(model.tower.blocks)
     inside = {name.split(".")[2] for name in model.trained() if name.startswith("tower")}
     assert inside == {"beside_mlp"}
     assert model.trainable_parameters == 3 * (2 * 32 * 4 + 4 + 3 * 32 + 1) + 7 * 32
@@ -199,6 +202,6 @@ def test_pixels_are_normalised_channel_by_channel() -> None:
 
 def test_down_projections_start_as_lifts_do() -> None:
     """Kaiming-normal with a = sqrt(5): standard deviation sqrt(2 / 6 / D)."""
-    tuner = AdaptFormer(4096, 16, 1e-5)
+    tuner = AdaptFormerBranch(4096, 16, 1e-5)
     assert tuner.down.weight.std().item() == pytest.approx(math.sqrt(1 / 3 / 4096), rel=0.02)
     assert not tuner.up.weight.any()

@@ -1,0 +1,51 @@
+"""SSF: a scale and a shift for every output of a layer."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from models.lift.block import ALL, project
+from models.lift.tuners.attachment import SLOTS, Wrapper, innermost, wrap
+from models.lift.tuners.spec import Spec, transformer_blocks
+
+Where = Literal["attention", "mlp", "norm"]
+SPREAD: Final = 0.02
+
+
+class SSF(Spec):
+    """Scale and shift the outputs of the linear layers and norms (Lian et al. 2022)."""
+
+    name: Literal["ssf"] = "ssf"
+    where: tuple[Where, ...] = Field(get_args(Where), min_length=1)
+
+    def attach(self, blocks: Sequence[nn.Module]) -> None:
+        for block in transformer_blocks(self.name, blocks):
+            for slot in (slot for where in set(self.where) for slot in SLOTS[where]):
+                wrap(block, slot, ScaleShift.DEPTH, ScaleShift)
+
+
+class ScaleShift(Wrapper):
+    """gamma * layer(x) + beta, from gamma near 1 and beta near 0: not the plain layer at first."""
+
+    METHOD = "ssf"
+    DEPTH = 0
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__(host)
+        layer = innermost(host)
+        assert isinstance(layer, nn.Linear | nn.LayerNorm)
+        outputs = layer.weight.shape[0]
+        self.scale = nn.Parameter(1 + SPREAD * torch.randn(outputs))
+        self.shift = nn.Parameter(SPREAD * torch.randn(outputs))
+
+    def forward(self, inputs: Tensor, rows: slice = ALL) -> Tensor:
+        return project(self.host, inputs, rows) * self.scale[rows] + self.shift[rows]
+
+    @torch.no_grad()
+    def fold(self, layer: nn.Module) -> None:
+        assert isinstance(layer, nn.Linear | nn.LayerNorm)
+        layer.weight *= self.scale[:, None] if layer.weight.ndim == 2 else self.scale
+        layer.bias.mul_(self.scale).add_(self.shift)
