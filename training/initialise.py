@@ -102,6 +102,16 @@ class ClassMeanInitial(InitialSpec):
     needs_features = True
 
 
+class PrototypesInitial(TextInitial):
+    """The mean feature of each class's training photos, drawn toward its text by as much as it is
+    rare: the text counts as much as `text_photos` photos.
+    """
+
+    name: Literal["prototypes"] = "prototypes"  # type: ignore[assignment]
+    text_photos: float = Field(5.0, ge=0)
+    needs_features = True
+
+
 class LinearProbeInitial(InitialSpec):
     """The weights of a logistic regression on the training photos' features."""
 
@@ -119,6 +129,7 @@ Initial = Annotated[
     | ClassNameInitial
     | DescriptionsInitial
     | ClassMeanInitial
+    | PrototypesInitial
     | LinearProbeInitial
     | RandomInitial,
     Field(discriminator="name"),
@@ -161,6 +172,24 @@ def class_means(
     """
     grouped = features[labels.argsort(stable=True)].split(_counts(labels, classes))
     return F.normalize(torch.stack([one[:images].mean(0) for one in grouped]), dim=-1)
+
+
+def prototypes(
+    text: Tensor, features: Tensor, labels: Tensor, classes: Sequence[str], text_photos: float
+) -> Tensor:
+    """Unit class weights [C, D]: class means, each shrunk toward its text weight.
+
+    With n photos of a class, m its mean unit feature and t its text weight, both centred over the
+    classes and of unit length again: n / (n + k) m + k / (n + k) t for k = `text_photos`, the
+    posterior mean where text is a prior worth k photos. Centring takes away what images, or texts,
+    of all classes have in common, which keeps the two apart in CLIP's space (Liang et al. 2022).
+    Raises `UserError` where a class has no feature.
+    """
+    counts = torch.tensor(_counts(labels, classes), dtype=text.dtype, device=text.device)[:, None]
+    means = class_means(F.normalize(features, dim=-1), labels, classes)
+    seen, told = (F.normalize(one - one.mean(0), dim=-1) for one in (means, text))
+    share = counts / (counts + text_photos)
+    return F.normalize(share * seen + (1 - share) * told, dim=-1)
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:

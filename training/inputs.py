@@ -18,9 +18,11 @@ from torch import Tensor
 from models.bundle.chunks import chunks
 from models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
 from models.bundle.manifest import Preprocessing
-from training.dataset import Split
+from training.data.photo import naming
+from training.data.split import Split
+from training.recipe import Augmentation
 
-# A photo's index and the number of its augmented copy, and what makes uint8 [R, S, S, 3] of them.
+# A photo's index and the epoch that asks for it, and what makes uint8 [R, S, S, 3] of them.
 Pick = tuple[int, int]
 Crop = Callable[[int, int], Pixels]
 
@@ -32,7 +34,7 @@ class Inputs(Protocol):
     """Labelled rows for the tower, of which the first `stage` stages are already done.
 
     `rows` is how many each crop of a photo has. `batches` yields rows [B * rows, ...] and labels
-    [B] of the photos and copies in `order`, `size` of them at a time.
+    [B] of the photos in `order`, as each epoch augments them, `size` of them at a time.
     """
 
     @property
@@ -73,14 +75,15 @@ class Photos:
 class Cached:
     """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 
-    `copies` [N] says how many each photo has, one photo's behind the other's. Asked for more, they
-    take turns.
+    `copies` [N] says how many augmented copies each photo has, one photo's behind the other's, in
+    the order of the `epochs` over which they are spread.
     """
 
     tokens: Tensor
     copies: Tensor
     labels: Tensor
     stage: int
+    epochs: int = 1
 
     @property
     def rows(self) -> int:
@@ -89,8 +92,8 @@ class Cached:
     def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         starts = self.copies.cumsum(0) - self.copies
         for chunk in chunks(order, size):
-            photos, copies = torch.tensor(chunk).unbind(1)
-            places = starts[photos] + copies % self.copies[photos]
+            photos, epochs = torch.tensor(chunk).unbind(1)
+            places = starts[photos] + epochs * self.copies[photos] // self.epochs
             yield self.tokens[places].flatten(0, 1).float(), self.labels[photos]
 
 
@@ -99,9 +102,19 @@ def first_copies(photos: int) -> list[Pick]:
     return [(photo, 0) for photo in range(photos)]
 
 
-def training_photos(split: Split, preprocessing: Preprocessing, seed: int) -> Photos:
-    """One random crop a photo, another in each copy; the same for the same seed."""
-    crop = partial(_training_crop, split, preprocessing, seed)
+def copy_epochs(copies: int, epochs: int) -> list[int]:
+    """The epochs whose crops stand for all, the first and the last among them.
+
+    Of `copies`, at most `epochs`, copy c is the one that is used in epoch `copy_epochs[c]`.
+    """
+    return [-(-copy * (epochs - 1) // max(1, copies - 1)) for copy in range(copies)]
+
+
+def training_photos(
+    split: Split, preprocessing: Preprocessing, augmentation: Augmentation, epochs: int, seed: int
+) -> Photos:
+    """One random crop a photo, another in each of the epochs; the same for the same seed."""
+    crop = partial(_training_crop, split, preprocessing, augmentation, epochs, seed)
     return Photos(crop, 1, torch.tensor(split.labels))
 
 
@@ -131,23 +144,61 @@ def random_resized_crop(
     return left, top, left + wide, top + high
 
 
+def minimalist_crop(
+    width: int, height: int, smallest: float, random: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """A square box (left, top, right, bottom) of at least `smallest` of the area where it fits.
+
+    LIFT+ (arXiv 2504.13282), minimalist data augmentation.
+    """
+    side = min(width, height, np.sqrt(width * height * random.uniform(smallest, 1)))
+    left, top = random.uniform(0, width - side), random.uniform(0, height - side)
+    return left, top, left + side, top + side
+
+
+def smallest_area(schedule: str, done: float) -> float:
+    """The least area of a minimalist crop after `done`, 0 to 1, of the training (LIFT+)."""
+    share = {
+        "convex": 1 - np.sqrt(1 - done**2),
+        "linear": done,
+        "concave": np.sqrt(1 - (1 - done) ** 2),
+        "min": 0.0,
+        "max": 1.0,
+    }[schedule]
+    return float(AREA[0] + (AREA[1] - AREA[0]) * share)
+
+
 def _training_crop(
-    split: Split, preprocessing: Preprocessing, seed: int, index: int, copy: int
+    split: Split,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    epochs: int,
+    seed: int,
+    index: int,
+    epoch: int,
 ) -> Pixels:
-    random = np.random.default_rng((seed, copy, index))
+    random = np.random.default_rng((seed, epoch, index))
     size = preprocessing.size
-    image = decode(split.paths[index].read_bytes(), size + preprocessing.expand)
-    box = random_resized_crop(*image.size, random)
+    photo = split.photos[index]
+    with naming(photo):
+        image = decode(photo.read(), size + preprocessing.expand)
+    if augmentation.name == "minimalist":
+        smallest = smallest_area(augmentation.schedule, epoch / max(1, epochs - 1))
+        box = minimalist_crop(*image.size, smallest, random)
+    else:
+        box = random_resized_crop(*image.size, random)
     resampling = RESAMPLING[preprocessing.interpolation]
     crop = image.resize((size, size), resampling, box)
-    if random.random() < 0.5:
+    if augmentation.flip and random.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(crop)[None]
 
 
-def _evaluation_views(split: Split, preprocessing: Preprocessing, index: int, copy: int) -> Pixels:
-    del copy
-    return views(load(split.paths[index].read_bytes(), preprocessing), preprocessing.size)
+def _evaluation_views(split: Split, preprocessing: Preprocessing, index: int, epoch: int) -> Pixels:
+    del epoch
+    photo = split.photos[index]
+    with naming(photo):
+        return views(load(photo.read(), preprocessing), preprocessing.size)
 
 
 def _stacked(crops: list[Future[Pixels]], labels: Tensor) -> tuple[Tensor, Tensor]:

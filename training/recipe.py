@@ -41,6 +41,9 @@ class Optimiser(Part):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's")
     head_decay: float = Field(5e-4, ge=0, description="weight decay of the head")
     tuner_decay: float = Field(5e-4, ge=0, description="weight decay inside the tower")
+    head_anchor: float = Field(
+        0.0, ge=0, description="decay of the head toward its initial weight, not toward zero"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps on which rates rise")
     step: Literal["epoch", "batch"] = Field("epoch", description="when the rates change")
     average: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average")
@@ -154,10 +157,7 @@ def _put(fields: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     place: Any = fields
     for part in path:
-        if isinstance(place, list):
-            place = _item(place, part, key)
-        else:
-            place = place.setdefault(part, {})
+        place = _item(place, part, key) if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, dict | list):
             raise UserError(f"{key}: {part} has no fields")
     if isinstance(place, list):
@@ -202,10 +202,11 @@ def _model_at(loc: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
     choices: list[type[BaseModel]] = []
     path: list[str] = []
     for part in loc:
-        tagged = [one for one in choices if one.model_fields["name"].default == part]
-        if len(choices) > 1 and tagged:
-            model, choices = tagged[0], []
-            continue
+        if len(choices) > 1:
+            tagged = [one for one in choices if one.model_fields["name"].default == part]
+            if tagged:
+                model, choices = tagged[0], []
+                continue
         path.append(str(part))
         if isinstance(part, str):
             if len(choices) == 1:

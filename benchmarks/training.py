@@ -1,0 +1,164 @@
+"""The time and memory of one training step, and the share of it that waits for photos.
+
+    python benchmarks/training.py                     # ViT-B/16, random weights
+    python benchmarks/training.py --batch 32 --precision bf16
+
+Three ways to train are measured in turns, each in a process of its own: AdaptFormer in taillift's
+tower, full fine-tuning in the same tower, and the same AdaptFormer hung on open_clip's own blocks
+with hooks. Every process repeats its step and the fastest counts: others on the machine only slow
+it down.
+"""
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, Final, Literal, get_args
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from models.lift.convert import convert
+from models.lift.tuners import AdaptFormer, Full
+
+Way = Literal["AdaptFormer", "full fine-tuning", "AdaptFormer on open_clip's blocks, by hooks"]
+WAYS: Final = get_args(Way)
+CLASSES: Final = 100
+PRECISIONS: Final = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Hooked(nn.Module):
+    """open_clip's tower with a branch beside each MLP, as a library of adapters would add it."""
+
+    def __init__(self, visual: Any, rank: int) -> None:
+        super().__init__()
+        visual.proj = None
+        self.visual = visual
+        width = visual.transformer.width
+        self.branches = nn.ModuleList()
+        for block in visual.transformer.resblocks:
+            branch = nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, rank), nn.ReLU(), nn.Linear(rank, width)
+            )
+            self.branches.append(branch)
+            block.ln_2.register_forward_pre_hook(self._keep(branch))
+            block.mlp.register_forward_hook(self._add(branch))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.visual(pixels)
+        return features
+
+    @staticmethod
+    def _keep(branch: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            branch.residual = inputs[0]  # type: ignore[assignment]
+
+        return hook
+
+    @staticmethod
+    def _add(branch: nn.Module) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            added: Tensor = branch(branch.residual)
+            return output + added
+
+        return hook
+
+
+def build(way: Way, architecture: str) -> nn.Module:
+    """The tower with only what `way` trains unfrozen."""
+    visual: Any = open_clip.create_model(architecture).visual
+    visual.requires_grad_(False)
+    if way == WAYS[2]:
+        rank = AdaptFormer().resolved(CLASSES, visual.transformer.layers, 0).rank
+        assert rank is not None
+        return Hooked(visual, rank)
+    tower = convert(visual)
+    spec = AdaptFormer() if way == WAYS[0] else Full()
+    width = tower.blocks[0].norm1.normalized_shape[0]
+    spec.resolved(CLASSES, len(tower.blocks), width).attach(tower.blocks)
+    return tower
+
+
+def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
+    """Answer each message with the seconds of one step, and the last one with the peak memory."""
+    device = torch.device(options.device)
+    tower = build(way, options.architecture).to(device)
+    size = open_clip.get_model_config(options.architecture)["vision_cfg"]["image_size"]
+    trained = [one for one in tower.parameters() if one.requires_grad]
+    optimiser = torch.optim.SGD(trained, 0.01, momentum=0.9)
+    pixels = torch.randn(options.batch, 3, size, size, device=device)
+    dtype = PRECISIONS[options.precision]
+    while pipe.recv():
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            features = tower(pixels)
+        F.normalize(features.float(), dim=-1).square().sum().backward()
+        optimiser.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        pipe.send(time.perf_counter() - start)
+    if device.type == "cuda":
+        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
+    else:
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--architecture", default="ViT-B-16")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    options = parser.parse_args()
+    seconds, memory = interleaved(options)
+    Console().print(table(options, seconds, memory))
+
+
+def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way, float]]:
+    """The fastest step of each way in seconds, and its process's peak memory in MiB."""
+    context = get_context("spawn")
+    pipes: dict[Way, Any] = {}
+    for way in WAYS:
+        pipes[way], theirs = context.Pipe()
+        context.Process(target=measure, args=(theirs, way, options), daemon=True).start()
+    best = dict.fromkeys(WAYS, float("inf"))
+    # The first round warms up.
+    for turn in range(options.rounds + 1):
+        for way, pipe in pipes.items():
+            pipe.send(True)
+            seconds = pipe.recv()
+            if turn:
+                best[way] = min(best[way], seconds)
+    memory = {}
+    for way, pipe in pipes.items():
+        pipe.send(False)
+        memory[way] = pipe.recv()
+    return best, memory
+
+
+def table(
+    options: argparse.Namespace, seconds: dict[Way, float], memory: dict[Way, float]
+) -> Table:
+    title = f"{options.architecture}, batch {options.batch}, {options.precision}, {options.device}"
+    grid = Table(title=title, title_justify="left")
+    for name in ("", "step, s", "AdaptFormer takes of it", "peak memory, MiB"):
+        grid.add_column(name, justify="right" if name else "left")
+    for way in WAYS:
+        share = seconds[WAYS[0]] / seconds[way]
+        grid.add_row(way, f"{seconds[way]:.2f}", f"{share:.2f}", f"{memory[way]:.0f}")
+    return grid
+
+
+if __name__ == "__main__":
+    main()
