@@ -1,0 +1,278 @@
+"""Each converter gives the features of its source, and what it gives trains, merges and exports."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
+from open_clip.timm_model import TimmModel
+from sources import KINDS, NATIVE, SHAPE, SIZE, TEXTLESS, make, randomised, register
+from timm.layers import AttentionPoolLatent
+from timm.models.fastvit import FastVit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models import UserError
+from models.lift.backbone import Backbone
+from models.lift.convert import convert, projection
+from models.lift.graph import write_graph
+from models.lift.head import CosineHead
+from models.lift.model import Model, Normalise, merge
+from models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Spec
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
+    register(tmp_path_factory.mktemp("configs"))
+
+
+def native(quick_gelu: bool = False, **changes: object) -> nn.Module:
+    config = CLIPVisionCfg(**{**NATIVE, **changes})  # type: ignore[arg-type]
+    return randomised(_build_vision_tower(24, config, quick_gelu=quick_gelu))
+
+
+def timm(**changes: Any) -> nn.Module:
+    return randomised(VisionTransformer(**{**SHAPE, "num_classes": 0, **changes}))
+
+
+def visual_of(kind: str) -> nn.Module:
+    model = make(kind)
+    return model if kind == TEXTLESS else model.get_submodule("visual")
+
+
+def features(visual: Any, pixels: Tensor) -> Tensor:
+    """What the source has before its projection."""
+    if isinstance(visual, TimmModel):
+        visual = visual.trunk
+    if isinstance(visual, VisionTransformer):
+        return visual.forward_head(visual.forward_features(pixels), pre_logits=True)
+    visual.proj = None
+    return visual(pixels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"quick_gelu": True}, id="quickgelu"),
+        pytest.param({"ls_init_value": 0.1}, id="layer-scale"),
+        pytest.param({"no_ln_pre": True, "pos_embed_type": "sin_cos_2d"}, id="clipa"),
+        pytest.param({"pool_type": "avg"}, id="mean"),
+        pytest.param({"pool_type": "avg", "final_ln_after_pool": True}, id="mean-then-norm"),
+        pytest.param({"act_kwargs": {"approximate": "tanh"}}, id="gelu-tanh"),
+        pytest.param({"norm_kwargs": {"eps": 1e-3}}, id="eps"),
+    ],
+)
+def test_a_native_tower_keeps_its_features(changes: dict[str, Any]) -> None:
+    check_features(native(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"init_values": 0.1}, id="layer-scale"),
+        pytest.param({"qkv_bias": False, "proj_bias": False}, id="no-biases"),
+        pytest.param({"pre_norm": True, "no_embed_class": True}, id="clip"),
+        pytest.param({"fc_norm": True}, id="norm-of-the-class-token"),
+        pytest.param({"global_pool": "avg"}, id="mean-then-norm"),
+        pytest.param({"global_pool": "avg", "fc_norm": False}, id="mean"),
+        pytest.param({"global_pool": "avg", "pool_include_prefix": True}, id="mean-of-all"),
+        pytest.param({"global_pool": "avg", "class_token": False}, id="mean-without-class"),
+        pytest.param({"global_pool": "map", "class_token": False}, id="map"),
+        pytest.param({"act_layer": "gelu_tanh"}, id="gelu-tanh"),
+    ],
+)
+def test_a_timm_tower_keeps_its_features(changes: dict[str, Any]) -> None:
+    check_features(timm(**changes))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Tiny-ResNet"])
+def test_towers_of_every_kind_keep_their_features(kind: str) -> None:
+    check_features(visual_of(kind))
+
+
+def check_features(visual: nn.Module) -> None:
+    tower = convert(visual)
+    pixels = torch.randn(3, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert relative(tower(pixels), features(visual, pixels)) < 1e-5
+    assert not any(one.requires_grad for one in tower.parameters())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != TEXTLESS])
+def test_the_projection_leads_from_features_to_the_sources_embedding(kind: str) -> None:
+    visual = visual_of(kind)
+    matrix, bias = projection(visual)
+    size = 64 if kind == "Tiny-ResNet" else SIZE
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        embedded = convert(visual)(pixels)
+        if matrix is not None:
+            embedded = embedded @ matrix
+        if bias is not None:
+            embedded = embedded + bias
+        assert relative(embedded, visual(pixels)) < 1e-5
+    found = (matrix is not None, bias is not None)
+    wanted = {"Tiny-Hybrid": (True, True), "Tiny-Map": (False, False), "Tiny-ResNet": (False,) * 2}
+    assert found == wanted.get(kind, (True, False))
+
+
+def test_a_timm_tower_behind_a_linear_projection_gives_its_matrix() -> None:
+    config = CLIPVisionCfg(
+        image_size=SIZE, timm_model_name="vit_plain_test", timm_pool="avg", timm_proj="linear"
+    )
+    visual = randomised(_build_vision_tower(24, config))
+    matrix, bias = projection(visual)
+    assert matrix is not None
+    assert bias is None
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert relative(convert(visual)(pixels) @ matrix, visual(pixels)) < 1e-5
+
+
+def test_the_default_backbones_hybrid_tower_has_its_sources_features(backbone: Backbone) -> None:
+    pixels = torch.randn(2, 3, 224, 224)
+    visual = backbone._clip.visual
+    assert backbone.projection is not None
+    with torch.no_grad():
+        assert relative(backbone.tower(pixels), features(visual, pixels)) < 1e-5
+        projected = backbone.tower(pixels) @ backbone.projection
+        assert relative(projected, visual(pixels)) < 1e-5
+
+
+TRAINED: list[tuple[str, Spec]] = [
+    ("Tiny-Mean", AdaptFormer(rank=4)),
+    ("Tiny-Hybrid", AdaptFormer(rank=4)),
+    ("Tiny-Map", AdaptFormer(rank=4)),
+    (TEXTLESS, AdaptFormer(rank=4)),
+    ("Tiny-ResNet", LayerNorms()),
+]
+
+
+@pytest.mark.parametrize(("kind", "spec"), TRAINED, ids=[kind for kind, _ in TRAINED])
+def test_a_trained_tower_of_every_kind_merges_and_exports(
+    kind: str, spec: Spec, tmp_path: Path
+) -> None:
+    model, size = tuned(kind, spec)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    trained = train_one_step(model, size)
+    changed = {name for name, one in model.state_dict().items() if not one.equal(before[name])}
+    assert changed == trained
+    pixels = noise(8, size)
+    merged = merge(model)
+    path = tmp_path / "model.onnx"
+    write_graph(merged, pixels[:2], path, ["pixels"], ["logits", "features"])
+    session = onnxruntime.InferenceSession(path)
+    served = torch.from_numpy(session.run(["logits"], {"pixels": pixels.numpy()})[0])
+    with torch.no_grad():
+        expected = model.eval()(pixels)[0]
+        assert torch.allclose(merged(pixels)[0], expected, atol=1e-4)
+    assert torch.allclose(served, expected, atol=1e-4)
+    assert served.argmax(1).equal(expected.argmax(1))
+
+
+@pytest.mark.parametrize("spec", [Bias(), Full()], ids=["bias", "full"])
+def test_a_resnet_trains_its_biases_or_everything_but_its_stem(spec: Spec) -> None:
+    model, size = tuned("Tiny-ResNet", spec)
+    trained = train_one_step(model, size)
+    stages = {name.split(".")[1] for name in trained if name.startswith("tower.")}
+    assert stages == {"layer1", "layer2", "layer3", "layer4", "pool"}
+    assert not any("running" in name for name in trained)
+
+
+def test_what_needs_transformer_blocks_does_not_go_into_a_resnet() -> None:
+    with pytest.raises(UserError, match="ResNet"):
+        tuned("Tiny-ResNet", AdaptFormer())
+
+
+def tuned(kind: str, spec: Spec) -> tuple[Model, int]:
+    torch.manual_seed(0)
+    tower = convert(visual_of(kind))
+    spec.resolved(5, len(tower.tunable), 32).attach(tower.tunable)
+    size = 64 if kind == "Tiny-ResNet" else SIZE
+    head = CosineHead(torch.randn(5, tower(torch.zeros(1, 3, size, size)).shape[1]), 25.0)
+    return Model(Normalise((0.5,) * 3, (0.25,) * 3), tower, head), size
+
+
+def train_one_step(model: Model, size: int) -> set[str]:
+    """Two, since AdaptFormer's first moves half of its tensors; returns what is trained."""
+    optimiser = torch.optim.SGD(model.trained().values(), lr=0.05)
+    model.train()
+    for _ in range(2):
+        optimiser.zero_grad()
+        logits, _ = model(noise(4, size))
+        F.cross_entropy(logits, torch.arange(4)).backward()
+        optimiser.step()
+    return set(model.trained())
+
+
+def noise(count: int, size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"pool_type": "none"}, "none pooling"),
+        ({"attentional_pool": True}, "attention pooling"),
+        ({"scale_fc": True}, "CustomResidualAttentionBlock"),
+    ],
+)
+def test_a_native_tower_that_cannot_be_converted_is_refused_by_part(
+    changes: dict[str, object], part: str
+) -> None:
+    with pytest.raises(UserError, match=part):
+        convert(native(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"scale_mlp_norm": True}, "mlp.norm"),
+        ({"scale_attn_norm": True}, "attn.norm"),
+        ({"qk_norm": True}, "attn.q_norm"),
+        ({"reg_tokens": 2}, "register tokens"),
+        ({"pos_embed": "none"}, "no positional embedding"),
+        ({"dynamic_img_size": True}, "dynamic image size"),
+        ({"global_pool": "avgmax"}, "avgmax pooling"),
+        ({"global_pool": ""}, "no pooling"),
+        ({"global_pool": "map"}, "beside a class token"),
+        ({"act_layer": "silu"}, "SiLU"),
+    ],
+)
+def test_a_timm_tower_that_cannot_be_converted_is_refused_by_part(
+    changes: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(UserError, match=part) as raised:
+        convert(timm(**changes))
+    assert "\n" not in str(raised.value)
+
+
+def test_attention_pooling_with_several_queries_is_refused() -> None:
+    visual: Any = timm(global_pool="map", class_token=False)
+    visual.attn_pool = AttentionPoolLatent(32, num_heads=4, latent_len=2)
+    with pytest.raises(UserError, match="several queries"):
+        convert(visual)
+
+
+def test_a_convolutional_tower_is_refused_with_those_that_work() -> None:
+    visual = FastVit(layers=(1, 1, 1, 1), embed_dims=(8, 8, 8, 8), num_classes=0)
+    with pytest.raises(UserError, match=r"is a FastVit: taillift works with ViT-\*.*RN\*"):
+        convert(visual)
+
+
+def test_a_projection_of_several_layers_is_refused() -> None:
+    config = CLIPVisionCfg(
+        image_size=SIZE, timm_model_name="vit_plain_test", timm_pool="token", timm_proj="mlp"
+    )
+    with pytest.raises(UserError, match="more than one matrix"):
+        projection(_build_vision_tower(24, config))
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())

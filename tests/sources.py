@@ -1,0 +1,138 @@
+"""Small random models of every kind that a backbone can be, known to open_clip and timm by name.
+
+`write` puts one into a file; its name says how to load it. All parameters are random, affine norms
+and positions among them: fresh ones hide what a converter forgets.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
+from torch import nn
+
+SIZE: Final = 32
+SHAPE: Final = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+TEXT: Final = {"vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+NATIVE: Final = {"image_size": SIZE, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8}
+TIMM: Final = {"image_size": SIZE, "timm_model_pretrained": False}
+TEXTLESS: Final = "timm:vit_plain_test"
+
+CONFIGS: Final[dict[str, dict[str, Any]]] = {
+    "Tiny-Native": {"vision_cfg": NATIVE, "quick_gelu": True},
+    "Tiny-Mean": {"vision_cfg": {**NATIVE, "pool_type": "avg", "final_ln_after_pool": True}},
+    "Tiny-Hybrid": {
+        "vision_cfg": {
+            **TIMM,
+            "timm_model_name": "vit_hybrid_test",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        "custom_text": True,
+    },
+    "Tiny-Map": {
+        "vision_cfg": {
+            **TIMM,
+            "timm_model_name": "vit_map_test",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "embed_dim": 32,
+    },
+    "Tiny-ResNet": {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 4}},
+}
+KINDS: Final = (*CONFIGS, TEXTLESS)
+
+# timm finds a module's configs by this name.
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "num_classes": 10,
+            "input_size": (3, SIZE, SIZE),
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.9,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+        for name in ("vit_plain_test.one", "vit_hybrid_test", "vit_map_test")
+    }
+)
+
+
+@register_model
+def vit_plain_test(pretrained: bool = False, **changes: Any) -> nn.Module:
+    del pretrained
+    return _vit("vit_plain_test", changes, init_values=0.5)
+
+
+@register_model
+def vit_hybrid_test(pretrained: bool = False, **changes: Any) -> nn.Module:
+    """As MobileCLIP-B: a stem with batch norms, and no position for the class token."""
+    del pretrained
+    stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 1), kernel_size=(4, 2, 1), padding=0)
+    embed = partial(HybridEmbed, backbone=stem, proj=False)
+    return _vit("vit_hybrid_test", changes, embed_layer=embed, patch_size=1, no_embed_class=True)
+
+
+@register_model
+def vit_map_test(pretrained: bool = False, **changes: Any) -> nn.Module:
+    """As SigLIP: no class token, attention pooling, the tanh form of GELU."""
+    del pretrained
+    return _vit(
+        "vit_map_test", changes, class_token=False, global_pool="map", act_layer="gelu_tanh"
+    )
+
+
+def _vit(name: str, changes: dict[str, Any], **shape: Any) -> nn.Module:
+    shape = {**SHAPE, **shape, **changes}
+    model: nn.Module = build_model_with_cfg(VisionTransformer, name, False, **shape)
+    return model
+
+
+def register(folder: Path) -> None:
+    """Make the architectures known to open_clip."""
+    for name, config in CONFIGS.items():
+        text = {"embed_dim": 24, "text_cfg": TEXT, **config}
+        (folder / f"{name}.json").write_text(json.dumps(text))
+    open_clip.add_model_config(folder)
+
+
+def make(kind: str) -> nn.Module:
+    """A whole open_clip model, or for `TEXTLESS` a timm model with its classifier."""
+    torch.manual_seed(0)
+    if kind == TEXTLESS:
+        return randomised(timm.create_model(kind.removeprefix("timm:")))
+    return randomised(open_clip.create_model(kind))
+
+
+def write(kind: str, folder: Path) -> tuple[str, nn.Module]:
+    """A backbone's name, which leads to a file of weights, and the model that they came from."""
+    source = make(kind)
+    path = folder / f"{kind.replace(':', '-')}.safetensors"
+    save_file(source.state_dict(), path)
+    return f"{kind}:{path}", source
+
+
+@torch.no_grad()
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if "logit" not in name:
+            parameter.add_((0.3 if parameter.ndim == 1 else 0.1) * torch.randn_like(parameter))
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3)
+            part.running_var.uniform_(0.5, 2)
+    return module.eval()
