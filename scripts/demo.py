@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from training.data.photo import Photo
 from training.dataset import Dataset, load_dataset
 
 DATA = "wardrobe-lt"
@@ -101,11 +102,11 @@ def answers(url: str, dataset: Dataset) -> Table:
             title, justify="right" if title in ("training photos", "confidence") else "left"
         )
     for index in range(0, len(dataset.classes), 3):
-        photo = dataset.test.paths[dataset.test.labels.index(index)]
+        photo = dataset.test.photos[dataset.test.labels.index(index)]
         best = classify(url, photo)["results"][0]["predictions"][0]
         name = dataset.classes[index]
         grid.add_row(
-            photo.name,
+            Path(photo.name).name,
             name,
             str(dataset.counts[index]),
             best["label"],
@@ -115,9 +116,9 @@ def answers(url: str, dataset: Dataset) -> Table:
     return grid
 
 
-def classify(url: str, photo: Path) -> dict[str, Any]:
+def classify(url: str, photo: Photo) -> dict[str, Any]:
     request = urllib.request.Request(
-        f"{url}/classify?ensemble=full", photo.read_bytes(), {"Content-Type": "image/jpeg"}
+        f"{url}/classify?ensemble=full", photo.read(), {"Content-Type": "image/jpeg"}
     )
     with direct.open(request) as response:
         result: dict[str, Any] = json.load(response)

@@ -91,7 +91,7 @@ def test_the_reported_accuracy_is_what_the_bundle_does(
     metrics = json.loads((target / "report/metrics.json").read_text())
     classifier = Classifier.open(target)
     assert colours.test is not None
-    canvases = [classifier.canvas(path.read_bytes()) for path in colours.test.paths]
+    canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
     for name, ensemble in (("single", Ensemble.OFF), ("full", Ensemble.FULL)):
         predicted = classifier.logits(canvases, ensemble).argmax(-1)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())

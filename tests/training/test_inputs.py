@@ -52,7 +52,7 @@ def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -
     assert labels.tolist() == [colours.test.labels[index] for index in order]
     rows = torch.cat([rows for rows, _ in batches]).unflatten(0, (-1, 5))
     for index, five in zip(order, rows, strict=True):
-        canvas = load(colours.test.paths[index].read_bytes(), PREPROCESSING)
+        canvas = load(colours.test.photos[index].read(), PREPROCESSING)
         assert np.array_equal(five.numpy(), views(canvas, 32))
 
 

@@ -1,0 +1,134 @@
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tiny import COLOURS, write_photo, write_photos
+
+from models import UserError
+from training.data import check
+from training.data.photo import StoredPhoto
+from training.dataset import load_dataset
+
+
+def test_a_corrupt_photo_is_left_out_with_a_warning_that_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    broken = root / "train/red/001.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(root))
+    assert dataset.counts == [2, 2]
+    assert "train/red/001.png" not in [photo.name for photo in dataset.train.photos]
+    (message,) = caplog.messages
+    assert str(broken) in message
+    assert "cannot be decoded" in message
+
+
+def test_of_many_corrupt_photos_the_first_are_named_and_the_others_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 1, "blue": 2})
+    for index in range(25):
+        (root / f"train/red/bad-{index:02}.png").write_text("not a photo")
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [2, 1]
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1] == "15 more photos are left out for such reasons"
+
+
+def test_a_class_without_a_readable_photo_is_named(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 1})
+    (root / "train/blue/000.png").write_text("not a photo")
+    with pytest.raises(UserError, match="class 'blue' has no readable training photo"):
+        load_dataset(str(root))
+
+
+def test_a_split_without_a_readable_photo_is_named(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 1})
+    (root / "val").mkdir()
+    with pytest.raises(UserError, match="the split val has no readable photo"):
+        load_dataset(str(root))
+
+
+def test_a_photo_to_train_and_to_measure_on_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "ab":
+        write_photo(tmp_path / f"{name}.png", COLOURS["red"])
+    table = tmp_path / "x.csv"
+    table.write_text("path,label,split\na.png,x,train\nb.png,y,train\nb.png,y,test\n")
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(table))
+    (message,) = caplog.messages
+    assert "1 photos are in two splits, such as" in message
+    assert "b.png" in message
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the photos that were decoded to check them."""
+    names: list[str] = []
+    real = check._problem
+
+    def spy(photo: StoredPhoto) -> str | None:
+        names.append(photo.name)
+        if photo.name == "train/stop":
+            raise KeyboardInterrupt
+        return real(photo)
+
+    monkeypatch.setattr(check, "_problem", spy)
+    return names
+
+
+def stored(root: Path, files: Sequence[str]) -> list[StoredPhoto]:
+    photos = []
+    for file in files:
+        status = (root / file).stat()
+        photos.append(StoredPhoto(root, file, status.st_size, status.st_mtime_ns))
+    return photos
+
+
+def test_photos_are_decoded_once_but_for_those_that_changed_or_failed(
+    tmp_path: Path, decoded: list[str]
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train/red/bad.png").write_text("not a photo")
+    load_dataset(str(root))
+    assert len(decoded) == 6
+    decoded.clear()
+    write_photo(root / "train/blue/001.png", COLOURS["blue"], seed=9)
+    load_dataset(str(root))
+    assert sorted(decoded) == ["train/blue/001.png", "train/red/bad.png"]
+
+
+def test_an_interrupted_check_goes_on_where_it_was(
+    tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "CHUNK", 2)
+    root = write_photos(tmp_path, {"red": 3})
+    (root / "train/stop").touch()
+    files = [f"train/red/{index:03}.png" for index in range(3)]
+    memory = tmp_path / "memory.npy"
+    with pytest.raises(KeyboardInterrupt):
+        check.unreadable(stored(root, [*files[:2], "train/stop"]), memory)
+    decoded.clear()
+    assert check.unreadable(stored(root, files), memory) == set()
+    assert decoded == files[2:]
+
+
+def test_a_memory_that_cannot_be_read_or_written_is_done_without(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    load_dataset(str(root))
+    (memory,) = (cache / "checked").iterdir()
+    memory.write_bytes(memory.read_bytes()[:-3])
+    assert load_dataset(str(root)).counts == [3, 2]
+    memory.unlink()
+    (cache / "checked").rmdir()
+    (cache / "checked").touch()
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    assert "the work is repeated next time" in caplog.text

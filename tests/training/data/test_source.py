@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+from tiny import write_photos
+
+from models import UserError
+from training.data.samples import unpack_sample
+from training.dataset import load_dataset
+
+
+def test_what_is_no_set_names_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no set of photos: .*train/CLASS.*wardrobe-lt"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"/none does not exist, and is no sample set .*wardrobe-lt"
+    ):
+        load_dataset(str(tmp_path / "none"))
+
+
+def test_of_two_layouts_none_is_chosen_but_by_a_description(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "ImageNet_LT_train.txt").write_text("train/red/000.png 1\ntrain/blue/000.png 0\n")
+    (root / "classnames.txt").write_text("blue\nred\n")
+    with pytest.raises(UserError, match=r"holds class folders .* and list files .*/dataset\.yaml"):
+        load_dataset(str(root))
+    (root / "dataset.yaml").write_text("train: ImageNet_LT_train.txt\n")
+    assert load_dataset(str(root)).counts == [1, 1]
+
+
+def test_a_sample_set_is_unpacked_once(cache: Path) -> None:
+    folder = unpack_sample("wardrobe-lt")
+    assert cache in folder.parents
+    assert (folder / "train/t-shirt/0000.jpg").is_file()
+    (folder / "mark").touch()
+    assert unpack_sample("wardrobe-lt") == folder
+    assert (folder / "mark").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+
+
+def test_a_folder_of_ones_own_comes_before_a_sample_set_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "wardrobe-lt", {"red": 3, "blue": 2})
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("wardrobe-lt").classes == ("red", "blue")
