@@ -37,7 +37,7 @@ def resolve(backbone: Backbone, recipe: Recipe, counts: Sequence[int]) -> Recipe
         raise UserError(
             f"blocks = {recipe.blocks}: the tower of {backbone.name} has only {len(stages)}"
         )
-    return recipe.resolved(len(counts), len(stages), backbone.tower.width)
+    return recipe.resolved(counts, len(stages), backbone.tower.width)
 
 
 def initial_weight(

@@ -14,6 +14,8 @@ from training.initialise import Initial, TextInitial
 from training.loss import LogitAdjusted, Loss
 
 FOLDER: Final = Path(__file__).parent / "recipes"
+# Of a recipe that counts steps: in fewer, augmentation and schedule mean nothing.
+FEWEST_EPOCHS: Final = 3
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -81,7 +83,10 @@ class Recipe(Part):
     loss: Loss = Field(LogitAdjusted(), discriminator="name")
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
-    epochs: int = Field(10, ge=0)
+    epochs: int = Field(10, ge=0, description="passes over the photos")
+    steps: int | None = Field(
+        None, ge=1, description="as many epochs as make so many steps, at least 3, take their place"
+    )
     batch: int = Field(64, ge=1, description="photos a step, over all processes")
     micro_batch: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -93,15 +98,16 @@ class Recipe(Part):
             object.__setattr__(self, "title", self.name)
         return self
 
-    @property
-    def trains_tower(self) -> bool:
-        return bool(self.epochs and self.tuners)
-
-    def resolved(self, classes: int, blocks: int, width: int) -> "Recipe":
-        """The recipe with its tuners' sizes settled for `classes` and the tuned blocks."""
+    def resolved(self, counts: Sequence[int], blocks: int, width: int) -> "Recipe":
+        """The recipe with its epochs settled for the training photos of each class, `counts`, and
+        its tuners' sizes for these classes and for a tower of `blocks` blocks.
+        """
         tuned = min(self.blocks or blocks, blocks)
-        tuners = tuple(one.resolved(classes, tuned, width) for one in self.tuners)
-        return self.model_copy(update={"tuners": tuners})
+        tuners = tuple(one.resolved(len(counts), tuned, width) for one in self.tuners)
+        epochs = self.epochs
+        if self.epochs and self.steps is not None:
+            epochs = max(FEWEST_EPOCHS, -(-self.steps * self.batch // sum(counts)))
+        return self.model_copy(update={"tuners": tuners, "epochs": epochs})
 
 
 def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -185,7 +191,8 @@ def _explain(error: ValidationError) -> str:
             return f"there is no field {key}{hint}"
         case "union_tag_invalid":
             tag, names = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
-            return f"{key}.name = {tag}{_near(tag, names.split(', '))}: it is one of {names}"
+            hint = _near(tag, names.split(", ")) or f": it is one of {names}"
+            return f"{key}.name = {tag}{hint}"
         case "union_tag_not_found":
             return f"{key} needs a name"
         case "missing":
