@@ -109,8 +109,10 @@ def test_the_projection_leads_from_features_to_the_sources_embedding(kind: str) 
     matrix, bias = projection(visual)
     size = 64 if kind == "Tiny-ResNet" else SIZE
     pixels = torch.randn(2, 3, size, size)
+    tower = convert(visual)
     with torch.no_grad():
-        embedded = convert(visual)(pixels)
+        embedded = tower(pixels)
+        assert embedded.shape == (2, tower.width)
         if matrix is not None:
             embedded = embedded @ matrix
         if bias is not None:
