@@ -47,6 +47,14 @@ class Tower(nn.Sequential):
         return [stage for stage in self if isinstance(stage, Block | Layer | GridPool)]
 
     @property
+    def width(self) -> int:
+        """D, the width of the features and, in a transformer, of the tokens."""
+        last = self[-1]
+        if isinstance(last, GridPool):
+            return last.c_proj.out_features
+        return self.blocks[-1].norm1.normalized_shape[0]
+
+    @property
     def frozen_stages(self) -> int:
         """How many stages lie below the first that is trained."""
         for index, stage in enumerate(self):
