@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from models import UserError
 from training.data.check import usable
 from training.data.holdout import holdout_indices
 from training.data.listing import Listing
@@ -86,6 +87,11 @@ def hold_out(dataset: Dataset, share: float = 0.2, most: int = 10, seed: int = 0
     if dataset.val is not None:
         return dataset
     stay, aside = holdout_indices(dataset.train.labels, share, most, seed)
+    if not aside:
+        raise UserError(
+            f"{dataset.name} has one training photo of each class, and none can be set aside: add "
+            "some, or a val split"
+        )
     return replace(dataset, train=dataset.train.only(stay), val=dataset.train.only(aside))
 
 

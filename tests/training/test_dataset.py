@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from tiny import write_photo, write_photos
 
+from models import UserError
 from models.bundle.manifest import Thresholds
 from training.dataset import Dataset, hold_out, load_dataset
 
@@ -51,6 +52,12 @@ def test_photos_held_out_leave_training_and_keep_their_class(tmp_path: Path) -> 
     assert hold_out(held) is held
 
 
+def test_single_photos_cannot_be_held_out(tmp_path: Path) -> None:
+    dataset = load_dataset(str(write_photos(tmp_path, {"red": 1, "blue": 1})))
+    with pytest.raises(UserError, match="none can be set aside"):
+        hold_out(dataset)
+
+
 def test_a_fingerprint_is_the_set_s_wherever_it_lies(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "a", {"red": 3, "blue": 2}, ("train", "test"))
     before = load_dataset(str(root)).fingerprint
@@ -82,7 +89,5 @@ def test_the_sample_set_has_its_long_tail() -> None:
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (1303, 166, 332)
 
 
-@pytest.mark.parametrize("source", ["wardrobe-lt"])
-def test_a_set_that_has_val_keeps_it(source: str) -> None:
-    dataset = load_dataset(source)
-    assert hold_out(dataset) is dataset
+def test_a_set_that_has_val_keeps_it(colours: Dataset) -> None:
+    assert hold_out(colours) is colours

@@ -22,6 +22,8 @@ from training.data.split import Split, SplitName
 from training.progress import track
 
 CHUNK: Final = 4096
+# Fewer are decoded in a moment, and leave nothing in the cache.
+WORTHWHILE: Final = 1000
 NAMED: Final = 10
 
 logger = logging.getLogger(__name__)
@@ -30,9 +32,10 @@ logger = logging.getLogger(__name__)
 def usable(listing: Listing) -> Listing:
     """The listing without the photos that cannot be decoded, which are named in warnings.
 
-    Every photo is decoded once, small, on all cores; those that could be are remembered in the
-    cache with size and time of change, and not decoded again the next time, even where the check
-    was interrupted. A photo that is damaged later raises `UserError` with its name when it is read.
+    Every photo is decoded once, small, on all cores. Of a large set those that could be are
+    remembered in the cache with size and time of change, and not decoded again the next time, even
+    where the check was interrupted. A photo that is damaged later raises `UserError` with its name
+    when it is read.
 
     Raises `UserError` where a split has no photo that can be used, a class has none to train on, or
     a photo is labelled with two classes.
@@ -68,7 +71,7 @@ def unreadable(photos: Sequence[Photo], memory: Path) -> set[Photo]:
                 else:
                     good.append(mark)
     finally:
-        if good:
+        if good and len(photos) >= WORTHWHILE:
             _remember(memory, known.union(good))
     _warn(problems)
     return set(problems)

@@ -92,9 +92,10 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        file, _, label = line.strip().rpartition(" ")
-        if not file.strip():
+        parts = line.rsplit(maxsplit=1)
+        if len(parts) < 2:
             raise UserError(f"{path}:{number}: {line.strip()!r} is not a path, a space and a label")
+        file, label = parts
         rows.append(Row(number, file.strip(), vocabulary.numbered(label, f"{path}:{number}")))
     if not rows:
         raise UserError(f"{path} has no photo: add some, or remove the list")

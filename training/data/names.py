@@ -77,7 +77,9 @@ def _in_label_order(lines: list[str]) -> tuple[str, ...]:
     for pattern in NUMBERED:
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
         named = {int(match["label"]): match["name"] for match in matches}
-        if len(matches) == len(lines) and set(named) == set(range(len(lines))):
+        # `class 0`, `class 1`, and so on are names, not one name numbered.
+        distinct = len(set(named.values())) == len(lines)
+        if distinct and set(named) == set(range(len(lines))):
             return tuple(named[label] for label in range(len(lines)))
     if all(SYNSET.match(line) for line in lines):
         return tuple(SYNSET.sub("", line, count=1) for line in lines)

@@ -55,8 +55,8 @@ def read_source(source: str) -> Listing:
         )
     try:
         return kinds[0].read(path)
-    except PermissionError as error:
-        raise UserError(f"{error.filename} may not be read by this user") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or path} cannot be read ({error.strerror})") from error
 
 
 def _unknown(path: Path) -> str:

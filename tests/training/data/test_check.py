@@ -67,6 +67,12 @@ def test_a_photo_to_train_and_to_measure_on_is_warned_of(
 
 
 @pytest.fixture
+def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sets are remembered like large ones."""
+    monkeypatch.setattr(check, "WORTHWHILE", 1)
+
+
+@pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the photos that were decoded to check them."""
     names: list[str] = []
@@ -90,6 +96,7 @@ def stored(root: Path, files: Sequence[str]) -> list[StoredPhoto]:
     return photos
 
 
+@pytest.mark.usefixtures("remembering")
 def test_photos_are_decoded_once_but_for_those_that_changed_or_failed(
     tmp_path: Path, decoded: list[str]
 ) -> None:
@@ -103,6 +110,7 @@ def test_photos_are_decoded_once_but_for_those_that_changed_or_failed(
     assert sorted(decoded) == ["train/blue/001.png", "train/red/bad.png"]
 
 
+@pytest.mark.usefixtures("remembering")
 def test_an_interrupted_check_goes_on_where_it_was(
     tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +126,12 @@ def test_an_interrupted_check_goes_on_where_it_was(
     assert decoded == files[2:]
 
 
+def test_a_small_set_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) -> None:
+    load_dataset(str(write_photos(tmp_path, {"red": 3, "blue": 2})))
+    assert not cache.exists()
+
+
+@pytest.mark.usefixtures("remembering")
 def test_a_memory_that_cannot_be_read_or_written_is_done_without(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

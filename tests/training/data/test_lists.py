@@ -16,7 +16,7 @@ def write_lists(folder: Path, prefix: str = "") -> Path:
     for name in ("a", "b", "c", "d", "e f"):
         write_photo(folder / f"images/{name}.png", COLOURS["red"])
     (folder / "classnames.txt").write_text("red\ndark_green\nblue\n")
-    train = "images/a.png 1\nimages/b.png 1\nimages/c.png 0\nimages/e f.png 2\n"
+    train = "images/a.png 1\nimages/b.png\t1\nimages/c.png 0\nimages/e f.png 2\n"
     (folder / f"{prefix}train.txt").write_text(train)
     (folder / f"{prefix}test.txt").write_text("images/d.png 2\n")
     return folder

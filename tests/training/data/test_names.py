@@ -13,17 +13,11 @@ from training.data.names import class_name, read_class_list
         ("1 polar bear\n0 airfield\n", ("airfield", "polar bear")),
         ("/p/polar_bear 1\n/a/airfield 0\n", ("airfield", "polar_bear")),
         ("n01440764 tench\nn01443537 goldfish\n", ("tench", "goldfish")),
+        ("class 0\nclass 1\n", ("class 0", "class 1")),
         ("3 wheeler\n4 wheeler\n", ("3 wheeler", "4 wheeler")),
         ("\ufeffairfield\r\nbar\r\n", ("airfield", "bar")),
     ],
-    ids=[
-        "in order",
-        "label first",
-        "Places365",
-        "ImageNet",
-        "names that begin with numbers",
-        "BOM",
-    ],
+    ids=["order", "label first", "Places365", "ImageNet", "name and number", "number first", "BOM"],
 )
 def test_class_lists_as_they_are_published(
     tmp_path: Path, text: str, classes: tuple[str, ...]

@@ -4,8 +4,10 @@ import pytest
 from tiny import COLOURS, write_photo
 
 from models import UserError
-from models.bundle.images import decode
-from training.data.photo import StoredPhoto, naming
+from models.bundle.manifest import Preprocessing
+from training.data.photo import StoredPhoto
+from training.data.split import Split
+from training.inputs import evaluation_photos
 
 
 def test_a_part_of_a_file_is_read(tmp_path: Path) -> None:
@@ -25,11 +27,23 @@ def test_a_file_that_went_away_or_shrank_is_named(tmp_path: Path) -> None:
         photo.read()
 
 
-def test_a_photo_that_broke_since_it_was_checked_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    write_photo(path, COLOURS["red"])
-    data = path.read_bytes()
-    path.write_bytes(bytes(len(data)))
-    photo = StoredPhoto(tmp_path, "a.png", len(data), 0)
-    with pytest.raises(UserError, match=f"^{path}: .*; mend it, or remove it"), naming(photo):
-        decode(photo.read(), 8)
+def test_a_photo_that_broke_since_it_was_checked_is_named_when_its_turn_comes(
+    tmp_path: Path,
+) -> None:
+    preprocessing = Preprocessing(
+        size=8,
+        expand=0,
+        interpolation="bicubic",
+        resize_mode="shortest",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    photos = []
+    for name in ("a.png", "b.png"):
+        write_photo(tmp_path / name, COLOURS["red"])
+        photos.append(StoredPhoto(tmp_path, name, (tmp_path / name).stat().st_size, 0))
+    inputs = evaluation_photos(Split(tuple(photos), (0, 1)), preprocessing)
+    assert len(list(inputs.batches([(0, 0), (1, 0)], 1))) == 2
+    (tmp_path / "b.png").write_bytes(bytes(photos[1].size))
+    with pytest.raises(UserError, match=f"^{tmp_path}/b.png: .*; mend it, or remove it"):
+        list(inputs.batches([(0, 0), (1, 0)], 1))
