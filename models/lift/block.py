@@ -45,7 +45,7 @@ class Attention(nn.Module):
             query, rows = self.qkv(tokens).split([self.width, 2 * self.width], dim=-1)
         for more in (self.rows, None if prompts is None else self._keys_and_values(prompts)):
             if more is not None:
-                rows = torch.cat([rows, more.expand(len(rows), -1, -1)], dim=1)
+                rows = torch.cat([rows, more.expand(rows.shape[0], -1, -1)], dim=1)
         key, value = rows.chunk(2, dim=-1)
         mixed = F.scaled_dot_product_attention(
             self._split(query), self._split(key), self._split(value)
@@ -125,7 +125,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         for more in self.appended:
-            tokens = torch.cat([tokens, more().expand(len(tokens), -1, -1)], dim=1)
+            tokens = torch.cat([tokens, more().expand(tokens.shape[0], -1, -1)], dim=1)
         prompts = self.prompt_tokens()
         normed = None if prompts is None else self.norm1(prompts)
         attended = self.scale1(self.attention(self.norm1(tokens), self.first_only, normed))

@@ -1,59 +1,172 @@
-"""The classifier on top of the tower."""
+"""The classifiers on top of the tower."""
+
+from abc import ABC, abstractmethod
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HeadName = Literal["cosine", "linear", "l2", "layernorm"]
+Normalisation = Literal["none", "unit", "layernorm"]
+# Of the layer norm over features, as in LIFT.
+EPS: Final = 1e-12
 
-class CosineHead(nn.Module):
-    """scale * cos(feature, class weight); LIFT, section 3.2.
 
-    It works on the tower's features before the visual projection, or, with `projection` [D, E],
-    behind it (which at the text weights is zero-shot CLIP).
+class Head(nn.Module, ABC):
+    """logits = W n(x) + b, with n one of three normalisations and W and b what `plain` says.
+
+    It works on the tower's features [N, D], or behind a projection into the space that images
+    share with text: x P + p with P [D, E] and p [E].
     """
 
-    weight: Tensor
+    normalisation: Normalisation
     projection: Tensor | None
+    projection_bias: Tensor | None
 
-    def __init__(self, weight: Tensor, scale: float, projection: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
+    ) -> None:
         """`weight` is [C, D] or, with a projection, [C, E]."""
         super().__init__()
         self.weight = nn.Parameter(weight.clone())
-        self.scale = scale
         self.register_buffer("projection", projection)
+        self.register_buffer("projection_bias", projection_bias)
+
+    @abstractmethod
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        """W [C, D or E] and b [C], with everything that does not depend on x folded in."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, D] to logits [N, C] and unit-length features [N, D or E]."""
         if self.projection is not None:
             features = features @ self.projection
+        if self.projection_bias is not None:
+            features = features + self.projection_bias
         unit = F.normalize(features, dim=-1)
-        return self.scale * F.linear(unit, F.normalize(self.weight, dim=-1)), unit
+        match self.normalisation:
+            case "unit":
+                inputs = unit
+            case "layernorm":
+                inputs = F.layer_norm(features, features.shape[-1:], eps=EPS)
+            case "none":
+                inputs = features
+        return F.linear(inputs, *self.plain()), unit
 
     @torch.no_grad()
-    def merged(self) -> "LinearHead":
-        return LinearHead(self.scale * F.normalize(self.weight, dim=-1), self.projection)
+    def merged(self) -> "PlainHead":
+        return PlainHead(*self.plain(), self.normalisation, self.projection, self.projection_bias)
 
 
-class LinearHead(nn.Module):
-    """A cosine head with the class norms and the scale folded into its weight [C, D or E]."""
+class CosineHead(Head):
+    """scale * cos(feature, class weight); LIFT, section 3.2.
 
-    projection: Tensor | None
+    Behind the projection and at the text weights this is zero-shot CLIP. The mean of its logits
+    over views is W times the mean of their unit features.
+    """
 
-    def __init__(self, weight: Tensor, projection: Tensor | None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.clone())
-        self.register_buffer("projection", projection)
+    normalisation = "unit"
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        if self.projection is not None:
-            features = features @ self.projection
-        unit = F.normalize(features, dim=-1)
-        return F.linear(unit, self.weight), unit
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: float,
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, projection, projection_bias)
+        self.scale = scale
+
+    def plain(self) -> tuple[Tensor, None]:
+        return self.scale * F.normalize(self.weight, dim=-1), None
 
 
-def text_weight(text: Tensor, projection: Tensor) -> Tensor:
+class LinearHead(Head):
+    """W x + b, the bias zero at first."""
+
+    normalisation = "none"
+
+    def __init__(
+        self,
+        weight: Tensor,
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, projection, projection_bias)
+        self.bias = nn.Parameter(torch.zeros(len(weight)))
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        return self.weight, self.bias
+
+
+class L2Head(Head):
+    """W x with rows of unit length, the features as they are."""
+
+    normalisation: Normalisation = "none"
+
+    def plain(self) -> tuple[Tensor, None]:
+        return F.normalize(self.weight, dim=-1), None
+
+
+class LayerNormHead(L2Head):
+    """W x with rows of unit length, the features of mean 0 and variance 1."""
+
+    normalisation = "layernorm"
+
+
+class PlainHead(Head):
+    """Any head with its class norms and scale folded into its weight."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        normalisation: Normalisation,
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, projection, projection_bias)
+        self.normalisation = normalisation
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+
+    def plain(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+
+def new_head(
+    name: HeadName,
+    weight: Tensor,
+    scale: float,
+    projection: Tensor | None = None,
+    projection_bias: Tensor | None = None,
+) -> Head:
+    """A head to train; only the cosine head uses `scale`."""
+    match name:
+        case "cosine":
+            return CosineHead(weight, scale, projection, projection_bias)
+        case "linear":
+            return LinearHead(weight, projection, projection_bias)
+        case "l2":
+            return L2Head(weight, projection, projection_bias)
+        case "layernorm":
+            return LayerNormHead(weight, projection, projection_bias)
+
+
+def random_weight(name: HeadName, classes: int, width: int) -> Tensor:
+    """LIFT's random start [C, D]: Kaiming-normal, or unit rows where the head has them."""
+    weight = torch.empty(classes, width)
+    if name == "linear":
+        return nn.init.kaiming_normal_(weight)
+    return F.normalize(nn.init.uniform_(weight, -1, 1), dim=-1)
+
+
+def text_weight(text: Tensor, projection: Tensor | None) -> Tensor:
     """Class weights [C, D] from unit text features [C, E], pulled back through the projection.
 
-    LIFT's semantic-aware initialisation (section 3.4): normalize(t P^T) with P [D, E].
+    LIFT's semantic-aware initialisation (section 3.4): normalize(t P^T) with P [D, E], or the text
+    features themselves where the tower has no projection. A projection's bias plays no part.
     """
-    return F.normalize(text @ projection.t(), dim=-1)
+    return F.normalize(text if projection is None else text @ projection.t(), dim=-1)

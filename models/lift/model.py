@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.lift.head import CosineHead, LinearHead
+from models.lift.head import Head
 from models.lift.tower import Tower
-from models.lift.tuners.merging import merge_block
+from models.lift.tuners.attachment import Attachment
+from models.lift.tuners.merging import Activation, merge_block
 
 
 class Normalise(nn.Module):
@@ -30,7 +31,7 @@ class Normalise(nn.Module):
 class Model(nn.Module):
     """`pixels` uint8 [N, S, S, 3] to `logits` [N, C] and unit `features` [N, D]."""
 
-    def __init__(self, normalise: Normalise, tower: Tower, head: CosineHead | LinearHead) -> None:
+    def __init__(self, normalise: Normalise, tower: Tower, head: Head) -> None:
         super().__init__()
         self.normalise = normalise
         self.tower = tower
@@ -44,16 +45,32 @@ class Model(nn.Module):
         """What training changes, by name."""
         return {name: one for name, one in self.named_parameters() if one.requires_grad}
 
+    def state(self) -> dict[str, Tensor]:
+        """What must be kept to have this model again from its backbone, by name.
+
+        That is what training changes, and tensors that a tuner drew once, such as sparse indices.
+        """
+        drawn = {
+            f"{name}.{key}": buffer
+            for name, part in self.named_modules()
+            if isinstance(part, Attachment)
+            for key, buffer in part.named_buffers(recurse=False)
+        }
+        return {**self.trained(), **drawn}
+
     @property
     def trainable_parameters(self) -> int:
         return sum(one.numel() for one in self.trained().values())
 
 
-def merge(model: Model) -> Model:
-    """A plain copy that gives the same outputs: tuners in the MLPs, scale and norms in the head."""
+def merge(model: Model, activation: Activation = "split") -> Model:
+    """A plain copy that gives the same outputs: tuners in the tower's weights, a plain head.
+
+    `activation` says what AdaptFormer's units become, see `merge_block`. What cannot be merged
+    stays as it is; `unmerged` names it.
+    """
     merged = copy.deepcopy(model)
     for block in merged.tower.blocks:
-        merge_block(block, "split")
-    if isinstance(merged.head, CosineHead):
-        merged.head = merged.head.merged()
+        merge_block(block, activation)
+    merged.head = merged.head.merged()
     return merged.eval().requires_grad_(False)

@@ -23,8 +23,10 @@ class SSF(Spec):
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
         for block in transformer_blocks(self.name, blocks):
-            for slot in (slot for where in set(self.where) for slot in SLOTS[where]):
-                wrap(block, slot, ScaleShift.DEPTH, ScaleShift)
+            for where in get_args(Where):
+                if where in self.where:
+                    for slot in SLOTS[where]:
+                        wrap(block, slot, ScaleShift.DEPTH, ScaleShift)
 
 
 class ScaleShift(Wrapper):
