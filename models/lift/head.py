@@ -155,14 +155,6 @@ def new_head(
             return LayerNormHead(weight, projection, projection_bias)
 
 
-def random_weight(name: HeadName, classes: int, width: int) -> Tensor:
-    """LIFT's random start [C, D]: Kaiming-normal, or unit rows where the head has them."""
-    weight = torch.empty(classes, width)
-    if name == "linear":
-        return nn.init.kaiming_normal_(weight)
-    return F.normalize(nn.init.uniform_(weight, -1, 1), dim=-1)
-
-
 def text_weight(text: Tensor, projection: Tensor | None) -> Tensor:
     """Class weights [C, D] from unit text features [C, E], pulled back through the projection.
 

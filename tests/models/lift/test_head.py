@@ -12,7 +12,6 @@ from models.lift.head import (
     LinearHead,
     PlainHead,
     new_head,
-    random_weight,
     text_weight,
 )
 
@@ -100,11 +99,3 @@ def test_text_weights_are_pulled_back_through_the_projection() -> None:
     cosine = F.cosine_similarity(weight, text @ projection.t())
     assert torch.allclose(cosine, torch.ones(5))
     assert torch.allclose(text_weight(text, None), F.normalize(text, dim=-1))
-
-
-def test_random_weights_start_as_lifts_do() -> None:
-    torch.manual_seed(0)
-    for name in ("cosine", "l2", "layernorm"):
-        assert torch.allclose(random_weight(name, 50, 8).norm(dim=-1), torch.ones(50))
-    linear = random_weight("linear", 500, 64)
-    assert linear.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.02)
