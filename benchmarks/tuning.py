@@ -1,27 +1,51 @@
-"""Choose a recipe's values on the validation photos, never on the test photos.
+"""Choose a recipe's values on photos that are not the test photos.
 
-    python benchmarks/tuning.py wardrobe-lt lift tuner_rate=0.02,0.05,0.1 rank=1,4 --seeds 0 1
+    python benchmarks/tuning.py wardrobe-lt lift optimiser.tuner_rate=0.02,0.05 epochs=5,10
 
-Trains every combination and prints the accuracies on val/ with five views, averaged over seeds, the
-best mean-class accuracy first. What is not named stays as in the method's recipe.
+Trains every combination and prints the accuracies with five views, averaged over seeds, the best
+mean-class accuracy first. They are measured on val/; where there is none, a part of the training
+photos is set aside. What is not named stays as in the recipe. With --log every run is a row of a
+CSV file, which shows how many tries each recipe was given.
 """
 
 import argparse
+import csv
 import itertools
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import mean
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from models import UserError
 from models.bundle.manifest import Scores, Thresholds
 from models.lift.backbone import load_backbone
-from training.dataset import load_dataset
+from training.compare import in_order
+from training.dataset import Dataset, Split, hold_out, load_dataset
 from training.evaluation import evaluate
-from training.recipe import Recipe, recipe_for
+from training.recipe import Recipe, load_recipe, parse_changes
 from training.train import Trainer, default_device
+
+MEASURES: Final = ("overall", "mean_class", "many", "medium", "few")
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One run with five views, or why it failed."""
+
+    changes: Changes
+    recipe: Recipe
+    seconds: float
+    scores: Scores | None
+    failure: str = ""
 
 
 def main() -> None:
@@ -29,47 +53,110 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data")
-    parser.add_argument("method")
-    parser.add_argument("values", nargs="+", metavar="KEY=V1,V2", help="fields of a recipe")
+    parser.add_argument("recipe", help="a name from `taillift recipes`, or a YAML file")
+    parser.add_argument("values", nargs="+", metavar="KEY=V1,V2", help="fields of the recipe")
     parser.add_argument("--backbone", default="default")
+    parser.add_argument("--imbalance", type=float, help="cut the training photos to a long tail")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--log", type=Path, help="CSV file to which every run is added")
     options = parser.parse_args()
 
-    dataset = load_dataset(options.data)
-    if dataset.val is None:
-        sys.exit(f"{options.data} has no val/ to choose on")
-    labels = np.array(dataset.val.labels)
-    groups = [Thresholds().group(count) for count in dataset.counts]
-    trainer = Trainer(dataset, load_backbone(options.backbone), default_device())
-    tried: list[tuple[dict[str, str], list[Scores]]] = []
-    for changes in combinations(options.values):
-        results = []
-        for seed in options.seeds:
-            run = trainer.train(recipe_for(options.method, **changes, seed=seed))
-            logits = trainer.view_logits(run, dataset.val)
-            results.append(evaluate("val", logits, labels, groups).full)
-        tried.append((changes, results))
-    Console().print(table(tried))
+    backbone = load_backbone(options.backbone)
+    plans = [
+        (load_recipe(options.recipe, {**changes, "seed": seed}), changes)
+        for changes in combinations(options.values)
+        for seed in options.seeds
+    ]
+    dataset = hold_out(load_dataset(options.data, options.imbalance))
+    assert dataset.val is not None
+    trainer = Trainer(dataset, backbone, default_device())
+    by_recipe = dict(plans)
+    tries = []
+    for recipe in in_order(list(by_recipe), len(backbone.tower.tunable)):
+        tries.append(attempt(trainer, recipe, by_recipe[recipe], dataset.val))
+        if options.log:
+            log(options.log, tries[-1], dataset, backbone.name)
+    Console().print(table(tries))
 
 
-def combinations(values: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Every choice of one value for each key, of "key=v1,v2" and so on."""
-    keys, lists = zip(*(one.split("=", 1) for one in values), strict=True)
-    if unknown := set(keys) - set(Recipe.model_fields):
-        sys.exit(f"a recipe has no {', '.join(sorted(unknown))}")
-    for chosen in itertools.product(*(one.split(",") for one in lists)):
-        yield dict(zip(keys, chosen, strict=True))
+def combinations(values: Sequence[str]) -> Iterator[Changes]:
+    """Every choice of one value for each key, of "key=v1,v2" and so on; raises `UserError`."""
+    choices = []
+    for one in values:
+        key, equals, texts = one.partition("=")
+        if not equals:
+            raise UserError(f"{one!r}: write KEY=V1,V2, such as optimiser.tuner_rate=0.02,0.05")
+        choices.append([f"{key}={text}" for text in texts.split(",")])
+    return (parse_changes(chosen) for chosen in itertools.product(*choices))
 
 
-def table(tried: list[tuple[dict[str, str], list[Scores]]]) -> Table:
-    measures = ("mean_class", "many", "medium", "few")
-    grid = Table(*tried[0][0], *measures)
-    ranked = sorted(tried, key=lambda one: -mean(scores.mean_class for scores in one[1]))
-    for changes, results in ranked:
-        figures = (mean(getattr(one, key) or 0 for one in results) for key in measures)
-        grid.add_row(*changes.values(), *(f"{figure:.1f}" for figure in figures))
+def attempt(trainer: Trainer, recipe: Recipe, changes: Changes, split: Split) -> Try:
+    start = time.monotonic()
+    try:
+        run = trainer.train(recipe)
+    except UserError as error:
+        return Try(changes, recipe, time.monotonic() - start, None, str(error))
+    logits = trainer.view_logits(run, split)
+    groups = Thresholds().groups(trainer.dataset.counts)
+    scores = evaluate("val", logits, np.array(split.labels), groups).full
+    return Try(changes, recipe, time.monotonic() - start, scores)
+
+
+def log(path: Path, one: Try, dataset: Dataset, backbone: str) -> None:
+    """Add a row, below a line of headings where the file is new."""
+    row: dict[str, object] = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": dataset.name,
+        "fingerprint": dataset.fingerprint[:12],
+        "backbone": backbone,
+        "recipe": one.recipe.name,
+        "changes": " ".join(f"{key}={value}" for key, value in one.changes.items()),
+        "seed": one.recipe.seed,
+        "seconds": round(one.seconds, 1),
+        **{key: _figure(one.scores, key) for key in MEASURES},
+        "failure": one.failure,
+        "fields": one.recipe.model_dump_json(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def table(tries: Sequence[Try]) -> Table:
+    """A row a combination, the best first; one of which a run failed stands last."""
+    grid = Table(*tries[0].changes, *MEASURES, "failed")
+    by_changes: dict[str, list[Try]] = {}
+    for one in tries:
+        by_changes.setdefault(str(one.changes), []).append(one)
+    ranked = sorted(by_changes.values(), key=_rank)
+    for ones in ranked:
+        cells = (_mean(ones, key) for key in MEASURES)
+        failed = sum(one.scores is None for one in ones)
+        grid.add_row(*map(str, ones[0].changes.values()), *cells, str(failed or ""))
     return grid
 
 
+def _rank(tries: Sequence[Try]) -> tuple[bool, float]:
+    known = [one.scores.mean_class for one in tries if one.scores]
+    return len(known) < len(tries), -mean(known) if known else 0.0
+
+
+def _mean(tries: Sequence[Try], key: str) -> str:
+    values = [getattr(one.scores, key) for one in tries if one.scores]
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.1f}" if known else "-"
+
+
+def _figure(scores: Scores | None, key: str) -> str:
+    value = getattr(scores, key, None)
+    return "" if value is None else f"{value:.2f}"
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -38,7 +38,7 @@ def main() -> None:
     start = time.monotonic()
 
     checkpoint = RUNS / "lift-0.safetensors"
-    taillift(f"compare {DATA} --methods zero-shot,head,lift --out {RUNS}")
+    taillift(f"compare {DATA} --recipes zero-shot,head,lift --out {RUNS} --replace")
     taillift(f"export {checkpoint} {DATA} --out {BUNDLE} --replace")
     with server(f"serve {BUNDLE} --port {options.port}", options.port) as (url, process):
         console.print(answers(url, load_dataset(DATA)))

@@ -1,7 +1,9 @@
-"""The commands that make a model: train, export, compare."""
+"""The commands that make a model: train, export, compare, and the recipes they take."""
 
+import shlex
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -9,52 +11,74 @@ from models import UserError
 
 app = typer.Typer()
 
+# In the order of a reader: nothing trained, little, more, everything.
+COMPARED: Final = "zero-shot,head,lift,full"
+
 Data = Annotated[
-    str, typer.Argument(help="folder with train/CLASS/*.jpg (and val/, test/), or wardrobe-lt")
+    str,
+    typer.Argument(
+        help="folder with train/CLASS/*.jpg (and val/, test/), list files, a CSV file, tar shards, "
+        "CIFAR-100, or wardrobe-lt"
+    ),
 ]
 BackboneName = Annotated[
     str, typer.Option(help="default, ARCH:PRETRAINED_TAG or ARCH:PATH, as open_clip names them")
 ]
-Seed = Annotated[int, typer.Option(help="of initial weights, augmentation and order")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="change a field of the recipe, such as epochs=5 or optimiser.tuner_rate=0.02; may be "
+        "given several times",
+    ),
+]
+Imbalance = Annotated[
+    float | None,
+    typer.Option(
+        help="cut the training photos to a long tail in which the largest class has so many times "
+        "the photos of the smallest"
+    ),
+]
 
 
 @app.command()
 def train(
     data: Data,
-    out: Annotated[Path | None, typer.Option(help="checkpoint to write")] = None,
-    method: Annotated[str, typer.Option(help="lift, head, full or zero-shot")] = "lift",
+    recipe: Annotated[
+        str, typer.Option(help="a name from `taillift recipes`, or a YAML file")
+    ] = "lift",
+    changes: Set = None,
+    seed: Annotated[
+        int | None, typer.Option(help="of initial weights, crops and order; the recipe's, or 0")
+    ] = None,
     backbone: BackboneName = "default",
-    seed: Seed = 0,
-    epochs: Annotated[int | None, typer.Option(help="passes over the photos")] = None,
-    rank: Annotated[int | None, typer.Option(help="hidden units of each AdaptFormer")] = None,
-    blocks: Annotated[int | None, typer.Option(help="tune only the last so many blocks")] = None,
-    batch: Annotated[int | None, typer.Option(help="photos a step")] = None,
-    head_rate: Annotated[float | None, typer.Option(help="learning rate of the head")] = None,
-    tuner_rate: Annotated[float | None, typer.Option(help="learning rate in the tower")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="checkpoint to write, runs/DATA/RECIPE-SEED.safetensors if not given"),
+    ] = None,
+    imbalance: Imbalance = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="overwrite an existing checkpoint")
+    ] = False,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint."""
     from models.bundle.atomic import require_writable
     from models.lift.backbone import load_backbone
     from training.checkpoint import save
     from training.dataset import load_dataset
-    from training.recipe import recipe_for
+    from training.recipe import load_recipe, parse_changes
     from training.train import Trainer, default_device
 
-    recipe = recipe_for(
-        method,
-        seed=seed,
-        epochs=epochs,
-        rank=rank,
-        blocks=blocks,
-        batch=batch,
-        head_rate=head_rate,
-        tuner_rate=tuner_rate,
-    )
-    dataset = load_dataset(data)
-    path = out or Path("runs") / dataset.name / f"{method}-{seed}.safetensors"
+    seeded = {} if seed is None else {"seed": seed}
+    chosen = load_recipe(recipe, {**parse_changes(changes or []), **seeded})
+    dataset = load_dataset(data, imbalance)
+    path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     require_writable(path)
+    if path.exists() and not replace:
+        raise UserError(f"{path} exists already: choose another --out or pass --replace")
     try:
-        run = Trainer(dataset, load_backbone(backbone), default_device()).train(recipe)
+        run = Trainer(dataset, load_backbone(backbone), default_device()).train(chosen)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} not written: run the same command again"
@@ -68,6 +92,22 @@ def train(
 
 
 @app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="print this recipe's YAML")] = None,
+) -> None:
+    """List the recipes that come with taillift, or print one to start your own from."""
+    from training.recipe import FOLDER, NAMES, load_recipe
+
+    if name is None:
+        width = max(map(len, NAMES))
+        for one in NAMES:
+            typer.echo(f"{one:{width}}  {load_recipe(one).title}")
+    else:
+        load_recipe(name)
+        typer.echo((FOLDER / f"{name}.yaml").read_text("utf-8"), nl=False)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="what `taillift train` wrote")],
     data: Data,
@@ -77,6 +117,7 @@ def export(
     backbone: Annotated[
         str | None, typer.Option(help="where the backbone's weights are now, if they moved")
     ] = None,
+    imbalance: Imbalance = None,
     replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
 ) -> None:
     """Merge a checkpoint into plain weights and make a bundle to serve."""
@@ -84,7 +125,7 @@ def export(
     from training.export import TOLERANCE
     from training.export import export as make
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, imbalance)
     target = out or Path("bundles") / dataset.name
     exported = make(checkpoint, dataset, target, backbone, replace)
     manifest, proof = exported.manifest, exported.proof
@@ -94,6 +135,8 @@ def export(
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
         f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
     )
+    if exported.unmerged:
+        typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
     if manifest.evaluation:
         single, full = manifest.evaluation.single, manifest.evaluation.full
         typer.echo(
@@ -108,33 +151,71 @@ def export(
 @app.command()
 def compare(
     data: Data,
-    out: Annotated[Path | None, typer.Option(help="folder for checkpoints and results")] = None,
-    methods: Annotated[str, typer.Option(help="separated by commas")] = "zero-shot,head,full,lift",
+    recipes: Annotated[
+        str, typer.Option(help="names from `taillift recipes` or YAML files, separated by commas")
+    ] = COMPARED,
     seeds: Annotated[str, typer.Option(help="separated by commas")] = "0",
+    changes: Set = None,
     backbone: BackboneName = "default",
+    out: Annotated[
+        Path | None, typer.Option(help="folder for checkpoints and results, runs/DATA if not given")
+    ] = None,
+    imbalance: Imbalance = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="overwrite results in the folder that came from something else"
+        ),
+    ] = False,
 ) -> None:
-    """Train several methods on the same photos and show their accuracy along the tail."""
+    """Train several recipes on the same photos and show their accuracy along the tail.
+
+    Runs that are finished are kept: after an interruption, or with more recipes or seeds, run it
+    again. --set applies to every recipe that trains anything.
+    """
     from rich.console import Console
 
-    from models.bundle.atomic import require_writable
     from models.lift.backbone import load_backbone
     from training.compare import compare as run
-    from training.compare import table
     from training.dataset import load_dataset
-    from training.recipe import recipe_for
+    from training.recipe import load_recipe, parse_changes
+    from training.report import write_report
+    from training.results import failures, table
     from training.train import default_device
 
-    recipes = [
-        recipe_for(method.strip(), seed=seed.strip())
-        for method in methods.split(",")
-        for seed in seeds.split(",")
+    values = parse_changes(changes or [])
+    names = [name.strip() for name in recipes.split(",")]
+    trained = {name: load_recipe(name).epochs > 0 for name in names}
+    chosen = [
+        load_recipe(name, {**(values if trained[name] else {}), "seed": seed})
+        for seed in parse_seeds(seeds)
+        for name in names
     ]
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, imbalance)
     folder = out or Path("runs") / dataset.name
-    require_writable(folder / "results.csv")
+    console = Console(markup=False, highlight=False)
     try:
-        results = run(dataset, load_backbone(backbone), recipes, folder, default_device())
+        outcomes = run(
+            dataset,
+            load_backbone(backbone),
+            chosen,
+            folder,
+            default_device(),
+            replace,
+            console.print,
+        )
     except KeyboardInterrupt:
-        raise UserError("interrupted: run the same command again") from None
-    Console(markup=False).print(table(results))
-    typer.echo(f"{folder}/results.csv and comparison.png hold the same")
+        raise UserError("interrupted: run the same command again, finished runs are kept") from None
+    write_report(folder, dataset, outcomes, shlex.join(["taillift", *sys.argv[1:]]))
+    console.print(table(outcomes))
+    for line in failures(outcomes):
+        console.print(line)
+    console.print(f"{folder} holds results.csv, results.md, report.html and its figures")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Raises `UserError` where one is no whole number."""
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text}: give whole numbers such as 0,1,2") from None

@@ -1,152 +1,213 @@
-"""Several recipes on the same photos, side by side."""
+"""Several recipes over several seeds on the same photos; what is finished is never run again."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Final
+from statistics import mean
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from models import UserError
-from models.bundle.manifest import Evaluation, Scores, Thresholds
+from models.bundle.atomic import require_writable
+from models.bundle.manifest import Thresholds
 from models.lift.backbone import Backbone
+from training.build import resolve
 from training.checkpoint import save
 from training.dataset import Dataset
 from training.evaluation import class_accuracies, evaluate
-from training.figures import draw_comparison
-from training.recipe import MethodName, Recipe
-from training.train import Trainer
+from training.outcome import (
+    Outcome,
+    kind_of,
+    place_of,
+    read_outcome,
+    read_outcomes,
+    run_key,
+    write_outcome,
+)
+from training.recipe import Recipe
+from training.results import write_csv
+from training.train import Run, Trainer
 
-TITLES: Final[dict[MethodName, str]] = {
-    "zero-shot": "zero-shot",
-    "head": "head only",
-    "full": "full fine-tuning",
-    "lift": "LIFT",
-}
-MEASURES: Final = {
-    "overall": "overall",
-    "mean_class": "mean-class",
-    "many": "many",
-    "medium": "medium",
-    "few": "few",
-}
-VIEWS: Final = {"single": "one view", "full": "five views (TTE)"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run: its scores and, per class, the accuracy with five views in per cent."""
-
-    recipe: Recipe
-    trainable_parameters: int
-    evaluation: Evaluation
-    class_rates: list[float]
+CSV = "results.csv"
 
 
 def compare(
-    dataset: Dataset, backbone: Backbone, recipes: Sequence[Recipe], out: Path, device: torch.device
-) -> list[Result]:
-    """Train and measure every recipe; leaves checkpoints, results.csv and comparison.png in `out`.
+    dataset: Dataset,
+    backbone: Backbone,
+    recipes: Sequence[Recipe],
+    out: Path,
+    device: torch.device,
+    replace: bool = False,
+    tell: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Train and measure every recipe; the outcomes are in the order of `recipes`.
 
-    Raises `UserError` where there are no held-out photos.
+    Each run leaves a checkpoint and an outcome in `out`, and a row in results.csv; runs that have
+    left an outcome are not repeated. A run that fails is an outcome, too. Raises `UserError` where
+    there are no held-out photos, where two recipes share a name, and where `out` holds results of
+    the same name that came from something else, unless `replace` allows to overwrite them.
     """
     if dataset.held_out is None:
         raise UserError(f"{dataset.name} has neither test/ nor val/: nothing to compare on")
-    split_name, split = dataset.held_out
-    labels = np.asarray(split.labels)
-    groups = [Thresholds().group(count) for count in dataset.counts]
+    _check_names(recipes)
+    require_writable(out / CSV)
+    recipes = [resolve(backbone, one, dataset.counts) for one in recipes]
+    keys = [run_key(one, dataset, backbone) for one in recipes]
+    outcomes = {key: _finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)}
+    missing = [one for one, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
+    if not replace:
+        for recipe in missing:
+            _check_free(out, recipe)
+    if len(missing) < len(recipes):
+        tell(f"{len(recipes) - len(missing)} of {len(recipes)} runs were finished before")
     trainer = Trainer(dataset, backbone, device)
-    results = []
-    # Recipes with fewer frozen stages first: the rows of the others follow from theirs.
-    depth = ["full", "lift", "head", "zero-shot"]
-    for recipe in sorted(recipes, key=lambda one: (one.seed, depth.index(one.method))):
-        run = trainer.train(recipe)
-        save(out / f"{recipe.method}-{recipe.seed}.safetensors", run.model, run.facts)
-        logits = trainer.view_logits(run, split)
-        accuracies = class_accuracies(logits, labels, len(groups))
-        results.append(
-            Result(
-                recipe,
-                run.facts.trainable_parameters,
-                evaluate(f"{dataset.name} {split_name}", logits, labels, groups),
-                [one.full if one else float("nan") for one in accuracies],
-            )
-        )
-    write_csv(out / "results.csv", results)
-    draw(out / "comparison.png", dataset, results)
-    return results
+    start = time.monotonic()
+    ordered = in_order(missing, len(backbone.tower.tunable))
+    for place, recipe in enumerate(ordered):
+        known = [one for one in outcomes.values() if one is not None]
+        gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
+        tell(f"[{place + 1}/{len(ordered)}] {recipe.title}, seed {recipe.seed}{_clock(gone, left)}")
+        outcome = _run(trainer, recipe, backbone, device, out)
+        write_outcome(place_of(out, recipe, ".json"), outcome)
+        outcomes[outcome.key] = outcome
+        tell(f"    {_in_short(outcome)}")
+        collect(out)
+    collect(out)
+    return [one for key in keys if (one := outcomes[key]) is not None]
 
 
-def by_method(results: Sequence[Result]) -> Mapping[MethodName, list[Result]]:
-    """In the order of `TITLES`."""
-    found = {name: [one for one in results if one.recipe.method == name] for name in TITLES}
-    return {name: ones for name, ones in found.items() if ones}
+def in_order(recipes: Sequence[Recipe], blocks: int) -> list[Recipe]:
+    """Such that runs can share the rows behind frozen stages, as `Trainer` wants them.
+
+    By seed, then by augmentation, for these have rows of their own; then those with fewer of the
+    tower's `blocks` frozen first, for the rows of the others follow from theirs.
+    """
+
+    def frozen(recipe: Recipe) -> int:
+        tuned = 0 if kind_of(recipe) == "frozen" else min(recipe.blocks or blocks, blocks)
+        return blocks - tuned
+
+    return sorted(
+        recipes, key=lambda one: (one.seed, one.augmentation.model_dump_json(), frozen(one))
+    )
 
 
-def table(results: Sequence[Result]) -> Table:
-    """Mean, and spread over seeds, of every measure in per cent: a column a method."""
-    methods = by_method(results)
-    grid = Table(title=f"Accuracy on {results[0].evaluation.data}, %", title_justify="left")
-    grid.add_column("")
-    for method in methods:
-        grid.add_column(TITLES[method], justify="right")
-    for views, title in VIEWS.items():
-        grid.add_row(title, style="bold")
-        for key, name in MEASURES.items():
-            cells = (
-                _cell([getattr(getattr(one.evaluation, views), key) for one in ones])
-                for ones in methods.values()
-            )
-            grid.add_row(f"  {name}", *cells)
-        grid.add_section()
-    return grid
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
+def expected_seconds(recipes: Sequence[Recipe], known: Sequence[Outcome]) -> float | None:
+    """How long the runs will take: as the same recipe's others did, or the average run."""
     if not known:
-        return "-"
-    spread = f" ±{stdev(known):.1f}" if len(known) > 1 else ""
-    return f"{mean(known):.1f}{spread}"
+        return None
+    average = mean(one.seconds for one in known)
+    by_name = {one.recipe.name: one.seconds for one in known}
+    return sum(by_name.get(one.name, average) for one in recipes)
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """One row a run and number of views."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "seed", "trainable", "views", *Scores.model_fields, "recipe"])
-        for one in results:
-            recipe = one.recipe
-            for views, scores in ((1, one.evaluation.single), (5, one.evaluation.full)):
-                figures = [
-                    "" if value is None else f"{value:.2f}"
-                    for value in scores.model_dump().values()
-                ]
-                start = [recipe.method, recipe.seed, one.trainable_parameters, views]
-                writer.writerow([*start, *figures, recipe.model_dump_json()])
+def collect(out: Path) -> None:
+    """Write results.csv from all outcomes in the folder.
+
+    Another process may add its own meanwhile: then once more, so that whoever writes last has
+    seen all.
+    """
+    written = None
+    while (outcomes := read_outcomes(out)) != written:
+        write_csv(out / CSV, outcomes)
+        written = outcomes
 
 
-def draw(path: Path, dataset: Dataset, results: Sequence[Result]) -> None:
-    """Mean over seeds, with five views."""
-    groups = by_method(results)
-    scores = {
-        TITLES[method]: _mean_scores([one.evaluation.full for one in ones])
-        for method, ones in groups.items()
+def machine_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _run(
+    trainer: Trainer, recipe: Recipe, backbone: Backbone, device: torch.device, out: Path
+) -> Outcome:
+    dataset = trainer.dataset
+    outcome = Outcome(
+        key=run_key(recipe, dataset, backbone),
+        recipe=recipe,
+        data=dataset.name,
+        fingerprint=dataset.fingerprint,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        seconds=0.0,
+        precision=recipe.precision,
+        machine=machine_name(device),
+        taillift_version=version("taillift"),
+        torch_version=torch.__version__,
+    )
+    start = time.monotonic()
+    try:
+        run = trainer.train(recipe)
+    except UserError as error:
+        return outcome.model_copy(
+            update={"failure": str(error), "seconds": round(time.monotonic() - start, 1)}
+        )
+    measured = _measure(trainer, run)
+    seconds = round(time.monotonic() - start, 1)
+    save(place_of(out, recipe, ".safetensors"), run.model, run.facts)
+    return outcome.model_copy(
+        update={
+            "trainable_parameters": run.facts.trainable_parameters,
+            "seconds": seconds,
+            **measured,
+        }
+    )
+
+
+def _measure(trainer: Trainer, run: Run) -> dict[str, object]:
+    dataset = trainer.dataset
+    assert dataset.held_out is not None
+    name, split = dataset.held_out
+    labels = np.asarray(split.labels)
+    logits = trainer.view_logits(run, split)
+    groups = Thresholds().groups(dataset.counts)
+    return {
+        "evaluation": evaluate(f"{dataset.name} {name}", logits, labels, groups),
+        "accuracies": tuple(class_accuracies(logits, labels, len(groups))),
     }
-    rates = {
-        TITLES[method]: np.mean([one.class_rates for one in ones], axis=0).tolist()
-        for method, ones in groups.items()
-    }
-    draw_comparison(path, scores, rates, dataset.classes, dataset.counts)
 
 
-def _mean_scores(scores: Sequence[Scores]) -> Scores:
-    def average(key: str) -> float | None:
-        values = [getattr(one, key) for one in scores]
-        return None if None in values else mean(values)
+def _check_names(recipes: Sequence[Recipe]) -> None:
+    (name, seed), count = Counter((one.name, one.seed) for one in recipes).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{name} with seed {seed} is asked for twice: name each recipe once")
 
-    return Scores.model_validate({key: average(key) for key in Scores.model_fields})
+
+def _finished(out: Path, recipe: Recipe, key: str) -> Outcome | None:
+    found = read_outcome(place_of(out, recipe, ".json"))
+    return found if found is not None and found.key == key else None
+
+
+def _check_free(out: Path, recipe: Recipe) -> None:
+    """Raises `UserError` where another run's results are in the way; a failed one is in no way."""
+    found = read_outcome(place_of(out, recipe, ".json"))
+    checkpoint = place_of(out, recipe, ".safetensors")
+    if checkpoint.exists() or (found is not None and not found.failure):
+        raise UserError(
+            f"{checkpoint} is of another recipe, data or backbone: choose another --out, or pass "
+            "--replace"
+        )
+
+
+def _clock(gone: float, left: float | None) -> str:
+    if left is None:
+        return ""
+    return f" ({_duration(gone)} gone, about {_duration(left)} left)"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _in_short(outcome: Outcome) -> str:
+    if outcome.evaluation is None:
+        return f"failed: {outcome.failure}"
+    full = outcome.evaluation.full
+    few = "" if full.few is None else f", few {full.few:.1f} %"
+    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s"

@@ -30,6 +30,8 @@ from models.bundle.manifest import (
 from models.bundle.session import Session
 from models.lift.graph import write_graph
 from models.lift.model import Model, merge
+from models.lift.tuners import Adapter, AdaptFormer, LoRA
+from models.lift.tuners.merging import unmerged
 from training.checkpoint import Facts, restore
 from training.dataset import Dataset, Split
 from training.evaluation import class_accuracies, confusion, evaluate
@@ -56,8 +58,11 @@ class Proof:
 
 @dataclass(frozen=True)
 class Exported:
+    """`unmerged` names the methods that stay beside the tower's weights."""
+
     manifest: Manifest
     proof: Proof
+    unmerged: list[str]
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ def export(
         write_golden(folder, pixels[:GOLDEN_PHOTOS], logits[:GOLDEN_PHOTOS])
         if dataset.held_out is not None:
             measured = measure(session, facts, dataset, thresholds)
-            write_report(folder / REPORT, facts, measured)
-    return Exported(written[0], proof)
+            write_report(folder / REPORT, facts, measured, thresholds)
+    return Exported(written[0], proof, unmerged(merged))
 
 
 def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresholds) -> Measured:
@@ -118,7 +123,7 @@ def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresh
     ]
     logits = np.concatenate(parts).reshape(len(split), photos.rows, -1)
     labels = np.asarray(split.labels)
-    groups = [thresholds.group(count) for count in facts.counts]
+    groups = thresholds.groups(facts.counts)
     return Measured(
         evaluate(f"{facts.data} {name}", logits, labels, groups),
         class_accuracies(logits, labels, len(groups)),
@@ -126,7 +131,7 @@ def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresh
     )
 
 
-def write_report(folder: Path, facts: Facts, measured: Measured) -> None:
+def write_report(folder: Path, facts: Facts, measured: Measured, thresholds: Thresholds) -> None:
     """metrics.json, what was taken for what with five views, and a figure of the classes."""
     folder.mkdir()
     scores = {
@@ -140,7 +145,13 @@ def write_report(folder: Path, facts: Facts, measured: Measured) -> None:
         for true, predicted in np.argwhere(measured.confusion).tolist():
             count = int(measured.confusion[true, predicted])
             writer.writerow([facts.classes[true], facts.classes[predicted], count])
-    draw_class_accuracies(folder / "classes.png", facts.classes, facts.counts, measured.accuracies)
+    draw_class_accuracies(
+        folder / "classes.png",
+        facts.classes,
+        facts.counts,
+        thresholds.groups(facts.counts),
+        measured.accuracies,
+    )
 
 
 def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
@@ -210,10 +221,11 @@ def _manifest(
             sha256=facts.backbone_sha256,
         ),
         method=Method(
-            name=recipe.method,
-            rank=recipe.rank,
+            name=recipe.name,
+            tuners=tuple(one.name for one in recipe.tuners) if recipe.epochs else (),
+            rank=_rank(recipe),
             trainable_parameters=facts.trainable_parameters,
-            loss=_loss_name(facts.recipe),
+            loss=recipe.loss.name if recipe.epochs else "none",
         ),
         classes=classes_from(facts.classes, facts.prompts, facts.counts, thresholds, accuracies),
         thresholds=thresholds,
@@ -223,7 +235,6 @@ def _manifest(
     )
 
 
-def _loss_name(recipe: Recipe) -> str:
-    if recipe.method == "zero-shot":
-        return "none"
-    return "logit-adjusted" if recipe.tau else "cross-entropy"
+def _rank(recipe: Recipe) -> int | None:
+    ranks = [one.rank for one in recipe.tuners if isinstance(one, AdaptFormer | Adapter | LoRA)]
+    return ranks[0] if ranks and recipe.epochs else None

@@ -28,6 +28,10 @@ class Thresholds(Record):
             return "many"
         return "few" if count < self.few else "medium"
 
+    def groups(self, counts: Sequence[int]) -> list[Group]:
+        """The group of each class, of its training images."""
+        return [self.group(count) for count in counts]
+
 
 class Accuracy(Record):
     """Share of one class's held-out images that were recognised, in per cent."""
@@ -51,8 +55,9 @@ class Backbone(Record):
 
 
 class Method(Record):
-    name: str
-    rank: int | None = Field(None, description="hidden units added to each adapted MLP")
+    name: str = Field(description="the recipe's")
+    tuners: tuple[str, ...] = Field((), description="what was trained inside the tower")
+    rank: int | None = Field(None, description="hidden units that the first tuner with any has")
     trainable_parameters: int
     loss: str = Field(description="with logit-adjusted, logits carry no training prior")
 
@@ -146,14 +151,8 @@ def classes_from(
     accuracies: Sequence[Accuracy | None],
 ) -> tuple[ClassInfo, ...]:
     """One `ClassInfo` a class, in the order of the logits."""
-    rows = zip(labels, prompts, counts, accuracies, strict=True)
+    rows = zip(labels, prompts, counts, thresholds.groups(counts), accuracies, strict=True)
     return tuple(
-        ClassInfo(
-            label=label,
-            prompt=prompt,
-            count=count,
-            group=thresholds.group(count),
-            accuracy=accuracy,
-        )
-        for label, prompt, count, accuracy in rows
+        ClassInfo(label=label, prompt=prompt, count=count, group=group, accuracy=accuracy)
+        for label, prompt, count, group, accuracy in rows
     )

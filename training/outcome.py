@@ -1,0 +1,84 @@
+"""What one run of a comparison came to, kept as a small JSON file beside its checkpoint."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.bundle.atomic import atomic_file
+from models.bundle.manifest import Accuracy, Evaluation
+from models.lift.backbone import Backbone
+from models.lift.tuners import Full
+from training.dataset import Dataset
+from training.recipe import Recipe
+
+Kind = Literal["frozen", "light", "heavy"]
+
+
+class Outcome(BaseModel):
+    """A finished run. `accuracies` are of each class, in the order of the dataset.
+
+    A run that failed says why in `failure` and has no evaluation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    recipe: Recipe
+    data: str
+    fingerprint: str
+    backbone: str
+    backbone_sha256: str
+    trainable_parameters: int = 0
+    seconds: float
+    precision: str
+    machine: str
+    taillift_version: str
+    torch_version: str
+    evaluation: Evaluation | None = None
+    accuracies: tuple[Accuracy | None, ...] = ()
+    failure: str | None = None
+
+
+def run_key(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
+    """sha256, in hex, of all that decides a run's result; `recipe` is resolved."""
+    parts = recipe.model_dump_json(exclude={"title"}), dataset.fingerprint, backbone.sha256
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def kind_of(recipe: Recipe) -> Kind:
+    """Whether the tower is left alone, gets a small tuner, or has all weights of blocks tuned."""
+    if not (recipe.epochs and recipe.tuners):
+        return "frozen"
+    return "heavy" if any(isinstance(one, Full) for one in recipe.tuners) else "light"
+
+
+def place_of(folder: Path, recipe: Recipe, suffix: str) -> Path:
+    """Where a run leaves its checkpoint (".safetensors") and its outcome (".json")."""
+    return folder / f"{recipe.name}-{recipe.seed}{suffix}"
+
+
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(outcome.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """None where there is none, or one that this version of taillift cannot read."""
+    try:
+        return Outcome.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """All in the folder, by recipe and seed."""
+    found = [read_outcome(path) for path in folder.glob("*.json")]
+    outcomes = [one for one in found if one is not None]
+    return sorted(outcomes, key=lambda one: (one.recipe.name, one.recipe.seed))
+
+
+def succeeded(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Evaluation]]:
+    return [(one, one.evaluation) for one in outcomes if one.evaluation is not None]
