@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, split
 
 from models import UserError
 from models.lift.head import text_weight
@@ -39,14 +39,17 @@ class FromText(InitialSpec):
         """One or more prompts for each class, whose names may hold underscores for spaces."""
 
 
-class TextInitial(FromText):
+class FromTemplate(FromText):
     """One prompt a class."""
 
-    name: Literal["text"] = "text"
     template: str = Field("a photo of a {}.", pattern=r"\{\}", description="{} is the class")
 
     def prompts(self, classes: Sequence[str]) -> list[list[str]]:
         return [[self.template.replace("{}", class_name(one))] for one in classes]
+
+
+class TextInitial(FromTemplate):
+    name: Literal["text"] = "text"
 
 
 class EnsembleInitial(FromText):
@@ -102,13 +105,13 @@ class ClassMeanInitial(InitialSpec):
     needs_features = True
 
 
-class PrototypesInitial(TextInitial):
+class PrototypesInitial(FromTemplate):
     """The mean feature of each class's training photos, drawn toward its text by as much as it is
     rare: the text counts as much as `text_photos` photos.
     """
 
-    name: Literal["prototypes"] = "prototypes"  # type: ignore[assignment]
-    text_photos: float = Field(5.0, ge=0)
+    name: Literal["prototypes"] = "prototypes"
+    text_photos: float = Field(5.0, ge=0, description="photos that the text counts as")
     needs_features = True
 
 
@@ -159,7 +162,7 @@ def text_weights(
     are averaged, pulled back through the projection, and normalised only then.
     """
     means = torch.stack(list(_mean_features(encode, prompts)))
-    return F.normalize(means, dim=-1) if projection is None else text_weight(means, projection)
+    return text_weight(means, projection)
 
 
 def class_means(
@@ -170,7 +173,7 @@ def class_means(
     `features` are float [N, D] as the tower gives them, `labels` int64 [N]. Raises `UserError`
     where a class has none.
     """
-    grouped = features[labels.argsort(stable=True)].split(_counts(labels, classes))
+    grouped = split(features[labels.argsort(stable=True)], _counts(labels, classes))
     return F.normalize(torch.stack([one[:images].mean(0) for one in grouped]), dim=-1)
 
 
@@ -246,7 +249,7 @@ def _mean_features(
     for start in range(0, len(prompts), CLASSES_AT_ONCE):
         chunk = prompts[start : start + CLASSES_AT_ONCE]
         features = encode([prompt for one in chunk for prompt in one])
-        for of_class in features.split([len(one) for one in chunk]):
+        for of_class in split(features, [len(one) for one in chunk]):
             yield of_class.mean(0)
 
 

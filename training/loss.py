@@ -237,7 +237,8 @@ class LadeCriterion(Criterion):
         penalty * (log Z_c)^2 + log Z_c - (mean of logit c over the examples of class c),
 
     where Z_c is the mean of exp(logit c) over the batch, an example of class y counting
-    (1/C) / prior_y times: an estimate for equally frequent classes (Hong et al. 2021, section 3).
+    (1/C) / prior_y times: an estimate for equally frequent classes (Hong et al. 2021, section 3;
+    the authors' code weights by the logit's class c instead of the example's class y).
 
     The sum is a statistic of the whole batch: every example gets the same, so that the mean of
     the losses is the batch's loss. Where a batch is trained in parts (gradient accumulation,
