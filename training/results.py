@@ -80,7 +80,7 @@ def spread(values: Sequence[float]) -> str:
 def headings() -> list[tuple[str, str]]:
     """Views and measure above each of a row's cells."""
     measures = [(VIEWS[views], measure.replace("_", "-")) for views, measure in COLUMNS]
-    return [("weights", "trained"), *measures]
+    return [("", "weights trained"), *measures]
 
 
 def caption(outcomes: Sequence[Outcome]) -> str:

@@ -1,0 +1,155 @@
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from outcomes import failed, outcome_of
+
+from models.bundle.manifest import Thresholds
+from training.outcome import Outcome
+from training.verdict import Difference, interval, judge
+
+COUNTS = [500] * 6 + [50] * 6 + [5] * 8
+GROUPS = Thresholds().groups(COUNTS)
+FEW = slice(12, 20)
+
+
+def runs(name: str, few: float, others: float = 70.0, seeds: int = 3) -> list[Outcome]:
+    """Classes differ by far more than recipes do, and by the same in all of them."""
+    random = np.random.default_rng(0)
+    own = random.uniform(-20, 20, len(COUNTS))
+    found = []
+    for seed in range(seeds):
+        rates = own + others
+        rates[FEW] = own[FEW] + few
+        luck = np.random.default_rng(crc32(f"{name} {seed}".encode())).normal(0, 0.5, len(COUNTS))
+        found.append(outcome_of(name, seed, (rates + luck).tolist(), COUNTS))
+    return found
+
+
+def first(outcomes: list[Outcome]) -> Difference:
+    verdict = judge(outcomes, GROUPS)
+    assert verdict is not None
+    return verdict.deciding[0]
+
+
+def test_harm_to_few_shot_classes_is_told_though_all_others_gain() -> None:
+    found = first(runs("lift", 60.0) + runs("full", 50.0, others=75.0))
+    assert (found.heavy, found.light, found.measure) == ("full, SGD", "LIFT", "few")
+    assert found.points == pytest.approx(-10, abs=1)
+    assert found.low < -10 < found.high < 0
+    assert (found.seeds, found.classes, found.answer) == (3, 8, "yes")
+    assert "points worse than LIFT on few-shot classes" in found.reason
+
+
+def test_heavy_fine_tuning_that_gains_does_no_harm() -> None:
+    found = first(runs("lift", 50.0) + runs("full", 60.0))
+    assert found.answer == "no"
+    assert "10." in found.reason or "9." in found.reason
+    assert "points better than LIFT" in found.reason
+
+
+def test_a_difference_within_the_noise_cannot_be_told() -> None:
+    random = np.random.default_rng(1)
+    outcomes = [
+        outcome_of(name, seed, random.uniform(20, 90, len(COUNTS)).tolist(), COUNTS)
+        for name in ("lift", "full")
+        for seed in range(3)
+    ]
+    found = first(outcomes)
+    assert found.low < -1 < found.high
+    assert found.answer == "cannot tell"
+    assert "holds harm as well as none" in found.reason
+
+
+def test_one_seed_cannot_tell_however_large_the_difference() -> None:
+    found = first(runs("lift", 60.0, seeds=1) + runs("full", 20.0, seeds=1))
+    assert found.high < 0
+    assert found.answer == "cannot tell"
+    assert "one seed" in found.reason
+
+
+def test_three_classes_cannot_tell() -> None:
+    counts = [500] * 6 + [5] * 3
+    outcomes = [
+        outcome_of(name, seed, [70.0] * 6 + [few] * 3, counts)
+        for name, few in (("lift", 60.0), ("full", 20.0))
+        for seed in range(3)
+    ]
+    verdict = judge(outcomes, Thresholds().groups(counts))
+    assert verdict is not None
+    assert verdict.headline == "Cannot tell."
+    assert "3 classes are too few" in verdict.deciding[0].reason
+
+
+def test_where_no_class_is_few_shot_all_classes_decide() -> None:
+    counts = [500] * 8
+    outcomes = [
+        outcome_of(name, seed, [rate + seed] * 8, counts)
+        for name, rate in (("lift", 60.0), ("full", 50.0))
+        for seed in range(2)
+    ]
+    verdict = judge(outcomes, ["many"] * 8)
+    assert verdict is not None
+    assert [one.measure for one in verdict.differences[0]] == ["mean-class"]
+    assert verdict.headline == "Yes."
+
+
+def test_every_heavy_recipe_meets_lift_and_the_best_of_the_other_light_ones() -> None:
+    outcomes = [
+        *runs("lift", 60.0),
+        *runs("bias", 50.0),
+        *runs("lora", 55.0),
+        *runs("head", 90.0),
+        *runs("zero-shot", 90.0),
+        *runs("full", 40.0),
+        *runs("full-adamw", 70.0),
+    ]
+    verdict = judge(outcomes, GROUPS)
+    assert verdict is not None
+    pairs = [(one.heavy, one.light, one.measure) for one in verdict.differences[0]]
+    assert pairs == [
+        ("full, SGD", "LIFT", "few"),
+        ("full, SGD", "LIFT", "mean-class"),
+        ("full, SGD", "LoRA", "few"),
+        ("full, SGD", "LoRA", "mean-class"),
+    ]
+    assert verdict.headline == "It depends: full, SGD: yes; full, AdamW: no"
+
+
+def test_without_a_heavy_or_a_light_recipe_there_is_no_verdict() -> None:
+    assert judge(runs("lift", 50.0) + runs("head", 40.0), GROUPS) is None
+    assert judge(runs("full", 50.0) + runs("head", 40.0), GROUPS) is None
+    gone = [failed(one) for one in runs("full", 50.0)]
+    assert judge(runs("lift", 50.0) + gone, GROUPS) is None
+
+
+def test_only_seeds_that_both_have_and_classes_with_photos_are_paired() -> None:
+    lift, full = runs("lift", 60.0), runs("full", 40.0)
+    lost = lift[0].model_copy(update={"accuracies": (*lift[0].accuracies[:-1], None)})
+    found = first([lost, *lift[1:], failed(full[1]), full[0], full[2]])
+    assert (found.seeds, found.classes) == (2, 7)
+
+
+@given(
+    st.floats(-50, 50),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.floats(0, 20),
+)
+def test_an_interval_holds_the_mean_and_moves_with_it(
+    shift: float, seeds: int, classes: int, noise: float
+) -> None:
+    points = np.random.default_rng(seeds * classes).normal(0, noise, (seeds, classes))
+    low, high = interval(points)
+    assert low - 1e-9 <= points.mean() <= high + 1e-9
+    assert interval(points + shift) == pytest.approx((low + shift, high + shift), abs=1e-6)
+
+
+def test_an_interval_is_as_wide_as_classes_and_seeds_vary() -> None:
+    random = np.random.default_rng(0)
+    by_class = np.tile(random.normal(0, 10, 100), (3, 1))
+    low, high = interval(by_class)
+    assert high - low == pytest.approx(2 * 1.96 * by_class[0].std() / 10, rel=0.1)
+    assert interval(np.full((3, 100), -4.0)) == pytest.approx((-4, -4))
