@@ -64,7 +64,7 @@ def initial_weight(
 
     match initial:
         case PrototypesInitial():
-            return prototypes(text(), *photos(), names, initial.text_photos)
+            return prototypes(text(), *photos(), names, initial.text_share)
         case FromText():
             return text()
         case ClassMeanInitial():

@@ -106,12 +106,10 @@ class ClassMeanInitial(InitialSpec):
 
 
 class PrototypesInitial(FromTemplate):
-    """The mean feature of each class's training photos, drawn toward its text by as much as it is
-    rare: the text counts as much as `text_photos` photos.
-    """
+    """Half of what each class's photos show, half of what its text says."""
 
     name: Literal["prototypes"] = "prototypes"
-    text_photos: float = Field(5.0, ge=0, description="photos that the text counts as")
+    text_share: float = Field(0.5, ge=0, le=1)
     needs_features = True
 
 
@@ -178,21 +176,17 @@ def class_means(
 
 
 def prototypes(
-    text: Tensor, features: Tensor, labels: Tensor, classes: Sequence[str], text_photos: float
+    text: Tensor, features: Tensor, labels: Tensor, classes: Sequence[str], text_share: float
 ) -> Tensor:
-    """Unit class weights [C, D]: class means, each shrunk toward its text weight.
+    """Unit class weights [C, D] between the mean of each class's features and its text weight.
 
-    With n photos of a class, m its mean unit feature and t its text weight, both centred over the
-    classes and of unit length again: n / (n + k) m + k / (n + k) t for k = `text_photos`, the
-    posterior mean where text is a prior worth k photos. Centring takes away what images, or texts,
-    of all classes have in common, which keeps the two apart in CLIP's space (Liang et al. 2022).
-    Raises `UserError` where a class has no feature.
+    Both are centred over the classes and of unit length again before they are mixed. Centring takes
+    away what images, or texts, of all classes have in common, which keeps the two apart in CLIP's
+    space (Liang et al. 2022). Raises `UserError` where a class has no feature.
     """
-    counts = torch.tensor(_counts(labels, classes), dtype=text.dtype, device=text.device)[:, None]
     means = class_means(F.normalize(features, dim=-1), labels, classes)
     seen, told = (F.normalize(one - one.mean(0), dim=-1) for one in (means, text))
-    share = counts / (counts + text_photos)
-    return F.normalize(share * seen + (1 - share) * told, dim=-1)
+    return F.normalize((1 - text_share) * seen + text_share * told, dim=-1)
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models import UserError
 from models.lift.tuners import Tuner
@@ -91,6 +91,14 @@ class Recipe(Part):
     micro_batch: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     seed: int = Field(0, ge=0)
+
+    @field_validator("tuners")
+    @classmethod
+    def _once_each(cls, tuners: tuple[Tuner, ...]) -> tuple[Tuner, ...]:
+        names = [one.name for one in tuners]
+        if len(set(names)) < len(names):
+            raise ValueError("a tuner can be there only once")
+        return tuners
 
     @model_validator(mode="after")
     def _name_itself(self) -> Self:
@@ -197,7 +205,8 @@ def _explain(error: ValidationError) -> str:
             return f"{key} needs a name"
         case "missing":
             return f"{key} is missing"
-    return f"{key} = {first['input']}: {first['msg']}" if key else str(first["msg"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']}: {message}" if key else message
 
 
 def _model_at(loc: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
