@@ -71,10 +71,8 @@ def draw_class_accuracies(
     width = min(WIDEST, max(6, 0.35 * len(classes)))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.4])
-    colours = [COLOURS[group] for group in groups]
-    _draw_counts(above, counts, colours)
-    heights = [accuracy.full if accuracy else math.nan for accuracy in accuracies]
-    below.bar(range(len(classes)), heights, color=colours)
+    _draw_counts(above, counts, groups)
+    _draw_bars(below, [one.full if one else math.nan for one in accuracies], groups)
     below.set(ylim=(0, 100), title="accuracy with five views, %")
     _name_classes(below, classes)
     _legend(above)
@@ -147,7 +145,7 @@ def draw_tail(
     """
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3.2])
-    _draw_counts(above, counts, [COLOURS[group] for group in groups])
+    _draw_counts(above, counts, groups)
     bins = list(neighbours(groups))
     centres = [float(np.mean(one)) for one in bins]
     for shade, (title, rates) in zip(SHADES, recipes.items(), strict=False):
@@ -175,9 +173,8 @@ def neighbours(groups: Sequence[Group]) -> Iterator[list[int]]:
     `groups` are in order of frequency, so that each group is one piece.
     """
     most = math.ceil(len(groups) / MOST_MARKS)
-    for _, pairs in groupby(enumerate(groups), key=lambda pair: pair[1]):
-        indices = [index for index, _ in pairs]
-        for part in np.array_split(indices, math.ceil(len(indices) / most)):
+    for _, start, stop in _pieces(groups):
+        for part in np.array_split(range(start, stop), math.ceil((stop - start) / most)):
             yield part.tolist()
 
 
@@ -197,8 +194,18 @@ def _write_bar(axes: Axes, bar: Bar, spot: float) -> None:
     )
 
 
-def _draw_counts(axes: Axes, counts: Sequence[int], colours: Sequence[str]) -> None:
-    axes.bar(range(len(counts)), counts, 0.8 if len(counts) <= MOST_NAMES else 1, color=colours)
+def _draw_bars(axes: Axes, heights: Sequence[float], groups: Sequence[Group]) -> None:
+    """A bar a class; of more than can be told apart, one outline a group, which draws faster."""
+    if len(heights) <= MOST_NAMES:
+        axes.bar(range(len(heights)), heights, color=[COLOURS[group] for group in groups])
+        return
+    for group, start, stop in _pieces(groups):
+        edges = np.arange(start, stop + 1) - 0.5
+        axes.stairs(heights[start:stop], edges, baseline=1e-9, fill=True, color=COLOURS[group])
+
+
+def _draw_counts(axes: Axes, counts: Sequence[int], groups: Sequence[Group]) -> None:
+    _draw_bars(axes, counts, groups)
     # One photo is seen, too.
     axes.set(yscale="log", ylim=(0.7, 1.4 * max(counts)), title="training photos")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -287,10 +294,16 @@ def _covered(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> float:
 
 
 def _shade_groups(axes: Axes, groups: Sequence[Group]) -> None:
+    for group, start, stop in _pieces(groups):
+        axes.axvspan(start - 0.5, stop - 0.5, color=COLOURS[group], alpha=0.07, lw=0)
+
+
+def _pieces(groups: Sequence[Group]) -> Iterator[tuple[Group, int, int]]:
+    """Where each group starts and stops, of classes in order of frequency."""
     start = 0
     for group, members in groupby(groups):
         stop = start + len(list(members))
-        axes.axvspan(start - 0.5, stop - 0.5, color=COLOURS[group], alpha=0.07, lw=0)
+        yield group, start, stop
         start = stop
 
 
