@@ -4,23 +4,32 @@ import json
 from pathlib import Path
 from typing import Final
 
+import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
+from torch import Tensor
 
 from models import UserError
 from models.bundle.atomic import atomic_file
 from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone, load_backbone
 from models.lift.model import Model
-from training.build import build
+from training.build import build, weight_shape
+from training.launch import is_first
 from training.recipe import Recipe
+from training.record import Record
+from training.resume import state_beside
 
 KEY: Final = "taillift"
 
 
 class Facts(BaseModel):
-    """What a checkpoint says of itself, beside the trained tensors."""
+    """What a checkpoint says of itself, beside the tensors.
+
+    `names` are what the classes are called in `prompts`; `data_sha256` is the data's fingerprint.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,23 +38,51 @@ class Facts(BaseModel):
     pretrained: str
     backbone_sha256: str
     data: str
+    data_sha256: str
     classes: tuple[str, ...]
+    names: tuple[str, ...]
     counts: tuple[int, ...]
     prompts: tuple[str, ...]
     preprocessing: Preprocessing
     recipe: Recipe
     trainable_parameters: int
+    record: Record
 
 
-def save(path: Path, model: Model, facts: Facts) -> None:
-    """Write one safetensors file, whole or not at all."""
-    tensors = {name: one.detach().contiguous() for name, one in model.trained().items()}
+def save(path: Path, model: Model, facts: Facts, replace: bool = False) -> None:
+    """Write one safetensors file, whole or not at all, and its facts beside it, as YAML to read.
+
+    Only the first process writes. The state that an interrupted run would continue from goes.
+    Raises `UserError` where `path` exists and is not to be replaced.
+    """
+    if not is_first():
+        return
+    check_free(path, replace)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(serialise(tensors, {KEY: facts.model_dump_json()}))
+        temporary.write_bytes(serialise(kept_tensors(model), {KEY: facts.model_dump_json()}))
+    with atomic_file(path.with_suffix(".yaml")) as temporary:
+        content = facts.model_dump(mode="json")
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
+    state_beside(path).unlink(missing_ok=True)
+
+
+def check_free(path: Path, replace: bool) -> None:
+    """Raises `UserError` where a checkpoint stands at `path`: to know before the work."""
+    if path.exists() and not replace:
+        raise UserError(f"{path} exists already: choose another --out or pass --replace")
+
+
+def kept_tensors(model: Model) -> dict[str, Tensor]:
+    """What the backbone and the recipe do not give again: `Model.state`, and the head anyway.
+
+    An untrained head came from texts or photos, which need not be there when it is restored.
+    """
+    head = {f"head.{name}": one for name, one in model.head.named_parameters()}
+    return {name: one.detach().contiguous() for name, one in (model.state() | head).items()}
 
 
 def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]:
-    """Build the model that a checkpoint was made from and put the trained tensors in.
+    """Build the model that a checkpoint was made from and put its tensors in.
 
     `backbone_name` says where the backbone is now, if it has moved. Raises `UserError` where the
     file is no checkpoint, the backbone is another one, or the tensors do not fit.
@@ -53,8 +90,9 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]
     facts = read_facts(path)
     backbone = load_backbone(backbone_name or facts.backbone)
     _check_backbone(path, backbone, facts)
-    model = build(backbone, facts.prompts, facts.recipe)
-    wanted = model.trained()
+    shape = weight_shape(backbone, facts.recipe.head, len(facts.classes))
+    model = build(backbone, facts.recipe, torch.zeros(shape))
+    wanted = kept_tensors(model)
     with safe_open(path, "pt") as file:
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         shapes = {name: list(one.shape) for name, one in wanted.items()}

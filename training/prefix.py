@@ -18,13 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.bundle.session import load_graph
 from models.lift.graph import write_graph
 from models.lift.model import Model
-from training.inputs import Cached, Inputs, Photos
+from training.inputs import Cached, Inputs, Photos, copy_epochs
+from training.launch import Launcher
 from training.progress import track
+from training.recipe import Augmentation
 
 # Below this share of the forward pass's operations a fresh crop in every epoch is worth more.
 WORTHWHILE: Final = 0.2
+# In each process, for the rows that are kept.
 MEMORY: Final = 4 * 2**30
 BATCH: Final = 32
+TITLE: Final = "Running the frozen stages"
 FEWEST: Final = 2
 # Half precision ends at 65,504; where one batch comes near it, another may pass it.
 HALF_RANGE: Final = 1e4
@@ -52,53 +56,81 @@ class FrozenStages:
 
 
 class PrefixCache:
-    """The rows of one set of photos behind a tower's first stages, each stage computed once."""
+    """The rows of one set of photos behind a tower's first stages, each stage computed once.
 
-    def __init__(self, photos: Photos, copies: Sequence[int], frozen: FrozenStages) -> None:
-        """`copies` [N] says how many augmented copies of each photo to take."""
+    Every process computes a share of them and has all.
+    """
+
+    def __init__(
+        self,
+        photos: Photos,
+        copies: Sequence[int],
+        epochs: int,
+        frozen: FrozenStages,
+        launcher: Launcher,
+    ) -> None:
+        """`copies` [N] says how many of the `epochs` lend their crop of each photo."""
         self._copies = torch.tensor(copies)
+        self._epochs = epochs
         self._frozen = frozen
+        self._launcher = launcher
         self._stages: dict[int, Inputs] = {0: photos}
 
     def rows_for(self, model: Model, size: int) -> Inputs:
-        """What `model` has to be fed: rows behind its frozen stages, or photos where that pays
-        more or the memory is too small; `size` is S, in pixels."""
-        stage = worthwhile_stages(model, size)
-        if stage and self._bytes(model, stage, size) > MEMORY:
-            stage = 0
+        """What `model` has to be fed: rows behind its frozen stages, or behind fewer where the
+        memory is too small, or photos where that pays more; `size` is S, in pixels."""
+        stage = next(
+            (one for one in worthwhile_stages(model, size) if self._fits(model, one, size)), 0
+        )
         if stage not in self._stages:
             start = max(known for known in self._stages if known < stage)
             self._stages[stage] = self._extend(model, self._stages[start], stage)
         return self._stages[stage]
 
     def _extend(self, model: Model, source: Inputs, stage: int) -> Cached:
-        order = [(photo, copy) for photo, count in enumerate(self._copies) for copy in range(count)]
+        order = [
+            (photo, epoch)
+            for photo, count in enumerate(self._copies.tolist())
+            for epoch in copy_epochs(count, self._epochs)
+        ]
         size = max(1, BATCH // source.rows)
-        batches = (rows for rows, _ in source.batches(order, size))
-        first = next(batches)
+        batches = range(0, len(order), size)
+        # All see the first batch, and so agree on what it says of the numbers' range.
+        starts = [0, *(one for one in self._launcher.share(batches) if one)]
+        rows = source.batches([pick for one in starts for pick in order[one : one + size]], size)
+        first, _ = next(rows)
         run = self._frozen.run(model, source.stage, stage, first)
-        every = track(chain([first], batches), "Running the frozen stages", -(-len(order) // size))
-        outputs = (run(rows) for rows in every)
-        start = next(outputs)
-        kept = torch.half if start.abs().max() < HALF_RANGE else torch.float
-        tokens = torch.cat([output.to(kept) for output in chain([start], outputs)])
-        return Cached(
-            tokens.view(-1, source.rows, *tokens.shape[1:]), self._copies, source.labels, stage
-        )
+        output = run(first)
+        kept = torch.half if output.abs().max() < HALF_RANGE else torch.float
+        tokens = torch.zeros(len(order) * source.rows, *output.shape[1:], dtype=kept)
+        every = track(chain([first], (one for one, _ in rows)), TITLE, len(starts))
+        for start, batch in zip(starts, every, strict=True):
+            output = output if batch is first else run(batch)
+            if start or self._launcher.rank == 0:
+                place = start * source.rows
+                tokens[place : place + len(output)] = output.to(kept)
+        self._launcher.sum_in_place(tokens)
+        tokens = tokens.view(-1, source.rows, *tokens.shape[1:])
+        return Cached(tokens, self._copies, source.labels, stage, self._epochs)
 
-    def _bytes(self, model: Model, stage: int, size: int) -> int:
+    def _fits(self, model: Model, stage: int, size: int) -> bool:
         with torch.no_grad():
             row: Tensor = model.tower[:stage](model.normalise(_blank(size)))
-        return 2 * row.numel() * int(self._copies.sum()) * self._stages[0].rows
+        rows = int(self._copies.sum()) * self._stages[0].rows
+        return 2 * row.numel() * rows <= MEMORY
 
 
-def copies_for(labels: Sequence[int], counts: Sequence[int], crops: int, most: int) -> list[int]:
-    """How many augmented copies of each photo to take: `crops` for a class, spread over its photos.
+def copies_for(
+    labels: Sequence[int], counts: Sequence[int], augmentation: Augmentation, epochs: int
+) -> list[int]:
+    """How many augmented copies of each photo to take: a class's crops, spread over its photos.
 
-    At least `FEWEST` and at most `most` of one photo. A rare class's photos are seen in as many
-    crops as training has time for, and a frequent class's many photos vary by themselves.
+    At least `FEWEST` of one photo, and at most `augmentation.copies` or one an epoch. A rare
+    class's photos are seen in as many crops as training has time for, and a frequent class's many
+    photos vary by themselves.
     """
-    by_class = [min(most, max(FEWEST, -(-crops // count))) for count in counts]
+    most, crops = min(augmentation.copies, epochs), augmentation.crops
+    by_class = [min(most, max(FEWEST, -(-crops // max(1, count)))) for count in counts]
     return [by_class[label] for label in labels]
 
 
@@ -131,17 +163,22 @@ def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
     return run_onnx
 
 
-def worthwhile_stages(model: Model, size: int) -> int:
-    """How many frozen stages to run once: all of them, or none where they are little of the work.
+def worthwhile_stages(model: Model, size: int) -> list[int]:
+    """How many frozen stages may be run once, most first; not so few that they are little work.
 
     Operations are counted on one image of `size` S, in pixels.
     """
-    stages = model.tower.frozen_stages
     with torch.no_grad():
-        pixels = model.normalise(_blank(size))
-        total = _operations(model.tower, pixels)
-        frozen = _operations(model.tower[:stages], pixels) if stages else 0
-    return stages if frozen >= WORTHWHILE * total else 0
+        rows = model.normalise(_blank(size))
+        done = [0]
+        for stage in model.tower:
+            done.append(done[-1] + _operations(stage, rows))
+            rows = stage(rows)
+    return [
+        stages
+        for stages in range(model.tower.frozen_stages, 0, -1)
+        if done[stages] >= WORTHWHILE * done[-1]
+    ]
 
 
 def _blank(size: int) -> Tensor:

@@ -14,12 +14,14 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 
+from training.launch import is_first
+
 Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
     """A bar over `items`, gone when they are."""
-    return rich_track(items, title, total, transient=True, disable=not Console().is_terminal)
+    return rich_track(items, title, total, transient=True, disable=not _is_shown())
 
 
 def epochs_bar(title: str, epochs: int) -> Progress:
@@ -31,7 +33,11 @@ def epochs_bar(title: str, epochs: int) -> Progress:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
         transient=True,
-        disable=not Console().is_terminal,
+        disable=not _is_shown(),
     )
     progress.add_task(title, total=epochs, loss=math.nan)
     return progress
+
+
+def _is_shown() -> bool:
+    return is_first() and Console().is_terminal

@@ -1,93 +1,178 @@
 """Training runs, top to bottom: a dataset and a recipe in, a model and its facts out."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from models.bundle.ensemble import Floats
 from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone
 from models.lift.model import Model
-from training.build import build, preprocessing_for, prompts_for, resolve
+from training.build import (
+    build,
+    initial_weight,
+    preprocessing_for,
+    prompts_for,
+    resolve,
+    weight_shape,
+)
 from training.checkpoint import Facts
+from training.curves import Curves
 from training.dataset import Dataset, Split
-from training.evaluation import view_logits
-from training.fit import fit
-from training.inputs import evaluation_photos, training_photos
-from training.prefix import FrozenStages, PrefixCache, copies_for
-from training.recipe import Recipe
+from training.evaluation import predictions, view_logits
+from training.fit import enough_memory, fit, network_behind
+from training.inputs import Photos, evaluation_photos, first_copies, training_photos
+from training.launch import Launcher
+from training.launch import default_device as default_device
+from training.prefix import BATCH, FrozenStages, PrefixCache, copies_for
+from training.recipe import Augmentation, Recipe
+from training.record import new_record
+from training.resume import Progress, Resume, run_key
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, what its checkpoint says of it, and each epoch's mean loss."""
+    """A trained model, and what its checkpoint says of it."""
 
     model: Model
     facts: Facts
-    losses: list[float]
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Each epoch's mean loss."""
+        return self.facts.record.losses
 
 
 class Trainer:
     """Trains and measures recipes on one dataset and one backbone.
 
     What runs share, the photos behind the frozen stages, is computed once. Train recipes with few
-    frozen stages first: the others start from their rows.
+    frozen stages first: the others start from their rows. Where `torchrun` has started several
+    processes, all of them do the same, and share the work.
     """
 
-    def __init__(self, dataset: Dataset, backbone: Backbone, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, backbone: Backbone, device: torch.device | None = None
+    ) -> None:
+        """On the best device where None."""
         self.dataset = dataset
         self._backbone = backbone
-        self._device = device
-        self._frozen = FrozenStages(device)
-        self._training: dict[tuple[int, int, int], PrefixCache] = {}
-        self._views: dict[Split, PrefixCache] = {}
+        self._launcher = Launcher(device)
+        self._frozen = FrozenStages(self._launcher.device)
+        self._training: dict[tuple[int, int, Augmentation, Preprocessing], PrefixCache] = {}
+        self._views: dict[tuple[Split, Preprocessing], PrefixCache] = {}
+        self._features: dict[Preprocessing, Tensor] = {}
 
-    def train(self, recipe: Recipe) -> Run:
-        """Raises `UserError` where the loss diverges."""
-        backbone = self._backbone
-        preprocessing = preprocessing_for(backbone.image)
-        classes, counts = self.dataset.classes, self.dataset.counts
-        prompts = prompts_for(classes, recipe)
-        recipe = resolve(recipe, len(classes), len(backbone.tower.blocks))
-        model = build(backbone, prompts, recipe)
-        losses: list[float] = []
-        if recipe.epochs:
-            inputs = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
-            losses = fit(model, inputs, counts, recipe, self._device)
-        facts = Facts(
+    def train(self, recipe: Recipe, state: Path | None = None, curves: Path | None = None) -> Run:
+        """Go on from the file `state`, if it is there, and keep it up to date meanwhile.
+
+        `curves` is the folder for TensorBoard. Raises `UserError` where the loss diverges, the
+        memory is too small, or `state` was left by another run.
+        """
+        recipe = resolve(self._backbone, recipe, self.dataset.counts)
+        with enough_memory(recipe, self._launcher):
+            return self._train(recipe, state, curves)
+
+    def view_logits(self, run: Run, split: Split) -> Floats:
+        """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
+        preprocessing = run.facts.preprocessing
+        key = split, preprocessing
+        if key not in self._views:
+            photos = evaluation_photos(split, preprocessing)
+            self._views[key] = PrefixCache(
+                photos, [1] * len(split), 1, self._frozen, self._launcher
+            )
+        inputs = self._views[key].rows_for(run.model, preprocessing.size)
+        return view_logits(run.model, inputs, self._launcher.device)
+
+    def _train(self, recipe: Recipe, state: Path | None, curves: Path | None) -> Run:
+        dataset, backbone, launcher = self.dataset, self._backbone, self._launcher
+        preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
+        resume = Resume(state, run_key(recipe, dataset.fingerprint, backbone.sha256), launcher)
+        weight = initial_weight(
+            backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing)
+        )
+        model = build(backbone, recipe, weight)
+        progress = None
+        with Curves(curves, resume.done) as drawn:
+            if recipe.epochs:
+                inputs = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
+                progress = fit(model, inputs, dataset.counts, recipe, launcher, resume, drawn)
+            run = Run(model, self._facts(recipe, model, preprocessing, progress))
+            if curves and dataset.val:
+                drawn.add(recipe.epochs, self._validation(run, dataset.val))
+        return run
+
+    def _facts(
+        self,
+        recipe: Recipe,
+        model: Model,
+        preprocessing: Preprocessing,
+        progress: Progress | None,
+    ) -> Facts:
+        dataset, backbone = self.dataset, self._backbone
+        return Facts(
             backbone=backbone.name,
             architecture=backbone.architecture,
             pretrained=backbone.pretrained,
             backbone_sha256=backbone.sha256,
-            data=self.dataset.name,
-            classes=classes,
-            counts=tuple(counts),
-            prompts=tuple(prompts),
+            data=dataset.name,
+            data_sha256=dataset.fingerprint,
+            classes=dataset.classes,
+            names=dataset.names,
+            counts=tuple(dataset.counts),
+            prompts=prompts_for(dataset.names, recipe.head.initial),
             preprocessing=preprocessing,
             recipe=recipe,
             trainable_parameters=model.trainable_parameters,
+            record=new_record(self._launcher, progress),
         )
-        return Run(model, facts, losses)
 
-    def view_logits(self, run: Run, split: Split) -> Floats:
-        """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
-        if split not in self._views:
-            photos = evaluation_photos(split, run.facts.preprocessing)
-            self._views[split] = PrefixCache(photos, [1] * len(split), self._frozen)
-        inputs = self._views[split].rows_for(run.model, run.facts.preprocessing.size)
-        return view_logits(run.model, inputs, self._device)
+    def _validation(self, run: Run, split: Split) -> dict[str, float]:
+        """Accuracy in per cent, with one view and with five."""
+        labels = np.asarray(split.labels)
+        single, full = predictions(self.view_logits(run, split))
+        return {
+            "validation/one view": 100 * float((single == labels).mean()),
+            "validation/five views": 100 * float((full == labels).mean()),
+        }
 
     def _crops(self, recipe: Recipe, preprocessing: Preprocessing) -> PrefixCache:
-        key = recipe.seed, recipe.crops, recipe.copies
+        augmentation, epochs, seed = recipe.augmentation, recipe.epochs, recipe.seed
+        key = seed, epochs, augmentation, preprocessing
         if key not in self._training:
-            # One seed's rows at a time: they are the largest thing in memory.
+            # One kind of rows at a time: they are the largest thing in memory.
             self._training.clear()
             split = self.dataset.train
-            photos = training_photos(split, preprocessing, recipe.seed)
-            copies = copies_for(split.labels, self.dataset.counts, recipe.crops, recipe.copies)
-            self._training[key] = PrefixCache(photos, copies, self._frozen)
+            photos = training_photos(split, preprocessing, augmentation, epochs, seed)
+            copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
+            self._training[key] = PrefixCache(photos, copies, epochs, self._frozen, self._launcher)
         return self._training[key]
 
+    @torch.no_grad()
+    def _centre_features(self, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+        """The frozen tower's features [N, D] of each training photo's centre view, and labels."""
+        photos = _centre(evaluation_photos(self.dataset.train, preprocessing))
+        if preprocessing not in self._features:
+            model = _bare(self._backbone, len(self.dataset.classes))
+            cache = PrefixCache(photos, [1] * len(photos.labels), 1, self._frozen, self._launcher)
+            inputs = cache.rows_for(model, preprocessing.size)
+            network = network_behind(model, inputs.stage)
+            order = first_copies(len(photos.labels))
+            parts = [network(rows) for rows, _ in inputs.batches(order, BATCH)]
+            self._features[preprocessing] = torch.cat(parts)
+        return self._features[preprocessing], photos.labels
 
-def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def _centre(photos: Photos) -> Photos:
+    """The first of each photo's views alone."""
+    return Photos(lambda photo, epoch: photos.crop(photo, epoch)[:1], 1, photos.labels)
+
+
+def _bare(backbone: Backbone, classes: int) -> Model:
+    """The backbone with nothing to train."""
+    recipe = Recipe(name="bare", epochs=0)
+    return build(backbone, recipe, torch.zeros(weight_shape(backbone, recipe.head, classes)))

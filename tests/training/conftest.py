@@ -1,4 +1,7 @@
+from collections.abc import Iterator
+
 import pytest
+import torch
 from tiny import write_backbone, write_photos
 
 from training.dataset import Dataset, load_dataset
@@ -16,3 +19,12 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     root = tmp_path_factory.mktemp("photos") / "colours"
     counts = {"red": 30, "green": 21, "blue": 5}
     return load_dataset(str(write_photos(root, counts, ("train", "val", "test"))))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models so small that threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
