@@ -31,7 +31,7 @@ from training.compare import in_order
 from training.dataset import Dataset, Split, hold_out, load_dataset
 from training.evaluation import evaluate
 from training.recipe import Recipe, load_recipe, parse_changes
-from training.train import Trainer, default_device
+from training.train import Trainer
 
 MEASURES: Final = ("overall", "mean_class", "many", "medium", "few")
 Changes = dict[str, Any]
@@ -69,7 +69,7 @@ def main() -> None:
     ]
     dataset = hold_out(load_dataset(options.data, options.imbalance))
     assert dataset.val is not None
-    trainer = Trainer(dataset, backbone, default_device())
+    trainer = Trainer(dataset, backbone)
     by_recipe = dict(plans)
     tries = []
     for recipe in in_order(list(by_recipe), len(backbone.tower.tunable)):

@@ -9,8 +9,22 @@ from training.data.split import Split
 from training.dataset import Dataset
 from training.outcome import Outcome
 from training.recipe import load_recipe
+from training.record import Machine, Record
 
 PARAMETERS = {"zero-shot": 0, "head": 12_800, "full": 85_131_264}
+RECORD = Record(
+    versions={"taillift": "0.1.0", "torch": "2.13.0"},
+    machine=Machine(processor="a machine", cores=2, gpus=("a GPU", "a GPU")),
+    revision="ef" * 20,
+    changed=True,
+    precision="bf16",
+    processes=2,
+    seconds=50.0,
+    waiting=0.1,
+    peak_memory=2**30,
+    peak_gpu_memory=None,
+    losses=(1.0, 0.5),
+)
 FAILED = "the loss is nan after epoch 3: lower the learning rates"
 
 
@@ -46,10 +60,7 @@ def outcome_of(
         backbone_sha256="cd" * 32,
         trainable_parameters=PARAMETERS.get(name, 178_236),
         seconds=60.0,
-        precision="fp32",
-        machine="a machine",
-        taillift_version="0.1.0",
-        torch_version="2.13.0",
+        record=RECORD,
         evaluation=Evaluation(
             data="made-up test",
             images=1234,

@@ -57,6 +57,9 @@ def train(
         Path | None,
         typer.Option(help="checkpoint to write, runs/DATA/RECIPE-SEED.safetensors if not given"),
     ] = None,
+    curves: Annotated[
+        Path | None, typer.Option(help="folder for loss and learning rates, for TensorBoard")
+    ] = None,
     imbalance: Imbalance = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="overwrite an existing checkpoint")
@@ -65,25 +68,29 @@ def train(
     """Fine-tune a backbone on labelled photos and write a checkpoint."""
     from models.bundle.atomic import require_writable
     from models.lift.backbone import load_backbone
-    from training.checkpoint import save
+    from training.checkpoint import check_free, save
     from training.dataset import load_dataset
+    from training.launch import is_first
     from training.recipe import load_recipe, parse_changes
-    from training.train import Trainer, default_device
+    from training.resume import state_beside
+    from training.train import Trainer
 
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, {**parse_changes(changes or []), **seeded})
     dataset = load_dataset(data, imbalance)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     require_writable(path)
-    if path.exists() and not replace:
-        raise UserError(f"{path} exists already: choose another --out or pass --replace")
+    check_free(path, replace)
     try:
-        run = Trainer(dataset, load_backbone(backbone), default_device()).train(chosen)
+        run = Trainer(dataset, load_backbone(backbone)).train(chosen, state_beside(path), curves)
     except KeyboardInterrupt:
         raise UserError(
-            f"training was interrupted and {path} not written: run the same command again"
+            f"training was interrupted and {path} not written: run the same command again, and it "
+            "goes on from the last epoch"
         ) from None
-    save(path, run.model, run.facts)
+    save(path, run.model, run.facts, replace)
+    if not is_first():
+        return
     typer.echo(
         f"{path}: {run.facts.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
@@ -178,10 +185,10 @@ def compare(
     from models.lift.backbone import load_backbone
     from training.compare import compare as run
     from training.dataset import load_dataset
+    from training.launch import is_first
     from training.recipe import load_recipe, parse_changes
     from training.report import write_report
     from training.results import failures, table
-    from training.train import default_device
 
     values = parse_changes(changes or [])
     names = [name.strip() for name in recipes.split(",")]
@@ -193,19 +200,20 @@ def compare(
     ]
     dataset = load_dataset(data, imbalance)
     folder = out or Path("runs") / dataset.name
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, quiet=not is_first())
     try:
         outcomes = run(
             dataset,
             load_backbone(backbone),
             chosen,
             folder,
-            default_device(),
-            replace,
-            console.print,
+            replace=replace,
+            tell=console.print,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
+    if not is_first():
+        return
     write_report(folder, dataset, outcomes, shlex.join(["taillift", *sys.argv[1:]]))
     console.print(table(outcomes))
     for line in failures(outcomes):

@@ -1,11 +1,9 @@
 """Several recipes over several seeds on the same photos; what is finished is never run again."""
 
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
@@ -20,17 +18,18 @@ from training.build import resolve
 from training.checkpoint import save
 from training.dataset import Dataset
 from training.evaluation import class_accuracies, evaluate
+from training.launch import Launcher, is_first
 from training.outcome import (
     Outcome,
     kind_of,
     place_of,
     read_outcome,
     read_outcomes,
-    run_key,
     write_outcome,
 )
 from training.recipe import Recipe
 from training.results import write_csv
+from training.resume import read_state, run_key, state_beside
 from training.train import Run, Trainer
 
 CSV = "results.csv"
@@ -41,28 +40,32 @@ def compare(
     backbone: Backbone,
     recipes: Sequence[Recipe],
     out: Path,
-    device: torch.device,
+    device: torch.device | None = None,
     replace: bool = False,
     tell: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Train and measure every recipe; the outcomes are in the order of `recipes`.
 
     Each run leaves a checkpoint and an outcome in `out`, and a row in results.csv; runs that have
-    left an outcome are not repeated. A run that fails is an outcome, too. Raises `UserError` where
-    there are no held-out photos, where two recipes share a name, and where `out` holds results of
-    the same name that came from something else, unless `replace` allows to overwrite them.
+    left an outcome are not repeated, unless they failed. A run that fails is an outcome, too.
+    Raises `UserError` where there are no held-out photos, where a recipe is asked for twice, and
+    where `out` holds results of the same name that came from something else, unless `replace`
+    allows to overwrite them. Where `torchrun` has started several processes, all of them call it.
     """
     if dataset.held_out is None:
         raise UserError(f"{dataset.name} has neither test/ nor val/: nothing to compare on")
     _check_names(recipes)
     require_writable(out / CSV)
     recipes = [resolve(backbone, one, dataset.counts) for one in recipes]
-    keys = [run_key(one, dataset, backbone) for one in recipes]
-    outcomes = {key: _finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)}
+    keys = [run_key(one, dataset.fingerprint, backbone.sha256) for one in recipes]
+    found = [_finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)]
+    # All processes go by what the first has found.
+    outcomes = dict(zip(keys, Launcher(device).broadcast(found), strict=True))
     missing = [one for one, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
-    if not replace:
-        for recipe in missing:
-            _check_free(out, recipe)
+    if is_first():
+        for recipe, key in zip(recipes, keys, strict=True):
+            if outcomes[key] is None:
+                _make_room(out, recipe, key, replace)
     if len(missing) < len(recipes):
         tell(f"{len(recipes) - len(missing)} of {len(recipes)} runs were finished before")
     trainer = Trainer(dataset, backbone, device)
@@ -72,29 +75,32 @@ def compare(
         known = [one for one in outcomes.values() if one is not None]
         gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
         tell(f"[{place + 1}/{len(ordered)}] {recipe.title}, seed {recipe.seed}{_clock(gone, left)}")
-        outcome = _run(trainer, recipe, backbone, device, out)
-        write_outcome(place_of(out, recipe, ".json"), outcome)
+        outcome = _run(trainer, recipe, backbone, out)
         outcomes[outcome.key] = outcome
         tell(f"    {_in_short(outcome)}")
+        if is_first():
+            write_outcome(place_of(out, recipe, ".json"), outcome)
+            collect(out)
+    if is_first():
         collect(out)
-    collect(out)
     return [one for key in keys if (one := outcomes[key]) is not None]
 
 
 def in_order(recipes: Sequence[Recipe], blocks: int) -> list[Recipe]:
     """Such that runs can share the rows behind frozen stages, as `Trainer` wants them.
 
-    By seed, then by augmentation, for these have rows of their own; then those with fewer of the
-    tower's `blocks` frozen first, for the rows of the others follow from theirs.
+    By seed, augmentation and epochs, for these have rows of their own; then those with fewer of
+    the tower's `blocks` frozen first, for the rows of the others follow from theirs.
     """
 
     def frozen(recipe: Recipe) -> int:
         tuned = 0 if kind_of(recipe) == "frozen" else min(recipe.blocks or blocks, blocks)
         return blocks - tuned
 
-    return sorted(
-        recipes, key=lambda one: (one.seed, one.augmentation.model_dump_json(), frozen(one))
-    )
+    def rows(recipe: Recipe) -> tuple[int, str, int]:
+        return recipe.seed, recipe.augmentation.model_dump_json(), recipe.epochs
+
+    return sorted(recipes, key=lambda one: (*rows(one), frozen(one)))
 
 
 def expected_seconds(recipes: Sequence[Recipe], known: Sequence[Outcome]) -> float | None:
@@ -118,43 +124,32 @@ def collect(out: Path) -> None:
         written = outcomes
 
 
-def machine_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _run(
-    trainer: Trainer, recipe: Recipe, backbone: Backbone, device: torch.device, out: Path
-) -> Outcome:
+def _run(trainer: Trainer, recipe: Recipe, backbone: Backbone, out: Path) -> Outcome:
     dataset = trainer.dataset
+    checkpoint = place_of(out, recipe, ".safetensors")
     outcome = Outcome(
-        key=run_key(recipe, dataset, backbone),
+        key=run_key(recipe, dataset.fingerprint, backbone.sha256),
         recipe=recipe,
         data=dataset.name,
         fingerprint=dataset.fingerprint,
         backbone=backbone.name,
         backbone_sha256=backbone.sha256,
         seconds=0.0,
-        precision=recipe.precision,
-        machine=machine_name(device),
-        taillift_version=version("taillift"),
-        torch_version=torch.__version__,
     )
     start = time.monotonic()
     try:
-        run = trainer.train(recipe)
+        run = trainer.train(recipe, state_beside(checkpoint))
     except UserError as error:
-        return outcome.model_copy(
-            update={"failure": str(error), "seconds": round(time.monotonic() - start, 1)}
-        )
+        return outcome.model_copy(update={"failure": str(error), "seconds": _since(start)})
     measured = _measure(trainer, run)
-    seconds = round(time.monotonic() - start, 1)
-    save(place_of(out, recipe, ".safetensors"), run.model, run.facts)
+    seconds = _since(start)
+    # Whether one may be overwritten was asked before all the work.
+    save(checkpoint, run.model, run.facts, replace=True)
     return outcome.model_copy(
         update={
             "trainable_parameters": run.facts.trainable_parameters,
             "seconds": seconds,
+            "record": run.facts.record,
             **measured,
         }
     )
@@ -180,19 +175,33 @@ def _check_names(recipes: Sequence[Recipe]) -> None:
 
 
 def _finished(out: Path, recipe: Recipe, key: str) -> Outcome | None:
+    """What this very run has left; None where it failed, for the reason may be gone."""
     found = read_outcome(place_of(out, recipe, ".json"))
-    return found if found is not None and found.key == key else None
+    return found if found is not None and found.key == key and not found.failure else None
 
 
-def _check_free(out: Path, recipe: Recipe) -> None:
-    """Raises `UserError` where another run's results are in the way; a failed one is in no way."""
-    found = read_outcome(place_of(out, recipe, ".json"))
+def _make_room(out: Path, recipe: Recipe, key: str, replace: bool) -> None:
+    """Raises `UserError` where another run's checkpoint is in the way, unless `replace`."""
     checkpoint = place_of(out, recipe, ".safetensors")
-    if checkpoint.exists() or (found is not None and not found.failure):
+    if checkpoint.exists() and not replace:
         raise UserError(
             f"{checkpoint} is of another recipe, data or backbone: choose another --out, or pass "
             "--replace"
         )
+    if replace:
+        _forget_other(state_beside(checkpoint), key)
+
+
+def _forget_other(state: Path, key: str) -> None:
+    """Remove what another run left when it was interrupted."""
+    try:
+        read_state(state, key)
+    except UserError:
+        state.unlink()
+
+
+def _since(start: float) -> float:
+    return round(time.monotonic() - start, 1)
 
 
 def _clock(gone: float, left: float | None) -> str:

@@ -1,6 +1,5 @@
 """What one run of a comparison came to, kept as a small JSON file beside its checkpoint."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.bundle.atomic import atomic_file
 from models.bundle.manifest import Accuracy, Evaluation
-from models.lift.backbone import Backbone
 from models.lift.tuners import Full
-from training.dataset import Dataset
 from training.recipe import Recipe
+from training.record import Record
 
 Kind = Literal["frozen", "light", "heavy"]
 
@@ -20,7 +18,8 @@ Kind = Literal["frozen", "light", "heavy"]
 class Outcome(BaseModel):
     """A finished run. `accuracies` are of each class, in the order of the dataset.
 
-    A run that failed says why in `failure` and has no evaluation.
+    `seconds` are those of training and measuring. A run that failed says why in `failure`, and has
+    neither record nor evaluation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,19 +32,10 @@ class Outcome(BaseModel):
     backbone_sha256: str
     trainable_parameters: int = 0
     seconds: float
-    precision: str
-    machine: str
-    taillift_version: str
-    torch_version: str
+    record: Record | None = None
     evaluation: Evaluation | None = None
     accuracies: tuple[Accuracy | None, ...] = ()
     failure: str | None = None
-
-
-def run_key(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
-    """sha256, in hex, of all that decides a run's result; `recipe` is resolved."""
-    parts = recipe.model_dump_json(exclude={"title"}), dataset.fingerprint, backbone.sha256
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def kind_of(recipe: Recipe) -> Kind:

@@ -17,6 +17,7 @@ from models.bundle.manifest import GROUPS, Group, Thresholds
 from training.dataset import Dataset
 from training.figures import Bar, Point, draw_groups, draw_parameters, draw_tail
 from training.outcome import Kind, Outcome, kind_of, succeeded
+from training.record import Record
 from training.results import Row, caption, failures, headings, markdown, rows_of
 from training.verdict import MARGIN, Difference, Verdict, class_rates, judge
 
@@ -170,10 +171,9 @@ def _facts(
     sizes = ", ".join(f"{groups.count(group)} {group}" for group in GROUPS)
     first = outcomes[0]
     images = next((evaluation.images for _, evaluation in succeeded(outcomes)), 0)
-    machines = sorted({f"{one.machine}, {one.precision}" for one in outcomes})
-    versions = sorted(
-        {f"taillift {one.taillift_version}, torch {one.torch_version}" for one in outcomes}
-    )
+    records = [one.record for one in outcomes if one.record is not None]
+    machines = sorted({_machine(one) for one in records})
+    versions = sorted({_versions(one) for one in records})
     facts = {
         "command": f"<code>{escape(command)}</code>",
         "data": escape(
@@ -186,9 +186,24 @@ def _facts(
         "seeds": ", ".join(map(str, sorted({one.recipe.seed for one in outcomes}))),
         "machine": escape("; ".join(machines)),
         "versions": escape("; ".join(versions)),
+        "precision": ", ".join(sorted({one.precision for one in records if one.precision})),
         "training time": f"{sum(one.seconds for one in outcomes) / 60:.0f} minutes in all runs",
     }
     return "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
+
+
+def _machine(record: Record) -> str:
+    found = record.machine
+    gpus = f" and {len(found.gpus)} {found.gpus[0]}" if found.gpus else ""
+    processes = f", {record.processes} processes" if record.processes > 1 else ""
+    return f"{found.processor}, {found.cores} cores{gpus}{processes}"
+
+
+def _versions(record: Record) -> str:
+    commit = f", commit {record.revision[:12]}" if record.revision else ""
+    changed = " with changes" if record.changed else ""
+    found = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return f"{found}{commit}{changed}"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -141,13 +141,17 @@ def _csv_rows(outcome: Outcome) -> list[list[object]]:
     recipe = outcome.recipe
     start = [
         *(recipe.name, recipe.title, recipe.seed, outcome.data, outcome.backbone),
-        *(outcome.trainable_parameters, outcome.seconds, outcome.precision),
+        *(outcome.trainable_parameters, outcome.seconds, _precision(outcome)),
     ]
     end = [outcome.failure or "", recipe.model_dump_json()]
     if outcome.evaluation is None:
         return [[*start, "", *[""] * len(Scores.model_fields), *end]]
     both = (1, outcome.evaluation.single), (5, outcome.evaluation.full)
     return [[*start, views, *_rounded(scores), *end] for views, scores in both]
+
+
+def _precision(outcome: Outcome) -> str:
+    return (outcome.record and outcome.record.precision) or ""
 
 
 def _rounded(scores: Scores) -> list[str]:

@@ -70,7 +70,9 @@ def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     points = [Point("zero-shot", 0, 60.0, 0.0, "grey"), Point("full", 85_000_000, 62.0, 1, "red")]
-    points += [Point(f"recipe {n}", 178_000 + 9_000 * n, 70 + 0.4 * n, 0.3, "blue") for n in range(8)]
+    for place in range(8):
+        spot = 178_000 + 9_000 * place, 70 + 0.4 * place
+        points.append(Point(f"recipe {place}", *spot, 0.3, "blue"))
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     (axes,) = drawn[0].axes
     renderer = FigureCanvasAgg(drawn[0]).get_renderer()

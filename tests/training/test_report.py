@@ -33,6 +33,7 @@ class Words(HTMLParser):
         self.words.append(data)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
     @property
@@ -51,7 +52,12 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     for words in (
         *("zero-shot", "head only", "LIFT", "LoRA", "full, SGD", "85.1 M"),
-        *("taillift compare made-up", "a machine", "torch 2.13.0", "sha256 cdcdcdcdcdcd"),
+        *(
+            "taillift compare made-up",
+            "a machine, 2 cores and 2 a GPU, 2 processes",
+            "sha256 cdcdcdcdcdcd",
+        ),
+        *("taillift 0.1.0, torch 2.13.0, commit efefefefefef with changes", "bf16"),
         *("17 classes (6 many, 5 medium, 6 few)", "measured on 1,234 others", "0, 1, 2"),
     ):
         assert words in found.text

@@ -1,0 +1,253 @@
+"""Comparisons with real runs of a tiny model: what is kept, repeated, and in the way."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from outcomes import failed, outcome_of, tail_of
+
+from models import UserError
+from models.lift.backbone import Backbone, load_backbone
+from training import compare as module
+from training.checkpoint import read_facts
+from training.compare import collect, compare, expected_seconds, in_order
+from training.dataset import Dataset
+from training.outcome import Outcome, kind_of, read_outcome, write_outcome
+from training.recipe import NAMES, Recipe, load_recipe
+from training.resume import state_beside
+from training.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+SMALL = {"epochs": 1, "batch": 16, "augmentation.copies": 2, "precision": "fp32"}
+# Of the tiny tower's two blocks of width 64 at rank 1, and of three classes.
+LORA = 2 * 4 * 64 + 3 * 64
+# A rate at which the first epochs end in infinity.
+WILD = {
+    "optimiser.head_rate": 1e38,
+    "optimiser.tuner_rate": 1e38,
+    "epochs": 3,
+    "head.kind": "linear",
+}
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone: str) -> Backbone:
+    return load_backbone(tiny_backbone)
+
+
+def recipe(name: str, seed: int = 0, **changes: Any) -> Recipe:
+    trained = {} if name == "zero-shot" else SMALL
+    return load_recipe(name, {**trained, "seed": seed, **changes})
+
+
+def run(
+    dataset: Dataset, backbone: Backbone, recipes: Sequence[Recipe], out: Path, **more: Any
+) -> tuple[list[Outcome], list[str]]:
+    """The outcomes, and what was told meanwhile."""
+    told: list[str] = []
+    outcomes = compare(dataset, backbone, recipes, out, CPU, tell=told.append, **more)
+    return outcomes, told
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the recipes that were trained, in order."""
+    names: list[str] = []
+    plain = Trainer.train
+
+    def counted(self: Trainer, recipe: Recipe, *rest: Any) -> Any:
+        names.append(f"{recipe.name}-{recipe.seed}")
+        return plain(self, recipe, *rest)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    return names
+
+
+def test_every_run_leaves_its_checkpoint_its_outcome_and_its_rows(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    recipes = [recipe(name, seed) for name in ("zero-shot", "lora") for seed in (0, 1)]
+    outcomes, told = run(colours, backbone, recipes, tmp_path)
+    assert [(one.recipe.name, one.recipe.seed) for one in outcomes] == [
+        *(("zero-shot", 0), ("zero-shot", 1), ("lora", 0), ("lora", 1))
+    ], "as they were asked for"
+    assert told[0].startswith("[1/4] ")
+    for one in outcomes:
+        path = tmp_path / f"{one.recipe.name}-{one.recipe.seed}.json"
+        assert read_outcome(path) == one
+        assert read_facts(path.with_suffix(".safetensors")).recipe == one.recipe
+        assert one.evaluation is not None
+        assert one.evaluation.images == 6
+        assert len(one.accuracies) == 3
+        assert one.fingerprint == colours.fingerprint
+        assert one.record is not None
+    assert [one.trainable_parameters for one in outcomes] == [0, 0, LORA, LORA]
+    found = rows(tmp_path)
+    assert [(row["recipe"], row["seed"], row["views"]) for row in found] == [
+        (name, seed, views) for name in ("lora", "zero-shot") for seed in "01" for views in "15"
+    ]
+    assert float(found[0]["overall"]) == pytest.approx(
+        outcomes[2].evaluation.single.overall, abs=0.01
+    )  # type: ignore[union-attr]
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_what_is_finished_is_not_run_again_and_what_is_missing_is(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    first, _ = run(colours, backbone, [recipe("lora")], tmp_path)
+    (tmp_path / "results.csv").unlink()
+    again, told = run(colours, backbone, [recipe("lora")], tmp_path)
+    assert again == first
+    assert told == ["1 of 1 runs were finished before"]
+    assert len(rows(tmp_path)) == 2, "the rows are made anew"
+    more, told = run(colours, backbone, [recipe("lora"), recipe("lora", 1)], tmp_path)
+    assert more[0] == first[0]
+    assert told[0] == "1 of 2 runs were finished before"
+    assert "about 0:00:" in told[1], "the time left is estimated from the run that is known"
+    assert trained == ["lora-0", "lora-1"]
+
+
+def test_a_run_that_diverges_stops_no_other_and_is_tried_again(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    wild = recipe("bias", **WILD)
+    outcomes, told = run(colours, backbone, [wild, recipe("lora")], tmp_path)
+    assert outcomes[0].failure is not None
+    assert "the loss is" in outcomes[0].failure
+    assert outcomes[0].evaluation is None
+    assert outcomes[1].evaluation is not None
+    assert any(line.strip().startswith("failed: the loss is") for line in told)
+    assert not (tmp_path / "bias-0.safetensors").exists()
+    assert [(row["recipe"], row["views"]) for row in rows(tmp_path)] == [
+        *(("bias", ""), ("lora", "1"), ("lora", "5"))
+    ]
+    run(colours, backbone, [wild, recipe("lora")], tmp_path)
+    assert sorted(trained) == ["bias-0", "bias-0", "lora-0"]
+
+
+def test_results_of_something_else_are_kept_unless_replacing_is_asked_for(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    (first,), _ = run(colours, backbone, [recipe("lora")], tmp_path)
+    other = recipe("lora", epochs=2)
+    with pytest.raises(UserError, match=r"lora-0.safetensors is of another recipe, data or back"):
+        run(colours, backbone, [recipe("zero-shot"), other], tmp_path)
+    assert read_outcome(tmp_path / "lora-0.json") == first
+    assert not (tmp_path / "zero-shot-0.json").exists(), "told before any work"
+    (second,), _ = run(colours, backbone, [other], tmp_path, replace=True)
+    assert second.recipe.epochs == 2
+    assert read_outcome(tmp_path / "lora-0.json") == second
+
+
+def test_what_an_interrupted_run_left_is_gone_on_from_and_another_runs_only_replaced(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = recipe("lora", epochs=3)
+    (whole,), _ = run(colours, backbone, [long], tmp_path / "whole")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(colours, backbone, [long], tmp_path)
+    state = state_beside(tmp_path / "lora-0.safetensors")
+    assert state.exists()
+    (other,), _ = run(colours, backbone, [recipe("lora")], tmp_path)
+    assert other.failure is not None
+    assert "interrupted run with another recipe" in other.failure
+    (resumed,), _ = run(colours, backbone, [long], tmp_path)
+    assert resumed.accuracies == whole.accuracies
+    assert not state.exists()
+    state.write_bytes(b"of who knows what")
+    (other,), _ = run(colours, backbone, [recipe("lora")], tmp_path, replace=True)
+    assert other.failure is None
+
+
+def test_a_recipe_that_is_asked_for_twice_is_refused(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="lora with seed 0 is asked for twice"):
+        run(colours, backbone, [recipe("lora"), recipe("lora", epochs=2)], tmp_path)
+
+
+def test_without_held_out_photos_there_is_nothing_to_compare_on(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    bare = Dataset("bare", colours.classes, colours.names, colours.train, None, None)
+    with pytest.raises(UserError, match="bare has neither test/ nor val/"):
+        run(bare, backbone, [recipe("lora")], tmp_path)
+
+
+def test_rows_of_several_processes_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process leaves its outcome and its CSV while this one writes its own CSV."""
+    counts = tail_of(6)
+    mine, other = (outcome_of("lift", seed, [50.0] * 6, counts) for seed in (0, 1))
+    write_outcome(tmp_path / "lift-0.json", mine)
+    plain = module.write_csv
+    written: list[int] = []
+
+    def slow(path: Path, outcomes: Sequence[Outcome]) -> None:
+        if not written:
+            write_outcome(tmp_path / "lift-1.json", other)
+            plain(path, [mine, other])
+        written.append(len(outcomes))
+        plain(path, outcomes)
+
+    monkeypatch.setattr(module, "write_csv", slow)
+    collect(tmp_path)
+    assert written == [1, 2]
+    assert [row["seed"] for row in rows(tmp_path)] == ["0", "0", "1", "1"]
+
+
+def test_what_is_no_outcome_is_left_out_of_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text("[1]")
+    (tmp_path / "torn.json").write_text('{"key": ')
+    write_outcome(tmp_path / "lift-0.json", outcome_of("lift", 0, [50.0] * 6, tail_of(6)))
+    collect(tmp_path)
+    assert len(rows(tmp_path)) == 2
+
+
+def test_recipes_that_freeze_less_come_first_among_those_that_share_rows() -> None:
+    names = ["zero-shot", "head", "last-block", "lift-plus", "full", "lift"]
+    recipes = [load_recipe(name, {"seed": seed}) for seed in (1, 0) for name in names]
+    found = [(one.seed, one.name) for one in in_order(recipes, blocks=12)]
+    for seed in (0, 1):
+        of_seed = [name for number, name in found if number == seed]
+        shared = [name for name in of_seed if name not in ("zero-shot", "lift-plus")]
+        assert shared == ["full", "lift", "last-block", "head"]
+    assert [number for number, _ in found] == [0] * 6 + [1] * 6
+
+
+def test_time_is_estimated_from_the_same_recipe_or_the_average() -> None:
+    counts = tail_of(6)
+    lift, head = (outcome_of(name, 0, [50.0] * 6, counts) for name in ("lift", "head"))
+    known = [
+        lift.model_copy(update={"seconds": 100.0}),
+        failed(head).model_copy(update={"seconds": 20.0}),
+    ]
+    asked = [load_recipe(name, {"seed": 1}) for name in ("lift", "full")]
+    assert expected_seconds(asked, known) == 100 + 60
+    assert expected_seconds(asked, []) is None
+
+
+def test_shipped_recipes_are_of_the_kind_that_they_are_compared_as() -> None:
+    kinds = {name: kind_of(load_recipe(name)) for name in NAMES}
+    assert {name for name in NAMES if kinds[name] == "frozen"} == {"zero-shot", "head"}
+    assert {name for name in NAMES if kinds[name] == "heavy"} == {
+        *("full", "full-adamw", "last-block")
+    }
+    assert kind_of(load_recipe("lift", {"epochs": 0})) == "frozen", "nothing is trained"
