@@ -24,6 +24,7 @@ class Learner:
         self._start_alike()
         self.optimiser = new_optimiser(model, recipe.optimiser)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
+        self._anchors = [(one, one.detach().clone()) for one in model.head.parameters()]
         self._average = [
             one.detach().clone() for one in self.parameters if recipe.optimiser.average
         ]
@@ -43,6 +44,7 @@ class Learner:
             self._sum_gradients()
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        self._pull(self._options.head_rate * factor)
         self._fabric.strategy.optimizer_step(self.optimiser)
         self._follow(step)
         return {f"rate/{group['name']}": group["lr"] for group in self.optimiser.param_groups}
@@ -84,6 +86,13 @@ class Learner:
         parts = split(summed, [one.numel() for one in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    @torch.no_grad()
+    def _pull(self, rate: float) -> None:
+        """The head back toward where it started, apart from the gradients, as AdamW decays."""
+        if self._options.head_anchor:
+            for one, start in self._anchors:
+                one.lerp_(start, rate * self._options.head_anchor)
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:

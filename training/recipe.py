@@ -44,7 +44,7 @@ class Optimiser(Part):
     head_decay: float = Field(5e-4, ge=0, description="weight decay of the head")
     tuner_decay: float = Field(5e-4, ge=0, description="weight decay inside the tower")
     head_anchor: float = Field(
-        0.0, ge=0, description="decay of the head toward its initial weight, not toward zero"
+        0.0, ge=0, description="decay of the head toward its initial weights, not toward zero"
     )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps on which rates rise")
     step: Literal["epoch", "batch"] = Field("epoch", description="when the rates change")

@@ -1,6 +1,6 @@
 """The model in torch: one canonical vision transformer, tuners, heads and merging.
 
-`backbone` loads an open_clip model, `convert` brings its image tower into `tower`, `tuner` adds
+`backbone` loads a pretrained model, `convert` brings its image tower into `tower`, `tuners` add
 what is trained, `head` classifies, `model` is all of them, and `merge` folds it into plain weights.
 """
 
