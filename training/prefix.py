@@ -79,9 +79,9 @@ class PrefixCache:
     def rows_for(self, model: Model, size: int) -> Inputs:
         """What `model` has to be fed: rows behind its frozen stages, or behind fewer where the
         memory is too small, or photos where that pays more; `size` is S, in pixels."""
-        stage = next(
-            (one for one in worthwhile_stages(model, size) if self._fits(model, one, size)), 0
-        )
+        rows = int(self._copies.sum()) * self._stages[0].rows
+        sizes = worthwhile_stages(model, size)
+        stage = next((one for one, numbers in sizes.items() if 2 * numbers * rows <= MEMORY), 0)
         if stage not in self._stages:
             start = max(known for known in self._stages if known < stage)
             self._stages[stage] = self._extend(model, self._stages[start], stage)
@@ -112,12 +112,6 @@ class PrefixCache:
         self._launcher.sum_in_place(tokens)
         tokens = tokens.view(-1, source.rows, *tokens.shape[1:])
         return Cached(tokens, self._copies, source.labels, stage, self._epochs)
-
-    def _fits(self, model: Model, stage: int, size: int) -> bool:
-        with torch.no_grad():
-            row: Tensor = model.tower[:stage](model.normalise(_blank(size)))
-        rows = int(self._copies.sum()) * self._stages[0].rows
-        return 2 * row.numel() * rows <= MEMORY
 
 
 def copies_for(
@@ -163,29 +157,26 @@ def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
     return run_onnx
 
 
-def worthwhile_stages(model: Model, size: int) -> list[int]:
-    """How many frozen stages may be run once, most first; not so few that they are little work.
+def worthwhile_stages(model: Model, size: int) -> dict[int, int]:
+    """How many frozen stages may be run once, most first, and how many numbers a view then has.
 
-    Operations are counted on one image of `size` S, in pixels.
+    Not so few stages that they are little of the work. Operations are counted on one image of
+    `size` S, in pixels.
     """
+    done, numbers = [0], [0]
     with torch.no_grad():
         rows = model.normalise(_blank(size))
-        done = [0]
         for stage in model.tower:
-            done.append(done[-1] + _operations(stage, rows))
-            rows = stage(rows)
-    return [
-        stages
+            with FlopCounterMode(display=False) as counter:
+                rows = stage(rows)
+            done.append(done[-1] + int(counter.get_total_flops()))
+            numbers.append(rows.numel())
+    return {
+        stages: numbers[stages]
         for stages in range(model.tower.frozen_stages, 0, -1)
         if done[stages] >= WORTHWHILE * done[-1]
-    ]
+    }
 
 
 def _blank(size: int) -> Tensor:
     return torch.zeros(1, size, size, 3, dtype=torch.uint8)
-
-
-def _operations(module: nn.Module, inputs: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        module(inputs)
-    return int(counter.get_total_flops())

@@ -1,44 +1,65 @@
 import pytest
 import torch
 
-from models.lift.backbone import load_backbone
-from training.build import build, preprocessing_for, prompts_for
-from training.dataset import Dataset
+from models.lift.backbone import Backbone, load_backbone
+from models.lift.model import Model
+from training.build import build, preprocessing_for
+from training.dataset import Dataset, Split
 from training.fit import network_behind
-from training.inputs import Cached, Photos, evaluation_photos, first_copies, training_photos
+from training.inputs import (
+    Cached,
+    Photos,
+    copy_epochs,
+    evaluation_photos,
+    first_copies,
+    training_photos,
+)
+from training.launch import Launcher
 from training.prefix import FrozenStages, PrefixCache, copies_for, worthwhile_stages
-from training.recipe import Recipe
+from training.recipe import Augmentation, Recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
+HEAD = Recipe(name="head")
+ADAPTFORMER = Recipe.model_validate(
+    {"name": "lift", "tuners": [{"name": "adaptformer", "rank": 1}]}
+)
+LAST_BLOCK = Recipe.model_validate({"name": "last", "tuners": [{"name": "full"}], "blocks": 1})
+
+
+def model_of(backbone: Backbone, recipe: Recipe) -> Model:
+    return build(backbone, recipe, torch.randn(3, backbone.tower.width))
+
+
+def cache_of(photos: Photos, copies: list[int], epochs: int = 1) -> PrefixCache:
+    return PrefixCache(photos, copies, epochs, FrozenStages(CPU), Launcher(CPU))
+
+
+def views_of(split: Split | None, backbone: Backbone) -> Photos:
+    assert split is not None
+    return evaluation_photos(split, preprocessing_for(backbone.image))
 
 
 def test_a_frozen_stem_is_worth_running_once_and_a_patch_layer_is_not(tiny_backbone: str) -> None:
-    prompts = ["a photo of a hat.", "a photo of a shoe."]
-    lift = Recipe(method="lift", rank=1)
-    hybrid, plain = (build(load_backbone(one), prompts, lift) for one in ("default", tiny_backbone))
-    assert worthwhile_stages(hybrid, 224) == 1
-    assert worthwhile_stages(plain, 32) == 0
+    hybrid, plain = (
+        model_of(load_backbone(one), ADAPTFORMER) for one in ("default", tiny_backbone)
+    )
+    assert list(worthwhile_stages(hybrid, 224)) == [1]
+    assert worthwhile_stages(plain, 32) == {}
 
 
 @pytest.mark.parametrize(
     ("recipe", "stages"),
-    [
-        (Recipe(method="head"), 4),
-        (Recipe(method="zero-shot", epochs=0), 4),
-        (Recipe(method="full", blocks=1), 2),
-    ],
+    [(HEAD, 4), (Recipe(name="zero-shot", epochs=0), 4), (LAST_BLOCK, 2)],
+    ids=lambda one: one.name if isinstance(one, Recipe) else None,
 )
 def test_rows_behind_the_prefix_lead_to_the_same_features(
     tiny_backbone: str, colours: Dataset, recipe: Recipe, stages: int
 ) -> None:
     backbone = load_backbone(tiny_backbone)
-    model = build(backbone, prompts_for(colours.classes, recipe), recipe)
-    preprocessing = preprocessing_for(backbone.image)
-    assert colours.test is not None
-    photos = evaluation_photos(colours.test, preprocessing)
-    cached = PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU)).rows_for(
-        model, preprocessing.size
-    )
+    model = model_of(backbone, recipe)
+    photos = views_of(colours.test, backbone)
+    cached = cache_of(photos, [1] * len(photos.labels)).rows_for(model, 32)
     assert isinstance(cached, Cached)
     assert cached.stage == stages
     ((rows, labels),) = cached.batches(first_copies(6), 6)
@@ -53,47 +74,59 @@ def test_rows_behind_the_prefix_lead_to_the_same_features(
 def test_a_deeper_prefix_starts_from_a_shallower_one(tiny_backbone: str, colours: Dataset) -> None:
     """Corrupting the shallow rows shows in the deep ones: they were not computed from pixels."""
     backbone = load_backbone(tiny_backbone)
-    recipe = Recipe(method="full", blocks=1)
-    prompts = prompts_for(colours.classes, recipe)
-    photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
-    cache = PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU))
-    shallow = cache.rows_for(build(backbone, prompts, recipe), 32)
+    photos = views_of(colours.train, backbone)
+    cache = cache_of(photos, [1] * len(photos.labels))
+    shallow = cache.rows_for(model_of(backbone, LAST_BLOCK), 32)
     assert isinstance(shallow, Cached)
     shallow.tokens.zero_()
-    head_only = build(load_backbone(tiny_backbone), prompts, Recipe(method="head"))
-    deep = cache.rows_for(head_only, 32)
+    deep = cache.rows_for(model_of(backbone, HEAD), 32)
     assert isinstance(deep, Cached)
     assert deep.stage > shallow.stage
     assert torch.equal(deep.tokens[0], deep.tokens[1])
 
 
-def test_rows_that_would_not_fit_in_memory_are_not_kept(
+def test_what_is_kept_fits_the_memory(
     tiny_backbone: str, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.prefix.MEMORY", 1000)
+    """Behind all four stages a view is 64 numbers of two bytes, behind fewer 17 tokens of 64."""
     backbone = load_backbone(tiny_backbone)
-    recipe = Recipe(method="head")
-    model = build(backbone, prompts_for(colours.classes, recipe), recipe)
-    photos = evaluation_photos(colours.train, preprocessing_for(backbone.image))
-    assert isinstance(
-        PrefixCache(photos, [1] * len(photos.labels), FrozenStages(CPU)).rows_for(model, 32), Photos
-    )
+    photos, views = views_of(colours.test, backbone), 6 * 5
+    assert worthwhile_stages(model_of(backbone, HEAD), 32) == {4: 64, 3: 17 * 64, 2: 17 * 64}
+    for memory, stage in ((2 * 64 * views, 4), (2 * 64 * views - 1, 0)):
+        monkeypatch.setattr("training.prefix.MEMORY", memory)
+        rows = cache_of(photos, [1] * 6).rows_for(model_of(backbone, HEAD), 32)
+        assert rows.stage == stage
+
+
+def test_where_the_deepest_stage_does_not_fit_a_smaller_one_is_taken(
+    tiny_backbone: str, colours: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone(tiny_backbone)
+    photos = views_of(colours.test, backbone)
+    sizes = {4: 2**40, 3: 2**39, 2: 17 * 64}
+    monkeypatch.setattr("training.prefix.worthwhile_stages", lambda *_: sizes)
+    rows = cache_of(photos, [1] * 6).rows_for(model_of(backbone, HEAD), 32)
+    assert rows.stage == 2
 
 
 def test_every_copy_of_every_photo_is_kept_in_its_place(
     tiny_backbone: str, colours: Dataset
 ) -> None:
+    """A photo's copies are the crops of epochs that are spread over all of them."""
     backbone = load_backbone(tiny_backbone)
-    recipe = Recipe(method="head")
-    model = build(backbone, prompts_for(colours.classes, recipe), recipe)
-    photos = training_photos(colours.train, preprocessing_for(backbone.image), seed=0)
+    model = model_of(backbone, HEAD)
+    preprocessing = preprocessing_for(backbone.image)
+    photos = training_photos(colours.train, preprocessing, Augmentation(), 6, seed=0)
     copies = [1 + photo % 3 for photo in range(len(colours.train))]
-    cached = PrefixCache(photos, copies, FrozenStages(CPU)).rows_for(model, 32)
+    cached = cache_of(photos, copies, epochs=6).rows_for(model, 32)
     assert isinstance(cached, Cached)
     assert len(cached.tokens) == sum(copies)
-    picks = [(40, 1), (2, 2), (0, 0), (2, 0)]
-    ((rows, labels),) = cached.batches(picks, 4)
-    ((pixels, expected_labels),) = photos.batches(picks, 4)
+    picks = [(40, 5), (2, 2), (0, 3), (2, 0), (1, 4)]
+    crops = [
+        (photo, copy_epochs(copies[photo], 6)[epoch * copies[photo] // 6]) for photo, epoch in picks
+    ]
+    ((rows, labels),) = cached.batches(picks, 5)
+    ((pixels, expected_labels),) = photos.batches(crops, 5)
     with torch.no_grad():
         expected = model.tower(model.normalise(pixels))
     assert torch.allclose(rows, expected, atol=0.02)
@@ -102,4 +135,7 @@ def test_every_copy_of_every_photo_is_kept_in_its_place(
 
 def test_rare_classes_photos_are_seen_in_more_crops() -> None:
     labels, counts = [0, 0, 1, 2], [300, 40, 5]
-    assert copies_for(labels, counts, crops=200, most=10) == [2, 2, 5, 10]
+    augmentation = Augmentation(crops=200, copies=10)
+    assert copies_for(labels, counts, augmentation, epochs=20) == [2, 2, 5, 10]
+    assert copies_for(labels, counts, augmentation, epochs=4) == [2, 2, 4, 4]
+    assert copies_for(labels, counts, augmentation, epochs=1) == [1, 1, 1, 1]
