@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from models import UserError
 from models.bundle.classifier import Classifier
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import DELTA, MODEL, read_manifest, verify_files
+from models.bundle.manifest import Method
 from models.bundle.session import Session
 from models.lift.backbone import load_backbone
 from models.lift.model import merge
@@ -21,16 +23,24 @@ from training.export import Exported, export
 from training.recipe import Recipe
 from training.train import Trainer
 
+RANK_2 = [{"name": "adaptformer", "rank": 2}]
+
+
+def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> Path:
+    """A checkpoint of a short run."""
+    quick = {"epochs": 4, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
+    recipe = Recipe.model_validate({"name": "short", **quick, **fields})
+    run = Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
+    path = folder / "short.safetensors"
+    save(path, run.model, run.facts)
+    return path
+
 
 @pytest.fixture(scope="module")
 def checkpoint(
     colours: Dataset, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    recipe = Recipe(method="lift", rank=2, epochs=4, batch=16, head_rate=0.05, tuner_rate=0.05)
-    run = Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu")).train(recipe)
-    path = tmp_path_factory.mktemp("run") / "lift.safetensors"
-    save(path, run.model, run.facts)
-    return path
+    return trained(colours, tiny_backbone, tmp_path_factory.mktemp("run"), tuners=RANK_2)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +86,9 @@ def test_the_manifest_tells_what_was_made(
     assert manifest == found.manifest
     assert manifest.labels == list(colours.classes)
     assert [one.group for one in manifest.classes] == ["medium", "medium", "few"]
-    assert (manifest.method.name, manifest.method.rank) == ("lift", 2)
+    method = manifest.method
+    assert (method.name, method.tuners, method.rank) == ("short", ("adaptformer",), 2)
+    assert (method.loss, found.unmerged) == ("logit-adjusted", [])
     assert manifest.evaluation is not None
     assert manifest.evaluation.images == 6
     verify_files(target, manifest)
@@ -113,6 +125,33 @@ def test_the_delta_gives_the_bundles_logits_when_merged_again(
     assert np.abs(Session(target / MODEL).run(pixels).logits - logits).max() < 1e-4
 
 
+def test_what_cannot_be_merged_is_named_and_served_all_the_same(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    tuners = [{"name": "adapter", "rank": 2}, {"name": "vpt-shallow"}, {"name": "lora", "rank": 1}]
+    path = trained(colours, tiny_backbone, tmp_path, tuners=tuners, loss={"name": "focal"})
+    found = export(path, colours, tmp_path / "bundle")
+    assert found.unmerged == ["adapter", "vpt-shallow"]
+    method = found.manifest.method
+    assert (method.tuners, method.rank) == (("adapter", "vpt-shallow", "lora"), 2)
+    assert method.loss == "focal"
+    assert found.proof.merged < 1e-4
+
+
+def test_a_bundle_of_what_was_not_trained_says_so(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    path = trained(colours, tiny_backbone, tmp_path, tuners=RANK_2, epochs=0)
+    method = export(path, colours, tmp_path / "bundle").manifest.method
+    assert (method.tuners, method.rank, method.loss) == ((), None, "none")
+    assert method.trainable_parameters == 0
+
+
+def test_a_manifest_from_before_tuners_were_named_is_read() -> None:
+    text = '{"name": "lift", "rank": 4, "trainable_parameters": 9, "loss": "logit-adjusted"}'
+    assert Method.model_validate_json(text).tuners == ()
+
+
 def test_the_same_checkpoint_gives_the_same_version(
     exported: tuple[Path, Exported], checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
@@ -123,7 +162,7 @@ def test_the_same_checkpoint_gives_the_same_version(
 def test_a_bundle_without_held_out_photos_says_nothing_of_accuracy(
     checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
-    bare = Dataset(colours.name, colours.classes, colours.train, None, None)
+    bare = replace(colours, val=None, test=None)
     manifest = export(checkpoint, bare, tmp_path / "bare").manifest
     assert manifest.evaluation is None
     assert manifest.classes[0].accuracy is None
