@@ -1,7 +1,7 @@
 """The time and memory of one training step, and the share of it that waits for photos.
 
-    python benchmarks/training.py                     # ViT-B/16, random weights
-    python benchmarks/training.py --batch 32 --precision bf16
+    python -m benchmarks.training                     # ViT-B/16, random weights
+    python -m benchmarks.training --batch 32 --precision bf16
 
 Three ways to train are measured in turns, each in a process of its own: AdaptFormer in taillift's
 tower, full fine-tuning in the same tower, and the same AdaptFormer hung on open_clip's own blocks
@@ -57,7 +57,7 @@ class Hooked(nn.Module):
     @staticmethod
     def _keep(branch: nn.Module) -> Callable[[nn.Module, tuple[Tensor]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            branch.residual = inputs[0]  # type: ignore[assignment]
+            branch.residual = inputs[0]
 
         return hook
 
@@ -99,7 +99,8 @@ def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
         optimiser.zero_grad()
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             features = tower(pixels)
-        F.normalize(features.float(), dim=-1).square().sum().backward()
+        loss: Any = F.normalize(features.float(), dim=-1).square().sum()
+        loss.backward()
         optimiser.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -1,6 +1,6 @@
 """Choose a recipe's values on photos that are not the test photos.
 
-    python benchmarks/tuning.py wardrobe-lt lift optimiser.tuner_rate=0.02,0.05 epochs=5,10
+    python -m benchmarks.tuning wardrobe-lt lift optimiser.tuner_rate=0.02,0.05 epochs=5,10
 
 Trains every combination and prints the accuracies with five views, averaged over seeds, the best
 mean-class accuracy first. They are measured on val/; where there is none, a part of the training

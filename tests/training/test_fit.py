@@ -211,12 +211,23 @@ class Endless:
         yield pixels.expand(2**40, 32, 32, 3), self.labels[:1].expand(2**40)
 
 
+def test_an_anchored_head_stays_nearer_to_its_start(colours: Dataset, tiny_backbone: str) -> None:
+    def moved(anchor: float) -> float:
+        rates = {"head_rate": 0.02, "tuner_rate": 0.02, "head_decay": 0, "head_anchor": anchor}
+        model = train(colours, tiny_backbone, optimiser=rates).model
+        return float((model.head.weight - start).norm())
+
+    still = {"head_rate": 1e-30, "tuner_rate": 1e-30}
+    start = train(colours, tiny_backbone, epochs=1, optimiser=still).model.head.weight.detach()
+    assert 0 < moved(5) < 0.7 * moved(0)
+
+
 def test_too_little_memory_is_told_with_what_to_do(tiny_backbone: str) -> None:
     backbone, launcher = load_backbone(tiny_backbone), Launcher(CPU)
     recipe = Recipe.model_validate({**QUICK, "tuners": [], "micro_batch": 2**40})
     model = build(backbone, recipe, torch.eye(3, 64))
     inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", launcher)
-    told = r"batch = 8 with micro_batch = 10\d+: pass --micro-batch"
+    told = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
     with pytest.raises(UserError, match=told), enough_memory(recipe, launcher):
         fit(model, inputs, [2, 1, 1], recipe, launcher, resume, Curves(None))
 
