@@ -173,7 +173,7 @@ def enough_memory(recipe: Recipe, launcher: Launcher) -> Iterator[None]:
             raise
         at_once = micro_batch(recipe, launcher)
         advice = (
-            f"pass --set micro_batch={max(1, at_once // 2)}, which gives the same result in less memory"
+            f"pass --set micro_batch={max(1, at_once // 2)}, for the same result in less memory"
             if at_once > 1
             else "tune fewer blocks, or take a smaller backbone"
         )

@@ -215,7 +215,7 @@ def test_an_anchored_head_stays_nearer_to_its_start(colours: Dataset, tiny_backb
     def moved(anchor: float) -> float:
         rates = {"head_rate": 0.02, "tuner_rate": 0.02, "head_decay": 0, "head_anchor": anchor}
         model = train(colours, tiny_backbone, optimiser=rates).model
-        return float((model.head.weight - start).norm())
+        return float((model.head.weight - start).detach().norm())
 
     still = {"head_rate": 1e-30, "tuner_rate": 1e-30}
     start = train(colours, tiny_backbone, epochs=1, optimiser=still).model.head.weight.detach()
