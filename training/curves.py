@@ -22,7 +22,10 @@ class Curves:
             if not start:
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
-            self._writer = SummaryWriter(str(folder), purge_step=start or None)
+            # Files are named by the second: two may begin in the same one.
+            self._writer = SummaryWriter(
+                str(folder), purge_step=start or None, filename_suffix=f".{start}"
+            )
 
     def __enter__(self) -> Self:
         return self

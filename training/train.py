@@ -132,12 +132,12 @@ class Trainer:
         )
 
     def _validation(self, run: Run, split: Split) -> dict[str, float]:
-        """Accuracy in per cent, with one view and with five."""
+        """Accuracy in per cent, with a single view and with the full five."""
         labels = np.asarray(split.labels)
         single, full = predictions(self.view_logits(run, split))
         return {
-            "validation/one view": 100 * float((single == labels).mean()),
-            "validation/five views": 100 * float((full == labels).mean()),
+            "validation/single": 100 * float((single == labels).mean()),
+            "validation/full": 100 * float((full == labels).mean()),
         }
 
     def _crops(self, recipe: Recipe, preprocessing: Preprocessing) -> PrefixCache:

@@ -1,16 +1,20 @@
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from tiny import write_backbone
 
 from models import UserError
-from models.lift.backbone import load_backbone
+from models.lift.backbone import Backbone, load_backbone
 from training.checkpoint import Facts, read_facts, restore, save
 from training.dataset import Dataset
+from training.launch import Launcher
 from training.recipe import Recipe
+from training.record import new_record
 from training.train import Run, Trainer
 
 PIXELS = torch.randint(
@@ -18,10 +22,23 @@ PIXELS = torch.randint(
 )
 
 
+ADAPTFORMER = {"tuners": [{"name": "adaptformer", "rank": 2}], "head": {"scale": 25.0}}
+QUICK = {"epochs": 2, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def recipe_of(**changes: object) -> Recipe:
+    return Recipe.model_validate({"name": "run", **QUICK, **changes})
+
+
+def train(colours: Dataset, backbone: str, recipe: Recipe) -> Run:
+    return Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
+
+
 @pytest.fixture(scope="module")
 def run(colours: Dataset, tiny_backbone: str) -> Run:
-    recipe = Recipe(method="lift", rank=2, epochs=2, batch=16, head_rate=0.05, tuner_rate=0.05)
-    return Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu")).train(recipe)
+    return train(colours, tiny_backbone, recipe_of(**ADAPTFORMER))
 
 
 @pytest.fixture
@@ -38,28 +55,119 @@ def test_a_restored_model_gives_the_same_logits(run: Run, checkpoint: Path) -> N
     assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
 
 
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
 def test_it_holds_what_was_trained_and_nothing_else(run: Run, checkpoint: Path) -> None:
-    with safe_open(checkpoint, "pt") as file:
-        sizes = [int(np.prod(file.get_slice(name).get_shape())) for name in file.keys()]  # noqa: SIM118
-    assert sum(sizes) == run.facts.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
+    size = sum(int(np.prod(shape)) for shape in shapes_in(checkpoint).values())
+    assert size == run.facts.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0, "head": {"initial": {"name": "class-mean"}}},
+        {"epochs": 0, "head": {"space": "projected", "scale": None}},
+        {"tuners": [{"name": "sparse", "ratio": 0.01}]},
+        {"tuners": [{"name": "ssf"}, {"name": "vpt-deep", "prompts": 2}], "blocks": 1},
+        {"head": {"kind": "linear", "initial": {"name": "prototypes"}}},
+    ],
+    ids=["class means", "zero-shot", "sparse", "two tuners", "linear head"],
+)
+def test_every_recipes_model_comes_back_without_texts_or_photos(
+    colours: Dataset,
+    tiny_backbone: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+) -> None:
+    """An untrained head of class means cannot be computed again from the backbone alone."""
+    run = train(colours, tiny_backbone, recipe_of(**changes))
+    path = tmp_path / "run.safetensors"
+    save(path, run.model, run.facts)
+    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("asked for texts"))
+    model, _ = restore(path)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
+    assert "head.weight" in shapes_in(path)
 
 
 def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
     facts = read_facts(checkpoint)
-    assert facts.classes == ("red", "green", "blue")
+    assert facts.classes == facts.names == ("red", "green", "blue")
     assert facts.counts == (30, 21, 5)
     assert facts.prompts[2] == "a photo of a blue."
     assert (facts.preprocessing.size, facts.preprocessing.expand) == (32, 12)
-    assert facts.recipe.rank == 2
+    assert facts.recipe == recipe_of(**ADAPTFORMER)
+
+
+def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint: Path) -> None:
+    facts = read_facts(checkpoint)
+    assert facts.data_sha256 == colours.fingerprint
+    record = facts.record
+    assert record.versions["torch"] == torch.__version__
+    assert {"python", "taillift", "open_clip_torch", "timm", "numpy"} <= record.versions.keys()
+    assert record.machine.cores >= 1
+    assert record.machine.processor
+    assert len(record.losses) == 2
+    assert record.processes == 1
+    assert record.precision in ("fp32", "bf16")
+    assert 0 <= record.waiting <= 1
+    assert record.seconds > 0
+    assert 50e6 < record.peak_memory < 50e9
+    beside = yaml.safe_load(checkpoint.with_suffix(".yaml").read_text("utf-8"))
+    assert Facts.model_validate(beside) == run.facts
+
+
+def test_the_record_names_the_commit_and_whether_files_differ_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    launcher = Launcher(torch.device("cpu"))
+    assert new_record(launcher, None).revision is None
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "one")
+    clean = new_record(launcher, None)
+    assert (clean.revision, clean.changed) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "file").write_text("two")
+    assert new_record(launcher, None).changed
+
+
+def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint: Path) -> None:
+    before = checkpoint.read_bytes()
+    other = run.facts.model_copy(update={"data": "other"})
+    with pytest.raises(UserError, match="exists already"):
+        save(checkpoint, run.model, other)
+    assert checkpoint.read_bytes() == before
+    save(checkpoint, run.model, other, replace=True)
+    assert read_facts(checkpoint).data == "other"
+
+
+def test_only_the_first_process_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    save(tmp_path / "run.safetensors", run.model, run.facts)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"recipe": Recipe(method="lift", rank=4)},
-        {"recipe": Recipe(method="head")},
-        {"recipe": Recipe(method="full")},
-        {"prompts": ("a", "b"), "classes": ("a", "b"), "counts": (3, 4)},
+        {"recipe": recipe_of(tuners=[{"name": "adaptformer", "rank": 4}])},
+        {"recipe": recipe_of()},
+        {"recipe": recipe_of(tuners=[{"name": "full"}])},
+        {"classes": ("a", "b"), "names": ("a", "b"), "counts": (3, 4)},
     ],
     ids=["other rank", "head only", "full", "other classes"],
 )

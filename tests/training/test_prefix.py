@@ -88,10 +88,10 @@ def test_a_deeper_prefix_starts_from_a_shallower_one(tiny_backbone: str, colours
 def test_what_is_kept_fits_the_memory(
     tiny_backbone: str, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind all four stages a view is 64 numbers of two bytes, behind fewer 17 tokens of 64."""
+    """Two bytes a number; the last block gives one token of 64 numbers, the others 17."""
     backbone = load_backbone(tiny_backbone)
     photos, views = views_of(colours.test, backbone), 6 * 5
-    assert worthwhile_stages(model_of(backbone, HEAD), 32) == {4: 64, 3: 17 * 64, 2: 17 * 64}
+    assert worthwhile_stages(model_of(backbone, HEAD), 32) == {4: 64, 3: 64, 2: 17 * 64}
     for memory, stage in ((2 * 64 * views, 4), (2 * 64 * views - 1, 0)):
         monkeypatch.setattr("training.prefix.MEMORY", memory)
         rows = cache_of(photos, [1] * 6).rows_for(model_of(backbone, HEAD), 32)

@@ -1,0 +1,164 @@
+"""Runs that are interrupted, and the curves that they leave."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensorboardX.proto.event_pb2 import Event
+from torch import Tensor
+
+from models import UserError
+from models.lift.backbone import load_backbone
+from training.dataset import Dataset
+from training.learner import Learner
+from training.recipe import Recipe
+from training.train import Run, Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STEPS = 3 * 4
+RECIPE = Recipe.model_validate(
+    {
+        "name": "run",
+        "tuners": [{"name": "adaptformer", "rank": 2}],
+        "epochs": 3,
+        "batch": 15,
+        "precision": "fp32",
+        "optimiser": {
+            "name": "adamw",
+            "head_rate": 1e-3,
+            "tuner_rate": 5e-4,
+            "warmup": 0.2,
+            "step": "batch",
+            "average": 0.9,
+        },
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def trainer(colours: Dataset, tiny_backbone: str) -> Trainer:
+    return Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def whole(trainer: Trainer) -> Run:
+    return trainer.train(RECIPE)
+
+
+def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = None) -> None:
+    """Train until so many steps are done, and leave a state after each."""
+    real = Learner.update
+
+    def update(self: Learner, step: int, factor: float) -> dict[str, float]:
+        if step == after:
+            raise KeyboardInterrupt
+        return real(self, step, factor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.resume.SAVE_EVERY", 0.0)
+        patch.setattr(Learner, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(RECIPE, state, curves)
+
+
+def weights(run: Run) -> Tensor:
+    return torch.cat([one.detach().flatten() for one in run.model.trained().values()])
+
+
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(after=st.integers(1, STEPS - 1))
+def test_a_run_interrupted_anywhere_ends_as_if_it_were_not(
+    trainer: Trainer, whole: Run, tmp_path: Path, after: int
+) -> None:
+    state = tmp_path / f"{after}.resume"
+    interrupt(trainer, state, after)
+    continued = trainer.train(RECIPE, state)
+    assert torch.equal(weights(continued), weights(whole))
+    assert continued.losses == whole.losses
+
+
+def test_a_finished_run_whose_checkpoint_was_lost_is_not_repeated(
+    trainer: Trainer, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.train(RECIPE, tmp_path / "run.resume")
+    monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("trained again"))
+    again = trainer.train(RECIPE, tmp_path / "run.resume")
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_another_runs_state_is_refused_and_stays(trainer: Trainer, tmp_path: Path) -> None:
+    state = tmp_path / "run.resume"
+    interrupt(trainer, state, 2)
+    before = state.read_bytes()
+    other = RECIPE.model_copy(update={"seed": 1})
+    with pytest.raises(UserError, match=r"run\.resume was left by an interrupted run with another"):
+        trainer.train(other, state)
+    assert state.read_bytes() == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_state_that_was_cut_off_is_refused(
+    trainer: Trainer, tmp_path: Path, share: float
+) -> None:
+    state = tmp_path / "run.resume"
+    interrupt(trainer, state, 2)
+    data = state.read_bytes()
+    state.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"cannot be read: remove it"):
+        trainer.train(RECIPE, state)
+
+
+def test_the_curves_hold_every_step_and_the_accuracy_at_the_end(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    run = trainer.train(RECIPE, curves=tmp_path)
+    found = read_curves(tmp_path)
+    steps = [loss for _, loss in found["loss/step"]]
+    assert [step for step, _ in found["loss/step"]] == list(range(STEPS))
+    photos = [15, 15, 15, 11]
+    means = [
+        sum(loss * count for loss, count in zip(steps[at : at + 4], photos, strict=True)) / 56
+        for at in (0, 4, 8)
+    ]
+    assert means == pytest.approx(run.losses, rel=1e-5)
+    assert [loss for _, loss in found["loss/epoch"]] == pytest.approx(run.losses)
+    rates = [rate for _, rate in found["rate/tower"]]
+    assert rates[:3] == pytest.approx([5e-4 / 3, 2 * 5e-4 / 3, 5e-4])
+    assert [rate for _, rate in found["rate/head"]] == pytest.approx([2 * one for one in rates])
+    ((_, accuracy),) = found["validation/single"]
+    assert accuracy == pytest.approx(100 * round(6 * accuracy / 100) / 6)
+
+
+def test_the_curves_of_a_continued_run_have_every_step_once(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    interrupt(trainer, tmp_path / "run.resume", 5, tmp_path)
+    trainer.train(RECIPE, tmp_path / "run.resume", tmp_path)
+    assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
+
+
+def test_a_run_from_the_beginning_takes_the_place_of_old_curves(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        trainer.train(RECIPE, curves=tmp_path)
+    assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TFRecords: length (8 bytes), checksum (4), an event, checksum (4)."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            data = data[16 + length :]
+    return found
