@@ -12,7 +12,7 @@ from models import UserError
 from models.lift.tuners import AdaptFormer, LoRA, adaptive_rank
 from training.initialise import ClassMeanInitial, TextInitial
 from training.loss import Focal, LogitAdjusted
-from training.recipe import NAMES, Recipe, load_recipe, parse_changes
+from training.recipe import FEWEST_EPOCHS, NAMES, Recipe, load_recipe, parse_changes
 
 
 def written(folder: Path, text: str) -> str:
@@ -45,7 +45,8 @@ def test_the_methods_of_the_paper_are_among_them() -> None:
     assert load_recipe("zero-shot").epochs == 0
     for one in (lift, head, full):
         assert one.loss == LogitAdjusted(tau=1.0)
-        assert one.head.initial == TextInitial(template="a photo of a {}.")
+        assert one.head.kind == "cosine"
+    assert load_recipe("zero-shot").head.initial == TextInitial(template="a photo of a {}.")
 
 
 def test_a_recipe_of_ones_own_is_called_as_its_file_unless_it_says_otherwise(
@@ -226,7 +227,7 @@ def test_a_recipe_written_as_yaml_is_the_same_when_read(changes: dict[str, int])
 
 def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
     counts = [10] * 100
-    recipe = load_recipe("lift").resolved(counts, blocks=12, width=768)
+    recipe = load_recipe("lift", {"blocks": None}).resolved(counts, blocks=12, width=768)
     (tuner,) = recipe.tuners
     assert isinstance(tuner, AdaptFormer)
     assert tuner.rank == adaptive_rank(100, 12) == 4
@@ -236,10 +237,16 @@ def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
     assert recipe.resolved(counts, blocks=12, width=768) == recipe, "settled stays settled"
 
 
+def test_epochs_that_are_asked_for_are_not_taken_over_by_a_files_steps(tmp_path: Path) -> None:
+    source = written(tmp_path, "steps: 250")
+    assert load_recipe(source, {"epochs": 5}).resolved([10], 12, 768).epochs == 5
+    assert load_recipe(source, {"batch": 25}).resolved([10], 12, 768).epochs == 625
+
+
 def test_steps_become_the_epochs_that_make_them() -> None:
     recipe = load_recipe("lift", {"steps": 100, "batch": 10})
     assert recipe.resolved([100, 100], 12, 768).epochs == 5
     assert recipe.resolved([100, 101], 12, 768).epochs == 5, "rounded up to whole epochs"
-    assert recipe.resolved([10**6], 12, 768).epochs == 3, "but never fewer than three"
+    assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than that"
     nothing = load_recipe("zero-shot", {"steps": 100})
     assert nothing.resolved([100], 12, 768).epochs == 0
