@@ -15,7 +15,7 @@ from training.loss import LogitAdjusted, Loss
 
 FOLDER: Final = Path(__file__).parent / "recipes"
 # Of a recipe that counts steps: in fewer, augmentation and schedule mean nothing.
-FEWEST_EPOCHS: Final = 3
+FEWEST_EPOCHS: Final = 2
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -85,7 +85,7 @@ class Recipe(Part):
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
     steps: int | None = Field(
-        None, ge=1, description="as many epochs as make so many steps, at least 3, take their place"
+        None, ge=1, description="as many epochs as make so many steps, at least 2, take their place"
     )
     batch: int = Field(64, ge=1, description="photos a step, over all processes")
     micro_batch: int | None = Field(None, ge=1)
@@ -132,6 +132,9 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
     fields.setdefault("name", path.stem)
     for key, value in (changes or {}).items():
         _put(fields, key, value)
+    if "epochs" in (changes or {}):
+        # Whoever asks for epochs means them.
+        fields.pop("steps", None)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
