@@ -21,13 +21,14 @@ from statistics import mean
 from typing import Any, Final
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from models import UserError
-from models.bundle.manifest import Scores, Thresholds
+from models.bundle.manifest import Group, Scores, Thresholds
 from models.lift.backbone import load_backbone
-from training.compare import in_order
+from training.comparison.compare import in_order
 from training.dataset import Dataset, Split, hold_out, load_dataset
 from training.evaluation import evaluate
 from training.recipe import Recipe, load_recipe, parse_changes
@@ -67,13 +68,16 @@ def main() -> None:
         for changes in combinations(options.values)
         for seed in options.seeds
     ]
-    dataset = hold_out(load_dataset(options.data, options.imbalance))
+    whole = load_dataset(options.data, options.imbalance)
+    # A class stays in its group when some of its photos are set aside.
+    groups = Thresholds().groups(whole.counts)
+    dataset = hold_out(whole)
     assert dataset.val is not None
     trainer = Trainer(dataset, backbone)
     by_recipe = dict(plans)
     tries = []
     for recipe in in_order(list(by_recipe), len(backbone.tower.tunable)):
-        tries.append(attempt(trainer, recipe, by_recipe[recipe], dataset.val))
+        tries.append(attempt(trainer, recipe, by_recipe[recipe], dataset.val, groups))
         if options.log:
             log(options.log, tries[-1], dataset, backbone.name)
     Console().print(table(tries))
@@ -90,14 +94,15 @@ def combinations(values: Sequence[str]) -> Iterator[Changes]:
     return (parse_changes(chosen) for chosen in itertools.product(*choices))
 
 
-def attempt(trainer: Trainer, recipe: Recipe, changes: Changes, split: Split) -> Try:
+def attempt(
+    trainer: Trainer, recipe: Recipe, changes: Changes, split: Split, groups: Sequence[Group]
+) -> Try:
     start = time.monotonic()
     try:
         run = trainer.train(recipe)
     except UserError as error:
         return Try(changes, recipe, time.monotonic() - start, None, str(error))
     logits = trainer.view_logits(run, split)
-    groups = Thresholds().groups(trainer.dataset.counts)
     scores = evaluate("val", logits, np.array(split.labels), groups).full
     return Try(changes, recipe, time.monotonic() - start, scores)
 
@@ -127,7 +132,8 @@ def log(path: Path, one: Try, dataset: Dataset, backbone: str) -> None:
 
 def table(tries: Sequence[Try]) -> Table:
     """A row a combination, the best first; one of which a run failed stands last."""
-    grid = Table(*tries[0].changes, *MEASURES, "failed")
+    keys = [key.replace(".", ".\n") for key in tries[0].changes]
+    grid = Table(*keys, *MEASURES, "failed", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     by_changes: dict[str, list[Try]] = {}
     for one in tries:
         by_changes.setdefault(str(one.changes), []).append(one)
