@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Scores, Thresholds
+from training.comparison.outcome import Outcome
 from training.data.split import Split
 from training.dataset import Dataset
-from training.outcome import Outcome
+from training.fitting.record import Machine, Record
 from training.recipe import load_recipe
-from training.record import Machine, Record
 
 PARAMETERS = {"zero-shot": 0, "head": 12_800, "full": 85_131_264}
 RECORD = Record(

@@ -8,12 +8,12 @@ import torch
 from pydantic import TypeAdapter
 
 import models.lift  # noqa: F401  (makes torchvision importable before open_clip)
-import training.resume
+import training.fitting.resume
 from models.lift.backbone import load_backbone
 from training.checkpoint import save
 from training.dataset import load_dataset
+from training.fitting.resume import state_beside
 from training.recipe import Recipe
-from training.resume import state_beside
 from training.train import Trainer
 
 RECIPES = TypeAdapter(tuple[Recipe, ...])
@@ -34,7 +34,7 @@ def run(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
 
 def run_saving_often(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
     """The same, with a state after every step."""
-    training.resume.SAVE_EVERY = 0.0
+    training.fitting.resume.SAVE_EVERY = 0.0
     run(backbone, data, recipes, out)
 
 

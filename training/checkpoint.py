@@ -17,10 +17,10 @@ from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone, load_backbone
 from models.lift.model import Model
 from training.build import build, weight_shape
-from training.launch import is_first
+from training.fitting.launch import is_first
+from training.fitting.record import Record
+from training.fitting.resume import state_beside
 from training.recipe import Recipe
-from training.record import Record
-from training.resume import state_beside
 
 KEY: Final = "taillift"
 

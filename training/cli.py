@@ -70,9 +70,9 @@ def train(
     from models.lift.backbone import load_backbone
     from training.checkpoint import check_free, save
     from training.dataset import load_dataset
-    from training.launch import is_first
+    from training.fitting.launch import is_first
+    from training.fitting.resume import state_beside
     from training.recipe import load_recipe, parse_changes
-    from training.resume import state_beside
     from training.train import Trainer
 
     seeded = {} if seed is None else {"seed": seed}
@@ -183,12 +183,12 @@ def compare(
     from rich.console import Console
 
     from models.lift.backbone import load_backbone
-    from training.compare import compare as run
+    from training.comparison.compare import compare as run
+    from training.comparison.report import write_report
+    from training.comparison.results import failures, table
     from training.dataset import load_dataset
-    from training.launch import is_first
+    from training.fitting.launch import is_first
     from training.recipe import load_recipe, parse_changes
-    from training.report import write_report
-    from training.results import failures, table
 
     values = parse_changes(changes or [])
     names = [name.strip() for name in recipes.split(",")]

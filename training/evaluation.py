@@ -10,7 +10,7 @@ from models.bundle.ensemble import Floats, combine
 from models.bundle.images import VIEWS
 from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Group, Scores
 from models.lift.model import Model
-from training.fit import network_behind
+from training.fitting.fit import network_behind
 from training.inputs import Inputs, first_copies
 
 Indices = npt.NDArray[np.int64]

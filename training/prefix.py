@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.bundle.session import load_graph
 from models.lift.graph import write_graph
 from models.lift.model import Model
+from training.fitting.launch import Launcher
 from training.inputs import Cached, Inputs, Photos, copy_epochs
-from training.launch import Launcher
 from training.progress import track
 from training.recipe import Augmentation
 

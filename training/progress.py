@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 
-from training.launch import is_first
+from training.fitting.launch import is_first
 
 Item = TypeVar("Item")
 

@@ -20,17 +20,17 @@ from training.build import (
     weight_shape,
 )
 from training.checkpoint import Facts
-from training.curves import Curves
 from training.dataset import Dataset, Split
 from training.evaluation import predictions, view_logits
-from training.fit import enough_memory, fit, network_behind
+from training.fitting.curves import Curves
+from training.fitting.fit import enough_memory, fit, network_behind
+from training.fitting.launch import Launcher
+from training.fitting.launch import default_device as default_device
+from training.fitting.record import new_record
+from training.fitting.resume import Progress, Resume, run_key
 from training.inputs import Photos, evaluation_photos, first_copies, training_photos
-from training.launch import Launcher
-from training.launch import default_device as default_device
 from training.prefix import BATCH, FrozenStages, PrefixCache, copies_for
 from training.recipe import Augmentation, Recipe
-from training.record import new_record
-from training.resume import Progress, Resume, run_key
 
 
 @dataclass(frozen=True)

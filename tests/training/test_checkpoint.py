@@ -12,9 +12,9 @@ from models import UserError
 from models.lift.backbone import Backbone, load_backbone
 from training.checkpoint import Facts, read_facts, restore, save
 from training.dataset import Dataset
-from training.launch import Launcher
+from training.fitting.launch import Launcher
+from training.fitting.record import new_record
 from training.recipe import Recipe
-from training.record import new_record
 from training.train import Run, Trainer
 
 PIXELS = torch.randint(

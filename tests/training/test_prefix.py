@@ -5,7 +5,8 @@ from models.lift.backbone import Backbone, load_backbone
 from models.lift.model import Model
 from training.build import build, preprocessing_for
 from training.dataset import Dataset, Split
-from training.fit import network_behind
+from training.fitting.fit import network_behind
+from training.fitting.launch import Launcher
 from training.inputs import (
     Cached,
     Photos,
@@ -14,7 +15,6 @@ from training.inputs import (
     first_copies,
     training_photos,
 )
-from training.launch import Launcher
 from training.prefix import FrozenStages, PrefixCache, copies_for, worthwhile_stages
 from training.recipe import Augmentation, Recipe
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from models import UserError
 from models.lift.backbone import load_backbone
 from training.dataset import Dataset
-from training.learner import Learner
+from training.fitting.learner import Learner
 from training.recipe import Recipe
 from training.train import Run, Trainer
 
@@ -58,7 +58,7 @@ def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = N
         return real(self, step, factor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.resume.SAVE_EVERY", 0.0)
+        patch.setattr("training.fitting.resume.SAVE_EVERY", 0.0)
         patch.setattr(Learner, "update", update)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(RECIPE, state, curves)

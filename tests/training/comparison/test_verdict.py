@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from outcomes import failed, outcome_of
 
 from models.bundle.manifest import Thresholds
-from training.outcome import Outcome
-from training.verdict import Difference, interval, judge
+from training.comparison.outcome import Outcome
+from training.comparison.verdict import Difference, interval, judge
 
 COUNTS = [500] * 6 + [50] * 6 + [5] * 8
 GROUPS = Thresholds().groups(COUNTS)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from outcomes import FAILED, dataset_of, failed, outcome_of, tail_of
 
-from training.outcome import Outcome
-from training.report import FIGURES, write_report
+from training.comparison.outcome import Outcome
+from training.comparison.report import FIGURES, write_report
 
 COUNTS = tail_of(17)
 MEANS = {"zero-shot": 40.0, "head": 50.0, "lift": 65.0, "lora": 60.0, "full": 45.0}

@@ -12,8 +12,8 @@ import torch
 
 from models import UserError
 from models.bundle.atomic import atomic_file
-from training.launch import Launcher
-from training.precision import Precision
+from training.fitting.launch import Launcher
+from training.fitting.precision import Precision
 from training.recipe import Recipe
 
 # Inside an epoch it is written so often, in seconds.

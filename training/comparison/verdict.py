@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle.manifest import Group
-from training.outcome import Outcome, kind_of, succeeded
-from training.results import Row, rows_of
+from training.comparison.outcome import Outcome, kind_of, succeeded
+from training.comparison.results import Row, rows_of
 
 Answer = Literal["yes", "no", "cannot tell"]
 Floats = npt.NDArray[np.float64]

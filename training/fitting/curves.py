@@ -6,7 +6,7 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
-from training.launch import is_first
+from training.fitting.launch import is_first
 
 
 class Curves:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.bundle.atomic import atomic_file
 from models.bundle.manifest import Accuracy, Evaluation
 from models.lift.tuners import Full
+from training.fitting.record import Record
 from training.recipe import Recipe
-from training.record import Record
 
 Kind = Literal["frozen", "light", "heavy"]
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn, split
 from models import UserError
 from models.bundle.chunks import chunks
 from models.lift.model import Model
-from training.curves import Curves
+from training.fitting.curves import Curves
+from training.fitting.launch import Launcher
+from training.fitting.learner import Learner, rate_factor
+from training.fitting.precision import settle
+from training.fitting.resume import Progress, Resume
 from training.inputs import Inputs, Pick
-from training.launch import Launcher
-from training.learner import Learner, rate_factor
 from training.loss import Criterion
-from training.precision import settle
 from training.progress import epochs_bar
 from training.recipe import Recipe
-from training.resume import Progress, Resume
 
 # Rows and labels of one process's part of a batch.
 Share = tuple[Tensor, Tensor]

@@ -14,14 +14,14 @@ import numpy as np
 
 from models.bundle.atomic import atomic_file
 from models.bundle.manifest import GROUPS, Group, Thresholds
+from training.comparison.outcome import Kind, Outcome, kind_of, succeeded
+from training.comparison.results import Row, caption, failures, headings, markdown, rows_of
+from training.comparison.verdict import MARGIN, Difference, Verdict, class_rates, judge
 from training.dataset import Dataset
 from training.figures import Bar, Point, draw_groups, draw_parameters, draw_tail
-from training.outcome import Kind, Outcome, kind_of, succeeded
-from training.record import Record
-from training.results import Row, caption, failures, headings, markdown, rows_of
-from training.verdict import MARGIN, Difference, Verdict, class_rates, judge
+from training.fitting.record import Record
 
-PAGE: Final = Template(files("training").joinpath("report.html").read_text("utf-8"))
+PAGE: Final = Template(files("training.comparison").joinpath("report.html").read_text("utf-8"))
 KINDS: Final[dict[Kind, str]] = {"frozen": "#777777", "light": "#0077bb", "heavy": "#cc3311"}
 FIGURES: Final = {
     "groups.png": "Accuracy of every recipe by group. Lines at the bars' ends: standard deviation "

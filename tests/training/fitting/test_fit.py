@@ -13,14 +13,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from models import UserError
 from models.lift.backbone import load_backbone
 from training.build import build
-from training.curves import Curves
 from training.dataset import Dataset
-from training.fit import enough_memory, epoch_order, fit
+from training.fitting.curves import Curves
+from training.fitting.fit import enough_memory, epoch_order, fit
+from training.fitting.launch import Launcher
+from training.fitting.learner import average_decay, rate_factor
+from training.fitting.resume import Resume
 from training.inputs import Photos, Pick
-from training.launch import Launcher
-from training.learner import average_decay, rate_factor
 from training.recipe import Optimiser, Recipe
-from training.resume import Resume
 from training.train import Run, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,13 +11,13 @@ from outcomes import failed, outcome_of, tail_of
 
 from models import UserError
 from models.lift.backbone import Backbone, load_backbone
-from training import compare as module
 from training.checkpoint import read_facts
-from training.compare import collect, compare, expected_seconds, in_order
+from training.comparison import compare as module
+from training.comparison.compare import collect, compare, expected_seconds, in_order
+from training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
 from training.dataset import Dataset
-from training.outcome import Outcome, kind_of, read_outcome, write_outcome
+from training.fitting.resume import state_beside
 from training.recipe import NAMES, Recipe, load_recipe
-from training.resume import state_beside
 from training.train import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,10 +16,7 @@ from models.bundle.manifest import Thresholds
 from models.lift.backbone import Backbone
 from training.build import resolve
 from training.checkpoint import save
-from training.dataset import Dataset
-from training.evaluation import class_accuracies, evaluate
-from training.launch import Launcher, is_first
-from training.outcome import (
+from training.comparison.outcome import (
     Outcome,
     kind_of,
     place_of,
@@ -27,9 +24,12 @@ from training.outcome import (
     read_outcomes,
     write_outcome,
 )
+from training.comparison.results import write_csv
+from training.dataset import Dataset
+from training.evaluation import class_accuracies, evaluate
+from training.fitting.launch import Launcher, is_first
+from training.fitting.resume import read_state, run_key, state_beside
 from training.recipe import Recipe
-from training.results import write_csv
-from training.resume import read_state, run_key, state_beside
 from training.train import Run, Trainer
 
 CSV = "results.csv"

@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from training.launch import Launcher
-from training.precision import Precision
-from training.resume import Progress
+from training.fitting.launch import Launcher
+from training.fitting.precision import Precision
+from training.fitting.resume import Progress
 
 PACKAGES: Final = ("taillift", "torch", "open_clip_torch", "timm", "numpy", "onnxruntime")
 CPU_INFO: Final = Path("/proc/cpuinfo")

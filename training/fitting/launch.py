@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, split
 
 from models import UserError
-from training.precision import PLUGINS, Precision
+from training.fitting.precision import PLUGINS, Precision
 
 Item = TypeVar("Item")
 

@@ -6,7 +6,7 @@ import pytest
 from outcomes import FAILED, failed, outcome_of, tail_of
 from rich.console import Console
 
-from training.results import failures, markdown, rows_of, short, spread, table, write_csv
+from training.comparison.results import failures, markdown, rows_of, short, spread, table, write_csv
 
 COUNTS = tail_of(6)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from models.bundle.atomic import atomic_file
 from models.bundle.manifest import Scores
-from training.outcome import Outcome, succeeded
+from training.comparison.outcome import Outcome, succeeded
 from training.recipe import Recipe
 
 Views = Literal["single", "full"]

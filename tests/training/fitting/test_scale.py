@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from training.checkpoint import read_facts
 from training.dataset import Dataset
+from training.fitting.resume import state_beside
 from training.recipe import Recipe
-from training.resume import state_beside
 
 ADAPTFORMER = [{"name": "adaptformer", "rank": 2}]
 COMMON = {"batch": 11, "precision": "fp32", "augmentation": {"copies": 2}}

@@ -9,7 +9,7 @@ from torch import nn, split
 from torch.optim import SGD, AdamW, Optimizer
 
 from models.lift.model import Model
-from training.launch import Launcher
+from training.fitting.launch import Launcher
 from training.recipe import Optimiser, Recipe
 
 
