@@ -57,9 +57,6 @@ def train(
         Path | None,
         typer.Option(help="checkpoint to write, runs/DATA/RECIPE-SEED.safetensors if not given"),
     ] = None,
-    curves: Annotated[
-        Path | None, typer.Option(help="folder for loss and learning rates, for TensorBoard")
-    ] = None,
     imbalance: Imbalance = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="overwrite an existing checkpoint")
@@ -82,6 +79,7 @@ def train(
     require_writable(path)
     check_free(path, replace)
     try:
+        curves = path.parent / "tensorboard" / path.stem
         run = Trainer(dataset, load_backbone(backbone)).train(chosen, state_beside(path), curves)
     except KeyboardInterrupt:
         raise UserError(

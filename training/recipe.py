@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from models import UserError
 from models.lift.tuners import Tuner
 from training.initialise import Initial, TextInitial
-from training.loss import LogitAdjusted, Loss
+from training.loss import Ldam, LogitAdjusted, Loss
 
 FOLDER: Final = Path(__file__).parent / "recipes"
 # Of a recipe that counts steps: in fewer, augmentation and schedule mean nothing.
@@ -104,6 +104,16 @@ class Recipe(Part):
     def _name_itself(self) -> Self:
         if not self.title:
             object.__setattr__(self, "title", self.name)
+        return self
+
+    @model_validator(mode="after")
+    def _margins_in_the_heads_scale(self) -> Self:
+        cosine = self.head.kind == "cosine"
+        if cosine and isinstance(self.loss, Ldam) and self.loss.scale != self.head.scale:
+            raise ValueError(
+                f"loss.scale = {self.loss.scale:g} and head.scale = {self.head.scale}: LDAM's "
+                "margins are cosines, so give both the same"
+            )
         return self
 
     def resolved(self, counts: Sequence[int], blocks: int, width: int) -> "Recipe":

@@ -107,7 +107,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
     command = ["train", "photos", "--recipe", "mine.yaml", "--backbone", tiny_backbone]
     command += ["--set", "epochs=1", "--set", "optimiser.tuner_rate=0.002", "--imbalance", "4"]
-    status, told, errors = run(*command, "--seed", "3", "--curves", "curves")
+    status, told, errors = run(*command, "--seed", "3")
     assert status == 0, errors
     path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
     assert f"{path.relative_to(tmp_path)}: " in told
@@ -116,7 +116,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     assert (facts.recipe.name, facts.recipe.title, facts.recipe.seed) == ("mine", "My own", 3)
     assert (facts.recipe.epochs, facts.recipe.optimiser.tuner_rate) == (1, 0.002)
     assert facts.counts == (8, 4)
-    assert list((tmp_path / "curves").iterdir())
+    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
     status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "epochs=2")

@@ -250,3 +250,9 @@ def test_steps_become_the_epochs_that_make_them() -> None:
     assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than that"
     nothing = load_recipe("zero-shot", {"steps": 100})
     assert nothing.resolved([100], 12, 768).epochs == 0
+
+
+def test_ldams_margins_are_in_the_heads_scale() -> None:
+    with pytest.raises(UserError, match=r"loss\.scale = 25 and head\.scale = 16"):
+        load_recipe("lift", {"loss": {"name": "ldam"}})
+    assert load_recipe("lift", {"loss": {"name": "ldam", "scale": 16}}).loss.name == "ldam"

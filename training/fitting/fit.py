@@ -81,6 +81,9 @@ def fit(
             _keep(resume, progress, learner, clock)
     learner.finish()
     model.cpu()
+    if not all(one.isfinite().all() for one in learner.parameters):
+        # The last step's weights: no loss has seen them.
+        raise _diverged("the weights are no numbers after the last step", recipe)
     return progress
 
 
@@ -198,8 +201,12 @@ def _keep(resume: Resume, progress: Progress, learner: Learner, clock: Clock) ->
 
 def _check(loss: float, progress: Progress, recipe: Recipe) -> None:
     if not math.isfinite(loss):
-        optimiser = recipe.optimiser
-        raise UserError(
-            f"the loss is {loss} in epoch {progress.epoch + 1}, step {progress.step + 1}: lower "
-            f"the learning rates (head {optimiser.head_rate:g}, tuner {optimiser.tuner_rate:g})"
-        )
+        where = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
+        raise _diverged(f"the loss is {loss} in {where}", recipe)
+
+
+def _diverged(what: str, recipe: Recipe) -> UserError:
+    rates = recipe.optimiser
+    return UserError(
+        f"{what}: lower the learning rates (head {rates.head_rate:g}, tuner {rates.tuner_rate:g})"
+    )

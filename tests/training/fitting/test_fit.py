@@ -222,6 +222,14 @@ def test_an_anchored_head_stays_nearer_to_its_start(colours: Dataset, tiny_backb
     assert 0 < moved(5) < 0.7 * moved(0)
 
 
+def test_a_last_step_that_ends_in_no_numbers_ends_the_run(
+    colours: Dataset, tiny_backbone: str
+) -> None:
+    huge = {"head_rate": 0.02, "tuner_rate": 1e38, "tuner_decay": 1e5}
+    with pytest.raises(UserError, match="no numbers after the last step: lower the learning rates"):
+        train(colours, tiny_backbone, epochs=1, batch=56, optimiser=huge)
+
+
 def test_too_little_memory_is_told_with_what_to_do(tiny_backbone: str) -> None:
     backbone, launcher = load_backbone(tiny_backbone), Launcher(CPU)
     recipe = Recipe.model_validate({**QUICK, "tuners": [], "micro_batch": 2**40})
