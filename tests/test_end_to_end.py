@@ -47,15 +47,15 @@ def client(demo: Path) -> Iterator[httpx.Client]:
 def served(client: httpx.Client, wardrobe: Dataset) -> np.ndarray:
     """Confidences [N, C] of every test photo with five views, as HTTP gives them."""
     assert wardrobe.test is not None
-    paths = wardrobe.test.paths
+    photos = wardrobe.test.photos
     rows = []
-    for start in range(0, len(paths), PHOTOS_A_REQUEST):
-        chunk = paths[start : start + PHOTOS_A_REQUEST]
-        files = form(*((path.name, path.read_bytes()) for path in chunk))
+    for start in range(0, len(photos), PHOTOS_A_REQUEST):
+        chunk = photos[start : start + PHOTOS_A_REQUEST]
+        files = form(*((photo.name, photo.read()) for photo in chunk))
         answer = client.post("/confidence", params={"ensemble": "full"}, files=files)
         assert answer.status_code == 200, answer.text
-        for path, result in zip(chunk, answer.json()["results"], strict=True):
-            assert result["filename"] == path.name
+        for photo, result in zip(chunk, answer.json()["results"], strict=True):
+            assert result["filename"] == photo.name
             assert result["views"] == VIEWS
             rows.append([one["confidence"] for one in result["classes"]])
     return np.array(rows)
@@ -124,10 +124,10 @@ def test_classify_names_the_surest_class_of_each_photo(
     client: httpx.Client, served: np.ndarray, wardrobe: Dataset
 ) -> None:
     assert wardrobe.test is not None
-    path = wardrobe.test.paths[0]
+    photo = wardrobe.test.photos[0]
     headers = {"content-type": "image/jpeg"}
     answer = client.post(
-        "/classify?ensemble=full&top_k=2", content=path.read_bytes(), headers=headers
+        "/classify?ensemble=full&top_k=2", content=photo.read(), headers=headers
     ).json()
     (result,) = answer["results"]
     order = np.argsort(-served[0])[:2]
