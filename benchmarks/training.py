@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Final, Literal, get_args
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -72,6 +71,9 @@ class Hooked(nn.Module):
 
 def build(way: Way, architecture: str) -> nn.Module:
     """The tower with only what `way` trains unfrozen."""
+    # Only behind models.lift, which makes torchvision importable.
+    import open_clip
+
     visual: Any = open_clip.create_model(architecture).visual
     visual.requires_grad_(False)
     if way == WAYS[2]:
@@ -85,11 +87,19 @@ def build(way: Way, architecture: str) -> nn.Module:
     return tower
 
 
+def tower_size(architecture: str) -> int:
+    """The side of its images in pixels."""
+    import open_clip
+
+    size: int = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
+    return size
+
+
 def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
     """Answer each message with the seconds of one step, and the last one with the peak memory."""
     device = torch.device(options.device)
     tower = build(way, options.architecture).to(device)
-    size = open_clip.get_model_config(options.architecture)["vision_cfg"]["image_size"]
+    size = tower_size(options.architecture)
     trained = [one for one in tower.parameters() if one.requires_grad]
     optimiser = torch.optim.SGD(trained, 0.01, momentum=0.9)
     pixels = torch.randn(options.batch, 3, size, size, device=device)
