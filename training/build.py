@@ -9,7 +9,7 @@ from torch import Tensor
 from models import UserError
 from models.bundle.manifest import Preprocessing
 from models.lift.backbone import Backbone, ImageSpec
-from models.lift.head import new_head
+from models.lift.head import into_space, new_head
 from models.lift.model import Model, Normalise
 from training.initialise import (
     ClassMeanInitial,
@@ -60,7 +60,9 @@ def initial_weight(
 
     def photos() -> tuple[Tensor, Tensor]:
         found, labels = features()
-        return (_project(backbone, found) if projected else found), labels
+        if projected:
+            found = into_space(found, backbone.projection, backbone.projection_bias)
+        return found, labels
 
     match initial:
         case PrototypesInitial():
@@ -126,11 +128,3 @@ def preprocessing_for(image: ImageSpec, interpolation: str | None = None) -> Pre
             "std": image.std,
         }
     )
-
-
-def _project(backbone: Backbone, features: Tensor) -> Tensor:
-    if backbone.projection is not None:
-        features = features @ backbone.projection
-    if backbone.projection_bias is not None:
-        features = features + backbone.projection_bias
-    return features

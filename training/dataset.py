@@ -9,7 +9,6 @@ from models import UserError
 from training.data.check import usable
 from training.data.holdout import holdout_indices
 from training.data.listing import Listing
-from training.data.names import class_name as class_name
 from training.data.source import read_source
 from training.data.split import SPLITS, SplitName
 from training.data.split import Split as Split

@@ -16,7 +16,7 @@ from torch import Tensor, split
 
 from models import UserError
 from models.lift.head import text_weight
-from training.dataset import class_name
+from training.data.names import class_name
 
 # Classes whose prompts are encoded together: what bounds the memory of 80 prompts a class.
 CLASSES_AT_ONCE: Final = 256

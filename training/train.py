@@ -25,7 +25,6 @@ from training.evaluation import predictions, view_logits
 from training.fitting.curves import Curves
 from training.fitting.fit import enough_memory, fit, network_behind
 from training.fitting.launch import Launcher
-from training.fitting.launch import default_device as default_device
 from training.fitting.record import new_record
 from training.fitting.resume import Progress, Resume, run_key
 from training.inputs import Photos, evaluation_photos, first_copies, training_photos

@@ -42,10 +42,7 @@ class Head(nn.Module, ABC):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [N, D] to logits [N, C] and unit-length features [N, D or E]."""
-        if self.projection is not None:
-            features = features @ self.projection
-        if self.projection_bias is not None:
-            features = features + self.projection_bias
+        features = into_space(features, self.projection, self.projection_bias)
         unit = F.normalize(features, dim=-1)
         match self.normalisation:
             case "unit":
@@ -153,6 +150,13 @@ def new_head(
             return L2Head(weight, projection, projection_bias)
         case "layernorm":
             return LayerNormHead(weight, projection, projection_bias)
+
+
+def into_space(features: Tensor, projection: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Features [N, D] as x P + p [N, E], with P [D, E] and p [E]; without what is None."""
+    if projection is not None:
+        features = features @ projection
+    return features if bias is None else features + bias
 
 
 def text_weight(text: Tensor, projection: Tensor | None) -> Tensor:

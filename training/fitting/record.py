@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from training.fitting.launch import Launcher
 from training.fitting.precision import Precision
 from training.fitting.resume import Progress
+from training.recipe import Part
 
 PACKAGES: Final = ("taillift", "torch", "open_clip_torch", "timm", "numpy", "onnxruntime")
 CPU_INFO: Final = Path("/proc/cpuinfo")
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Machine(Part):

@@ -1,30 +1,21 @@
 """AdaptFormer: a scaled bottleneck beside the MLP."""
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.lift.block import Block, LayerScale
-from models.lift.tuners.bottleneck import Bottleneck, mlp_norm
-from models.lift.tuners.spec import Spec, adaptive_rank, settled, transformer_blocks
+from models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
+from models.lift.tuners.spec import settled, transformer_blocks
 
 
-class AdaptFormer(Spec):
-    """A bottleneck beside the MLP (Chen et al. 2022; as in LIFT, section 3.3).
-
-    Its rank is by LIFT's adaptive rule.
-    """
+class AdaptFormer(BottleneckSpec):
+    """A bottleneck beside the MLP (Chen et al. 2022; as in LIFT, section 3.3)."""
 
     name: Literal["adaptformer"] = "adaptformer"
-    rank: int | None = Field(None, ge=1)
-
-    def resolved(self, classes: int, blocks: int, width: int) -> Self:
-        del width
-        return self.model_copy(update={"rank": self.rank or adaptive_rank(classes, blocks)})
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
         rank = settled(self.rank, self.name)

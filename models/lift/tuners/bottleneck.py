@@ -1,13 +1,26 @@
 """The bottleneck that AdaptFormer and the sequential adapter have in common."""
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from models.lift.block import Block
 from models.lift.tuners.attachment import Attachment, innermost
+from models.lift.tuners.spec import Spec, adaptive_rank
+
+
+class BottleneckSpec(Spec):
+    """A method whose `rank` is by LIFT's adaptive rule (section 3.3) where it is None."""
+
+    rank: int | None = Field(None, ge=1)
+
+    def resolved(self, classes: int, blocks: int, width: int) -> Self:
+        del width
+        return self.model_copy(update={"rank": self.rank or adaptive_rank(classes, blocks)})
 
 
 class Bottleneck(Attachment):
