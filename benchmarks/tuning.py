@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from models import UserError
-from models.bundle.manifest import Group, Scores, Thresholds
+from models.bundle.manifest import Scores, Thresholds
+from models.bundle.record import Group
 from models.lift.backbone import load_backbone
 from training.comparison.compare import in_order
 from training.dataset import Dataset, Split, hold_out, load_dataset

@@ -10,18 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.bundle.classifier import top
 from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import (
-    GROUPS,
     Accuracy,
     Backbone,
     Calibration,
     ClassInfo,
     Evaluation,
-    Group,
     Manifest,
     Method,
     Preprocessing,
 )
 from models.bundle.posterior import Doubles, Prior, group_confidence
+from models.bundle.record import GROUPS, Group
 from service.errors import MalformedError, ProblemDocument
 
 CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from models.bundle.images import VIEWS
-from models.bundle.manifest import GROUPS, Group, Manifest
+from models.bundle.manifest import Manifest
 from models.bundle.posterior import Prior, log_prior
+from models.bundle.record import GROUPS, Group
 from service.errors import REASONS
 
 Stage = Literal["read", "decode", "queue", "infer", "post"]

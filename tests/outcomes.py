@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Scores, Thresholds
+from models.bundle.manifest import Accuracy, Evaluation, Scores, Thresholds
+from models.bundle.record import GROUPS
 from training.comparison.outcome import Outcome
 from training.data.split import Split
 from training.dataset import Dataset

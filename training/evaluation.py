@@ -8,7 +8,8 @@ import torch
 
 from models.bundle.ensemble import Floats, combine
 from models.bundle.images import VIEWS
-from models.bundle.manifest import GROUPS, Accuracy, Evaluation, Group, Scores
+from models.bundle.manifest import Accuracy, Evaluation, Scores
+from models.bundle.record import GROUPS, Group
 from models.lift.model import Model
 from training.fitting.fit import network_behind
 from training.inputs import Inputs, first_copies

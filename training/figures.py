@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
-from models.bundle.manifest import GROUPS, Accuracy, Group
+from models.bundle.manifest import Accuracy
+from models.bundle.record import GROUPS, Group
 
 COLOURS: Final[dict[Group, str]] = {"many": "#4477aa", "medium": "#228833", "few": "#ee6677"}
 SHADES: Final = ("#999999", "#0077bb", "#cc3311", "#aa3377", "#ccbb44")

@@ -2,18 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-Group = Literal["many", "medium", "few"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-
-
-class Record(BaseModel):
-    """Base of everything in the manifest: immutable, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from models.bundle.record import Group, Record
 
 
 class Thresholds(Record):

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle.ensemble import Floats
-from models.bundle.manifest import GROUPS, Group, Manifest
+from models.bundle.manifest import Manifest
+from models.bundle.record import GROUPS, Group
 
 Doubles = npt.NDArray[np.float64]
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.manifest import Group
+from models.bundle.record import Group
 from training.evaluation import class_accuracies, confusion, evaluate, scores
 
 GROUPS: list[Group] = ["many", "many", "medium", "few"]

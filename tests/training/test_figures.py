@@ -11,7 +11,8 @@ from matplotlib.transforms import Bbox
 from outcomes import tail_of
 from PIL import Image
 
-from models.bundle.manifest import GROUPS, Accuracy, Group, Thresholds
+from models.bundle.manifest import Accuracy, Thresholds
+from models.bundle.record import GROUPS, Group
 from training import figures
 from training.figures import (
     MOST_MARKS,

@@ -13,7 +13,8 @@ from typing import Final, get_args
 import numpy as np
 
 from models.bundle.atomic import atomic_file
-from models.bundle.manifest import GROUPS, Group, Thresholds
+from models.bundle.manifest import Thresholds
+from models.bundle.record import GROUPS, Group
 from training.comparison.outcome import Kind, Outcome, kind_of, succeeded
 from training.comparison.results import Row, caption, failures, headings, markdown, rows_of
 from training.comparison.verdict import MARGIN, Difference, Verdict, class_rates, judge

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.manifest import Group
+from models.bundle.record import Group
 from training.comparison.outcome import Outcome, kind_of, succeeded
 from training.comparison.results import Row, rows_of
 
