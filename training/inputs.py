@@ -72,6 +72,29 @@ class Photos:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some photos of `whole`, counted from 0 in the order of `indices`."""
+
+    whole: Inputs
+    indices: Sequence[int]
+
+    @property
+    def stage(self) -> int:
+        return self.whole.stage
+
+    @property
+    def rows(self) -> int:
+        return self.whole.rows
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[list(self.indices)]
+
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.whole.batches([(self.indices[photo], one) for photo, one in order], size)
+
+
+@dataclass(frozen=True)
 class Cached:
     """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 

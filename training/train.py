@@ -1,5 +1,6 @@
 """Training runs, top to bottom: a dataset and a recipe in, a model and its facts out."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from training.fitting.fit import enough_memory, fit, network_behind
 from training.fitting.launch import Launcher
 from training.fitting.record import new_record
 from training.fitting.resume import Progress, Resume, run_key
-from training.inputs import Photos, evaluation_photos, first_copies, training_photos
+from training.inputs import Photos, Subset, evaluation_photos, first_copies, training_photos
 from training.prefix import BATCH, FrozenStages, PrefixCache, copies_for
 from training.recipe import Augmentation, Recipe
 
@@ -75,6 +76,16 @@ class Trainer:
         with enough_memory(recipe, self._launcher):
             return self._train(recipe, state, curves)
 
+    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
+        """Train on all training photos but those at `aside`, as long as `train` would.
+
+        Every class has to keep a photo. Raises what `train` raises.
+        """
+        recipe = resolve(self._backbone, recipe, self.dataset.counts)
+        kept = [photo for photo in range(len(self.dataset.train)) if photo not in aside]
+        with enough_memory(recipe, self._launcher):
+            return self._train(recipe, None, None, kept)
+
     def view_logits(self, run: Run, split: Split) -> Floats:
         """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
         preprocessing = run.facts.preprocessing
@@ -87,19 +98,28 @@ class Trainer:
         inputs = self._views[key].rows_for(run.model, preprocessing.size)
         return view_logits(run.model, inputs, self._launcher.device)
 
-    def _train(self, recipe: Recipe, state: Path | None, curves: Path | None) -> Run:
+    def _train(
+        self,
+        recipe: Recipe,
+        state: Path | None,
+        curves: Path | None,
+        only: Sequence[int] | None = None,
+    ) -> Run:
         dataset, backbone, launcher = self.dataset, self._backbone, self._launcher
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
         resume = Resume(state, run_key(recipe, dataset.fingerprint, backbone.sha256), launcher)
+        kept = range(len(dataset.train)) if only is None else only
         weight = initial_weight(
-            backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing)
+            backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing, kept)
         )
         model = build(backbone, recipe, weight)
         progress = None
         with Curves(curves, resume.done) as drawn:
             if recipe.epochs:
-                inputs = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
-                progress = fit(model, inputs, dataset.counts, recipe, launcher, resume, drawn)
+                every = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
+                inputs = every if only is None else Subset(every, only)
+                counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
+                progress = fit(model, inputs, counts, recipe, launcher, resume, drawn)
             run = Run(model, self._facts(recipe, model, preprocessing, progress))
             if curves and dataset.val:
                 drawn.add(recipe.epochs, self._validation(run, dataset.val))
@@ -152,8 +172,10 @@ class Trainer:
         return self._training[key]
 
     @torch.no_grad()
-    def _centre_features(self, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-        """The frozen tower's features [N, D] of each training photo's centre view, and labels."""
+    def _centre_features(
+        self, preprocessing: Preprocessing, only: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The frozen tower's features [N, D] of these training photos' centre views, and labels."""
         photos = _centre(evaluation_photos(self.dataset.train, preprocessing))
         if preprocessing not in self._features:
             model = _bare(self._backbone, len(self.dataset.classes))
@@ -163,7 +185,8 @@ class Trainer:
             order = first_copies(len(photos.labels))
             parts = [network(rows) for rows, _ in inputs.batches(order, BATCH)]
             self._features[preprocessing] = torch.cat(parts)
-        return self._features[preprocessing], photos.labels
+        chosen = list(only)
+        return self._features[preprocessing][chosen], photos.labels[chosen]
 
 
 def _centre(photos: Photos) -> Photos:

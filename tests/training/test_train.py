@@ -1,6 +1,7 @@
 """Runs that are interrupted, and the curves that they leave."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,25 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
             data = data[16 + length :]
     return found
+
+
+@pytest.mark.parametrize("initial", ["text", "prototypes"])
+def test_photos_set_aside_have_no_say_in_what_is_learned(
+    colours: Dataset, tiny_backbone: str, initial: str
+) -> None:
+    """Not by their pixels, and not by their number where the loss counts photos."""
+    recipe = RECIPE.model_copy(
+        update={"head": RECIPE.head.model_validate({"initial": {"name": initial}})}
+    )
+    aside = [0, 1, colours.train.labels.index(2)]
+    photos = list(colours.train.photos)
+    for one in aside:
+        photos[one] = colours.train.photos[-1 - one]
+    changed = replace(colours, train=replace(colours.train, photos=tuple(photos)))
+    trainers = [
+        Trainer(one, load_backbone(tiny_backbone), torch.device("cpu"))
+        for one in (colours, changed)
+    ]
+    first, second = (weights(one.train_without(recipe, aside)) for one in trainers)
+    assert torch.equal(first, second)
+    assert not torch.equal(*(weights(one.train(recipe)) for one in trainers))
