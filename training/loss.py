@@ -6,7 +6,7 @@ A built loss is a `Criterion`. Adding one is a class here and its name in `Loss`
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, ClassVar, Final, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,17 +36,20 @@ class Criterion(nn.Module, ABC):
 
 
 class LossSpec(BaseModel, ABC):
-    """A loss's name and options.
-
-    `adjusts_prior` says whether the logits it teaches are right where all classes are equally
-    frequent; otherwise they are right where classes are as frequent as in training.
-    """
+    """A loss's name and options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    @property
-    def adjusts_prior(self) -> bool:
-        return False
+    # Whether `implied_prior` is a stand-in: the best logits are no log posterior of any prior.
+    approximate: ClassVar[bool] = False
+
+    @abstractmethod
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        """The prior in the logits: shares float64 [C] of classes with `counts` training photos.
+
+        The softmax of logits that make the loss smallest is the classes' posterior under it.
+        Raises `UserError` where a class has no photo.
+        """
 
     @abstractmethod
     def build(self, counts: Sequence[int]) -> Criterion:
@@ -55,6 +58,10 @@ class LossSpec(BaseModel, ABC):
 
 class CrossEntropy(LossSpec):
     name: Literal["cross-entropy"] = "cross-entropy"
+
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # The softmax itself is the posterior of the training photos.
+        return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return WeightedCrossEntropy(torch.ones_like(_checked(counts)))
@@ -66,9 +73,9 @@ class LogitAdjusted(LossSpec):
     name: Literal["logit-adjusted"] = "logit-adjusted"
     tau: float = Field(1.0, ge=0, description="strength of the adjustment")
 
-    @property
-    def adjusts_prior(self) -> bool:
-        return self.tau > 0
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # softmax(logits + tau log prior) is the training photos' posterior: prior^tau is outside.
+        return _power(counts, 1 - self.tau)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return ShiftedCrossEntropy(self.tau * _prior(counts).log())
@@ -79,9 +86,9 @@ class BalancedSoftmax(LossSpec):
 
     name: Literal["balanced-softmax"] = "balanced-softmax"
 
-    @property
-    def adjusts_prior(self) -> bool:
-        return True
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # The counts in the softmax are the whole training prior.
+        return _uniform(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return ShiftedCrossEntropy(_checked(counts).log())
@@ -91,7 +98,12 @@ class Focal(LossSpec):
     """(1 - p)^gamma times the cross-entropy -log p (Lin et al. 2017, equation 4)."""
 
     name: Literal["focal"] = "focal"
+    approximate: ClassVar[bool] = True
     gamma: float = Field(2.0, ge=0, description="how much less an easy example counts")
+
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # It bends the posterior, alike for all classes, and balances nothing: as cross-entropy.
+        return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         _checked(counts)
@@ -106,8 +118,13 @@ class Ldam(LossSpec):
     """
 
     name: Literal["ldam"] = "ldam"
+    approximate: ClassVar[bool] = True
     margin: float = Field(0.5, ge=0, le=2, description="of the rarest class, as a cosine")
     scale: float = Field(25.0, gt=0, description="the cosine head's")
+
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # Margins are for training only; what they balance is no prior: as cross-entropy.
+        return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         falling = _checked(counts) ** -0.25
@@ -123,10 +140,17 @@ class ClassBalanced(LossSpec):
     name: Literal["class-balanced"] = "class-balanced"
     beta: float = Field(0.9999, ge=0, lt=1, description="0: no weights; towards 1: 1 / count")
 
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # A photo of weight w counts like w photos: the training prior times the weights.
+        return _shares(_prior(counts) * self._weights(counts))
+
     def build(self, counts: Sequence[int]) -> Criterion:
+        return WeightedCrossEntropy(self._weights(counts))
+
+    def _weights(self, counts: Sequence[int]) -> Tensor:
         beta = torch.tensor(self.beta, dtype=torch.float64)
         effective = -torch.expm1(_checked(counts) * beta.log()) / (1 - beta)
-        return WeightedCrossEntropy(1 / effective)
+        return 1 / effective
 
 
 class Reweighted(LossSpec):
@@ -137,6 +161,10 @@ class Reweighted(LossSpec):
 
     name: Literal["reweighted"] = "reweighted"
     rho: float = Field(1.0, ge=0, description="0: no weights; 1: every class weighs the same")
+
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # As for class-balanced weights: prior * (1 / prior)^rho.
+        return _power(counts, 1 - self.rho)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return WeightedCrossEntropy(_prior(counts) ** -self.rho)
@@ -152,9 +180,10 @@ class Lade(LossSpec):
     weight: float = Field(0.1, ge=0, description="of the estimator beside the cross-entropy")
     penalty: float = Field(0.1, ge=0, description="on the squared log-partition (ReMINE's lambda)")
 
-    @property
-    def adjusts_prior(self) -> bool:
-        return True
+    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+        # The cross-entropy has the whole prior outside the logits, and the other term wants
+        # them right where classes are equally frequent.
+        return _uniform(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return LadeCriterion(_prior(counts), self.weight, self.penalty)
@@ -283,5 +312,17 @@ def _checked(counts: Sequence[int]) -> Tensor:
 
 
 def _prior(counts: Sequence[int]) -> Tensor:
-    checked = _checked(counts)
-    return checked / checked.sum()
+    return _shares(_checked(counts))
+
+
+def _uniform(counts: Sequence[int]) -> Tensor:
+    return _power(counts, 0)
+
+
+def _power(counts: Sequence[int], exponent: float) -> Tensor:
+    """Shares as the prior's to the power of `exponent`, however large that is."""
+    return (exponent * _prior(counts).log()).softmax(0)
+
+
+def _shares(weights: Tensor) -> Tensor:
+    return weights / weights.sum()

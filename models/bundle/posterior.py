@@ -25,18 +25,35 @@ class Prior(StrEnum):
 
 def log_prior(prior: Prior, counts: Sequence[int]) -> Doubles:
     """[C], natural logarithm of each class's share under `prior`; `counts` are training images."""
-    weights = np.asarray(counts, np.float64) if prior is Prior.TRAIN else np.ones(len(counts))
-    logs: Doubles = np.log(weights / weights.sum())
+    return log_shares(counts if prior is Prior.TRAIN else [1] * len(counts))
+
+
+def log_shares(weights: Sequence[float]) -> Doubles:
+    """[C], natural logarithm of each weight's share of all; -inf where a weight is 0.
+
+    Weights are finite, none is negative and one at least is positive.
+    """
+    scaled = np.asarray(weights, np.float64) / max(weights)
+    logs = np.full(len(scaled), -np.inf)
+    np.log(scaled / scaled.sum(), out=logs, where=scaled > 0)
     return logs
 
 
-def posterior(logits: Floats, log_prior: Doubles, temperature: float = 1.0) -> Doubles:
-    """Probabilities [N, C] of logits [N, C] under a prior [C].
+def posterior(
+    logits: Floats,
+    log_prior: Doubles,
+    temperature: float | Doubles = 1.0,
+    log_implied: Doubles | None = None,
+) -> Doubles:
+    """Probabilities [N, C] of logits [N, C] under a prior [C]: Bayes' rule for another prior.
 
-    The logit-adjusted loss (Menon et al. 2021, equation 10) leaves no training prior in the
-    logits, so the prior of the place of use is only added.
+    They are softmax(logits / temperature - log_implied + log_prior) (Saerens et al. 2002,
+    equation 4), with one `temperature` or [N]. `log_implied` [C] is the prior that the loss left
+    in the logits; without it, they carry none, as with the logit-adjusted loss (Menon et al.
+    2021, equation 10). A class whose prior is 0 has probability 0.
     """
-    scores = logits.astype(np.float64) / temperature + log_prior
+    scores = logits.astype(np.float64) / np.asarray(temperature)[..., None]
+    scores += log_prior if log_implied is None else log_prior - log_implied
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores)
     shares: Doubles = weights / weights.sum(axis=-1, keepdims=True)

@@ -69,10 +69,60 @@ def test_a_class_without_photos_is_refused_by_its_number(spec: LossSpec) -> None
         spec.build([3, 0, 2])
 
 
-def test_which_losses_teach_logits_for_equally_frequent_classes() -> None:
-    adjusting = {name for name, one in LOSSES.items() if one().adjusts_prior}
-    assert adjusting == {"logit-adjusted", "balanced-softmax", "lade"}
-    assert not LogitAdjusted(tau=0).adjusts_prior
+@pytest.mark.parametrize(
+    ("spec", "weights"),
+    [
+        (CrossEntropy(), [70, 20, 10]),
+        (LogitAdjusted(), [1, 1, 1]),
+        (LogitAdjusted(tau=0), [70, 20, 10]),
+        (LogitAdjusted(tau=0.5), [70**0.5, 20**0.5, 10**0.5]),
+        (LogitAdjusted(tau=2), [1 / 70, 1 / 20, 1 / 10]),
+        (BalancedSoftmax(), [1, 1, 1]),
+        (Lade(), [1, 1, 1]),
+        (Focal(), [70, 20, 10]),
+        (Ldam(), [70, 20, 10]),
+        (Reweighted(), [1, 1, 1]),
+        (Reweighted(rho=0.5), [70**0.5, 20**0.5, 10**0.5]),
+        (ClassBalanced(beta=0), [70, 20, 10]),
+        (ClassBalanced(beta=0.9), [70 / (1 - 0.9**70), 20 / (1 - 0.9**20), 10 / (1 - 0.9**10)]),
+    ],
+)
+def test_the_prior_that_a_loss_leaves_in_the_logits(spec: LossSpec, weights: list[float]) -> None:
+    expected = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(spec.implied_prior(COUNTS), expected / expected.sum())
+
+
+def test_only_losses_without_a_posterior_at_their_best_say_that_their_prior_is_approximate() -> (
+    None
+):
+    assert {name for name, one in LOSSES.items() if one.approximate} == {"focal", "ldam"}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        CrossEntropy(),
+        LogitAdjusted(),
+        LogitAdjusted(tau=0.5),
+        BalancedSoftmax(),
+        ClassBalanced(beta=0.95),
+        Reweighted(),
+        Reweighted(rho=0.3),
+    ],
+    ids=lambda spec: spec.model_dump_json(),
+)
+def test_the_best_logits_are_the_posterior_under_the_implied_prior(spec: LossSpec) -> None:
+    """Photos of four kinds, each with its likelihood under three classes: no other is as good."""
+    likelihood = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.1, 0.1, 0.2, 0.6]])
+    likelihood = likelihood.double()
+    seen = PRIOR.double()[:, None] * likelihood
+    implied = spec.implied_prior(COUNTS)
+    best = (implied[:, None] * likelihood).log().T.clone().requires_grad_()
+    kinds, labels = torch.cartesian_prod(torch.arange(4), torch.arange(3)).T
+    losses = spec.build(COUNTS).double()(best[kinds], labels)
+    (losses * seen[labels, kinds]).sum().backward()
+    assert best.grad is not None
+    torch.testing.assert_close(best.grad, torch.zeros_like(best), atol=1e-7, rtol=0)
 
 
 @every_loss

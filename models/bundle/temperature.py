@@ -1,0 +1,109 @@
+"""Temperatures that make confidence mean how often an answer is right."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from models.bundle.ensemble import Ensemble, Floats
+from models.bundle.images import VIEWS
+from models.bundle.record import GROUPS, Group, Record
+
+Indices = npt.NDArray[np.int64]
+
+
+class Temperatures(Record):
+    """For one kind of answer: over all photos, and by the group of the predicted class."""
+
+    pooled: float = Field(gt=0)
+    groups: dict[Group, float] = Field(description="drawn to the pooled one where photos are few")
+
+    @property
+    def row(self) -> list[float]:
+        """In the order of `GROUPS`."""
+        return [self.groups.get(group, self.pooled) for group in GROUPS]
+
+
+class ErrorChange(Record):
+    """Calibration error in points, at temperature 1 and as calibrated.
+
+    It is the root mean square gap between confidence and accuracy over bins, less what chance
+    alone makes of so few photos (Kumar et al. 2019, section 5).
+    """
+
+    photos: int = Field(description="that the model answers with a class of this group")
+    before: float | None = Field(description="absent where there are too few photos to say")
+    after: float | None
+    resolution: float | None = Field(
+        description="points below which so many photos cannot tell an error from none (at 95 %)"
+    )
+
+    @property
+    def enough(self) -> bool:
+        """Whether half of the error at temperature 1 could be told from none."""
+        if self.before is None or self.resolution is None:
+            return False
+        return self.before / 2 >= self.resolution
+
+
+class ErrorChanges(Record):
+    overall: ErrorChange
+    groups: dict[Group, ErrorChange] = Field(description="by the group of the predicted class")
+
+
+class CalibrationErrors(Record):
+    """What calibration changes, for each way to answer; photos of every class weigh the same."""
+
+    data: str = Field(description="what it was measured on")
+    off: ErrorChanges
+    full: ErrorChanges
+    adaptive: ErrorChanges | None = None
+
+
+class Calibration(Record):
+    """Softmax temperatures for each way to answer.
+
+    Images that an adaptive ensemble stops early are a kind of their own, so there they have
+    temperatures for each number of views.
+    """
+
+    off: Temperatures = Field(description="the centre view of every image")
+    full: Temperatures = Field(description="all views of every image")
+    adaptive: dict[int, Temperatures] = Field({}, description="by the views that an image took")
+    data: str = Field(description="what it was fitted on")
+    source: Literal["validation", "cross-fitting"]
+    images: int = Field(description="that it was fitted on")
+    errors: CalibrationErrors | None = None
+    notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
+
+    def temperatures(
+        self,
+        logits: Floats,
+        views: Indices,
+        ensemble: Ensemble,
+        groups: Indices,
+    ) -> npt.NDArray[np.float64]:
+        """The temperature [N] of each image's combined logits [N, C] from `views` [N].
+
+        `groups` [C] are `group_indices`. A number of views that calibration has not met has the
+        temperature of the nearest that it has.
+        """
+        predicted = groups[logits.argmax(axis=1)]
+        if ensemble is Ensemble.OFF:
+            return np.array(self.off.row)[predicted]
+        if ensemble is Ensemble.FULL:
+            return np.array(self.full.row)[predicted]
+        table = np.array([self._stopping_at(count).row for count in range(1, VIEWS + 1)])
+        row: npt.NDArray[np.float64] = table[views - 1, predicted]
+        return row
+
+    def _stopping_at(self, views: int) -> Temperatures:
+        known = self.adaptive or {1: self.off, VIEWS: self.full}
+        return known[min(known, key=lambda count: abs(count - views))]
+
+
+def group_indices(groups: Sequence[Group]) -> Indices:
+    """The place in `GROUPS` of each class's group, [C]."""
+    return np.array([GROUPS.index(group) for group in groups], np.int64)
