@@ -8,6 +8,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle.classifier import top
+from models.bundle.device import Device, Precision, Provider
 from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import (
     Accuracy,
@@ -127,8 +128,8 @@ class ModelSummary(BaseModel):
     calibrated: bool
     calibration: Calibration | None
     evaluation: Evaluation | None
-    provider: Literal["cpu", "cuda"]
-    precision: Literal["fp32"] = "fp32"
+    provider: Provider
+    precision: Precision
 
 
 class Status(BaseModel):
@@ -209,7 +210,7 @@ def class_list(manifest: Manifest) -> Classes:
     )
 
 
-def model_summary(manifest: Manifest, provider: Literal["cpu", "cuda"]) -> ModelSummary:
+def model_summary(manifest: Manifest, device: Device) -> ModelSummary:
     groups = Counter(info.group for info in manifest.classes)
     return ModelSummary(
         name=manifest.name,
@@ -223,5 +224,6 @@ def model_summary(manifest: Manifest, provider: Literal["cpu", "cuda"]) -> Model
         calibrated=manifest.calibration is not None,
         calibration=manifest.calibration,
         evaluation=manifest.evaluation,
-        provider=provider,
+        provider=device.provider,
+        precision=device.precision,
     )

@@ -135,7 +135,7 @@ async def classes(engine: Service) -> Classes:
 @router.get("/model")
 async def model(engine: Service) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
-    return model_summary(engine.manifest, engine.settings.provider)
+    return model_summary(engine.manifest, engine.settings.device)
 
 
 @router.get("/healthz")

@@ -34,7 +34,12 @@ def serve(
     bundle: Annotated[Path, typer.Argument(envvar="TAILLIFT_BUNDLE", help="The bundle's folder.")],
     host: Annotated[str | None, flag("host")] = None,
     port: Annotated[int | None, flag("port")] = None,
-    provider: Annotated[Literal["cpu", "cuda"] | None, flag("provider")] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda", "tensorrt", "openvino"] | None, flag("provider")
+    ] = None,
+    precision: Annotated[Literal["fp32", "fp16"] | None, flag("precision")] = None,
+    device_memory_bytes: Annotated[int | None, flag("device_memory_bytes")] = None,
+    engines: Annotated[Path | None, flag("engines")] = None,
     threads: Annotated[int | None, flag("threads")] = None,
     decode_threads: Annotated[int | None, flag("decode_threads")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,

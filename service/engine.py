@@ -17,7 +17,6 @@ from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, ImageError, Pixels, load, views
 from models.bundle.posterior import Doubles, Prior
-from models.bundle.session import Provider
 from service.admission import Admission, Hold
 from service.errors import NotReadyError, PerImageError, image_problem
 from service.metrics import Metrics, by_class
@@ -82,7 +81,7 @@ class Engine:
         # Not in the event loop's own threads, for which it would wait without a limit at its end.
         classifier = await asyncio.get_running_loop().run_in_executor(
             self._decoders,
-            lambda: Classifier.open(settings.bundle, Provider(settings.provider), settings.threads),
+            lambda: Classifier.open(settings.bundle, settings.device),
         )
         session = classifier.session
         scheduler = Scheduler(

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import UserError
 from models.bundle.limits import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from models.bundle.device import Device
 
 
 def cores() -> int:
@@ -26,8 +29,17 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="The bundle's folder.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    provider: Literal["cpu", "cuda"] = Field(
+    provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = Field(
         "cpu", description="Device; where it is not to be had, the service does not start."
+    )
+    precision: Literal["fp32", "fp16"] = Field(
+        "fp32", description="Arithmetic of the model; fp16 with the provider tensorrt only."
+    )
+    device_memory_bytes: int | None = Field(
+        None, ge=1, description="Bytes of a GPU's memory that the model may take; none: all."
+    )
+    engines: Path | None = Field(
+        None, description="Folder that keeps TensorRT's engines; none: built at every start."
     )
     # Decoding and inference share the cores: each is bounded by them and the kernel divides.
     threads: int = Field(
@@ -64,6 +76,20 @@ class Settings(BaseSettings):
     class_metrics: Literal["auto", "on", "off"] = Field(
         "auto", description="Metrics by class; auto: up to 2,000 classes. Groups always have them."
     )
+
+    @property
+    def device(self) -> "Device":
+        """Raises `UserError` where the settings of the device do not fit together."""
+        from models.bundle.device import Device, Precision, Provider
+
+        return Device(
+            provider=Provider(self.provider),
+            threads=self.threads,
+            precision=Precision(self.precision),
+            memory_bytes=self.device_memory_bytes,
+            batch_views=self.batch_views,
+            engines=self.engines,
+        )
 
 
 def read_settings(**given: Any) -> Settings:

@@ -9,11 +9,12 @@ import numpy as np
 from models import UserError
 from models.bundle import folder as layout
 from models.bundle.chunks import chunks
+from models.bundle.device import Device
 from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.images import Pixels, load, views
 from models.bundle.manifest import Manifest
 from models.bundle.posterior import Doubles, Prior, log_prior, posterior
-from models.bundle.session import Provider, Session, first_line
+from models.bundle.session import CPU, Session, first_line
 
 BATCH_VIEWS: Final = 40
 
@@ -30,13 +31,11 @@ class Classifier:
         self.session = session
 
     @classmethod
-    def open(
-        cls, bundle: Path, provider: Provider = Provider.CPU, threads: int | None = None
-    ) -> "Classifier":
+    def open(cls, bundle: Path, device: Device = CPU) -> "Classifier":
         """Raises `UserError` where hashes, provider, graph or logits are not what they must be."""
         manifest = layout.read_manifest(bundle)
         layout.verify_files(bundle, manifest)
-        session = Session(bundle / layout.MODEL, provider, threads)
+        session = Session(bundle / layout.MODEL, device, manifest.preprocessing.size)
         _check_golden(bundle, manifest, session)
         return cls(manifest, session)
 
@@ -96,7 +95,7 @@ def _check_golden(bundle: Path, manifest: Manifest, session: Session) -> None:
             f"{layout.MODEL} gives {logits.shape[1]} logits: export the bundle again"
         )
     difference = float(np.abs(logits - expected).max())
-    if not difference <= layout.GOLDEN_TOLERANCE:
+    if not difference <= session.device.golden_tolerance:
         raise UserError(
             f"{bundle} gives other logits here than where it was made (they differ by "
             f"{difference:.3g}): the device or its libraries compute wrongly; try another provider"

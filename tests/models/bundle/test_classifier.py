@@ -19,11 +19,12 @@ from palette import (
 
 from models import UserError
 from models.bundle.classifier import Classifier, top
+from models.bundle.device import Device, Provider
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import MODEL, new_bundle, write_golden
 from models.bundle.manifest import FileRecord, Manifest
 from models.bundle.posterior import Prior
-from models.bundle.session import Provider, Session
+from models.bundle.session import Session
 
 COLOURS = [colour for colour, _ in CLASSES.values()]
 
@@ -131,7 +132,7 @@ def test_a_provider_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
         pytest.skip("this onnxruntime has the CUDA provider")
     onnx.save(graph(), tmp_path / MODEL)
     with pytest.raises(UserError, match="has no CUDAExecutionProvider"):
-        Session(tmp_path / MODEL, Provider.CUDA)
+        Session(tmp_path / MODEL, Device(Provider.CUDA))
 
 
 def test_top_is_the_surest_first_and_ties_keep_their_order() -> None:

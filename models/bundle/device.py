@@ -1,0 +1,183 @@
+"""What runs a graph, and every option that ONNX Runtime is given for it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from models import UserError
+from models.bundle.batches import BatchSizes
+
+
+class Provider(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+Options = dict[str, str]
+
+EXECUTION_PROVIDERS: Final = {
+    Provider.CPU: "CPUExecutionProvider",
+    Provider.CUDA: "CUDAExecutionProvider",
+    Provider.TENSORRT: "TensorrtExecutionProvider",
+    Provider.OPENVINO: "OpenVINOExecutionProvider",
+}
+GPU: Final = frozenset({Provider.CUDA, Provider.TENSORRT})
+PACKAGES: Final = {
+    Provider.CPU: "taillift[cpu]",
+    Provider.CUDA: "taillift[gpu] instead of taillift[cpu]",
+    Provider.TENSORRT: "taillift[gpu] instead of taillift[cpu], and TensorRT's libraries",
+    Provider.OPENVINO: "onnxruntime-openvino instead of onnxruntime",
+}
+# Between two machines' arithmetic, on logits of scale 25.
+GOLDEN_TOLERANCES: Final = {Precision.FP32: 1e-2, Precision.FP16: 0.25}
+
+# What ONNX Runtime computes on the CPU by intent, because its results are the shapes of tensors.
+SHAPE_OPERATORS: Final = frozenset(
+    {
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Gather",
+        "Range",
+        "Shape",
+        "Size",
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """`threads` compute one batch on the CPU, by default one a core.
+
+    `memory_bytes` bounds what ONNX Runtime takes of a GPU, `batch_views` is the largest batch that
+    a GPU is given at once, and `engines` is where TensorRT's are kept from one start to the next.
+
+    Raises `UserError` where the provider cannot do what is asked of it.
+    """
+
+    provider: Provider = Provider.CPU
+    threads: int | None = None
+    precision: Precision = Precision.FP32
+    memory_bytes: int | None = None
+    batch_views: int = 40
+    engines: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is Precision.FP16 and self.provider is not Provider.TENSORRT:
+            raise UserError(
+                f"provider {self.provider} computes a bundle in fp32 only: set the provider to "
+                "tensorrt, or the precision to fp32"
+            )
+        if self.memory_bytes is not None and self.provider not in GPU:
+            raise UserError(
+                f"provider {self.provider} has no memory limit: set the provider to cuda or "
+                "tensorrt, or leave device_memory_bytes out"
+            )
+
+    @property
+    def batches(self) -> BatchSizes | None:
+        """The only sizes that run; None where any does."""
+        return BatchSizes.up_to(self.batch_views) if self.provider in GPU else None
+
+    @property
+    def golden_tolerance(self) -> float:
+        """The largest difference of a golden logit that is this device's arithmetic."""
+        return GOLDEN_TOLERANCES[self.precision]
+
+
+def session_entries(device: Device) -> Options:
+    """What a session is told, whatever its provider."""
+    return {
+        # A thread that spins while it waits takes the core from one that decodes.
+        "session.intra_op.allow_spinning": "0",
+        "session.record_ep_graph_assignment_info": str(int(device.provider is not Provider.CPU)),
+    }
+
+
+def execution_providers(
+    device: Device, side: int | None, engines: Path | None
+) -> list[tuple[str, Options]]:
+    """The providers of a session, the wanted one first, and the options of each.
+
+    `side` is S of the graph's `pixels` uint8 [N, S, S, 3], where that is its input, and `engines`
+    the folder of this graph's TensorRT engine.
+    """
+    wanted = EXECUTION_PROVIDERS[device.provider]
+    match device.provider:
+        case Provider.CPU:
+            return [(wanted, {})]
+        case Provider.CUDA:
+            return [(wanted, _cuda(device))]
+        case Provider.TENSORRT:
+            # What TensorRT does not take stays on the GPU.
+            fallback = EXECUTION_PROVIDERS[Provider.CUDA]
+            return [(wanted, _tensorrt(device, side, engines)), (fallback, _cuda(device))]
+        case Provider.OPENVINO:
+            return [(wanted, _openvino(device))]
+
+
+def _cuda(device: Device) -> Options:
+    # The default arena doubles at each growth, and TF32 keeps only ten bits of a factor's fraction.
+    options = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+    if device.memory_bytes is not None:
+        options["gpu_mem_limit"] = str(device.memory_bytes)
+    return options
+
+
+def _tensorrt(device: Device, side: int | None, engines: Path | None) -> Options:
+    options = {"trt_fp16_enable": str(int(device.precision is Precision.FP16))}
+    if device.memory_bytes is not None:
+        options["trt_max_workspace_size"] = str(device.memory_bytes)
+    if engines is not None:
+        options |= {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(engines),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(engines),
+        }
+    if side is not None:
+        # One engine for every size, built at once and not again for each size that is new to it.
+        largest = BatchSizes.up_to(device.batch_views).largest
+        for bound, size in (("min", 1), ("opt", largest), ("max", largest)):
+            options[f"trt_profile_{bound}_shapes"] = f"pixels:{size}x{side}x{side}x3"
+    return options
+
+
+def _openvino(device: Device) -> Options:
+    # Its own choice is bfloat16 where the CPU has it.
+    configuration = {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}
+    options = {"device_type": "CPU", "load_config": json.dumps(configuration)}
+    if device.threads is not None:
+        options["num_of_threads"] = str(device.threads)
+    return options
+
+
+def misplaced(nodes: Iterable[tuple[str, str]], wanted: str) -> Counter[str]:
+    """Operators that run on the CPU and not on the provider `wanted`, and how often.
+
+    `nodes` are (provider, operator); those that compute shapes belong on the CPU. Raises
+    `UserError` where none at all runs on `wanted`.
+    """
+    pairs = list(nodes)
+    if all(provider != wanted for provider, _ in pairs):
+        raise UserError(f"{wanted} takes no part of the graph: choose another provider")
+    cpu = EXECUTION_PROVIDERS[Provider.CPU]
+    return Counter(
+        operator
+        for provider, operator in pairs
+        if provider == cpu and operator not in SHAPE_OPERATORS
+    )
