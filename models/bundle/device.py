@@ -58,6 +58,13 @@ SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
+# What a session is told, whatever its provider.
+SESSION_ENTRIES: Final[Options] = {
+    # A thread that spins while it waits takes the core from one that decodes.
+    "session.intra_op.allow_spinning": "0",
+    "session.record_ep_graph_assignment_info": "1",
+}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -97,15 +104,6 @@ class Device:
     def golden_tolerance(self) -> float:
         """The largest difference of a golden logit that is this device's arithmetic."""
         return GOLDEN_TOLERANCES[self.precision]
-
-
-def session_entries(device: Device) -> Options:
-    """What a session is told, whatever its provider."""
-    return {
-        # A thread that spins while it waits takes the core from one that decodes.
-        "session.intra_op.allow_spinning": "0",
-        "session.record_ep_graph_assignment_info": str(int(device.provider is not Provider.CPU)),
-    }
 
 
 def execution_providers(

@@ -14,12 +14,12 @@ from models.bundle.device import (
     EXECUTION_PROVIDERS,
     GPU,
     PACKAGES,
+    SESSION_ENTRIES,
     Device,
     Options,
     Provider,
     execution_providers,
     misplaced,
-    session_entries,
 )
 from models.bundle.engines import engine_folder, engine_key
 from models.bundle.ensemble import Floats
@@ -142,7 +142,7 @@ def _load(path: Path, device: Device, providers: list[tuple[str, Options]]) -> o
     options.log_severity_level = SILENT
     if device.threads is not None:
         options.intra_op_num_threads = device.threads
-    for name, value in session_entries(device).items():
+    for name, value in SESSION_ENTRIES.items():
         options.add_session_config_entry(name, value)
     try:
         # Else a provider that fails, now or in a run, is replaced by another one.
@@ -172,7 +172,7 @@ def _check_placement(graph: ort.InferenceSession, device: Device) -> None:
 
 
 def placement(graph: ort.InferenceSession) -> list[tuple[str, str]]:
-    """(provider, operator) of every node; none where `session_entries` do not ask for it."""
+    """(provider, operator) of every node."""
     return [
         (part.ep_name, node.op_type)
         for part in graph.get_provider_graph_assignment_info()
