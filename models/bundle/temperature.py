@@ -12,6 +12,8 @@ from models.bundle.images import VIEWS
 from models.bundle.record import GROUPS, Group, Record
 
 Indices = npt.NDArray[np.int64]
+# The values of `Ensemble`.
+Way = Literal["off", "full", "adaptive"]
 
 
 class Temperatures(Record):
@@ -79,27 +81,22 @@ class Calibration(Record):
     notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
 
     def temperatures(
-        self,
-        logits: Floats,
-        views: Indices,
-        ensemble: Ensemble,
-        groups: Indices,
+        self, logits: Floats, views: Indices, ensemble: Ensemble | Way, groups: Indices
     ) -> npt.NDArray[np.float64]:
         """The temperature [N] of each image's combined logits [N, C] from `views` [N].
 
         `groups` [C] are `group_indices`. A number of views that calibration has not met has the
         temperature of the nearest that it has.
         """
-        predicted = groups[logits.argmax(axis=1)]
-        if ensemble is Ensemble.OFF:
-            return np.array(self.off.row)[predicted]
-        if ensemble is Ensemble.FULL:
-            return np.array(self.full.row)[predicted]
-        table = np.array([self._stopping_at(count).row for count in range(1, VIEWS + 1)])
-        row: npt.NDArray[np.float64] = table[views - 1, predicted]
+        table = np.array([self._stopping_at(count, ensemble).row for count in range(1, VIEWS + 1)])
+        row: npt.NDArray[np.float64] = table[views - 1, groups[logits.argmax(axis=1)]]
         return row
 
-    def _stopping_at(self, views: int) -> Temperatures:
+    def _stopping_at(self, views: int, ensemble: Ensemble | Way) -> Temperatures:
+        if ensemble == "off":
+            return self.off
+        if ensemble == "full":
+            return self.full
         known = self.adaptive or {1: self.off, VIEWS: self.full}
         return known[min(known, key=lambda count: abs(count - views))]
 

@@ -1,0 +1,109 @@
+"""The answers that held-out photos get, for each way to combine their views."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, get_args
+
+import numpy as np
+
+from models.bundle.ensemble import Floats, combine
+from models.bundle.images import VIEWS
+from models.bundle.posterior import Doubles, posterior
+from models.bundle.temperature import Calibration, Indices, Way, group_indices
+from training.calibration.held_out import HeldOut
+
+WAYS: Final[tuple[Way, ...]] = get_args(Way)
+
+# Combined logits [N, C] and the number of views [N] that they are made of.
+Combined = tuple[Floats, Indices]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices).
+
+    `log_implied` [C] is the log prior in the logits, None where there is none.
+    """
+
+    way: Way
+    logits: Floats
+    views: Indices
+    labels: Indices
+    groups: Indices
+    log_implied: Doubles | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def weights(self) -> Doubles:
+        """[N], with a sum of 1 and the same for every class that has photos.
+
+        So held-out photos, however they are distributed, speak for equally frequent classes.
+        """
+        counts = np.bincount(self.labels, minlength=len(self.groups))
+        weights: Doubles = 1.0 / (counts[self.labels] * max(1, int(np.count_nonzero(counts))))
+        return weights
+
+    @cached_property
+    def predicted_groups(self) -> Indices:
+        """[N], the group of the class with the largest logit."""
+        found: Indices = self.groups[self.logits.argmax(axis=1)]
+        return found
+
+    def at(self, temperatures: Doubles) -> "Verdicts":
+        """What the answers say where classes are equally frequent, at temperatures [N]."""
+        uniform = np.zeros(len(self.groups))
+        shares = posterior(self.logits, uniform, temperatures, self.log_implied)
+        best = shares.argmax(axis=1)
+        return Verdicts(shares.max(axis=1), best == self.labels, self.groups[best], self.weights)
+
+    def calibrated(self, calibration: Calibration) -> "Verdicts":
+        return self.at(calibration.temperatures(self.logits, self.views, self.way, self.groups))
+
+    def uncalibrated(self) -> "Verdicts":
+        return self.at(np.ones(len(self)))
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of each photo: the answer's confidence, whether it is right, its group, a weight; all [N]."""
+
+    confidence: Doubles
+    right: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    groups: Indices
+    weights: Doubles
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def of_group(self, group: int) -> "Verdicts":
+        rows = self.groups == group
+        return Verdicts(
+            self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
+        )
+
+
+def answers(
+    held: HeldOut, adaptive: Combined | None = None, log_implied: Doubles | None = None
+) -> list[Answers]:
+    """For one view, for all, and for `adaptive` where it is given."""
+    count, _, classes = held.view_logits.shape
+    full = combine(held.view_logits.reshape(-1, classes), VIEWS)
+    combined: list[Combined] = [
+        (held.view_logits[:, 0], np.ones(count, np.int64)),
+        (full, np.full(count, VIEWS)),
+    ]
+    if adaptive:
+        combined.append(adaptive)
+    groups = group_indices(held.groups)
+    return [
+        Answers(way, logits, views, held.labels, groups, log_implied)
+        for way, (logits, views) in zip(WAYS, combined, strict=False)
+    ]
+
+
+def effective(weights: Doubles) -> float:
+    """How many equally weighted photos would say as much (Kish 1965): (sum w)^2 / sum w^2."""
+    squares = float(np.square(weights).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0

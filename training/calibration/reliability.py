@@ -1,0 +1,118 @@
+"""Whether answers are right as often as their confidence says."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from models.bundle.record import GROUPS
+from models.bundle.temperature import Calibration, CalibrationErrors, ErrorChange, ErrorChanges
+from training.calibration.answers import Answers, Verdicts, effective
+
+BINS: Final = 15
+# In a bin; of fewer photos there are fewer bins.
+FEWEST_IN_BIN: Final = 20
+# For any statement.
+FEWEST: Final = 100
+# One-sided 95 %.
+SURE: Final = 1.645
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Means over the photos of a bin; `share` of the whole, `photos` as equally weighted ones."""
+
+    confidence: float
+    accuracy: float
+    share: float
+    photos: float
+    chance: float
+
+    @property
+    def noise(self) -> float:
+        """Variance of the accuracy; the sample variance (Kumar et al. 2019, section 5)."""
+        return self.accuracy * (1 - self.accuracy) / max(1.0, self.photos - 1)
+
+
+def bins(verdicts: Verdicts) -> list[Bin]:
+    """At most `BINS` bins of equal weight, by confidence."""
+    if not len(verdicts):
+        return []
+    count = int(np.clip(effective(verdicts.weights) // FEWEST_IN_BIN, 1, BINS))
+    order = np.argsort(verdicts.confidence, kind="stable")
+    weights = verdicts.weights[order] / verdicts.weights.sum()
+    middles = weights.cumsum() - weights / 2
+    places = np.minimum((middles * count).astype(np.int64), count - 1)
+    rows = (order[places == place] for place in range(count))
+    return [_bin(verdicts, one) for one in rows if len(one)]
+
+
+def _bin(verdicts: Verdicts, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Bin:
+    weights = verdicts.weights[rows]
+    confidence = verdicts.confidence[rows]
+    photos = effective(weights)
+    return Bin(
+        confidence=float(np.average(confidence, weights=weights)),
+        accuracy=float(np.average(verdicts.right[rows], weights=weights)),
+        share=float(weights.sum() / verdicts.weights.sum()),
+        photos=photos,
+        chance=float(np.average(confidence * (1 - confidence), weights=weights)) / photos,
+    )
+
+
+def calibration_error(every: Sequence[Bin]) -> float:
+    """In points: root of the mean squared gap less its expectation by chance.
+
+    The plug-in estimate grows with the number of bins and falls with the photos, even where
+    confidence is perfect; this one does not (Kumar et al. 2019, section 5, with bins of equal mass
+    as Roelofs et al. 2022, section 6, recommend). Where chance explains more than the gap, it is 0.
+    """
+    square = sum(one.share * ((one.confidence - one.accuracy) ** 2 - one.noise) for one in every)
+    return 100 * math.sqrt(max(0.0, square))
+
+
+def resolution(every: Sequence[Bin]) -> float:
+    """In points: what perfect confidence stays under with so many photos, 95 times of 100.
+
+    The squared gap of a bin then has the mean v = E[p (1 - p)] / n, and the variance 2 v^2.
+    """
+    variance = sum(2 * (one.share * one.chance) ** 2 for one in every)
+    return 100 * math.sqrt(SURE * math.sqrt(variance))
+
+
+def measure(calibration: Calibration, data: str, every: Sequence[Answers]) -> CalibrationErrors:
+    """The error on `every` way's answers with and without a calibration that has not seen them."""
+    return changes_of(data, [(one, one.calibrated(calibration)) for one in every])
+
+
+def changes_of(data: str, every: Sequence[tuple[Answers, Verdicts]]) -> CalibrationErrors:
+    """The error of each way's answers at temperature 1 and as given."""
+    found = {one.way: _changes(one.uncalibrated(), after) for one, after in every}
+    return CalibrationErrors(
+        data=data, off=found["off"], full=found["full"], adaptive=found.get("adaptive")
+    )
+
+
+def _changes(before: Verdicts, after: Verdicts) -> ErrorChanges:
+    return ErrorChanges(
+        overall=change(before, after),
+        groups={
+            group: change(before.of_group(place), after.of_group(place))
+            for place, group in enumerate(GROUPS)
+        },
+    )
+
+
+def change(before: Verdicts, after: Verdicts) -> ErrorChange:
+    """None as errors where the photos are worth fewer than `FEWEST`."""
+    if effective(after.weights) < FEWEST:
+        return ErrorChange(photos=len(after), before=None, after=None, resolution=None)
+    calibrated = bins(after)
+    return ErrorChange(
+        photos=len(after),
+        before=calibration_error(bins(before)),
+        after=calibration_error(calibrated),
+        resolution=resolution(calibrated),
+    )
