@@ -11,14 +11,19 @@ Floats = npt.NDArray[np.float32]
 
 
 class Ensemble(StrEnum):
-    """`off`: the centre view. `full`: the mean of all five views' logits (LIFT, section 3.4)."""
+    """`off`: the centre view. `full`: the mean of all five views' logits (LIFT, section 3.4).
+
+    `adaptive`: the centre view, and the others only where they are worth their cost (`exit`).
+    """
 
     OFF = "off"
     FULL = "full"
+    ADAPTIVE = "adaptive"
 
     @property
     def views(self) -> int:
-        return VIEWS if self is Ensemble.FULL else 1
+        """The most views that an image may take."""
+        return 1 if self is Ensemble.OFF else VIEWS
 
 
 def combine(logits: Floats, views: int) -> Floats:
