@@ -1,0 +1,150 @@
+"""How often each class is expected to be predicted, and how well that is known."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+
+from models import UserError
+from service.tail.confusion import Confusion
+from service.tail.exact import Doubles, beta_quantile
+
+
+class Source(StrEnum):
+    """Where a reference's shares of the true classes come from.
+
+    `train`: the training images. `uniform`: all classes equally often. `measured`: the held-out
+    images, so that the rates are those with which validation predicted. `own`: the operator's.
+    """
+
+    TRAIN = "train"
+    UNIFORM = "uniform"
+    MEASURED = "measured"
+    OWN = "own"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`prior` [C]: the shares of the true classes that are expected; they sum to 1."""
+
+    source: Source
+    prior: Doubles
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates of prediction [K], each known as Beta(a, b)."""
+
+    a: Doubles
+    b: Doubles
+
+    @property
+    def mean(self) -> Doubles:
+        mean: Doubles = self.a / (self.a + self.b)
+        return mean
+
+    def band(self, coverage: float) -> tuple[Doubles, Doubles]:
+        """Bounds [K] that leave out (1 - coverage) / 2 at either end."""
+        beyond = (1 - coverage) / 2
+        return beta_quantile(beyond, self.a, self.b), beta_quantile(1 - beyond, self.a, self.b)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Under a reference: rates of the classes [C] and groups [G], and what a lost class leaves.
+
+    `mistakes` [C] is the rate at which a class would still be predicted, for images of others,
+    if its own images no longer came.
+    """
+
+    classes: Rates
+    groups: Rates
+    mistakes: Doubles
+
+
+def reference_from(source: Source, counts: Sequence[int], confusion: Confusion) -> Reference:
+    """`counts` are the classes' training images.
+
+    Raises `UserError` for `measured` where the bundle was exported without held-out photos.
+    """
+    match source:
+        case Source.TRAIN:
+            return Reference(source, _shares(np.asarray(counts, np.float64)))
+        case Source.UNIFORM:
+            return Reference(source, _shares(np.ones(len(counts))))
+        case Source.MEASURED if confusion.held_out.any():
+            return Reference(source, _shares(confusion.held_out))
+        case Source.MEASURED:
+            raise UserError(
+                "the bundle has no held-out photos to measure a reference with: choose the "
+                "reference train or uniform, or give your own"
+            )
+        case Source.OWN:
+            raise UserError("the reference own needs a file with the columns class,weight")
+
+
+def own_reference(weights: Mapping[str, float], labels: Sequence[str]) -> Reference:
+    """From a weight for every label; a weight of 0 says that no image of the class is expected.
+
+    Raises `UserError` where a label is unknown or missing, or a weight is none.
+    """
+    known = set(labels)
+    for label, weight in weights.items():
+        if label not in known:
+            raise UserError(f"the reference names the class {label!r}, which the bundle lacks")
+        if not 0 <= weight < np.inf:
+            raise UserError(f"the reference's weight of {label!r} is {weight}: give 0 or more")
+    missing = [label for label in labels if label not in weights]
+    if missing:
+        raise UserError(
+            f"the reference has no weight for {missing[0]!r} ({len(missing)} classes lack one): "
+            "add them, with 0 where no image is expected"
+        )
+    values = np.array([weights[label] for label in labels], np.float64)
+    if not values.any():
+        raise UserError("every weight of the reference is 0: give some class a share")
+    return Reference(Source.OWN, _shares(values))
+
+
+def read_reference(path: Path, labels: Sequence[str]) -> Reference:
+    """From a CSV file with the columns class,weight; raises `UserError`."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            weights = {row["class"]: float(row["weight"]) for row in csv.DictReader(file)}
+    except OSError as error:
+        raise UserError(f"the reference {path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no reference ({error}): it needs the columns class,weight with numbers"
+        ) from error
+    return own_reference(weights, labels)
+
+
+def expect(reference: Reference, confusion: Confusion) -> Expected:
+    """What the reference implies for predictions, through the model's confusions."""
+    prior = reference.prior
+    squares = prior**2 / (confusion.strength + 1)
+    classes = confusion.column_sums(prior)
+    doubt = confusion.column_sums(squares) - confusion.column_sums(squares, power=2)
+    into = confusion.into_groups
+    own = prior * confusion.recall
+    return Expected(
+        classes=_rates(classes, doubt),
+        groups=_rates(prior @ into, squares @ (into - into**2)),
+        mistakes=(classes - own).clip(0) / (1 - prior).clip(1e-12),
+    )
+
+
+def _shares(weights: Doubles) -> Doubles:
+    shares: Doubles = weights / weights.sum()
+    return shares
+
+
+def _rates(mean: Doubles, variance: Doubles) -> Rates:
+    """Beta distributions with these moments; a group without classes keeps a rate of nearly 0."""
+    mean = mean.clip(1e-12, 1 - 1e-12)
+    weight = mean * (1 - mean) / variance.clip(1e-24) - 1
+    return Rates(mean * weight, (1 - mean) * weight)
