@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,6 @@ MODEL: Final = "model.onnx"
 DELTA: Final = "delta.safetensors"
 GOLDEN: Final = "golden.npz"
 REPORT: Final = "report"
-
-# Between two machines' float32 arithmetic, on logits of scale 25.
-GOLDEN_TOLERANCE: Final = 1e-2
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -130,18 +127,10 @@ def write_golden(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:
 def read_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """What `write_golden` wrote; raises `UserError` where it is not that."""
     path = folder / GOLDEN
-    try:
-        with (
-            _readable(folder),
-            path.open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            pixels, logits = arrays["pixels"], arrays["logits"]
-    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): export the bundle again") from error
+    pixels, logits = read_arrays(path, ["pixels", "logits"])
     if not (
-        (pixels.dtype, pixels.ndim) == (np.uint8, 4)
-        and (logits.dtype, logits.ndim) == (np.float32, 2)
+        (pixels.dtype, pixels.ndim) == (np.dtype(np.uint8), 4)
+        and (logits.dtype, logits.ndim) == (np.dtype(np.float32), 2)
         and len(pixels) == len(logits) > 0
     ):
         raise UserError(
@@ -149,3 +138,18 @@ def read_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{logits.shape}, not uint8 [N, S, S, 3] and float32 [N, C]: export the bundle again"
         )
     return pixels, logits
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """The named arrays of a bundle's npz file; raises `UserError` where it is not whole."""
+    try:
+        with (
+            _readable(path.parent),
+            path.open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
+            return [arrays[name] for name in names]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: export the bundle again") from None
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}): export the bundle again") from error

@@ -1,0 +1,78 @@
+"""The scores behind prediction sets come back whole, or are refused in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import UserError
+from models.bundle.scores import CALIBRATION, HeldOutScores, read_scores, write_scores
+
+LABELS = np.array([0, 1, 1, 2])
+SCORES = {
+    "off": np.array([0.1, 0.2, 0.3, 1.0], np.float32),
+    "full": np.array([0.0, 0.25, 0.5, 0.75], np.float32),
+}
+
+
+def refusal(folder: Path, classes: int = 3) -> str:
+    with pytest.raises(UserError) as caught:
+        read_scores(folder, ["off", "full"], classes)
+    assert "\n" not in str(caught.value)
+    assert CALIBRATION in str(caught.value)
+    return str(caught.value)
+
+
+def test_scores_come_back_as_written(tmp_path: Path) -> None:
+    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
+    found = read_scores(tmp_path, ["full", "off"], 3)
+    assert found.labels.dtype == np.int64
+    assert found.labels.tolist() == LABELS.tolist()
+    assert list(found.ways) == ["full", "off"]
+    for way, values in SCORES.items():
+        np.testing.assert_array_equal(found.ways[way], values)
+
+
+def test_no_photo_at_all_comes_back_too(tmp_path: Path) -> None:
+    none = np.zeros(0, np.float32)
+    write_scores(tmp_path, HeldOutScores(np.zeros(0, np.int64), {"off": none, "full": none}))
+    assert len(read_scores(tmp_path, ["off", "full"], 3).labels) == 0
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "is missing" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, -20])
+def test_a_truncated_file_is_damaged(tmp_path: Path, keep: int) -> None:
+    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
+    path = tmp_path / CALIBRATION
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "is damaged" in refusal(tmp_path)
+
+
+def test_a_way_that_the_file_lacks_is_damage(tmp_path: Path) -> None:
+    write_scores(tmp_path, HeldOutScores(LABELS, {"off": SCORES["off"]}))
+    assert "score_full" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.array([0.1, 0.2, 0.3], np.float32),
+        np.array([0.1, 0.2, 0.3, 0.4]),
+        np.array([0.1, 0.2, 0.3, np.nan], np.float32),
+        np.array([0.1, 0.2, 0.3, 1.5], np.float32),
+        np.array([[0.1, 0.2, 0.3, 0.4]], np.float32),
+    ],
+    ids=["too-few", "float64", "nan", "above-one", "two-dimensional"],
+)
+def test_scores_of_another_kind_are_refused(tmp_path: Path, scores: np.ndarray) -> None:
+    write_scores(tmp_path, HeldOutScores(LABELS, {**SCORES, "full": scores}))
+    assert "does not hold" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_classes_that_the_bundle_lacks_are_refused(tmp_path: Path, classes: int) -> None:
+    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
+    assert f"below {classes}" in refusal(tmp_path, classes)

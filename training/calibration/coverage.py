@@ -1,0 +1,172 @@
+"""Which thresholds prediction sets use, chosen and measured on held-out photos."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle.coverage import (
+    MOST,
+    Coverage,
+    CoverageScores,
+    Doubles,
+    GroupCoverage,
+    Interpolation,
+    Labels,
+    PredictionSets,
+    Sets,
+)
+from models.bundle.record import GROUPS, Group
+from models.bundle.scores import HeldOutScores
+
+TARGETS: Final = (0.8, 0.9, 0.95)
+FOLDS: Final = 5
+# Decimals in which copies agree, from one batch to another.
+COPY: Final = 6
+CANDIDATES: Final = tuple(
+    Interpolation(own=own, group=group)
+    for own, group in product((10, 20, 50, 100, 1000), (0, 50, 200, 1000))
+)
+# Points by which a group's coverage may be under the target before the sets' size is looked at.
+TOLERANCE: Final = 2.0
+
+
+def fit_coverage(
+    ways: Mapping[str, Doubles], labels: Labels, groups: Sequence[Group]
+) -> tuple[PredictionSets, HeldOutScores]:
+    """What to write into a bundle, from the probabilities [N, C] of each way to answer.
+
+    The probabilities are the calibrated ones of held-out photos under the uniform prior, `labels`
+    int64 [N] their true classes; `groups` has one entry a class. Data too few for something make a
+    note, never an exception.
+    """
+    rows = distinct(next(iter(ways.values())), labels)
+    ways, labels = {way: values[rows] for way, values in ways.items()}, labels[rows]
+    scores = HeldOutScores(
+        labels,
+        {way: _of_label(values, labels).astype(np.float32) for way, values in ways.items()},
+    )
+    chosen = min(CANDIDATES, key=lambda one: _cost(_estimates(ways, labels, groups, one)))
+    some = next(iter(scores.ways.values()))
+    reach = Coverage(some, labels, groups, chosen).reach
+    record = PredictionSets(
+        interpolation=chosen,
+        photos=len(labels),
+        reach={group: 100 * share for group, share in reach.items()},
+        estimates=_estimates(ways, labels, groups, chosen),
+        notes=tuple(_notes(labels, groups, reach)),
+    )
+    return record, scores
+
+
+def distinct(probabilities: Doubles, labels: Labels) -> npt.NDArray[np.int64]:
+    """The photos that are no copies of an earlier one of their class, in their order."""
+    rows = np.column_stack([labels, probabilities.round(COPY)])
+    _, first = np.unique(rows, axis=0, return_index=True)
+    return np.sort(first)
+
+
+def measure_coverage(
+    sets: Sets, labels: Labels, groups: Sequence[Group], target: float
+) -> CoverageScores:
+    """How sets [N, C] asked for at `target` (0 to 1) cover the true classes int64 [N]."""
+    held = 100 * _of_label(sets.astype(np.float64), labels)
+    sizes = sets.sum(axis=1).astype(np.float64)
+    weights = _class_weights(labels)
+    of_group = np.array([GROUPS.index(group) for group in groups])[labels]
+    by_group = {
+        group: GroupCoverage(
+            photos=int((of_group == place).sum()),
+            coverage=_mean(held, weights * (of_group == place)),
+            size=_mean(sizes, weights * (of_group == place)),
+        )
+        for place, group in enumerate(GROUPS)
+    }
+    return CoverageScores(
+        target=100 * target,
+        marginal=_mean(held, np.ones(len(labels))),
+        macro=_mean(held, weights),
+        size=_mean(sizes, weights),
+        groups=by_group,
+    )
+
+
+def _estimates(
+    ways: Mapping[str, Doubles],
+    labels: Labels,
+    groups: Sequence[Group],
+    interpolation: Interpolation,
+) -> dict[str, tuple[CoverageScores, ...]]:
+    """By cross-validation: sets of photos that had no part in their thresholds."""
+    return {
+        way: _cross_validated(probabilities, labels, groups, interpolation)
+        for way, probabilities in ways.items()
+    }
+
+
+def _cross_validated(
+    probabilities: Doubles, labels: Labels, groups: Sequence[Group], interpolation: Interpolation
+) -> tuple[CoverageScores, ...]:
+    scores = _of_label(probabilities, labels).astype(np.float32)
+    sets = np.zeros((len(TARGETS), *probabilities.shape), np.bool_)
+    fold = _folds(labels)
+    for number in range(FOLDS):
+        rest, own = fold != number, fold == number
+        coverage = Coverage(scores[rest], labels[rest], groups, interpolation)
+        for place, target in enumerate(TARGETS):
+            sets[place, own] = coverage.sets(probabilities[own], target)
+    return tuple(
+        measure_coverage(one, labels, groups, target)
+        for one, target in zip(sets, TARGETS, strict=True)
+    )
+
+
+def _cost(estimates: Mapping[str, Sequence[CoverageScores]]) -> tuple[float, float]:
+    """Points under the target that exceed the tolerance first, then labels a set."""
+    every = [one for scores in estimates.values() for one in scores]
+    short = sum(_shortfall(one) for one in every)
+    return round(short, 1), sum(np.log(one.size or 1) for one in every)
+
+
+def _shortfall(scores: CoverageScores) -> float:
+    covered = [scores.macro, *(group.coverage for group in scores.groups.values())]
+    return sum(max(scores.target - TOLERANCE - one, 0) for one in covered if one is not None)
+
+
+def _folds(labels: Labels, seed: int = 0) -> npt.NDArray[np.int64]:
+    """The fold [N] of each photo, every class spread over all as evenly as can be."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % FOLDS
+    return fold
+
+
+def _class_weights(labels: Labels) -> Doubles:
+    weights: Doubles = 1 / np.bincount(labels)[labels]
+    return weights
+
+
+def _of_label(values: Doubles, labels: Labels) -> Doubles:
+    chosen: Doubles = values[np.arange(len(labels)), labels]
+    return chosen
+
+
+def _mean(values: Doubles, weights: Doubles) -> float | None:
+    return float(np.average(values, weights=weights)) if weights.sum() else None
+
+
+def _notes(labels: Labels, groups: Sequence[Group], reach: Mapping[Group, float]) -> Iterator[str]:
+    if not len(labels):
+        yield "no held-out photo: a set is the answer alone, whatever coverage is asked for"
+        return
+    if missing := len(groups) - len(np.unique(labels)):
+        yield f"{missing} of {len(groups)} classes have no held-out photo: their group's thresholds"
+    for group, most in reach.items():
+        if group in groups and most < MOST:
+            yield (
+                f"{group}: held-out photos support a coverage of {100 * most:.0f} %: above it the "
+                "thresholds of all classes"
+            )
