@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from models.bundle.ensemble import Ensemble, Floats
 from models.bundle.images import VIEWS
@@ -20,7 +20,9 @@ class Temperatures(Record):
     """For one kind of answer: over all photos, and by the group of the predicted class."""
 
     pooled: float = Field(gt=0)
-    groups: dict[Group, float] = Field(description="drawn to the pooled one where photos are few")
+    groups: dict[Group, PositiveFloat] = Field(
+        description="drawn to the pooled one where photos are few"
+    )
 
     @property
     def row(self) -> list[float]:

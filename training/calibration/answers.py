@@ -106,4 +106,5 @@ def answers(
 def effective(weights: Doubles) -> float:
     """How many equally weighted photos would say as much (Kish 1965): (sum w)^2 / sum w^2."""
     squares = float(np.square(weights).sum())
-    return float(weights.sum()) ** 2 / squares if squares else 0.0
+    # Rounded, so that N equal weights are worth N.
+    return round(float(weights.sum()) ** 2 / squares, 6) if squares else 0.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from palette import CLASSES, palette_manifest
 
-from models.bundle.posterior import Prior, group_confidence, log_prior, posterior
+from models.bundle.posterior import Prior, group_confidence, log_prior, log_shares, posterior
 
 COUNTS = st.lists(st.integers(1, 10_000), min_size=2, max_size=9)
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))
@@ -63,3 +63,54 @@ def test_a_groups_confidence_is_the_sum_of_its_classes() -> None:
     groups = group_confidence(shares, palette_manifest("v", {}))
     assert len(CLASSES) == 7
     assert groups == pytest.approx({"many": 6 / 28, "medium": 9 / 28, "few": 13 / 28})
+
+
+@given(LOGITS, st.lists(st.floats(0.05, 20), min_size=3, max_size=3))
+def test_every_image_may_have_its_own_temperature(
+    logits: np.ndarray, temperatures: list[float]
+) -> None:
+    prior = log_prior(Prior.TRAIN, [300, 50, 20, 5])
+    together = posterior(logits, prior, np.array(temperatures))
+    for row, temperature in enumerate(temperatures):
+        alone = posterior(logits[row : row + 1], prior, temperature)
+        np.testing.assert_allclose(together[row], alone[0])
+
+
+LIKELIHOOD = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])  # [class, kind of image]
+TARGETS = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
+
+
+@given(TARGETS, TARGETS, st.floats(0.2, 5))
+def test_a_prior_in_the_logits_gives_way_to_another_exactly(
+    implied: list[float], target: list[float], temperature: float
+) -> None:
+    """Bayes: what the logits were right for does not matter, nor how sharp they are."""
+    joint = LIKELIHOOD.T * shares_of(implied)
+    logits = temperature * np.log(joint / joint.sum(1, keepdims=True))
+    shares = posterior(logits, log_shares(target), temperature, log_shares(implied))
+    expected = LIKELIHOOD.T * shares_of(target)
+    np.testing.assert_allclose(shares, expected / expected.sum(1, keepdims=True))
+
+
+def shares_of(weights: list[float]) -> np.ndarray:
+    return np.array(weights) / sum(weights)
+
+
+@given(LOGITS)
+def test_the_implied_prior_as_target_leaves_the_softmax(logits: np.ndarray) -> None:
+    prior = log_prior(Prior.TRAIN, [300, 50, 20, 5])
+    plain = posterior(logits, np.zeros(4))
+    np.testing.assert_allclose(posterior(logits, prior, 1.0, prior), plain, atol=1e-12)
+
+
+def test_an_impossible_class_has_no_confidence_however_sure_the_model_is() -> None:
+    logits = np.array([[1000.0, 0.0, 1.0], [0.0, 0.0, 0.0]], np.float32)
+    shares = posterior(logits, log_shares([0, 1, 3]))
+    assert shares[:, 0].tolist() == [0, 0]
+    np.testing.assert_allclose(shares.sum(1), 1)
+    assert shares[1].tolist() == pytest.approx([0, 0.25, 0.75])
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e307])
+def test_shares_do_not_depend_on_the_weights_total(scale: float) -> None:
+    np.testing.assert_allclose(np.exp(log_shares([3 * scale, scale])), [0.75, 0.25])
