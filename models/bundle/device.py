@@ -10,6 +10,7 @@ from typing import Final
 
 from models import UserError
 from models.bundle.batches import BatchSizes
+from models.bundle.precision import Precision
 
 
 class Provider(StrEnum):
@@ -17,11 +18,6 @@ class Provider(StrEnum):
     CUDA = "cuda"
     TENSORRT = "tensorrt"
     OPENVINO = "openvino"
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
 
 
 Options = dict[str, str]
@@ -40,7 +36,7 @@ PACKAGES: Final = {
     Provider.OPENVINO: "onnxruntime-openvino instead of onnxruntime",
 }
 # Between two machines' arithmetic, on logits of scale 25.
-GOLDEN_TOLERANCES: Final = {Precision.FP32: 1e-2, Precision.FP16: 0.25}
+GOLDEN_TOLERANCES: Final = {Precision.FP32: 1e-2, Precision.FP16: 0.25, Precision.INT8: 0.25}
 
 # What ONNX Runtime computes on the CPU by intent, because its results are the shapes of tensors.
 SHAPE_OPERATORS: Final = frozenset(
