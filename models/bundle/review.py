@@ -31,5 +31,7 @@ class Review(Record):
 
     def decide(self, confidence: float, group: Group) -> Decision:
         """`confidence` is that of the answer, 0 to 1, and `group` the group of its class."""
-        threshold = self.groups[group].threshold
-        return "review" if threshold is None or confidence < threshold else "accept"
+        known = self.groups.get(group)
+        if known is None or known.threshold is None:
+            return "review"
+        return "accept" if confidence >= known.threshold else "review"

@@ -26,8 +26,7 @@ FOLDS: Final = 5
 # Decimals in which copies agree, from one batch to another.
 COPY: Final = 6
 CANDIDATES: Final = tuple(
-    Interpolation(own=own, group=group)
-    for own, group in product((10, 20, 50, 100, 1000), (0, 50, 200, 1000))
+    Interpolation(own=own, group=group) for own, group in product((20, 50, 100, 1000), (0, 50))
 )
 # Points by which a group's coverage may be under the target before the sets' size is looked at.
 TOLERANCE: Final = 2.0
@@ -43,6 +42,7 @@ def fit_coverage(
     note, never an exception.
     """
     rows = distinct(next(iter(ways.values())), labels)
+    copies = len(labels) - len(rows)
     ways, labels = {way: values[rows] for way, values in ways.items()}, labels[rows]
     scores = HeldOutScores(
         labels,
@@ -56,7 +56,7 @@ def fit_coverage(
         photos=len(labels),
         reach={group: 100 * share for group, share in reach.items()},
         estimates=_estimates(ways, labels, groups, chosen),
-        notes=tuple(_notes(labels, groups, reach)),
+        notes=tuple(_notes(labels, copies, groups, reach)),
     )
     return record, scores
 
@@ -158,10 +158,14 @@ def _mean(values: Doubles, weights: Doubles) -> float | None:
     return float(np.average(values, weights=weights)) if weights.sum() else None
 
 
-def _notes(labels: Labels, groups: Sequence[Group], reach: Mapping[Group, float]) -> Iterator[str]:
+def _notes(
+    labels: Labels, copies: int, groups: Sequence[Group], reach: Mapping[Group, float]
+) -> Iterator[str]:
     if not len(labels):
         yield "no held-out photo: a set is the answer alone, whatever coverage is asked for"
         return
+    if copies:
+        yield f"{copies} of {len(labels) + copies} photos are copies of others and count once"
     if missing := len(groups) - len(np.unique(labels)):
         yield f"{missing} of {len(groups)} classes have no held-out photo: their group's thresholds"
     for group, most in reach.items():
