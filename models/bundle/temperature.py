@@ -64,6 +64,7 @@ class CalibrationErrors(Record):
     off: ErrorChanges
     full: ErrorChanges
     adaptive: ErrorChanges | None = None
+    notes: tuple[str, ...] = Field((), description="which groups have too few photos to say")
 
 
 class Calibration(Record):

@@ -1,7 +1,7 @@
 """Whether answers are right as often as their confidence says."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,8 +91,23 @@ def changes_of(data: str, every: Sequence[tuple[Answers, Verdicts]]) -> Calibrat
     """The error of each way's answers at temperature 1 and as given."""
     found = {one.way: _changes(one.uncalibrated(), after) for one, after in every}
     return CalibrationErrors(
-        data=data, off=found["off"], full=found["full"], adaptive=found.get("adaptive")
+        data=data,
+        off=found["off"],
+        full=found["full"],
+        adaptive=found.get("adaptive"),
+        notes=tuple(note for one, _ in every for note in _notes(one, found[one.way])),
     )
+
+
+def _notes(answers: Answers, changes: ErrorChanges) -> Iterator[str]:
+    with_classes = {GROUPS[place]: changes.groups[GROUPS[place]] for place in set(answers.groups)}
+    every = {"overall": changes.overall} | with_classes
+    if silent := [name for name, one in every.items() if one.before is None]:
+        names = ", ".join(silent)
+        yield f"{answers.way}: fewer than {FEWEST} photos, too few for an error: {names}"
+    vague = [name for name, one in every.items() if one.before is not None and not one.enough]
+    if vague:
+        yield f"{answers.way}: too few photos to tell half the error from none: {', '.join(vague)}"
 
 
 def _changes(before: Verdicts, after: Verdicts) -> ErrorChanges:

@@ -42,7 +42,7 @@ def fit_temperatures(
             for one, at in zip(every, _unseen(held, every), strict=True)
         ],
     )
-    notes = notes_on(held, [one.answers for one in every], errors)
+    notes = notes_on(held, [one.answers for one in every])
     return calibration.model_copy(update={"errors": errors, "notes": notes})
 
 

@@ -16,6 +16,7 @@ from training.calibration.reliability import (
     bins,
     calibration_error,
     change,
+    changes_of,
     resolution,
 )
 
@@ -99,14 +100,29 @@ def test_no_answer_in_a_group_is_no_error() -> None:
 
 
 def test_the_diagram_takes_any_number_of_photos(tmp_path: Path) -> None:
-    rows = [
-        (one.way, one.uncalibrated(), one.at(np.full(len(one), 2.0)))
-        for held in (held_out(700), held_out(0))
-        for one in answers(held)
-    ]
+    every = [answers(held)[0] for held in (held_out(700), held_out(0))]
+    rows = [(one.way, one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in every]
     draw_reliability(tmp_path / "reliability.png", rows)
     with Image.open(tmp_path / "reliability.png") as image:
         colours = image.convert("RGB").getcolors(2**24)
         assert image.height > image.width / 2
         assert colours is not None
         assert len(colours) > 100
+
+
+def test_errors_say_which_groups_have_too_few_photos() -> None:
+    every = answers(held_out(250, [0.4] * 3, groups=["many"] * 7 + ["few"]))
+    found = changes_of("simulated photos", [(one, one.at(np.full(250, 0.4))) for one in every])
+    assert found.off.overall.enough
+    assert found.off.groups["many"].enough
+    assert found.off.groups["medium"].photos == 0
+    assert found.notes == (
+        "off: fewer than 100 photos, too few for an error: few",
+        "full: fewer than 100 photos, too few for an error: few",
+    )
+    sure = changes_of(
+        "simulated photos", [(one, one.uncalibrated()) for one in answers(held_out(400))]
+    )
+    assert sure.notes[-1] == (
+        "full: too few photos to tell half the error from none: overall, many, medium, few"
+    )

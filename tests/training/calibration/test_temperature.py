@@ -153,7 +153,11 @@ ODD: dict[str, tuple[np.ndarray, np.ndarray, str]] = {
     "all right": (SHARP, LABELS, "off: every answer is right"),
     "all wrong": (SHARP, (LABELS + 1) % 9, "off: every answer is wrong"),
     "huge logits": (1e6 * RANDOM, LABELS, "so few photos"),
-    "one group predicted": (RANDOM + 99.0 * (np.arange(9) < 3), LABELS, "one of group few"),
+    "one group predicted": (
+        RANDOM + 99.0 * (np.arange(9) < 3),
+        LABELS,
+        "no photos were answered with classes of group few",
+    ),
 }
 
 
