@@ -6,8 +6,25 @@ from typing import TypeVar
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from service.admission import Hold
 
 T = TypeVar("T")
+
+
+def held(request: Request, hold: Hold) -> Request:
+    """The request, its body held by `hold` as it comes: for one that does not tell its length.
+
+    Reading it raises `OverloadedError`.
+    """
+
+    async def receive() -> Message:
+        message = await request.receive()
+        hold.grow(len(message.get("body", b"")))
+        return message
+
+    return Request(request.scope, receive)
 
 
 async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:

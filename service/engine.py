@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
@@ -13,16 +11,19 @@ import numpy as np
 
 from models import UserError
 from models.bundle.classifier import Classifier
-from models.bundle.ensemble import Ensemble, Floats, combine
+from models.bundle.ensemble import Ensemble
+from models.bundle.exit import ExitRule
 from models.bundle.folder import read_manifest
-from models.bundle.images import VIEWS, ImageError, Pixels, load, views
+from models.bundle.images import VIEWS, Pixels
 from models.bundle.posterior import Doubles, Prior
-from service.admission import Admission, Hold
-from service.errors import NotReadyError, PerImageError, image_problem
+from service.decoder import Decoder
+from service.errors import NotReadyError
 from service.metrics import Metrics, by_class
-from service.scheduler import CLOSING, Scheduler
+from service.pipeline import Pipeline
+from service.runner import Infer, Runner
+from service.scheduler import BROKEN, CLOSING, Scheduler
 from service.settings import Settings
-from service.upload import Upload
+from service.work import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +36,17 @@ CLOSE_SECONDS: Final = 1
 
 @dataclass(frozen=True)
 class Opened:
-    classifier: Classifier
     scheduler: Scheduler
+    pipeline: Pipeline
 
 
 class Engine:
     """A bundle's way from `start` over ready to `drain` and `close`, and its answers between."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
+    def __init__(self, settings: Settings, rule: ExitRule | None = None) -> None:
+        """`rule` is the bundle's for adaptive ensembling.
+
+        Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
 
         Everything else that can be wrong is found by `start`.
         """
@@ -60,8 +63,11 @@ class Engine:
         self.hung = False
         self._draining_since: float | None = None
         self._opened: Opened | None = None
-        self._admission = Admission(settings.queue_views, settings.queue_bytes)
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        self._classifier: Classifier | None = None
+        self._rule = rule
+        self._decoder = Decoder(
+            settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
+        )
 
     @property
     def _view_bytes(self) -> int:
@@ -78,17 +84,31 @@ class Engine:
 
     async def _open(self) -> Opened:
         settings = self.settings
-        # Not in the event loop's own threads, for which it would wait without a limit at its end.
-        classifier = await asyncio.get_running_loop().run_in_executor(
-            self._decoders,
-            lambda: Classifier.open(settings.bundle, settings.device),
+        runner = Runner(self._load, [self._blank(count) for count in self._warm_sizes()])
+        # Also this, in the runner's thread: the event loop waits for its own ones without a limit.
+        await runner.open()
+        scheduler = Scheduler(runner, settings.batch_views, self.metrics)
+        scheduler.start()
+        pipeline = Pipeline(
+            settings,
+            self._view_bytes,
+            self._decoder,
+            scheduler,
+            runner.pace,
+            self.metrics,
+            self._rule,
         )
-        session = classifier.session
-        scheduler = Scheduler(
-            lambda pixels: session.run(pixels).logits, settings.batch_views, self.metrics
-        )
-        await scheduler.start([self._blank(count) for count in (1, VIEWS, settings.batch_views)])
-        return Opened(classifier, scheduler)
+        return Opened(scheduler, pipeline)
+
+    def _load(self) -> Infer:
+        classifier = Classifier.open(self.settings.bundle, self.settings.device)
+        self._classifier = classifier
+        return lambda pixels: classifier.session.run(pixels).logits
+
+    def _warm_sizes(self) -> Sequence[int]:
+        """Every size that a GPU runs; on the CPU, which runs any, three to tell the pace by."""
+        largest, batches = self.settings.batch_views, self.settings.device.batches
+        return batches.sizes if batches is not None else sorted({1, min(VIEWS, largest), largest})
 
     def _blank(self, count: int) -> Pixels:
         size = self.manifest.preprocessing.size
@@ -118,7 +138,7 @@ class Engine:
                 self.settings.drain_seconds,
             )
         else:
-            self._decoders.shutdown(cancel_futures=True)
+            self._decoder.close()
 
     def _seconds_to_close(self) -> float:
         assert self._draining_since is not None
@@ -133,7 +153,7 @@ class Engine:
         if self._opened is None:
             return STARTING
         if self._opened.scheduler.broken:
-            return "the device fails even on a blank image: see the log, and restart the service"
+            return BROKEN
         if self._opened.scheduler.stalled(self.settings.stall_seconds):
             return f"no batch has been finished for {self.settings.stall_seconds:g} seconds"
         return None
@@ -150,65 +170,24 @@ class Engine:
             raise NotReadyError(STARTING)
         return self._opened
 
-    def probabilities(self, logits: Floats, ensemble: Ensemble, prior: Prior) -> Doubles:
-        """[C] of one image's combined logits [C]."""
-        row: Doubles = self.opened.classifier.probabilities(logits[None], ensemble, prior)[0]
+    @property
+    def classifier(self) -> Classifier:
+        """Raises `NotReadyError` while starting."""
+        if self._classifier is None:
+            raise NotReadyError(STARTING)
+        return self._classifier
+
+    def probabilities(self, answer: Answer, prior: Prior) -> Doubles:
+        """[C] of one image's answer."""
+        ensemble = Ensemble.OFF if answer.views == 1 else Ensemble.FULL
+        row: Doubles = self.classifier.probabilities(answer.logits[None], ensemble, prior)[0]
         return row
-
-    @contextmanager
-    def hold_body(self, size: int) -> Iterator[Hold]:
-        """Hold the `size` bytes of a body that is about to be read; raises `OverloadedError`."""
-        with self._admission.hold() as hold:
-            hold.resize(0, size, self.opened.scheduler.seconds_per_view)
-            yield hold
-
-    async def logits(
-        self, uploads: Sequence[Upload], ensemble: Ensemble, hold: Hold
-    ) -> list[Floats | PerImageError]:
-        """For each image its combined logits, float32 [C], or why there are none.
-
-        `hold` is made to hold the images and their views instead of the body. Raises
-        `OverloadedError`, before anything is decoded.
-        """
-        count = len(uploads) * ensemble.views
-        size = sum(len(upload.data) for upload in uploads) + count * self._view_bytes
-        hold.resize(count, size, self.opened.scheduler.seconds_per_view)
-        return await asyncio.gather(
-            *(self._image_logits(upload.data, ensemble) for upload in uploads)
-        )
-
-    async def _image_logits(self, data: bytes, ensemble: Ensemble) -> Floats | PerImageError:
-        try:
-            rows = await self.opened.scheduler.logits(await self._decode(data, ensemble.views))
-        except PerImageError as problem:
-            self.metrics.rejected(problem.reason)
-            return problem
-        self.metrics.views_used.observe(len(rows))
-        combined: Floats = combine(rows, len(rows))[0]
-        return combined
-
-    async def _decode(self, data: bytes, count: int) -> Pixels:
-        preprocessing, max_pixels = self.manifest.preprocessing, self.settings.max_pixels
-
-        def decoded() -> Pixels:
-            return views(load(data, preprocessing, max_pixels), preprocessing.size, count)
-
-        with self.metrics.stage("decode"):
-            try:
-                return await asyncio.get_running_loop().run_in_executor(self._decoders, decoded)
-            except ImageError as error:
-                raise image_problem(error) from error
 
 
 def _check_limits(settings: Settings, view_bytes: int) -> None:
     """What the limits allow one by one must be possible together."""
     count = settings.max_images * VIEWS
     size = settings.max_body_bytes + count * view_bytes
-    if settings.batch_views < VIEWS:
-        raise UserError(
-            f"batch_views is {settings.batch_views}, and an image has {VIEWS} views: set it to "
-            f"{VIEWS} or more"
-        )
     if settings.queue_views < count:
         raise UserError(
             f"queue_views is {settings.queue_views}, and a request of max_images="

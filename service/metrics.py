@@ -9,11 +9,16 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.images import VIEWS
 from models.bundle.manifest import Manifest
 from models.bundle.posterior import Prior, log_prior
 from models.bundle.record import GROUPS, Group
-from service.errors import REASONS
+from service.errors import LATE, REASONS, Late
+
+Rebuild = Literal["ready", "failed"]
+REBUILDS: Final[tuple[Rebuild, ...]] = ("ready", "failed")
+PASSES: Final = ("first", "second")
 
 Stage = Literal["read", "decode", "queue", "infer", "post"]
 STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "queue", "infer", "post")
@@ -59,10 +64,11 @@ class Metrics:
             buckets=CONFIDENCES,
             registry=registry,
         )
-        self.views_used = Histogram(
+        self._views_used = Histogram(
             "taillift_views_used",
             "Views that an image's answer took",
-            buckets=(1, VIEWS),
+            ["ensemble"],
+            buckets=range(1, VIEWS + 1),
             registry=registry,
         )
         self._stages = Histogram(
@@ -78,6 +84,29 @@ class Metrics:
         self.queue_views = Gauge(
             "taillift_queue_views", "Views that wait for the device", registry=registry
         )
+        self._pass_views = Counter(
+            "taillift_pass_views",
+            "Views that the device was given, of an image's first pass or of a later one",
+            ["pass"],
+            registry=registry,
+        )
+        self.predicted_wait = Gauge(
+            "taillift_predicted_wait_seconds",
+            "Seconds until an image that came now would be answered",
+            registry=registry,
+        )
+        self._deadlines = Counter(
+            "taillift_deadline_drops",
+            "Requests given up because of their deadline, by where they were",
+            ["stage"],
+            registry=registry,
+        )
+        self._rebuilds = Counter(
+            "taillift_session_rebuilds",
+            "Times that the model was loaded again after the device had failed",
+            ["outcome"],
+            registry=registry,
+        )
         self._rejections = Counter(
             "taillift_rejections",
             "Requests and images that were not answered",
@@ -92,6 +121,14 @@ class Metrics:
             self._stages.labels(stage)
         for reason in REASONS:
             self._rejections.labels(reason)
+        for ensemble in Ensemble:
+            self._views_used.labels(ensemble)
+        for name in PASSES:
+            self._pass_views.labels(name)
+        for late in LATE:
+            self._deadlines.labels(late)
+        for outcome in REBUILDS:
+            self._rebuilds.labels(outcome)
         if self._by_class:
             for info in self._manifest.classes:
                 self._class_predictions.labels(info.label, info.group)
@@ -137,6 +174,21 @@ class Metrics:
         self._confidence.labels(group).observe(confidence)
         if self._by_class:
             self._class_predictions.labels(label, group).inc()
+
+    def used(self, views: int, ensemble: Ensemble) -> None:
+        """Count one image's answer and the views that it took."""
+        self._views_used.labels(ensemble).observe(views)
+
+    def passed(self, number: int, views: int) -> None:
+        """Count views of an image's pass `number`, from 1, as they go to the device."""
+        self._pass_views.labels(PASSES[min(number, len(PASSES)) - 1]).inc(views)
+
+    def missed(self, stage: Late) -> None:
+        """Count a request whose deadline passed, or could not be met."""
+        self._deadlines.labels(stage).inc()
+
+    def rebuilt(self, outcome: Rebuild) -> None:
+        self._rebuilds.labels(outcome).inc()
 
     def rejected(self, reason: str) -> None:
         """Count what was not answered; `reason` is one of `errors.REASONS`."""

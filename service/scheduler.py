@@ -3,183 +3,262 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 
 from models.bundle.ensemble import Floats
+from models.bundle.exit import ExitRule
 from models.bundle.images import Pixels
+from service.deadline import Deadline
 from service.errors import InferenceError, NotReadyError
 from service.metrics import Metrics
+from service.runner import Runner
+from service.waiting import Waiting
+from service.work import Answer, Piece, Work, judge
 
 logger = logging.getLogger(__name__)
 
-# Weight of the newest batch in the running mean of seconds per view.
-NEWEST: Final = 0.2
-
 CLOSING: Final = "the service is shutting down"
+BROKEN: Final = "the device fails even on a blank image: the model is loaded again"
 
+# Seconds before the model is loaded again after it could not be, doubled each time.
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 30.0
 
-@dataclass(eq=False)
-class Work:
-    """One image's views, uint8 [V, S, S, 3], and the promise of their logits, float32 [V, C]."""
-
-    views: Pixels
-    answer: asyncio.Future[Floats]
-    since: float = field(default_factory=perf_counter)
+# An image on which alone the device broke so often may be what breaks it.
+TRIES: Final = 2
 
 
 class Scheduler:
-    """Runs `infer` (views [N, S, S, 3] to logits [N, C]) in a thread of its own.
+    """Feeds `runner` batches of at most `batch_views` views.
 
     Work-conserving and without a timer: while the device is busy views gather, and when it is
-    free it takes all of them, up to a batch. A lone image waits for nobody.
+    free it takes all of them, up to a batch, in the order of `Waiting`. A lone image waits for
+    nobody. An image's views may be split over batches.
     """
 
-    def __init__(
-        self, infer: Callable[[Pixels], Floats], batch_views: int, metrics: Metrics
-    ) -> None:
-        self._infer = infer
+    def __init__(self, runner: Runner, batch_views: int, metrics: Metrics) -> None:
+        self._runner = runner
         self._batch_views = batch_views
         self._metrics = metrics
-        self._device = ThreadPoolExecutor(1, "device")
-        self._queue: deque[Work] = deque()
+        self._waiting = Waiting()
         self._arrival = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._busy_since: float | None = None
-        self._blank: Sequence[Pixels] = []
+        self._due_since: float | None = None
+        self._refusing = False
         self.broken = False
-        self.seconds_per_view = 0.0
 
-    async def start(self, warm: Sequence[Pixels]) -> None:
-        """Run each of `warm`, the last one to be measured, too; then take work.
-
-        The first of them tells later, when an image fails, whether the device does: `broken`.
-        """
-        self._blank = warm[:1]
-        for views in warm:
-            _, seconds = await self._timed([views])
-            self.seconds_per_view = seconds / len(views)
+    def start(self) -> None:
+        """Take work from now on; the runner is open."""
         self._loop = asyncio.create_task(self._work())
 
     async def close(self) -> None:
         """Finish what is queued, then stop; cancelled, it leaves the device to itself."""
-        self._closing = True
+        self._closing.set()
         self._arrival.set()
         if self._loop is not None:
             await self._loop
-        self._device.shutdown()
+        self._runner.close()
 
     def stalled(self, seconds: float) -> bool:
-        """Whether nothing moves: a batch has run for `seconds`, or nobody takes any."""
+        """Whether work is due and none has been finished for `seconds`, or nobody takes any."""
         if self._loop is None or self._loop.done():
             return True
-        return self._busy_since is not None and perf_counter() - self._busy_since > seconds
+        return self._due_since is not None and perf_counter() - self._due_since > seconds
 
-    async def logits(self, views: Pixels) -> Floats:
-        """float32 [V, C] of one image's views, uint8 [V, S, S, 3], V no more than a batch.
+    async def answer(
+        self, views: Pixels, deadline: Deadline, owner: Hashable, rule: ExitRule | None = None
+    ) -> Answer:
+        """The mean logits of one image's views, uint8 [V, S, S, 3], or of as many as `rule` wants.
 
-        Raises `InferenceError` where the model fails on them, `NotReadyError` after `close` and
-        `ValueError` where they are more than a batch. Cancelling drops the work.
+        Raises `InferenceError` where the model fails on them, `DeadlineError` and, after `close`
+        and while the model cannot be loaded, `NotReadyError`. Cancelling drops the work.
         """
-        if len(views) > self._batch_views:
-            raise ValueError(f"{len(views)} views are more than a batch of {self._batch_views}")
-        if self._closing:
+        if self._closing.is_set():
             raise NotReadyError(CLOSING)
-        work = Work(views, asyncio.get_running_loop().create_future())
-        self._queue.append(work)
-        self._metrics.queue_views.inc(len(views))
+        if self._refusing:
+            raise NotReadyError(BROKEN)
+        promise: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        work = Work(views, promise, deadline, owner, rule)
+        self._waiting.add(work)
+        self._metrics.queue_views.inc(work.due)
+        if self._due_since is None:
+            self._due_since = perf_counter()
         self._arrival.set()
-        return await work.answer
+        try:
+            async with asyncio.timeout(deadline.left):
+                return await promise
+        except TimeoutError:
+            raise deadline.missed("infer" if work.taken > work.seen else "queue") from None
+        finally:
+            if self._waiting.discard(work):
+                self._metrics.queue_views.dec(work.due)
 
     async def _work(self) -> None:
-        while self._queue or not self._closing:
-            if not self._queue:
+        while self._waiting or not self._closing.is_set():
+            if not self._waiting:
+                self._due_since = None
                 self._arrival.clear()
                 await self._arrival.wait()
-            batch = self._take()
+            batch: list[Piece] = []
             try:
+                self._take(batch)
                 await self._answer(batch)
             except Exception:
                 logger.exception("a batch of %d images was lost", len(batch))
-                _fail(batch)
+                for piece in batch:
+                    self._drop(piece.work, _failed())
+                # Whatever it was, it may come again at once, and the others must have their turn.
+                await asyncio.sleep(0)
+            self._due_since = perf_counter()
 
-    def _take(self) -> list[Work]:
-        """All that waits and is still wanted, up to a batch."""
-        batch: list[Work] = []
-        room = self._batch_views
-        while self._queue and len(self._queue[0].views) <= room:
-            work = self._queue.popleft()
-            self._metrics.queue_views.dec(len(work.views))
-            if not work.answer.done():
-                batch.append(work)
-                room -= len(work.views)
-                self._metrics.took("queue", perf_counter() - work.since)
-        return batch
+    def _take(self, batch: list[Piece]) -> None:
+        """Add to `batch` what is first and still wanted, as much as fits and is in time.
 
-    async def _answer(self, batch: Sequence[Work]) -> None:
-        """A batch that fails is run again image by image, so that only the culprit fails."""
+        The first image is judged by the clock alone, so that a wrong prediction cannot stop
+        everything; it also keeps others out that would make it late.
+        """
+        room, now, earliest = self._batch_views, perf_counter(), float("inf")
+        while self._waiting and room:
+            work = self._waiting.first()
+            count = min(work.due, room)
+            end = now + self._runner.pace.seconds(self._batch_views - room + count)
+            if batch and end > earliest and work.deadline.at > now:
+                break
+            self._waiting.pop()
+            self._metrics.queue_views.dec(work.due)
+            if not work.wanted:
+                continue
+            if work.deadline.at <= (end if batch else now):
+                work.fail(work.deadline.missed("queue"))
+                continue
+            batch.append(self._begin(work, count))
+            room -= count
+            earliest = min(earliest, work.deadline.at)
+
+    def _begin(self, work: Work, count: int) -> Piece:
+        if work.taken == 0:
+            self._metrics.took("queue", perf_counter() - work.since)
+        self._metrics.passed(work.passes, count)
+        piece = work.take(count)
+        if work.due:
+            self._waiting.put_back(work)
+            self._metrics.queue_views.inc(work.due)
+        return piece
+
+    async def _answer(self, batch: Sequence[Piece]) -> None:
         if not batch:
             return
         try:
-            logits = await self._run([work.views for work in batch])
-        except Exception:
-            if len(batch) > 1:
-                for work in batch:
-                    await self._answer([work] if not work.answer.done() else [])
-                return
-            logger.exception("the model failed on an image")
-            _fail(batch)
-            await self._probe()
-            return
-        self.broken = False
-        ends = np.cumsum([len(work.views) for work in batch])
-        for work, rows in zip(batch, np.split(logits, ends[:-1]), strict=True):
-            if not work.answer.done():
-                work.answer.set_result(rows)
+            rows = await self._run(batch)
+        except Exception as error:
+            await self._find_culprit(batch, error)
+        else:
+            self._deliver(batch, rows)
 
-    async def _probe(self) -> None:
-        """Find out whether an image failed or the device does, by what it was warmed with."""
-        if self.broken:
-            return
+    async def _run(self, batch: Sequence[Piece]) -> Floats:
         try:
-            for views in self._blank:
-                await self._timed([views])
-        except Exception:
-            logger.exception("the device fails on a blank image, too")
-            self.broken = True
-
-    async def _run(self, parts: Sequence[Pixels]) -> Floats:
-        count = sum(map(len, parts))
-        logits, seconds = await self._timed(parts)
-        self.seconds_per_view += NEWEST * (seconds / count - self.seconds_per_view)
+            logits, seconds = await self._runner.run([piece.views for piece in batch])
+        finally:
+            self._due_since = perf_counter()
         self._metrics.took("infer", seconds)
-        self._metrics.batch_views.observe(count)
+        self._metrics.batch_views.observe(len(logits))
         return logits
 
-    async def _timed(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
-        """Logits of all parts, and the seconds that they took; raises whatever `infer` does."""
-        start = self._busy_since = perf_counter()
-        loop = asyncio.get_running_loop()
+    def _deliver(self, batch: Sequence[Piece], rows: Floats) -> None:
+        ends = np.cumsum([len(piece) for piece in batch])
+        for piece, part in zip(batch, np.split(rows, ends[:-1]), strict=True):
+            piece.work.rows.append(part)
+        reached = [piece.work for piece in batch if piece.work.seen == piece.work.goal]
+        judge([work for work in reached if work.wanted])
+        for work in reached:
+            if work.wanted:
+                self._waiting.add_begun(work)
+                self._metrics.queue_views.inc(work.due)
+
+    async def _find_culprit(self, batch: Sequence[Piece], error: Exception) -> None:
+        """Run a failed batch again image by image, so that only the culprit fails."""
+        rest = deque(batch)
+        while rest:
+            piece = rest.popleft()
+            if not piece.work.wanted:
+                continue
+            try:
+                if len(batch) == 1:
+                    raise error
+                rows = await self._run([piece])
+            except Exception:
+                logger.exception("the model failed on an image")
+                if not await self._runner.sound():
+                    self._put_back([piece, *rest])
+                    await self._reload()
+                    return
+                self._drop(piece.work, _failed())
+            else:
+                self._deliver([piece], rows)
+
+    def _put_back(self, pieces: Sequence[Piece]) -> None:
+        """Have the images wait again, ahead of all; the first is the one that broke the device."""
+        culprit = pieces[0].work
+        culprit.tries += 1
+        if culprit.tries == TRIES:
+            self._drop(culprit, _failed())
+        for piece in reversed(pieces):
+            if piece.work.wanted:
+                self._unqueue(piece.work)
+                piece.work.untake(len(piece))
+                self._waiting.put_back(piece.work)
+                self._metrics.queue_views.inc(piece.work.due)
+
+    def _drop(self, work: Work, error: Exception) -> None:
+        self._unqueue(work)
+        work.fail(error)
+
+    def _unqueue(self, work: Work) -> None:
+        if self._waiting.discard(work):
+            self._metrics.queue_views.dec(work.due)
+
+    async def _reload(self) -> None:
+        """Load the model again, with pauses, until it runs or the service closes.
+
+        What waits is answered afterwards; where the first try fails, it is refused instead.
+        """
+        self.broken = True
+        pause = FIRST_PAUSE
+        while not await self._opened():
+            self._refusing = True
+            self._refuse(CLOSING if self._closing.is_set() else BROKEN)
+            if await self._closed_within(pause):
+                return
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self.broken = self._refusing = False
+
+    async def _opened(self) -> bool:
         try:
-            logits = await loop.run_in_executor(
-                self._device, lambda: self._infer(np.concatenate(parts))
-            )
-        finally:
-            self._busy_since = None
-        if len(logits) != sum(map(len, parts)) or not np.isfinite(logits).all():
-            raise ValueError("the model did not give one row of finite logits for each view")
-        return logits, perf_counter() - start
+            await self._runner.open()
+        except Exception:
+            logger.exception("the model cannot be loaded again")
+            self._metrics.rebuilt("failed")
+            return False
+        self._metrics.rebuilt("ready")
+        return True
+
+    async def _closed_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._closing.wait()
+        except TimeoutError:
+            return False
+
+    def _refuse(self, why: str) -> None:
+        for work in self._waiting.clear():
+            self._metrics.queue_views.dec(work.due)
+            work.fail(NotReadyError(why))
 
 
-def _fail(batch: Sequence[Work]) -> None:
-    for work in batch:
-        if not work.answer.done():
-            work.answer.set_exception(
-                InferenceError("the model failed on this image; the others are not affected")
-            )
+def _failed() -> InferenceError:
+    return InferenceError("the model failed on this image; the others are not affected")
