@@ -1,0 +1,52 @@
+"""How long work takes, from how long work took."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+# Weight of the newest measurement in a running mean.
+NEWEST: Final = 0.2
+
+
+class Running:
+    """A running mean, in which older values fade."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def update(self, value: float) -> None:
+        self.value += NEWEST * (value - self.value)
+
+
+class Pace:
+    """The line `seconds = slope * count + base`, times what the newest work took of that.
+
+    Two warm batches or more give the line. Serving, where batches of one size may follow each
+    other for hours, could not tell slope from base: it moves only the factor, which holds for
+    whatever makes everything slower or faster.
+    """
+
+    def __init__(self, slope: float = 0.0, base: float = 0.0) -> None:
+        self.slope = slope
+        self.base = base
+        self._factor = Running(1.0)
+
+    def fit(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
+        """The line with the least squares of relative errors, neither part of it negative."""
+        sizes, times = np.asarray(counts, np.float64), np.asarray(seconds, np.float64)
+        design = np.stack([sizes, np.ones_like(sizes)], 1) / times[:, None]
+        slope, base = np.linalg.lstsq(design, np.ones_like(times), rcond=None)[0]
+        if base < 0 or slope <= 0 or len(set(counts)) < 2:
+            slope, base = float((times / sizes).mean()), 0.0
+        self.slope, self.base = float(slope), float(base)
+        self._factor = Running(1.0)
+
+    def update(self, count: int, seconds: float) -> None:
+        if (line := self.slope * count + self.base) > 0:
+            self._factor.update(seconds / line)
+
+    def seconds(self, count: float, batch: float = float("inf")) -> float:
+        """Of `count`, in batches of `batch` at most; 0 of nothing."""
+        batches = max(1.0, count / batch) if count > 0 else 0.0
+        return self._factor.value * (self.slope * count + self.base * batches)
