@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 LEVEL: Final = 0.95
 GRID: Final = 64
-STEPS: Final = 40
 
 Losses = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -45,10 +44,10 @@ def upper_bound(losses: Losses, weights: Weights, level: float = LEVEL) -> float
         product over photos of 1 + s (t - weight * loss)
 
     has expectation at most 1 if the mean of the expectations is t or more, whatever each of them is
-    (means of products: the geometric mean is no more than the arithmetic). The stake is the best
-    one if nothing is lost: 2 ln(1 / (1 - level)) / (N t), and no more than cannot ruin. With no
-    photo changed this is the exact binomial bound, 1 - (1 - level)^(1/N), and with many photos
-    sqrt(2 ln(1 / (1 - level)) * mean squared loss / N) over the estimate.
+    (the geometric mean is no more than the arithmetic). The stake is the most that cannot ruin or,
+    with many photos, the best if nothing is lost, 2 ln(1 / (1 - level)) / (N t). So the bound is
+    the exact binomial one, 1 - (1 - level)^(1/N), where all weights are 1 and no answer changed,
+    and sqrt(2 ln(1 / (1 - level)) * mean squared loss / N) where as many are won as lost.
     """
     if not len(losses):
         return 1.0
@@ -70,8 +69,8 @@ def _log_wealth(
 ) -> Weights:
     """Over what rejects each of the candidates [T]; 0 or more is rejected."""
     needed = -np.log1p(-level)
-    room = np.maximum(heaviest - candidates, 1e-12)
-    stake = np.minimum(1 / room, 2 * needed / (counts.sum() * candidates))
+    share = np.minimum(1, 2 * needed * heaviest / (counts.sum() * candidates))
+    stake = share / np.maximum(heaviest - candidates, 1e-12)
     factors = 1 + stake[:, None] * (candidates[:, None] - gains)
     logs: Weights = np.log(np.maximum(factors, 1e-300)) @ counts - needed
     return logs
