@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.responses import RedirectResponse
-from fastapi_offline import FastAPIOffline
 from prometheus_client.exposition import choose_encoder
 
 from models.bundle.posterior import Doubles
@@ -31,15 +30,18 @@ from service.answers import (
     model_summary,
 )
 from service.client import while_connected
-from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, problems
+from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from service.engine import Engine
 from service.errors import NoImageError, PerImageError
 from service.handlers import add_handlers
+from service.keys import Keys, require_key
 from service.upload import Upload, body_bytes, read_uploads
 
 Result = TypeVar("Result")
 
+# What needs an API key where there are any, and what never does.
 router = APIRouter()
+open_router = APIRouter()
 
 
 async def _engine(request: Request) -> Engine:
@@ -138,20 +140,20 @@ async def model(engine: Service) -> ModelSummary:
     return model_summary(engine.manifest, engine.settings.device)
 
 
-@router.get("/healthz")
+@open_router.get("/healthz")
 async def healthz() -> Status:
     """Tell that the process is alive."""
     return Status(status="alive")
 
 
-@router.get("/readyz", responses=problems(503))
+@open_router.get("/readyz", responses=problems(503))
 async def readyz(engine: Service) -> Status:
     """Tell whether images can be sent: the bundle is checked and warm, and batches progress."""
     engine.require_ready()
     return Status(status="ready")
 
 
-@router.get(
+@open_router.get(
     "/metrics",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
@@ -162,13 +164,17 @@ async def metrics(request: Request, engine: Service) -> Response:
     return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
 
 
-@router.get("/", include_in_schema=False)
+@open_router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
     return RedirectResponse("docs")
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The service of `engine`, which starts and ends with it."""
+    """The service of `engine`, which starts and ends with it.
+
+    Raises `UserError` where the API keys cannot be read.
+    """
+    keys = Keys.of(engine.settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -179,9 +185,8 @@ def create_app(engine: Engine) -> FastAPI:
         finally:
             await engine.close(start)
 
-    # The documentation page works without the internet, where FastAPI's own would not.
-    app = FastAPIOffline(
-        docs_url="/docs",
+    app = FastAPI(
+        docs_url=None,
         redoc_url=None,
         title="taillift",
         version=engine.manifest.taillift_version,
@@ -189,6 +194,12 @@ def create_app(engine: Engine) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.engine = engine
-    app.include_router(router)
+    app.state.keys = keys
+    if keys.needed:
+        app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))
+    else:
+        app.include_router(router)
+    app.include_router(open_router)
+    add_docs(app)
     add_handlers(app, engine.metrics)
     return app

@@ -52,6 +52,24 @@ class MalformedError(ServiceError):
     status, reason, title = 400, "malformed", "The request is malformed"
 
 
+class UnauthorisedError(ServiceError):
+    status, reason, title = 401, "unauthorised", "An API key is needed"
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
+
+
+class HeaderTimeoutError(ServiceError):
+    status, reason, title = 408, "header_timeout", "The request's headers took too long"
+
+
+class HeadersTooLargeError(ServiceError):
+    status, reason, title = 431, "headers_too_large", "The request's headers are too large"
+
+
+class TooManyConnectionsError(ServiceError):
+    status, reason, title = 429, "too_many_connections", "Too many connections are open"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
 class BodyTimeoutError(ServiceError):
     status, reason, title = 408, "body_timeout", "The request's body took too long"
 
@@ -144,6 +162,10 @@ REASONS: Final = (
         problem.reason
         for problem in (
             MalformedError,
+            UnauthorisedError,
+            HeaderTimeoutError,
+            HeadersTooLargeError,
+            TooManyConnectionsError,
             BodyTimeoutError,
             BodyTooLargeError,
             OverloadedError,

@@ -1,16 +1,21 @@
 """The process: a socket, a signal, an exit status."""
 
+import asyncio
 import os
 import signal
 import socket
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from prometheus_client import disable_created_metrics
 
 from models import UserError
 from service.app import create_app
+from service.connection import Connection
 from service.engine import Engine
+from service.headers import SecurityHeaders
 from service.settings import Settings
 
 
@@ -18,10 +23,11 @@ class Server(uvicorn.Server):
     """Not ready from the first signal on, and at an end where the engine cannot start."""
 
     def __init__(self, engine: Engine) -> None:
+        connection = partial(Connection, engine.settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                create_app(engine),
-                http="httptools",
+                SecurityHeaders(create_app(engine)),
+                http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
                 log_level="warning",
@@ -45,10 +51,12 @@ def serve(settings: Settings) -> None:
 
     Where the device hangs, the process ends with 1 after `drain_seconds`.
 
-    Raises `UserError` where the bundle, the provider, the address or the settings are wrong.
+    Raises `UserError` where the bundle, the provider, the address, the API keys or the settings
+    are wrong.
     """
     disable_created_metrics()  # type: ignore[no-untyped-call]
     engine = Engine(settings)
+    server = Server(engine)
     listener = listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -57,7 +65,7 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     try:
-        Server(engine).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         if engine.hung:
             # An orderly end would wait for the thread that hangs.

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import UserError
@@ -48,6 +48,24 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         default_factory=cores, ge=1, description="Images that are decoded at the same time."
     )
+    keys: SecretStr | None = Field(
+        None, description="API keys, separated by commas; none, here and in a file: no key needed."
+    )
+    keys_file: Path | None = Field(
+        None, description="File with an API key and perhaps a name on each line; may be changed."
+    )
+    max_connections: int = Field(
+        800, ge=1, description="Open connections beyond which one more is refused (429)."
+    )
+    max_header_bytes: int = Field(
+        32 * 2**10, ge=1, description="Bytes of headers beyond which a request is refused (431)."
+    )
+    max_headers: int = Field(
+        100, ge=1, description="Headers beyond which a request is refused (431)."
+    )
+    header_seconds: float = Field(
+        10, gt=0, description="Seconds to send the headers, after which it is refused (408)."
+    )
     max_body_bytes: int = Field(
         32 * 2**20, ge=1, description="Bytes of a body beyond which a request is refused (413)."
     )
@@ -57,6 +75,15 @@ class Settings(BaseSettings):
     max_images: int = Field(64, ge=1, description="Images beyond which a request is refused (400).")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Pixels beyond which an image is refused (413)."
+    )
+    decode_pixels: int = Field(
+        2 * MAX_PIXELS, ge=1, description="Pixels that are decoded at the same time."
+    )
+    answer_seconds: float = Field(
+        60,
+        gt=0,
+        description="Seconds to answer a request, after which it is given up (408); the header "
+        "X-Request-Timeout allows fewer.",
     )
     batch_views: int = Field(40, ge=1, description="Views that the device is given at once.")
     queue_views: int = Field(
@@ -80,7 +107,8 @@ class Settings(BaseSettings):
     @property
     def device(self) -> "Device":
         """Raises `UserError` where the settings of the device do not fit together."""
-        from models.bundle.device import Device, Precision, Provider
+        from models.bundle.device import Device, Provider
+        from models.bundle.precision import Precision
 
         return Device(
             provider=Provider(self.provider),

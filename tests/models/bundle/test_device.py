@@ -9,11 +9,11 @@ from models import UserError
 from models.bundle.device import (
     EXECUTION_PROVIDERS,
     Device,
-    Precision,
     Provider,
     execution_providers,
     misplaced,
 )
+from models.bundle.precision import Precision
 
 CPU, CUDA = EXECUTION_PROVIDERS[Provider.CPU], EXECUTION_PROVIDERS[Provider.CUDA]
 TENSORRT = EXECUTION_PROVIDERS[Provider.TENSORRT]
