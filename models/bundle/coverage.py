@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.bundle.ensemble import Floats
 from models.bundle.record import GROUPS, Group, Record
+from models.bundle.temperature import Way
 
 LEAST: Final = 0.5
 MOST: Final = 0.99
@@ -64,7 +65,7 @@ class PredictionSets(Record):
     reach: dict[Group, float] = Field(
         description="per cent: the highest coverage that a group's own photos can support"
     )
-    estimates: dict[str, tuple[CoverageScores, ...]] = Field(
+    estimates: dict[Way, tuple[CoverageScores, ...]] = Field(
         {}, description="by cross-validation, for each way to answer"
     )
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")

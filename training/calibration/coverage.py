@@ -20,6 +20,7 @@ from models.bundle.coverage import (
 )
 from models.bundle.record import GROUPS, Group
 from models.bundle.scores import HeldOutScores
+from models.bundle.temperature import Way
 
 TARGETS: Final = (0.8, 0.9, 0.95)
 FOLDS: Final = 5
@@ -33,7 +34,7 @@ TOLERANCE: Final = 2.0
 
 
 def fit_coverage(
-    ways: Mapping[str, Doubles], labels: Labels, groups: Sequence[Group]
+    ways: Mapping[Way, Doubles], labels: Labels, groups: Sequence[Group]
 ) -> tuple[PredictionSets, HeldOutScores]:
     """What to write into a bundle, from the probabilities [N, C] of each way to answer.
 
@@ -94,11 +95,11 @@ def measure_coverage(
 
 
 def _estimates(
-    ways: Mapping[str, Doubles],
+    ways: Mapping[Way, Doubles],
     labels: Labels,
     groups: Sequence[Group],
     interpolation: Interpolation,
-) -> dict[str, tuple[CoverageScores, ...]]:
+) -> dict[Way, tuple[CoverageScores, ...]]:
     """By cross-validation: sets of photos that had no part in their thresholds."""
     return {
         way: _cross_validated(probabilities, labels, groups, interpolation)
@@ -123,7 +124,7 @@ def _cross_validated(
     )
 
 
-def _cost(estimates: Mapping[str, Sequence[CoverageScores]]) -> tuple[float, float]:
+def _cost(estimates: Mapping[Way, Sequence[CoverageScores]]) -> tuple[float, float]:
     """Points under the target that exceed the tolerance first, then labels a set."""
     every = [one for scores in estimates.values() for one in scores]
     short = sum(_shortfall(one) for one in every)
