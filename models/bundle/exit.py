@@ -1,5 +1,7 @@
 """When an image needs no more views."""
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from models.bundle.record import Group, Record
 
 Booleans = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+Fill = Callable[[Counts, int, int], None]
 
 
 class Stages(Record):
@@ -80,13 +83,19 @@ def lead(logits: Floats) -> Floats:
     return ahead
 
 
-def apply(rule: Stages, view_logits: Floats) -> tuple[Floats, Counts]:
-    """The combined logits, float32 [N, C], and views taken, int64 [N], of logits [N, 5, C]."""
+def apply(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> tuple[Floats, Counts]:
+    """The combined logits, float32 [N, C], and views taken, int64 [N], of logits [N, 5, C].
+
+    With `fill`, `view_logits` may start empty: `fill(rows, first, last)` is called to write views
+    `first` to `last` (not included) of the images at `rows`, once they turn out to be needed.
+    """
     count, _, classes = view_logits.shape
     combined = np.empty((count, classes), np.float32)
     taken = np.zeros(count, np.int64)
-    for views in rule.stages:
+    for before, views in pairwise((0, *rule.stages)):
         left = np.flatnonzero(taken == 0)
+        if fill and len(left):
+            fill(left, before, views)
         logits = combine(view_logits[left, :views].reshape(-1, classes), views)
         stopped = rule.stops(logits, views)
         combined[left[stopped]] = logits[stopped]
