@@ -62,6 +62,10 @@ class Session:
         ]
         return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
+    def placement(self) -> list[tuple[str, str]]:
+        """(provider, operator) of every node."""
+        return placement(self._graph)
+
     def _run_padded(self, pixels: Pixels, batches: BatchSizes) -> Outputs:
         assert self._bound is not None
         count = len(pixels)
