@@ -14,10 +14,10 @@ from training.calibration.answers import Answers, effective
 # Logarithms of temperatures, from 1/12 to 12: where losses are computed, and where compared.
 GRID: Final = np.linspace(-2.5, 2.5, 41)
 FINE: Final = np.linspace(-2.5, 2.5, 2001)
-# Prior standard deviation of log T, around 0: which only counts where photos say next to nothing.
+# Prior standard deviation of log T, around 0; it only counts where photos say next to nothing.
 WIDE: Final = 1.0
-# How far log T of one kind of answer is expected from all answers', before any photo: a fifth.
-USUAL_SPREAD: Final = 0.2
+# How far log T of one kind of answer is expected from all answers', before any photo: a tenth.
+USUAL_SPREAD: Final = 0.1
 ROUNDS: Final = 200
 AT_ONCE: Final = 2**22
 
