@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
@@ -29,7 +29,8 @@ from service.answers import (
     model_id,
     model_summary,
 )
-from service.client import while_connected
+from service.client import held, while_connected
+from service.deadline import Deadline
 from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from service.engine import Engine
 from service.errors import NoImageError, PerImageError
@@ -52,19 +53,38 @@ async def _engine(request: Request) -> Engine:
 Service = Annotated[Engine, Depends(_engine)]
 
 
+async def _deadline(
+    engine: Service,
+    timeout: Annotated[
+        float | None,
+        Header(
+            alias="X-Request-Timeout",
+            gt=0,
+            allow_inf_nan=False,
+            description="seconds after which no answer is wanted any more (408)",
+        ),
+    ] = None,
+) -> Deadline:
+    longest = engine.settings.answer_seconds
+    return Deadline.after(longest if timeout is None else min(timeout, longest))
+
+
+Until = Annotated[Deadline, Depends(_deadline)]
+
+
 @router.post("/classify", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
 async def classify(
-    request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service
+    request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service, deadline: Until
 ) -> Classification:
     """Name the most probable classes of each image."""
 
-    def result(upload: Upload, probabilities: Doubles) -> ClassifiedImage:
+    def result(upload: Upload, probabilities: Doubles, views: int) -> ClassifiedImage:
         image = classified(
             upload.filename,
             probabilities,
             engine.manifest.classes,
             query.top_k,
-            query.ensemble.views,
+            views,
         )
         best = image.predictions[0]
         engine.metrics.predicted(best.label, best.group, best.confidence)
@@ -74,27 +94,25 @@ async def classify(
         model=model_id(engine.manifest),
         ensemble=query.ensemble,
         prior=query.prior,
-        results=await _results(request, engine, query, result),
+        results=await _results(request, engine, query, deadline, result),
     )
 
 
 @router.post("/confidence", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
 async def confidence(
-    request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service
+    request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service, deadline: Until
 ) -> Confidence:
     """Give the confidence of every class, or of those asked for, and of every group."""
     chosen = chosen_classes(query.classes, engine.manifest)
 
-    def result(upload: Upload, probabilities: Doubles) -> ConfidenceOfImage:
-        return confidences(
-            upload.filename, probabilities, engine.manifest, chosen, query.ensemble.views
-        )
+    def result(upload: Upload, probabilities: Doubles, views: int) -> ConfidenceOfImage:
+        return confidences(upload.filename, probabilities, engine.manifest, chosen, views)
 
     return Confidence(
         model=model_id(engine.manifest),
         ensemble=query.ensemble,
         prior=query.prior,
-        results=await _results(request, engine, query, result),
+        results=await _results(request, engine, query, deadline, result),
     )
 
 
@@ -102,7 +120,8 @@ async def _results(
     request: Request,
     engine: Engine,
     query: InferenceQuery,
-    result: Callable[[Upload, Doubles], Result],
+    deadline: Deadline,
+    result: Callable[[Upload, Doubles, int], Result],
 ) -> list[Result | FailedImage]:
     """`result` of each image of the request, a problem in the place of each that cannot be used.
 
@@ -110,21 +129,28 @@ async def _results(
     """
     engine.require_ready()
     settings = engine.settings
-    with engine.hold_body(body_bytes(request, settings.max_body_bytes)) as hold:
+    pipeline = engine.opened.pipeline
+    size = body_bytes(request, settings.max_body_bytes)
+    announced = "content-length" in request.headers
+    with pipeline.hold(size if announced else 0, deadline) as hold:
         with engine.metrics.stage("read"):
-            uploads = await read_uploads(
-                request, settings.max_body_bytes, settings.max_images, settings.body_seconds
-            )
-        rows = await while_connected(request, engine.logits(uploads, query.ensemble, hold))
-    failed = [row for row in rows if isinstance(row, PerImageError)]
-    if len(failed) == len(rows):
+            async with deadline.limit("read"):
+                uploads = await read_uploads(
+                    request if announced else held(request, hold),
+                    settings.max_body_bytes,
+                    settings.max_images,
+                    settings.body_seconds,
+                )
+        answers = await while_connected(request, pipeline.answers(uploads, query.ensemble, hold))
+    failed = [answer for answer in answers if isinstance(answer, PerImageError)]
+    if len(failed) == len(answers):
         raise failed[0] if len(failed) == 1 else NoImageError(failed)
     with engine.metrics.stage("post"):
         return [
-            FailedImage(filename=upload.filename, error=row.document())
-            if isinstance(row, PerImageError)
-            else result(upload, engine.probabilities(row, query.ensemble, query.prior))
-            for upload, row in zip(uploads, rows, strict=True)
+            FailedImage(filename=upload.filename, error=answer.document())
+            if isinstance(answer, PerImageError)
+            else result(upload, engine.probabilities(answer, query.prior), answer.views)
+            for upload, answer in zip(uploads, answers, strict=True)
         ]
 
 

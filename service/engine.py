@@ -15,7 +15,8 @@ from models.bundle.ensemble import Ensemble
 from models.bundle.exit import ExitRule
 from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, Pixels
-from models.bundle.posterior import Doubles, Prior
+from models.bundle.posterior import Doubles, Prior, log_prior
+from models.bundle.precision import Precision
 from service.decoder import Decoder
 from service.errors import NotReadyError
 from service.metrics import Metrics, by_class
@@ -64,7 +65,7 @@ class Engine:
         self._draining_since: float | None = None
         self._opened: Opened | None = None
         self._classifier: Classifier | None = None
-        self._rule = rule
+        self._rule = rule or self.manifest.variants[Precision.FP32].exit
         self._decoder = Decoder(
             settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
         )
@@ -103,7 +104,8 @@ class Engine:
     def _load(self) -> Infer:
         classifier = Classifier.open(self.settings.bundle, self.settings.device)
         self._classifier = classifier
-        return lambda pixels: classifier.session.run(pixels).logits
+        session, reader = classifier.session, classifier.reader
+        return lambda pixels: reader.without_prior(session.run(pixels).logits)
 
     def _warm_sizes(self) -> Sequence[int]:
         """Every size that a GPU runs; on the CPU, which runs any, three to tell the pace by."""
@@ -180,7 +182,12 @@ class Engine:
     def probabilities(self, answer: Answer, prior: Prior) -> Doubles:
         """[C] of one image's answer."""
         ensemble = Ensemble.OFF if answer.views == 1 else Ensemble.FULL
-        row: Doubles = self.classifier.probabilities(answer.logits[None], ensemble, prior)[0]
+        row: Doubles = self.classifier.reader.probabilities(
+            answer.logits[None],
+            np.array([answer.views]),
+            ensemble,
+            log_prior(prior, self.manifest.counts),
+        )[0]
         return row
 
 

@@ -1,7 +1,7 @@
 """Every way to refuse or to fail: one class each, which carries its status (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, Field
 
@@ -12,6 +12,9 @@ from models.bundle.images import (
     ImageTooLongError,
     NotAnImageError,
 )
+
+Late = Literal["admission", "read", "decode", "queue", "infer"]
+LATE: Final[tuple[Late, ...]] = get_args(Late)
 
 
 class ProblemDocument(BaseModel):
@@ -76,6 +79,18 @@ class BodyTimeoutError(ServiceError):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
+
+
+class DeadlineError(ServiceError):
+    """`stage` is where the request was when its time was over, or was seen not to be enough."""
+
+    status, reason, title = 408, "deadline", "The request cannot be answered in time"
+
+    def __init__(self, detail: str, stage: Late) -> None:
+        super().__init__(detail)
+        self.stage = stage
+        if stage == "read":
+            self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
 
 
 class BodyTooLargeError(ServiceError):
@@ -167,6 +182,7 @@ REASONS: Final = (
             HeadersTooLargeError,
             TooManyConnectionsError,
             BodyTimeoutError,
+            DeadlineError,
             BodyTooLargeError,
             OverloadedError,
             NotReadyError,

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from service.errors import (
     DISCONNECTED,
+    DeadlineError,
     InternalError,
     MalformedError,
     PerImageError,
@@ -36,6 +37,8 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Answer every exception of `app` with a problem document and count it in `metrics`."""
 
     async def on_problem(_: Request, error: ServiceError) -> Response:
+        if isinstance(error, DeadlineError):
+            metrics.missed(error.stage)
         if not isinstance(error, PerImageError):  # which was counted where it failed
             metrics.rejected(error.reason)
         return respond(error.document(), error.status, error.headers)
@@ -69,7 +72,8 @@ def _validation_detail(error: RequestValidationError) -> str:
 
 
 def _one_detail(error: Mapping[str, Any]) -> str:
+    place = "header" if error["loc"][0] == "header" else "query parameter"
     name = ".".join(str(part) for part in error["loc"][1:])[:80]
     if error["type"] == "extra_forbidden":
         return f"unknown query parameter `{name}`"
-    return f"query parameter `{name}`: {error['msg']}, not {str(error['input'])[:80]!r}"
+    return f"{place} `{name}`: {error['msg']}, not {str(error['input'])[:80]!r}"

@@ -45,7 +45,8 @@ class Runner:
         self._infer = None
         self._infer = await self._in_thread(self._load)
         seconds = [await self._warm_seconds(views) for views in self._warm]
-        self.pace.fit([len(views) for views in self._warm], seconds)
+        if seconds:
+            self.pace.fit([len(views) for views in self._warm], seconds)
 
     async def _warm_seconds(self, views: Pixels) -> float:
         return min([(await self._timed([views]))[1] for _ in range(RUNS)])

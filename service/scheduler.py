@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Hashable, Sequence
 from time import perf_counter
 from typing import Final
@@ -27,9 +26,6 @@ BROKEN: Final = "the device fails even on a blank image: the model is loaded aga
 # Seconds before the model is loaded again after it could not be, doubled each time.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
-
-# An image on which alone the device broke so often may be what breaks it.
-TRIES: Final = 2
 
 
 class Scheduler:
@@ -156,7 +152,7 @@ class Scheduler:
         try:
             rows = await self._run(batch)
         except Exception as error:
-            await self._find_culprit(batch, error)
+            await self._rerun(batch, error)
         else:
             self._deliver(batch, rows)
 
@@ -180,58 +176,53 @@ class Scheduler:
                 self._waiting.add_begun(work)
                 self._metrics.queue_views.inc(work.due)
 
-    async def _find_culprit(self, batch: Sequence[Piece], error: Exception) -> None:
-        """Run a failed batch again image by image, so that only the culprit fails."""
-        rest = deque(batch)
-        while rest:
-            piece = rest.popleft()
-            if not piece.work.wanted:
-                continue
-            try:
-                if len(batch) == 1:
-                    raise error
-                rows = await self._run([piece])
-            except Exception:
-                logger.exception("the model failed on an image")
-                if not await self._runner.sound():
-                    self._put_back([piece, *rest])
-                    await self._reload()
-                    return
-                self._drop(piece.work, _failed())
-            else:
-                self._deliver([piece], rows)
+    async def _rerun(self, batch: Sequence[Piece], error: Exception) -> None:
+        """Run a failed batch again image by image, so that only the culprit fails.
 
-    def _put_back(self, pieces: Sequence[Piece]) -> None:
-        """Have the images wait again, ahead of all; the first is the one that broke the device."""
-        culprit = pieces[0].work
-        culprit.tries += 1
-        if culprit.tries == TRIES:
-            self._drop(culprit, _failed())
-        for piece in reversed(pieces):
+        A device that failed is made to work first, and an image that then breaks it alone is to
+        blame.
+        """
+        sound = await self._revive(batch)
+        if sound and len(batch) == 1:
+            logger.error("the model failed on an image", exc_info=error)
+            self._drop(batch[0].work, _failed())
+            return
+        for piece in batch:
             if piece.work.wanted:
-                self._unqueue(piece.work)
-                piece.work.untake(len(piece))
-                self._waiting.put_back(piece.work)
-                self._metrics.queue_views.inc(piece.work.due)
+                await self._run_alone(piece, batch)
+
+    async def _run_alone(self, piece: Piece, batch: Sequence[Piece]) -> None:
+        try:
+            rows = await self._run([piece])
+        except Exception:
+            logger.exception("the model failed on an image")
+            self._drop(piece.work, _failed())
+            await self._revive(batch)
+        else:
+            self._deliver([piece], rows)
+
+    async def _revive(self, batch: Sequence[Piece]) -> bool:
+        """Whether the device works; where not, it does afterwards, or the service closes."""
+        if await self._runner.sound():
+            return True
+        await self._reload(batch)
+        return False
 
     def _drop(self, work: Work, error: Exception) -> None:
-        self._unqueue(work)
-        work.fail(error)
-
-    def _unqueue(self, work: Work) -> None:
         if self._waiting.discard(work):
             self._metrics.queue_views.dec(work.due)
+        work.fail(error)
 
-    async def _reload(self) -> None:
+    async def _reload(self, batch: Sequence[Piece]) -> None:
         """Load the model again, with pauses, until it runs or the service closes.
 
-        What waits is answered afterwards; where the first try fails, it is refused instead.
+        What waits, and `batch`, is answered afterwards; where the first try fails, it is refused.
         """
         self.broken = True
         pause = FIRST_PAUSE
         while not await self._opened():
             self._refusing = True
-            self._refuse(CLOSING if self._closing.is_set() else BROKEN)
+            self._refuse(batch)
             if await self._closed_within(pause):
                 return
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -254,10 +245,10 @@ class Scheduler:
         except TimeoutError:
             return False
 
-    def _refuse(self, why: str) -> None:
-        for work in self._waiting.clear():
-            self._metrics.queue_views.dec(work.due)
-            work.fail(NotReadyError(why))
+    def _refuse(self, batch: Sequence[Piece]) -> None:
+        why = CLOSING if self._closing.is_set() else BROKEN
+        for work in [*self._waiting, *(piece.work for piece in batch)]:
+            self._drop(work, NotReadyError(why))
 
 
 def _failed() -> InferenceError:

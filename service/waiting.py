@@ -1,7 +1,7 @@
 """The images that wait for the device, and whose turn it is."""
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from service.work import Work
 
@@ -21,6 +21,10 @@ class Waiting:
 
     def __bool__(self) -> bool:
         return bool(self._begun or self._new)
+
+    def __iter__(self) -> Iterator[Work]:
+        """All that wait now, whatever becomes of them meanwhile."""
+        return iter([*self._begun, *(work for works in self._new.values() for work in works)])
 
     def add(self, work: Work) -> None:
         self._new.setdefault(work.owner, deque()).append(work)
@@ -57,10 +61,3 @@ class Waiting:
         if not works:
             del self._new[work.owner]
         return True
-
-    def clear(self) -> list[Work]:
-        """All of them, out of the queue."""
-        works = [*self._begun, *(work for works in self._new.values() for work in works)]
-        self._begun.clear()
-        self._new.clear()
-        return works

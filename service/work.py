@@ -37,7 +37,6 @@ class Work:
     since: float = field(default_factory=perf_counter)
     taken: int = 0
     passes: int = 1
-    tries: int = 0
     rows: list[Floats] = field(default_factory=list)
     goal: int = field(init=False)
 
@@ -76,10 +75,6 @@ class Work:
         if self.rule is None:
             return len(self.views)
         return next(stage for stage in self.rule.stages if stage > self.taken)
-
-    def untake(self, count: int) -> None:
-        """Have the last `count` views wait again: the device failed, and not on them."""
-        self.taken -= count
 
     def succeed(self) -> None:
         if self.wanted:
