@@ -51,10 +51,13 @@ class Answers:
         found: Indices = self.groups[self.logits.argmax(axis=1)]
         return found
 
+    def probabilities(self, temperatures: Doubles) -> Doubles:
+        """[N, C] where classes are equally frequent, at temperatures [N]."""
+        return posterior(self.logits, np.zeros(len(self.groups)), temperatures, self.log_implied)
+
     def at(self, temperatures: Doubles) -> "Verdicts":
         """What the answers say where classes are equally frequent, at temperatures [N]."""
-        uniform = np.zeros(len(self.groups))
-        shares = posterior(self.logits, uniform, temperatures, self.log_implied)
+        shares = self.probabilities(temperatures)
         best = shares.argmax(axis=1)
         return Verdicts(shares.max(axis=1), best == self.labels, self.groups[best], self.weights)
 
