@@ -31,14 +31,13 @@ Basis = Literal["group", "all", "answer"]
 
 
 class Interpolation(Record):
-    """How far thresholds of few photos are drawn to those of more.
+    """How far a class's threshold is drawn to that of its group.
 
-    Of n photos the share n / (n + pull) is their own: the tau of Interp-Q (arXiv 2507.06867,
+    Of n photos the share n / (n + pull) is the class's own: the tau of Interp-Q (arXiv 2507.06867,
     section 3), one for each class.
     """
 
-    own: float = Field(ge=0, description="pull of its group on a class, in photos")
-    group: float = Field(ge=0, description="pull of all classes on a group, in photos")
+    pull: float = Field(ge=0, description="what the group counts as, in photos")
 
 
 class GroupCoverage(Record):
@@ -53,6 +52,7 @@ class CoverageScores(Record):
     target: float = Field(description="per cent")
     marginal: float | None = Field(description="over photos; absent without any")
     macro: float | None = Field(description="mean over classes")
+    gap: float | None = Field(description="points that classes miss of the target, mean over them")
     size: float | None = Field(description="labels in a set, mean over classes")
     groups: dict[Group, GroupCoverage] = Field(description="of the true class, over classes")
 
@@ -96,7 +96,7 @@ class _Pool:
         needed = min(coverage / self.reach, 1) - SLACK
         return float(self._scores[np.searchsorted(self._shares, needed)])
 
-    def threshold(self, coverage: float, above: float, pull: float) -> float:
+    def threshold(self, coverage: float, above: float, pull: float = 0) -> float:
         """Its own quantile drawn to the threshold `above`.
 
         Out of reach the own photos can lower the threshold but not raise it, so that a set never
@@ -171,12 +171,10 @@ class Coverage:
     def _compute(self, coverage: float) -> Floats:
         # Without any photo no class but the answer is in a set.
         common = self._all.quantile(coverage)
-        by_group = [
-            pool.threshold(coverage, common, self._interpolation.group) for pool in self._groups
-        ]
+        by_group = [pool.threshold(coverage, common) for pool in self._groups]
         return np.array(
             [
-                pool.threshold(coverage, by_group[place], self._interpolation.own)
+                pool.threshold(coverage, by_group[place], self._interpolation.pull)
                 for pool, place in zip(self._classes, self._of_group, strict=True)
             ],
             np.float32,

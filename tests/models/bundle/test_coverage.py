@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.bundle.coverage import Coverage, Interpolation
 from models.bundle.record import GROUPS, Group
 
-PULLS = st.builds(Interpolation, own=st.floats(0, 1000), group=st.floats(0, 1000))
+PULLS = st.builds(Interpolation, pull=st.floats(0, 1000))
 
 
 @st.composite
@@ -82,7 +82,7 @@ def test_macro_and_group_coverage_are_what_was_asked_for(target: float, pull: fl
     for seed in range(10):
         probabilities, labels = simulated(counts, seed)
         scores = of_labels(probabilities, labels).astype(np.float32)
-        coverage = Coverage(scores, labels, groups, Interpolation(own=pull, group=0))
+        coverage = Coverage(scores, labels, groups, Interpolation(pull=pull))
         images, classes = simulated([100] * len(counts), 1000 + seed)
         held = of_labels(coverage.sets(images, target), classes)
         covered.append([held[:400].mean(), held[400:1200].mean(), held[1200:].mean(), held.mean()])
@@ -98,9 +98,7 @@ def test_macro_and_group_coverage_are_what_was_asked_for(target: float, pull: fl
 def test_without_pull_a_class_with_enough_photos_has_its_own_threshold() -> None:
     scores = np.concatenate([np.linspace(0.1, 1, 10), np.linspace(0.01, 0.1, 10)])
     labels = np.repeat([0, 1], 10)
-    coverage = Coverage(
-        scores.astype(np.float32), labels, ["many", "many"], Interpolation(own=0, group=0)
-    )
+    coverage = Coverage(scores.astype(np.float32), labels, ["many", "many"], Interpolation(pull=0))
     # Split conformal: the ceil(0.8 * 11) = 9th largest of ten scores.
     np.testing.assert_allclose(coverage.thresholds(0.8), [0.2, 0.02], rtol=1e-6)
 
@@ -108,7 +106,7 @@ def test_without_pull_a_class_with_enough_photos_has_its_own_threshold() -> None
 def test_every_class_weighs_the_same_in_its_group() -> None:
     scores = np.concatenate([np.full(900, 0.9), np.full(100, 0.1)]).astype(np.float32)
     labels = np.repeat([0, 1], [900, 100])
-    coverage = Coverage(scores, labels, ["many", "many"], Interpolation(own=1e9, group=0))
+    coverage = Coverage(scores, labels, ["many", "many"], Interpolation(pull=1e9))
     np.testing.assert_allclose(coverage.thresholds(0.8), 0.1, rtol=1e-4)
 
 
@@ -116,7 +114,7 @@ def test_classes_without_photos_take_their_groups_threshold() -> None:
     scores = np.linspace(0.01, 1, 100).astype(np.float32)
     labels = np.repeat([0, 2], 50)
     groups: list[Group] = ["many", "many", "few", "few", "medium"]
-    pulls = Interpolation(own=1e9, group=0)
+    pulls = Interpolation(pull=1e9)
     many, many_too, few, few_too, medium = Coverage(scores, labels, groups, pulls).thresholds(0.9)
     assert many_too == pytest.approx(many, abs=1e-6)
     assert few_too == pytest.approx(few, abs=1e-6)
@@ -126,7 +124,7 @@ def test_classes_without_photos_take_their_groups_threshold() -> None:
 def test_a_group_that_cannot_support_a_coverage_rests_on_all_classes() -> None:
     scores = np.concatenate([np.linspace(0.01, 1, 100), [0.6, 0.7, 0.8, 0.9]]).astype(np.float32)
     labels = np.repeat([0, 1], [100, 4])
-    coverage = Coverage(scores, labels, ["many", "few"], Interpolation(own=0, group=0))
+    coverage = Coverage(scores, labels, ["many", "few"], Interpolation(pull=0))
     assert coverage.reach["few"] == pytest.approx(0.8)
     assert coverage.basis(0.8) == {"many": "group", "medium": "all", "few": "group"}
     assert coverage.thresholds(0.8)[1] == pytest.approx(0.6)
@@ -136,7 +134,7 @@ def test_a_group_that_cannot_support_a_coverage_rests_on_all_classes() -> None:
 
 def test_without_photos_a_set_is_the_answer_alone() -> None:
     nothing = np.zeros(0, np.float32), np.zeros(0, np.int64)
-    coverage = Coverage(*nothing, ["many", "few"], Interpolation(own=50, group=0))
+    coverage = Coverage(*nothing, ["many", "few"], Interpolation(pull=50))
     assert coverage.sets(np.array([[0.3, 0.7], [1.0, 0.0]]), 0.99).tolist() == [
         [False, True],
         [True, False],
@@ -147,7 +145,7 @@ def test_without_photos_a_set_is_the_answer_alone() -> None:
 def test_of_identical_photos_each_has_the_same_set() -> None:
     scores = np.full(30, 0.25, np.float32)
     labels = np.repeat([0, 1, 2], 10)
-    coverage = Coverage(scores, labels, ["few"] * 3, Interpolation(own=10, group=10))
+    coverage = Coverage(scores, labels, ["few"] * 3, Interpolation(pull=10))
     np.testing.assert_allclose(coverage.thresholds(0.9), 0.25)
     assert coverage.sets(np.array([[0.25, 0.25, 0.5]]), 0.9).all()
 
@@ -155,7 +153,7 @@ def test_of_identical_photos_each_has_the_same_set() -> None:
 @pytest.mark.parametrize("target", [0.0, 0.499, 0.991, 1.0, float("nan")])
 def test_a_coverage_out_of_range_is_refused(target: float) -> None:
     coverage = Coverage(
-        np.ones(1, np.float32), np.zeros(1, np.int64), ["few", "few"], Interpolation(own=0, group=0)
+        np.ones(1, np.float32), np.zeros(1, np.int64), ["few", "few"], Interpolation(pull=0)
     )
     with pytest.raises(ValueError, match=r"0\.5 to 0\.99"):
         coverage.thresholds(target)

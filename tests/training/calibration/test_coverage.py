@@ -64,6 +64,7 @@ def test_coverage_and_size_are_counted_by_photo_class_and_group() -> None:
     assert found.target == pytest.approx(90)
     assert found.marginal == pytest.approx(75)
     assert found.macro == pytest.approx((100 * 2 / 3 + 100) / 2)
+    assert found.gap == pytest.approx((90 - 100 * 2 / 3) / 2)
     assert found.size == pytest.approx((5 / 3 + 1) / 2)
     assert found.groups["many"].coverage == pytest.approx(100 * 2 / 3)
     assert found.groups["many"].size == pytest.approx(5 / 3)
