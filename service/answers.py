@@ -8,20 +8,21 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle.classifier import top
-from models.bundle.device import Device, Precision, Provider
+from models.bundle.device import Device, Provider
 from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import (
     Accuracy,
     Backbone,
-    Calibration,
     ClassInfo,
     Evaluation,
     Manifest,
     Method,
-    Preprocessing,
 )
 from models.bundle.posterior import Doubles, Prior, group_confidence
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
 from models.bundle.record import GROUPS, Group
+from models.bundle.temperature import Calibration
 from service.errors import MalformedError, ProblemDocument
 
 CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
@@ -221,9 +222,9 @@ def model_summary(manifest: Manifest, device: Device) -> ModelSummary:
         classes=len(manifest.classes),
         groups={group: groups[group] for group in GROUPS},
         preprocessing=manifest.preprocessing,
-        calibrated=manifest.calibration is not None,
-        calibration=manifest.calibration,
-        evaluation=manifest.evaluation,
+        calibrated=manifest.variants[Precision.FP32].calibration is not None,
+        calibration=manifest.variants[Precision.FP32].calibration,
+        evaluation=manifest.variants[Precision.FP32].evaluation,
         provider=device.provider,
         precision=device.precision,
     )

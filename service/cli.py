@@ -34,6 +34,7 @@ def serve(
     bundle: Annotated[Path, typer.Argument(envvar="TAILLIFT_BUNDLE", help="The bundle's folder.")],
     host: Annotated[str | None, flag("host")] = None,
     port: Annotated[int | None, flag("port")] = None,
+    metrics_port: Annotated[int | None, flag("metrics_port")] = None,
     provider: Annotated[
         Literal["cpu", "cuda", "tensorrt", "openvino"] | None, flag("provider")
     ] = None,
@@ -87,14 +88,15 @@ def classify(
     """Classify photos without a server; ends with 1 where a photo cannot be used."""
     from models.bundle.classifier import Classifier
     from models.bundle.ensemble import Ensemble
-    from models.bundle.posterior import Prior
+    from models.bundle.posterior import Prior, log_prior
     from service.answers import Classification, ClassifiedImage, FailedImage, classified, model_id
 
     classifier = Classifier.open(bundle)
     manifest, views, chosen = classifier.manifest, Ensemble(ensemble), Prior(prior)
     problems: dict[int, PerImageError] = {}
-    logits = classifier.logits(_canvases(classifier, photos, problems), views)
-    rows = iter(classifier.probabilities(logits, views, chosen))
+    logits, taken = classifier.combined(_canvases(classifier, photos, problems), views)
+    log_target = log_prior(chosen, manifest.counts)
+    rows = iter(classifier.reader.probabilities(logits, taken, views, log_target))
     results = [
         FailedImage(filename=str(photo), error=problems[place].document())
         if place in problems

@@ -13,18 +13,22 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from models.bundle.exit import ExitRule, Loss
 from models.bundle.folder import MODEL, new_bundle, write_golden
+from models.bundle.images import VIEWS
 from models.bundle.manifest import (
     Accuracy,
     Backbone,
-    Calibration,
     FileRecord,
     Manifest,
     Method,
-    Preprocessing,
     Thresholds,
+    Variant,
     classes_from,
 )
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
+from models.bundle.temperature import Calibration, Temperatures
 
 Colour = tuple[int, int, int]
 
@@ -44,6 +48,34 @@ SIZE: Final = 8
 EXPAND: Final = 2
 SHARPNESS: Final = 20.0
 TEMPERATURE: Final = 2.0
+# An image whose best class is less ahead after the centre view takes all five.
+LEAD: Final = 5.0
+COLD: Final = Temperatures(pooled=1.0, groups={})
+WARM: Final = Temperatures(pooled=TEMPERATURE, groups={})
+CALIBRATION: Final = Calibration(
+    off=Temperatures(pooled=1.0, groups={}),
+    full=Temperatures(pooled=TEMPERATURE, groups={}),
+    adaptive={
+        1: Temperatures(pooled=1.0, groups={}),
+        5: Temperatures(pooled=TEMPERATURE, groups={}),
+    },
+    data="none",
+    source="validation",
+    images=0,
+)
+RULE: Final = ExitRule(
+    stages=(1, VIEWS),
+    leads=(LEAD,),
+    tolerance=0.5,
+    data="none",
+    source="validation",
+    images=0,
+    overall=Loss(photos=0, estimate=None, error=None, expected=None, bound=100),
+    groups={},
+    disagreement=None,
+    mean_views=2.0,
+    certified=False,
+)
 
 # Rounds of a 256 x 256 matrix product that one slow image costs: somewhat under a second.
 SLOW_ROUNDS: Final = 1_000
@@ -109,7 +141,7 @@ def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
             mean=(0, 0, 0),
             std=(1, 1, 1),
         ),
-        calibration=Calibration(single=1.0, full=TEMPERATURE, data="none"),
+        variants={Precision.FP32: Variant(exit=RULE, calibration=CALIBRATION)},
         files=files,
     )
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models import UserError
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from models.lift.backbone import Backbone, ImageSpec
 from models.lift.head import into_space, new_head
 from models.lift.model import Model, Normalise

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import UserError
 from models.bundle.atomic import atomic_file
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from models.lift.backbone import Backbone, load_backbone
 from models.lift.model import Model
 from training.build import build, weight_shape

@@ -123,16 +123,24 @@ def export(
         str | None, typer.Option(help="where the backbone's weights are now, if they moved")
     ] = None,
     imbalance: Imbalance = None,
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            help="fit exit rule, temperatures and prediction sets on val/, or without it by "
+            "training five times without a fifth of the photos"
+        ),
+    ] = True,
     replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
 ) -> None:
     """Merge a checkpoint into plain weights and make a bundle to serve."""
     from training.dataset import load_dataset
     from training.export import TOLERANCE
     from training.export import export as make
+    from training.report import summary
 
     dataset = load_dataset(data, imbalance)
     target = out or Path("bundles") / dataset.name
-    exported = make(checkpoint, dataset, target, backbone, replace)
+    exported = make(checkpoint, dataset, target, backbone, replace, calibration)
     manifest, proof = exported.manifest, exported.proof
     typer.echo(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -142,14 +150,9 @@ def export(
     )
     if exported.unmerged:
         typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
-    if manifest.evaluation:
-        single, full = manifest.evaluation.single, manifest.evaluation.full
-        typer.echo(
-            f"{manifest.evaluation.data}: mean-class {single.mean_class:.1f} % with one view, "
-            f"{full.mean_class:.1f} % with five"
-        )
-    else:
-        typer.echo("no test/ or val/ photos: the bundle says nothing of its accuracy")
+    for precision, variant in manifest.variants.items():
+        for line in summary(variant):
+            typer.echo(f"{precision}: {line}")
     typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from models.bundle.ensemble import Floats, combine
+from models.bundle.exit import ExitRule, apply
 from models.bundle.images import VIEWS
 from models.bundle.manifest import Accuracy, Evaluation, Scores
 from models.bundle.record import GROUPS, Group
@@ -47,15 +48,22 @@ def scores(predicted: Indices, labels: Indices, groups: Sequence[Group]) -> Scor
 
 
 def evaluate(
-    data: str, view_logits: Floats, labels: Indices, groups: Sequence[Group]
+    data: str,
+    view_logits: Floats,
+    labels: Indices,
+    groups: Sequence[Group],
+    rule: ExitRule | None = None,
 ) -> Evaluation:
-    """Scores for one view and for all, of logits [N, 5, C] with the centre view first."""
+    """Scores for one view, for all and as `rule` stops, of logits [N, 5, C], the centre first."""
     single, full = predictions(view_logits)
+    adaptive, taken = apply(rule, view_logits) if rule else (None, None)
     return Evaluation(
         data=data,
         images=len(labels),
         single=scores(single, labels, groups),
         full=scores(full, labels, groups),
+        adaptive=None if adaptive is None else scores(adaptive.argmax(-1), labels, groups),
+        adaptive_views=None if taken is None else float(taken.mean()),
     )
 
 

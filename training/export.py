@@ -1,16 +1,14 @@
 """From a checkpoint to a bundle: merge, write the graph, prove it, measure it."""
 
-import csv
-import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from models import UserError
@@ -20,29 +18,34 @@ from models.bundle.images import Pixels
 from models.bundle.manifest import (
     Accuracy,
     Backbone,
-    Evaluation,
     FileRecord,
     Manifest,
     Method,
     Thresholds,
     classes_from,
 )
+from models.bundle.precision import Precision
+from models.bundle.scores import write_scores
 from models.bundle.session import Session
-from models.lift.graph import write_graph
 from models.lift.model import Model, merge
 from models.lift.tuners import Adapter, AdaptFormer, LoRA
 from models.lift.tuners.merging import unmerged
+from training.calibration.judge import Judge, Judged
 from training.checkpoint import Facts, restore
 from training.dataset import Dataset, Split
-from training.evaluation import class_accuracies, confusion, evaluate
-from training.figures import draw_class_accuracies
-from training.inputs import evaluation_photos, first_copies
+from training.evaluation import class_accuracies
+from training.graphs import Graphs, node_count
+from training.inputs import evaluation_photos
 from training.recipe import Recipe
+from training.report import write_report
 
 TOLERANCE: Final = 1e-4
+THRESHOLDS: Final = Thresholds()
 PROOF_PHOTOS: Final = 32
 GOLDEN_PHOTOS: Final = 4
-BATCH: Final = 8
+
+
+PriorName = Literal["uniform", "train", "other"]
 
 
 @dataclass(frozen=True)
@@ -65,93 +68,51 @@ class Exported:
     unmerged: list[str]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A graph's accuracy on held-out photos, through the code that serves."""
-
-    evaluation: Evaluation
-    accuracies: list[Accuracy | None]
-    confusion: npt.NDArray[np.int64]
-
-
 def export(
     checkpoint: Path,
     dataset: Dataset,
     target: Path,
     backbone: str | None = None,
     replace: bool = False,
+    calibrated: bool = True,
 ) -> Exported:
     """Make a bundle at `target`; on any failure nothing is left there.
 
-    Raises `UserError` where checkpoint and dataset do not belong together, and where the logits of
-    the merged model or of ONNX Runtime are off by more than `TOLERANCE` on real images.
+    Without `calibrated` it has no exit rule, temperatures or prediction sets. Raises `UserError`
+    where checkpoint and dataset do not belong together, and where the logits of the merged model
+    or of ONNX Runtime are off by more than `TOLERANCE` on real images.
     """
     model, facts = restore(checkpoint, backbone)
     _check_classes(checkpoint, facts, dataset)
     model.eval().requires_grad_(False)
     merged = merge(model)
     pixels = _centre_views(dataset.train, facts)
-    thresholds = Thresholds()
-    measured: Measured | None = None
+    graphs = Graphs(facts.preprocessing.size)
+    groups = THRESHOLDS.groups(facts.counts)
+    priors = _priors(facts)
     written: list[Manifest] = []
+    judged: dict[Precision, Judged] = {}
 
     def manifest(content_version: str, files: dict[str, FileRecord]) -> Manifest:
-        written.append(_manifest(facts, thresholds, measured, content_version, files))
+        written.append(_manifest(facts, priors, judged, content_version, files))
         return written[0]
 
     with new_bundle(target, manifest, replace) as folder:
-        nodes = _write(merged, facts, folder / MODEL)
-        session = Session(folder / MODEL)
-        logits = session.run(pixels).logits
-        proof = _prove(model, merged, pixels, logits, nodes, facts)
+        paths = graphs.write(merged, folder)
+        sessions = {one: Session(path, side=graphs.size) for one, path in paths.items()}
+        logits = sessions[Precision.FP32].run(pixels).logits
+        proof = _prove(model, merged, pixels, logits, node_count(paths[Precision.FP32]), graphs)
         shutil.copyfile(checkpoint, folder / DELTA)
         write_golden(folder, pixels[:GOLDEN_PHOTOS], logits[:GOLDEN_PHOTOS])
-        if dataset.held_out is not None:
-            measured = measure(session, facts, dataset, thresholds)
-            write_report(folder / REPORT, facts, measured, thresholds)
+        judge = Judge(dataset, facts, groups, np.log(priors).astype(np.float32))
+        judged |= (
+            judge.calibrate(sessions, graphs, backbone) if calibrated else judge.evaluate(sessions)
+        )
+        write_report(folder / REPORT, facts, groups, judged)
+        for precision, one in judged.items():
+            if one.scores:
+                write_scores(folder, precision, one.scores)
     return Exported(written[0], proof, unmerged(merged))
-
-
-def measure(session: Session, facts: Facts, dataset: Dataset, thresholds: Thresholds) -> Measured:
-    """Run the five views of every held-out photo through the session."""
-    assert dataset.held_out is not None
-    name, split = dataset.held_out
-    photos = evaluation_photos(split, facts.preprocessing)
-    parts = [
-        session.run(rows.numpy()).logits
-        for rows, _ in photos.batches(first_copies(len(split)), BATCH)
-    ]
-    logits = np.concatenate(parts).reshape(len(split), photos.rows, -1)
-    labels = np.asarray(split.labels)
-    groups = thresholds.groups(facts.counts)
-    return Measured(
-        evaluate(f"{facts.data} {name}", logits, labels, groups),
-        class_accuracies(logits, labels, len(groups)),
-        confusion(logits, labels, len(groups)),
-    )
-
-
-def write_report(folder: Path, facts: Facts, measured: Measured, thresholds: Thresholds) -> None:
-    """metrics.json, what was taken for what with five views, and a figure of the classes."""
-    folder.mkdir()
-    scores = {
-        "single": measured.evaluation.single.model_dump(),
-        "full": measured.evaluation.full.model_dump(),
-    }
-    (folder / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", "utf-8")
-    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true", "predicted", "photos"])
-        for true, predicted in np.argwhere(measured.confusion).tolist():
-            count = int(measured.confusion[true, predicted])
-            writer.writerow([facts.classes[true], facts.classes[predicted], count])
-    draw_class_accuracies(
-        folder / "classes.png",
-        facts.classes,
-        facts.counts,
-        thresholds.groups(facts.counts),
-        measured.accuracies,
-    )
 
 
 def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
@@ -172,20 +133,14 @@ def _centre_views(split: Split, facts: Facts) -> Pixels:
     return pixels
 
 
-def _write(model: Model, facts: Facts, path: Path) -> int:
-    size = facts.preprocessing.size
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    return write_graph(model, example, path, ["pixels"], ["logits", "features"])
-
-
 @torch.no_grad()
 def _prove(
-    model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int, facts: Facts
+    model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int, graphs: Graphs
 ) -> Proof:
     rows = torch.from_numpy(pixels)
     trained, plain = (one(rows)[0].numpy() for one in (model, merged))
     with tempfile.TemporaryDirectory() as folder:
-        unmerged_nodes = _write(model, facts, Path(folder) / MODEL)
+        unmerged_nodes = graphs.write_plain(model, Path(folder) / MODEL)
     proof = Proof(
         photos=len(pixels),
         merged=float(np.abs(trained - plain).max()),
@@ -202,15 +157,36 @@ def _prove(
     return proof
 
 
+def _priors(facts: Facts) -> list[float]:
+    """Each class's share in the prior that the logits carry."""
+    if not facts.recipe.epochs:
+        return [1 / len(facts.classes)] * len(facts.classes)
+    priors: list[float] = facts.recipe.loss.implied_prior(facts.counts).tolist()
+    return priors
+
+
+def _prior_name(
+    priors: Sequence[float], counts: Sequence[int]
+) -> Literal["uniform", "train", "other"]:
+    if np.allclose(priors, 1 / len(priors)):
+        return "uniform"
+    return "train" if np.allclose(priors, np.divide(counts, sum(counts))) else "other"
+
+
 def _manifest(
     facts: Facts,
-    thresholds: Thresholds,
-    measured: Measured | None,
+    priors: Sequence[float],
+    judged: Mapping[Precision, Judged],
     content_version: str,
     files: dict[str, FileRecord],
 ) -> Manifest:
     recipe = facts.recipe
-    accuracies = measured.accuracies if measured else [None] * len(facts.classes)
+    check = judged[Precision.FP32].check
+    accuracies: list[Accuracy | None] = (
+        class_accuracies(check.view_logits, check.labels, len(facts.classes))
+        if check
+        else [None] * len(facts.classes)
+    )
     return Manifest(
         name=facts.data,
         version=content_version,
@@ -226,11 +202,14 @@ def _manifest(
             rank=_rank(recipe),
             trainable_parameters=facts.trainable_parameters,
             loss=recipe.loss.name if recipe.epochs else "none",
+            prior=_prior_name(priors, facts.counts),
         ),
-        classes=classes_from(facts.classes, facts.prompts, facts.counts, thresholds, accuracies),
-        thresholds=thresholds,
+        classes=classes_from(
+            facts.classes, facts.prompts, facts.counts, THRESHOLDS, accuracies, priors
+        ),
+        thresholds=THRESHOLDS,
         preprocessing=facts.preprocessing,
-        evaluation=measured.evaluation if measured else None,
+        variants={precision: one.variant for precision, one in judged.items()},
         files=files,
     )
 

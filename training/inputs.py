@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.bundle.chunks import chunks
 from models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from training.data.photo import naming
 from training.data.split import Split
 from training.recipe import Augmentation

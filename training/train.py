@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.bundle.ensemble import Floats
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from models.lift.backbone import Backbone
 from models.lift.model import Model
 from training.build import (

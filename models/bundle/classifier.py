@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -11,24 +11,35 @@ from models.bundle import folder as layout
 from models.bundle.chunks import chunks
 from models.bundle.device import Device
 from models.bundle.ensemble import Ensemble, Floats, combine
+from models.bundle.exit import Counts, ExitRule
 from models.bundle.images import Pixels, load, views
 from models.bundle.manifest import Manifest
-from models.bundle.posterior import Doubles, Prior, log_prior, posterior
+from models.bundle.posterior import Doubles
+from models.bundle.precision import Precision
+from models.bundle.reader import Reader
 from models.bundle.session import CPU, Session, first_line
 
 BATCH_VIEWS: Final = 40
 
 
+class Combined(NamedTuple):
+    """Each image's mean logits over its views, float32 [N, C], and how many it took, int64 [N]."""
+
+    logits: Floats
+    views: Counts
+
+
 class Classifier:
     """What `taillift classify`, the evaluation and the service share.
 
-    `logits` is the costly part and `probabilities` the cheap one; between them a caller may do
-    its own batching over `session`.
+    `combined` is the costly part; `reader` makes answers of it. Between them a caller may do its
+    own batching over `session`.
     """
 
-    def __init__(self, manifest: Manifest, session: Session) -> None:
-        self.manifest = manifest
+    def __init__(self, session: Session, reader: Reader) -> None:
         self.session = session
+        self.reader = reader
+        self.manifest = reader.manifest
 
     @classmethod
     def open(cls, bundle: Path, device: Device = CPU) -> "Classifier":
@@ -37,35 +48,46 @@ class Classifier:
         layout.verify_files(bundle, manifest)
         session = Session(bundle / layout.MODEL, device, manifest.preprocessing.size)
         _check_golden(bundle, manifest, session)
-        return cls(manifest, session)
+        return cls(session, Reader.open(bundle, manifest, Precision.FP32))
 
     def canvas(self, data: bytes) -> Pixels:
         """uint8 [height, width, 3]; raises `models.bundle.images.ImageError`."""
         return load(data, self.manifest.preprocessing)
 
-    def logits(self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL) -> Floats:
-        """float32 [N, C], over batches of at most `BATCH_VIEWS` views (at least one image)."""
+    def combined(self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL) -> Combined:
+        """In batches of at most `BATCH_VIEWS` views.
+
+        Raises `UserError` where `ensemble` is adaptive and the bundle has no exit rule.
+        """
+        rule = self.reader.exit_rule(ensemble)
         size, count = self.manifest.preprocessing.size, ensemble.views
+        every = (views(canvas, size, count) for canvas in canvases)
         parts = [
-            combine(self.session.run(np.concatenate(rows)).logits, count)
-            for rows in chunks(
-                (views(canvas, size, count) for canvas in canvases), max(1, BATCH_VIEWS // count)
-            )
+            self._combine(np.stack(rows), rule) for rows in chunks(every, BATCH_VIEWS // count)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, len(self.manifest.classes)), "f4")
+        if not parts:
+            return Combined(np.empty((0, len(self.manifest.classes)), "f4"), np.empty(0, "i8"))
+        logits, taken = zip(*parts, strict=True)
+        return Combined(np.concatenate(logits), np.concatenate(taken))
 
-    def temperature(self, ensemble: Ensemble) -> float:
-        """1 where the bundle is not calibrated."""
-        calibration = self.manifest.calibration
-        if calibration is None:
-            return 1.0
-        return calibration.full if ensemble is Ensemble.FULL else calibration.single
-
-    def probabilities(
-        self, logits: Floats, ensemble: Ensemble, prior: Prior = Prior.UNIFORM
-    ) -> Doubles:
-        """[N, C] of combined logits [N, C]."""
-        return posterior(logits, log_prior(prior, self.manifest.counts), self.temperature(ensemble))
+    def _combine(self, pixels: Pixels, rule: ExitRule | None) -> Combined:
+        """Of views [N, V, S, S, 3], stage by stage."""
+        count, most = pixels.shape[:2]
+        seen = np.empty((count, most, len(self.manifest.classes)), np.float32)
+        found = Combined(np.empty_like(seen[:, 0]), np.zeros(count, np.int64))
+        done = 0
+        for stage in rule.stages if rule else (most,):
+            left = np.flatnonzero(found.views == 0)
+            if not len(left):
+                break
+            rows = self.session.run(np.concatenate(pixels[left, done:stage])).logits
+            plain = self.reader.without_prior(rows)
+            seen[left, done:stage] = plain.reshape(len(left), stage - done, -1)
+            logits = combine(np.concatenate(seen[left, :stage]), stage)
+            stopped = rule.stops(logits, stage) if rule else np.ones(len(left), np.bool_)
+            found.logits[left[stopped]], found.views[left[stopped]] = logits[stopped], stage
+            done = stage
+        return found
 
 
 def _check_golden(bundle: Path, manifest: Manifest, session: Session) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models import UserError
 from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -6,7 +6,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from models.bundle.coverage import PredictionSets
+from models.bundle.exit import ExitRule
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
 from models.bundle.record import Group, Record
+from models.bundle.review import Review
+from models.bundle.temperature import Calibration
 
 
 class Thresholds(Record):
@@ -38,6 +44,7 @@ class ClassInfo(Record):
     prompt: str
     count: int = Field(gt=0, description="training images")
     group: Group
+    prior: float = Field(gt=0, description="the class's share in the prior that the logits carry")
     accuracy: Accuracy | None = Field(None, description="absent without held-out images")
 
 
@@ -52,23 +59,10 @@ class Method(Record):
     tuners: tuple[str, ...] = Field((), description="what was trained inside the tower")
     rank: int | None = Field(None, description="hidden units that the first tuner with any has")
     trainable_parameters: int
-    loss: str = Field(description="with logit-adjusted, logits carry no training prior")
-
-
-class Preprocessing(Record):
-    """How an image becomes a canvas and a canvas becomes views.
-
-    `size` S and `expand` are in pixels; `mean` and `std` are per RGB channel on a 0 to 1 scale
-    and are applied inside the graph.
-    """
-
-    size: int = Field(gt=0)
-    expand: int = Field(ge=0)
-    interpolation: Literal["bilinear", "bicubic"]
-    antialias: Literal[True] = True
-    resize_mode: Literal["shortest", "squash"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    loss: str
+    prior: Literal["uniform", "train", "other"] = Field(
+        "uniform", description="that the logits carry, and that other priors replace"
+    )
 
 
 class Scores(Record):
@@ -90,14 +84,18 @@ class Evaluation(Record):
     images: int
     single: Scores = Field(description="ensemble=off, the centre view")
     full: Scores = Field(description="ensemble=full, five views")
+    adaptive: Scores | None = Field(None, description="absent without an exit rule")
+    adaptive_views: float | None = Field(None, description="mean number of views it took")
 
 
-class Calibration(Record):
-    """Softmax temperature for one view and for all."""
+class Variant(Record):
+    """One graph of the bundle, and how its logits become answers."""
 
-    single: float = Field(gt=0)
-    full: float = Field(gt=0)
-    data: str = Field(description="what it was fitted on")
+    evaluation: Evaluation | None = None
+    exit: ExitRule | None = Field(None, description="of ensemble=adaptive; absent: there is none")
+    calibration: Calibration | None = None
+    sets: PredictionSets | None = Field(None, description="what coverage= is answered from")
+    review: Review | None = None
 
 
 class FileRecord(Record):
@@ -115,8 +113,7 @@ class Manifest(Record):
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     thresholds: Thresholds
     preprocessing: Preprocessing
-    calibration: Calibration | None = None
-    evaluation: Evaluation | None = None
+    variants: dict[Precision, Variant] = Field(description="fp32 and what was made of it")
     files: dict[str, FileRecord]
 
     @field_validator("classes")
@@ -126,6 +123,13 @@ class Manifest(Record):
         if twice:
             raise ValueError(f"two classes have the label {twice[0]!r}")
         return classes
+
+    @field_validator("variants")
+    @classmethod
+    def _fp32_is_there(cls, variants: dict[Precision, Variant]) -> dict[Precision, Variant]:
+        if Precision.FP32 not in variants:
+            raise ValueError("there is no fp32")
+        return variants
 
     @property
     def labels(self) -> list[str]:
@@ -142,10 +146,14 @@ def classes_from(
     counts: Sequence[int],
     thresholds: Thresholds,
     accuracies: Sequence[Accuracy | None],
+    priors: Sequence[float] | None = None,
 ) -> tuple[ClassInfo, ...]:
-    """One `ClassInfo` a class, in the order of the logits."""
-    rows = zip(labels, prompts, counts, thresholds.groups(counts), accuracies, strict=True)
+    """One `ClassInfo` a class, in the order of the logits; None: these carry no prior."""
+    priors = priors or [1 / len(labels)] * len(labels)
+    rows = zip(labels, prompts, counts, thresholds.groups(counts), priors, accuracies, strict=True)
     return tuple(
-        ClassInfo(label=label, prompt=prompt, count=count, group=group, accuracy=accuracy)
-        for label, prompt, count, group, accuracy in rows
+        ClassInfo(
+            label=label, prompt=prompt, count=count, group=group, prior=prior, accuracy=accuracy
+        )
+        for label, prompt, count, group, prior, accuracy in rows
     )

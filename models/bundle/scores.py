@@ -1,9 +1,8 @@
-"""`calibration.npz`: what a bundle's prediction sets are computed from."""
+"""`calibration.PRECISION.npz`: what a bundle's prediction sets are computed from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -11,8 +10,8 @@ from models import UserError
 from models.bundle.coverage import Labels
 from models.bundle.ensemble import Floats
 from models.bundle.folder import read_arrays
-
-CALIBRATION: Final = "calibration.npz"
+from models.bundle.precision import Precision
+from models.bundle.temperature import Way
 
 
 @dataclass(frozen=True)
@@ -20,20 +19,29 @@ class HeldOutScores:
     """Of each held-out photo its class int64 [N] and, by way to answer, its score float32 [N]."""
 
     labels: Labels
-    ways: Mapping[str, Floats]
+    ways: Mapping[Way, Floats]
 
 
-def write_scores(folder: Path, scores: HeldOutScores) -> None:
+def scores_file(precision: Precision) -> str:
+    return f"calibration.{precision}.npz"
+
+
+def write_scores(folder: Path, precision: Precision, scores: HeldOutScores) -> None:
     """Keep the scores beside the model."""
     ways = {_key(way): values for way, values in scores.ways.items()}
     np.savez_compressed(
-        folder / CALIBRATION, allow_pickle=False, labels=scores.labels.astype(np.int32), **ways
+        folder / scores_file(precision),
+        allow_pickle=False,
+        labels=scores.labels.astype(np.int32),
+        **ways,
     )
 
 
-def read_scores(folder: Path, ways: Sequence[str], classes: int) -> HeldOutScores:
+def read_scores(
+    folder: Path, precision: Precision, ways: Sequence[Way], classes: int
+) -> HeldOutScores:
     """What `write_scores` wrote for these `ways`; raises `UserError` where it is not that."""
-    path = folder / CALIBRATION
+    path = folder / scores_file(precision)
     labels, *scores = read_arrays(path, ["labels", *map(_key, ways)])
     if not (
         (labels.dtype, labels.ndim) == (np.dtype(np.int32), 1)
@@ -48,7 +56,7 @@ def read_scores(folder: Path, ways: Sequence[str], classes: int) -> HeldOutScore
     return HeldOutScores(labels.astype(np.int64), dict(zip(ways, scores, strict=True)))
 
 
-def _key(way: str) -> str:
+def _key(way: Way) -> str:
     return f"score_{way}"
 
 

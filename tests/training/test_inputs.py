@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.bundle.images import load, views
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from training.dataset import Dataset
 from training.inputs import (
     AREA,

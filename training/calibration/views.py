@@ -1,11 +1,12 @@
 """Every view's logits, through the code that serves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from models.bundle.ensemble import Floats
-from models.bundle.manifest import Preprocessing
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
 from models.bundle.session import Session
 from training.data.split import Split
 from training.inputs import evaluation_photos, first_copies
@@ -15,16 +16,23 @@ BATCH = 8
 
 
 def view_logits(
-    sessions: Sequence[Session], split: Split, preprocessing: Preprocessing, title: str
-) -> list[Floats]:
+    sessions: Mapping[Precision, Session],
+    log_prior: Floats,
+    split: Split,
+    preprocessing: Preprocessing,
+    title: str,
+) -> dict[Precision, Floats]:
     """Logits float32 [N, 5, C] of each session; a photo is decoded once for all of them.
 
-    `title` stands before the progress bar. Raises `UserError` where a photo cannot be read.
+    The `log_prior` [C] that the graph's logits carry is taken out. `title` stands before the
+    progress bar. Raises `UserError` where a photo cannot be read.
     """
+    shift = log_prior - log_prior.mean()
     photos = evaluation_photos(split, preprocessing)
     batches = photos.batches(first_copies(len(split)), BATCH)
-    parts: list[list[Floats]] = [[] for _ in sessions]
+    parts: dict[Precision, list[Floats]] = {precision: [] for precision in sessions}
     for rows, _ in track(batches, title, -(-len(split) // BATCH)):
-        for part, session in zip(parts, sessions, strict=True):
-            part.append(session.run(rows.numpy()).logits)
-    return [np.concatenate(part).reshape(len(split), photos.rows, -1) for part in parts]
+        for precision, session in sessions.items():
+            parts[precision].append(session.run(rows.numpy()).logits - shift)
+    shape = len(split), photos.rows, -1
+    return {one: np.concatenate(part).reshape(shape) for one, part in parts.items()}

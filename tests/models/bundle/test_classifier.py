@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 from palette import (
     CLASSES,
-    TEMPERATURE,
     canvases,
     graph,
     logits_of,
@@ -22,8 +21,8 @@ from models.bundle.classifier import Classifier, top
 from models.bundle.device import Device, Provider
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import MODEL, new_bundle, write_golden
-from models.bundle.manifest import FileRecord, Manifest
-from models.bundle.posterior import Prior
+from models.bundle.manifest import FileRecord, Manifest, Variant
+from models.bundle.precision import Precision
 from models.bundle.session import Session
 
 COLOURS = [colour for colour, _ in CLASSES.values()]
@@ -48,23 +47,38 @@ def test_rows_are_in_the_order_of_the_images(
     classifier: Classifier, ensemble: Ensemble, count: int
 ) -> None:
     colours = (COLOURS * 8)[:count]
-    logits = classifier.logits((classifier.canvas(photo(one)) for one in colours), ensemble)
-    assert (logits.shape, logits.dtype) == ((count, 7), np.float32)
+    logits, views = classifier.combined(
+        (classifier.canvas(photo(one)) for one in colours), ensemble
+    )
+    assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.float32, (count,))
     np.testing.assert_array_equal(logits.argmax(1), (list(range(7)) * 8)[:count])
 
 
-def test_each_ensemble_has_its_temperature(classifier: Classifier) -> None:
-    assert classifier.temperature(Ensemble.OFF) == 1.0
-    assert classifier.temperature(Ensemble.FULL) == TEMPERATURE
-    logits = logits_of([(90, 100, 110)])
-    off = classifier.probabilities(logits, Ensemble.OFF, Prior.UNIFORM)
-    full = classifier.probabilities(logits, Ensemble.FULL, Prior.UNIFORM)
-    assert off.max() > full.max()
+def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
+    """A canvas of two colours side by side."""
+    canvas = np.empty((10, 10, 3), np.uint8)
+    canvas[:, :5], canvas[:, 5:] = left, right
+    return canvas
 
 
-def test_without_calibration_the_temperature_is_one(tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "raw", calibration=None)
-    assert Classifier.open(folder).temperature(Ensemble.FULL) == 1.0
+def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
+    """And what it gets then is the full ensemble's, whatever stands beside it."""
+    doubtful = halves((255, 0, 0), (255, 230, 0))
+    every = [halves(one, one) for one in COLOURS[:3]]
+    every.insert(1, doubtful)
+    found = classifier.combined(every, Ensemble.ADAPTIVE)
+    assert found.views.tolist() == [1, 5, 1, 1]
+    centre = classifier.combined(every, Ensemble.OFF).logits
+    full = classifier.combined(every, Ensemble.FULL).logits
+    np.testing.assert_allclose(found.logits[1], full[1], atol=1e-4)
+    np.testing.assert_allclose(found.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
+
+
+def test_without_a_rule_adaptive_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "raw", variants={Precision.FP32: Variant()})
+    classifier = Classifier.open(folder)
+    with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
+        classifier.combined([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
 
 
 def refusal(folder: Path, **changes: object) -> str:

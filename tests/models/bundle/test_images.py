@@ -26,7 +26,7 @@ from models.bundle.images import (
     offsets,
     views,
 )
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 
 SIZES = st.integers(1, 40)
 

@@ -4,7 +4,7 @@ import pytest
 from tiny import COLOURS, write_photo
 
 from models import UserError
-from models.bundle.manifest import Preprocessing
+from models.bundle.preprocessing import Preprocessing
 from training.data.photo import StoredPhoto
 from training.data.split import Split
 from training.inputs import evaluation_photos

@@ -1,0 +1,112 @@
+"""What combined logits say: confidence, sets of labels, and what a person should look at."""
+
+from pathlib import Path
+
+import numpy as np
+
+from models import UserError
+from models.bundle.coverage import Coverage, Sets
+from models.bundle.ensemble import Ensemble, Floats
+from models.bundle.exit import Counts, ExitRule
+from models.bundle.manifest import Manifest
+from models.bundle.posterior import Doubles, Prior, log_prior, log_shares, posterior
+from models.bundle.precision import Precision
+from models.bundle.review import Decision
+from models.bundle.scores import HeldOutScores, read_scores
+from models.bundle.temperature import Way, group_indices
+
+
+class Reader:
+    """Makes answers of one variant's logits."""
+
+    def __init__(
+        self, manifest: Manifest, precision: Precision, scores: HeldOutScores | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.precision = precision
+        self.variant = manifest.variants[precision]
+        self._groups = group_indices([one.group for one in manifest.classes])
+        self._carried = log_shares([one.prior for one in manifest.classes]).astype(np.float32)
+        self._uniform = log_prior(Prior.UNIFORM, manifest.counts)
+        self._coverage = self._coverages(scores)
+
+    @classmethod
+    def open(cls, bundle: Path, manifest: Manifest, precision: Precision) -> "Reader":
+        """Raises `UserError` where the bundle lacks the variant or its calibration is damaged."""
+        if precision not in manifest.variants:
+            had = ", ".join(manifest.variants)
+            raise UserError(
+                f"{bundle} has no {precision} variant (it has {had}): choose one of them, or "
+                f"export it with --precision {precision}"
+            )
+        variant = manifest.variants[precision]
+        ways: list[Way] = ["off", "full", "adaptive"] if variant.exit else ["off", "full"]
+        scores = (
+            read_scores(bundle, precision, ways, len(manifest.classes)) if variant.sets else None
+        )
+        return cls(manifest, precision, scores)
+
+    def exit_rule(self, ensemble: Ensemble) -> ExitRule | None:
+        """When an image may stop; None where it takes all views of `ensemble`.
+
+        Raises `UserError` where that is adaptive and the bundle has no rule.
+        """
+        if ensemble is not Ensemble.ADAPTIVE:
+            return None
+        if self.variant.exit is None:
+            raise UserError(
+                "this bundle has no rule for ensemble=adaptive (it was exported without held-out "
+                "photos): use full or off"
+            )
+        return self.variant.exit
+
+    def without_prior(self, logits: Floats) -> Floats:
+        """Logits [N, C] as the graph gives them, less the log prior that they carry.
+
+        What is left is a log posterior where classes are equally frequent, up to a constant in
+        each row (Saerens et al. 2002, equation 4); with a logit-adjusted loss it is so already.
+        """
+        plain: Floats = logits - (self._carried - self._carried.mean())
+        return plain
+
+    def probabilities(
+        self,
+        logits: Floats,
+        views: Counts,
+        ensemble: Ensemble,
+        log_target: Doubles | None = None,
+    ) -> Doubles:
+        """[N, C] of combined logits [N, C] over `views` [N], under a log prior [C] or the uniform.
+
+        The logits are those of `without_prior`. Calibrated where the bundle is.
+        """
+        calibration = self.variant.calibration
+        temperatures = (
+            calibration.temperatures(logits, views, ensemble, self._groups)
+            if calibration
+            else np.ones(len(logits))
+        )
+        target = self._uniform if log_target is None else log_target
+        return posterior(logits, target, temperatures)
+
+    def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
+        """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
+
+        None where the bundle has no held-out photos to make sets from.
+        """
+        thresholds = self._coverage.get(ensemble)
+        return thresholds.sets(probabilities, coverage) if thresholds else None
+
+    def decide(self, confidence: float, index: int) -> Decision | None:
+        """On an answer's confidence under the uniform prior; None where the bundle cannot say."""
+        review = self.variant.review
+        return review.decide(confidence, self.manifest.classes[index].group) if review else None
+
+    def _coverages(self, scores: HeldOutScores | None) -> dict[str, Coverage]:
+        if scores is None or self.variant.sets is None:
+            return {}
+        groups = [one.group for one in self.manifest.classes]
+        return {
+            way: Coverage(values, scores.labels, groups, self.variant.sets.interpolation)
+            for way, values in scores.ways.items()
+        }

@@ -1,0 +1,122 @@
+"""How a variant's logits become answers: fitted on held-out photos, and measured on others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from models.bundle.coverage import Coverage, CoverageScores
+from models.bundle.exit import apply
+from models.bundle.manifest import Variant
+from models.bundle.posterior import Doubles, posterior
+from models.bundle.review import Review
+from models.bundle.scores import HeldOutScores
+from models.bundle.temperature import Calibration, Way
+from training.calibration.answers import Answers, Verdicts, answers
+from training.calibration.coverage import TARGETS, fit_coverage, measure_coverage
+from training.calibration.exit import fit_exit
+from training.calibration.held_out import HeldOut
+from training.calibration.reliability import measure
+from training.calibration.review import fit_review, measure_review
+from training.calibration.temperature import fit_temperatures
+from training.evaluation import evaluate
+
+# Points of accuracy that an adaptive ensemble may lose.
+TOLERANCE: Final = 0.5
+Coverages = Mapping[Way, tuple[CoverageScores, ...]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the manifest says of a variant, and the scores that lie beside its graph."""
+
+    variant: Variant
+    scores: HeldOutScores
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of other photos: sets and reviews, and each answer before and after."""
+
+    coverage: Coverages
+    review: Review
+    verdicts: Mapping[Way, tuple[Verdicts, Verdicts]]
+
+
+def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
+    """Exit rule, temperatures, prediction sets and review, in this order: each needs the last.
+
+    `tolerance` is in points of accuracy. Nothing is raised for want of photos: the notes of each
+    part say what could not be done.
+    """
+    rule = fit_exit(held, tolerance)
+    adaptive = apply(rule, held.view_logits)
+    calibration = fit_temperatures(held, adaptive)
+    ways = _probabilities(answers(held, adaptive), calibration)
+    sets, scores = fit_coverage(ways, held.labels, held.groups)
+    review = fit_review(ways["adaptive"], held.labels, held.groups)
+    return Fitted(Variant(exit=rule, calibration=calibration, sets=sets, review=review), scores)
+
+
+def evaluated(variant: Variant, check: HeldOut) -> Variant:
+    """The variant with its accuracy on `check`."""
+    evaluation = evaluate(check.data, check.view_logits, check.labels, check.groups, variant.exit)
+    return variant.model_copy(update={"evaluation": evaluation})
+
+
+def checked(fitted: Fitted, check: HeldOut) -> tuple[Variant, Checked]:
+    """The variant with its errors on photos that it was not fitted on, and what became of them."""
+    variant, scores = fitted.variant, fitted.scores
+    rule, calibration, sets, review = (
+        variant.exit,
+        variant.calibration,
+        variant.sets,
+        variant.review,
+    )
+    assert rule is not None
+    assert calibration is not None
+    assert sets is not None
+    assert review is not None
+    every = answers(check, apply(rule, check.view_logits))
+    ways = _probabilities(every, calibration)
+    coverage = {
+        way: _covered(
+            Coverage(scores.ways[way], scores.labels, check.groups, sets.interpolation),
+            probabilities,
+            check,
+        )
+        for way, probabilities in ways.items()
+    }
+    errors = measure(calibration, check.data, every)
+    return (
+        variant.model_copy(
+            update={"calibration": calibration.model_copy(update={"errors": errors})}
+        ),
+        Checked(
+            coverage,
+            measure_review(review, ways["adaptive"], check.labels, check.groups),
+            {one.way: (one.uncalibrated(), one.calibrated(calibration)) for one in every},
+        ),
+    )
+
+
+def _covered(
+    coverage: Coverage, probabilities: Doubles, check: HeldOut
+) -> tuple[CoverageScores, ...]:
+    return tuple(
+        measure_coverage(coverage.sets(probabilities, target), check.labels, check.groups, target)
+        for target in TARGETS
+    )
+
+
+def _probabilities(every: list[Answers], calibration: Calibration) -> dict[Way, Doubles]:
+    """[N, C] where classes are equally frequent, for each way to answer."""
+    return {
+        one.way: posterior(
+            one.logits,
+            np.zeros(len(one.groups)),
+            calibration.temperatures(one.logits, one.views, one.way, one.groups),
+        )
+        for one in every
+    }
