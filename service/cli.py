@@ -35,6 +35,7 @@ def serve(
     host: Annotated[str | None, flag("host")] = None,
     port: Annotated[int | None, flag("port")] = None,
     metrics_port: Annotated[int | None, flag("metrics_port")] = None,
+    metrics_port: Annotated[int | None, flag("metrics_port")] = None,
     provider: Annotated[
         Literal["cpu", "cuda", "tensorrt", "openvino"] | None, flag("provider")
     ] = None,

@@ -10,12 +10,14 @@ from typing import cast
 
 import uvicorn
 from prometheus_client import disable_created_metrics
+from starlette.types import ASGIApp
 
 from models import UserError
 from service.app import create_app
 from service.connection import Connection
 from service.engine import Engine
 from service.headers import SecurityHeaders
+from service.ports import MetricsPort
 from service.settings import Settings
 
 
@@ -26,7 +28,7 @@ class Server(uvicorn.Server):
         connection = partial(Connection, engine.settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                SecurityHeaders(create_app(engine)),
+                SecurityHeaders(_application(engine)),
                 http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
@@ -58,6 +60,9 @@ def serve(settings: Settings) -> None:
     engine = Engine(settings)
     server = Server(engine)
     listener = listen(settings.host, settings.port)
+    sockets = [listener]
+    if settings.metrics_port is not None:
+        sockets.append(listen(settings.host, settings.metrics_port))
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     manifest = engine.manifest
@@ -65,13 +70,18 @@ def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     try:
-        server.run(sockets=[listener])
+        server.run(sockets=sockets)
     finally:
         if engine.hung:
             # An orderly end would wait for the thread that hangs.
             os._exit(1)
     if engine.failure is not None:
         raise engine.failure
+
+
+def _application(engine: Engine) -> ASGIApp:
+    app, port = create_app(engine), engine.settings.metrics_port
+    return app if port is None else MetricsPort(app, port)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
@@ -86,6 +96,6 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(
-            f"cannot listen: {error.strerror}; choose another address with --host and --port, or "
-            "stop what listens there"
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port, "
+            "or stop what listens there"
         ) from error

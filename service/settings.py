@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="The bundle's folder.")
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port for /metrics alone; none: /metrics is on `port`."
+    )
     provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = Field(
         "cpu", description="Device; where it is not to be had, the service does not start."
     )

@@ -73,6 +73,24 @@ def test_a_device_that_hangs_does_not_keep_the_process(
     assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
 
 
+def test_metrics_can_have_a_port_of_their_own(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (
+        process(bundle, "--metrics-port", str(port)) as (_, client),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as watcher,
+    ):
+        assert "taillift_ready 1.0" in watcher.get("/metrics").text
+        assert client.get("/metrics").status_code == 404
+        assert client.get("/metrics").headers["content-type"] == "application/problem+json"
+        for path in ("/model", "/docs", "/openapi.json", "/"):
+            assert watcher.get(path).status_code == 404
+        assert watcher.post("/classify", content=photo(CLASSES["red"][0])).status_code == 404
+        assert top_labels(client.post("/classify", content=photo(CLASSES["red"][0]))) == ["red"]
+        for one in (client, watcher):
+            assert one.get("/readyz").status_code == one.get("/healthz").status_code == 200
+
+
 def test_a_port_in_use_is_one_line(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
