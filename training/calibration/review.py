@@ -126,13 +126,18 @@ def _log_wealth(wrong: Doubles, weights: Doubles, risk: float) -> Doubles:
 
 
 def _estimates(answers: _Answers) -> Doubles:
-    """The error among the answers down to each, drawn to what the confidences promise."""
+    """The error among the answers down to each, drawn to what the confidences promise.
+
+    One standard error is added: the lowest of many thresholds that look good has been lucky.
+    """
     total = np.cumsum(answers.weights)
     photos = total**2 / np.cumsum(answers.weights**2)
     measured = np.cumsum(answers.weights * answers.wrong) / total
     promised = np.cumsum(answers.weights * (1 - answers.confidence)) / total
-    drawn: Doubles = (photos * measured + PULL * promised) / (photos + PULL)
-    return drawn
+    # Rounding takes confidences over 1.
+    drawn = np.clip((photos * measured + PULL * promised) / (photos + PULL), 0, 1)
+    wary: Doubles = drawn + np.sqrt(drawn * (1 - drawn) / (photos + PULL))
+    return wary
 
 
 def _notes(
