@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from models import UserError
-from models.bundle.scores import CALIBRATION, HeldOutScores, read_scores, write_scores
+from models.bundle.precision import Precision
+from models.bundle.scores import HeldOutScores, read_scores, scores_file, write_scores
+
+FP32 = Precision.FP32
+FILE = scores_file(FP32)
 
 LABELS = np.array([0, 1, 1, 2])
 SCORES = {
@@ -17,15 +21,15 @@ SCORES = {
 
 def refusal(folder: Path, classes: int = 3) -> str:
     with pytest.raises(UserError) as caught:
-        read_scores(folder, ["off", "full"], classes)
+        read_scores(folder, FP32, ["off", "full"], classes)
     assert "\n" not in str(caught.value)
-    assert CALIBRATION in str(caught.value)
+    assert FILE in str(caught.value)
     return str(caught.value)
 
 
 def test_scores_come_back_as_written(tmp_path: Path) -> None:
-    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
-    found = read_scores(tmp_path, ["full", "off"], 3)
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, SCORES))
+    found = read_scores(tmp_path, FP32, ["full", "off"], 3)
     assert found.labels.dtype == np.int64
     assert found.labels.tolist() == LABELS.tolist()
     assert list(found.ways) == ["full", "off"]
@@ -35,8 +39,8 @@ def test_scores_come_back_as_written(tmp_path: Path) -> None:
 
 def test_no_photo_at_all_comes_back_too(tmp_path: Path) -> None:
     none = np.zeros(0, np.float32)
-    write_scores(tmp_path, HeldOutScores(np.zeros(0, np.int64), {"off": none, "full": none}))
-    assert len(read_scores(tmp_path, ["off", "full"], 3).labels) == 0
+    write_scores(tmp_path, FP32, HeldOutScores(np.zeros(0, np.int64), {"off": none, "full": none}))
+    assert len(read_scores(tmp_path, FP32, ["off", "full"], 3).labels) == 0
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -45,14 +49,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -20])
 def test_a_truncated_file_is_damaged(tmp_path: Path, keep: int) -> None:
-    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
-    path = tmp_path / CALIBRATION
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, SCORES))
+    path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:keep])
     assert "is damaged" in refusal(tmp_path)
 
 
 def test_a_way_that_the_file_lacks_is_damage(tmp_path: Path) -> None:
-    write_scores(tmp_path, HeldOutScores(LABELS, {"off": SCORES["off"]}))
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {"off": SCORES["off"]}))
     assert "score_full" in refusal(tmp_path)
 
 
@@ -68,11 +72,16 @@ def test_a_way_that_the_file_lacks_is_damage(tmp_path: Path) -> None:
     ids=["too-few", "float64", "nan", "above-one", "two-dimensional"],
 )
 def test_scores_of_another_kind_are_refused(tmp_path: Path, scores: np.ndarray) -> None:
-    write_scores(tmp_path, HeldOutScores(LABELS, {**SCORES, "full": scores}))
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {**SCORES, "full": scores}))
     assert "does not hold" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("classes", [1, 2])
 def test_classes_that_the_bundle_lacks_are_refused(tmp_path: Path, classes: int) -> None:
-    write_scores(tmp_path, HeldOutScores(LABELS, SCORES))
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, SCORES))
     assert f"below {classes}" in refusal(tmp_path, classes)
+
+
+def test_each_precision_has_its_own(tmp_path: Path) -> None:
+    write_scores(tmp_path, Precision.INT8, HeldOutScores(LABELS, SCORES))
+    assert "calibration.fp32.npz is missing" in refusal(tmp_path)
