@@ -4,7 +4,9 @@ import inspect
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
+import service
 from models import UserError
 from service.cli import serve
 from service.settings import Settings, read_settings
@@ -35,3 +37,17 @@ def test_a_wrong_value_is_named_with_its_setting() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(UserError, match="setting prot"):
         read_settings(bundle=Path("b"), prot=1)
+
+
+def test_the_document_has_every_setting_with_its_default_and_what_it_does() -> None:
+    text = (Path(service.__file__).parent.parent / "docs" / "service.md").read_text("utf-8")
+    for name, field in Settings.model_fields.items():
+        assert f"| `{name}` | {default(field)} | {field.description} |" in text
+
+
+def default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return "one a core"
+    return "none" if field.default is None else str(field.default)
