@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any, Final
 
-import numpy as np
-
 from chaos.photos import TOLERANCE, Photo
 from chaos.requests import Request
 from chaos.wire import Exchange, Reply
@@ -74,12 +72,15 @@ class Judge:
             return None if problem == photo.problem else f"{problem}, not {photo.problem}"
         if "error" in result:
             return f"{result['error']['detail']}, and it is a good image"
-        expected = dict(zip(self._labels, photo.right[ensemble].tolist(), strict=True))
+        right = photo.right[ensemble]
+        if result["views"] != right.views:
+            return f"{result['views']} views, not {right.views}"
+        expected = dict(zip(self._labels, right.probabilities.tolist(), strict=True))
         named = result.get("predictions") or result["classes"]
         off = max(abs(one["confidence"] - expected[one["label"]]) for one in named)
         if off > TOLERANCE:
             return f"another answer than offline, by {off:.3g}"
         surest = max(named, key=lambda one: one["confidence"])
-        if expected[surest["label"]] < np.max(photo.right[ensemble]) - TOLERANCE:
+        if expected[surest["label"]] < right.probabilities.max() - TOLERANCE:
             return "the surest class is another than offline"
         return None

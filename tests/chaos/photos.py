@@ -5,15 +5,16 @@ import random
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from palette import CLASSES, POISON, SLOW, photo
 from PIL import Image
 
 from models.bundle.classifier import Classifier
-from models.bundle.ensemble import Ensemble
-from models.bundle.images import ImageError
+from models.bundle.ensemble import Ensemble, combine
+from models.bundle.exit import lead
+from models.bundle.images import ImageError, Pixels, views
 from models.bundle.limits import MAX_ASPECT
 from models.bundle.posterior import Doubles
 from service.errors import InferenceError, image_problem
@@ -25,12 +26,19 @@ BLOCK: Final = 40
 FAR: Final = 60
 
 
+class Right(NamedTuple):
+    """Probabilities [C], and the views that they take."""
+
+    probabilities: Doubles
+    views: int
+
+
 @dataclass(frozen=True)
 class Photo:
-    """An image file with its right answer: probabilities for each ensemble, or a problem."""
+    """An image file with its right answer for each ensemble, or a problem."""
 
     data: bytes = field(repr=False)
-    right: Mapping[Ensemble, Doubles] = field(default_factory=dict, repr=False)
+    right: Mapping[Ensemble, Right] = field(default_factory=dict, repr=False)
     status: int = 200
     problem: str | None = None
 
@@ -50,7 +58,7 @@ class Photos:
 def prepare(classifier: Classifier, files: Iterable[bytes], palette: bool, seed: int) -> Photos:
     """Look at every file offline, and at what chance makes of it."""
     choose = random.Random(seed)
-    good = distinct([looked_at(classifier, data) for data in files])
+    good = distinct(looked_at(classifier, data) for data in files if clear(classifier, data))
     damaged = [
         looked_at(classifier, damage(one.data, choose))
         for one in good
@@ -72,18 +80,27 @@ def looked_at(classifier: Classifier, data: bytes) -> Photo:
     except ImageError as error:
         problem = image_problem(error)
         return Photo(data, {}, problem.status, problem.document().type)
-    return Photo(
-        data,
-        {
-            ensemble: classifier.probabilities(classifier.logits([canvas], ensemble), ensemble)[0]
-            for ensemble in Ensemble
-        },
-    )
+    return Photo(data, {ensemble: _right(classifier, canvas, ensemble) for ensemble in Ensemble})
+
+
+def _right(classifier: Classifier, canvas: Pixels, ensemble: Ensemble) -> Right:
+    logits, taken = classifier.combined([canvas], ensemble)
+    return Right(classifier.reader.probabilities(logits, taken, ensemble)[0], int(taken[0]))
 
 
 def _poison(kind: str) -> Photo:
     problem = InferenceError("")
     return Photo(photo(POISON, kind), {}, problem.status, problem.document().type)
+
+
+def clear(classifier: Classifier, data: bytes) -> bool:
+    """Whether another order of adding cannot change after how many views the image stops."""
+    rule = classifier.reader.exit_rule(Ensemble.ADAPTIVE)
+    assert rule is not None
+    pixels = views(classifier.canvas(data), classifier.manifest.preprocessing.size)
+    rows = classifier.reader.without_prior(classifier.session.run(pixels).logits)
+    leads = [float(lead(combine(rows[:stage], stage))[0]) for stage in rule.stages[:-1]]
+    return all(abs(one - least) > TOLERANCE for one, least in zip(leads, rule.leads, strict=True))
 
 
 def distinct(photos: Iterable[Photo]) -> list[Photo]:
@@ -96,7 +113,10 @@ def distinct(photos: Iterable[Photo]) -> list[Photo]:
 
 
 def _alike(one: Photo, other: Photo) -> bool:
-    return any(np.abs(one.right[key] - other.right[key]).max() < 4 * TOLERANCE for key in one.right)
+    return any(
+        np.abs(right.probabilities - other.right[ensemble].probabilities).max() < 4 * TOLERANCE
+        for ensemble, right in one.right.items()
+    )
 
 
 def colourful(count: int, seed: int) -> list[bytes]:
@@ -119,7 +139,7 @@ def colourful(count: int, seed: int) -> list[bytes]:
 
 def cut(data: bytes, choose: random.Random) -> bytes:
     """The first part of a file."""
-    return data[: choose.randrange(len(data))]
+    return data[: choose.randrange(1, len(data))]
 
 
 def overwritten(data: bytes, choose: random.Random) -> bytes:
