@@ -27,6 +27,9 @@ BROKEN: Final = "the device fails even on a blank image: the model is loaded aga
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 
+# Of an image alone, where the device breaks: the first time may be a coincidence.
+TRIES: Final = 2
+
 
 class Scheduler:
     """Feeds `runner` batches of at most `batch_views` views.
@@ -179,8 +182,8 @@ class Scheduler:
     async def _rerun(self, batch: Sequence[Piece], error: Exception) -> None:
         """Run a failed batch again image by image, so that only the culprit fails.
 
-        A device that failed is made to work first, and an image that then breaks it alone is to
-        blame.
+        A device that failed is made to work first. An image on which alone it breaks again and
+        again is to blame.
         """
         sound = await self._revive(batch)
         if sound and len(batch) == 1:
@@ -188,18 +191,22 @@ class Scheduler:
             self._drop(batch[0].work, _failed())
             return
         for piece in batch:
-            if piece.work.wanted:
-                await self._run_alone(piece, batch)
+            await self._run_alone(piece, batch)
 
     async def _run_alone(self, piece: Piece, batch: Sequence[Piece]) -> None:
-        try:
-            rows = await self._run([piece])
-        except Exception:
-            logger.exception("the model failed on an image")
-            self._drop(piece.work, _failed())
-            await self._revive(batch)
-        else:
-            self._deliver([piece], rows)
+        for _ in range(TRIES):
+            if not piece.work.wanted:
+                return
+            try:
+                rows = await self._run([piece])
+            except Exception:
+                logger.exception("the model failed on an image")
+                if await self._revive(batch):
+                    break
+            else:
+                self._deliver([piece], rows)
+                return
+        self._drop(piece.work, _failed())
 
     async def _revive(self, batch: Sequence[Piece]) -> bool:
         """Whether the device works; where not, it does afterwards, or the service closes."""
