@@ -1,0 +1,69 @@
+"""A bundle to measure time with: the architecture is real, the weights are chance."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from models.bundle.folder import MODEL, new_bundle, write_golden
+from models.bundle.manifest import (
+    Backbone,
+    FileRecord,
+    Manifest,
+    Method,
+    Thresholds,
+    Variant,
+    classes_from,
+)
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
+from models.bundle.session import Session
+from models.lift.convert import convert
+from models.lift.graph import write_graph
+from models.lift.head import CosineHead
+from models.lift.model import Model, Normalise
+
+CLASSES: Final = 100
+SCALE: Final = 25.0
+EXPAND: Final = 24
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def random_bundle(architecture: str, target: Path) -> Path:
+    """Export an open_clip tower with a cosine head, all weights random, as training would."""
+    import open_clip  # Only behind models.lift, which makes torchvision importable.
+
+    torch.manual_seed(0)
+    visual: Any = open_clip.create_model(architecture).visual
+    tower = convert(visual)
+    head = CosineHead(torch.randn(CLASSES, tower.width), SCALE)
+    model = Model(Normalise(MEAN, STD), tower, head).eval().requires_grad_(False)
+    size = visual.image_size[0]
+    views = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+
+    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
+        names = [f"class-{index}" for index in range(CLASSES)]
+        return Manifest(
+            name=f"{architecture}-random",
+            version=version,
+            taillift_version="0",
+            backbone=Backbone(architecture=architecture, pretrained="none", sha256="0" * 64),
+            method=Method(name="none", trainable_parameters=0, loss="none"),
+            classes=classes_from(names, names, [1] * CLASSES, Thresholds(), [None] * CLASSES),
+            thresholds=Thresholds(),
+            preprocessing=Preprocessing(
+                size=size,
+                expand=EXPAND,
+                interpolation="bicubic",
+                resize_mode="shortest",
+                mean=MEAN,
+                std=STD,
+            ),
+            variants={Precision.FP32: Variant()},
+            files=files,
+        )
+
+    with new_bundle(target, manifest) as folder:
+        write_graph(model, views, folder / MODEL, ["pixels"], ["logits", "features"])
+        write_golden(folder, views.numpy(), Session(folder / MODEL).run(views.numpy()).logits)
+    return target

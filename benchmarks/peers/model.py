@@ -1,0 +1,46 @@
+"""What every server does with an image: taillift's own decoding, views, session and mean."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from models.bundle.classifier import Classifier
+from models.bundle.device import Device
+from models.bundle.ensemble import combine
+from models.bundle.folder import read_manifest
+from models.bundle.images import VIEWS, Pixels, load, views
+
+BUNDLE: Final = "PEER_BUNDLE"
+THREADS: Final = "PEER_THREADS"
+
+# As many views at once as taillift's own default, and the servers' usual wait for them.
+BATCH_IMAGES: Final = 8
+WAIT_SECONDS: Final = 0.01
+# Of requests that wait: nobody is turned away for want of room.
+QUEUE: Final = 1_000
+TIMEOUT_SECONDS: Final = 120
+
+
+class Decoder:
+    def __init__(self) -> None:
+        self._preprocessing = read_manifest(Path(os.environ[BUNDLE])).preprocessing
+
+    def views(self, data: bytes) -> Pixels:
+        """uint8 [5, S, S, 3]."""
+        return views(load(data, self._preprocessing), self._preprocessing.size)
+
+
+class Model:
+    def __init__(self) -> None:
+        device = Device(threads=int(os.environ[THREADS]))
+        self._classifier = Classifier.open(Path(os.environ[BUNDLE]), device)
+
+    def labels(self, batch: Sequence[Pixels]) -> list[str]:
+        """The surest class of each image, from its views."""
+        rows = self._classifier.session.run(np.concatenate(batch)).logits
+        logits = combine(self._classifier.reader.without_prior(rows), VIEWS)
+        labels = self._classifier.manifest.labels
+        return [labels[index] for index in logits.argmax(1)]

@@ -1,0 +1,122 @@
+"""A service under measurement: a process of its own, started and stopped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from models import UserError
+
+ROOT: Final = Path(__file__).parents[1]
+READY_SECONDS: Final = 120
+STOP_SECONDS: Final = 30
+ASK_SECONDS: Final = 10
+
+# A proxy that the environment names is not for this machine's own address.
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    pid: int
+
+    @property
+    def peak_memory(self) -> float:
+        """MiB that were resident at once since `forget_peak`."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+
+    def metric(self, name: str) -> float:
+        """A series of /metrics that has no labels."""
+        with direct.open(f"{self.url}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        (line,) = (line for line in lines if line.startswith(f"{name} "))
+        return float(line.split()[1])
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+
+@contextmanager
+def taillift(bundle: Path, *flags: str) -> Iterator[Served]:
+    """`taillift serve` on a free port, from when it is ready."""
+    command = [sys.executable, "-m", "taillift", "serve", str(bundle), *flags]
+    with served([*command, "--port", "{port}"], _readyz) as one:
+        yield one
+
+
+@contextmanager
+def served(
+    command: Sequence[str],
+    ready: Callable[[str], bool],
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """Run `command`, in which "{port}" is filled in, until the block ends.
+
+    It is ready when `ready`, called with its address, says so. It and what it started get SIGTERM
+    at the end, and SIGKILL if that does not do. Raises `UserError` where it does not become ready.
+    """
+    port = free_port()
+    process = subprocess.Popen(
+        [part.replace("{port}", str(port)) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait(process, url, ready)
+        yield Served(url, process.pid)
+    finally:
+        _stop(process)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask(url: str, body: bytes | None = None, kind: str = "image/jpeg") -> Any:
+    """The JSON that answers GET, or POST of a body, with 200; None for any other answer."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    try:
+        with direct.open(request, timeout=ASK_SECONDS) as response:
+            return json.load(response)
+    except OSError:
+        return None
+
+
+def _readyz(url: str) -> bool:
+    return ask(f"{url}/readyz") is not None
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, ready: Callable[[str], bool]) -> None:
+    end = time.monotonic() + READY_SECONDS
+    while not ready(url):
+        if process.poll() is not None:
+            raise UserError(f"the server ended with {process.returncode} before it was ready")
+        if time.monotonic() > end:
+            raise UserError(f"the server at {url} was not ready within {READY_SECONDS} s")
+        time.sleep(0.2)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(subprocess.TimeoutExpired, ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
