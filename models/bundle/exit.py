@@ -52,12 +52,13 @@ class Loss(Record):
     """Accuracy lost against all five views, in points; what is negative is won.
 
     Over photos for all classes together, and for a group the mean over its classes of the class
-    means.
+    means. Without photos only the bound is there, and says nothing.
     """
 
     photos: int = Field(ge=0)
-    estimate: float | None = Field(description="by the photos' labels; absent without photos")
-    expected: float | None = Field(description="by a posterior of all views; absent without photos")
+    estimate: float | None = Field(description="by the photos' labels")
+    error: float | None = Field(description="standard error of the estimate")
+    expected: float | None = Field(description="the estimate, drawn to what a posterior expects")
     bound: float = Field(description="at most so much with 95 % confidence, one-sided and paired")
 
 

@@ -27,9 +27,13 @@ def class_weights(labels: npt.NDArray[np.int64]) -> Weights:
     return shares
 
 
-def estimate(losses: Losses, weights: Weights) -> float:
-    """The weighted mean of losses [N]; NaN of none."""
-    return float((weights * losses).mean()) if len(losses) else float("nan")
+def measured(losses: Losses, weights: Weights) -> tuple[float, float]:
+    """The weighted mean of losses [N] and its standard error, of one photo or more.
+
+    The error is as if one more answer had been lost: none is no certainty.
+    """
+    squares = ((weights * losses) ** 2).sum()
+    return float((weights * losses).mean()), float(np.sqrt(squares + 1) / len(losses))
 
 
 def upper_bound(losses: Losses, weights: Weights, level: float = LEVEL) -> float:

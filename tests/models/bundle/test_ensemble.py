@@ -28,5 +28,5 @@ def test_rows_that_are_no_multiple_of_the_views_are_refused() -> None:
         combine(np.zeros((7, 3), "f4"), 5)
 
 
-def test_full_takes_five_views_and_off_one() -> None:
-    assert (Ensemble.FULL.views, Ensemble.OFF.views) == (5, 1)
+def test_off_takes_one_view_full_five_and_adaptive_no_more() -> None:
+    assert [one.views for one in (Ensemble.OFF, Ensemble.FULL, Ensemble.ADAPTIVE)] == [1, 5, 5]

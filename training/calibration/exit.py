@@ -1,0 +1,44 @@
+"""The exit rule fitted on held-out photos: as few views as accuracy allows."""
+
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Final
+
+import numpy as np
+
+from models.bundle.exit import ExitRule, Stages
+from models.bundle.images import VIEWS
+from training.calibration.held_out import HeldOut
+from training.calibration.trial import STAGES, Photos, Trial
+
+# Leads after one view, in logits, from what hardly an image has to nothing.
+LEADS: Final = (*np.geomspace(16, 0.05, 60).tolist(), 0.0)
+ALWAYS_ALL: Final = Stages(stages=(VIEWS,), leads=())
+
+
+def candidates() -> Iterator[Stages]:
+    """From all views for every image to one view for every image.
+
+    If views err independently, what the rest of V views can still change in their mean has after
+    k of them a standard deviation in proportion to sqrt(1/k - 1/V): so have the leads.
+    """
+    yield ALWAYS_ALL
+    open_ = [np.sqrt((1 / k - 1 / VIEWS) / (1 - 1 / VIEWS)) for k in STAGES[:-1]]
+    for first in LEADS:
+        yield Stages(stages=STAGES, leads=tuple(round(float(first * one), 4) for one in open_))
+
+
+def fit_exit(held: HeldOut, tolerance: float = 0.5) -> ExitRule:
+    """The rule that loses at most `tolerance` points against all views, overall and in each group.
+
+    It is the most economical one that the photos certify: rules are tested from the most cautious
+    on, until one's bound exceeds the tolerance, so that with 95 % confidence all before it hold
+    (fixed sequence testing: Angelopoulos et al. 2021, "Learn then Test", section 4). Where none of
+    them saves a view, it is the last before the first that is expected to lose more, or by two
+    standard errors of the labels: not the luckiest of all. The first takes all views always.
+    """
+    photos = Photos(held)
+    trials = [Trial(photos, stages, tolerance) for stages in candidates()]
+    *_, certified = takewhile(lambda one: one.certified, trials)
+    *_, hoped = takewhile(lambda one: one.hoped, trials)
+    return (certified if certified.mean_views < VIEWS else hoped).rule()
