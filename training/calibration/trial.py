@@ -69,7 +69,8 @@ class Trial:
     stages: Stages
     tolerance: float
 
-    def rule(self) -> ExitRule:
+    def rule(self, *remarks: str) -> ExitRule:
+        """`remarks` come after the other notes."""
         held = self.photos.held
         changed = self.answers != self.photos.full
         rule = ExitRule(
@@ -85,7 +86,7 @@ class Trial:
             mean_views=self.mean_views,
             certified=self.certified,
         )
-        notes = tuple(notes_on(rule, held, self.photos.copies))
+        notes = (*notes_on(rule, held, self.photos.copies), *remarks)
         return rule.model_copy(update={"notes": notes})
 
     @property

@@ -68,6 +68,14 @@ def test_a_rule_that_is_not_certified_says_what_is_missing() -> None:
     )
 
 
+def test_a_certified_rule_says_how_much_the_certificate_costs() -> None:
+    rule = fit_exit(simulated(np.arange(4000) % 6, clear=2.5))
+    assert rule.certified
+    assert max(one.bound for one in (rule.overall, *rule.groups.values())) <= 0.5
+    (note,) = [note for note in rule.notes if "instead of" in note]
+    assert note.endswith(f"instead of {rule.mean_views:.2f}")
+
+
 def test_views_that_change_nothing_are_not_taken() -> None:
     alike = simulated(np.arange(600) % 6, clear=2.5)
     alike.view_logits[:] = alike.view_logits[:, :1]
