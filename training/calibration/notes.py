@@ -50,13 +50,16 @@ def _on_answers(one: Answers) -> Iterator[str]:
         which = "right" if right.all() else "wrong"
         yield f"{one.way}: every answer is {which}, so its temperature is a cautious guess"
     for views in np.unique(one.views).tolist():
-        among = f"{one.way}, {views} views" if one.way == "adaptive" else one.way
-        for place, group in enumerate(GROUPS):
-            rows = (one.predicted_groups == place) & (one.views == views)
-            if place not in one.groups:
-                continue
-            photos = f"{rows.sum() or 'no'} photos were answered with classes of group {group}"
-            if not rows.any():
-                yield f"{among}: {photos}: these answers have the temperature of all"
-            elif effective(one.weights[rows]) < FEW:
-                yield f"{among}: only {photos}: these answers have nearly the temperature of all"
+        if thin := list(_thin_groups(one, views)):
+            among = f"{one.way}, {views} views" if one.way == "adaptive" else one.way
+            yield (
+                f"{among}: too few photos for temperatures of their own, by the answer's group: "
+                + ", ".join(thin)
+            )
+
+
+def _thin_groups(one: Answers, views: int) -> Iterator[str]:
+    for place, group in enumerate(GROUPS):
+        rows = (one.predicted_groups == place) & (one.views == views)
+        if place in one.groups and effective(one.weights[rows]) < FEW:
+            yield f"{group} {rows.sum()}"

@@ -156,7 +156,7 @@ ODD: dict[str, tuple[np.ndarray, np.ndarray, str]] = {
     "one group predicted": (
         RANDOM + 99.0 * (np.arange(9) < 3),
         LABELS,
-        "no photos were answered with classes of group few",
+        "of their own, by the answer's group: medium 0, few 0",
     ),
 }
 
