@@ -1,0 +1,42 @@
+"""How near a variant's logits are to those of fp32."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.bundle.chunks import chunks
+from models.bundle.ensemble import Floats
+from models.bundle.images import Pixels
+from models.bundle.session import Session
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """`error` is the root mean square of the logits' differences, as a share of their spread.
+
+    `agreement` is the share of views whose first class stays, averaged over the classes that fp32
+    gives them, so that a rare class counts as much as a common one.
+    """
+
+    error: float
+    agreement: float
+
+
+def fidelity(found: Floats, expected: Floats) -> Fidelity:
+    """Of logits [N, C], over all views; the spread is that of a view's logits over the classes."""
+    spread = expected - expected.mean(axis=1, keepdims=True)
+    same = found.argmax(1) == expected.argmax(1)
+    classes = expected.argmax(1)
+    shares = [same[classes == one].mean() for one in np.unique(classes)]
+    return Fidelity(
+        error=float(np.sqrt(np.square(found - expected).mean() / np.square(spread).mean())),
+        agreement=float(np.mean(shares)),
+    )
+
+
+def logits_of(session: Session, pixels: Pixels) -> Floats:
+    """float32 [N, C], in batches of a size that any machine has memory for."""
+    rows = chunks(range(len(pixels)), BATCH)
+    return np.concatenate([session.run(pixels[list(one)]).logits for one in rows])
