@@ -149,7 +149,9 @@ async def _results(
         return [
             FailedImage(filename=upload.filename, error=answer.document())
             if isinstance(answer, PerImageError)
-            else result(upload, engine.probabilities(answer, query.prior), answer.views)
+            else result(
+                upload, engine.probabilities(answer, query.ensemble, query.prior), answer.views
+            )
             for upload, answer in zip(uploads, answers, strict=True)
         ]
 

@@ -12,11 +12,9 @@ import numpy as np
 from models import UserError
 from models.bundle.classifier import Classifier
 from models.bundle.ensemble import Ensemble
-from models.bundle.exit import ExitRule
 from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, Pixels
 from models.bundle.posterior import Doubles, Prior, log_prior
-from models.bundle.precision import Precision
 from service.decoder import Decoder
 from service.errors import NotReadyError
 from service.metrics import Metrics, by_class
@@ -44,10 +42,8 @@ class Opened:
 class Engine:
     """A bundle's way from `start` over ready to `drain` and `close`, and its answers between."""
 
-    def __init__(self, settings: Settings, rule: ExitRule | None = None) -> None:
-        """`rule` is the bundle's for adaptive ensembling.
-
-        Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
+    def __init__(self, settings: Settings) -> None:
+        """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
 
         Everything else that can be wrong is found by `start`.
         """
@@ -65,7 +61,6 @@ class Engine:
         self._draining_since: float | None = None
         self._opened: Opened | None = None
         self._classifier: Classifier | None = None
-        self._rule = rule or self.manifest.variants[Precision.FP32].exit
         self._decoder = Decoder(
             settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
         )
@@ -97,7 +92,7 @@ class Engine:
             scheduler,
             runner.pace,
             self.metrics,
-            self._rule,
+            self.classifier.reader.variant.exit,
         )
         return Opened(scheduler, pipeline)
 
@@ -179,9 +174,8 @@ class Engine:
             raise NotReadyError(STARTING)
         return self._classifier
 
-    def probabilities(self, answer: Answer, prior: Prior) -> Doubles:
+    def probabilities(self, answer: Answer, ensemble: Ensemble, prior: Prior) -> Doubles:
         """[C] of one image's answer."""
-        ensemble = Ensemble.OFF if answer.views == 1 else Ensemble.FULL
         row: Doubles = self.classifier.reader.probabilities(
             answer.logits[None],
             np.array([answer.views]),

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
-import pytest
 from palette import CLASSES, POISON, SLOW, photo
 from serving import form, running, sample, top_labels, until
 
@@ -81,21 +80,36 @@ def test_over_the_queue_limit_clients_are_told_when_to_come_back(bundle: Path) -
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
 
 
-@pytest.mark.parametrize("length", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
-def test_half_sent_bodies_are_bounded_together(bundle: Path, length: str) -> None:
-    head = f"POST /classify HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode()
+def test_announced_bodies_are_bounded_together_before_they_are_read(bundle: Path) -> None:
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:
         address = (client.base_url.host, client.base_url.port)
         for _ in range(20):
-            connection = stack.enter_context(socket.create_connection(address))
-            connection.sendall(head + b"10\r\nhalf of a body..")
+            stack.enter_context(socket.create_connection(address)).sendall(head)
         until(lambda: sample(client, "taillift_rejections_total", reason="overloaded") == 17)
-        response = client.post("/classify", content=iter([photo((255, 0, 0))]))
+        response = client.post("/classify", content=bytes(100_000))
         assert response.status_code == 429
-        assert "300,000 bytes are in work" in response.json()["detail"]
+        assert "300,000 bytes are in work and 100,000 more" in response.json()["detail"]
         stack.close()
         until(lambda: sample(client, "taillift_rejections_total", reason="disconnected") == 3)
+        assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
+
+
+def test_bodies_of_unknown_length_are_bounded_together_while_they_are_read(bundle: Path) -> None:
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    part = b"c350\r\n" + bytes(50_000) + b"\r\n"
+    limits = {"max_body_bytes": 100_000, "queue_bytes": 101_000, "max_images": 1}
+    with running(bundle, **limits) as client, ExitStack() as stack:
+        address = (client.base_url.host, client.base_url.port)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(address)).sendall(head + part)
+        until(lambda: sample(client, "taillift_rejections_total", reason="overloaded") == 1)
+        response = client.post("/classify", content=iter([photo((255, 0, 0)), bytes(2_000)]))
+        assert response.status_code == 429
+        assert "100,000 bytes are in work" in response.json()["detail"]
+        stack.close()
+        until(lambda: sample(client, "taillift_rejections_total", reason="disconnected") == 2)
         assert top_labels(client.post("/classify", content=iter([photo((255, 0, 0))]))) == ["red"]
 
 

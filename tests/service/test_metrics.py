@@ -7,8 +7,9 @@ import pytest
 from palette import CLASSES, photo, write_bundle
 from serving import form, running, sample, scrape
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import ClassInfo
-from service.errors import REASONS
+from service.errors import LATE, REASONS
 from service.metrics import MAX_CLASSES, STAGES, by_class
 
 
@@ -27,6 +28,15 @@ def test_everything_is_there_at_zero_before_the_first_request(bundle: Path) -> N
         assert values["taillift_rejections_total", ("reason", reason)] == 0
     for stage in STAGES:
         assert values["taillift_stage_seconds_count", ("stage", stage)] == 0
+    for ensemble in Ensemble:
+        assert values["taillift_views_used_count", ("ensemble", ensemble)] == 0
+    for late in LATE:
+        assert values["taillift_deadline_drops_total", ("stage", late)] == 0
+    for name in ("first", "second"):
+        assert values["taillift_pass_views_total", ("pass", name)] == 0
+    for outcome in ("ready", "failed"):
+        assert values["taillift_session_rebuilds_total", ("outcome", outcome)] == 0
+    assert 0 < values[("taillift_predicted_wait_seconds",)] < 60
     assert values[("taillift_queue_views",)] == 0
     assert values[("taillift_ready",)] == 1
 
@@ -42,8 +52,8 @@ def test_predictions_are_counted_by_class_and_group(bundle: Path) -> None:
         assert sample(client, "taillift_predictions_total", group="few") == 2
         assert sample(client, "taillift_predictions_total", group="many") == 1
         assert sample(client, "taillift_confidence_count", group="few") == 2
-        assert sample(client, "taillift_views_used_sum") == 20
-        assert sample(client, "taillift_views_used_count") == 4
+        assert sample(client, "taillift_views_used_sum", ensemble="full") == 20
+        assert sample(client, "taillift_views_used_count", ensemble="full") == 4
 
 
 def test_expected_rates_are_given_under_both_references(bundle: Path) -> None:
@@ -114,7 +124,7 @@ def test_without_series_by_class_the_groups_remain(bundle: Path) -> None:
 
 def test_a_label_of_any_text_is_a_label(tmp_path: Path) -> None:
     classes = tuple(
-        ClassInfo(label=label, prompt=label, count=1, group="few")
+        ClassInfo(label=label, prompt=label, count=1, group="few", prior=1 / 7)
         for label in ('a "b"', "c\\d", "e\nf", "é", "{}", " ", "g")
     )
     with running(write_bundle(tmp_path / "odd", classes=classes)) as client:

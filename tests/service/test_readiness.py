@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from palette import POISON, SLOW, photo, write_bundle
-from serving import running, sample, serving, until
+from serving import running, sample, serving, top_labels, until
 
 from models import UserError
 from models.bundle.images import Pixels
@@ -15,6 +15,10 @@ from models.bundle.session import Outputs
 from service.app import create_app
 from service.engine import Engine
 from service.settings import read_settings
+
+
+def lost(_: Pixels) -> Outputs:
+    raise RuntimeError("the device is lost")
 
 
 def ask(engine: Engine, method: str, path: str) -> httpx.Response:
@@ -51,22 +55,37 @@ def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_it_is_not_ready_once_the_device_fails_on_everything(
+def test_a_lost_device_is_opened_again_and_nobody_notices(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(_: Pixels) -> Outputs:
-        raise RuntimeError("the device is lost")
-
     engine = Engine(read_settings(bundle=bundle))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/classify", content=photo(POISON)).status_code == 500
+        assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 0
+        monkeypatch.setattr(engine.classifier.session, "run", lost)
+        assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
+        assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 1
         assert client.get("/readyz").status_code == 200
-        monkeypatch.setattr(engine.opened.classifier.session, "run", lost)
-        assert client.post("/classify", content=photo((0, 0, 0))).status_code == 500
-        until(lambda: client.get("/readyz").status_code == 503)
+
+
+def test_it_is_not_ready_until_the_bundle_can_be_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    engine = Engine(read_settings(bundle=folder))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        monkeypatch.setattr(engine.classifier.session, "run", lost)
+        graph = (folder / "model.onnx").read_bytes()
+        (folder / "model.onnx").write_bytes(b"damaged")
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
         assert "even on a blank image" in client.get("/readyz").json()["detail"]
-        assert client.post("/classify", content=photo((0, 0, 0))).status_code == 503
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
+        assert sample(client, "taillift_session_rebuilds_total", outcome="failed") >= 1
+        (folder / "model.onnx").write_bytes(graph)
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
 
 
 def test_it_is_not_ready_while_draining_and_still_answers_what_it_has(bundle: Path) -> None:
@@ -98,7 +117,6 @@ def test_a_damaged_bundle_never_becomes_ready(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"batch_views": 4}, "batch_views is 4, and an image has 5 views"),
         ({"queue_views": 100}, "a request of max_images=64 has 320 views"),
         ({"queue_bytes": 1_000_000}, "queue_bytes is 1,000,000"),
     ],
