@@ -44,18 +44,19 @@ class Band:
         high: Doubles = odds / (1 + odds)
         return high
 
-    def learn(self, counts: Doubles, predictions: int, suspected: Flags) -> None:
-        """Take in a batch; the bands of `suspected` streams stay as they are."""
+    def learn(self, counts: Doubles, predictions: int, suspected: Flags) -> bool:
+        """Take in a batch, and tell whether bands changed; those of `suspected` streams stay."""
         self.counts = self.counts + counts
         self.predictions += predictions
         if self.predictions < GROWTH * self.taught:
-            return
+            return False
         self.taught = self.predictions
         low, high = self._live()
         low = np.maximum(self.narrowest[0], low)
         high = np.minimum(self.narrowest[1], high)
         keep = suspected | (low >= high)
         self.narrowest = np.where(keep, self.narrowest, np.stack([low, high]))
+        return True
 
     def _live(self) -> tuple[Doubles, Doubles]:
         """The confidence sequence's bounds now."""

@@ -42,6 +42,8 @@ class Drift:
         )
         self.evidence = Evidence(len(FEWER + MORE), rates.mean, CAP * self.threshold)
 
+        self._stakes = Stakes(*self._bets())
+
     @property
     def threshold(self) -> float:
         """The e-value at which a stream is found for sure, were it the only one."""
@@ -50,10 +52,12 @@ class Drift:
     def look(self, counts: Indices, predictions: int) -> None:
         """Take in what was predicted since the last look: `counts` [K] of `predictions`."""
         hits = counts.astype(np.float64)
-        gains = log_ratios(hits, predictions, *self._bets())
+        gains = self._stakes.gains(hits, predictions)
         suspected = self.values * self._level > 1
         self.evidence.update(gains, predictions)
-        self.band.learn(hits, predictions, suspected | (self.values * self._level > 1))
+        suspected |= self.values * self._level > 1
+        if self.band.learn(hits, predictions, suspected):
+            self._stakes = Stakes(*self._bets())
 
     @property
     def values(self) -> Doubles:
@@ -74,8 +78,7 @@ class Drift:
 
         Infinite where the new rate is within the band, or as good as.
         """
-        null, bets = self._bets()
-        gain, spread = gains_of(rates, null, bets)
+        gain, spread = Stakes(*self._bets()).at(rates)
         nats = np.log(self.threshold) + self.evidence.cost(gain, self.evidence.predictions)
         needed: Doubles = time_to(nats, gain, spread).min(0)
         return needed
@@ -88,20 +91,24 @@ class Drift:
         return null, odds / (1 + odds)
 
 
-def log_ratios(hits: Doubles, predictions: int, null: Doubles, bet: Doubles) -> Doubles:
-    """Of `hits` [K] in `predictions`: how much likelier under the rate `bet` than under `null`."""
-    ratios: Doubles = hits * np.log(bet / null) + (predictions - hits) * (
-        np.log1p(-bet) - np.log1p(-null)
-    )
-    return ratios
+class Stakes:
+    """What a hit and a miss gain, in nats, where the rate `bet` is bet on against `null`."""
 
+    def __init__(self, null: Doubles, bet: Doubles) -> None:
+        self.hit: Doubles = np.log(bet / null)
+        self.miss: Doubles = np.log1p(-bet) - np.log1p(-null)
 
-def gains_of(rates: Doubles, null: Doubles, bet: Doubles) -> tuple[Doubles, Doubles]:
-    """Mean (at least `NO_GAIN`) and standard deviation of one prediction's log ratio at `rates`."""
-    hit, miss = np.log(bet / null), np.log1p(-bet) - np.log1p(-null)
-    mean = rates * hit + (1 - rates) * miss
-    spread: Doubles = np.sqrt(rates * (1 - rates)) * np.abs(hit - miss)
-    return mean.clip(NO_GAIN), spread
+    def gains(self, hits: Doubles, predictions: int) -> Doubles:
+        """Of `hits` [K] in `predictions`: the log likelihood ratio of the two rates."""
+        gains: Doubles = hits * (self.hit - self.miss)
+        gains += predictions * self.miss
+        return gains
+
+    def at(self, rates: Doubles) -> tuple[Doubles, Doubles]:
+        """Mean (at least `NO_GAIN`) and standard deviation of a prediction's gain at `rates`."""
+        mean = rates * self.hit + (1 - rates) * self.miss
+        spread: Doubles = np.sqrt(rates * (1 - rates)) * np.abs(self.hit - self.miss)
+        return mean.clip(NO_GAIN), spread
 
 
 def time_to(nats: Doubles, gain: Doubles, spread: Doubles, sigmas: float = 1.645) -> Doubles:

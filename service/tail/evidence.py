@@ -44,7 +44,7 @@ class Evidence:
         self.predictions += predictions
         begun = (self._spent(self.predictions) - before) / len(self.wealth)
         factors = np.exp(gains.clip(-LIMIT, LIMIT))
-        self.wealth = ((self.wealth + begun) * factors).clip(max=self._cap)
+        self.wealth = np.minimum((self.wealth + begun) * factors, self._cap)
 
     @property
     def values(self) -> Doubles:

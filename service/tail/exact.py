@@ -1,5 +1,6 @@
 """Exact tails of the beta and binomial families, vectorised, without scipy."""
 
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,7 @@ SHIFT: Final = 8
 STIRLING: Final = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 MAX_TERMS: Final = 20_000
 TINY: Final = 1e-300
+MANY: Final = 500
 
 
 def log_gamma(z: npt.ArrayLike) -> Doubles:
@@ -38,11 +40,15 @@ def log_beta(a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
 def beta_cdf(x: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
     """P(X <= x) for X ~ Beta(a, b), by the continued fraction DLMF 8.17.22 and 8.17.4."""
     x, a, b = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (x, a, b)))
+    return _cdf(x, a, b, log_beta(a, b))
+
+
+def _cdf(x: Doubles, a: Doubles, b: Doubles, norm: Doubles) -> Doubles:
     inside = np.clip(x, TINY, 1 - 1e-16)
     turned = inside > (a + 1) / (a + b + 2)
     left, right = np.where(turned, b, a), np.where(turned, a, b)
     at = np.where(turned, 1 - inside, inside)
-    front = left * np.log(at) + right * np.log1p(-at) - np.log(left) - log_beta(left, right)
+    front = left * np.log(at) + right * np.log1p(-at) - np.log(left) - norm
     tail = np.exp(front) * _fraction(at, left, right)
     value = np.where(turned, 1 - tail, tail)
     cdf: Doubles = np.where(x <= 0, 0.0, np.where(x >= 1, 1.0, value)).clip(0, 1)
@@ -64,7 +70,7 @@ def _fraction(x: Doubles, a: Doubles, b: Doubles) -> Doubles:
             c = _away_from_zero(1 + term / c)
             factor = c * d
             value = value * factor
-        if np.all(np.abs(factor - 1) < 1e-14):
+        if np.all(np.abs(factor - 1) < 1e-12):
             break
     return value
 
@@ -75,14 +81,40 @@ def _away_from_zero(value: Doubles) -> Doubles:
 
 
 def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
-    """The x with P(X <= x) = p for X ~ Beta(a, b), to 1e-13 relative, by bisection."""
+    """The x with P(X <= x) = p for X ~ Beta(a, b), to 1e-10 relative.
+
+    Newton's method, or a bisection where its step leaves what the steps before have left over.
+    """
     p, a, b = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (p, a, b)))
-    low, high = np.zeros(p.shape), np.ones(p.shape)
-    while np.any(high - low > 1e-13 * high + 1e-200):
-        middle = (low + high) / 2
-        below = beta_cdf(middle, a, b) < p
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return high
+    shape = p.shape
+    p, a, b = p.ravel(), a.ravel(), b.ravel()
+    found, open_ = _near(p, a, b), np.arange(p.size)
+    low, high, norm = np.zeros(p.size), np.ones(p.size), log_beta(a, b)
+    while open_.size:
+        x, left, right = found[open_], a[open_], b[open_]
+        excess = _cdf(x, left, right, norm[open_]) - p[open_]
+        low[open_] = np.where(excess < 0, x, low[open_])
+        high[open_] = np.where(excess < 0, high[open_], x)
+        slope = np.exp((left - 1) * np.log(x) + (right - 1) * np.log1p(-x) - norm[open_])
+        new = x - excess / slope.clip(TINY)
+        inside = (new > low[open_]) & (new < high[open_])
+        new = np.where(inside, new, (low[open_] + high[open_]) / 2)
+        found[open_] = new
+        done = (np.abs(new - x) <= 1e-10 * new) | (new <= TINY) | (new >= 1 - 1e-15)
+        open_ = open_[~done]
+    quantiles: Doubles = found.reshape(shape)
+    return quantiles
+
+
+def _near(p: Doubles, a: Doubles, b: Doubles) -> Doubles:
+    """A first guess at a quantile: the normal one on the logit scale, or a power's."""
+    z = np.array([NormalDist().inv_cdf(one) for one in p.tolist()])
+    logit = np.log(a / b) + z * np.sqrt(1 / a + 1 / b)
+    normal = 1 / (1 + np.exp(-logit.clip(-50, 30)))
+    # Below one the density falls like a power, and the point may be next to nothing.
+    power = np.exp(((np.log(p * a) + log_beta(a, b)) / a).clip(np.log(TINY), np.log(0.5)))
+    guess: Doubles = np.where(a < 1, power, normal)
+    return guess
 
 
 def binomial_interval(
@@ -90,15 +122,28 @@ def binomial_interval(
 ) -> tuple[Doubles, Doubles]:
     """Clopper and Pearson's (1934) bounds of a share, for `counts` of `total`.
 
-    Each distinct count is computed once. Without any trial the bounds are 0 and 1.
+    Each distinct count is computed once; where hits and misses are more than 500, by Wilson's
+    (1927) formula with half a count of continuity, which differs by a thousandth at most. Without
+    any trial the bounds are 0 and 1.
     """
     distinct, places = np.unique(np.asarray(counts, np.float64), return_inverse=True)
+    low, high = np.zeros(len(distinct)), np.ones(len(distinct))
     beyond = (1 - coverage) / 2
-    low = beta_quantile(beyond, distinct.clip(1), total - distinct + 1)
-    high = beta_quantile(1 - beyond, distinct + 1, (total - distinct).clip(1))
-    low = np.where(distinct == 0, 0.0, low)
-    high = np.where(distinct == total, 1.0, high)
+    few = np.minimum(distinct, total - distinct) <= MANY
+    some, short = few & (distinct > 0), few & (distinct < total)
+    low[some] = beta_quantile(beyond, distinct[some], total - distinct[some] + 1)
+    high[short] = beta_quantile(1 - beyond, distinct[short] + 1, total - distinct[short])
+    if not few.all():
+        z = NormalDist().inv_cdf(1 - beyond)
+        low[~few] = _wilson(distinct[~few] - 0.5, total, -z)
+        high[~few] = _wilson(distinct[~few] + 0.5, total, z)
     return low[places], high[places]
+
+
+def _wilson(counts: Doubles, total: int, z: float) -> Doubles:
+    reach = z * np.sqrt(counts * (1 - counts / total) + z * z / 4)
+    bound: Doubles = (counts + z * z / 2 + reach) / (total + z * z)
+    return bound
 
 
 def beta_binomial_at_most(count: int, total: int, a: float, b: float) -> float:

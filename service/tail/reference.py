@@ -46,10 +46,15 @@ class Rates:
         mean: Doubles = self.a / (self.a + self.b)
         return mean
 
+    def of(self, place: int) -> "Rates":
+        """The one rate at `place`."""
+        return Rates(self.a[[place]], self.b[[place]])
+
     def band(self, coverage: float) -> tuple[Doubles, Doubles]:
         """Bounds [K] that leave out (1 - coverage) / 2 at either end."""
         beyond = (1 - coverage) / 2
-        return beta_quantile(beyond, self.a, self.b), beta_quantile(1 - beyond, self.a, self.b)
+        low, high = beta_quantile(np.array([[beyond], [1 - beyond]]), self.a, self.b)
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,8 @@ def expect(reference: Reference, confusion: Confusion) -> Expected:
     into = confusion.into_groups
     own = prior * confusion.recall
     return Expected(
-        classes=_rates(classes, doubt),
-        groups=_rates(prior @ into, squares @ (into - into**2)),
+        classes=from_moments(classes, doubt),
+        groups=from_moments(prior @ into, squares @ (into - into**2)),
         mistakes=(classes - own).clip(0) / (1 - prior).clip(1e-12),
     )
 
@@ -143,8 +148,8 @@ def _shares(weights: Doubles) -> Doubles:
     return shares
 
 
-def _rates(mean: Doubles, variance: Doubles) -> Rates:
-    """Beta distributions with these moments; a group without classes keeps a rate of nearly 0."""
+def from_moments(mean: Doubles, variance: Doubles) -> Rates:
+    """Beta distributions with these means and variances; a mean of 0 becomes nearly 0."""
     mean = mean.clip(1e-12, 1 - 1e-12)
     weight = mean * (1 - mean) / variance.clip(1e-24) - 1
     return Rates(mean * weight, (1 - mean) * weight)

@@ -8,8 +8,7 @@ from service.tail.drift import (
     LEVEL,
     TESTS,
     Drift,
-    gains_of,
-    log_ratios,
+    Stakes,
     time_to,
 )
 from service.tail.evidence import CAP, Evidence, discoveries
@@ -52,7 +51,7 @@ class Silence:
     def look(self, counts: Indices, predictions: int) -> None:
         """Take in `counts` [C] of `predictions`, before the drift does: its band would know."""
         hits = counts[self.places].astype(np.float64)
-        gains = log_ratios(hits, predictions, *self._bet())
+        gains = Stakes(*self._bet()).gains(hits, predictions)
         self.evidence.update(np.where(self.blind, 0.0, gains)[None], predictions)
 
     @property
@@ -68,7 +67,7 @@ class Silence:
         Infinite for a class that cannot be seen to be lost.
         """
         null, bet = self._bet()
-        gain, spread = gains_of(np.minimum(self._mistakes, bet), null, bet)
+        gain, spread = Stakes(null, bet).at(np.minimum(self._mistakes, bet))
         nats = np.log(self.threshold) + self.evidence.cost(gain, self.evidence.predictions)
         return np.where(self.blind, np.inf, time_to(nats, gain, spread))
 

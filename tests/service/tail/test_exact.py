@@ -41,6 +41,13 @@ def test_intervals_of_shares_are_clopper_and_pearsons(count: int, total: int) ->
     np.testing.assert_allclose([low[1], high[0]], [wanted.low, wanted.high], rtol=1e-8)
 
 
+@pytest.mark.parametrize(("count", "total"), [(501, 1_100), (501, 10**7), (40_000, 50_000)])
+def test_intervals_of_many_counts_are_nearly_clopper_and_pearsons(count: int, total: int) -> None:
+    wanted = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+    low, high = binomial_interval([count], total)
+    np.testing.assert_allclose([low[0], high[0]], [wanted.low, wanted.high], rtol=1e-3)
+
+
 def test_nothing_observed_leaves_every_share_open() -> None:
     low, high = binomial_interval([0], 0)
     assert (low[0], high[0]) == (0, 1)

@@ -1,0 +1,81 @@
+"""What few held-out photos say of confusions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import UserError
+from models.bundle.record import GROUPS, Group
+from service.tail.confusion import STRENGTH, Confusion, estimate_confusion, read_confusions
+from service.tail.exact import Doubles
+
+
+def dense(confusion: Confusion) -> Doubles:
+    size = len(confusion.group)
+    return np.stack([confusion.column_sums(row) for row in np.eye(size)])
+
+
+@st.composite
+def bundles(draw: st.DrawFn) -> tuple[list[Group], list[tuple[int, int, int]]]:
+    groups = draw(st.lists(st.sampled_from(GROUPS), min_size=2, max_size=7))
+    places = st.integers(0, len(groups) - 1)
+    pairs = draw(st.lists(st.tuples(places, places, st.integers(1, 30)), max_size=12))
+    return groups, pairs
+
+
+@settings(deadline=None)
+@given(bundles())
+def test_every_row_is_a_distribution_without_a_zero(
+    bundle: tuple[list[Group], list[tuple[int, int, int]]],
+) -> None:
+    confusion = estimate_confusion(*bundle)
+    matrix = dense(confusion)
+    np.testing.assert_allclose(matrix.sum(1), 1)
+    assert (matrix > 0).all()
+    np.testing.assert_allclose(np.diagonal(matrix), confusion.recall)
+    squares = np.stack([confusion.column_sums(row, power=2) for row in np.eye(len(matrix))])
+    np.testing.assert_allclose(squares, matrix**2, atol=1e-15)
+    by_group = [matrix[:, confusion.group == place].sum(1) for place in range(len(GROUPS))]
+    np.testing.assert_allclose(confusion.into_groups, np.stack(by_group, 1))
+
+
+def test_many_photos_are_believed_and_few_are_shrunk_to_their_group() -> None:
+    groups: list[Group] = ["many", "many", "few", "few"]
+    confusion = estimate_confusion(
+        groups, [(0, 0, 900), (0, 1, 100), (1, 1, 1_000), (2, 2, 10), (3, 2, 2)]
+    )
+    matrix = dense(confusion)
+    assert matrix[0, 0] == pytest.approx(0.9, abs=0.005)
+    assert matrix[0, 1] == pytest.approx(0.1, abs=0.005)
+    # Two misses of two: the group's recall of about 10 in 12 still counts for five photos.
+    assert matrix[3, 3] == pytest.approx(STRENGTH * 0.85 / (2 + STRENGTH), abs=0.02)
+
+
+def test_a_class_without_held_out_photos_has_its_groups_pattern() -> None:
+    groups: list[Group] = ["many", "few", "few"]
+    matrix = dense(estimate_confusion(groups, [(0, 0, 500), (1, 1, 100), (1, 0, 100)]))
+    assert matrix[2, 2] == pytest.approx(0.5, abs=0.02)
+    assert matrix[2, 0] > matrix[2, 1]
+
+
+def test_a_photo_that_is_counted_twice_counts_twice() -> None:
+    groups: list[Group] = ["many", "few"]
+    once = estimate_confusion(groups, [(0, 1, 2), (0, 1, 3)])
+    np.testing.assert_allclose(dense(once), dense(estimate_confusion(groups, [(0, 1, 5)])))
+
+
+def test_a_bundles_report_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.csv"
+    assert read_confusions(path, ["a, b", "c"]) == []
+    path.write_text('true,predicted,photos\n"a, b",c,3\nc,c,1\n', "utf-8")
+    assert read_confusions(path, ["a, b", "c"]) == [(0, 1, 3), (1, 1, 1)]
+
+
+def test_a_report_of_other_classes_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.csv"
+    path.write_text("true,predicted,photos\na,b,3\n", "utf-8")
+    with pytest.raises(UserError, match=r"does not fit the bundle's classes \('b'\)"):
+        read_confusions(path, ["a", "c"])

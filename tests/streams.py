@@ -1,0 +1,58 @@
+"""Bundles whose confusions are known, and streams of what they would predict."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.bundle.record import GROUPS, Group
+from service.tail.confusion import Confusion, Pair, estimate_confusion
+from service.tail.exact import Doubles, Indices
+
+RECALL = {"many": 0.85, "medium": 0.75, "few": 0.6}
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """`matrix` [C, C] is the truth; `pairs` are what held-out photos showed of it."""
+
+    groups: list[Group]
+    counts: list[int]
+    matrix: Doubles
+    pairs: list[Pair]
+
+    @property
+    def confusion(self) -> Confusion:
+        return estimate_confusion(self.groups, self.pairs)
+
+
+def simulate(seed: int, held_out: int, per_group: int = 10) -> Simulated:
+    """Classes differ in recall, and in how often others are taken for them."""
+    rng = np.random.default_rng(seed)
+    groups: list[Group] = [group for group in GROUPS for _ in range(per_group)]
+    size = len(groups)
+    pull = rng.gamma(0.5, 1, size) + 0.02
+    matrix = np.zeros((size, size))
+    pairs: list[Pair] = []
+    for true, group in enumerate(groups):
+        recall = rng.beta(6 * RECALL[group], 6 * (1 - RECALL[group]))
+        errors = rng.dirichlet(0.3 * np.delete(pull, true) + 1e-6)
+        matrix[true] = np.insert((1 - recall) * errors, true, recall)
+        drawn = rng.multinomial(held_out, matrix[true])
+        pairs += [(true, int(one), int(drawn[one])) for one in np.flatnonzero(drawn)]
+    counts = [int(500 * 0.87**rank) + 5 for rank in range(size)]
+    return Simulated(groups, counts, matrix, pairs)
+
+
+def sharp(classes: int, recall: float = 0.9, held_out: int = 20) -> Simulated:
+    """Few-shot classes only, each taken for any other equally rarely."""
+    matrix = np.full((classes, classes), (1 - recall) / (classes - 1))
+    np.fill_diagonal(matrix, recall)
+    hits = round(recall * held_out)
+    pairs = [(true, true, hits) for true in range(classes)]
+    pairs += [(true, (true + 1) % classes, held_out - hits) for true in range(classes)]
+    return Simulated(["few"] * classes, [10] * classes, matrix, pairs)
+
+
+def batches(rng: np.random.Generator, rates: Doubles, size: int, looks: int) -> Indices:
+    """Counts [looks, C] of `size` predictions each."""
+    return rng.multinomial(size, rates / rates.sum(), looks)
