@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final
@@ -14,7 +14,8 @@ from models.bundle.classifier import Classifier
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, Pixels
-from models.bundle.posterior import Doubles, Prior, log_prior
+from models.bundle.priors import read_priors
+from models.bundle.reader import Reader
 from service.decoder import Decoder
 from service.errors import NotReadyError
 from service.metrics import Metrics, by_class
@@ -22,11 +23,13 @@ from service.pipeline import Pipeline
 from service.runner import Infer, Runner
 from service.scheduler import BROKEN, CLOSING, Scheduler
 from service.settings import Settings
-from service.work import Answer
 
 logger = logging.getLogger(__name__)
 
 CHANNELS: Final = 3
+# Of a batch size, to be warm: the first one chooses kernels and takes memory.
+GPU_RUNS: Final = 2
+
 STARTING: Final = "the bundle is being checked and warmed"
 
 # After drain_seconds, by when the server has dropped what was not answered: to end the threads.
@@ -55,6 +58,7 @@ class Engine:
             settings.provider,
             by_class(settings.class_metrics, len(self.manifest.classes)),
         )
+        self.priors = read_priors(settings.priors, self.manifest)
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.failure: Exception | None = None
         self.hung = False
@@ -80,7 +84,7 @@ class Engine:
 
     async def _open(self) -> Opened:
         settings = self.settings
-        runner = Runner(self._load, [self._blank(count) for count in self._warm_sizes()])
+        runner = self._runner()
         # Also this, in the runner's thread: the event loop waits for its own ones without a limit.
         await runner.open()
         scheduler = Scheduler(runner, settings.batch_views, self.metrics)
@@ -102,10 +106,13 @@ class Engine:
         session, reader = classifier.session, classifier.reader
         return lambda pixels: reader.without_prior(session.run(pixels).logits)
 
-    def _warm_sizes(self) -> Sequence[int]:
-        """Every size that a GPU runs; on the CPU, which runs any, three to tell the pace by."""
-        largest, batches = self.settings.batch_views, self.settings.device.batches
-        return batches.sizes if batches is not None else sorted({1, min(VIEWS, largest), largest})
+    def _runner(self) -> Runner:
+        """Warms every size that a GPU runs; of the CPU's, which are all, three to tell the pace."""
+        batches, largest = self.settings.device.batches, self.settings.batch_views
+        if batches is not None:
+            return Runner(self._load, [self._blank(size) for size in batches.sizes], GPU_RUNS)
+        sizes = {1, min(VIEWS, largest), largest}
+        return Runner(self._load, [self._blank(size) for size in sizes])
 
     def _blank(self, count: int) -> Pixels:
         size = self.manifest.preprocessing.size
@@ -174,15 +181,15 @@ class Engine:
             raise NotReadyError(STARTING)
         return self._classifier
 
-    def probabilities(self, answer: Answer, ensemble: Ensemble, prior: Prior) -> Doubles:
-        """[C] of one image's answer."""
-        row: Doubles = self.classifier.reader.probabilities(
-            answer.logits[None],
-            np.array([answer.views]),
-            ensemble,
-            log_prior(prior, self.manifest.counts),
-        )[0]
-        return row
+    @property
+    def reader(self) -> Reader:
+        """Raises `NotReadyError` while starting."""
+        return self.classifier.reader
+
+    @property
+    def usual_ensemble(self) -> Ensemble:
+        """Where a request names none."""
+        return Ensemble.ADAPTIVE if self.reader.variant.exit else Ensemble.FULL
 
 
 def _check_limits(settings: Settings, view_bytes: int) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,20 +19,19 @@ T = TypeVar("T")
 
 Infer = Callable[[Pixels], Floats]
 
-# Of a warm batch: the first run allocates, the second one tells the pace.
-RUNS: Final = 2
-
 
 class Runner:
     """Runs batches of views through what `load` gives: views [N, S, S, 3] to logits [N, C].
 
-    `warm` are batches to run before the first one counts; the smallest of them tells later, when
-    an image fails, whether the device does.
+    `warm` are batches to run before the first one counts, each `runs` times, of which the best
+    tells the pace; the smallest tells later, when an image fails, whether the device does.
     """
 
-    def __init__(self, load: Callable[[], Infer], warm: Sequence[Pixels]) -> None:
+    def __init__(self, load: Callable[[], Infer], warm: Sequence[Pixels], runs: int = 1) -> None:
         self._load = load
-        self._warm = sorted(warm, key=len)
+        # The largest first, which takes the memory for all.
+        self._warm = sorted(warm, key=len, reverse=True)
+        self._runs = runs
         self._thread = ThreadPoolExecutor(1, "device")
         self._infer: Infer | None = None
         self.pace = Pace()
@@ -49,7 +48,7 @@ class Runner:
             self.pace.fit([len(views) for views in self._warm], seconds)
 
     async def _warm_seconds(self, views: Pixels) -> float:
-        return min([(await self._timed([views]))[1] for _ in range(RUNS)])
+        return min([(await self._timed([views]))[1] for _ in range(self._runs)])
 
     async def run(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
         """float32 [N, C] of all parts, and the seconds that it took; raises what the model does."""
@@ -60,7 +59,7 @@ class Runner:
     async def sound(self) -> bool:
         """Whether the model still runs what it was warmed with."""
         try:
-            for views in self._warm[:1]:
+            for views in self._warm[-1:]:
                 await self._timed([views])
         except Exception:
             logger.exception("the device fails on a blank image, too")
