@@ -55,10 +55,10 @@ def _on_doubts(rule: ExitRule, held: HeldOut) -> Iterator[str]:
 
 
 def _at_best(where: str, weights: Weights, tolerance: float) -> Iterator[str]:
-    """Nothing can be certified where even without a loss the bound is over the tolerance."""
+    """Nothing can be certified where even without a changed answer the bound is over the tolerance."""
     bound = 100 * upper_bound(np.zeros(len(weights), np.int64), weights)
     if bound > tolerance:
         yield (
-            f"{where}: {len(weights)} photos, with which even without a single lost answer the "
+            f"{where}: {len(weights)} photos, with which even without a single changed answer the "
             f"bound is {bound:.1f} points"
         )

@@ -63,7 +63,7 @@ def test_a_rule_that_is_not_certified_says_what_is_missing() -> None:
     assert 1 < rule.mean_views < 3
     assert any("not certified" in note for note in rule.notes)
     assert (
-        "few: 100 photos, with which even without a single lost answer the bound is 3.0 points"
+        "few: 100 photos, with which even without a single changed answer the bound is 3.0 points"
         in rule.notes
     )
 
