@@ -55,7 +55,7 @@ def _on_doubts(rule: ExitRule, held: HeldOut) -> Iterator[str]:
 
 
 def _at_best(where: str, weights: Weights, tolerance: float) -> Iterator[str]:
-    """Nothing can be certified where the bound is over the tolerance at its lowest."""
+    """Too few photos are those whose bound is over the tolerance before any answer changes."""
     bound = 100 * upper_bound(np.zeros(len(weights), np.int64), weights)
     if bound > tolerance:
         yield (
