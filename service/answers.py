@@ -1,17 +1,18 @@
 """What a client asks (query) and gets (JSON)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle.classifier import top
+from models.bundle.coverage import LEAST, MOST, PredictionSets
 from models.bundle.device import Device, Provider
 from models.bundle.ensemble import Ensemble
+from models.bundle.exit import ExitRule
 from models.bundle.manifest import (
-    Accuracy,
     Backbone,
     ClassInfo,
     Evaluation,
@@ -21,7 +22,9 @@ from models.bundle.manifest import (
 from models.bundle.posterior import Doubles, Prior, group_confidence
 from models.bundle.precision import Precision
 from models.bundle.preprocessing import Preprocessing
+from models.bundle.reader import Reader
 from models.bundle.record import GROUPS, Group
+from models.bundle.review import Decision, Review
 from models.bundle.temperature import Calibration
 from service.errors import MalformedError, ProblemDocument
 
@@ -31,17 +34,28 @@ CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
 class InferenceQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    ensemble: Ensemble = Field(
-        Ensemble.FULL, description="full: the mean of five views; off: the centre view only"
+    ensemble: Ensemble | None = Field(
+        None,
+        description="off: the centre view only; full: the mean of five views; adaptive: the others "
+        "only where they are worth their cost. By default adaptive where GET /model has an exit "
+        "rule, else full",
     )
-    prior: Prior = Field(
+    prior: str = Field(
         Prior.UNIFORM,
-        description="how often the classes are expected: equally, or as in the training images",
+        description="how often the classes are expected: `uniform`, equally; `train`, as in the "
+        "training images; or a name from the service's priors, which GET /model lists",
     )
 
 
 class ClassifyQuery(InferenceQuery):
     top_k: int = Field(5, ge=1, description="how many classes to name, the surest first")
+    coverage: float | None = Field(
+        None,
+        ge=LEAST,
+        le=MOST,
+        description="add to each result a set of labels that holds the right one so often, in "
+        "rare classes too",
+    )
 
 
 class ConfidenceQuery(InferenceQuery):
@@ -71,6 +85,14 @@ class FailedImage(ImageResult):
 class ClassifiedImage(ImageResult):
     views: int = Field(description="views that the answer took")
     predictions: list[Prediction]
+    decision: Decision | None = Field(
+        None,
+        description="accept: the errors among such answers stay within the risk in GET /model; "
+        "review: a person should look at it; null: the bundle or the prior does not tell",
+    )
+    set: list[str] | None = Field(
+        None, description="asked for with `coverage`; the most probable first"
+    )
 
 
 class ClassConfidence(BaseModel):
@@ -88,7 +110,7 @@ class ConfidenceOfImage(ImageResult):
 class Answer(BaseModel):
     model: ModelId
     ensemble: Ensemble
-    prior: Prior
+    prior: str
 
 
 class Classification(Answer):
@@ -101,18 +123,6 @@ class Confidence(Answer):
     """`results` are in the order of the images."""
 
     results: list[ConfidenceOfImage | FailedImage]
-
-
-class ClassSummary(BaseModel):
-    label: str
-    group: Group
-    count: int = Field(description="training images")
-    accuracy: Accuracy | None = Field(description="on held-out images, in per cent")
-
-
-class Classes(BaseModel):
-    model: ModelId
-    classes: list[ClassSummary]
 
 
 class ModelSummary(BaseModel):
@@ -128,9 +138,14 @@ class ModelSummary(BaseModel):
     preprocessing: Preprocessing
     calibrated: bool
     calibration: Calibration | None
+    exit: ExitRule | None = Field(description="of ensemble=adaptive")
+    sets: PredictionSets | None = Field(description="of coverage=")
+    review: Review | None = Field(description="behind each result's decision")
     evaluation: Evaluation | None
+    priors: list[str] = Field(description="that may be asked for")
     provider: Provider
     precision: Precision
+    precision_reason: str
 
 
 class Status(BaseModel):
@@ -147,8 +162,10 @@ def classified(
     classes: Sequence[ClassInfo],
     top_k: int,
     views: int,
+    decision: Decision | None = None,
+    members: Sequence[int] | None = None,
 ) -> ClassifiedImage:
-    """The `top_k` surest of one image's probabilities [C]."""
+    """The `top_k` surest of one image's probabilities [C], and the `members` of its set."""
     predictions = [
         Prediction(
             label=classes[index].label,
@@ -158,7 +175,13 @@ def classified(
         )
         for index in top(probabilities, top_k)
     ]
-    return ClassifiedImage(filename=filename, views=views, predictions=predictions)
+    return ClassifiedImage(
+        filename=filename,
+        views=views,
+        predictions=predictions,
+        decision=decision,
+        set=None if members is None else [classes[index].label for index in members],
+    )
 
 
 def confidences(
@@ -192,26 +215,20 @@ def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
     known = {label: index for index, label in enumerate(manifest.labels)}
     for label in labels:
         if label not in known:
-            raise MalformedError(_unknown_class(label, manifest.labels))
+            raise MalformedError(unknown_class(label, manifest.labels))
     return [known[label] for label in labels] or range(len(known))
 
 
-def _unknown_class(label: str, labels: Sequence[str]) -> str:
+def unknown_class(label: str, labels: Sequence[str]) -> str:
     near = get_close_matches(label, labels, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "GET /classes lists them"
     return f"unknown class `{label[:80]}`: {hint}"
 
 
-def class_list(manifest: Manifest) -> Classes:
-    return Classes(
-        model=model_id(manifest),
-        classes=[
-            ClassSummary.model_validate(info, from_attributes=True) for info in manifest.classes
-        ],
-    )
-
-
-def model_summary(manifest: Manifest, device: Device) -> ModelSummary:
+def model_summary(
+    reader: Reader, device: Device, priors: Sequence[str], reason: str
+) -> ModelSummary:
+    manifest, variant = reader.manifest, reader.variant
     groups = Counter(info.group for info in manifest.classes)
     return ModelSummary(
         name=manifest.name,
@@ -222,9 +239,23 @@ def model_summary(manifest: Manifest, device: Device) -> ModelSummary:
         classes=len(manifest.classes),
         groups={group: groups[group] for group in GROUPS},
         preprocessing=manifest.preprocessing,
-        calibrated=manifest.variants[Precision.FP32].calibration is not None,
-        calibration=manifest.variants[Precision.FP32].calibration,
-        evaluation=manifest.variants[Precision.FP32].evaluation,
+        calibrated=variant.calibration is not None,
+        calibration=variant.calibration,
+        exit=variant.exit,
+        sets=variant.sets,
+        review=variant.review,
+        evaluation=variant.evaluation,
+        priors=list(priors),
         provider=device.provider,
-        precision=device.precision,
+        precision=reader.precision,
+        precision_reason=reason,
     )
+
+
+def known_prior(name: str, priors: Mapping[str, Doubles]) -> Doubles:
+    """The log shares [C] of a prior; raises `MalformedError` with the nearest name."""
+    if name not in priors:
+        near = get_close_matches(name, priors, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(priors)}"
+        raise MalformedError(f"unknown prior `{name[:80]}`: {hint}")
+    return priors[name]

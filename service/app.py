@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
-from models.bundle.posterior import Doubles
+from models.bundle.ensemble import Ensemble
+from models.bundle.posterior import Doubles, Prior
+from models.bundle.reader import Reading
+from service import live
 from service.answers import (
-    Classes,
     Classification,
     ClassifiedImage,
     ClassifyQuery,
@@ -23,9 +26,9 @@ from service.answers import (
     ModelSummary,
     Status,
     chosen_classes,
-    class_list,
     classified,
     confidences,
+    known_prior,
     model_id,
     model_summary,
 )
@@ -33,7 +36,7 @@ from service.client import held, while_connected
 from service.deadline import Deadline
 from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from service.engine import Engine
-from service.errors import NoImageError, PerImageError
+from service.errors import MalformedError, NoImageError, PerImageError
 from service.handlers import add_handlers
 from service.keys import Keys, require_key
 from service.upload import Upload, body_bytes, read_uploads
@@ -77,24 +80,29 @@ async def classify(
     request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service, deadline: Until
 ) -> Classification:
     """Name the most probable classes of each image."""
+    engine.require_ready()
+    reader, asked = engine.reader, _asked(engine, query)
+    if query.coverage is not None and reader.variant.sets is None:
+        raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
-    def result(upload: Upload, probabilities: Doubles, views: int) -> ClassifiedImage:
+    def result(upload: Upload, reading: Reading, views: int) -> ClassifiedImage:
         image = classified(
             upload.filename,
-            probabilities,
+            reading.asked,
             engine.manifest.classes,
             query.top_k,
             views,
+            reader.decide(reading) if query.prior == Prior.UNIFORM else None,
+            reader.members(reading, asked.ensemble, query.coverage),
         )
-        best = image.predictions[0]
-        engine.metrics.predicted(best.label, best.group, best.confidence)
+        engine.monitoring.observe(reading.uniform)
         return image
 
     return Classification(
         model=model_id(engine.manifest),
-        ensemble=query.ensemble,
+        ensemble=asked.ensemble,
         prior=query.prior,
-        results=await _results(request, engine, query, deadline, result),
+        results=await _results(request, engine, asked, deadline, result),
     )
 
 
@@ -103,31 +111,44 @@ async def confidence(
     request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service, deadline: Until
 ) -> Confidence:
     """Give the confidence of every class, or of those asked for, and of every group."""
-    chosen = chosen_classes(query.classes, engine.manifest)
+    engine.require_ready()
+    chosen, asked = chosen_classes(query.classes, engine.manifest), _asked(engine, query)
 
-    def result(upload: Upload, probabilities: Doubles, views: int) -> ConfidenceOfImage:
-        return confidences(upload.filename, probabilities, engine.manifest, chosen, views)
+    def result(upload: Upload, reading: Reading, views: int) -> ConfidenceOfImage:
+        return confidences(upload.filename, reading.asked, engine.manifest, chosen, views)
 
     return Confidence(
         model=model_id(engine.manifest),
-        ensemble=query.ensemble,
+        ensemble=asked.ensemble,
         prior=query.prior,
-        results=await _results(request, engine, query, deadline, result),
+        results=await _results(request, engine, asked, deadline, result),
     )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a request wants its images answered; `log_prior` [C]."""
+
+    ensemble: Ensemble
+    log_prior: Doubles
+
+
+def _asked(engine: Engine, query: InferenceQuery) -> Asked:
+    ensemble = query.ensemble or engine.usual_ensemble
+    return Asked(ensemble, known_prior(query.prior, engine.priors))
 
 
 async def _results(
     request: Request,
     engine: Engine,
-    query: InferenceQuery,
+    asked: Asked,
     deadline: Deadline,
-    result: Callable[[Upload, Doubles, int], Result],
+    result: Callable[[Upload, Reading, int], Result],
 ) -> list[Result | FailedImage]:
     """`result` of each image of the request, a problem in the place of each that cannot be used.
 
     Raises a `ServiceError` where no image can be.
     """
-    engine.require_ready()
     settings = engine.settings
     pipeline = engine.opened.pipeline
     size = body_bytes(request, settings.max_body_bytes)
@@ -141,7 +162,7 @@ async def _results(
                     settings.max_images,
                     settings.body_seconds,
                 )
-        answers = await while_connected(request, pipeline.answers(uploads, query.ensemble, hold))
+        answers = await while_connected(request, pipeline.answers(uploads, asked.ensemble, hold))
     failed = [answer for answer in answers if isinstance(answer, PerImageError)]
     if len(failed) == len(answers):
         raise failed[0] if len(failed) == 1 else NoImageError(failed)
@@ -150,22 +171,32 @@ async def _results(
             FailedImage(filename=upload.filename, error=answer.document())
             if isinstance(answer, PerImageError)
             else result(
-                upload, engine.probabilities(answer, query.ensemble, query.prior), answer.views
+                upload,
+                engine.reader.read(answer.logits, answer.views, asked.ensemble, asked.log_prior),
+                answer.views,
             )
             for upload, answer in zip(uploads, answers, strict=True)
         ]
 
 
 @router.get("/classes")
-async def classes(engine: Service) -> Classes:
-    """List every class: label, group, training images, measured accuracy."""
-    return class_list(engine.manifest)
+async def classes(engine: Service) -> live.Classes:
+    """List every class and group, with how often it is predicted and expected to be."""
+    return live.classes(engine.monitoring)
+
+
+@router.get("/classes/{label:path}", responses=problems(404))
+async def one_class(label: str, engine: Service) -> live.ClassDetails:
+    """Tell of one class how it fares, and how soon a change of it would be found."""
+    return live.class_details(engine.monitoring, label)
 
 
 @router.get("/model")
 async def model(engine: Service) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
-    return model_summary(engine.manifest, engine.settings.device)
+    return model_summary(
+        engine.reader, engine.settings.device, list(engine.priors), engine.precision_reason
+    )
 
 
 @open_router.get("/healthz")

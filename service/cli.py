@@ -35,16 +35,16 @@ def serve(
     host: Annotated[str | None, flag("host")] = None,
     port: Annotated[int | None, flag("port")] = None,
     metrics_port: Annotated[int | None, flag("metrics_port")] = None,
-    metrics_port: Annotated[int | None, flag("metrics_port")] = None,
     provider: Annotated[
         Literal["cpu", "cuda", "tensorrt", "openvino"] | None, flag("provider")
     ] = None,
-    precision: Annotated[Literal["fp32", "fp16"] | None, flag("precision")] = None,
+    precision: Annotated[Literal["auto", "fp32", "fp16", "int8"] | None, flag("precision")] = None,
     device_memory_bytes: Annotated[int | None, flag("device_memory_bytes")] = None,
     engines: Annotated[Path | None, flag("engines")] = None,
     threads: Annotated[int | None, flag("threads")] = None,
     decode_threads: Annotated[int | None, flag("decode_threads")] = None,
     keys_file: Annotated[Path | None, flag("keys_file")] = None,
+    priors: Annotated[Path | None, flag("priors")] = None,
     max_connections: Annotated[int | None, flag("max_connections")] = None,
     max_header_bytes: Annotated[int | None, flag("max_header_bytes")] = None,
     max_headers: Annotated[int | None, flag("max_headers")] = None,
@@ -61,6 +61,10 @@ def serve(
     stall_seconds: Annotated[float | None, flag("stall_seconds")] = None,
     drain_seconds: Annotated[int | None, flag("drain_seconds")] = None,
     class_metrics: Annotated[Literal["auto", "on", "off"] | None, flag("class_metrics")] = None,
+    reference: Annotated[str | None, flag("reference")] = None,
+    tail_window_seconds: Annotated[float | None, flag("tail_window_seconds")] = None,
+    tail_level: Annotated[float | None, flag("tail_level")] = None,
+    tail_file: Annotated[Path | None, flag("tail_file")] = None,
 ) -> None:
     """Serve a bundle over HTTP until stopped."""
     settings = read_settings(**locals())
@@ -75,8 +79,11 @@ def classify(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP.")],
     top_k: Annotated[int, typer.Option(min=1, help="Classes to name, the surest first.")] = 3,
     ensemble: Annotated[
-        Literal["full", "off"],
-        typer.Option(help="full: the mean of five views; off: the centre view only."),
+        Literal["full", "off", "adaptive"],
+        typer.Option(
+            help="full: the mean of five views; off: the centre view only; adaptive: the others "
+            "only where they are worth their cost."
+        ),
     ] = "full",
     prior: Annotated[
         Literal["uniform", "train"],
@@ -97,16 +104,19 @@ def classify(
     problems: dict[int, PerImageError] = {}
     logits, taken = classifier.combined(_canvases(classifier, photos, problems), views)
     log_target = log_prior(chosen, manifest.counts)
-    rows = iter(classifier.reader.probabilities(logits, taken, views, log_target))
+    shares = classifier.reader.probabilities(logits, taken, views, log_target)
+    rows = (
+        (row, manifest.classes, top_k, int(count)) for row, count in zip(shares, taken, strict=True)
+    )
     results = [
         FailedImage(filename=str(photo), error=problems[place].document())
         if place in problems
-        else classified(str(photo), next(rows), manifest.classes, top_k, views.views)
+        else classified(str(photo), *next(rows))
         for place, photo in enumerate(photos)
     ]
     if as_json:
         answer = Classification(
-            model=model_id(manifest), ensemble=views, prior=chosen, results=results
+            model=model_id(manifest), ensemble=views, prior=str(chosen), results=results
         )
         print(answer.model_dump_json(indent=2))
     elif len(problems) < len(photos):

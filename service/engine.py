@@ -19,6 +19,7 @@ from models.bundle.reader import Reader
 from service.decoder import Decoder
 from service.errors import NotReadyError
 from service.metrics import Metrics, by_class
+from service.opening import open_classifier
 from service.pipeline import Pipeline
 from service.runner import Infer, Runner
 from service.scheduler import BROKEN, CLOSING, Scheduler
@@ -65,6 +66,7 @@ class Engine:
         self._draining_since: float | None = None
         self._opened: Opened | None = None
         self._classifier: Classifier | None = None
+        self.precision_reason = ""
         self._decoder = Decoder(
             settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
         )
@@ -101,7 +103,7 @@ class Engine:
         return Opened(scheduler, pipeline)
 
     def _load(self) -> Infer:
-        classifier = Classifier.open(self.settings.bundle, self.settings.device)
+        classifier, self.precision_reason = open_classifier(self.settings)
         self._classifier = classifier
         session, reader = classifier.session, classifier.reader
         return lambda pixels: reader.without_prior(session.run(pixels).logits)

@@ -35,8 +35,10 @@ class Settings(BaseSettings):
     provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = Field(
         "cpu", description="Device; where it is not to be had, the service does not start."
     )
-    precision: Literal["fp32", "fp16"] = Field(
-        "fp32", description="Arithmetic of the model; fp16 with the provider tensorrt only."
+    precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
+        "auto",
+        description="Arithmetic of the model; auto: the fastest here whose accuracy is within 0.3 "
+        "points of fp32's.",
     )
     device_memory_bytes: int | None = Field(
         None, ge=1, description="Bytes of a GPU's memory that the model may take; none: all."
@@ -56,6 +58,9 @@ class Settings(BaseSettings):
     )
     keys_file: Path | None = Field(
         None, description="File with an API key and perhaps a name on each line; may be changed."
+    )
+    priors: Path | None = Field(
+        None, description="JSON file of priors by name, {name: {label: weight}}, for prior=NAME."
     )
     max_connections: int = Field(
         800, ge=1, description="Open connections beyond which one more is refused (429)."
@@ -106,6 +111,27 @@ class Settings(BaseSettings):
     class_metrics: Literal["auto", "on", "off"] = Field(
         "auto", description="Metrics by class; auto: up to 2,000 classes. Groups always have them."
     )
+    reference: str = Field(
+        "train",
+        min_length=1,
+        description="How often classes are expected: train, uniform, measured, or a CSV file "
+        "class,weight.",
+    )
+    tail_window_seconds: float = Field(
+        604_800, ge=60, description="Seconds of predictions that counts and confidences are of."
+    )
+    tail_level: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="Share of false findings among the drifting or silent classes, in the mean "
+        "at most.",
+    )
+    tail_file: Path | None = Field(
+        None,
+        description="SQLite file that keeps the tail's statistics over a restart; none: they begin "
+        "anew.",
+    )
 
     @property
     def device(self) -> "Device":
@@ -113,10 +139,12 @@ class Settings(BaseSettings):
         from models.bundle.device import Device, Provider
         from models.bundle.precision import Precision
 
+        # The other providers take it from the graph.
+        half = (self.provider, self.precision) == ("tensorrt", "fp16")
         return Device(
             provider=Provider(self.provider),
             threads=self.threads,
-            precision=Precision(self.precision),
+            precision=Precision.FP16 if half else Precision.FP32,
             memory_bytes=self.device_memory_bytes,
             batch_views=self.batch_views,
             engines=self.engines,

@@ -2,12 +2,16 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from models import UserError
+
+if TYPE_CHECKING:
+    from models.bundle.precision import Precision
 
 app = typer.Typer()
 
@@ -130,6 +134,10 @@ def export(
             "training five times without a fifth of the photos"
         ),
     ] = True,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="int8 for CPUs, fp16 for GPUs, beside fp32; may be given twice"),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
 ) -> None:
     """Merge a checkpoint into plain weights and make a bundle to serve."""
@@ -140,7 +148,9 @@ def export(
 
     dataset = load_dataset(data, imbalance)
     target = out or Path("bundles") / dataset.name
-    exported = make(checkpoint, dataset, target, backbone, replace, calibration)
+    exported = make(
+        checkpoint, dataset, target, backbone, replace, calibration, parse_variants(variant or [])
+    )
     manifest, proof = exported.manifest, exported.proof
     typer.echo(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -220,6 +230,17 @@ def compare(
     for line in failures(outcomes):
         console.print(line)
     console.print(f"{folder} holds results.csv, results.md, report.html and its figures")
+
+
+def parse_variants(names: Sequence[str]) -> "list[Precision]":
+    """Raises `UserError` where one is no variant."""
+    from models.bundle.precision import Precision
+
+    known = [one for one in Precision if one is not Precision.FP32]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--variant {name}: give one of {', '.join(known)}")
+    return [one for one in known if one in names]
 
 
 def parse_seeds(text: str) -> list[int]:

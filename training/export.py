@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
@@ -41,7 +42,7 @@ from training.report import write_report
 
 TOLERANCE: Final = 1e-4
 THRESHOLDS: Final = Thresholds()
-PROOF_PHOTOS: Final = 32
+PROOF_PHOTOS: Final = 128
 GOLDEN_PHOTOS: Final = 4
 
 
@@ -75,19 +76,21 @@ def export(
     backbone: str | None = None,
     replace: bool = False,
     calibrated: bool = True,
+    variants: Sequence[Precision] = (),
 ) -> Exported:
     """Make a bundle at `target`; on any failure nothing is left there.
 
-    Without `calibrated` it has no exit rule, temperatures or prediction sets. Raises `UserError`
-    where checkpoint and dataset do not belong together, and where the logits of the merged model
-    or of ONNX Runtime are off by more than `TOLERANCE` on real images.
+    `variants` are made of the fp32 graph. Without `calibrated` there is no exit rule, temperature
+    or prediction set. Raises `UserError` where checkpoint and dataset do not belong together,
+    where a variant cannot be made, and where the logits of the merged model or of ONNX Runtime are
+    off by more than `TOLERANCE` on real images.
     """
     model, facts = restore(checkpoint, backbone)
     _check_classes(checkpoint, facts, dataset)
     model.eval().requires_grad_(False)
     merged = merge(model)
     pixels = _centre_views(dataset.train, facts)
-    graphs = Graphs(facts.preprocessing.size)
+    graphs = Graphs(pixels, variants)
     groups = THRESHOLDS.groups(facts.counts)
     priors = _priors(facts)
     written: list[Manifest] = []
@@ -98,15 +101,18 @@ def export(
         return written[0]
 
     with new_bundle(target, manifest, replace) as folder:
-        paths = graphs.write(merged, folder)
+        paths, kept = graphs.write(merged, folder)
         sessions = {one: Session(path, side=graphs.size) for one, path in paths.items()}
         logits = sessions[Precision.FP32].run(pixels).logits
         proof = _prove(model, merged, pixels, logits, node_count(paths[Precision.FP32]), graphs)
         shutil.copyfile(checkpoint, folder / DELTA)
-        write_golden(folder, pixels[:GOLDEN_PHOTOS], logits[:GOLDEN_PHOTOS])
+        golden = pixels[:GOLDEN_PHOTOS]
+        write_golden(folder, golden, {one: sessions[one].run(golden).logits for one in sessions})
         judge = Judge(dataset, facts, groups, np.log(priors).astype(np.float32))
         judged |= (
-            judge.calibrate(sessions, graphs, backbone) if calibrated else judge.evaluate(sessions)
+            judge.calibrate(sessions, partial(graphs.write_like, kept=kept), backbone)
+            if calibrated
+            else judge.evaluate(sessions)
         )
         write_report(folder / REPORT, facts, groups, judged)
         for precision, one in judged.items():

@@ -13,9 +13,8 @@ from models.bundle.device import Device
 from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.exit import Counts, ExitRule
 from models.bundle.images import Pixels, load, views
-from models.bundle.manifest import Manifest
 from models.bundle.posterior import Doubles
-from models.bundle.precision import Precision
+from models.bundle.precision import FILES, Precision
 from models.bundle.reader import Reader
 from models.bundle.session import CPU, Session, first_line
 
@@ -42,13 +41,16 @@ class Classifier:
         self.manifest = reader.manifest
 
     @classmethod
-    def open(cls, bundle: Path, device: Device = CPU) -> "Classifier":
+    def open(
+        cls, bundle: Path, device: Device = CPU, precision: Precision = Precision.FP32
+    ) -> "Classifier":
         """Raises `UserError` where hashes, provider, graph or logits are not what they must be."""
         manifest = layout.read_manifest(bundle)
         layout.verify_files(bundle, manifest)
-        session = Session(bundle / layout.MODEL, device, manifest.preprocessing.size)
-        _check_golden(bundle, manifest, session)
-        return cls(session, Reader.open(bundle, manifest, Precision.FP32))
+        reader = Reader.open(bundle, manifest, precision)
+        session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
+        _check_golden(bundle, reader, session)
+        return cls(session, reader)
 
     def canvas(self, data: bytes) -> Pixels:
         """uint8 [height, width, 3]; raises `models.bundle.images.ImageError`."""
@@ -90,9 +92,10 @@ class Classifier:
         return found
 
 
-def _check_golden(bundle: Path, manifest: Manifest, session: Session) -> None:
+def _check_golden(bundle: Path, reader: Reader, session: Session) -> None:
     """The graph, the manifest and the golden views must be of one model, computed alike."""
-    pixels, expected = layout.read_golden(bundle)
+    manifest, file = reader.manifest, FILES[reader.precision]
+    pixels, expected = layout.read_golden(bundle, reader.precision)
     side = manifest.preprocessing.size
     if pixels.shape[1:] != (side, side, 3):
         raise UserError(
@@ -103,18 +106,18 @@ def _check_golden(bundle: Path, manifest: Manifest, session: Session) -> None:
         logits = session.run(pixels).logits
     except Exception as error:  # ONNX Runtime's errors have no common base.
         raise UserError(
-            f"{bundle / layout.MODEL} fails on the views of {layout.GOLDEN} "
+            f"{bundle / file} fails on the views of {layout.GOLDEN} "
             f"({first_line(error)}): try another provider, or export the bundle again"
         ) from error
     if logits.shape != expected.shape:
         raise UserError(
-            f"{bundle / layout.MODEL} gives logits {logits.shape} and {layout.GOLDEN} has "
+            f"{bundle / file} gives logits {logits.shape} and {layout.GOLDEN} has "
             f"{expected.shape}: export the bundle again"
         )
     if logits.shape[1] != len(manifest.classes):
         raise UserError(
             f"{bundle / layout.MANIFEST} lists {len(manifest.classes)} classes and "
-            f"{layout.MODEL} gives {logits.shape[1]} logits: export the bundle again"
+            f"{file} gives {logits.shape[1]} logits: export the bundle again"
         )
     difference = float(np.abs(logits - expected).max())
     if not difference <= session.device.golden_tolerance:

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from models import UserError
 from models.bundle.atomic import atomic_folder
 from models.bundle.manifest import FileRecord, Manifest
+from models.bundle.precision import Precision
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
@@ -119,15 +120,24 @@ def new_bundle(
         (folder / MANIFEST).write_text(text + "\n", "utf-8")
 
 
-def write_golden(folder: Path, pixels: np.ndarray, logits: np.ndarray) -> None:
-    """Keep views uint8 [N, S, S, 3] and the logits float32 [N, C] that they must give."""
-    np.savez_compressed(folder / GOLDEN, pixels=pixels, logits=logits)
+def write_golden(
+    folder: Path, pixels: np.ndarray, logits: Mapping[Precision, np.ndarray] | np.ndarray
+) -> None:
+    """Keep views uint8 [N, S, S, 3] and the logits float32 [N, C] that they must give.
+
+    Logits that are not given by precision are those of fp32.
+    """
+    every = logits if isinstance(logits, Mapping) else {Precision.FP32: logits}
+    arrays = {str(precision): values for precision, values in every.items()}
+    np.savez_compressed(folder / GOLDEN, allow_pickle=False, pixels=pixels, **arrays)
 
 
-def read_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_golden(
+    folder: Path, precision: Precision = Precision.FP32
+) -> tuple[np.ndarray, np.ndarray]:
     """What `write_golden` wrote; raises `UserError` where it is not that."""
     path = folder / GOLDEN
-    pixels, logits = read_arrays(path, ["pixels", "logits"])
+    pixels, logits = read_arrays(path, ["pixels", str(precision)])
     if not (
         (pixels.dtype, pixels.ndim) == (np.dtype(np.uint8), 4)
         and (logits.dtype, logits.ndim) == (np.dtype(np.float32), 2)

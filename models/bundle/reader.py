@@ -1,6 +1,7 @@
 """What combined logits say: confidence, sets of labels, and what a person should look at."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from models.bundle.precision import Precision
 from models.bundle.review import Decision
 from models.bundle.scores import HeldOutScores, read_scores
 from models.bundle.temperature import Way, group_indices
+
+
+class Reading(NamedTuple):
+    """One image's probabilities [C]: under the prior that was asked for, and the uniform one."""
+
+    asked: Doubles
+    uniform: Doubles
 
 
 class Reader:
@@ -89,6 +97,11 @@ class Reader:
         target = self._uniform if log_target is None else log_target
         return posterior(logits, target, temperatures)
 
+    def read(self, logits: Floats, views: int, ensemble: Ensemble, log_target: Doubles) -> Reading:
+        """Of one image's combined logits [C]."""
+        one = logits[None], np.array([views]), ensemble
+        return Reading(self.probabilities(*one, log_target)[0], self.probabilities(*one)[0])
+
     def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
         """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
 
@@ -97,10 +110,29 @@ class Reader:
         thresholds = self._coverage.get(ensemble)
         return thresholds.sets(probabilities, coverage) if thresholds else None
 
-    def decide(self, confidence: float, index: int) -> Decision | None:
-        """On an answer's confidence under the uniform prior; None where the bundle cannot say."""
-        review = self.variant.review
-        return review.decide(confidence, self.manifest.classes[index].group) if review else None
+    def members(
+        self, reading: Reading, ensemble: Ensemble, coverage: float | None
+    ) -> list[int] | None:
+        """The classes of one image's set, the most probable first; None without a `coverage`.
+
+        They do not depend on the prior, except that the answer itself is always among them.
+        """
+        if coverage is None:
+            return None
+        held = self.sets(reading.uniform[None], ensemble, coverage)
+        if held is None:
+            return None
+        held[0, reading.asked.argmax()] = True
+        order = np.argsort(-reading.asked, kind="stable")
+        return [int(index) for index in order if held[0, index]]
+
+    def decide(self, reading: Reading) -> Decision | None:
+        """On one image's answer under the uniform prior; None where the bundle cannot say."""
+        if self.variant.review is None:
+            return None
+        index = int(reading.uniform.argmax())
+        group = self.manifest.classes[index].group
+        return self.variant.review.decide(float(reading.uniform[index]), group)
 
     def _coverages(self, scores: HeldOutScores | None) -> dict[str, Coverage]:
         if scores is None or self.variant.sets is None:

@@ -1,7 +1,7 @@
 """Logits of training photos from models that have not seen them, where nothing else is held out."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +12,11 @@ from models.bundle.ensemble import Floats
 from models.bundle.precision import Precision
 from models.bundle.record import Group
 from models.bundle.session import Session
-from models.lift.model import merge
+from models.lift.model import Model, merge
 from training.calibration.folds import deal
 from training.calibration.held_out import HeldOut
 from training.calibration.views import view_logits
 from training.checkpoint import Facts
-from training.graphs import Graphs
 from training.train import Trainer
 
 FOLDS: Final = 5
@@ -25,13 +24,20 @@ FOLDS: Final = 5
 MOST_OF_CLASS: Final = 40
 MOST: Final = 4000
 
+# Writes a merged model's graphs into a folder.
+Write = Callable[[Model, Path], dict[Precision, Path]]
+
 
 def cross_fit(
-    trainer: Trainer, facts: Facts, graphs: Graphs, log_prior: Floats, groups: Sequence[Group]
+    trainer: Trainer,
+    facts: Facts,
+    write: Write,
+    log_prior: Floats,
+    groups: Sequence[Group],
 ) -> dict[Precision, HeldOut]:
     """Train `FOLDS` times, each time without a part of the photos, and measure that part.
 
-    Each model goes the way to the service: merged, written, quantised, run by ONNX Runtime. Raises
+    Each model goes the way to the service: merged, written by `write`, run by ONNX Runtime. Raises
     `UserError` where every class has a single photo, and what training raises.
     """
     train = trainer.dataset.train
@@ -43,8 +49,10 @@ def cross_fit(
     for number, aside in enumerate(dealt, 1):
         model = trainer.train_without(facts.recipe, aside).model
         with tempfile.TemporaryDirectory() as folder:
-            paths = graphs.write(merge(model.eval()), Path(folder))
-            sessions = {one: Session(path, side=graphs.size) for one, path in paths.items()}
+            paths = write(merge(model.eval()), Path(folder))
+            sessions = {
+                one: Session(path, side=facts.preprocessing.size) for one, path in paths.items()
+            }
             title = f"Measuring fold {number} of {len(dealt)}"
             parts.append(
                 view_logits(sessions, log_prior, train.only(aside), facts.preprocessing, title)

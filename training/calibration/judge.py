@@ -13,13 +13,12 @@ from models.bundle.scores import HeldOutScores
 from models.bundle.session import Session
 from models.lift.backbone import load_backbone
 from training.calibration.calibrate import TOLERANCE, Checked, calibrate, checked, evaluated
-from training.calibration.crossfit import cross_fit
+from training.calibration.crossfit import Write, cross_fit
 from training.calibration.held_out import HeldOut
 from training.calibration.views import view_logits
 from training.checkpoint import Facts
 from training.data.split import SplitName
 from training.dataset import Dataset
-from training.graphs import Graphs
 from training.train import Trainer
 
 Sessions = Mapping[Precision, Session]
@@ -65,17 +64,19 @@ class Judge:
     def calibrate(
         self,
         sessions: Sessions,
-        graphs: Graphs,
+        write: Write,
         backbone: str | None,
         tolerance: float = TOLERANCE,
     ) -> dict[Precision, Judged]:
         """Everything fitted on val/, or without it by cross-fitting; then measured.
 
+        `write` makes the graphs of a model that cross-fitting has trained.
+
         Raises `UserError` where no photo can be held out.
         """
         check = self._measured(sessions)
         if self._dataset.val is None:
-            fit = self._cross_fitted(graphs, backbone)
+            fit = self._cross_fitted(write, backbone)
         elif self._dataset.test is None:
             fit = check
         else:
@@ -98,9 +99,9 @@ class Judge:
             for one, logits in found.items()
         }
 
-    def _cross_fitted(self, graphs: Graphs, backbone: str | None) -> HeldOuts:
+    def _cross_fitted(self, write: Write, backbone: str | None) -> HeldOuts:
         trainer = Trainer(self._dataset, load_backbone(backbone or self._facts.backbone))
-        return cross_fit(trainer, self._facts, graphs, self._log_prior, self._groups)
+        return cross_fit(trainer, self._facts, write, self._log_prior, self._groups)
 
 
 def _judged(fit: HeldOut, check: HeldOut | None, tolerance: float) -> Judged:

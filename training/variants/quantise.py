@@ -71,6 +71,18 @@ def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
     return Quantised(kept, tuple(tried), trial.fp32_seconds)
 
 
+def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: Candidate) -> None:
+    """Write the int8 variant of another `graph` of the same shape the way that was `kept`.
+
+    `pixels` uint8 [N, S, S, 3] are training views to calibrate on.
+    """
+    model = folded(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        ranges = calibrate(model, pixels[:: max(1, 2 * len(pixels) // VIEWS)], Path(folder))
+    nodes = {node.name for node in products(model)} - set(kept.in_float)
+    write_int8(kept.form, model, ranges, nodes, target)
+
+
 def best(candidates: Sequence[Candidate]) -> Candidate:
     """The quickest whose error is within `LIMIT`; where there is none, the one nearest to fp32."""
     near = [one for one in candidates if one.fidelity.error <= LIMIT]

@@ -12,7 +12,7 @@ from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import Manifest, Variant
 from models.bundle.posterior import Prior, log_prior
 from models.bundle.precision import Precision
-from models.bundle.reader import Reader
+from models.bundle.reader import Reader, Reading
 from models.bundle.review import GroupReview, Review
 from models.bundle.scores import HeldOutScores
 
@@ -72,12 +72,8 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     labels = np.repeat(np.arange(7), 40)
     sure, unsure = np.full(280, 0.9, np.float32), np.full(280, 0.1, np.float32)
     plain = palette_manifest("v", {})
-    sets = PredictionSets(
-        interpolation=Interpolation(pull=0), photos=280, reach={}, estimates={}
-    )
-    group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
-    review = Review(risk=5, level=95, groups={"many": group})
-    variant = plain.variants[Precision.FP32].model_copy(update={"sets": sets, "review": review})
+    sets = PredictionSets(interpolation=Interpolation(pull=0), photos=280, reach={}, estimates={})
+    variant = plain.variants[Precision.FP32].model_copy(update={"sets": sets})
     found = Reader(
         plain.model_copy(update={"variants": {Precision.FP32: variant}}),
         Precision.FP32,
@@ -90,8 +86,19 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     assert np.flatnonzero(off[0]).tolist() == [0], "the answer is in its set always"
     assert np.flatnonzero(full[0]).tolist() == [0, 1, 2]
     assert found.sets(shares, Ensemble.ADAPTIVE, 0.9) is None
-    assert [found.decide(one, 0) for one in (0.59, 0.6)] == ["review", "accept"]
-    assert found.decide(1.0, 6) == "review", "nothing is known of few"
+    assert found.members(Reading(shares[0], shares[0]), Ensemble.FULL, 0.9) == [0, 1, 2]
+    assert found.members(Reading(shares[0, ::-1], shares[0]), Ensemble.FULL, 0.9) == [6, 2, 0, 1]
+    assert found.members(Reading(shares[0], shares[0]), Ensemble.FULL, None) is None
+
+
+def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
+    group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
+    found = reader(review=Review(risk=5, level=95, groups={"many": group}))
+    rows = [np.array([top, 1 - top, 0, 0, 0, 0, 0]) for top in (0.59, 0.6)]
+    assert [found.decide(Reading(row, row)) for row in rows] == ["review", "accept"]
+    few = np.eye(7)[6]
+    assert found.decide(Reading(few, few)) == "review", "nothing is known of few"
+    assert reader(review=None).decide(Reading(few, few)) is None
 
 
 def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:
