@@ -6,13 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from models import UserError
 
@@ -68,19 +69,22 @@ def served(
     at the end, and SIGKILL if that does not do. Raises `UserError` where it does not become ready.
     """
     port = free_port()
-    process = subprocess.Popen(
-        [part.replace("{port}", str(port)) for part in command],
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(process, url, ready)
-        yield Served(url, process.pid)
-    finally:
-        _stop(process)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [part.replace("{port}", str(port)) for part in command],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            if not _becomes_ready(process, url, ready):
+                raise UserError(f"{command[0]} does not serve: {_end_of(log)}")
+            yield Served(url, process.pid)
+        finally:
+            _stop(process)
 
 
 def free_port() -> int:
@@ -103,14 +107,21 @@ def _readyz(url: str) -> bool:
     return ask(f"{url}/readyz") is not None
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str, ready: Callable[[str], bool]) -> None:
+def _becomes_ready(
+    process: "subprocess.Popen[bytes]", url: str, ready: Callable[[str], bool]
+) -> bool:
     end = time.monotonic() + READY_SECONDS
-    while not ready(url):
-        if process.poll() is not None:
-            raise UserError(f"the server ended with {process.returncode} before it was ready")
-        if time.monotonic() > end:
-            raise UserError(f"the server at {url} was not ready within {READY_SECONDS} s")
+    while process.poll() is None and time.monotonic() < end:
+        if ready(url):
+            return True
         time.sleep(0.2)
+    return False
+
+
+def _end_of(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it says nothing"
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
