@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
-from fastapi.responses import RedirectResponse
 from prometheus_client.exposition import choose_encoder
 
 from models.bundle.ensemble import Ensemble
@@ -39,6 +38,7 @@ from service.engine import Engine
 from service.errors import MalformedError, NoImageError, PerImageError
 from service.handlers import add_handlers
 from service.keys import Keys, require_key
+from service.page import add_page
 from service.upload import Upload, body_bytes, read_uploads
 
 Result = TypeVar("Result")
@@ -86,17 +86,18 @@ async def classify(
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
     def result(upload: Upload, reading: Reading, views: int) -> ClassifiedImage:
-        image = classified(
+        decision = reader.decide(reading) if query.prior == Prior.UNIFORM else None
+        members = reader.members(reading, asked.ensemble, query.coverage)
+        engine.monitoring.observe(reading.uniform, decision, members)
+        return classified(
             upload.filename,
             reading.asked,
             engine.manifest.classes,
             query.top_k,
             views,
-            reader.decide(reading) if query.prior == Prior.UNIFORM else None,
-            reader.members(reading, asked.ensemble, query.coverage),
+            decision,
+            members,
         )
-        engine.monitoring.observe(reading.uniform)
-        return image
 
     return Classification(
         model=model_id(engine.manifest),
@@ -223,11 +224,6 @@ async def metrics(request: Request, engine: Service) -> Response:
     return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
 
 
-@open_router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    return RedirectResponse("docs")
-
-
 def create_app(engine: Engine) -> FastAPI:
     """The service of `engine`, which starts and ends with it.
 
@@ -239,10 +235,13 @@ def create_app(engine: Engine) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Not awaited: meanwhile /healthz and /readyz answer.
         start = asyncio.create_task(engine.start())
+        keep = asyncio.create_task(engine.monitoring.keep())
         try:
             yield
         finally:
             await engine.close(start)
+            engine.monitoring.end()
+            await keep
 
     app = FastAPI(
         docs_url=None,
@@ -260,5 +259,6 @@ def create_app(engine: Engine) -> FastAPI:
         app.include_router(router)
     app.include_router(open_router)
     add_docs(app)
+    add_page(app)
     add_handlers(app, engine.metrics)
     return app

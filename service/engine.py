@@ -18,11 +18,13 @@ from models.bundle.priors import read_priors
 from models.bundle.reader import Reader
 from service.decoder import Decoder
 from service.errors import NotReadyError
-from service.metrics import Metrics, by_class
+from service.metrics import Metrics
+from service.monitoring import Monitoring
 from service.opening import open_classifier
 from service.pipeline import Pipeline
 from service.runner import Infer, Runner
 from service.scheduler import BROKEN, CLOSING, Scheduler
+from service.series import TailSeries, class_series
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -47,19 +49,19 @@ class Engine:
     """A bundle's way from `start` over ready to `drain` and `close`, and its answers between."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises `UserError` where the bundle has no valid manifest or the limits do not fit it.
+        """Raises `UserError` where the bundle has no valid manifest, the limits do not fit it, or
+        its tail cannot be monitored as the settings say.
 
         Everything else that can be wrong is found by `start`.
         """
         self.settings = settings
         self.manifest = read_manifest(settings.bundle)
         _check_limits(settings, self._view_bytes)
-        self.metrics = Metrics(
-            self.manifest,
-            settings.provider,
-            by_class(settings.class_metrics, len(self.manifest.classes)),
-        )
+        self.metrics = Metrics(self.manifest, settings.provider)
         self.priors = read_priors(settings.priors, self.manifest)
+        self.monitoring = Monitoring(self.manifest, settings, self.metrics)
+        which = class_series(settings.class_metrics, len(self.manifest.classes))
+        self.metrics.registry.register(TailSeries(self.monitoring, which))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.failure: Exception | None = None
         self.hung = False

@@ -81,6 +81,10 @@ class BodyTimeoutError(ServiceError):
         self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
 
 
+class UnknownClassError(ServiceError):
+    status, reason, title = 404, "unknown_class", "The model has no such class"
+
+
 class DeadlineError(ServiceError):
     """`stage` is where the request was when its time was over, or was seen not to be enough."""
 
@@ -182,6 +186,7 @@ REASONS: Final = (
             HeadersTooLargeError,
             TooManyConnectionsError,
             BodyTimeoutError,
+            UnknownClassError,
             DeadlineError,
             BodyTooLargeError,
             OverloadedError,

@@ -3,30 +3,29 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
 from models.bundle.ensemble import Ensemble
 from models.bundle.images import VIEWS
 from models.bundle.manifest import Manifest
-from models.bundle.posterior import Prior, log_prior
 from models.bundle.record import GROUPS, Group
+from models.bundle.review import Decision
 from service.errors import LATE, REASONS, Late
 
 Rebuild = Literal["ready", "failed"]
 REBUILDS: Final[tuple[Rebuild, ...]] = ("ready", "failed")
+DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
 PASSES: Final = ("first", "second")
 
 Stage = Literal["read", "decode", "queue", "infer", "post"]
 STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "queue", "infer", "post")
 
-MAX_CLASSES: Final = 2_000
-
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 CONFIDENCES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+SET_SIZES: Final = (1, 2, 3, 5, 10, 20, 50, 100, 500)
 BATCHES: Final = (1, 2, 5, 10, 20, 40, 80, 160, 320)
 
 
@@ -37,25 +36,17 @@ class Metrics:
     is a zero, not an absence.
     """
 
-    def __init__(self, manifest: Manifest, provider: str, by_class: bool) -> None:
+    def __init__(self, manifest: Manifest, provider: str) -> None:
         self.registry = CollectorRegistry()
         self._manifest = manifest
-        self._by_class = by_class
         self._declare()
         self._describe(provider)
-        self._expect()
         ProcessCollector(registry=self.registry)
 
     def _declare(self) -> None:
         registry = self.registry
         self._predictions = Counter(
             "taillift_predictions", "Images by group of the top class", ["group"], registry=registry
-        )
-        self._class_predictions = Counter(
-            "taillift_class_predictions",
-            "Images by top class",
-            ["class", "group"],
-            registry=registry,
         )
         self._confidence = Histogram(
             "taillift_confidence",
@@ -69,6 +60,19 @@ class Metrics:
             "Views that an image's answer took",
             ["ensemble"],
             buckets=range(1, VIEWS + 1),
+            registry=registry,
+        )
+        self._reviews = Counter(
+            "taillift_reviews",
+            "Answers by whether a person should look at them",
+            ["group", "decision"],
+            registry=registry,
+        )
+        self._set_size = Histogram(
+            "taillift_set_size",
+            "Labels in a prediction set",
+            ["group"],
+            buckets=SET_SIZES,
             registry=registry,
         )
         self._stages = Histogram(
@@ -117,6 +121,9 @@ class Metrics:
         for group in GROUPS:
             self._predictions.labels(group)
             self._confidence.labels(group)
+            self._set_size.labels(group)
+            for decision in DECISIONS:
+                self._reviews.labels(group, decision)
         for stage in STAGES:
             self._stages.labels(stage)
         for reason in REASONS:
@@ -129,9 +136,6 @@ class Metrics:
             self._deadlines.labels(late)
         for outcome in REBUILDS:
             self._rebuilds.labels(outcome)
-        if self._by_class:
-            for info in self._manifest.classes:
-                self._class_predictions.labels(info.label, info.group)
 
     def _describe(self, provider: str) -> None:
         manifest = self._manifest
@@ -145,35 +149,18 @@ class Metrics:
             }
         )
 
-    def _expect(self) -> None:
-        groups = Gauge(
-            "taillift_expected_rate",
-            "Share of images expected in the group",
-            ["group", "reference"],
-            registry=self.registry,
-        )
-        classes = Gauge(
-            "taillift_class_expected_rate",
-            "Share of images expected in the class",
-            ["class", "group", "reference"],
-            registry=self.registry,
-        )
-        for reference in Prior:
-            sums = dict.fromkeys(GROUPS, 0.0)
-            rates = np.exp(log_prior(reference, self._manifest.counts))
-            for info, rate in zip(self._manifest.classes, rates, strict=True):
-                sums[info.group] += float(rate)
-                if self._by_class:
-                    classes.labels(info.label, info.group, reference).set(float(rate))
-            for group, total in sums.items():
-                groups.labels(group, reference).set(total)
-
-    def predicted(self, label: str, group: Group, confidence: float) -> None:
-        """Count one image by its top class."""
+    def predicted(self, group: Group, confidence: float) -> None:
+        """Count one image by its top class's group."""
         self._predictions.labels(group).inc()
         self._confidence.labels(group).observe(confidence)
-        if self._by_class:
-            self._class_predictions.labels(label, group).inc()
+
+    def reviewed(self, group: Group, decision: Decision) -> None:
+        """Count whether a person should look at an answer."""
+        self._reviews.labels(group, decision).inc()
+
+    def held(self, group: Group, labels: int) -> None:
+        """Count a prediction set by its size and its answer's group."""
+        self._set_size.labels(group).observe(labels)
 
     def used(self, views: int, ensemble: Ensemble) -> None:
         """Count one image's answer and the views that it took."""
@@ -205,8 +192,3 @@ class Metrics:
             yield
         finally:
             self.took(stage, perf_counter() - start)
-
-
-def by_class(setting: Literal["auto", "on", "off"], classes: int) -> bool:
-    """Whether `classes` many classes have series of their own."""
-    return setting == "on" or (setting == "auto" and classes <= MAX_CLASSES)

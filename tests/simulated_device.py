@@ -108,7 +108,7 @@ def run(
 
 
 def new_metrics() -> Metrics:
-    return Metrics(palette_manifest("v", {}), "cpu", by_class=True)
+    return Metrics(palette_manifest("v", {}), "cpu")
 
 
 def sent(

@@ -1,0 +1,268 @@
+"""What GET /classes tells: what is known of each class, and what becomes of it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from math import isfinite, log10
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from models.bundle.manifest import Accuracy, ClassInfo
+from models.bundle.record import GROUPS, Group
+from service.answers import ModelId, model_id, unknown_class
+from service.errors import UnknownClassError
+from service.monitoring import Monitoring
+from service.tail.exact import binomial_interval
+from service.tail.monitor import COVERAGE
+from service.tail.reference import Source
+from service.tail.state import Interval, TailState, Verdict
+from service.tail.window import BUCKETS, quantiles
+
+Direction = Literal["more", "fewer"]
+
+
+class Confidences(BaseModel):
+    """Confidence below which 10, 50 and 90 of 100 images of the window are."""
+
+    low: float
+    median: float
+    high: float
+
+
+class Window(BaseModel):
+    seconds: float
+    predictions: int
+    since: datetime | None = Field(description="when the oldest part that is counted began")
+    reference: Source
+
+
+class Share(BaseModel):
+    """Of the images, corrected for the model's confusions; `low` to `high`: 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class Live(BaseModel):
+    """Within the window; `silent` and `drifting` are what was found since monitoring began."""
+
+    predicted: int
+    expected: float = Field(description="predictions expected under the reference")
+    low: float = Field(description="`predicted` and its 95 % interval")
+    high: float
+    ratio: float | None = Field(description="predicted / expected")
+    share: float | None = Field(description="of the window's predictions")
+    confidence: Confidences | None
+    evidence: float = Field(description="logarithm to base 10 of the drift test's e-value")
+    direction: Direction | None = Field(description="where it drifts")
+
+
+class ClassLive(Live):
+    last_seen: datetime | None
+    silent: bool
+    hidden: bool = Field(description="its loss could not be seen: others are taken for it")
+    drifting: bool
+
+
+class ClassSummary(BaseModel):
+    label: str
+    group: Group
+    count: int = Field(description="training images")
+    accuracy: Accuracy | None = Field(description="on held-out images, in per cent")
+    live: ClassLive
+
+
+class GroupSummary(Live):
+    classes: int
+    expected_share: float
+    prevalence: Share
+    silent: int = Field(description="classes that are")
+    drifting: int = Field(description="classes that are")
+
+
+class Classes(BaseModel):
+    model: ModelId
+    window: Window
+    groups: dict[Group, GroupSummary]
+    classes: list[ClassSummary]
+
+
+class Details(BaseModel):
+    """Of one class. Delays are in predictions of any class; null: it would not be found."""
+
+    verdict: Verdict
+    expected_share: Share = Field(description="of predictions; what the held-out photos leave open")
+    chance: float = Field(
+        description="of so few predictions, or fewer, under the reference; for one look"
+    )
+    doubling_delay: float | None = Field(
+        description="predictions within which 95 of 100 doublings from now on are found"
+    )
+    silence_evidence: float | None = Field(
+        description="logarithm to base 10 of the e-value that it is lost; null: not few-shot"
+    )
+    silence_delay: float | None = Field(
+        description="predictions within which 95 of 100 losses from now on are found"
+    )
+
+
+class ClassDetails(ClassSummary):
+    window: Window
+    details: Details
+
+
+def classes(monitoring: Monitoring) -> Classes:
+    """Of every class and group, now."""
+    state = monitoring.state()
+    return Classes(
+        model=model_id(monitoring.manifest),
+        window=_window(monitoring, state),
+        groups=_groups(monitoring, state),
+        classes=_summaries(monitoring, state, range(len(monitoring.manifest.classes))),
+    )
+
+
+def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
+    """Raises `UnknownClassError` with the nearest label."""
+    labels = monitoring.manifest.labels
+    if label not in labels:
+        raise UnknownClassError(unknown_class(label, labels))
+    place = labels.index(label)
+    state = monitoring.state()
+    (summary,) = _summaries(monitoring, state, [place])
+    one = monitoring.class_state(place)
+    return ClassDetails(
+        **dict(summary),
+        window=_window(monitoring, state),
+        details=Details(
+            verdict=one.verdict,
+            expected_share=_share(
+                float(monitoring.monitor.expected.classes.mean[place]), one.expected_interval
+            ),
+            chance=one.chance,
+            doubling_delay=_finite(one.doubling_delay),
+            silence_evidence=None if one.silence_e_value is None else log10(one.silence_e_value),
+            silence_delay=_finite(one.silence_delay),
+        ),
+    )
+
+
+def _window(monitoring: Monitoring, state: TailState) -> Window:
+    window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
+    began = window.buckets[0].number * seconds / BUCKETS if window.buckets else None
+    return Window(
+        seconds=seconds,
+        predictions=state.window_predictions,
+        since=_time(began),
+        reference=state.reference,
+    )
+
+
+def _groups(monitoring: Monitoring, state: TailState) -> dict[Group, GroupSummary]:
+    group, found = monitoring.monitor.group, state.classes
+    return {
+        one.group: GroupSummary(
+            predicted=one.predicted,
+            expected=one.expected,
+            low=one.interval.low * state.window_predictions,
+            high=one.interval.high * state.window_predictions,
+            ratio=_finite(one.ratio),
+            share=_finite(one.share),
+            confidence=None
+            if one.confidence is None
+            else Confidences.model_validate(one.confidence, from_attributes=True),
+            evidence=log10(one.e_value),
+            direction=one.verdict if one.verdict in {"more", "fewer"} else None,
+            classes=one.classes,
+            expected_share=one.expected_share,
+            prevalence=_share(one.prevalence, one.prevalence_interval),
+            silent=int(found.silent[group == GROUPS.index(one.group)].sum()),
+            drifting=int(found.found[group == GROUPS.index(one.group)].sum()),
+        )
+        for one in state.groups
+    }
+
+
+def _summaries(
+    monitoring: Monitoring, state: TailState, places: Sequence[int]
+) -> list[ClassSummary]:
+    """Of the classes with the indices `places`, in that order."""
+    chosen, total, arrays = np.asarray(places), state.window_predictions, state.classes
+    low, high = binomial_interval(arrays.predicted[chosen], total, COVERAGE)
+    columns = zip(
+        places,
+        arrays.predicted[chosen].tolist(),
+        arrays.expected[chosen].tolist(),
+        (low * total).tolist(),
+        (high * total).tolist(),
+        arrays.ratio[chosen].tolist(),
+        np.log10(arrays.e_value[chosen]).tolist(),
+        arrays.direction[chosen].tolist(),
+        arrays.found[chosen].tolist(),
+        arrays.silent[chosen].tolist(),
+        arrays.hidden[chosen].tolist(),
+        arrays.last_seen[chosen].tolist(),
+        quantiles(monitoring.monitor.window.histogram[chosen]).tolist(),
+        strict=True,
+    )
+    return [
+        _summary(
+            monitoring.manifest.classes[place],
+            ClassLive(
+                predicted=predicted,
+                expected=expected,
+                low=lower,
+                high=upper,
+                ratio=_finite(ratio),
+                share=predicted / total if total else None,
+                confidence=_confidences(confidence) if predicted else None,
+                evidence=evidence,
+                direction=("more" if direction > 0 else "fewer") if drifts else None,
+                last_seen=_time(last_seen),
+                silent=silent,
+                hidden=hidden,
+                drifting=drifts,
+            ),
+        )
+        for (
+            place,
+            predicted,
+            expected,
+            lower,
+            upper,
+            ratio,
+            evidence,
+            direction,
+            drifts,
+            silent,
+            hidden,
+            last_seen,
+            confidence,
+        ) in columns
+    ]
+
+
+def _summary(info: ClassInfo, live: ClassLive) -> ClassSummary:
+    return ClassSummary(
+        label=info.label, group=info.group, count=info.count, accuracy=info.accuracy, live=live
+    )
+
+
+def _confidences(values: Sequence[float]) -> Confidences:
+    low, median, high = values
+    return Confidences(low=low, median=median, high=high)
+
+
+def _share(share: float, interval: Interval) -> Share:
+    return Share(share=share, low=interval.low, high=interval.high)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not isfinite(value) else value
+
+
+def _time(seconds: float | None) -> datetime | None:
+    known = _finite(seconds)
+    return None if known is None else datetime.fromtimestamp(known, UTC)
