@@ -1,0 +1,14 @@
+// The page: photos on one tab, the tail on the other.
+
+import { byId } from "./dom.js";
+import { connectKey } from "./key.js";
+import { showModel } from "./model.js";
+import { connectPhotos } from "./photos.js";
+import { connectTabs } from "./tabs.js";
+import { connectTail, lookWhile } from "./tail.js";
+
+connectPhotos();
+connectTail();
+connectTabs(document.querySelector("[role=tablist]"), (panel) => lookWhile(panel === "tail"));
+connectKey(showModel);
+showModel();

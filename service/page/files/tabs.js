@@ -1,0 +1,48 @@
+// Tabs as the ARIA Authoring Practices have them: arrows, Home and End move and select.
+
+import { byId } from "./dom.js";
+
+const STEPS = { ArrowRight: 1, ArrowLeft: -1 };
+
+/** `shown` is called with the id of the panel whenever one is shown. */
+export function connectTabs(tablist, shown) {
+  const tabs = [...tablist.querySelectorAll("[role=tab]")];
+  const panelOf = (tab) => tab.getAttribute("aria-controls");
+
+  function select(tab) {
+    for (const one of tabs) {
+      const chosen = one === tab;
+      one.setAttribute("aria-selected", String(chosen));
+      one.tabIndex = chosen ? 0 : -1;
+      byId(panelOf(one)).hidden = !chosen;
+    }
+    shown(panelOf(tab));
+  }
+
+  function choose(tab) {
+    history.replaceState(null, "", `#${panelOf(tab)}`);
+    select(tab);
+  }
+
+  function target(event) {
+    if (event.key === "Home") return tabs[0];
+    if (event.key === "End") return tabs.at(-1);
+    const step = STEPS[event.key];
+    return step && tabs[(tabs.indexOf(event.target) + step + tabs.length) % tabs.length];
+  }
+
+  tablist.addEventListener("click", (event) => {
+    const tab = event.target.closest("[role=tab]");
+    if (tab) choose(tab);
+  });
+  tablist.addEventListener("keydown", (event) => {
+    const tab = target(event);
+    if (!tab) return;
+    event.preventDefault();
+    choose(tab);
+    tab.focus();
+  });
+  const named = () => tabs.find((tab) => `#${panelOf(tab)}` === location.hash);
+  addEventListener("hashchange", () => named() && select(named()));
+  select(named() ?? tabs[0]);
+}

@@ -1,0 +1,57 @@
+// Where on a photo the model looked: the same places as models/bundle/images.py computes.
+
+import { drawn } from "./dom.js";
+
+const NAMES = ["the centre", "top left", "top right", "bottom left", "bottom right"];
+const ALL = NAMES.length;
+
+let masks = 0;
+
+/** The size of the canvas that a photo of `width` x `height` is laid on. */
+export function canvasSize(width, height, { size, expand, resize_mode: mode }) {
+  const short = size + expand;
+  if (mode === "squash") return [short, short];
+  const scale = short / Math.min(width, height);
+  return [width, height].map((side) => Math.max(short, Math.round(side * scale)));
+}
+
+/** [left, top] of the first `count` views: the centre, then the four corners. */
+export function places([width, height], size, count) {
+  const right = width - size;
+  const bottom = height - size;
+  const centre = [Math.round(right / 2), Math.round(bottom / 2)];
+  return [centre, [0, 0], [right, 0], [0, bottom], [right, bottom]].slice(0, count);
+}
+
+export function viewNames(count) {
+  if (count === ALL) return "5 views: the centre and the four corners";
+  const names = NAMES.slice(0, count).join(", ");
+  return count === 1 ? `1 view: ${names}` : `${count} views: ${names}`;
+}
+
+/** A drawing to lay over the photo: each view framed, and what no view saw dimmed. */
+export function viewsDrawing(canvas, size, count) {
+  const [width, height] = canvas;
+  const boxes = places(canvas, size, count).map(([x, y]) => ({ x, y, width: size, height: size }));
+  const mask = `unseen-${(masks += 1)}`;
+  const frames = boxes.map((box, index) =>
+    drawn(
+      "g",
+      { class: index === 0 ? "view centre" : "view corner" },
+      drawn("rect", { ...box, class: "halo" }),
+      drawn("rect", { ...box, class: "frame" }),
+    ),
+  );
+  return drawn(
+    "svg",
+    { class: "views", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    drawn(
+      "mask",
+      { id: mask },
+      drawn("rect", { width, height, fill: "white" }),
+      ...boxes.map((box) => drawn("rect", { ...box, fill: "black" })),
+    ),
+    drawn("rect", { width, height, class: "dim", mask: `url(#${mask})` }),
+    ...frames.reverse(),
+  );
+}
