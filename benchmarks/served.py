@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,11 +40,11 @@ class Served:
         return int(line.split()[1]) / 2**10
 
     def metric(self, name: str) -> float:
-        """A series of /metrics that has no labels."""
+        """The sum over all series of this name in /metrics."""
         with direct.open(f"{self.url}/metrics") as response:
             lines = response.read().decode().splitlines()
-        (line,) = (line for line in lines if line.startswith(f"{name} "))
-        return float(line.split()[1])
+        series = [line for line in lines if re.match(rf"{name}[ {{]", line)]
+        return sum(float(line.rpartition(" ")[2]) for line in series)
 
     def forget_peak(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
