@@ -17,7 +17,7 @@ MORE: Final = (4 / 3, 2, 4, 16)
 NO_GAIN: Final = 1e-12
 
 LEVEL: Final = 0.05
-TOLERANCE: Final = 0.2
+TOLERANCE: Final = 0.1
 # How the level is divided: for e-BH, for the held-out photos' bounds and for the live ones.
 TESTS, HELD_OUT, LIVE = 0.6, 0.2, 0.2
 

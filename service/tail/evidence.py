@@ -14,7 +14,7 @@ STEP: Final = 10.0
 FATIGUE: Final = 0.25
 # Evidence beyond what decides is not kept: the way back would be as long as the way there.
 CAP: Final = 100.0
-LIMIT: Final = 700.0
+LIMIT: Final = 600.0
 
 
 class Evidence:

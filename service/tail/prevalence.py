@@ -11,7 +11,7 @@ from service.tail.exact import Doubles, Indices
 from service.tail.reference import Reference, from_moments
 
 # Images that the reference's own group shares count for.
-PRIOR: Final = 5.0
+PRIOR: Final = 2.0
 # Relative variance of a class's share within its group, from the reference to live traffic.
 MIX: Final = 0.25
 STEPS: Final = 300
