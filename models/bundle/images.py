@@ -132,9 +132,12 @@ def canvas(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def offsets(height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """(top, left) of the five S x S views of a canvas: the centre, then the four corners."""
+    """(top, left) of the five S x S views of a canvas: the centre, then the four corners.
+
+    Opposite corners follow each other, so that the first three views are not all of one side.
+    """
     bottom, right = height - size, width - size
-    return [(round(bottom / 2), round(right / 2)), (0, 0), (0, right), (bottom, 0), (bottom, right)]
+    return [(round(bottom / 2), round(right / 2)), (0, 0), (bottom, right), (0, right), (bottom, 0)]
 
 
 def views(pixels: Pixels, size: int, count: int = VIEWS) -> Pixels:
