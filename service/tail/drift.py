@@ -42,6 +42,10 @@ class Drift:
         )
         self.evidence = Evidence(len(FEWER + MORE), rates.mean, CAP * self.threshold)
 
+        self.bet()
+
+    def bet(self) -> None:
+        """Lay the bets against the band as it is now."""
         self._stakes = Stakes(*self._bets())
 
     @property
@@ -57,7 +61,7 @@ class Drift:
         self.evidence.update(gains, predictions)
         suspected |= self.values * self._level > 1
         if self.band.learn(hits, predictions, suspected):
-            self._stakes = Stakes(*self._bets())
+            self.bet()
 
     @property
     def values(self) -> Doubles:
@@ -78,7 +82,7 @@ class Drift:
 
         Infinite where the new rate is within the band, or as good as.
         """
-        gain, spread = Stakes(*self._bets()).at(rates)
+        gain, spread = self._stakes.at(rates)
         nats = np.log(self.threshold) + self.evidence.cost(gain, self.evidence.predictions)
         needed: Doubles = time_to(nats, gain, spread).min(0)
         return needed

@@ -52,6 +52,8 @@ def recall(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
         band.predictions, band.taught = (int(one) for one in arrays[f"{name}/learned"])
+    for drift in (monitor.drift, monitor.group_drift):
+        drift.bet()
 
 
 def _judged_by(monitor: TailMonitor) -> npt.NDArray[np.float64]:
