@@ -2,7 +2,7 @@
 
 import { drawn } from "./dom.js";
 
-const NAMES = ["the centre", "top left", "top right", "bottom left", "bottom right"];
+const NAMES = ["the centre", "top left", "bottom right", "top right", "bottom left"];
 const ALL = NAMES.length;
 
 let masks = 0;
@@ -20,7 +20,7 @@ export function places([width, height], size, count) {
   const right = width - size;
   const bottom = height - size;
   const centre = [Math.round(right / 2), Math.round(bottom / 2)];
-  return [centre, [0, 0], [right, 0], [0, bottom], [right, bottom]].slice(0, count);
+  return [centre, [0, 0], [right, bottom], [right, 0], [0, bottom]].slice(0, count);
 }
 
 export function viewNames(count) {
