@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 import numpy as np
@@ -48,8 +48,10 @@ class Opened:
 class Engine:
     """A bundle's way from `start` over ready to `drain` and `close`, and its answers between."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises `UserError` where the bundle has no valid manifest, the limits do not fit it, or
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time) -> None:
+        """`clock` gives the seconds since 1970 that the tail is monitored by.
+
+        Raises `UserError` where the bundle has no valid manifest, the limits do not fit it, or
         its tail cannot be monitored as the settings say.
 
         Everything else that can be wrong is found by `start`.
@@ -59,7 +61,7 @@ class Engine:
         _check_limits(settings, self._view_bytes)
         self.metrics = Metrics(self.manifest, settings.provider)
         self.priors = read_priors(settings.priors, self.manifest)
-        self.monitoring = Monitoring(self.manifest, settings, self.metrics)
+        self.monitoring = Monitoring(self.manifest, settings, self.metrics, clock)
         which = class_series(settings.class_metrics, len(self.manifest.classes))
         self.metrics.registry.register(TailSeries(self.monitoring, which))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
