@@ -33,7 +33,7 @@ from models.bundle.classifier import Classifier
 from models.bundle.device import Device
 from models.bundle.ensemble import Ensemble
 from models.bundle.images import VIEWS, Pixels, views
-from service.settings import Settings, cores
+from service.settings import Settings, batch_views, cores
 
 SHARES: Final = (0.5, 0.9, 1.5)
 # Enough that a batch is full while the one before it is answered.
@@ -136,7 +136,7 @@ class BareLoop:
         rows = [
             views(self._classifier.canvas(photo), size, VIEWS) for photo in photos[:BARE_PHOTOS]
         ]
-        step = Settings.model_fields["batch_views"].default // VIEWS
+        step = batch_views({}) // VIEWS
         self._batches: list[Pixels] = [
             np.concatenate(rows[start : start + step]) for start in range(0, len(rows), step)
         ]

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 import service
 from models import UserError
 from service.cli import serve
-from service.settings import Settings, read_settings
+from service.settings import Settings, batch_views, read_settings
 
 
 def test_every_setting_has_a_flag_but_a_secret() -> None:
@@ -34,6 +34,12 @@ def test_a_wrong_value_is_named_with_its_setting() -> None:
         read_settings(bundle=Path("b"), provider="tpu")
 
 
+def test_a_batch_is_small_on_a_cpu_unless_asked_for() -> None:
+    assert read_settings(bundle=Path("b")).batch_views == 10
+    assert read_settings(bundle=Path("b"), provider="cuda").batch_views == 40
+    assert read_settings(bundle=Path("b"), batch_views=7).batch_views == 7
+
+
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(UserError, match="setting prot"):
         read_settings(bundle=Path("b"), prot=1)
@@ -49,5 +55,5 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default_factory is not None:
-        return "one a core"
+        return "10 or 40" if field.default_factory is batch_views else "one a core"
     return "none" if field.default is None else str(field.default)
