@@ -41,7 +41,6 @@ class Drift:
             tolerance=tolerance,
         )
         self.evidence = Evidence(len(FEWER + MORE), rates.mean, CAP * self.threshold)
-
         self.bet()
 
     def bet(self) -> None:
