@@ -43,17 +43,16 @@ def posterior(
     logits: Floats,
     log_prior: Doubles,
     temperature: float | Doubles = 1.0,
-    log_implied: Doubles | None = None,
 ) -> Doubles:
     """Probabilities [N, C] of logits [N, C] under a prior [C]: Bayes' rule for another prior.
 
-    They are softmax(logits / temperature - log_implied + log_prior) (Saerens et al. 2002,
-    equation 4), with one `temperature` or [N]. `log_implied` [C] is the prior that the loss left
-    in the logits; without it, they carry none, as with the logit-adjusted loss (Menon et al.
-    2021, equation 10). A class whose prior is 0 has probability 0.
+    They are softmax(logits / temperature + log_prior), with one `temperature` or [N]. The logits
+    carry no prior themselves: the logit-adjusted loss leaves none (Menon et al. 2021, equation
+    10), and `Reader.without_prior` takes out what another loss left. A class whose prior is 0 has
+    probability 0.
     """
     scores = logits.astype(np.float64) / np.asarray(temperature)[..., None]
-    scores += log_prior if log_implied is None else log_prior - log_implied
+    scores += log_prior
     scores -= scores.max(axis=-1, keepdims=True)
     weights = np.exp(scores)
     shares: Doubles = weights / weights.sum(axis=-1, keepdims=True)

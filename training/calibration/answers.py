@@ -20,17 +20,13 @@ Combined = tuple[Floats, Indices]
 
 @dataclass(frozen=True)
 class Answers:
-    """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices).
-
-    `log_implied` [C] is the log prior in the logits, None where there is none.
-    """
+    """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices)."""
 
     way: Way
     logits: Floats
     views: Indices
     labels: Indices
     groups: Indices
-    log_implied: Doubles | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +49,7 @@ class Answers:
 
     def probabilities(self, temperatures: Doubles) -> Doubles:
         """[N, C] where classes are equally frequent, at temperatures [N]."""
-        return posterior(self.logits, np.zeros(len(self.groups)), temperatures, self.log_implied)
+        return posterior(self.logits, np.zeros(len(self.groups)), temperatures)
 
     def at(self, temperatures: Doubles) -> "Verdicts":
         """What the answers say where classes are equally frequent, at temperatures [N]."""
@@ -87,9 +83,7 @@ class Verdicts:
         )
 
 
-def answers(
-    held: HeldOut, adaptive: Combined | None = None, log_implied: Doubles | None = None
-) -> list[Answers]:
+def answers(held: HeldOut, adaptive: Combined | None = None) -> list[Answers]:
     """For one view, for all, and for `adaptive` where it is given."""
     count, _, classes = held.view_logits.shape
     full = combine(held.view_logits.reshape(-1, classes), VIEWS)
@@ -101,7 +95,7 @@ def answers(
         combined.append(adaptive)
     groups = group_indices(held.groups)
     return [
-        Answers(way, logits, views, held.labels, groups, log_implied)
+        Answers(way, logits, views, held.labels, groups)
         for way, (logits, views) in zip(WAYS, combined, strict=False)
     ]
 

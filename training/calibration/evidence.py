@@ -38,12 +38,11 @@ def surprises(answers: Answers) -> Doubles:
     """-log p(label) [N, 41] at every log temperature of `GRID`, for equally frequent classes."""
     found = np.empty((len(answers), len(GRID)))
     step = max(1, AT_ONCE // answers.logits.shape[1])
-    shift = 0.0 if answers.log_implied is None else answers.log_implied
     for start in range(0, len(answers), step):
         rows = slice(start, start + step)
         logits, labels = answers.logits[rows].astype(np.float64), answers.labels[rows, None]
         for place, log_t in enumerate(GRID):
-            scores = logits * np.exp(-log_t) - shift
+            scores = logits * np.exp(-log_t)
             true = np.take_along_axis(scores, labels, axis=1)[:, 0]
             found[rows, place] = logsumexp(scores, axis=1) - true
     return found

@@ -22,18 +22,16 @@ FOLDS: Final = 5
 SAME: Final = 4
 
 
-def fit_temperatures(
-    held: HeldOut, adaptive: Combined | None = None, log_implied: Doubles | None = None
-) -> Calibration:
+def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibration:
     """Temperatures for every way to answer, and what they change, by cross-validation.
 
-    `adaptive` are the combined logits and views of the photos in `held`; `log_implied` [C] is the
-    log prior in the logits. Copies of a photo count once. Every temperature is between 1/12 and
-    12, whatever the data are; notes say what these could not.
+    `adaptive` are the combined logits and views of the photos in `held`. Copies of a photo count
+    once. Every temperature is between 1/12 and 12, whatever the data are; notes say what these
+    could not.
     """
     rows = _distinct(held)
     chosen = (adaptive[0][rows], adaptive[1][rows]) if adaptive else None
-    every = [Fit(one) for one in answers(held.only(rows), chosen, log_implied)]
+    every = [Fit(one) for one in answers(held.only(rows), chosen)]
     calibration = _calibration(held, every, np.arange(len(rows)))
     errors = changes_of(
         f"{held.data}, cross-validated",

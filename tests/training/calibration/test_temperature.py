@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from simulated import NINE, draw, held_out, seen
 
 from models.bundle.manifest import Thresholds
-from models.bundle.posterior import log_shares
 from models.bundle.record import GROUPS
 from models.bundle.temperature import Calibration, group_indices
 from training.calibration.answers import answers
@@ -99,21 +98,6 @@ def model(counts: np.ndarray) -> HeldOut:
     features = 2 * np.eye(9)[labels] + random.normal(size=(len(labels), 9))
     logits = 2 * features * np.where(labels % 3 == 0, 1.0, 3.0)[:, None]
     return seen(logits, labels)
-
-
-def test_the_training_prior_in_the_logits_is_told_from_the_temperature() -> None:
-    random = np.random.default_rng(0)
-    counts = [900, 300, 100, 60, 40, 30, 10, 6, 3]
-    labels = np.repeat(np.arange(9), 400)
-    features = 2 * np.eye(9)[labels] + random.normal(size=(len(labels), 9))
-    implied = log_shares(counts)
-    held = seen(1.7 * (2 * features + implied), labels)
-    found = fit_temperatures(held, log_implied=implied)
-    assert found.off.pooled == pytest.approx(1.7, rel=0.05)
-    assert found.errors is not None
-    assert found.errors.off.overall.after is not None
-    assert found.errors.off.overall.after < 3
-    assert fit_temperatures(held).off.pooled != pytest.approx(1.7, rel=0.2)
 
 
 @pytest.mark.parametrize("way", ["off", "full", "adaptive"])
