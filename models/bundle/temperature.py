@@ -34,7 +34,8 @@ class ErrorChange(Record):
     """Calibration error in points, at temperature 1 and as calibrated.
 
     It is the root mean square gap between confidence and accuracy over bins, less what chance
-    alone makes of so few photos (Kumar et al. 2019, section 5).
+    alone makes of so few photos (Kumar et al. 2019, section 5). Beside it stands the expected
+    calibration error (ECE, Guo et al. 2017, equation 3): the mean gap without sign, with chance.
     """
 
     photos: int = Field(description="that the model answers with a class of this group")
@@ -43,6 +44,10 @@ class ErrorChange(Record):
     resolution: float | None = Field(
         description="points below which so many photos cannot tell an error from none (at 95 %)"
     )
+    ece_before: float | None = Field(
+        None, description="ECE over 15 bins of equal mass; chance alone makes it more than 0"
+    )
+    ece_after: float | None = None
 
     @property
     def enough(self) -> bool:

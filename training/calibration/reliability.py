@@ -40,7 +40,11 @@ def bins(verdicts: Verdicts) -> list[Bin]:
     """At most `BINS` bins of equal weight, by confidence."""
     if not len(verdicts):
         return []
-    count = int(np.clip(effective(verdicts.weights) // FEWEST_IN_BIN, 1, BINS))
+    return _equal(verdicts, int(np.clip(effective(verdicts.weights) // FEWEST_IN_BIN, 1, BINS)))
+
+
+def _equal(verdicts: Verdicts, count: int) -> list[Bin]:
+    """`count` bins of equal weight, less those that no photo falls into."""
     order = np.argsort(verdicts.confidence, kind="stable")
     weights = verdicts.weights[order] / verdicts.weights.sum()
     middles = weights.cumsum() - weights / 2
@@ -71,6 +75,16 @@ def calibration_error(every: Sequence[Bin]) -> float:
     """
     square = sum(one.share * ((one.confidence - one.accuracy) ** 2 - one.noise) for one in every)
     return 100 * math.sqrt(max(0.0, square))
+
+
+def expected_error(verdicts: Verdicts) -> float:
+    """In points: the mean gap, without sign, between confidence and accuracy over `BINS` bins.
+
+    The expected calibration error as it is usually given (Guo et al. 2017, equation 3), with bins
+    of equal mass. Chance alone makes it larger the fewer photos there are.
+    """
+    every = _equal(verdicts, BINS)
+    return 100 * sum(one.share * abs(one.confidence - one.accuracy) for one in every)
 
 
 def resolution(every: Sequence[Bin]) -> float:
@@ -130,4 +144,6 @@ def change(before: Verdicts, after: Verdicts) -> ErrorChange:
         before=calibration_error(bins(before)),
         after=calibration_error(calibrated),
         resolution=resolution(calibrated),
+        ece_before=expected_error(before),
+        ece_after=expected_error(after),
     )

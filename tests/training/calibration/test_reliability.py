@@ -17,6 +17,7 @@ from training.calibration.reliability import (
     calibration_error,
     change,
     changes_of,
+    expected_error,
     resolution,
 )
 
@@ -56,6 +57,43 @@ def test_perfect_confidence_stays_under_the_resolution_19_times_of_20(photos: in
     assert 0.9 <= under <= 0.99
 
 
+@pytest.mark.parametrize("off_by", [-20.0, 10.0])
+def test_the_plain_error_is_a_constant_gap_too(off_by: float) -> None:
+    found = verdicts(50_000, off_by)
+    assert expected_error(found) == pytest.approx(abs(off_by), abs=1)
+
+
+def test_the_plain_error_is_the_mean_gap_of_15_equal_bins() -> None:
+    """One bin is all right and one all wrong at a confidence of a half; the others are even."""
+    confidence = np.linspace(0.495, 0.505, 60)
+    right = np.arange(60) % 2 == 0
+    right[:4], right[-4:] = False, True
+    found = expected_error(Verdicts(confidence, right, np.zeros(60, np.int64), np.ones(60)))
+    bins_of_four = confidence.reshape(15, 4).mean(1), right.reshape(15, 4).mean(1)
+    assert found == pytest.approx(100 * np.abs(bins_of_four[0] - bins_of_four[1]).mean())
+    assert found == pytest.approx(100 / 15, abs=0.5)
+
+
+def test_the_plain_error_weighs_classes_as_the_rest_does() -> None:
+    """Nine photos of ten are right as promised, the tenth class of weight is always wrong."""
+    confidence = np.full(1000, 0.5)
+    right = np.arange(1000) % 2 == 0
+    right[900:] = False
+    groups = np.zeros(1000, np.int64)
+    even = np.ones(1000)
+    heavy = np.where(np.arange(1000) < 900, 1.0, 9.0)
+    found = [expected_error(Verdicts(confidence, right, groups, w)) for w in (even, heavy)]
+    assert found == pytest.approx([5, 25], abs=1)
+
+
+def test_chance_makes_the_plain_error_more_than_the_other() -> None:
+    perfect = verdicts(300)
+    found = change(perfect, perfect)
+    assert found.after is not None
+    assert found.ece_after == found.ece_before == expected_error(perfect)
+    assert found.ece_after > found.after
+
+
 @given(st.integers(1, 2000), st.integers(0, 99))
 def test_bins_share_the_photos_evenly(photos: int, seed: int) -> None:
     every = bins(verdicts(photos, seed=seed))
@@ -85,6 +123,8 @@ def test_fewer_than_enough_photos_say_nothing() -> None:
     few, enough = verdicts(FEWEST - 1), verdicts(FEWEST)
     found = change(few, few)
     assert (found.photos, found.before, found.after, found.enough) == (99, None, None, False)
+    assert found.ece_before is None
+    assert found.ece_after is None
     assert change(enough, enough).after is not None
 
 
