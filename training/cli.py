@@ -160,8 +160,8 @@ def export(
     )
     if exported.unmerged:
         typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
-    for precision, variant in manifest.variants.items():
-        for line in summary(variant):
+    for precision, made in manifest.variants.items():
+        for line in summary(made):
             typer.echo(f"{precision}: {line}")
     typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
 
