@@ -42,6 +42,7 @@ class Prevalence:
     """
 
     def __init__(self, confusion: Confusion, reference: Reference) -> None:
+        """`matrix` holds P(predicted group | true group) of the groups that have classes."""
         group, prior = confusion.group, reference.prior
         sizes = np.bincount(group, minlength=len(GROUPS))
         totals = np.bincount(group, prior, len(GROUPS))
@@ -51,11 +52,11 @@ class Prevalence:
         into = confusion.into_groups[:, self._present]
         self._start = (totals[self._present] + FLOOR) / (totals[self._present] + FLOOR).sum()
         members = [np.flatnonzero(group == place) for place in self._present]
-        self._matrix = np.stack([within[one] @ into[one] for one in members])
+        self.matrix = np.stack([within[one] @ into[one] for one in members])
         self._doubt = np.stack(
             [
                 _doubt(into[one], within[one], confusion.held_out[one], row)
-                for one, row in zip(members, self._matrix, strict=True)
+                for one, row in zip(members, self.matrix, strict=True)
             ]
         )
 
@@ -70,7 +71,7 @@ class Prevalence:
     def _most_likely(self, seen: Doubles) -> Doubles:
         share: Doubles = self._start
         for _ in range(STEPS):
-            joint = share[:, None] * self._matrix
+            joint = share[:, None] * self.matrix
             origin = joint / joint.sum(0)
             images: Doubles = origin @ seen + PRIOR * self._start
             before, share = share, images / images.sum()
@@ -84,11 +85,11 @@ class Prevalence:
         if size == 1:
             return np.zeros((1, 1))
         plane = np.linalg.svd(np.ones((1, size)))[2][1:].T
-        rate = share @ self._matrix
+        rate = share @ self.matrix
         precision = np.linalg.inv(plane.T @ (_multinomial(share) / PRIOR) @ plane)
         if total:
             noise = _multinomial(rate) / total + np.einsum("g,gij->ij", share**2, self._doubt)
-            slope = plane.T @ self._matrix.T @ plane
+            slope = plane.T @ self.matrix.T @ plane
             precision = precision + slope.T @ np.linalg.inv(plane.T @ noise @ plane) @ slope
         covariance: Doubles = plane @ np.linalg.inv(precision) @ plane.T
         return covariance

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from models import UserError
 from service.tail.confusion import Confusion
 from service.tail.exact import Doubles, beta_quantile
+
+# No rate is taken to be known better than to this part of it, however many photos were held out.
+KNOWN: Final = 1e-3
 
 
 class Source(StrEnum):
@@ -151,5 +155,6 @@ def _shares(weights: Doubles) -> Doubles:
 def from_moments(mean: Doubles, variance: Doubles) -> Rates:
     """Beta distributions with these means and variances; a mean of 0 becomes nearly 0."""
     mean = mean.clip(1e-12, 1 - 1e-12)
-    weight = mean * (1 - mean) / variance.clip(1e-24) - 1
+    least = (KNOWN * np.minimum(mean, 1 - mean)) ** 2
+    weight = mean * (1 - mean) / np.maximum(variance, least) - 1
     return Rates(mean * weight, (1 - mean) * weight)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streams import Simulated, batches, sharp, simulate
 
+from benchmarks.streams import Simulated, batches, sharp, simulate
 from service.tail.drift import Drift
 from service.tail.evidence import Evidence, discoveries
 from service.tail.exact import Doubles

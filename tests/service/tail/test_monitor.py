@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import Simulated, sharp, simulate
 
+from benchmarks.streams import Simulated, sharp, simulate
 from service.tail.memory import recall, remember
 from service.tail.monitor import WEEK, Facts, Rules, TailMonitor
 from service.tail.read import class_state, tail_state

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from streams import Simulated, simulate
 
+from benchmarks.streams import Simulated, simulate
 from models.bundle.record import GROUPS, Group
 from service.tail.confusion import Confusion, estimate_confusion
 from service.tail.exact import Doubles, Indices

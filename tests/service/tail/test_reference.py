@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streams import simulate
 
+from benchmarks.streams import simulate
 from models import UserError
 from service.tail.confusion import estimate_confusion
 from service.tail.reference import (

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from scipy import stats
-from streams import Simulated, batches, sharp, simulate
 
+from benchmarks.streams import Simulated, batches, sharp, simulate
 from service.tail.confusion import estimate_confusion
 from service.tail.drift import Drift
 from service.tail.exact import Doubles
