@@ -3,8 +3,11 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from string import Template
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,47 +20,82 @@ from training.calibration.judge import Judged
 from training.checkpoint import Facts
 from training.evaluation import class_accuracies, confusion
 from training.figures import draw_class_accuracies
+from training.page import accuracy, confidence, decisions, ensembling, identity
+from training.page.markup import bullets, figure, paragraph
+from training.page.short import in_short
+
+PAGE: Final = Template(files("training").joinpath("report.html").read_text("utf-8"))
+CLASSES: Final = "Every class: its training photos, and its accuracy with fp32 and five views."
+RELIABILITY: Final = (
+    "How often fp32's answers are right, over their confidence: grey at temperature 1, coloured as "
+    "calibrated; on photos that nothing was fitted on. A line is what chance may do 9 times of 10."
+)
 
 
 def write_report(
     folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
 ) -> None:
-    """metrics.json, what was taken for what with five views, and figures, as far as is known."""
+    """metrics.json, what was taken for what with five views, figures, and report.html.
+
+    Without photos to measure on only metrics.json and report.html are written.
+    """
     folder.mkdir()
     metrics = {str(precision): _metrics(one) for precision, one in judged.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     plain = judged[Precision.FP32]
-    if plain.check is None:
-        return
-    _write_confusion(folder / "confusion.csv", facts.classes, plain.check)
-    draw_class_accuracies(
-        folder / "classes.png",
-        facts.classes,
-        facts.counts,
-        groups,
-        class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
-    )
+    if plain.check:
+        _write_confusion(folder / "confusion.csv", facts.classes, plain.check)
+        draw_class_accuracies(
+            folder / "classes.png",
+            facts.classes,
+            facts.counts,
+            groups,
+            class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
+        )
     if plain.checked:
         rows = [(way, before, after) for way, (before, after) in plain.checked.verdicts.items()]
         draw_reliability(folder / "reliability.png", rows)
+    (folder / "report.html").write_text(_page(folder, facts, groups, judged), "utf-8")
 
 
 def summary(variant: Variant) -> Iterator[str]:
-    """What is known of a variant, in lines."""
-    if evaluation := variant.evaluation:
-        yield (
-            f"{evaluation.data}: mean-class {evaluation.single.mean_class:.1f} % with one view, "
-            f"{evaluation.full.mean_class:.1f} % with five"
-        )
-        if evaluation.adaptive:
-            yield (
-                f"adaptive: {evaluation.adaptive.mean_class:.1f} % with "
-                f"{evaluation.adaptive_views:.2f} views on average"
-            )
-    else:
-        yield "no test/ or val/ photos: the bundle says nothing of its accuracy"
-    for part in (variant.exit, variant.calibration, variant.sets, variant.review):
-        yield from part.notes if part else ()
+    """What is known of a variant, in at most eight lines."""
+    yield from in_short(variant)
+    parts = (variant.exit, variant.calibration, variant.sets, variant.review)
+    if count := sum(len(part.notes) for part in parts if part):
+        yield f"{count} notes on what the photos could not show stand in report/report.html"
+
+
+def _page(
+    folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
+) -> str:
+    variants = {precision: one.variant for precision, one in judged.items()}
+    short = [f"{name}: {line}" for name, one in variants.items() for line in in_short(one)]
+    check = judged[Precision.FP32].check
+    return PAGE.substitute(
+        name=escape(facts.data),
+        short=bullets(short, "verdict"),
+        identity=identity.section(facts, groups, judged),
+        accuracy=accuracy.section(variants)
+        + _figure(folder / "classes.png", CLASSES)
+        + (accuracy.classes(facts, groups, check) if check else ""),
+        ensembling=ensembling.section(variants),
+        confidence=confidence.section(variants) + _reliability(folder / "reliability.png"),
+        sets=decisions.sets(judged),
+        review=decisions.review(judged),
+    )
+
+
+def _figure(path: Path, text: str) -> str:
+    return figure(path, text) if path.exists() else ""
+
+
+def _reliability(path: Path) -> str:
+    return _figure(path, RELIABILITY) or paragraph(
+        "There is no reliability diagram: it needs photos that nothing was fitted on, val/ and "
+        "test/ both.",
+        "note",
+    )
 
 
 def _metrics(one: Judged) -> dict[str, Any]:
