@@ -57,8 +57,17 @@ class Load:
 def as_fast_as_answered(
     target: Target, photos: Sequence[bytes], clients: int, seconds: float
 ) -> Load:
-    """`clients` that send one photo after the other: the capacity, if they are enough."""
-    return _run(target, photos, {"clients": clients, "seconds": seconds})
+    """`clients` that send one photo after the other: the capacity, if they are enough.
+
+    Raises `UserError` where no photo was answered.
+    """
+    load = _run(target, photos, {"clients": clients, "seconds": seconds})
+    if not load.answered:
+        raise UserError(
+            f"{target.url} answered no photo with 200 in {seconds:g} s ({load.failed:.1f} a second "
+            "failed): measure for longer, or see what it answers"
+        )
+    return load
 
 
 def at_rate(

@@ -30,10 +30,9 @@ from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
 from models import UserError
 from models.bundle.classifier import Classifier
-from models.bundle.device import Device
 from models.bundle.ensemble import Ensemble
 from models.bundle.images import VIEWS, Pixels, views
-from service.settings import Settings, batch_views, cores
+from service.settings import Settings, read_settings
 
 SHARES: Final = (0.5, 0.9, 1.5)
 # Enough that a batch is full while the one before it is answered.
@@ -42,14 +41,11 @@ BARE_PHOTOS: Final = 32
 
 
 class Row(NamedTuple):
-    """`bound` is what the queue's limit allows of seconds."""
-
     ensemble: Ensemble
     capacity: float
     share: float
     load: Load
     memory: float
-    bound: float
 
 
 class Turn(NamedTuple):
@@ -77,19 +73,21 @@ def main() -> None:
     ensembles = [Ensemble(name) for name in options.ensembles.split(",")]
     photos = read_photos(options.photos)
     with bundle_of(options) as bundle, taillift(bundle) as service:
+        settings = read_settings(bundle=bundle)
         rows = [
             row
             for ensemble in ensembles
             for row in under_load(service, photos, ensemble, options.seconds, options.deadline)
         ]
-        bare = BareLoop(bundle, photos)
+        bare = BareLoop(settings, photos)
         turns = [
             Turn(
                 bare.run(options.seconds), capacity(service, photos, Ensemble.FULL, options.seconds)
             )
             for _ in range(options.turns)
         ]
-    write_result(options.out, [load_table(rows, options.deadline), bare_table(turns)])
+    loads = load_table(rows, options.deadline, settings.queue_views)
+    write_result(options.out, [loads, bare_table(turns)])
 
 
 @contextmanager
@@ -111,13 +109,12 @@ def under_load(
     deadline: float,
 ) -> Iterator[Row]:
     most = capacity(service, photos, ensemble, seconds)
-    bound = (Settings.model_fields["queue_views"].default / ensemble.views) / most
     headers = {"X-Request-Timeout": f"{deadline:g}"}
     for share in SHARES:
         service.forget_peak()
         target = Target(f"{service.url}/classify?ensemble={ensemble}", headers)
         load = at_rate(target, photos, share * most, seconds, deadline)
-        yield Row(ensemble, most, share, load, service.peak_memory, bound)
+        yield Row(ensemble, most, share, load, service.peak_memory)
 
 
 def capacity(service: Served, photos: Sequence[bytes], ensemble: Ensemble, seconds: float) -> float:
@@ -129,14 +126,13 @@ def capacity(service: Served, photos: Sequence[bytes], ensemble: Ensemble, secon
 class BareLoop:
     """ONNX Runtime over views that are there already: no HTTP, no decoding, no queue."""
 
-    def __init__(self, bundle: Path, photos: Sequence[bytes]) -> None:
-        # With the service's own threads.
-        self._classifier = Classifier.open(bundle, Device(threads=cores()))
+    def __init__(self, settings: Settings, photos: Sequence[bytes]) -> None:
+        self._classifier = Classifier.open(settings.bundle, settings.device)
         size = self._classifier.manifest.preprocessing.size
         rows = [
             views(self._classifier.canvas(photo), size, VIEWS) for photo in photos[:BARE_PHOTOS]
         ]
-        step = batch_views({}) // VIEWS
+        step = settings.batch_views // VIEWS
         self._batches: list[Pixels] = [
             np.concatenate(rows[start : start + step]) for start in range(0, len(rows), step)
         ]
@@ -152,7 +148,8 @@ class BareLoop:
         return count / VIEWS / (monotonic() - start)
 
 
-def load_table(rows: Sequence[Row], deadline: float) -> str:
+def load_table(rows: Sequence[Row], deadline: float, queue_views: int) -> str:
+    """The queue's bound is what a full queue takes at capacity."""
     titles = [
         "ensemble",
         "capacity, images/s",
@@ -183,7 +180,7 @@ def load_table(rows: Sequence[Row], deadline: float) -> str:
             f"{row.load.failed:.2f}",
             f"{row.load.p50:.3f}",
             f"{row.load.p99:.3f}",
-            f"{row.bound:.1f}",
+            f"{queue_views / row.ensemble.views / row.capacity:.1f}",
             f"{row.memory:.0f}",
             f"{row.load.unsent:.2f}",
             f"{row.load.generator:.2f}",

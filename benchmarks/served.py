@@ -52,8 +52,12 @@ class Served:
 
 @contextmanager
 def taillift(bundle: Path, *flags: str) -> Iterator[Served]:
-    """`taillift serve` on a free port, from when it is ready."""
-    command = [sys.executable, "-m", "taillift", "serve", str(bundle), *flags]
+    """`taillift serve` on a free port, from when it is ready.
+
+    In fp32, to compare like with like.
+    """
+    command = [sys.executable, "-m", "taillift", "serve", str(bundle), "--precision", "fp32"]
+    command += flags
     with served([*command, "--port", "{port}"], _readyz) as one:
         yield one
 

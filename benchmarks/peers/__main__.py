@@ -24,7 +24,7 @@ from benchmarks.tables import RESULTS, markdown, write_result
 from models import UserError
 from models.bundle.classifier import Classifier
 from models.bundle.ensemble import Ensemble
-from service.settings import cores
+from service.settings import Settings, read_settings
 
 CLIENTS: Final = 32
 SHARE: Final = 0.9
@@ -61,30 +61,31 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(unknown)}")
     ensembles = [Ensemble(name) for name in options.ensembles.split(",")]
     photos = read_photos(options.photos)
-    right = known_labels(options.bundle, photos[:CHECKED])
+    settings = read_settings(bundle=options.bundle)
+    right = known_labels(settings, photos[:CHECKED])
     for name in names:
         install(SERVERS[name])
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(options.turns):
         for name in names:
-            peer = peer_side(name, options.bundle, photos, right, options.seconds)
-            ours = our_sides(options.bundle, ensembles, photos, peer.capacity, options.seconds)
+            peer = peer_side(name, settings, photos, right, options.seconds)
+            ours = our_sides(settings, ensembles, photos, peer.capacity, options.seconds)
             turns[name].append(Turn(peer, ours))
     write_result(options.out, [throughput(turns, ensembles), latency(turns, ensembles)])
 
 
-def known_labels(bundle: Path, photos: Sequence[bytes]) -> list[str]:
+def known_labels(settings: Settings, photos: Sequence[bytes]) -> list[str]:
     """The surest class of each photo, from five views, without a server."""
-    classifier = Classifier.open(bundle)
+    classifier = Classifier.open(settings.bundle, settings.device)
     logits = classifier.combined(map(classifier.canvas, photos)).logits
     return [classifier.manifest.labels[index] for index in logits.argmax(1)]
 
 
 def peer_side(
-    name: str, bundle: Path, photos: Sequence[bytes], right: Sequence[str], seconds: float
+    name: str, settings: Settings, photos: Sequence[bytes], right: Sequence[str], seconds: float
 ) -> Side:
     """Raises `UserError` where a label is another than without a server."""
-    with running(SERVERS[name], bundle, cores(), photos[0]) as target:
+    with running(SERVERS[name], settings, photos[0]) as target:
         found = [label(target, photo) for photo in photos[: len(right)]]
         if found != list(right):
             raise UserError(f"{name} gives other labels than the bundle: {found}, not {right}")
@@ -93,13 +94,13 @@ def peer_side(
 
 
 def our_sides(
-    bundle: Path,
+    settings: Settings,
     ensembles: Sequence[Ensemble],
     photos: Sequence[bytes],
     peer_capacity: float,
     seconds: float,
 ) -> dict[Ensemble, Side]:
-    with taillift(bundle, "--threads", str(cores())) as service:
+    with taillift(settings.bundle) as service:
         sides = {}
         for one in ensembles:
             target = Target(f"{service.url}/classify?ensemble={one}")

@@ -15,9 +15,10 @@ from models.bundle.images import VIEWS, Pixels, load, views
 
 BUNDLE: Final = "PEER_BUNDLE"
 THREADS: Final = "PEER_THREADS"
+BATCH: Final = "PEER_BATCH"
 
-# As many views at once as taillift's own default, and the servers' usual wait for them.
-BATCH_IMAGES: Final = 8
+# The most images that the graph is given at once, and the servers' usual wait for them.
+BATCH_IMAGES: Final = int(os.environ.get(BATCH, "1"))
 WAIT_SECONDS: Final = 0.01
 # Of requests that wait: nobody is turned away for want of room.
 QUEUE: Final = 1_000

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.k6 import Target, body_of
-from benchmarks.peers.model import BUNDLE, THREADS
+from benchmarks.peers.model import BATCH, BUNDLE, THREADS
 from benchmarks.served import ROOT, ask, served
 from models import UserError
+from models.bundle.images import VIEWS
+from service.settings import Settings
 
 VERSIONS: Final = Path(__file__).with_name("versions.txt")
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "taillift/peers"
@@ -104,13 +106,17 @@ def _package(pin: str) -> str:
 
 
 @contextmanager
-def running(server: Server, bundle: Path, threads: int, photo: bytes) -> Iterator[Target]:
-    """The server, from when it has labelled `photo` until the block ends."""
+def running(server: Server, settings: Settings, photo: bytes) -> Iterator[Target]:
+    """The server, from when it has labelled `photo` until the block ends.
+
+    It gets the bundle, the threads and the largest batch of `settings`.
+    """
     python = install(server)
     environment = {
         **server.environment,
-        BUNDLE: str(bundle.resolve()),
-        THREADS: str(threads),
+        BUNDLE: str(settings.bundle.resolve()),
+        THREADS: str(settings.threads),
+        BATCH: str(settings.batch_views // VIEWS),
         "PYTHONPATH": str(ROOT),
         # What it starts finds its environment's commands.
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",

@@ -40,6 +40,7 @@ FLAGS: Final = {
     "--body-seconds": BODY_SECONDS,
     "--drain-seconds": DRAIN_SECONDS,
     "--batch-views": 10,
+    "--precision": "fp32",
 }
 
 console = Console(markup=False, highlight=False)
