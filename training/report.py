@@ -70,11 +70,10 @@ def _page(
     folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
 ) -> str:
     variants = {precision: one.variant for precision, one in judged.items()}
-    short = [f"{name}: {line}" for name, one in variants.items() for line in in_short(one)]
     check = judged[Precision.FP32].check
     return PAGE.substitute(
         name=escape(facts.data),
-        short=bullets(short, "verdict"),
+        short="".join(_short(*one) for one in variants.items()),
         identity=identity.section(facts, groups, judged),
         accuracy=accuracy.section(variants)
         + _figure(folder / "classes.png", CLASSES)
@@ -84,6 +83,10 @@ def _page(
         sets=decisions.sets(judged),
         review=decisions.review(judged),
     )
+
+
+def _short(precision: Precision, variant: Variant) -> str:
+    return f"<h3>{precision}</h3>{bullets(in_short(variant), 'verdict')}"
 
 
 def _figure(path: Path, text: str) -> str:

@@ -7,10 +7,10 @@ from models.bundle.manifest import Variant
 from models.bundle.precision import Precision
 from models.bundle.record import GROUPS
 from models.bundle.temperature import Calibration, ErrorChange, ErrorChanges, Temperatures
-from training.page.markup import UNKNOWN, change, notes, number, paragraph, table
+from training.page.markup import UNKNOWN, WAYS, change, notes, number, paragraph, table
 
 ERRORS: Final = (
-    *("", "", "answered", "photos", "error, points", "resolution", "ECE, points", "half of it?"),
+    *("", "", "answered", "photos", "error, points", "resolution", "ECE, points", "halved?"),
 )
 TEMPERATURES: Final = ("", "", "all answers", *(f"answered {group}" for group in GROUPS))
 
@@ -36,7 +36,7 @@ def section(variants: Mapping[Precision, Variant]) -> str:
                 "between confidence and accuracy, less what chance makes of so few photos. "
                 "Resolution: what perfect confidence would stay under 19 times of 20. ECE: mean "
                 "gap, over 15 bins of equal mass, with chance. Photos of every class weigh the "
-                f"same. {UNKNOWN}: fewer than 100 photos, or no such answers. Half of it: whether "
+                f"same. {UNKNOWN}: fewer than 100 photos, or no such answers. Halved: whether "
                 "the error was at least halved, where the photos can tell.",
                 "note",
             ),
@@ -53,12 +53,8 @@ def section(variants: Mapping[Precision, Variant]) -> str:
 def _errors(precision: Precision, found: Calibration) -> Iterator[list[str]]:
     if found.errors is None:
         return
-    ways = {
-        "one view": found.errors.off,
-        "five views": found.errors.full,
-        "adaptive": found.errors.adaptive,
-    }
-    for way, changes in ways.items():
+    every = found.errors.off, found.errors.full, found.errors.adaptive
+    for way, changes in zip(WAYS.values(), every, strict=True):
         if changes:
             for name, one in _places(changes):
                 yield [precision, way, name, *_figures(one)]
@@ -86,9 +82,9 @@ def _halved(one: ErrorChange) -> str:
 
 
 def _fits(precision: Precision, found: Calibration) -> Iterator[list[str]]:
-    kinds = {"one view": found.off, "five views": found.full}
+    kinds = {WAYS["off"]: found.off, WAYS["full"]: found.full}
     for views, one in found.adaptive.items():
-        kinds[f"adaptive, stopped after {views}"] = one
+        kinds[f"{WAYS['adaptive']}, stopped after {views}"] = one
     for name, one in kinds.items():
         yield [precision, name, *_temperatures(one)]
 

@@ -7,11 +7,9 @@ from models.bundle.coverage import CoverageScores, PredictionSets
 from models.bundle.precision import Precision
 from models.bundle.record import GROUPS
 from models.bundle.review import Review
-from models.bundle.temperature import Way
 from training.calibration.judge import Judged
-from training.page.markup import UNKNOWN, notes, number, paragraph, table
+from training.page.markup import UNKNOWN, WAYS, notes, number, paragraph, table
 
-NAMES: Final[dict[Way, str]] = {"off": "one view", "full": "five views", "adaptive": "adaptive"}
 SETS: Final = (
     *("", "", "asked for, %", "marginal, %", "macro, %", *(f"{group}, %" for group in GROUPS)),
     *("labels", *(f"labels, {group}" for group in GROUPS)),
@@ -86,7 +84,7 @@ def _covered(precision: Precision, one: Judged, part: PredictionSets) -> Iterato
     coverage = one.checked.coverage if one.checked else part.estimates
     for way, every in coverage.items():
         for scores in every:
-            yield [precision, NAMES[way], f"{scores.target:g}", *_figures(scores)]
+            yield [precision, WAYS[way], f"{scores.target:g}", *_figures(scores)]
 
 
 def _figures(scores: CoverageScores) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Final
 from models.bundle.exit import ExitRule, Loss
 from models.bundle.manifest import Variant
 from models.bundle.precision import Precision
-from training.page.markup import bullets, notes, number, paragraph, table
+from training.page.markup import notes, number, paragraph, table
 
 RULE: Final = (
     *("", "stops after (views: lead in logits)", "tolerance, points", "mean views"),
@@ -29,7 +29,7 @@ def section(variants: Mapping[Precision, Variant]) -> str:
     losses = [row for precision, rule in rules.items() for row in _losses(precision, rule)]
     return "".join(
         (
-            bullets((f"{one}: {verdict(rule)}" for one, rule in rules.items()), "verdict"),
+            notes({one: [verdict(rule)] for one, rule in rules.items()}, "verdict"),
             table(RULE, (_described(one, rule) for one, rule in rules.items()), words=2),
             table(LOSS, losses, words=2),
             paragraph(
@@ -48,14 +48,14 @@ def verdict(rule: ExitRule) -> str:
     """What may be relied on, in a sentence."""
     limit = f"{rule.tolerance:g} points of accuracy against five views, overall and in every group"
     if not rule.leads:
-        return "Adaptive saves nothing: every image takes all five views."
+        return "adaptive saves nothing: every image takes all five views"
     if rule.certified:
-        return f"Certified: with 95 % confidence adaptive loses at most {limit}."
+        return f"certified: with 95 % confidence adaptive loses at most {limit}"
     losses = dict(_places(rule))
     worst = max(losses, key=lambda name: losses[name].bound)
     return (
-        f"Not certified: adaptive is expected to lose at most {limit}, but these photos only prove "
-        f"that it loses at most {losses[worst].bound:.1f} ({worst})."
+        f"not certified: adaptive is expected to lose at most {limit}, but these photos only prove "
+        f"a loss of at most {losses[worst].bound:.1f} ({worst})"
     )
 
 

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Final
 
 from models.bundle.precision import Precision
+from models.bundle.temperature import Way
 
 UNKNOWN: Final = "\N{EN DASH}"
+# As a request asks for them.
+WAYS: Final[dict[Way, str]] = {
+    "off": "off, one view",
+    "full": "full, five views",
+    "adaptive": "adaptive",
+}
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -48,14 +55,15 @@ def bullets(lines: Iterable[str], kind: str = "note") -> str:
     return f"<ul class={kind}>{items}</ul>" if items else ""
 
 
-def notes(every: Mapping[Precision, Sequence[str]]) -> str:
+def notes(every: Mapping[Precision, Sequence[str]], kind: str = "note") -> str:
     """Of each variant; what several say is said once."""
     lines = [(note, precision) for precision, found in every.items() for note in found]
     order = {note: place for place, (note, _) in reversed([*enumerate(lines)])}
     lines.sort(key=lambda one: order[one[0]])
     said = ((note, [one for _, one in of]) for note, of in groupby(lines, key=lambda one: one[0]))
     return bullets(
-        note if len(who) == len(every) else f"{', '.join(who)}: {note}" for note, who in said
+        (note if len(who) == len(every) else f"{', '.join(who)}: {note}" for note, who in said),
+        kind,
     )
 
 

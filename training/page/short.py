@@ -27,7 +27,7 @@ def in_short(variant: Variant) -> Iterator[str]:
     if variant.sets:
         yield from _sets(variant.sets)
     if variant.review:
-        yield f"accepted at an error of {variant.review.risk:g} %: {_accepted(variant.review)}"
+        yield from _review(variant.review)
 
 
 def _accuracy(found: Evaluation | None) -> Iterator[str]:
@@ -75,9 +75,10 @@ def _sets(found: PredictionSets) -> Iterator[str]:
             )
 
 
-def _accepted(found: Review) -> str:
+def _review(found: Review) -> Iterator[str]:
     known = [(group, found.groups[group]) for group in GROUPS if group in found.groups]
-    return ", ".join(f"{group} {_share(one)}" for group, one in known if one.photos) or "none"
+    shares = ", ".join(f"{group} {_share(one)}" for group, one in known if one.photos)
+    yield f"to be accepted, at an error of {found.risk:g} %: {shares or 'nothing'}"
 
 
 def _share(one: GroupReview) -> str:
