@@ -116,6 +116,16 @@ def write_bundle(target: Path, **changes: object) -> Path:
     return target
 
 
+def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
+    """How often held-out photos of a class were taken for which; others were always right."""
+    seen = {true for true, _ in photos}
+    right = {(label, label): 10_000 for label in CLASSES if label not in seen}
+    rows = [f"{true},{predicted},{count}" for (true, predicted), count in (photos | right).items()]
+    report = bundle / "report"
+    report.mkdir(exist_ok=True)
+    (report / "confusion.csv").write_text("\n".join(["true,predicted,photos", *rows]) + "\n")
+
+
 def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
     counts = [count for _, count in CLASSES.values()]
     accuracy = Accuracy(single=90.0, full=100.0)

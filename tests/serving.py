@@ -1,5 +1,7 @@
 """A real server on a real port, for the tests of the service."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,8 @@ from service.engine import Engine
 from service.server import Server, listen
 from service.settings import read_settings
 
+SERVE = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+
 
 @contextmanager
 def running(bundle: Path, **settings: object) -> Iterator[httpx.Client]:
@@ -25,8 +29,8 @@ def running(bundle: Path, **settings: object) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[httpx.Client]:
-    listener = listen("127.0.0.1", 0)
+def serving(engine: Engine, port: int = 0) -> Iterator[httpx.Client]:
+    listener = listen("127.0.0.1", port)
     server = Server(engine)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -38,6 +42,19 @@ def serving(engine: Engine) -> Iterator[httpx.Client]:
         server.should_exit = True
         thread.join(timeout=30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A ready service in a process of its own."""
+    command = [*SERVE, str(bundle), "--port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[2]
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            until(lambda: client.get("/readyz").status_code == 200)
+            yield server, client
+        server.kill()
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

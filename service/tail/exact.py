@@ -16,6 +16,7 @@ STIRLING: Final = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 36036
 MAX_TERMS: Final = 20_000
 TINY: Final = 1e-300
 MANY: Final = 500
+SHARP: Final = 1e5
 
 
 def log_gamma(z: npt.ArrayLike) -> Doubles:
@@ -83,12 +84,14 @@ def _away_from_zero(value: Doubles) -> Doubles:
 def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
     """The x with P(X <= x) = p for X ~ Beta(a, b), to 1e-10 relative.
 
-    Newton's method, or a bisection where its step leaves what the steps before have left over.
+    Where a and b are more than 100,000 it is the normal one of log(x / (1 - x)), off by a
+    hundredth of the distribution's width at most. Elsewhere Newton's method, or a bisection where
+    its step leaves what the steps before have left over.
     """
     p, a, b = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (p, a, b)))
     shape = p.shape
     p, a, b = p.ravel(), a.ravel(), b.ravel()
-    found, open_ = _near(p, a, b), np.arange(p.size)
+    found, open_ = _near(p, a, b), np.flatnonzero(np.minimum(a, b) <= SHARP)
     low, high, norm = np.zeros(p.size), np.ones(p.size), log_beta(a, b)
     while open_.size:
         x, left, right = found[open_], a[open_], b[open_]

@@ -1,16 +1,21 @@
 """What a scrape shows of the rare classes, from the first one on."""
 
 from pathlib import Path
+from typing import Literal
 
 import httpx
+import numpy as np
 import pytest
-from palette import CLASSES, photo, write_bundle
+from palette import CLASSES, palette_manifest, photo, write_bundle, write_confusion
 from serving import form, running, sample, scrape
 
 from models.bundle.ensemble import Ensemble
-from models.bundle.manifest import ClassInfo
+from models.bundle.manifest import ClassInfo, Thresholds, classes_from
 from service.errors import LATE, REASONS
-from service.metrics import MAX_CLASSES, STAGES, by_class
+from service.metrics import DECISIONS, STAGES, Metrics
+from service.monitoring import Monitoring
+from service.series import MAX_CLASSES, MAX_MOVED, ClassSeries, TailSeries, class_series
+from service.settings import read_settings
 
 
 def test_everything_is_there_at_zero_before_the_first_request(bundle: Path) -> None:
@@ -24,6 +29,14 @@ def test_everything_is_there_at_zero_before_the_first_request(bundle: Path) -> N
     for group in ("many", "medium", "few"):
         assert values["taillift_predictions_total", ("group", group)] == 0
         assert values["taillift_confidence_count", ("group", group)] == 0
+        assert values["taillift_set_size_count", ("group", group)] == 0
+        assert values["taillift_drifting_classes", ("group", group)] == 0
+        for decision in DECISIONS:
+            key = ("taillift_reviews_total", ("decision", decision), ("group", group))
+            assert values[key] == 0
+    assert values["taillift_silent_classes", ("group", "few")] == 0
+    assert values[("taillift_window_predictions",)] == 0
+    assert 0 < values[("taillift_monitor_seconds",)] < 60
     for reason in REASONS:
         assert values["taillift_rejections_total", ("reason", reason)] == 0
     for stage in STAGES:
@@ -44,27 +57,41 @@ def test_everything_is_there_at_zero_before_the_first_request(bundle: Path) -> N
 def test_predictions_are_counted_by_class_and_group(bundle: Path) -> None:
     with running(bundle) as client:
         files = form(*[("x", photo(CLASSES[label][0])) for label in ("black", "white", "red")])
-        client.post("/classify", files=files)
-        client.post("/confidence", content=photo((0, 0, 0)))
+        client.post("/classify?ensemble=full", files=files)
+        client.post("/confidence?ensemble=full", content=photo((0, 0, 0)))
         count = "taillift_class_predictions_total"
         assert sample(client, count, class_="black", group="few") == 1
         assert sample(client, count, class_="green", group="many") == 0
         assert sample(client, "taillift_predictions_total", group="few") == 2
         assert sample(client, "taillift_predictions_total", group="many") == 1
         assert sample(client, "taillift_confidence_count", group="few") == 2
+        assert sample(client, "taillift_window_predictions") == 3
         assert sample(client, "taillift_views_used_sum", ensemble="full") == 20
         assert sample(client, "taillift_views_used_count", ensemble="full") == 4
 
 
-def test_expected_rates_are_given_under_both_references(bundle: Path) -> None:
+def test_expected_rates_are_those_of_the_reference(known: Path) -> None:
     total = sum(count for _, count in CLASSES.values())
-    with running(bundle) as client:
-        rate = "taillift_class_expected_rate"
-        black = {"class_": "black", "group": "few"}
-        assert sample(client, rate, **black, reference="uniform") == pytest.approx(1 / 7)
-        assert sample(client, rate, **black, reference="train") == pytest.approx(5 / total)
-        few = sample(client, "taillift_expected_rate", group="few", reference="train")
-        assert few == pytest.approx(17 / total)
+    with running(known) as client:
+        assert sample(client, "taillift_reference_info", reference="train") == 1
+        few = sample(client, "taillift_expected_rate", group="few")
+        black = sample(client, "taillift_class_expected_rate", class_="black", group="few")
+        white = sample(client, "taillift_class_expected_rate", class_="white", group="few")
+    assert few == pytest.approx(17 / total, rel=0.02)
+    assert black == pytest.approx(5 / total, rel=0.05)
+    assert black + white == pytest.approx(few)
+
+
+def test_expected_rates_go_through_the_models_confusions(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "palette")
+    # Half of what is white is taken for black.
+    write_confusion(bundle, {("white", "white"): 5_000, ("white", "black"): 5_000})
+    with running(bundle, reference="uniform") as client:
+        black = sample(client, "taillift_class_expected_rate", class_="black", group="few")
+        white = sample(client, "taillift_class_expected_rate", class_="white", group="few")
+        assert sample(client, "taillift_reference_info", reference="uniform") == 1
+    assert black == pytest.approx(1.5 / 7, rel=0.01)
+    assert white == pytest.approx(0.5 / 7, rel=0.01)
 
 
 def test_each_stage_is_timed(bundle: Path) -> None:
@@ -105,14 +132,52 @@ def test_a_scrape_has_the_content_type_that_was_asked_for(client: httpx.Client) 
 @pytest.mark.parametrize(
     ("setting", "classes", "wanted"),
     [
-        ("auto", MAX_CLASSES, True),
-        ("auto", MAX_CLASSES + 1, False),
-        ("on", MAX_CLASSES + 1, True),
-        ("off", 2, False),
+        ("auto", MAX_CLASSES, ClassSeries.ALL),
+        ("auto", MAX_CLASSES + 1, ClassSeries.MOVED),
+        ("on", MAX_CLASSES + 1, ClassSeries.ALL),
+        ("off", 2, ClassSeries.NONE),
     ],
 )
-def test_classes_have_series_up_to_a_limit(setting: str, classes: int, wanted: bool) -> None:
-    assert by_class(setting, classes) is wanted
+def test_every_class_has_series_up_to_a_limit(
+    setting: Literal["auto", "on", "off"], classes: int, wanted: ClassSeries
+) -> None:
+    assert class_series(setting, classes) is wanted
+
+
+def test_over_the_limit_only_few_shot_classes_that_moved_have_series(tmp_path: Path) -> None:
+    size = MAX_CLASSES + 1
+    counts = [200] * 100 + [1] * (size - 100)
+    labels = [f"class {place}" for place in range(size)]
+    manifest = palette_manifest("v", {}).model_copy(
+        update={"classes": classes_from(labels, labels, counts, Thresholds(), [None] * size)}
+    )
+    (tmp_path / "report").mkdir()
+    rows = [f"{label},{label},1000" for label in labels]
+    text = "\n".join(["true,predicted,photos", *rows])
+    (tmp_path / "report" / "confusion.csv").write_text(text)
+    metrics = Metrics(manifest, "cpu")
+    monitoring = Monitoring(manifest, read_settings(bundle=tmp_path), metrics)
+    metrics.registry.register(TailSeries(monitoring, ClassSeries.MOVED))
+    answers = np.eye(size)
+    flooded = range(size - MAX_MOVED - 50, size)
+    for place in [0, *flooded] * 30:
+        monitoring.observe(answers[place])
+    samples = [one for family in metrics.registry.collect() for one in family.samples]
+    drifting = {one.labels["class"] for one in samples if one.name == "taillift_class_drift"}
+    counted = {
+        one.labels["class"]: one.value
+        for one in samples
+        if one.name == "taillift_class_predictions_total"
+    }
+    assert len(drifting) == MAX_MOVED
+    assert drifting <= {labels[place] for place in flooded}
+    assert counted == dict.fromkeys(drifting, 30)
+    (found,) = [
+        one.value
+        for one in samples
+        if one.name == "taillift_drifting_classes" and one.labels["group"] == "few"
+    ]
+    assert found == len(flooded)
 
 
 def test_without_series_by_class_the_groups_remain(bundle: Path) -> None:

@@ -4,35 +4,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import palette
 import pytest
 from palette import CLASSES, SLOW, photo
-from serving import sample, top_labels, until
+from serving import process, sample, top_labels, until
 from typer.testing import CliRunner
 
 from models import UserError
 from service.cli import app
-
-SERVE = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
-
-
-@contextmanager
-def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """A ready service in a process of its own."""
-    command = [*SERVE, str(bundle), "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[2]
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            until(lambda: client.get("/readyz").status_code == 200)
-            yield server, client
-        server.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
