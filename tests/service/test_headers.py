@@ -49,7 +49,3 @@ def test_the_page_shows_the_description(client: httpx.Client) -> None:
     assert script.headers["content-type"].startswith("text/javascript")
     assert '"openapi.json"' in script.text
     assert client.get("/openapi.json").json()["info"]["title"] == "taillift"
-
-
-def test_the_first_address_leads_to_the_documentation(client: httpx.Client) -> None:
-    assert client.get("/", follow_redirects=True).url.path == "/docs"

@@ -33,12 +33,13 @@ export class PhotoCard {
     this.begin(false);
     this.best = predictions[0];
     this.views = views;
-    this.answer.replaceChildren(
+    const lines = [
+      decision && decisionLine(decision),
       element("ol", { class: "predictions" }, ...predictions.map(predictionItem)),
-      decision ? decisionLine(decision) : null,
-      set ? setLine(set) : null,
+      set && setLine(set),
       element("p", { class: "quiet" }, viewNames(views)),
-    );
+    ];
+    this.answer.replaceChildren(...lines.filter(Boolean));
     this.draw();
   }
 

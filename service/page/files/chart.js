@@ -4,9 +4,9 @@
 import { byId, drawn, element, say } from "./dom.js";
 import { count, expected, many, percent, times, when } from "./format.js";
 
-const HEIGHT = 300;
+const HEIGHT = 310;
 const LEFT = 48;
-const TOP = 26;
+const TOP = 40;
 const BOTTOM = 22;
 const WIDEST_BAR = 22;
 const GROUPS = ["many", "medium", "few"];
@@ -17,6 +17,14 @@ const LEGEND = [
   ["mark more", "more than expected"],
   ["mark fewer", "fewer than expected"],
 ];
+
+// Around the point where each begins; told apart by shape as well as by colour: a crossed ring, a
+// triangle up, a triangle down.
+const MARKS = {
+  silent: "m-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0zm1.8-4.2l8.4 8.4",
+  more: "m-6 5l6-11l6 11z",
+  fewer: "m-6-5l6 11l6-11z",
+};
 
 let classes = [];
 let chosen = 0;
@@ -110,7 +118,7 @@ function draw() {
       ...zones(scale),
       ...GROUPS.map((group) => bars(scale, group)),
       drawn("path", { class: "expected", d: expectedLine(scale) }),
-      ...marks(scale),
+      ...Object.keys(MARKS).map((kind) => marks(scale, kind)),
       drawn("path", { class: "cursor" }),
     ),
   );
@@ -158,30 +166,25 @@ function expectedLine({ step, x, y }) {
   return steps.join("");
 }
 
-function marks({ x, y }) {
-  return classes.flatMap(({ live }, place) => {
-    const kind = stateOf(live);
-    if (!kind) return [];
-    const height = live.silent ? y(live.expected) : y(live.predicted) - 10;
-    return [mark(kind, x(place), height)];
+function marks({ x, y }, kind) {
+  const places = [...classes.keys()].filter((place) => stateOf(classes[place].live) === kind);
+  const points = places.map((place) => {
+    const { predicted, expected: wanted } = classes[place].live;
+    return [x(place), kind === "silent" ? y(wanted) : y(predicted) - 10];
   });
+  return marksAt(kind, points);
 }
 
-/** Told apart by shape as well: a crossed ring, a triangle up, a triangle down. */
-function mark(kind, x, y) {
-  const shapes = {
-    silent: "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0ZM-4.2-4.2L4.2 4.2",
-    more: "M-6 5L0-6L6 5Z",
-    fewer: "M-6-5L0 6L6-5Z",
-  };
-  return drawn("path", { class: `mark ${kind}`, d: shapes[kind], transform: `translate(${x} ${y})` });
+function marksAt(kind, points) {
+  const shapes = points.map(([x, y]) => `M${x.toFixed(1)} ${y.toFixed(1)}${MARKS[kind]}`);
+  return drawn("path", { class: `mark ${kind}`, d: shapes.join("") });
 }
 
 function sample(kind) {
   const [sort, name] = kind.split(" ");
   const shape =
     sort === "mark"
-      ? mark(name, 9, 8)
+      ? marksAt(name, [[9, 8]])
       : drawn("path", {
           class: sort === "bar" ? `bars ${name}` : "expected",
           d: sort === "bar" ? "M9 15V2" : "M0 8H18",

@@ -2,7 +2,10 @@
 
 const LOCALE = "en";
 const whole = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 0 });
-const one = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 1 });
+const tenths = new Intl.NumberFormat(LOCALE, {
+  minimumFractionDigits: 1,
+  maximumFractionDigits: 1,
+});
 const time = new Intl.DateTimeFormat(LOCALE, { timeStyle: "medium", hourCycle: "h23" });
 const moment = new Intl.DateTimeFormat(LOCALE, {
   dateStyle: "medium",
@@ -11,25 +14,32 @@ const moment = new Intl.DateTimeFormat(LOCALE, {
 });
 
 const NONE = "–";
+const SPACE = "\u00a0";
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 export const count = (value) => (isNumber(value) ? whole.format(value) : NONE);
 
 /** An expected count, which need not be whole. */
-export const expected = (value) => (isNumber(value) ? one.format(value) : NONE);
+export const expected = (value) =>
+  isNumber(value) ? (value < 100 ? tenths : whole).format(value) : NONE;
 
 /** A share between 0 and 1 as a percentage. */
 export function percent(share) {
   if (!isNumber(share)) return NONE;
-  if (share > 0 && share < 0.0005) return "< 0.1 %";
-  if (share < 1 && share > 0.9995) return "> 99.9 %";
-  return `${one.format(100 * share)} %`;
+  if (share > 0 && share < 0.0005) return `<${SPACE}0.1${SPACE}%`;
+  if (share < 1 && share > 0.9995) return `>${SPACE}99.9${SPACE}%`;
+  return `${(share % 1 ? tenths : whole).format(100 * share)}${SPACE}%`;
+}
+
+/** A share and where it may lie, or where others of its kind do, in per cent. */
+export function percentWithin(share, low, high) {
+  return `${percent(share)} (${tenths.format(100 * low)} to ${tenths.format(100 * high)})`;
 }
 
 /** How many times as often. */
 export function times(ratio) {
   if (!isNumber(ratio)) return NONE;
-  return `${ratio.toFixed(ratio < 10 ? 2 : 0)} ×`;
+  return `${ratio.toFixed(ratio < 10 ? 2 : 0)}${SPACE}×`;
 }
 
 export function many(number, thing, things = `${thing}s`) {

@@ -1,7 +1,7 @@
 // Many, medium and few: their shares of the predictions against what is expected.
 
 import { byId, chip, drawn, element } from "./dom.js";
-import { count, expected, many, percent, times } from "./format.js";
+import { count, expected, many, percent, percentWithin, times } from "./format.js";
 
 export function showGroups(groups) {
   byId("groups").replaceChildren(...Object.entries(groups).map(([name, one]) => groupCard(name, one)));
@@ -32,7 +32,7 @@ function groupCard(name, group) {
       {},
       ...row("Predicted", `${count(group.predicted)}; ${expected(group.expected)} expected`),
       ...row("Ratio", times(group.ratio)),
-      ...row("Prevalence, corrected", prevalenceText(group.prevalence)),
+      ...row("Prevalence", prevalenceText(group.prevalence)),
       ...row("Confidence", confidenceText(group.confidence)),
       ...row("Silent", many(group.silent, "class", "classes")),
       ...row("Drifting", many(group.drifting, "class", "classes")),
@@ -42,14 +42,11 @@ function groupCard(name, group) {
 
 const row = (name, text) => [element("dt", {}, name), element("dd", {}, text)];
 
-function prevalenceText({ share, low, high }) {
-  return `${percent(share)} (${percent(low)} to ${percent(high)})`;
-}
+const prevalenceText = ({ share, low, high }) => percentWithin(share, low, high);
 
 function confidenceText(quantiles) {
   if (!quantiles) return percent(null);
-  const { low, median, high } = quantiles;
-  return `median ${percent(median)} (${percent(low)} to ${percent(high)})`;
+  return percentWithin(quantiles.median, quantiles.low, quantiles.high);
 }
 
 /** A bar for the share, a line across it for what is expected, a whisker for the prevalence. */

@@ -5,17 +5,21 @@ import { byId, showProblem } from "./dom.js";
 const PLACE = "taillift-key";
 
 let asking = null;
+let declined = false;
 
 export const storedKey = () => sessionStorage.getItem(PLACE);
 
 /**
  * Ask for another key than `refused`, once for all who wait. Resolves to whether there is one.
- * Whoever was refused with a key that has been replaced meanwhile gets the new one at once.
+ * Whoever was refused with a key that has been replaced meanwhile gets the new one at once, and
+ * whoever has closed the dialog is not asked again, but has a button for it.
  */
-export function askForKey(problem, refused) {
-  if (storedKey() !== refused) return Promise.resolve(true);
-  asking ??= dialogAnswer(problem).finally(() => (asking = null));
-  return asking;
+export async function askForKey(problem, refused) {
+  if (storedKey() !== refused) return true;
+  if (declined) return false;
+  asking ??= dialogAnswer(refused && problem).finally(() => (asking = null));
+  declined = !(await asking);
+  return !declined;
 }
 
 function dialogAnswer(problem) {
@@ -36,6 +40,7 @@ export function connectKey(changed) {
   const form = dialog.querySelector("form");
   byId("key-open").hidden = !storedKey();
   byId("key-open").addEventListener("click", async () => {
+    declined = false;
     if (await askForKey("", storedKey())) changed();
   });
   byId("key-cancel").addEventListener("click", () => dialog.close(""));

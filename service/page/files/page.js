@@ -5,10 +5,13 @@ import { connectKey } from "./key.js";
 import { showModel } from "./model.js";
 import { connectPhotos } from "./photos.js";
 import { connectTabs } from "./tabs.js";
-import { connectTail, lookWhile } from "./tail.js";
+import { connectTail, lookWhile, lookWithKey } from "./tail.js";
 
 connectPhotos();
 connectTail();
 connectTabs(document.querySelector("[role=tablist]"), (panel) => lookWhile(panel === "tail"));
-connectKey(showModel);
+connectKey(() => {
+  showModel();
+  lookWithKey();
+});
 showModel();

@@ -14,6 +14,7 @@ const SHARE = 1 / 20;
 
 let open = false;
 let paused = false;
+let refused = false;
 let looking = false;
 let timer = null;
 
@@ -30,13 +31,19 @@ export function lookWhile(shown) {
   schedule();
 }
 
+/** Look again, now that there is another key. */
+export function lookWithKey() {
+  refused = false;
+  schedule();
+}
+
 function pause(wanted) {
   paused = wanted;
   byId("pause").setAttribute("aria-pressed", String(paused));
   schedule();
 }
 
-const wanted = () => open && !paused && !document.hidden;
+const wanted = () => open && !paused && !refused && !document.hidden;
 
 /** Look after `delay` milliseconds, or not at all while nobody does. */
 function schedule(delay = 0) {
@@ -53,8 +60,7 @@ async function look() {
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     showProblem(byId("tail-problem"), error.message);
-    // A dialog that was closed is not to come back by itself.
-    if (error.status === 401) pause(true);
+    refused = error.status === 401;
   } finally {
     looking = false;
     schedule(Math.max(EVERY, (performance.now() - began) / SHARE));

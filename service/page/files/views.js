@@ -7,19 +7,25 @@ const ALL = NAMES.length;
 
 let masks = 0;
 
+/** To the nearest whole number, halves to the even one, as Python rounds. */
+function rounded(value) {
+  const near = Math.round(value);
+  return near - value === 0.5 && near % 2 ? near - 1 : near;
+}
+
 /** The size of the canvas that a photo of `width` x `height` is laid on. */
 export function canvasSize(width, height, { size, expand, resize_mode: mode }) {
   const short = size + expand;
   if (mode === "squash") return [short, short];
   const scale = short / Math.min(width, height);
-  return [width, height].map((side) => Math.max(short, Math.round(side * scale)));
+  return [width, height].map((side) => Math.max(short, rounded(side * scale)));
 }
 
 /** [left, top] of the first `count` views: the centre, then the four corners. */
 export function places([width, height], size, count) {
   const right = width - size;
   const bottom = height - size;
-  const centre = [Math.round(right / 2), Math.round(bottom / 2)];
+  const centre = [rounded(right / 2), rounded(bottom / 2)];
   return [centre, [0, 0], [right, bottom], [right, 0], [0, bottom]].slice(0, count);
 }
 
