@@ -1,4 +1,4 @@
-"""The commands `serve` and `classify`."""
+"""The commands `serve`, `classify` and `watch`."""
 
 # What is imported here slows down every `taillift --help`: the heavy parts are in the commands.
 from collections.abc import Iterator, Sequence
@@ -123,6 +123,36 @@ def classify(
         _print_table([result for result in results if isinstance(result, ClassifiedImage)])
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def watch(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    past: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|FILE.csv",
+            help="Photos to classify, or past predictions: label, confidence and perhaps time.",
+        ),
+    ],
+    reference: Annotated[str, flag("reference")] = "train",
+    tail_level: Annotated[float, flag("tail_level")] = 0.05,
+    tail_window_seconds: Annotated[float, flag("tail_window_seconds")] = 604_800,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+) -> None:
+    """Tell what became of the rare classes, by the statistics that watch the service."""
+    from service.watch import replay, show
+
+    settings = read_settings(
+        bundle=bundle,
+        reference=reference,
+        tail_level=tail_level,
+        tail_window_seconds=tail_window_seconds,
+    )
+    show(
+        replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
+        as_json,
+    )
 
 
 def _canvases(
