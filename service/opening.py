@@ -10,7 +10,6 @@ from models import UserError
 from models.bundle.choice import VARIANTS, choose
 from models.bundle.classifier import Classifier
 from models.bundle.device import Provider
-from models.bundle.folder import read_manifest
 from models.bundle.precision import Precision
 from service.settings import Settings
 
@@ -21,18 +20,23 @@ ROUNDS: Final = 4
 def open_classifier(settings: Settings) -> tuple[Classifier, str]:
     """The classifier of the precision that was asked for, and a sentence that says why this one.
 
-    For `auto` every graph that the provider may run is opened and timed. Raises `UserError`.
+    For `auto` every graph that the provider may run is opened and timed; where a variant does not
+    work there it is fp32. Raises `UserError`.
     """
     device, bundle = settings.device, settings.bundle
     if settings.precision != "auto":
         precision = Precision(settings.precision)
         graph = _graph_of(precision, device.provider)
         return Classifier.open(bundle, device, graph), f"{precision}: it was asked for"
-    variants = read_manifest(bundle).variants
-    able = [Precision.FP32, *sorted(VARIANTS.get(device.provider, frozenset()) & variants.keys())]
-    opened = {one: Classifier.open(bundle, device, one) for one in able}
-    scores = {one: found.full if (found := variants[one].evaluation) else None for one in able}
-    choice = choose(scores, _seconds(opened) if len(able) > 1 else {}, device.provider)
+    opened = {Precision.FP32: Classifier.open(bundle, device)}
+    variants = opened[Precision.FP32].manifest.variants
+    for one in VARIANTS.get(device.provider, frozenset()) & variants.keys():
+        try:
+            opened[one] = Classifier.open(bundle, device, one)
+        except UserError as error:
+            return opened[Precision.FP32], f"fp32: {one} does not work here ({error})"
+    scores = {one: found.full if (found := variants[one].evaluation) else None for one in opened}
+    choice = choose(scores, _seconds(opened) if len(opened) > 1 else {}, device.provider)
     return opened[choice.precision], choice.reason
 
 

@@ -1,4 +1,4 @@
-"""The commands that make a model: train, export, compare, and the recipes they take."""
+"""The commands that make a model: train, export, calibrate, compare, and recipes."""
 
 import shlex
 import sys
@@ -11,6 +11,7 @@ import typer
 from models import UserError
 
 if TYPE_CHECKING:
+    from models.bundle.manifest import Manifest
     from models.bundle.precision import Precision
 
 app = typer.Typer()
@@ -144,14 +145,13 @@ def export(
     from training.dataset import load_dataset
     from training.export import TOLERANCE
     from training.export import export as make
-    from training.report import summary
 
     dataset = load_dataset(data, imbalance)
     target = out or Path("bundles") / dataset.name
     exported = make(
         checkpoint, dataset, target, backbone, replace, calibration, parse_variants(variant or [])
     )
-    manifest, proof = exported.manifest, exported.proof
+    proof = exported.proof
     typer.echo(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
@@ -160,10 +160,21 @@ def export(
     )
     if exported.unmerged:
         typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
-    for precision, made in manifest.variants.items():
-        for line in summary(made):
-            typer.echo(f"{precision}: {line}")
-    typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
+    tell(target, exported.manifest)
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="what `taillift export` made; it stays as it is")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="bundle to make")],
+    replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
+) -> None:
+    """Make a bundle with the same graphs, calibrated on other photos: val/, measured on test/."""
+    from training.dataset import load_dataset
+    from training.recalibrate import recalibrate
+
+    tell(out, recalibrate(bundle, load_dataset(data), out, replace))
 
 
 @app.command()
@@ -230,6 +241,16 @@ def compare(
     for line in failures(outcomes):
         console.print(line)
     console.print(f"{folder} holds results.csv, results.md, report.html and its figures")
+
+
+def tell(target: Path, manifest: "Manifest") -> None:
+    """What is known of a bundle that was made."""
+    from training.report import summary
+
+    for precision, made in manifest.variants.items():
+        for line in summary(made):
+            typer.echo(f"{precision}: {line}")
+    typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
 
 
 def parse_variants(names: Sequence[str]) -> "list[Precision]":

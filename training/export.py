@@ -4,10 +4,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,16 +21,21 @@ from models.bundle.manifest import (
     FileRecord,
     Manifest,
     Method,
+    PriorName,
     Thresholds,
     classes_from,
 )
+from models.bundle.posterior import log_shares
 from models.bundle.precision import Precision
+from models.bundle.record import Group
 from models.bundle.scores import write_scores
 from models.bundle.session import Session
+from models.lift.backbone import load_backbone
 from models.lift.model import Model, merge
 from models.lift.tuners import Adapter, AdaptFormer, LoRA
 from models.lift.tuners.merging import unmerged
-from training.calibration.judge import Judge, Judged
+from training.calibration.crossfit import carried_prior, cross_fit
+from training.calibration.judge import HeldOuts, Judge, Judged
 from training.checkpoint import Facts, restore
 from training.dataset import Dataset, Split
 from training.evaluation import class_accuracies
@@ -39,14 +43,12 @@ from training.graphs import Graphs, node_count
 from training.inputs import evaluation_photos
 from training.recipe import Recipe
 from training.report import write_report
+from training.train import Trainer
 
 TOLERANCE: Final = 1e-4
 THRESHOLDS: Final = Thresholds()
 PROOF_PHOTOS: Final = 128
 GOLDEN_PHOTOS: Final = 4
-
-
-PriorName = Literal["uniform", "train", "other"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,13 @@ def export(
     pixels = _centre_views(dataset.train, facts)
     graphs = Graphs(pixels, variants)
     groups = THRESHOLDS.groups(facts.counts)
-    priors = _priors(facts)
+    priors = carried_prior(facts.recipe, facts.counts)
+    judge = Judge(dataset, facts.preprocessing, groups, log_shares(priors))
+
+    def cross_fitted() -> HeldOuts:
+        trainer = Trainer(dataset, load_backbone(backbone or facts.backbone))
+        return cross_fit(trainer, facts.recipe, graphs.write, groups)
+
     written: list[Manifest] = []
     judged: dict[Precision, Judged] = {}
 
@@ -101,23 +109,18 @@ def export(
         return written[0]
 
     with new_bundle(target, manifest, replace) as folder:
-        paths, kept = graphs.write(merged, folder)
-        sessions = {one: Session(path, side=graphs.size) for one, path in paths.items()}
+        paths = graphs.write(merged, folder)
+        side = facts.preprocessing.size
+        sessions = {one: Session(path, side=side) for one, path in paths.items()}
         logits = sessions[Precision.FP32].run(pixels).logits
         proof = _prove(model, merged, pixels, logits, node_count(paths[Precision.FP32]), graphs)
         shutil.copyfile(checkpoint, folder / DELTA)
         golden = pixels[:GOLDEN_PHOTOS]
         write_golden(folder, golden, {one: sessions[one].run(golden).logits for one in sessions})
-        judge = Judge(dataset, facts, groups, np.log(priors).astype(np.float32))
         judged |= (
-            judge.calibrate(sessions, partial(graphs.write_like, kept=kept), backbone)
-            if calibrated
-            else judge.evaluate(sessions)
+            judge.calibrate(sessions, cross_fitted) if calibrated else judge.evaluate(sessions)
         )
-        write_report(folder / REPORT, facts, groups, judged)
-        for precision, one in judged.items():
-            if one.scores:
-                write_scores(folder, precision, one.scores)
+        write_judged(folder, facts, groups, judged)
     return Exported(written[0], proof, unmerged(merged))
 
 
@@ -163,17 +166,25 @@ def _prove(
     return proof
 
 
-def _priors(facts: Facts) -> list[float]:
-    """Each class's share in the prior that the logits carry."""
-    if not facts.recipe.epochs:
-        return [1 / len(facts.classes)] * len(facts.classes)
-    priors: list[float] = facts.recipe.loss.implied_prior(facts.counts).tolist()
-    return priors
+def write_judged(
+    folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
+) -> None:
+    """The report, and the scores that prediction sets are made of."""
+    write_report(folder / REPORT, facts, groups, judged)
+    for precision, one in judged.items():
+        if one.scores:
+            write_scores(folder, precision, one.scores)
 
 
-def _prior_name(
-    priors: Sequence[float], counts: Sequence[int]
-) -> Literal["uniform", "train", "other"]:
+def accuracies(judged: Mapping[Precision, Judged], classes: int) -> list[Accuracy | None]:
+    """Each class's with fp32; None without a photo."""
+    check = judged[Precision.FP32].check
+    if check is None:
+        return [None] * classes
+    return class_accuracies(check.view_logits, check.labels, classes)
+
+
+def _prior_name(priors: Sequence[float], counts: Sequence[int]) -> PriorName:
     if np.allclose(priors, 1 / len(priors)):
         return "uniform"
     return "train" if np.allclose(priors, np.divide(counts, sum(counts))) else "other"
@@ -187,12 +198,6 @@ def _manifest(
     files: dict[str, FileRecord],
 ) -> Manifest:
     recipe = facts.recipe
-    check = judged[Precision.FP32].check
-    accuracies: list[Accuracy | None] = (
-        class_accuracies(check.view_logits, check.labels, len(facts.classes))
-        if check
-        else [None] * len(facts.classes)
-    )
     return Manifest(
         name=facts.data,
         version=content_version,
@@ -211,7 +216,12 @@ def _manifest(
             prior=_prior_name(priors, facts.counts),
         ),
         classes=classes_from(
-            facts.classes, facts.prompts, facts.counts, THRESHOLDS, accuracies, priors
+            facts.classes,
+            facts.prompts,
+            facts.counts,
+            THRESHOLDS,
+            accuracies(judged, len(facts.classes)),
+            priors,
         ),
         thresholds=THRESHOLDS,
         preprocessing=facts.preprocessing,

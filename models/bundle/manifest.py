@@ -14,6 +14,8 @@ from models.bundle.record import Group, Record
 from models.bundle.review import Review
 from models.bundle.temperature import Calibration
 
+PriorName = Literal["uniform", "train", "other"]
+
 
 class Thresholds(Record):
     """Which group a class is in, by its number of training images (LIFT, section 5)."""
@@ -60,7 +62,7 @@ class Method(Record):
     rank: int | None = Field(None, description="hidden units that the first tuner with any has")
     trainable_parameters: int
     loss: str
-    prior: Literal["uniform", "train", "other"] = Field(
+    prior: PriorName = Field(
         "uniform", description="that the logits carry, and that other priors replace"
     )
 
@@ -96,6 +98,7 @@ class Variant(Record):
     calibration: Calibration | None = None
     sets: PredictionSets | None = Field(None, description="what coverage= is answered from")
     review: Review | None = None
+    notes: tuple[str, ...] = Field((), description="why the parts that are absent are")
 
 
 class FileRecord(Record):

@@ -45,7 +45,7 @@ class Reader:
             had = ", ".join(manifest.variants)
             raise UserError(
                 f"{bundle} has no {precision} variant (it has {had}): choose one of them, or "
-                f"export it with --precision {precision}"
+                f"export it with --variant {precision}"
             )
         variant = manifest.variants[precision]
         ways: list[Way] = ["off", "full", "adaptive"] if variant.exit else ["off", "full"]

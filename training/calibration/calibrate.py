@@ -1,15 +1,13 @@
 """How a variant's logits become answers: fitted on held-out photos, and measured on others."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
-
-from models.bundle.coverage import Coverage, CoverageScores
-from models.bundle.exit import apply
+from models.bundle.coverage import Coverage, CoverageScores, PredictionSets
+from models.bundle.exit import ExitRule, apply
 from models.bundle.manifest import Variant
-from models.bundle.posterior import Doubles, posterior
+from models.bundle.posterior import Doubles
 from models.bundle.review import Review
 from models.bundle.scores import HeldOutScores
 from models.bundle.temperature import Calibration, Way
@@ -29,10 +27,19 @@ Coverages = Mapping[Way, tuple[CoverageScores, ...]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the manifest says of a variant, and the scores that lie beside its graph."""
+    """The parts of a variant that make answers, and the scores that lie beside its graph."""
 
-    variant: Variant
+    rule: ExitRule
+    calibration: Calibration
+    sets: PredictionSets
+    review: Review
     scores: HeldOutScores
+
+    @property
+    def variant(self) -> Variant:
+        return Variant(
+            exit=self.rule, calibration=self.calibration, sets=self.sets, review=self.review
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
     ways = _probabilities(answers(held, adaptive), calibration)
     sets, scores = fit_coverage(ways, held.labels, held.groups)
     review = fit_review(ways["adaptive"], held.labels, held.groups)
-    return Fitted(Variant(exit=rule, calibration=calibration, sets=sets, review=review), scores)
+    return Fitted(rule, calibration, sets, review, scores)
 
 
 def evaluated(variant: Variant, check: HeldOut) -> Variant:
@@ -67,35 +74,25 @@ def evaluated(variant: Variant, check: HeldOut) -> Variant:
 
 def checked(fitted: Fitted, check: HeldOut) -> tuple[Variant, Checked]:
     """The variant with its errors on photos that it was not fitted on, and what became of them."""
-    variant, scores = fitted.variant, fitted.scores
-    rule, calibration, sets, review = (
-        variant.exit,
-        variant.calibration,
-        variant.sets,
-        variant.review,
-    )
-    assert rule is not None
-    assert calibration is not None
-    assert sets is not None
-    assert review is not None
-    every = answers(check, apply(rule, check.view_logits))
+    calibration, scores = fitted.calibration, fitted.scores
+    interpolation = fitted.sets.interpolation
+    every = answers(check, apply(fitted.rule, check.view_logits))
     ways = _probabilities(every, calibration)
     coverage = {
         way: _covered(
-            Coverage(scores.ways[way], scores.labels, check.groups, sets.interpolation),
+            Coverage(scores.ways[way], scores.labels, check.groups, interpolation),
             probabilities,
             check,
         )
         for way, probabilities in ways.items()
     }
     errors = measure(calibration, check.data, every)
+    measured = calibration.model_copy(update={"errors": errors})
     return (
-        variant.model_copy(
-            update={"calibration": calibration.model_copy(update={"errors": errors})}
-        ),
+        replace(fitted, calibration=measured).variant,
         Checked(
             coverage,
-            measure_review(review, ways["adaptive"], check.labels, check.groups),
+            measure_review(fitted.review, ways["adaptive"], check.labels, check.groups),
             {one.way: (one.uncalibrated(), one.calibrated(calibration)) for one in every},
         ),
     )
@@ -113,10 +110,8 @@ def _covered(
 def _probabilities(every: list[Answers], calibration: Calibration) -> dict[Way, Doubles]:
     """[N, C] where classes are equally frequent, for each way to answer."""
     return {
-        one.way: posterior(
-            one.logits,
-            np.zeros(len(one.groups)),
-            calibration.temperatures(one.logits, one.views, one.way, one.groups),
+        one.way: one.probabilities(
+            calibration.temperatures(one.logits, one.views, one.way, one.groups)
         )
         for one in every
     }

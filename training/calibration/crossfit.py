@@ -7,56 +7,42 @@ from typing import Final
 
 import numpy as np
 
-from models import UserError
-from models.bundle.ensemble import Floats
+from models.bundle.posterior import log_shares
 from models.bundle.precision import Precision
 from models.bundle.record import Group
 from models.bundle.session import Session
 from models.lift.model import Model, merge
-from training.calibration.folds import deal
+from training.calibration.folds import FOLDS, MOST, deal
 from training.calibration.held_out import HeldOut
-from training.calibration.views import view_logits
-from training.checkpoint import Facts
+from training.calibration.views import ViewLogits, view_logits
+from training.recipe import Recipe
 from training.train import Trainer
 
-FOLDS: Final = 5
-# Of one class, and of all: the surplus of frequent classes would cost time and teach little.
-MOST_OF_CLASS: Final = 40
-MOST: Final = 4000
+# Of all classes together: many classes need fewer photos each.
+MOST_OF_ALL: Final = 4000
 
 # Writes a merged model's graphs into a folder.
 Write = Callable[[Model, Path], dict[Precision, Path]]
 
 
 def cross_fit(
-    trainer: Trainer,
-    facts: Facts,
-    write: Write,
-    log_prior: Floats,
-    groups: Sequence[Group],
+    trainer: Trainer, recipe: Recipe, write: Write, groups: Sequence[Group]
 ) -> dict[Precision, HeldOut]:
     """Train `FOLDS` times, each time without a part of the photos, and measure that part.
 
-    Each model goes the way to the service: merged, written by `write`, run by ONNX Runtime. Raises
-    `UserError` where every class has a single photo, and what training raises.
+    Each model goes the way to the service: merged, written by `write`, run by ONNX Runtime. There
+    is nothing where every class has a single photo, which has to stay in training. Raises what
+    training raises.
     """
     train = trainer.dataset.train
-    most = int(np.clip(MOST // len(groups), 2, MOST_OF_CLASS))
+    most = int(np.clip(MOST_OF_ALL // len(groups), 2, MOST))
     dealt = deal(train.labels, FOLDS, most)
     if not dealt:
-        raise UserError("every class has a single training photo: none can be held out")
-    parts = []
-    for number, aside in enumerate(dealt, 1):
-        model = trainer.train_without(facts.recipe, aside).model
-        with tempfile.TemporaryDirectory() as folder:
-            paths = write(merge(model.eval()), Path(folder))
-            sessions = {
-                one: Session(path, side=facts.preprocessing.size) for one, path in paths.items()
-            }
-            title = f"Measuring fold {number} of {len(dealt)}"
-            parts.append(
-                view_logits(sessions, log_prior, train.only(aside), facts.preprocessing, title)
-            )
+        return {}
+    parts = [
+        _measured(trainer, recipe, write, aside, f"Measuring fold {number} of {len(dealt)}")
+        for number, aside in enumerate(dealt, 1)
+    ]
     labels = np.concatenate([np.asarray(train.labels)[aside] for aside in dealt])
     data = f"{len(labels)} training photos of {trainer.dataset.name}, in {len(dealt)} folds"
     return {
@@ -69,3 +55,31 @@ def cross_fit(
         )
         for precision in parts[0]
     }
+
+
+def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
+    """Each class's share in the prior that logits carry after training on `counts` photos."""
+    if not recipe.epochs:
+        return [1 / len(counts)] * len(counts)
+    shares: list[float] = recipe.loss.implied_prior(counts).tolist()
+    return shares
+
+
+def _measured(
+    trainer: Trainer, recipe: Recipe, write: Write, aside: Sequence[int], title: str
+) -> ViewLogits:
+    run = trainer.train_without(recipe, set(aside))
+    train = trainer.dataset.train
+    out = np.bincount(train.only(aside).labels, minlength=len(run.facts.counts))
+    # The prior is that of the photos it was trained on, which are fewer.
+    left = (np.array(run.facts.counts) - out).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write(merge(run.model.eval()), Path(folder))
+        size = run.facts.preprocessing.size
+        return view_logits(
+            {one: Session(path, side=size) for one, path in paths.items()},
+            log_shares(carried_prior(recipe, left)),
+            train.only(aside),
+            run.facts.preprocessing,
+            title,
+        )

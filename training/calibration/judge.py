@@ -1,28 +1,31 @@
 """Every variant of a bundle, fitted and measured on photos that the model has not seen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
-from models.bundle.ensemble import Floats
 from models.bundle.manifest import Variant
+from models.bundle.posterior import Doubles
 from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
 from models.bundle.record import Group
 from models.bundle.scores import HeldOutScores
 from models.bundle.session import Session
-from models.lift.backbone import load_backbone
 from training.calibration.calibrate import TOLERANCE, Checked, calibrate, checked, evaluated
-from training.calibration.crossfit import Write, cross_fit
 from training.calibration.held_out import HeldOut
 from training.calibration.views import view_logits
-from training.checkpoint import Facts
-from training.data.split import SplitName
+from training.data.split import Split
 from training.dataset import Dataset
-from training.train import Trainer
+
+NOTHING_HELD_OUT: Final = (
+    "there is no val/, and every class has a single training photo, which cannot be held out"
+)
+NOT_ASKED: Final = "it was not asked for"
 
 Sessions = Mapping[Precision, Session]
-HeldOuts = dict[Precision, HeldOut]
+HeldOuts = Mapping[Precision, HeldOut]
 
 
 @dataclass(frozen=True)
@@ -39,69 +42,53 @@ class Judged:
     checked: Checked | None = None
 
 
+@dataclass(frozen=True)
 class Judge:
-    """Measures the graphs of one checkpoint."""
+    """Measures graphs on a set's held-out photos.
 
-    def __init__(
-        self, dataset: Dataset, facts: Facts, groups: Sequence[Group], log_prior: Floats
-    ) -> None:
-        """`log_prior` [C] is what the graphs' logits carry."""
-        self._dataset = dataset
-        self._facts = facts
-        self._groups = groups
-        self._log_prior = log_prior
+    The classes of `dataset` are the graphs', in their order, with one of `groups` each; `log_prior`
+    [C] is what their logits carry.
+    """
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+    groups: Sequence[Group]
+    log_prior: Doubles
 
     def evaluate(self, sessions: Sessions) -> dict[Precision, Judged]:
-        """Accuracy on the held-out photos, if there are any."""
-        found = self._measured(sessions)
-        return {
-            one: Judged(evaluated(Variant(), found[one]), check=found[one])
-            if one in found
-            else Judged(Variant())
-            for one in sessions
-        }
+        """Accuracy on test/, else on val/, else nothing."""
+        held = self.dataset.held_out
+        found = self._measured(sessions, *held) if held else {}
+        return {one: _uncalibrated(found.get(one), NOT_ASKED) for one in sessions}
 
     def calibrate(
         self,
         sessions: Sessions,
-        write: Write,
-        backbone: str | None,
+        cross_fit: Callable[[], HeldOuts] = dict,
         tolerance: float = TOLERANCE,
     ) -> dict[Precision, Judged]:
-        """Everything fitted on val/, or without it by cross-fitting; then measured.
+        """Everything fitted on val/, or without it on what `cross_fit` holds out; then measured.
 
-        `write` makes the graphs of a model that cross-fitting has trained.
-
-        Raises `UserError` where no photo can be held out.
+        What `cross_fit` gives may be nothing. Raises what it raises.
         """
-        check = self._measured(sessions)
-        if self._dataset.val is None:
-            fit = self._cross_fitted(write, backbone)
-        elif self._dataset.test is None:
-            fit = check
-        else:
-            fit = self._of_split(sessions, "val")
-        return {one: _judged(fit[one], check.get(one), tolerance) for one in sessions}
-
-    def _measured(self, sessions: Sessions) -> HeldOuts:
-        held = self._dataset.held_out
-        return self._of_split(sessions, held[0]) if held else {}
-
-    def _of_split(self, sessions: Sessions, name: SplitName) -> HeldOuts:
-        split = getattr(self._dataset, name)
-        preprocessing = self._facts.preprocessing
-        title = f"Measuring the {name} photos"
-        found = view_logits(sessions, self._log_prior, split, preprocessing, title)
-        labels = np.asarray(split.labels)
-        data = f"{self._facts.data} {name}"
+        val, test = self.dataset.val, self.dataset.test
+        fit = self._measured(sessions, "val", val) if val else cross_fit()
+        check = self._measured(sessions, "test", test) if test else fit if val else {}
         return {
-            one: HeldOut(data, "validation", logits, labels, self._groups)
-            for one, logits in found.items()
+            one: _judged(fit[one], check.get(one), tolerance)
+            if one in fit
+            else _uncalibrated(check.get(one), NOTHING_HELD_OUT)
+            for one in sessions
         }
 
-    def _cross_fitted(self, write: Write, backbone: str | None) -> HeldOuts:
-        trainer = Trainer(self._dataset, load_backbone(backbone or self._facts.backbone))
-        return cross_fit(trainer, self._facts, write, self._log_prior, self._groups)
+    def _measured(self, sessions: Sessions, name: str, split: Split) -> HeldOuts:
+        title = f"Measuring the {name} photos"
+        found = view_logits(sessions, self.log_prior, split, self.preprocessing, title)
+        labels, data = np.asarray(split.labels), f"{self.dataset.name} {name}"
+        return {
+            one: HeldOut(data, "validation", logits, labels, self.groups)
+            for one, logits in found.items()
+        }
 
 
 def _judged(fit: HeldOut, check: HeldOut | None, tolerance: float) -> Judged:
@@ -112,3 +99,8 @@ def _judged(fit: HeldOut, check: HeldOut | None, tolerance: float) -> Judged:
         return Judged(evaluated(fitted.variant, check), fitted.scores, check)
     variant, seen = checked(fitted, check)
     return Judged(evaluated(variant, check), fitted.scores, check, seen)
+
+
+def _uncalibrated(check: HeldOut | None, reason: str) -> Judged:
+    variant = Variant(notes=(f"not calibrated: {reason}",))
+    return Judged(evaluated(variant, check) if check else variant, check=check)

@@ -1,10 +1,12 @@
 """Every view's logits, through the code that serves."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
 from models.bundle.ensemble import Floats
+from models.bundle.posterior import Doubles
 from models.bundle.precision import Precision
 from models.bundle.preprocessing import Preprocessing
 from models.bundle.session import Session
@@ -12,22 +14,26 @@ from training.data.split import Split
 from training.inputs import evaluation_photos, first_copies
 from training.progress import track
 
-BATCH = 8
+BATCH: Final = 8
+
+# Float32 [N, 5, C], the centre view first.
+ViewLogits = dict[Precision, Floats]
 
 
 def view_logits(
     sessions: Mapping[Precision, Session],
-    log_prior: Floats,
+    log_prior: Doubles,
     split: Split,
     preprocessing: Preprocessing,
     title: str,
-) -> dict[Precision, Floats]:
+) -> ViewLogits:
     """Logits float32 [N, 5, C] of each session; a photo is decoded once for all of them.
 
     The `log_prior` [C] that the graph's logits carry is taken out. `title` stands before the
     progress bar. Raises `UserError` where a photo cannot be read.
     """
-    shift = log_prior - log_prior.mean()
+    carried = log_prior.astype(np.float32)
+    shift = carried - carried.mean()
     photos = evaluation_photos(split, preprocessing)
     batches = photos.batches(first_copies(len(split)), BATCH)
     parts: dict[Precision, list[Floats]] = {precision: [] for precision in sessions}

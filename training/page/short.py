@@ -16,7 +16,7 @@ TARGET: Final = 90
 
 
 def in_short(variant: Variant) -> Iterator[str]:
-    """At most seven lines."""
+    """At most eight lines."""
     yield from _accuracy(variant.evaluation)
     if variant.exit:
         yield from _exit(variant.exit)
@@ -24,6 +24,7 @@ def in_short(variant: Variant) -> Iterator[str]:
         yield from _calibration(variant.calibration)
     else:
         yield "not calibrated: no exit rule, temperatures, prediction sets or review thresholds"
+        yield from variant.notes
     if variant.sets:
         yield from _sets(variant.sets)
     if variant.review:
