@@ -2,89 +2,25 @@
 
 import json
 import re
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from palette import CLASSES, photo
 from serving import running, until
+from stack import DOCKER, check, prometheus, values
 
 from models.bundle.folder import read_manifest
 from service.metrics import Metrics
 
-DOCKER = Path(__file__).parents[2] / "docker"
 GRAFANA = DOCKER / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/taillift.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 # What Grafana puts in the place of its variables.
 VARIABLES = {"$__range": "1h", "$__rate_interval": "20s", "$reference": "train"}
-
-
-def installed(command: str) -> str:
-    path = shutil.which(command)
-    if path is None:
-        pytest.skip(f"{command} is not installed (apt-get install prometheus)")
-    return path
-
-
-def promtool(*arguments: str | Path) -> None:
-    """Run it; fails where it finds fault."""
-    command = [installed("promtool"), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@contextmanager
-def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus that scrapes `target` (host:port) five times a second."""
-    scrape = {"job_name": "taillift", "static_configs": [{"targets": [target]}]}
-    configuration = {"global": {"scrape_interval": "200ms"}, "scrape_configs": [scrape]}
-    (folder / "prometheus.yml").write_text(json.dumps(configuration))
-    address = f"127.0.0.1:{free_port()}"
-    command = [
-        installed("prometheus"),
-        "--config.file=prometheus.yml",
-        "--storage.tsdb.path=data",
-        f"--web.listen-address={address}",
-    ]
-    with (
-        (folder / "log").open("w") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as process,
-        httpx.Client(base_url=f"http://{address}", trust_env=False) as client,
-    ):
-        try:
-            until(lambda: is_ready(client))
-            yield client
-        finally:
-            process.terminate()
-
-
-def is_ready(client: httpx.Client) -> bool:
-    try:
-        return client.get("/-/ready").is_success
-    except httpx.ConnectError:
-        return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def values(client: httpx.Client, expression: str) -> list[float]:
-    answer = client.get("/api/v1/query", params={"query": expression}).raise_for_status()
-    rows = answer.json()["data"]["result"]
-    return [float(row["value"][1]) for row in rows]
 
 
 def without_variables(expression: str) -> str:
@@ -94,7 +30,7 @@ def without_variables(expression: str) -> str:
 
 
 def test_prometheus_accepts_its_configuration() -> None:
-    promtool("check", "config", DOCKER / "prometheus/prometheus.yml")
+    check("promtool", "check", "config", DOCKER / "prometheus/prometheus.yml")
 
 
 def test_prometheus_accepts_every_expression_of_the_dashboard(tmp_path: Path) -> None:
@@ -104,7 +40,7 @@ def test_prometheus_accepts_every_expression_of_the_dashboard(tmp_path: Path) ->
     ]
     file = tmp_path / "rules.yml"
     file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-    promtool("check", "rules", file)
+    check("promtool", "check", "rules", file)
 
 
 def test_the_service_exports_every_metric_of_the_dashboard(bundle: Path) -> None:
