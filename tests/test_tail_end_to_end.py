@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from compression import compressed, seconds
 from palette import photo
-from serving import form, sample, scrape, serving, until
+from serving import form, sample, serving, until
 from stack import DOCKER, RULES, alertmanager, free_port, prometheus, rows
 from wardrobe import colours, draw, read_predictions, write_wardrobe
 
