@@ -2,25 +2,43 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
-from palette import CLASSES, photo
-from serving import running, until
-from stack import DOCKER, check, prometheus, values
+from palette import CLASSES, photo, write_bundle, write_confusion
+from serving import form, running, until
+from stack import DOCKER, RULES, check, prometheus, values
 
-from models.bundle.folder import read_manifest
-from service.metrics import Metrics
+from service.engine import Engine
+from service.settings import read_settings
 
 GRAFANA = DOCKER / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/taillift.json").read_text())
-EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+EMPTY_WHEN_ALL_IS_WELL = {"Silent classes", "Top drifting classes", "Alerts"}
 
 # What Grafana puts in the place of its variables.
-VARIABLES = {"$__range": "1h", "$__rate_interval": "20s", "$reference": "train"}
+VARIABLES = {"$__rate_interval": "20s"}
+
+
+def expressions(panel: dict[str, Any]) -> list[str]:
+    return [target["expr"] for target in panel["targets"]]
+
+
+EXPRESSIONS = [one for panel in DASHBOARD["panels"] for one in expressions(panel)]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that is known to be always right."""
+    bundle = write_bundle(tmp_path_factory.mktemp("known") / "palette")
+    write_confusion(bundle, {})
+    return bundle
 
 
 def without_variables(expression: str) -> str:
@@ -43,29 +61,60 @@ def test_prometheus_accepts_every_expression_of_the_dashboard(tmp_path: Path) ->
     check("promtool", "check", "rules", file)
 
 
-def test_the_service_exports_every_metric_of_the_dashboard(bundle: Path) -> None:
-    registry = Metrics(read_manifest(bundle), "cpu", by_class=True).registry
-    exported = {sample.name for family in registry.collect() for sample in family.samples}
-    shown = {name for one in EXPRESSIONS for name in re.findall(r"\btaillift_\w+", one)}
+def test_the_service_exports_every_metric_of_the_dashboard_and_the_alerts(bundle: Path) -> None:
+    families = list(Engine(read_settings(bundle=bundle)).metrics.registry.collect())
+    exported = {sample.name for family in families for sample in family.samples}
+    # What is empty when all is well.
+    exported |= {family.name for family in families}
+    asked = [*EXPRESSIONS, *(file.read_text() for file in RULES.glob("*.yml"))]
+    # Not what recording rules make, which have colons in their names.
+    shown = {name for one in asked for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", one)}
     assert shown
     assert shown <= exported
 
 
-def test_every_expression_has_an_answer_once_photos_are_classified(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_every_expression_has_an_answer_while_all_is_well(known: Path, tmp_path: Path) -> None:
+    with watched(known, tmp_path) as (service, client):
+        send(service, [*CLASSES] * 10)
+        until(lambda: values(client, "sum(taillift_predictions_total)") == [10 * len(CLASSES)])
+        for panel in DASHBOARD["panels"]:
+            for expression in expressions(panel):
+                empty = panel["title"] in EMPTY_WHEN_ALL_IS_WELL
+                assert is_answered(client, expression) != empty, expression
+
+
+def test_every_expression_has_an_answer_once_a_class_is_lost(known: Path, tmp_path: Path) -> None:
+    with watched(known, tmp_path) as (service, client):
+        send(service, [label for label in CLASSES if label != "black"] * 60)
+        firing = 'ALERTS{alertname="TailliftClassSilent", class="black", alertstate="firing"}'
+        until(lambda: values(client, firing) == [1])
+        for panel in DASHBOARD["panels"]:
+            for expression in expressions(panel):
+                assert is_answered(client, expression), expression
+
+
+@contextmanager
+def watched(bundle: Path, folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+    """A service and a Prometheus that scrapes it, with the shipped rules."""
+    rules = {"rule_files": [str(RULES / "*.yml")]}
     with (
-        running(bundle) as service,
-        prometheus(service.base_url.netloc.decode(), tmp_path) as client,
+        running(bundle, reference="uniform") as service,
+        prometheus(service.base_url.netloc.decode(), folder, rules) as client,
     ):
         until(lambda: bool(values(client, "taillift_ready")))
-        for colour, _ in CLASSES.values():
-            service.post("/classify", content=photo(colour)).raise_for_status()
-        until(lambda: values(client, "sum(taillift_predictions_total)") == [len(CLASSES)])
-        for expression in EXPRESSIONS:
-            answer = values(client, without_variables(expression))
-            assert answer, expression
-            assert all(map(isfinite, answer)), expression
+        yield service, client
+
+
+def send(service: httpx.Client, labels: list[str]) -> None:
+    for start in range(0, len(labels), 60):
+        files = form(*((one, photo(CLASSES[one][0])) for one in labels[start : start + 60]))
+        service.post("/classify", files=files).raise_for_status()
+
+
+def is_answered(client: httpx.Client, expression: str) -> bool:
+    answer = values(client, without_variables(expression))
+    assert all(map(isfinite, answer)), expression
+    return bool(answer)
 
 
 @pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: panel["title"])
