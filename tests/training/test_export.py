@@ -12,17 +12,21 @@ from models import UserError
 from models.bundle.classifier import Classifier
 from models.bundle.ensemble import Ensemble
 from models.bundle.folder import DELTA, MODEL, read_manifest, verify_files
+from models.bundle.images import views
 from models.bundle.manifest import Method
+from models.bundle.posterior import Prior, log_prior
+from models.bundle.precision import Precision
 from models.bundle.session import Session
 from models.lift.backbone import load_backbone
 from models.lift.model import merge
 from training import export as module
 from training.checkpoint import restore, save
-from training.dataset import Dataset, load_dataset
+from training.dataset import Dataset, Split, load_dataset
 from training.export import Exported, export
 from training.recipe import Recipe
 from training.train import Trainer
 
+WAYS = {"single": Ensemble.OFF, "full": Ensemble.FULL, "adaptive": Ensemble.ADAPTIVE}
 RANK_2 = [{"name": "adaptformer", "rank": 2}]
 
 
@@ -34,6 +38,17 @@ def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> 
     path = folder / "short.safetensors"
     save(path, run.model, run.facts)
     return path
+
+
+def answered(
+    classifier: Classifier, split: Split, ensemble: Ensemble
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted class and the views taken of each photo, [N], under the uniform prior."""
+    canvases = [classifier.canvas(photo.read()) for photo in split.photos]
+    logits, views = classifier.combined(canvases, ensemble)
+    target = log_prior(Prior.UNIFORM, classifier.manifest.counts)
+    shares = classifier.reader.probabilities(logits, views, ensemble, target)
+    return shares.argmax(-1), views
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +104,31 @@ def test_the_manifest_tells_what_was_made(
     method = manifest.method
     assert (method.name, method.tuners, method.rank) == ("short", ("adaptformer",), 2)
     assert (method.loss, found.unmerged) == ("logit-adjusted", [])
-    assert manifest.evaluation is not None
-    assert manifest.evaluation.images == 6
+    assert method.prior == "uniform", "logit adjustment leaves none"
+    assert [one.prior for one in manifest.classes] == pytest.approx([1 / 3] * 3)
+    (variant,) = manifest.variants.values()
+    assert variant.evaluation is not None
+    assert (variant.evaluation.data, variant.evaluation.images) == ("colours test", 6)
+    assert variant.exit is not None
+    assert (variant.exit.data, variant.exit.source) == ("colours val", "validation")
+    assert variant.notes == ()
     verify_files(target, manifest)
-    listed = {MODEL, DELTA, "golden.npz", "report/metrics.json", "report/confusion.csv"}
-    assert listed | {"report/classes.png"} == set(manifest.files)
+    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz"}
+    report = {"metrics.json", "confusion.csv", "classes.png", "reliability.png", "report.html"}
+    assert listed | {f"report/{name}" for name in report} == set(manifest.files)
 
 
 def test_the_reported_accuracy_is_what_the_bundle_does(
     exported: tuple[Path, Exported], colours: Dataset
 ) -> None:
     target, _ = exported
-    metrics = json.loads((target / "report/metrics.json").read_text())
-    classifier = Classifier.open(target)
+    metrics = json.loads((target / "report/metrics.json").read_text())["fp32"]
     assert colours.test is not None
-    canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
-    for name, ensemble in (("single", Ensemble.OFF), ("full", Ensemble.FULL)):
-        predicted = classifier.logits(canvases, ensemble).argmax(-1)
+    for name, ensemble in WAYS.items():
+        predicted, taken = answered(Classifier.open(target), colours.test, ensemble)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
         assert metrics[name]["overall"] == pytest.approx(rate)
+        assert ensemble is not Ensemble.ADAPTIVE or metrics["adaptive_views"] == taken.mean()
         assert set(metrics[name]) == {
             *("overall", "mean_class", "many", "medium", "few", "worst_class", "harmonic_mean")
         }
@@ -130,7 +151,7 @@ def test_what_cannot_be_merged_is_named_and_served_all_the_same(
 ) -> None:
     tuners = [{"name": "adapter", "rank": 2}, {"name": "vpt-shallow"}, {"name": "lora", "rank": 1}]
     path = trained(colours, tiny_backbone, tmp_path, tuners=tuners, loss={"name": "focal"})
-    found = export(path, colours, tmp_path / "bundle")
+    found = export(path, colours, tmp_path / "bundle", calibrated=False)
     assert found.unmerged == ["adapter", "vpt-shallow"]
     method = found.manifest.method
     assert (method.tuners, method.rank) == (("adapter", "vpt-shallow", "lora"), 2)
@@ -142,7 +163,7 @@ def test_a_bundle_of_what_was_not_trained_says_so(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
     path = trained(colours, tiny_backbone, tmp_path, tuners=RANK_2, epochs=0)
-    method = export(path, colours, tmp_path / "bundle").manifest.method
+    method = export(path, colours, tmp_path / "bundle", calibrated=False).manifest.method
     assert (method.tuners, method.rank, method.loss) == ((), None, "none")
     assert method.trainable_parameters == 0
 
@@ -163,9 +184,12 @@ def test_a_bundle_without_held_out_photos_says_nothing_of_accuracy(
     checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
     bare = replace(colours, val=None, test=None)
-    manifest = export(checkpoint, bare, tmp_path / "bare").manifest
-    assert manifest.evaluation is None
+    manifest = export(checkpoint, bare, tmp_path / "bare", calibrated=False).manifest
+    (variant,) = manifest.variants.values()
+    assert variant.evaluation is None
     assert manifest.classes[0].accuracy is None
+    assert (variant.exit, variant.calibration, variant.sets, variant.review) == (None,) * 4
+    assert variant.notes == ("not calibrated: it was not asked for",)
 
 
 def test_logits_that_are_off_are_refused_and_nothing_is_left(
@@ -181,12 +205,12 @@ def test_an_existing_bundle_is_kept_unless_replacing_is_asked_for(
     checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
     target = tmp_path / "bundle"
-    export(checkpoint, colours, target)
+    export(checkpoint, colours, target, calibrated=False)
     (target / "mark").touch()
     with pytest.raises(UserError, match="exists already"):
         export(checkpoint, colours, target)
     assert (target / "mark").exists()
-    export(checkpoint, colours, target, replace=True)
+    export(checkpoint, colours, target, replace=True, calibrated=False)
     assert not (target / "mark").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -206,3 +230,47 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
         export(checkpoint, colours, small_disk / "bundle")
     assert "\n" not in str(raised.value)
     assert list(small_disk.iterdir()) == []
+
+
+def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
+    checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    target, wanted = tmp_path / "bundle", [Precision.INT8, Precision.FP16]
+    manifest = export(checkpoint, colours, target, variants=wanted).manifest
+    assert set(manifest.variants) == set(Precision)
+    metrics = json.loads((target / "report/metrics.json").read_text())
+    temperatures = set()
+    assert colours.test is not None
+    for precision, variant in manifest.variants.items():
+        assert variant.calibration is not None
+        temperatures.add(variant.calibration.full.pooled)
+        assert f"calibration.{precision}.npz" in manifest.files
+        classifier = Classifier.open(target, precision=precision)
+        assert classifier.reader.variant == variant
+        predicted, _ = answered(classifier, colours.test, Ensemble.FULL)
+        rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
+        assert metrics[precision]["full"]["overall"] == pytest.approx(rate)
+    assert len(temperatures) == 3, "each from its own logits"
+
+
+def test_a_prior_in_the_logits_is_named_and_not_in_the_reported_accuracy(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    path = trained(colours, tiny_backbone, tmp_path, loss={"name": "cross-entropy"}, epochs=1)
+    manifest = export(path, colours, tmp_path / "bundle").manifest
+    assert manifest.method.prior == "train"
+    assert [one.prior for one in manifest.classes] == pytest.approx([30 / 56, 21 / 56, 5 / 56])
+    assert colours.test is not None
+    evaluation = manifest.variants[Precision.FP32].evaluation
+    assert evaluation is not None
+    classifier = Classifier.open(tmp_path / "bundle")
+    labels = np.array(colours.test.labels)
+    for name, ensemble in WAYS.items():
+        predicted, _ = answered(classifier, colours.test, ensemble)
+        rate = 100 * float((predicted == labels).mean())
+        assert getattr(evaluation, name).overall == pytest.approx(rate)
+    canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
+    raw = classifier.session.run(np.stack([views(one, 32, 1)[0] for one in canvases])).logits
+    plain = raw - np.log([30 / 56, 21 / 56, 5 / 56])
+    found = classifier.combined(canvases, Ensemble.OFF).logits
+    np.testing.assert_allclose(found - found[:, :1], plain - plain[:, :1], atol=1e-4)

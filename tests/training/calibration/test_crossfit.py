@@ -1,0 +1,97 @@
+"""Photos are measured by models that have not seen them, and by no others."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_photos
+
+from models.bundle.precision import Precision
+from models.bundle.session import Session
+from models.lift.backbone import load_backbone
+from models.lift.model import merge
+from training.calibration.crossfit import carried_prior, cross_fit
+from training.calibration.views import view_logits
+from training.dataset import Dataset, load_dataset
+from training.graphs import Graphs
+from training.recipe import Recipe
+from training.train import Run, Trainer
+
+PIXELS = np.zeros((2, 32, 32, 3), np.uint8)
+
+
+class Recorded(Trainer):
+    """Remembers which photos each training left out, and what it gave."""
+
+    def __init__(self, dataset: Dataset, backbone: str) -> None:
+        super().__init__(dataset, load_backbone(backbone), torch.device("cpu"))
+        self.runs: list[tuple[list[int], Run]] = []
+
+    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
+        run = super().train_without(recipe, aside)
+        self.runs.append((sorted(aside), run))
+        return run
+
+
+def recipe(loss: str = "logit-adjusted") -> Recipe:
+    rates = {"head_rate": 0.05, "tuner_rate": 0.05}
+    fields = {"name": "short", "epochs": 1, "batch": 8, "optimiser": rates, "loss": {"name": loss}}
+    return Recipe.model_validate(fields)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Dataset:
+    return load_dataset(str(write_photos(tmp_path / "few", {"red": 6, "green": 3, "blue": 1})))
+
+
+@pytest.mark.parametrize("loss", ["logit-adjusted", "cross-entropy"])
+def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
+    few: Dataset, tiny_backbone: str, loss: str, tmp_path: Path
+) -> None:
+    trainer = Recorded(few, tiny_backbone)
+    groups = ["few", "few", "few"]
+    found = cross_fit(trainer, recipe(loss), Graphs(PIXELS).write, groups)[Precision.FP32]
+    dealt = [photo for aside, _ in trainer.runs for photo in aside]
+    assert sorted(dealt) == [index for index, label in enumerate(few.train.labels) if label < 2]
+    assert found.labels.tolist() == [few.train.labels[photo] for photo in dealt]
+    assert (found.source, found.data) == ("cross-fitting", "9 training photos of few, in 5 folds")
+    start = 0
+    for aside, run in trainer.runs:
+        left = np.bincount([few.train.labels[one] for one in range(10) if one not in aside])
+        log_prior = np.log(carried_prior(run.facts.recipe, left.tolist()))
+        expected = in_service(run, few, aside, log_prior, tmp_path)
+        np.testing.assert_allclose(
+            found.view_logits[start : start + len(aside)], expected, atol=1e-5
+        )
+        start += len(aside)
+    models = [run.model.head.state_dict() for _, run in trainer.runs]
+    assert not all(
+        torch.equal(one, other)
+        for one, other in zip(models[0].values(), models[1].values(), strict=True)
+    ), "other photos, another model"
+
+
+def in_service(
+    run: Run, dataset: Dataset, aside: list[int], log_prior: np.ndarray, folder: Path
+) -> np.ndarray:
+    paths = Graphs(PIXELS).write(merge(run.model.eval()), folder)
+    sessions = {one: Session(path) for one, path in paths.items()}
+    photos, preprocessing = dataset.train.only(aside), run.facts.preprocessing
+    return view_logits(sessions, log_prior, photos, preprocessing, "")[Precision.FP32]
+
+
+def test_nothing_comes_of_photos_that_have_to_stay_in_training(
+    tiny_backbone: str, tmp_path: Path
+) -> None:
+    ones = load_dataset(str(write_photos(tmp_path / "ones", {"red": 1, "blue": 1})))
+    trainer = Recorded(ones, tiny_backbone)
+    assert cross_fit(trainer, recipe(), Graphs(PIXELS).write, ["few", "few"]) == {}
+    assert trainer.runs == []
+
+
+def test_a_prior_is_carried_only_by_what_was_trained() -> None:
+    assert carried_prior(recipe("cross-entropy"), [3, 1]) == pytest.approx([0.75, 0.25])
+    untrained = recipe("cross-entropy").model_copy(update={"epochs": 0})
+    assert carried_prior(untrained, [3, 1]) == [0.5, 0.5]
