@@ -2,10 +2,10 @@
 // thousands of classes cost no more than a hundred.
 
 import { byId, drawn, element, say } from "./dom.js";
-import { count, expected, many, percent, times, when } from "./format.js";
+import { count, expected, many, seen, times } from "./format.js";
 
 const HEIGHT = 310;
-const LEFT = 48;
+const LEFT = 60;
 const TOP = 40;
 const BOTTOM = 22;
 const WIDEST_BAR = 22;
@@ -66,7 +66,8 @@ function read() {
   say(byId("reading"), text);
   byId("scrub").setAttribute("aria-valuetext", text);
   const { x } = scales();
-  byId("chart").querySelector(".cursor")?.setAttribute("d", `M${x(chosen)} ${TOP}V${HEIGHT - BOTTOM}`);
+  const line = `M${x(chosen)} ${TOP}V${HEIGHT - BOTTOM}`;
+  byId("chart").querySelector(".cursor")?.setAttribute("d", line);
 }
 
 /** What was found of a class: `silent`, `more`, `fewer`, or null. */
@@ -79,10 +80,10 @@ export function stateText(live) {
 }
 
 function readingText({ label, group, count: photos, live }) {
-  const seen = `predicted ${count(live.predicted)}, expected ${expected(live.expected)}`;
+  const counts = `predicted ${count(live.predicted)}, expected ${expected(live.expected)}`;
   return (
-    `${label}: ${group}, ${many(photos, "training photo")}; ${seen} (${times(live.ratio)}); ` +
-    `last seen ${when(live.last_seen)}; ${stateText(live)}`
+    `${label}: ${group}, ${many(photos, "training photo")}; ${counts} (${times(live.ratio)}); ` +
+    `${seen(live.last_seen)}; ${stateText(live)}`
   );
 }
 
@@ -145,15 +146,16 @@ function zones({ step, base }) {
     const name = room > 110 ? `${group}: ${many(number, "class", "classes")}` : group;
     return [
       first ? drawn("path", { class: "zone", d: `M${start} 4V${base}` }) : null,
-      room > 50 ? drawn("text", { x: start + 6, y: 16 }, name) : null,
+      room > 64 ? drawn("text", { x: start + 6, y: 16 }, name) : null,
     ].filter(Boolean);
   });
 }
 
 function bars({ step, base, x, y }, group) {
-  const lines = classes.map(({ live, group: own }, place) =>
-    own === group && live.predicted ? `M${x(place).toFixed(1)} ${base}V${y(live.predicted).toFixed(1)}` : "",
-  );
+  const lines = classes.map(({ live, group: own }, place) => {
+    if (own !== group || !live.predicted) return "";
+    return `M${x(place).toFixed(1)} ${base}V${y(live.predicted).toFixed(1)}`;
+  });
   const width = Math.min(Math.max(0.7 * step, 1), WIDEST_BAR);
   return drawn("path", { class: `bars ${group}`, d: lines.join(""), "stroke-width": width });
 }

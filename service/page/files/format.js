@@ -56,6 +56,8 @@ export function when(iso) {
   return (today ? time : moment).format(date);
 }
 
+export const seen = (iso) => (iso ? `last seen ${when(iso)}` : "never seen");
+
 export function duration(seconds) {
   for (const [name, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {
     if (seconds >= length) return many(Math.round(seconds / length), name);

@@ -4,10 +4,12 @@ import { byId, chip, drawn, element } from "./dom.js";
 import { count, expected, many, percent, percentWithin, times } from "./format.js";
 
 export function showGroups(groups) {
-  byId("groups").replaceChildren(...Object.entries(groups).map(([name, one]) => groupCard(name, one)));
+  const cards = Object.entries(groups).map(([name, one]) => groupCard(name, one));
+  byId("groups").replaceChildren(...cards);
 }
 
 function groupCard(name, group) {
+  const wanted = ` of predictions; ${percent(group.expected_share)} expected`;
   return element(
     "li",
     { class: "card group" },
@@ -24,7 +26,7 @@ function groupCard(name, group) {
       "p",
       { class: "share" },
       element("strong", {}, percent(group.share)),
-      element("span", { class: "quiet" }, ` of predictions; ${percent(group.expected_share)} expected`),
+      element("span", { class: "quiet" }, wanted),
     ),
     sharesDrawing(name, group),
     element(
@@ -53,13 +55,15 @@ function confidenceText(quantiles) {
 function sharesDrawing(name, { share, expected_share: wanted, prevalence }) {
   const most = 1.1 * Math.max(share ?? 0, wanted, prevalence.high, 0.001);
   const at = (value) => `${(100 * (value ?? 0)) / most}%`;
+  const line = (kind, from, to, y1, y2) =>
+    drawn("line", { class: kind, x1: at(from), x2: at(to), y1, y2 });
   return drawn(
     "svg",
     { class: `shares ${name}`, "aria-hidden": "true" },
     drawn("rect", { class: "track", width: "100%", height: 16, y: 4, rx: 3 }),
     drawn("rect", { class: "bar", width: at(share), height: 16, y: 4, rx: 3 }),
-    drawn("line", { class: "expected", x1: at(wanted), x2: at(wanted), y1: 0, y2: 24 }),
-    drawn("line", { class: "whisker", x1: at(prevalence.low), x2: at(prevalence.high), y1: 33, y2: 33 }),
+    line("expected", wanted, wanted, 0, 24),
+    line("whisker", prevalence.low, prevalence.high, 33, 33),
     drawn("circle", { class: "estimate", cx: at(prevalence.share), cy: 33, r: 4 }),
   );
 }

@@ -54,5 +54,6 @@ function withhold(control, reason) {
 }
 
 function heading({ name, version, classes, provider, precision }) {
-  return `${name} · version ${version} · ${many(classes, "class", "classes")} · ${provider}, ${precision}`;
+  const number = many(classes, "class", "classes");
+  return `${name} · version ${version} · ${number} · ${provider}, ${precision}`;
 }

@@ -6,16 +6,20 @@ import { count, expected, many, percent, times, when } from "./format.js";
 
 const ROWS = 50;
 
+const median = (one) => one.live.confidence?.median;
+const accuracy = (one) => one.accuracy && one.accuracy.full / 100;
+const labelCell = (one) => element("span", { class: "label", dir: "auto" }, one.label);
+
 // Heading, what the rows are sorted by, what stands in the cell, and whether that is a number.
 const COLUMNS = [
-  ["Class", (one) => one.label, (one) => element("span", { class: "label", dir: "auto" }, one.label)],
+  ["Class", (one) => one.label, labelCell],
   ["Group", (one) => -one.count, (one) => chip(one.group)],
   ["Training photos", (one) => one.count, (one) => count(one.count), true],
   ["Predicted", (one) => one.live.predicted, (one) => count(one.live.predicted), true],
   ["Expected", (one) => one.live.expected, (one) => expected(one.live.expected), true],
   ["Ratio", (one) => one.live.ratio, (one) => times(one.live.ratio), true],
-  ["Median confidence", (one) => one.live.confidence?.median, (one) => percent(one.live.confidence?.median), true],
-  ["Accuracy", (one) => one.accuracy?.full, (one) => percent(one.accuracy && one.accuracy.full / 100), true],
+  ["Median confidence", median, (one) => percent(median(one)), true],
+  ["Accuracy", accuracy, (one) => percent(accuracy(one)), true],
   ["Last seen", (one) => one.live.last_seen, (one) => when(one.live.last_seen)],
   ["State", (one) => stateText(one.live), (one) => stateCell(one.live)],
 ];
@@ -95,10 +99,15 @@ function markSorting() {
 }
 
 function tableRow(one) {
-  const cells = COLUMNS.map(([, , content, number], column) =>
-    element(column ? "td" : "th", { scope: column ? null : "row", class: number ? "number" : null }, content(one)),
+  const [first, ...others] = COLUMNS;
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row" }, first[2](one)),
+    ...others.map(([, , content, number]) =>
+      element("td", { class: number ? "number" : null }, content(one)),
+    ),
   );
-  return element("tr", {}, ...cells);
 }
 
 function stateCell(live) {

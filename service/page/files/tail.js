@@ -78,6 +78,8 @@ function show({ classes, groups, window }) {
   const drifting = ordered.filter((one) => one.live.drifting);
   listFound(byId("silent"), silent, () => "silent");
   listFound(byId("drifting"), drifting, (one) => one.live.direction);
+  say(byId("silent-count"), count(silent.length));
+  say(byId("drifting-count"), count(drifting.length));
   say(byId("tail-news"), news(silent.length, drifting.length));
 }
 

@@ -50,7 +50,12 @@ export function viewsDrawing(canvas, size, count) {
   );
   return drawn(
     "svg",
-    { class: "views", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    {
+      class: "views",
+      viewBox: `0 0 ${width} ${height}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    },
     drawn(
       "mask",
       { id: mask },
