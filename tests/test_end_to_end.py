@@ -11,9 +11,10 @@ import pytest
 import torch
 from serving import form, running
 
-from models.bundle.ensemble import combine
+from models.bundle.ensemble import Ensemble, combine
 from models.bundle.folder import DELTA, MODEL, read_manifest
 from models.bundle.images import VIEWS
+from models.bundle.precision import Precision
 from models.bundle.session import Session
 from training.checkpoint import restore
 from training.dataset import Dataset, load_dataset
@@ -22,6 +23,9 @@ from training.inputs import evaluation_photos
 
 DEMO = Path(__file__).parents[1] / "docker" / "demo-bundle.tar.gz"
 PHOTOS_A_REQUEST = 16
+
+# Confidences [N, C] and views taken [N].
+Answers = dict[Ensemble, tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +48,46 @@ def client(demo: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def served(client: httpx.Client, wardrobe: Dataset) -> np.ndarray:
-    """Confidences [N, C] of every test photo with five views, as HTTP gives them."""
+def answers(client: httpx.Client, wardrobe: Dataset) -> Answers:
+    """Of every test photo, by ensemble, as HTTP gives them under the uniform prior."""
     assert wardrobe.test is not None
     photos = wardrobe.test.photos
-    rows = []
-    for start in range(0, len(photos), PHOTOS_A_REQUEST):
-        chunk = photos[start : start + PHOTOS_A_REQUEST]
-        files = form(*((photo.name, photo.read()) for photo in chunk))
-        answer = client.post("/confidence", params={"ensemble": "full"}, files=files)
-        assert answer.status_code == 200, answer.text
-        for photo, result in zip(chunk, answer.json()["results"], strict=True):
-            assert result["filename"] == photo.name
-            assert result["views"] == VIEWS
-            rows.append([one["confidence"] for one in result["classes"]])
-    return np.array(rows)
+    every = {}
+    for ensemble in Ensemble:
+        rows, views = [], []
+        for start in range(0, len(photos), PHOTOS_A_REQUEST):
+            chunk = photos[start : start + PHOTOS_A_REQUEST]
+            files = form(*((photo.name, photo.read()) for photo in chunk))
+            answer = client.post("/confidence", params={"ensemble": ensemble}, files=files)
+            assert answer.status_code == 200, answer.text
+            for photo, result in zip(chunk, answer.json()["results"], strict=True):
+                assert result["filename"] == photo.name
+                rows.append([one["confidence"] for one in result["classes"]])
+                views.append(result["views"])
+        every[ensemble] = np.array(rows), np.array(views)
+    return every
+
+
+@pytest.fixture(scope="module")
+def served(answers: Answers) -> np.ndarray:
+    """Confidences [N, C] with five views."""
+    return answers[Ensemble.FULL][0]
 
 
 @pytest.fixture(scope="module")
 def in_torch(demo: Path, wardrobe: Dataset) -> np.ndarray:
-    """The same from the unmerged model in torch."""
+    """The same from the unmerged model in torch, calibrated as the manifest says."""
     model, facts = restore(demo / DELTA)
     assert wardrobe.test is not None
     photos = evaluation_photos(wardrobe.test, facts.preprocessing)
     logits = view_logits(model, photos, torch.device("cpu"))
     mean = combine(logits.reshape(-1, logits.shape[-1]), VIEWS)
-    return torch.from_numpy(mean).softmax(-1).numpy()
+    manifest = read_manifest(demo)
+    calibration = manifest.variants[Precision.FP32].calibration
+    assert calibration is not None
+    best = [manifest.classes[index].group for index in mean.argmax(-1)]
+    temperatures = torch.tensor([[calibration.full.groups[group]] for group in best])
+    return (torch.from_numpy(mean) / temperatures).softmax(-1).numpy()
 
 
 def test_http_gives_torchs_label_and_confidence_on_every_photo(
@@ -91,20 +109,28 @@ def test_the_graph_takes_any_batch(demo: Path, batch: int) -> None:
     assert np.abs(outputs.logits - logits.numpy()).max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("name", "ensemble"),
+    [("single", Ensemble.OFF), ("full", Ensemble.FULL), ("adaptive", Ensemble.ADAPTIVE)],
+)
 def test_the_report_holds_the_accuracy_that_is_served(
-    demo: Path, served: np.ndarray, wardrobe: Dataset
+    demo: Path, answers: Answers, wardrobe: Dataset, name: str, ensemble: Ensemble
 ) -> None:
     assert wardrobe.test is not None
-    metrics = json.loads((demo / "report/metrics.json").read_text())
-    right = served.argmax(-1) == np.array(wardrobe.test.labels)
-    assert metrics["full"]["overall"] == pytest.approx(100 * right.mean())
-    rates = [right[np.array(wardrobe.test.labels) == label].mean() for label in range(17)]
-    assert metrics["full"]["mean_class"] == pytest.approx(100 * np.mean(rates))
-    assert metrics["full"]["few"] == pytest.approx(100 * np.mean(rates[-6:]))
+    metrics = json.loads((demo / "report/metrics.json").read_text())["fp32"]
+    confidences, views = answers[ensemble]
+    labels = np.array(wardrobe.test.labels)
+    right = confidences.argmax(-1) == labels
+    assert metrics[name]["overall"] == pytest.approx(100 * right.mean())
+    rates = [right[labels == label].mean() for label in range(17)]
+    assert metrics[name]["mean_class"] == pytest.approx(100 * np.mean(rates))
+    assert metrics[name]["few"] == pytest.approx(100 * np.mean(rates[-6:]))
+    most = {"single": 1, "full": VIEWS, "adaptive": metrics["adaptive_views"]}
+    assert views.mean() == pytest.approx(most[name])
 
 
 def test_the_demo_bundle_keeps_what_the_readme_promises(demo: Path) -> None:
-    evaluation = read_manifest(demo).evaluation
+    evaluation = read_manifest(demo).variants[Precision.FP32].evaluation
     assert evaluation is not None
     assert evaluation.full.mean_class >= 60
     assert evaluation.full.few is not None

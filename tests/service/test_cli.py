@@ -8,7 +8,7 @@ import pytest
 from palette import CLASSES, photo, write_bundle
 from typer.testing import CliRunner, Result
 
-from models.bundle.manifest import ClassInfo
+from models.bundle.manifest import Thresholds, classes_from
 from service.cli import app
 
 
@@ -60,7 +60,7 @@ def test_json_has_an_error_in_the_place_of_a_bad_photo(
 
 def test_paths_and_labels_are_printed_as_they_are(tmp_path: Path) -> None:
     labels = ("[/x]", "[red]", ":cat:", "[", "]", "\\[b]", "black")
-    classes = tuple(ClassInfo(label=label, prompt=label, count=1, group="few") for label in labels)
+    classes = classes_from(labels, labels, [1] * len(labels), Thresholds(), [None] * len(labels))
     bundle = write_bundle(tmp_path / "bundle", classes=classes)
     folder = tmp_path / "[/x]" / ":cat:"
     folder.mkdir(parents=True)
