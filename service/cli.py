@@ -79,12 +79,13 @@ def classify(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP.")],
     top_k: Annotated[int, typer.Option(min=1, help="Classes to name, the surest first.")] = 3,
     ensemble: Annotated[
-        Literal["full", "off", "adaptive"],
+        Literal["full", "off", "adaptive"] | None,
         typer.Option(
             help="full: the mean of five views; off: the centre view only; adaptive: the others "
-            "only where they are worth their cost."
+            "only where they are worth their cost.",
+            show_default="adaptive where the bundle has a rule for it, else full",
         ),
-    ] = "full",
+    ] = None,
     prior: Annotated[
         Literal["uniform", "train"],
         typer.Option(help="How often the classes are expected: equally, or as in training."),
@@ -100,25 +101,30 @@ def classify(
     from service.answers import Classification, ClassifiedImage, FailedImage, classified, model_id
 
     classifier = Classifier.open(bundle)
-    manifest, views, chosen = classifier.manifest, Ensemble(ensemble), Prior(prior)
+    manifest, reader = classifier.manifest, classifier.reader
+    chosen = Ensemble(ensemble) if ensemble else reader.usual_ensemble
+    log_target = log_prior(Prior(prior), manifest.counts)
     problems: dict[int, PerImageError] = {}
-    logits, taken = classifier.combined(_canvases(classifier, photos, problems), views)
-    log_target = log_prior(chosen, manifest.counts)
-    shares = classifier.reader.probabilities(logits, taken, views, log_target)
-    rows = (
-        (row, manifest.classes, top_k, int(count)) for row, count in zip(shares, taken, strict=True)
-    )
+    combined = classifier.combined(_canvases(classifier, photos, problems), chosen)
+    rows = zip(combined.logits, combined.views.tolist(), strict=True)
+
+    def answer(photo: Path) -> ClassifiedImage:
+        logits, views = next(rows)
+        reading = reader.read(logits, views, chosen, log_target)
+        decision = reader.decide(reading) if prior == "uniform" else None
+        return classified(str(photo), reading.asked, manifest.classes, top_k, views, decision)
+
     results = [
         FailedImage(filename=str(photo), error=problems[place].document())
         if place in problems
-        else classified(str(photo), *next(rows))
+        else answer(photo)
         for place, photo in enumerate(photos)
     ]
     if as_json:
-        answer = Classification(
-            model=model_id(manifest), ensemble=views, prior=str(chosen), results=results
+        everything = Classification(
+            model=model_id(manifest), ensemble=chosen, prior=prior, results=results
         )
-        print(answer.model_dump_json(indent=2))
+        print(everything.model_dump_json(indent=2))
     elif len(problems) < len(photos):
         _print_table([result for result in results if isinstance(result, ClassifiedImage)])
     if problems:

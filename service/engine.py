@@ -195,7 +195,7 @@ class Engine:
     @property
     def usual_ensemble(self) -> Ensemble:
         """Where a request names none."""
-        return Ensemble.ADAPTIVE if self.reader.variant.exit else Ensemble.FULL
+        return self.reader.usual_ensemble
 
 
 def _check_limits(settings: Settings, view_bytes: int) -> None:

@@ -54,6 +54,11 @@ class Reader:
         )
         return cls(manifest, precision, scores)
 
+    @property
+    def usual_ensemble(self) -> Ensemble:
+        """Where none is asked for."""
+        return Ensemble.ADAPTIVE if self.variant.exit else Ensemble.FULL
+
     def exit_rule(self, ensemble: Ensemble) -> ExitRule | None:
         """When an image may stop; None where it takes all views of `ensemble`.
 
