@@ -16,6 +16,8 @@ import taillift as front_door
 from training.checkpoint import read_facts
 from training.recipe import FOLDER, NAMES, load_recipe
 
+SPLITS = ("train", "val", "test")
+
 Ran = tuple[int, str, str]
 Run = Callable[..., Ran]
 
@@ -59,6 +61,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["compare", "photos", "--recipes", "lift,lit"], "there is no recipe 'lit': did you mean"),
         (["compare", "photos", "--recipes", "lift,lift"], "lift with seed 0 is asked for twice"),
         (["compare", "photos"], "error: photos has neither test/ nor val/"),
+        (
+            ["calibrate", "photos", "photos", "--out", "new"],
+            "error: photos is no bundle (it has no",
+        ),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
     ],
 )
@@ -152,9 +158,9 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
     }
 
 
-def test_from_photos_to_a_classified_one_with_four_commands(tmp_path: Path) -> None:
+def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> None:
     """The whole path on the embedded backbone, with colours that it cannot confuse."""
-    write_photos(tmp_path / "photos", {"red": 12, "green": 8, "blue": 4}, ("train", "test"))
+    write_photos(tmp_path / "photos", {"red": 12, "green": 8, "blue": 4}, SPLITS)
     trained = taillift("train", "photos", "--set", "epochs=4", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "runs/photos/lift-0.safetensors" in trained.stdout
@@ -162,6 +168,11 @@ def test_from_photos_to_a_classified_one_with_four_commands(tmp_path: Path) -> N
     assert exported.returncode == 0, exported.stderr
     assert "merged against unmerged: largest logit difference" in exported.stdout
     assert "unmerged it would have" in exported.stdout
+    assert "fp32: photos test, 6 photos: mean-class accuracy" in exported.stdout
+    command = ["calibrate", "bundles/photos", "photos", "--out", "bundles/again"]
+    calibrated = taillift(*command, cwd=tmp_path)
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert exported.stdout.endswith(calibrated.stdout.replace("bundles/again", "bundles/photos"))
     photo = "photos/test/blue/000.png"
     classified = taillift("classify", "bundles/photos", photo, cwd=tmp_path)
     assert classified.returncode == 0, classified.stderr
