@@ -257,5 +257,5 @@ def known_prior(name: str, priors: Mapping[str, Doubles]) -> Doubles:
     if name not in priors:
         near = get_close_matches(name, priors, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(priors)}"
-        raise MalformedError(f"unknown prior `{name[:80]}`: {hint}")
+        raise MalformedError(f"query parameter `prior`: `{name[:80]}` is not known; {hint}")
     return priors[name]
