@@ -39,6 +39,17 @@ def log_shares(weights: Sequence[float]) -> Doubles:
     return logs
 
 
+def without_prior(logits: Floats, log_carried: npt.NDArray[np.floating]) -> Floats:
+    """Logits [N, C] as a graph gives them, less the log prior [C] that they carry.
+
+    What is left is a log posterior where classes are equally frequent, up to a constant in each
+    row (Saerens et al. 2002, equation 4); with a logit-adjusted loss it is so already.
+    """
+    carried = log_carried.astype(np.float32)
+    plain: Floats = logits - (carried - carried.mean())
+    return plain
+
+
 def posterior(
     logits: Floats,
     log_prior: Doubles,
@@ -48,7 +59,7 @@ def posterior(
 
     They are softmax(logits / temperature + log_prior), with one `temperature` or [N]. The logits
     carry no prior themselves: the logit-adjusted loss leaves none (Menon et al. 2021, equation
-    10), and `Reader.without_prior` takes out what another loss left. A class whose prior is 0 has
+    10), and `without_prior` takes out what another loss left. A class whose prior is 0 has
     probability 0.
     """
     scores = logits.astype(np.float64) / np.asarray(temperature)[..., None]

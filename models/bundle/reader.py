@@ -10,7 +10,7 @@ from models.bundle.coverage import Coverage, Sets
 from models.bundle.ensemble import Ensemble, Floats
 from models.bundle.exit import Counts, ExitRule
 from models.bundle.manifest import Manifest
-from models.bundle.posterior import Doubles, Prior, log_prior, log_shares, posterior
+from models.bundle.posterior import Doubles, Prior, log_prior, log_shares, posterior, without_prior
 from models.bundle.precision import Precision
 from models.bundle.review import Decision
 from models.bundle.scores import HeldOutScores, read_scores
@@ -34,7 +34,7 @@ class Reader:
         self.precision = precision
         self.variant = manifest.variants[precision]
         self._groups = group_indices([one.group for one in manifest.classes])
-        self._carried = log_shares([one.prior for one in manifest.classes]).astype(np.float32)
+        self._carried = log_shares([one.prior for one in manifest.classes])
         self._uniform = log_prior(Prior.UNIFORM, manifest.counts)
         self._coverage = self._coverages(scores)
 
@@ -74,13 +74,8 @@ class Reader:
         return self.variant.exit
 
     def without_prior(self, logits: Floats) -> Floats:
-        """Logits [N, C] as the graph gives them, less the log prior that they carry.
-
-        What is left is a log posterior where classes are equally frequent, up to a constant in
-        each row (Saerens et al. 2002, equation 4); with a logit-adjusted loss it is so already.
-        """
-        plain: Floats = logits - (self._carried - self._carried.mean())
-        return plain
+        """The graph's logits [N, C] less the log prior that they carry."""
+        return without_prior(logits, self._carried)
 
     def probabilities(
         self,
@@ -93,19 +88,17 @@ class Reader:
 
         The logits are those of `without_prior`. Calibrated where the bundle is.
         """
-        calibration = self.variant.calibration
-        temperatures = (
-            calibration.temperatures(logits, views, ensemble, self._groups)
-            if calibration
-            else np.ones(len(logits))
-        )
         target = self._uniform if log_target is None else log_target
-        return posterior(logits, target, temperatures)
+        return posterior(logits, target, self._temperatures(logits, views, ensemble))
 
     def read(self, logits: Floats, views: int, ensemble: Ensemble, log_target: Doubles) -> Reading:
         """Of one image's combined logits [C]."""
-        one = logits[None], np.array([views]), ensemble
-        return Reading(self.probabilities(*one, log_target)[0], self.probabilities(*one)[0])
+        rows = logits[None]
+        temperatures = self._temperatures(rows, np.array([views]), ensemble)
+        uniform = posterior(rows, self._uniform, temperatures)[0]
+        if np.array_equal(log_target, self._uniform):
+            return Reading(uniform, uniform)
+        return Reading(posterior(rows, log_target, temperatures)[0], uniform)
 
     def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
         """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
@@ -138,6 +131,13 @@ class Reader:
         index = int(reading.uniform.argmax())
         group = self.manifest.classes[index].group
         return self.variant.review.decide(float(reading.uniform[index]), group)
+
+    def _temperatures(self, logits: Floats, views: Counts, ensemble: Ensemble) -> Doubles:
+        """[N], 1 where the bundle is not calibrated."""
+        calibration = self.variant.calibration
+        if calibration is None:
+            return np.ones(len(logits))
+        return calibration.temperatures(logits, views, ensemble, self._groups)
 
     def _coverages(self, scores: HeldOutScores | None) -> dict[str, Coverage]:
         if scores is None or self.variant.sets is None:

@@ -20,6 +20,7 @@ from models.bundle.coverage import (
 from models.bundle.record import GROUPS, Group
 from models.bundle.scores import HeldOutScores
 from models.bundle.temperature import Way
+from training.calibration.bounds import class_weights
 
 TARGETS: Final = (0.8, 0.9, 0.95)
 FOLDS: Final = 5
@@ -75,7 +76,7 @@ def measure_coverage(
     """How sets [N, C] asked for at `target` (0 to 1) cover the true classes int64 [N]."""
     held = 100 * _of_label(sets.astype(np.float64), labels)
     sizes = sets.sum(axis=1).astype(np.float64)
-    weights = _class_weights(labels)
+    weights = class_weights(labels)
     of_group = np.array([GROUPS.index(group) for group in groups])[labels]
     by_group = {
         group: GroupCoverage(
@@ -152,11 +153,6 @@ def _folds(labels: Labels, seed: int = 0) -> npt.NDArray[np.int64]:
     fold = np.empty(len(labels), np.int64)
     fold[order] = np.arange(len(labels)) % FOLDS
     return fold
-
-
-def _class_weights(labels: Labels) -> Doubles:
-    weights: Doubles = 1 / np.bincount(labels)[labels]
-    return weights
 
 
 def _of_label(values: Doubles, labels: Labels) -> Doubles:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from models.bundle.ensemble import Floats
 from models.bundle.record import Group
+
+# Digits after the point to which one photo has the same logits in any batch.
+SAME: Final = 4
 
 Source = Literal["validation", "cross-fitting"]
 
@@ -28,6 +31,15 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def distinct(self) -> npt.NDArray[np.int64]:
+        """The photos that are no copies of an earlier one with the same label, in their order."""
+        first: dict[tuple[bytes, int], int] = {}
+        for row, (logits, label) in enumerate(zip(self.view_logits, self.labels, strict=True)):
+            # 0.0: minus zero has other bytes.
+            first.setdefault(((logits.round(SAME) + 0.0).tobytes(), int(label)), row)
+        return np.array(list(first.values()), np.int64)
 
     def only(self, rows: npt.NDArray[np.int64]) -> "HeldOut":
         """The photos at `rows`, in that order."""

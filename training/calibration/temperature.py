@@ -18,8 +18,6 @@ from training.calibration.notes import notes_on
 from training.calibration.reliability import changes_of
 
 FOLDS: Final = 5
-# Logits of one photo in two batches differ by less.
-SAME: Final = 4
 
 
 def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibration:
@@ -29,7 +27,7 @@ def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibra
     once. Every temperature is between 1/12 and 12, whatever the data are; notes say what these
     could not.
     """
-    rows = _distinct(held)
+    rows = held.distinct
     chosen = (adaptive[0][rows], adaptive[1][rows]) if adaptive else None
     every = [Fit(one) for one in answers(held.only(rows), chosen)]
     calibration = _calibration(held, every, np.arange(len(rows)))
@@ -112,12 +110,3 @@ def _folds(labels: Indices) -> list[Indices]:
     """Every class is spread over all folds as evenly as it can be."""
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     return [order[first::FOLDS] for first in range(min(FOLDS, len(labels)))]
-
-
-def _distinct(held: HeldOut) -> Indices:
-    """Without the copies of a photo that have its label, too."""
-    first: dict[tuple[bytes, int], int] = {}
-    for row, (logits, label) in enumerate(zip(held.view_logits, held.labels, strict=True)):
-        # 0.0: minus zero has other bytes.
-        first.setdefault(((logits.round(SAME) + 0.0).tobytes(), int(label)), row)
-    return np.array(list(first.values()), np.int64)

@@ -1,6 +1,5 @@
 """What a way to stop early does to held-out photos."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -28,15 +27,13 @@ STAGES: Final = (1, 2, 3, VIEWS)
 # Standard errors over the tolerance at which labels contradict what is expected.
 CONTRADICTION: Final = 2
 POINTS: Final = 100
-# Digits after the point to which one photo has the same logits in any batch.
-SAME: Final = 4
 
 
 class Photos:
     """Held-out photos, each once, and their answers after each number of views."""
 
     def __init__(self, held: HeldOut) -> None:
-        self.held = held.only(_distinct(held))
+        self.held = held.only(held.distinct)
         self.copies = len(held) - len(self.held)
         flat = self.held.view_logits
         means = {k: combine(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
@@ -169,12 +166,3 @@ def _hoped(loss: Loss, tolerance: float) -> bool:
     if loss.expected is None or loss.estimate is None or loss.error is None:
         return False
     return max(loss.expected, loss.estimate - CONTRADICTION * loss.error) <= tolerance
-
-
-def _distinct(held: HeldOut) -> Counts:
-    """Without the copies of a photo that have its label, too: they are no new evidence."""
-    flat = held.view_logits.reshape(len(held), math.prod(held.view_logits.shape[1:]))
-    rows = np.column_stack([flat.round(SAME), held.labels])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    found: Counts = np.sort(first)
-    return found

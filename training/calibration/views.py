@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from models.bundle.ensemble import Floats
-from models.bundle.posterior import Doubles
+from models.bundle.posterior import Doubles, without_prior
 from models.bundle.precision import Precision
 from models.bundle.preprocessing import Preprocessing
 from models.bundle.session import Session
@@ -32,13 +32,12 @@ def view_logits(
     The `log_prior` [C] that the graph's logits carry is taken out. `title` stands before the
     progress bar. Raises `UserError` where a photo cannot be read.
     """
-    carried = log_prior.astype(np.float32)
-    shift = carried - carried.mean()
     photos = evaluation_photos(split, preprocessing)
     batches = photos.batches(first_copies(len(split)), BATCH)
     parts: dict[Precision, list[Floats]] = {precision: [] for precision in sessions}
     for rows, _ in track(batches, title, -(-len(split) // BATCH)):
         for precision, session in sessions.items():
-            parts[precision].append(session.run(rows.numpy()).logits - shift)
+            logits = session.run(rows.numpy()).logits
+            parts[precision].append(without_prior(logits, log_prior))
     shape = len(split), photos.rows, -1
     return {one: np.concatenate(part).reshape(shape) for one, part in parts.items()}
