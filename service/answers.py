@@ -142,6 +142,7 @@ class ModelSummary(BaseModel):
     sets: PredictionSets | None = Field(description="of coverage=")
     review: Review | None = Field(description="behind each result's decision")
     evaluation: Evaluation | None
+    notes: list[str] = Field(description="why the parts that are absent are")
     priors: list[str] = Field(description="that may be asked for")
     provider: Provider
     precision: Precision
@@ -245,6 +246,7 @@ def model_summary(
         sets=variant.sets,
         review=variant.review,
         evaluation=variant.evaluation,
+        notes=list(variant.notes),
         priors=list(priors),
         provider=device.provider,
         precision=reader.precision,

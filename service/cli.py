@@ -90,6 +90,9 @@ def classify(
         Literal["uniform", "train"],
         typer.Option(help="How often the classes are expected: equally, or as in training."),
     ] = "uniform",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs.")
+    ] = "fp32",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what POST /classify would answer.")
     ] = False,
@@ -98,9 +101,10 @@ def classify(
     from models.bundle.classifier import Classifier
     from models.bundle.ensemble import Ensemble
     from models.bundle.posterior import Prior, log_prior
+    from models.bundle.precision import Precision
     from service.answers import Classification, ClassifiedImage, FailedImage, classified, model_id
 
-    classifier = Classifier.open(bundle)
+    classifier = Classifier.open(bundle, precision=Precision(precision))
     manifest, reader = classifier.manifest, classifier.reader
     chosen = Ensemble(ensemble) if ensemble else reader.usual_ensemble
     log_target = log_prior(Prior(prior), manifest.counts)

@@ -120,7 +120,7 @@ def _check_golden(bundle: Path, reader: Reader, session: Session) -> None:
             f"{file} gives {logits.shape[1]} logits: export the bundle again"
         )
     difference = float(np.abs(logits - expected).max())
-    if not difference <= session.device.golden_tolerance:
+    if not difference <= session.device.golden_tolerance(reader.precision):
         raise UserError(
             f"{bundle} gives other logits here than where it was made (they differ by "
             f"{difference:.3g}): the device or its libraries compute wrongly; try another provider"

@@ -96,10 +96,11 @@ class Device:
         """The only sizes that run; None where any does."""
         return BatchSizes.up_to(self.batch_views) if self.provider in GPU else None
 
-    @property
-    def golden_tolerance(self) -> float:
-        """The largest difference of a golden logit that is this device's arithmetic."""
-        return GOLDEN_TOLERANCES[self.precision]
+    def golden_tolerance(self, graph: Precision) -> float:
+        """The largest difference of a golden logit that is this device's arithmetic, and not an
+        error, in a graph of this precision.
+        """
+        return max(GOLDEN_TOLERANCES[graph], GOLDEN_TOLERANCES[self.precision])
 
 
 def execution_providers(

@@ -101,6 +101,7 @@ def test_the_model_tells_what_runs_it(client: httpx.Client) -> None:
     assert (answer["name"], answer["provider"], answer["precision"]) == ("palette", "cpu", "fp32")
     assert answer["groups"] == {"many": 3, "medium": 2, "few": 2}
     assert answer["calibrated"] is True
+    assert answer["notes"] == []
 
 
 def test_the_documentation_needs_no_other_host(client: httpx.Client) -> None:

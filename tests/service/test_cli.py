@@ -8,6 +8,7 @@ import pytest
 from palette import CLASSES, photo, write_bundle
 from typer.testing import CliRunner, Result
 
+from models import UserError
 from models.bundle.manifest import Thresholds, classes_from
 from service.cli import app
 
@@ -41,6 +42,14 @@ def test_json_is_what_the_service_answers(
     files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
     answer = client.post("/classify", params=query, files=files).json()
     assert printed == answer
+
+
+def test_a_precision_that_the_bundle_lacks_is_one_line(
+    bundle: Path, photos: dict[str, Path]
+) -> None:
+    result = classify(bundle, photos["red"], "--precision", "int8")
+    assert isinstance(result.exception, UserError)
+    assert "has no int8 variant (it has fp32)" in str(result.exception)
 
 
 def test_json_has_an_error_in_the_place_of_a_bad_photo(

@@ -99,6 +99,11 @@ def test_a_variant_that_computes_otherwise_here_leaves_fp32_to_serve(tmp_path: P
         opened(bundle, precision="int8")
 
 
+def test_another_processors_arithmetic_is_no_error_in_int8(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: variant(50)}, int8=0.2)
+    assert opened(bundle, precision="int8") == (INT8, "int8: it was asked for")
+
+
 def test_a_precision_that_is_asked_for_is_served_whatever_it_costs(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: variant(10)})
     assert opened(bundle, precision="int8") == (INT8, "int8: it was asked for")
