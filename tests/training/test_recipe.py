@@ -227,14 +227,22 @@ def test_a_recipe_written_as_yaml_is_the_same_when_read(changes: dict[str, int])
 
 def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
     counts = [10] * 100
-    recipe = load_recipe("lift", {"blocks": None}).resolved(counts, blocks=12, width=768)
+    recipe = load_recipe("lift-published").resolved(counts, blocks=12, width=768)
     (tuner,) = recipe.tuners
     assert isinstance(tuner, AdaptFormer)
     assert tuner.rank == adaptive_rank(100, 12) == 4
-    (fewer,) = load_recipe("lift", {"blocks": 3}).resolved(counts, blocks=12, width=768).tuners
+    published = load_recipe("lift-published", {"blocks": 3})
+    (fewer,) = published.resolved(counts, blocks=12, width=768).tuners
     assert isinstance(fewer, AdaptFormer)
     assert fewer.rank == adaptive_rank(100, 3) == 16
     assert recipe.resolved(counts, blocks=12, width=768) == recipe, "settled stays settled"
+
+
+@pytest.mark.parametrize(("classes", "rank"), [(17, 32), (1_000, 32), (8_142, 256)])
+def test_few_classes_get_a_least_rank_and_many_the_papers(classes: int, rank: int) -> None:
+    (tuner,) = load_recipe("lift").resolved([10] * classes, blocks=12, width=768).tuners
+    assert isinstance(tuner, AdaptFormer)
+    assert tuner.rank == rank
 
 
 def test_epochs_that_are_asked_for_are_not_taken_over_by_a_files_steps(tmp_path: Path) -> None:

@@ -14,13 +14,18 @@ from models.lift.tuners.spec import Spec, adaptive_rank
 
 
 class BottleneckSpec(Spec):
-    """A method whose `rank` is by LIFT's adaptive rule (section 3.3) where it is None."""
+    """A method whose `rank` is by LIFT's adaptive rule (section 3.3) where it is None.
+
+    The rule makes it as small as there are few classes, but not smaller than `least_rank`.
+    """
 
     rank: int | None = Field(None, ge=1)
+    least_rank: int = Field(1, ge=1)
 
     def resolved(self, classes: int, blocks: int, width: int) -> Self:
         del width
-        return self.model_copy(update={"rank": self.rank or adaptive_rank(classes, blocks)})
+        adaptive = max(self.least_rank, adaptive_rank(classes, blocks))
+        return self.model_copy(update={"rank": self.rank or adaptive})
 
 
 class Bottleneck(Attachment):

@@ -20,16 +20,18 @@ class LoRA(Spec):
     """Low-rank updates of queries and values, of both MLP layers, or of all four (Hu et al. 2022).
 
     The rank is by LIFT+'s rule, C / 4L in the attention, rounded down to a power of two: all
-    updates together have no more weights than the head, unless the rank is 1.
+    updates together have no more weights than the head, unless the rank is `least_rank`.
     """
 
     name: Literal["lora"] = "lora"
     rank: int | None = Field(None, ge=1)
+    least_rank: int = Field(1, ge=1)
     where: Literal["attention", "mlp", "both"] = "attention"
 
     def resolved(self, classes: int, blocks: int, width: int) -> Self:
         del width
-        adaptive = power_of_two(classes / (WEIGHTS[self.where] * blocks))
+        rule = power_of_two(classes / (WEIGHTS[self.where] * blocks))
+        adaptive = max(self.least_rank, rule)
         return self.model_copy(update={"rank": self.rank or adaptive})
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
