@@ -168,7 +168,7 @@ def test_changes_reach_nested_fields_and_items_and_leave_the_rest() -> None:
         {"optimiser.tuner_rate": 0.5, "tuners.0.rank": 8, "epochs": 3, "loss.name": "focal"},
     )
     assert changed.optimiser == plain.optimiser.model_copy(update={"tuner_rate": 0.5})
-    assert changed.tuners == (AdaptFormer(rank=8),)
+    assert changed.tuners == (AdaptFormer(rank=8, least_rank=32),)
     assert (changed.epochs, changed.loss) == (3, Focal())
     assert changed.head == plain.head
     assert load_recipe("lift") == plain, "what is loaded is not changed by what was before"

@@ -23,8 +23,8 @@ from training.train import Trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 SMALL = {"epochs": 1, "batch": 16, "augmentation.copies": 2, "precision": "fp32"}
-# Of the tiny tower's two blocks of width 64 at rank 1, and of three classes.
-LORA = 2 * 4 * 64 + 3 * 64
+# Of the tiny tower's two blocks of width 64 at the recipe's least rank, and of three classes.
+LORA = 2 * 4 * 64 * 16 + 3 * 64
 # A rate at which the first epochs end in infinity.
 WILD = {
     "optimiser.head_rate": 1e38,
@@ -120,19 +120,19 @@ def test_what_is_finished_is_not_run_again_and_what_is_missing_is(
 def test_a_run_that_diverges_stops_no_other_and_is_tried_again(
     colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
 ) -> None:
-    wild = recipe("bias", **WILD)
+    wild = recipe("full", **WILD)
     outcomes, told = run(colours, backbone, [wild, recipe("lora")], tmp_path)
     assert outcomes[0].failure is not None
     assert "the loss is" in outcomes[0].failure
     assert outcomes[0].evaluation is None
     assert outcomes[1].evaluation is not None
     assert any(line.strip().startswith("failed: the loss is") for line in told)
-    assert not (tmp_path / "bias-0.safetensors").exists()
+    assert not (tmp_path / "full-0.safetensors").exists()
     assert [(row["recipe"], row["views"]) for row in rows(tmp_path)] == [
-        *(("bias", ""), ("lora", "1"), ("lora", "5"))
+        *(("full", ""), ("lora", "1"), ("lora", "5"))
     ]
     run(colours, backbone, [wild, recipe("lora")], tmp_path)
-    assert sorted(trained) == ["bias-0", "bias-0", "lora-0"]
+    assert sorted(trained) == ["full-0", "full-0", "lora-0"]
 
 
 def test_results_of_something_else_are_kept_unless_replacing_is_asked_for(
