@@ -29,27 +29,27 @@ EXPAND: Final = 24
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
-def random_bundle(architecture: str, target: Path) -> Path:
+def random_bundle(architecture: str, target: Path, classes: int = CLASSES) -> Path:
     """Export an open_clip tower with a cosine head, all weights random, as training would."""
     import open_clip  # Only behind models.lift, which makes torchvision importable.
 
     torch.manual_seed(0)
     visual: Any = open_clip.create_model(architecture).visual
     tower = convert(visual)
-    head = CosineHead(torch.randn(CLASSES, tower.width), SCALE)
+    head = CosineHead(torch.randn(classes, tower.width), SCALE)
     model = Model(Normalise(MEAN, STD), tower, head).eval().requires_grad_(False)
     size = visual.image_size[0]
     views = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        names = [f"class-{index}" for index in range(CLASSES)]
+        names = [f"class-{index}" for index in range(classes)]
         return Manifest(
             name=f"{architecture}-random",
             version=version,
             taillift_version="0",
             backbone=Backbone(architecture=architecture, pretrained="none", sha256="0" * 64),
             method=Method(name="none", trainable_parameters=0, loss="none"),
-            classes=classes_from(names, names, [1] * CLASSES, Thresholds(), [None] * CLASSES),
+            classes=classes_from(names, names, [1] * classes, Thresholds(), [None] * classes),
             thresholds=Thresholds(),
             preprocessing=Preprocessing(
                 size=size,

@@ -1,133 +1,56 @@
 """What watching the tail costs: `python -m benchmarks.monitoring`.
 
-No model runs. The cost of `observe` for each prediction, of a scrape of /metrics and of what is
-kept in the file is measured in process, at 100 and 8,142 classes, in rounds that alternate between
-them, and set against the time that a core has where it makes so many predictions a second.
+First through HTTP: one service that watches and one that does not, over the embedded backbone with
+a random head, take turns under clients that send one photo after the other, and are scraped as
+Prometheus does. Then in process, where no model runs: the cost of `observe` for each prediction, of
+a scrape of /metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142
+classes, set against the time that a core has where it makes so many predictions a second.
 """
 
-import tracemalloc
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, NamedTuple
 
-import numpy as np
 import typer
-from prometheus_client import generate_latest
 
+from benchmarks.load import capacity
+from benchmarks.photos import read_photos
+from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
-from models.bundle.manifest import (
-    Backbone,
-    ClassInfo,
-    Manifest,
-    Method,
-    Thresholds,
-    Variant,
-    classes_from,
-)
-from models.bundle.posterior import Doubles
-from models.bundle.precision import Precision
-from models.bundle.preprocessing import Preprocessing
-from service.live import classes as live_classes
-from service.metrics import Metrics
-from service.monitoring import Monitoring
-from service.series import TailSeries, class_series
-from service.settings import read_settings
-from service.tail.memory import remember
+from benchmarks.watched import SCRAPE_SECONDS, Watched, watched
+from models import UserError
+from models.bundle.ensemble import Ensemble
 
-PREDICTIONS: Final = 5_000
-DRAWN: Final = 500
-# As docker/prometheus/prometheus.yml has it, and service/monitoring.py.
-SCRAPE_SECONDS: Final = 15
-SAVE_SECONDS: Final = 5
+SIZES: Final = (100, 8_142)
 RATES: Final = (10, 100, 1_000)
+UNWATCHED: Final = "benchmarks.unwatched"
 
 
-@dataclass
-class Watched:
-    """One service's statistics and what they took; seconds, one entry a round."""
+class Window(NamedTuple):
+    """`images` a second, and the milliseconds of processor time that each took."""
 
-    monitoring: Monitoring
-    metrics: Metrics
-    rows: list[Doubles]
-    observe: list[float] = field(default_factory=list)
-    scrape: list[float] = field(default_factory=list)
-    keep: list[float] = field(default_factory=list)
-    listing: list[float] = field(default_factory=list)
-
-    def round(self) -> None:
-        self.observe.append(seconds(self._observe) / PREDICTIONS)
-        self.scrape.append(seconds(self.text))
-        self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
-        self.listing.append(seconds(lambda: live_classes(self.monitoring).model_dump_json()))
-
-    def _observe(self) -> None:
-        for number in range(PREDICTIONS):
-            self.monitoring.observe(self.rows[number % DRAWN])
-
-    def text(self) -> bytes:
-        return generate_latest(self.metrics.registry)
-
-    def share(self, rate: float) -> float:
-        """Of a core's time, at `rate` predictions a second."""
-        return (
-            rate * median(self.observe)
-            + median(self.scrape) / SCRAPE_SECONDS
-            + median(self.keep) / SAVE_SECONDS
-        )
+    images: float
+    processor: float
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
-
-
-def watched(size: int, setting: Literal["auto", "on"]) -> Watched:
-    """Counts fall as in long-tailed data; predictions are drawn from them."""
-    counts = np.maximum(1_000 / np.arange(1, size + 1) ** 0.9, 1).astype(int).tolist()
-    labels = [f"class-{place}" for place in range(size)]
-    manifest = _manifest(classes_from(labels, labels, counts, Thresholds(), [None] * size))
-    metrics = Metrics(manifest, "cpu")
-    monitoring = Monitoring(manifest, read_settings(bundle=Path()), metrics)
-    metrics.registry.register(TailSeries(monitoring, class_series(setting, size)))
-    shares = np.array(counts) / sum(counts)
-    rows = np.random.default_rng(0).dirichlet(np.ones(size), DRAWN) / 10
-    for row, place in zip(
-        rows, np.random.default_rng(1).choice(size, DRAWN, p=shares), strict=True
-    ):
-        row[place] = 0.9
-    return Watched(monitoring, metrics, list(rows))
-
-
-def _manifest(classes: tuple[ClassInfo, ...]) -> Manifest:
-    return Manifest(
-        name="none",
-        version="0",
-        taillift_version="0",
-        backbone=Backbone(architecture="none", pretrained="none", sha256="0" * 64),
-        method=Method(name="none", trainable_parameters=0, loss="none"),
-        classes=classes,
-        thresholds=Thresholds(),
-        preprocessing=Preprocessing(
-            size=224,
-            expand=24,
-            interpolation="bicubic",
-            resize_mode="shortest",
-            mean=(0, 0, 0),
-            std=(1, 1, 1),
-        ),
-        variants={Precision.FP32: Variant()},
-        files={},
-    )
+class Turn(NamedTuple):
+    on: Window
+    off: Window
 
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 7,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of the two services.")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, help="Of one service's turn.")] = 30,
 ) -> None:
     """Print what watching costs, and write it to benchmarks/results/monitoring.md."""
+    photos = read_photos(None)
+    by_size = {size: throughput(size, photos, turns, seconds) for size in SIZES}
     cases = {
         "100 classes": watched(100, "auto"),
         "8,142 classes": watched(8_142, "auto"),
@@ -136,7 +59,81 @@ def main(
     for _ in range(rounds):
         for one in cases.values():
             one.round()
-    write_result(RESULTS / "monitoring.md", [_costs(cases), _shares(cases)])
+    parts = [_throughput(by_size), _costs(cases), _shares(cases)]
+    write_result(RESULTS / "monitoring.md", parts)
+
+
+def throughput(size: int, photos: Sequence[bytes], turns: int, seconds: float) -> list[Turn]:
+    """Of a service with `size` classes that watches, and of one that does not."""
+    from benchmarks.bundles import random_bundle  # Needs torch.
+    from models.lift.backbone import DEFAULT_FOLDER
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bundle = random_bundle(f"local-dir:{DEFAULT_FOLDER}", Path(folder) / "random", size)
+        on = stack.enter_context(taillift(bundle))
+        off = stack.enter_context(taillift(bundle, module=UNWATCHED))
+        found = []
+        for turn in range(turns):
+            # Neither always comes first.
+            order = (on, off) if turn % 2 else (off, on)
+            windows = {one.url: window(one, photos, seconds) for one in order}
+            found.append(Turn(windows[on.url], windows[off.url]))
+        return found
+
+
+def window(service: Served, photos: Sequence[bytes], seconds: float) -> Window:
+    images = service.metric("taillift_views_used_count")
+    before = service.processor_seconds
+    with scraped(service):
+        rate = capacity(service, photos, Ensemble.OFF, seconds)
+    taken = service.processor_seconds - before
+    return Window(rate, 1_000 * taken / (service.metric("taillift_views_used_count") - images))
+
+
+@contextmanager
+def scraped(service: Served) -> Iterator[None]:
+    """At once, and then as often as Prometheus does it."""
+    ended = threading.Event()
+
+    def scrape() -> None:
+        while True:
+            service.metric("taillift_views_used_count")
+            if ended.wait(SCRAPE_SECONDS):
+                return
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _throughput(by_size: Mapping[int, Sequence[Turn]]) -> str:
+    titles = [
+        "one view, through HTTP",
+        "images/s",
+        "not watching",
+        "cost",
+        "its range",
+        "processor ms an image",
+        "not watching",
+        "cost",
+        "its range",
+    ]
+    rows = []
+    for size, turns in by_size.items():
+        cells = [f"{size:,} classes"]
+        slower = [turn.off.images / turn.on.images - 1 for turn in turns]
+        dearer = [turn.on.processor / turn.off.processor - 1 for turn in turns]
+        for field, costs in (("images", slower), ("processor", dearer)):
+            for side in ("on", "off"):
+                middle = median(getattr(getattr(turn, side), field) for turn in turns)
+                cells.append(f"{middle:.2f}")
+            cells += [f"{median(costs):.1%}", f"{min(costs):.1%} to {max(costs):.1%}"]
+        rows.append(cells)
+    return markdown(titles, rows)
 
 
 def _costs(cases: Mapping[str, Watched]) -> str:
@@ -148,6 +145,7 @@ def _costs(cases: Mapping[str, Watched]) -> str:
         "its peak memory, MiB",
         "copy to keep, ms",
         "GET /classes, ms",
+        "of which in the way of requests",
     ]
     return markdown(
         titles,
@@ -157,9 +155,10 @@ def _costs(cases: Mapping[str, Watched]) -> str:
                 f"{1e6 * median(one.observe):.1f}",
                 f"{1e3 * median(one.scrape):.0f}",
                 f"{len(one.text()) / 2**10:,.0f}",
-                f"{_peak(one):.1f}",
+                f"{one.peak():.1f}",
                 f"{1e3 * median(one.keep):.1f}",
                 f"{1e3 * median(one.listing):.0f}",
+                f"{1e3 * median(one.looks):.1f}",
             ]
             for name, one in cases.items()
         ],
@@ -174,14 +173,8 @@ def _shares(cases: Mapping[str, Watched]) -> str:
     )
 
 
-def _peak(one: Watched) -> float:
-    """MiB that a scrape allocates at once."""
-    tracemalloc.start()
-    one.text()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak / 2**20
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")

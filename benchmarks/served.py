@@ -39,6 +39,13 @@ class Served:
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 2**10
 
+    @property
+    def processor_seconds(self) -> float:
+        """What all its threads took so far, of processor time."""
+        # Behind the name, which may hold anything, the twelfth and thirteenth field.
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def metric(self, name: str) -> float:
         """The sum over all series of this name in /metrics."""
         with direct.open(f"{self.url}/metrics") as response:
@@ -51,12 +58,12 @@ class Served:
 
 
 @contextmanager
-def taillift(bundle: Path, *flags: str) -> Iterator[Served]:
+def taillift(bundle: Path, *flags: str, module: str = "taillift") -> Iterator[Served]:
     """`taillift serve` on a free port, from when it is ready.
 
     In fp32, to compare like with like.
     """
-    command = [sys.executable, "-m", "taillift", "serve", str(bundle), "--precision", "fp32"]
+    command = [sys.executable, "-m", module, "serve", str(bundle), "--precision", "fp32"]
     command += flags
     with served([*command, "--port", "{port}"], _readyz) as one:
         yield one

@@ -180,10 +180,13 @@ async def _results(
         ]
 
 
-@router.get("/classes")
-async def classes(engine: Service) -> live.Classes:
+@router.get("/classes", response_model=live.Classes)
+async def classes(engine: Service) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
-    return live.classes(engine.monitoring)
+    seen = live.look(engine.monitoring)
+    # Thousands of classes take long to write down, and requests are waiting.
+    text = await asyncio.to_thread(lambda: live.classes(seen).model_dump_json())
+    return Response(text, media_type="application/json")
 
 
 @router.get("/classes/{label:path}", responses=problems(404))

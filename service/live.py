@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite, log10
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, Field
 
-from models.bundle.manifest import Accuracy, ClassInfo
+from models.bundle.manifest import Accuracy, ClassInfo, Manifest
 from models.bundle.record import GROUPS, Group
 from service.answers import ModelId, model_id, unknown_class
 from service.errors import UnknownClassError
@@ -113,14 +114,32 @@ class ClassDetails(ClassSummary):
     details: Details
 
 
-def classes(monitoring: Monitoring) -> Classes:
-    """Of every class and group, now."""
+class Look(NamedTuple):
+    """The statistics as they were at one moment: they change no more, so any thread may read them.
+
+    `histogram` int64 [C, bins] counts the window's predictions by class and confidence.
+    """
+
+    manifest: Manifest
+    window: Window
+    state: TailState
+    histogram: npt.NDArray[np.int64]
+
+
+def look(monitoring: Monitoring) -> Look:
+    """For the event loop alone, and short."""
     state = monitoring.state()
+    histogram = monitoring.monitor.window.histogram.copy()
+    return Look(monitoring.manifest, _window(monitoring, state), state, histogram)
+
+
+def classes(seen: Look) -> Classes:
+    """Of every class and group; with thousands of classes it takes a part of a second."""
     return Classes(
-        model=model_id(monitoring.manifest),
-        window=_window(monitoring, state),
-        groups=_groups(monitoring, state),
-        classes=_summaries(monitoring, state, range(len(monitoring.manifest.classes))),
+        model=model_id(seen.manifest),
+        window=seen.window,
+        groups=_groups(seen),
+        classes=_summaries(seen, range(len(seen.manifest.classes))),
     )
 
 
@@ -130,12 +149,12 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     if label not in labels:
         raise UnknownClassError(unknown_class(label, labels))
     place = labels.index(label)
-    state = monitoring.state()
-    (summary,) = _summaries(monitoring, state, [place])
+    seen = look(monitoring)
+    (summary,) = _summaries(seen, [place])
     one = monitoring.class_state(place)
     return ClassDetails(
         **dict(summary),
-        window=_window(monitoring, state),
+        window=seen.window,
         details=Details(
             verdict=one.verdict,
             expected_share=_share(
@@ -160,8 +179,9 @@ def _window(monitoring: Monitoring, state: TailState) -> Window:
     )
 
 
-def _groups(monitoring: Monitoring, state: TailState) -> dict[Group, GroupSummary]:
-    group, found = monitoring.monitor.group, state.classes
+def _groups(seen: Look) -> dict[Group, GroupSummary]:
+    state, found = seen.state, seen.state.classes
+    group = np.array([GROUPS.index(info.group) for info in seen.manifest.classes])
     return {
         one.group: GroupSummary(
             predicted=one.predicted,
@@ -185,11 +205,9 @@ def _groups(monitoring: Monitoring, state: TailState) -> dict[Group, GroupSummar
     }
 
 
-def _summaries(
-    monitoring: Monitoring, state: TailState, places: Sequence[int]
-) -> list[ClassSummary]:
+def _summaries(seen: Look, places: Sequence[int]) -> list[ClassSummary]:
     """Of the classes with the indices `places`, in that order."""
-    chosen, total, arrays = np.asarray(places), state.window_predictions, state.classes
+    chosen, total, arrays = np.asarray(places), seen.state.window_predictions, seen.state.classes
     low, high = binomial_interval(arrays.predicted[chosen], total, COVERAGE)
     columns = zip(
         places,
@@ -204,12 +222,12 @@ def _summaries(
         arrays.silent[chosen].tolist(),
         arrays.hidden[chosen].tolist(),
         arrays.last_seen[chosen].tolist(),
-        quantiles(monitoring.monitor.window.histogram[chosen]).tolist(),
+        quantiles(seen.histogram[chosen]).tolist(),
         strict=True,
     )
     return [
         _summary(
-            monitoring.manifest.classes[place],
+            seen.manifest.classes[place],
             ClassLive(
                 predicted=predicted,
                 expected=expected,

@@ -1,0 +1,24 @@
+"""`python -m benchmarks.unwatched serve BUNDLE ...`: as taillift, without the tail's statistics."""
+
+from collections.abc import Iterator
+from unittest.mock import patch
+
+from prometheus_client import Metric
+
+from service.monitoring import Monitoring
+from service.series import TailSeries
+from taillift import main
+
+
+def observe(*_: object) -> None:
+    """Nothing is counted."""
+
+
+def collect(_: TailSeries) -> Iterator[Metric]:
+    """No series of the tail."""
+    return iter(())
+
+
+if __name__ == "__main__":
+    with patch.object(Monitoring, "observe", observe), patch.object(TailSeries, "collect", collect):
+        main()

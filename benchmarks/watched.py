@@ -1,0 +1,129 @@
+"""The tail's statistics fed with predictions that no model made, and what they take."""
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Final, Literal
+
+import numpy as np
+from prometheus_client import generate_latest
+
+from models.bundle.manifest import (
+    Backbone,
+    ClassInfo,
+    Manifest,
+    Method,
+    Thresholds,
+    Variant,
+    classes_from,
+)
+from models.bundle.posterior import Doubles
+from models.bundle.precision import Precision
+from models.bundle.preprocessing import Preprocessing
+from service import live
+from service.metrics import Metrics
+from service.monitoring import Monitoring
+from service.series import TailSeries, class_series
+from service.settings import read_settings
+from service.tail.memory import remember
+
+PREDICTIONS: Final = 5_000
+DRAWN: Final = 500
+# As docker/prometheus/prometheus.yml has it, and service/monitoring.py.
+SCRAPE_SECONDS: Final = 15
+SAVE_SECONDS: Final = 5
+
+
+@dataclass
+class Watched:
+    """One service's statistics and what they took; seconds, one entry a round."""
+
+    monitoring: Monitoring
+    metrics: Metrics
+    rows: list[Doubles]
+    observe: list[float] = field(default_factory=list)
+    scrape: list[float] = field(default_factory=list)
+    keep: list[float] = field(default_factory=list)
+    looks: list[float] = field(default_factory=list)
+    listing: list[float] = field(default_factory=list)
+
+    def round(self) -> None:
+        self.observe.append(seconds(self._observe) / PREDICTIONS)
+        self.scrape.append(seconds(self.text))
+        self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
+        self.looks.append(seconds(lambda: live.look(self.monitoring)))
+        self.listing.append(seconds(self._list))
+
+    def _observe(self) -> None:
+        for number in range(PREDICTIONS):
+            self.monitoring.observe(self.rows[number % DRAWN])
+
+    def _list(self) -> str:
+        return live.classes(live.look(self.monitoring)).model_dump_json()
+
+    def text(self) -> bytes:
+        return generate_latest(self.metrics.registry)
+
+    def peak(self) -> float:
+        """MiB that a scrape allocates at once."""
+        tracemalloc.start()
+        self.text()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak / 2**20
+
+    def share(self, rate: float) -> float:
+        """Of a core's time, at `rate` predictions a second."""
+        return (
+            rate * median(self.observe)
+            + median(self.scrape) / SCRAPE_SECONDS
+            + median(self.keep) / SAVE_SECONDS
+        )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def watched(size: int, setting: Literal["auto", "on"]) -> Watched:
+    """Counts fall as in long-tailed data; predictions are drawn from them."""
+    counts = np.maximum(1_000 / np.arange(1, size + 1) ** 0.9, 1).astype(int).tolist()
+    labels = [f"class-{place}" for place in range(size)]
+    manifest = _manifest(classes_from(labels, labels, counts, Thresholds(), [None] * size))
+    metrics = Metrics(manifest, "cpu")
+    monitoring = Monitoring(manifest, read_settings(bundle=Path()), metrics)
+    metrics.registry.register(TailSeries(monitoring, class_series(setting, size)))
+    shares = np.array(counts) / sum(counts)
+    rows = np.random.default_rng(0).dirichlet(np.ones(size), DRAWN) / 10
+    for row, place in zip(
+        rows, np.random.default_rng(1).choice(size, DRAWN, p=shares), strict=True
+    ):
+        row[place] = 0.9
+    return Watched(monitoring, metrics, list(rows))
+
+
+def _manifest(classes: tuple[ClassInfo, ...]) -> Manifest:
+    return Manifest(
+        name="none",
+        version="0",
+        taillift_version="0",
+        backbone=Backbone(architecture="none", pretrained="none", sha256="0" * 64),
+        method=Method(name="none", trainable_parameters=0, loss="none"),
+        classes=classes,
+        thresholds=Thresholds(),
+        preprocessing=Preprocessing(
+            size=224,
+            expand=24,
+            interpolation="bicubic",
+            resize_mode="shortest",
+            mean=(0, 0, 0),
+            std=(1, 1, 1),
+        ),
+        variants={Precision.FP32: Variant()},
+        files={},
+    )
