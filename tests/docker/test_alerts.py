@@ -12,7 +12,7 @@ from stack import DOCKER, RULES, check
 FILES = sorted(RULES.glob("*.yml"))
 TESTS = Path(__file__).parent / "alerts"
 ALERTMANAGER = DOCKER / "alertmanager"
-DOCS = DOCKER.parent / "docs" / "alerts.md"
+DOCS = DOCKER.parent / "docs" / "monitoring.md"
 
 
 def alerts() -> dict[str, dict[str, Any]]:
@@ -65,7 +65,7 @@ def test_an_alert_says_how_grave_it_is_and_what_to_do(name: str) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert "\n" not in alert["annotations"]["summary"]
     assert alert["annotations"]["description"]
-    assert alert["annotations"]["runbook"] == f"docs/alerts.md#{name.lower()}"
+    assert alert["annotations"]["runbook"] == f"docs/monitoring.md#{name.lower()}"
 
 
 def test_every_alert_is_described_and_no_other() -> None:

@@ -15,6 +15,7 @@ from palette import CLASSES, photo, write_bundle, write_confusion
 from serving import form, running, until
 from stack import DOCKER, RULES, check, prometheus, values
 
+from service.app import create_app
 from service.engine import Engine
 from service.settings import read_settings
 
@@ -71,6 +72,18 @@ def test_the_service_exports_every_metric_of_the_dashboard_and_the_alerts(bundle
     shown = {name for one in asked for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", one)}
     assert shown
     assert shown <= exported
+
+
+def test_every_metric_and_endpoint_is_on_the_page_of_the_monitoring(bundle: Path) -> None:
+    page = (DOCKER.parent / "docs/monitoring.md").read_text()
+    engine = Engine(read_settings(bundle=bundle))
+    families = engine.metrics.registry.collect()
+    described = set(re.findall(r"`(taillift_\w+?)(?:_total)?(?:\{[^`]*)?`", page))
+    named = {one.name.removesuffix("_total") for one in families if one.name.startswith("taillift")}
+    assert {name.removesuffix("_info") for name in described} >= named
+    for path, operations in create_app(engine).openapi()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path}`" in page
 
 
 def test_every_expression_has_an_answer_while_all_is_well(known: Path, tmp_path: Path) -> None:
