@@ -53,7 +53,10 @@ def write_report(
             class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
         )
     if plain.checked:
-        rows = [(way, before, after) for way, (before, after) in plain.checked.verdicts.items()]
+        rows = [
+            (ensemble, before, after)
+            for ensemble, (before, after) in plain.checked.verdicts.items()
+        ]
         draw_reliability(folder / "reliability.png", rows)
     (folder / "report.html").write_text(_page(folder, facts, groups, judged), "utf-8")
 
@@ -117,7 +120,8 @@ def _metrics(one: Judged) -> dict[str, Any]:
     if variant.sets:
         coverage = one.checked.coverage if one.checked else variant.sets.estimates
         metrics["coverage"] = {
-            way: [scores.model_dump() for scores in every] for way, every in coverage.items()
+            ensemble: [scores.model_dump() for scores in every]
+            for ensemble, every in coverage.items()
         }
     review = one.checked.review if one.checked else variant.review
     if review:

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from models.bundle.ensemble import Floats
+from models.bundle.ensemble import Ensemble, Floats
 from models.bundle.record import GROUPS, Group, Record
-from models.bundle.temperature import Way
 
 LEAST: Final = 0.5
 MOST: Final = 0.99
@@ -65,8 +64,8 @@ class PredictionSets(Record):
     reach: dict[Group, float] = Field(
         description="per cent: the highest coverage that a group's own photos can support"
     )
-    estimates: dict[Way, tuple[CoverageScores, ...]] = Field(
-        {}, description="by cross-validation, for each way to answer"
+    estimates: dict[Ensemble, tuple[CoverageScores, ...]] = Field(
+        {}, description="by cross-validation, for each ensemble"
     )
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")
 
@@ -110,7 +109,7 @@ class _Pool:
 
 
 class Coverage:
-    """Sets for one way to answer, from the scores [N] and classes [N] of held-out photos.
+    """Sets for one ensemble, from the scores [N] and classes [N] of held-out photos.
 
     In a group, and over all, every class weighs the same whatever its number of photos: what is
     aimed at is the mean coverage over classes. `groups` has one entry a class.

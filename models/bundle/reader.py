@@ -14,7 +14,7 @@ from models.bundle.posterior import Doubles, Prior, log_prior, log_shares, poste
 from models.bundle.precision import Precision
 from models.bundle.review import Decision
 from models.bundle.scores import HeldOutScores, read_scores
-from models.bundle.temperature import Way, group_indices
+from models.bundle.temperature import group_indices
 
 
 class Reading(NamedTuple):
@@ -48,9 +48,11 @@ class Reader:
                 f"export it with --variant {precision}"
             )
         variant = manifest.variants[precision]
-        ways: list[Way] = ["off", "full", "adaptive"] if variant.exit else ["off", "full"]
+        ensembles = [one for one in Ensemble if one is not Ensemble.ADAPTIVE or variant.exit]
         scores = (
-            read_scores(bundle, precision, ways, len(manifest.classes)) if variant.sets else None
+            read_scores(bundle, precision, ensembles, len(manifest.classes))
+            if variant.sets
+            else None
         )
         return cls(manifest, precision, scores)
 
@@ -144,6 +146,6 @@ class Reader:
             return {}
         groups = [one.group for one in self.manifest.classes]
         return {
-            way: Coverage(values, scores.labels, groups, self.variant.sets.interpolation)
-            for way, values in scores.ways.items()
+            ensemble: Coverage(values, scores.labels, groups, self.variant.sets.interpolation)
+            for ensemble, values in scores.ensembles.items()
         }

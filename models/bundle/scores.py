@@ -8,18 +8,17 @@ import numpy as np
 
 from models import UserError
 from models.bundle.coverage import Labels
-from models.bundle.ensemble import Floats
+from models.bundle.ensemble import Ensemble, Floats
 from models.bundle.folder import read_arrays
 from models.bundle.precision import Precision
-from models.bundle.temperature import Way
 
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Of each held-out photo its class int64 [N] and, by way to answer, its score float32 [N]."""
+    """Of each held-out photo its class int64 [N] and, by ensemble, its score float32 [N]."""
 
     labels: Labels
-    ways: Mapping[Way, Floats]
+    ensembles: Mapping[Ensemble, Floats]
 
 
 def scores_file(precision: Precision) -> str:
@@ -28,21 +27,21 @@ def scores_file(precision: Precision) -> str:
 
 def write_scores(folder: Path, precision: Precision, scores: HeldOutScores) -> None:
     """Keep the scores beside the model."""
-    ways = {_key(way): values for way, values in scores.ways.items()}
+    ensembles = {_key(ensemble): values for ensemble, values in scores.ensembles.items()}
     np.savez_compressed(
         folder / scores_file(precision),
         allow_pickle=False,
         labels=scores.labels.astype(np.int32),
-        **ways,
+        **ensembles,
     )
 
 
 def read_scores(
-    folder: Path, precision: Precision, ways: Sequence[Way], classes: int
+    folder: Path, precision: Precision, ensembles: Sequence[Ensemble], classes: int
 ) -> HeldOutScores:
-    """What `write_scores` wrote for these `ways`; raises `UserError` where it is not that."""
+    """What `write_scores` wrote for these `ensembles`; raises `UserError` where it is not that."""
     path = folder / scores_file(precision)
-    labels, *scores = read_arrays(path, ["labels", *map(_key, ways)])
+    labels, *scores = read_arrays(path, ["labels", *map(_key, ensembles)])
     if not (
         (labels.dtype, labels.ndim) == (np.dtype(np.int32), 1)
         and all((one.dtype, one.shape) == (np.dtype(np.float32), labels.shape) for one in scores)
@@ -51,13 +50,13 @@ def read_scores(
     ):
         raise UserError(
             f"{path} does not hold classes int32 [N] below {classes} and scores float32 [N] from "
-            f"0 to 1 for {', '.join(ways)}: export the bundle again"
+            f"0 to 1 for {', '.join(ensembles)}: export the bundle again"
         )
-    return HeldOutScores(labels.astype(np.int64), dict(zip(ways, scores, strict=True)))
+    return HeldOutScores(labels.astype(np.int64), dict(zip(ensembles, scores, strict=True)))
 
 
-def _key(way: Way) -> str:
-    return f"score_{way}"
+def _key(ensemble: Ensemble) -> str:
+    return f"score_{ensemble}"
 
 
 def _within(values: np.ndarray, least: float, most: float) -> bool:

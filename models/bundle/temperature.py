@@ -13,7 +13,6 @@ from models.bundle.record import GROUPS, Group, Record
 
 Indices = npt.NDArray[np.int64]
 # The values of `Ensemble`.
-Way = Literal["off", "full", "adaptive"]
 
 
 class Temperatures(Record):
@@ -63,7 +62,7 @@ class ErrorChanges(Record):
 
 
 class CalibrationErrors(Record):
-    """What calibration changes, for each way to answer; photos of every class weigh the same."""
+    """What calibration changes, for each ensemble; photos of every class weigh the same."""
 
     data: str = Field(description="what it was measured on")
     off: ErrorChanges
@@ -73,7 +72,7 @@ class CalibrationErrors(Record):
 
 
 class Calibration(Record):
-    """Softmax temperatures for each way to answer.
+    """Softmax temperatures for each ensemble.
 
     Images that an adaptive ensemble stops early are a kind of their own, so there they have
     temperatures for each number of views.
@@ -89,7 +88,7 @@ class Calibration(Record):
     notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
 
     def temperatures(
-        self, logits: Floats, views: Indices, ensemble: Ensemble | Way, groups: Indices
+        self, logits: Floats, views: Indices, ensemble: Ensemble, groups: Indices
     ) -> npt.NDArray[np.float64]:
         """The temperature [N] of each image's combined logits [N, C] from `views` [N].
 
@@ -100,10 +99,10 @@ class Calibration(Record):
         row: npt.NDArray[np.float64] = table[views - 1, groups[logits.argmax(axis=1)]]
         return row
 
-    def _stopping_at(self, views: int, ensemble: Ensemble | Way) -> Temperatures:
-        if ensemble == "off":
+    def _stopping_at(self, views: int, ensemble: Ensemble) -> Temperatures:
+        if ensemble is Ensemble.OFF:
             return self.off
-        if ensemble == "full":
+        if ensemble is Ensemble.FULL:
             return self.full
         known = self.adaptive or {1: self.off, VIEWS: self.full}
         return known[min(known, key=lambda count: abs(count - views))]

@@ -1,18 +1,15 @@
-"""The answers that held-out photos get, for each way to combine their views."""
+"""The answers that held-out photos get, for each ensemble."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, get_args
 
 import numpy as np
 
-from models.bundle.ensemble import Floats, combine
+from models.bundle.ensemble import Ensemble, Floats, combine
 from models.bundle.images import VIEWS
 from models.bundle.posterior import Doubles, posterior
-from models.bundle.temperature import Calibration, Indices, Way, group_indices
+from models.bundle.temperature import Calibration, Indices, group_indices
 from training.calibration.held_out import HeldOut
-
-WAYS: Final[tuple[Way, ...]] = get_args(Way)
 
 # Combined logits [N, C] and the number of views [N] that they are made of.
 Combined = tuple[Floats, Indices]
@@ -22,7 +19,7 @@ Combined = tuple[Floats, Indices]
 class Answers:
     """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices)."""
 
-    way: Way
+    ensemble: Ensemble
     logits: Floats
     views: Indices
     labels: Indices
@@ -58,7 +55,9 @@ class Answers:
         return Verdicts(shares.max(axis=1), best == self.labels, self.groups[best], self.weights)
 
     def calibrated(self, calibration: Calibration) -> "Verdicts":
-        return self.at(calibration.temperatures(self.logits, self.views, self.way, self.groups))
+        return self.at(
+            calibration.temperatures(self.logits, self.views, self.ensemble, self.groups)
+        )
 
     def uncalibrated(self) -> "Verdicts":
         return self.at(np.ones(len(self)))
@@ -95,8 +94,8 @@ def answers(held: HeldOut, adaptive: Combined | None = None) -> list[Answers]:
         combined.append(adaptive)
     groups = group_indices(held.groups)
     return [
-        Answers(way, logits, views, held.labels, groups)
-        for way, (logits, views) in zip(WAYS, combined, strict=False)
+        Answers(ensemble, logits, views, held.labels, groups)
+        for ensemble, (logits, views) in zip(Ensemble, combined, strict=False)
     ]
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from models.bundle.coverage import Coverage, CoverageScores, PredictionSets
+from models.bundle.ensemble import Ensemble
 from models.bundle.exit import ExitRule, apply
 from models.bundle.manifest import Variant
 from models.bundle.posterior import Doubles
 from models.bundle.review import Review
 from models.bundle.scores import HeldOutScores
-from models.bundle.temperature import Calibration, Way
+from models.bundle.temperature import Calibration
 from training.calibration.answers import Answers, Verdicts, answers
 from training.calibration.coverage import TARGETS, fit_coverage, measure_coverage
 from training.calibration.exit import fit_exit
@@ -22,7 +23,7 @@ from training.evaluation import evaluate
 
 # Points of accuracy that an adaptive ensemble may lose.
 TOLERANCE: Final = 0.5
-Coverages = Mapping[Way, tuple[CoverageScores, ...]]
+Coverages = Mapping[Ensemble, tuple[CoverageScores, ...]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Checked:
 
     coverage: Coverages
     review: Review
-    verdicts: Mapping[Way, tuple[Verdicts, Verdicts]]
+    verdicts: Mapping[Ensemble, tuple[Verdicts, Verdicts]]
 
 
 def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
@@ -60,9 +61,9 @@ def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
     rule = fit_exit(held, tolerance)
     adaptive = apply(rule, held.view_logits)
     calibration = fit_temperatures(held, adaptive)
-    ways = _probabilities(answers(held, adaptive), calibration)
-    sets, scores = fit_coverage(ways, held.labels, held.groups)
-    review = fit_review(ways["adaptive"], held.labels, held.groups)
+    ensembles = _probabilities(answers(held, adaptive), calibration)
+    sets, scores = fit_coverage(ensembles, held.labels, held.groups)
+    review = fit_review(ensembles[Ensemble.ADAPTIVE], held.labels, held.groups)
     return Fitted(rule, calibration, sets, review, scores)
 
 
@@ -77,14 +78,14 @@ def checked(fitted: Fitted, check: HeldOut) -> tuple[Variant, Checked]:
     calibration, scores = fitted.calibration, fitted.scores
     interpolation = fitted.sets.interpolation
     every = answers(check, apply(fitted.rule, check.view_logits))
-    ways = _probabilities(every, calibration)
+    ensembles = _probabilities(every, calibration)
     coverage = {
-        way: _covered(
-            Coverage(scores.ways[way], scores.labels, check.groups, interpolation),
+        ensemble: _covered(
+            Coverage(scores.ensembles[ensemble], scores.labels, check.groups, interpolation),
             probabilities,
             check,
         )
-        for way, probabilities in ways.items()
+        for ensemble, probabilities in ensembles.items()
     }
     errors = measure(calibration, check.data, every)
     measured = calibration.model_copy(update={"errors": errors})
@@ -92,8 +93,8 @@ def checked(fitted: Fitted, check: HeldOut) -> tuple[Variant, Checked]:
         replace(fitted, calibration=measured).variant,
         Checked(
             coverage,
-            measure_review(fitted.review, ways["adaptive"], check.labels, check.groups),
-            {one.way: (one.uncalibrated(), one.calibrated(calibration)) for one in every},
+            measure_review(fitted.review, ensembles[Ensemble.ADAPTIVE], check.labels, check.groups),
+            {one.ensemble: (one.uncalibrated(), one.calibrated(calibration)) for one in every},
         ),
     )
 
@@ -107,11 +108,11 @@ def _covered(
     )
 
 
-def _probabilities(every: list[Answers], calibration: Calibration) -> dict[Way, Doubles]:
-    """[N, C] where classes are equally frequent, for each way to answer."""
+def _probabilities(every: list[Answers], calibration: Calibration) -> dict[Ensemble, Doubles]:
+    """[N, C] where classes are equally frequent, for each ensemble."""
     return {
-        one.way: one.probabilities(
-            calibration.temperatures(one.logits, one.views, one.way, one.groups)
+        one.ensemble: one.probabilities(
+            calibration.temperatures(one.logits, one.views, one.ensemble, one.groups)
         )
         for one in every
     }

@@ -17,9 +17,9 @@ from models.bundle.coverage import (
     PredictionSets,
     Sets,
 )
+from models.bundle.ensemble import Ensemble
 from models.bundle.record import GROUPS, Group
 from models.bundle.scores import HeldOutScores
-from models.bundle.temperature import Way
 from training.calibration.bounds import class_weights
 
 TARGETS: Final = (0.8, 0.9, 0.95)
@@ -35,29 +35,32 @@ TOLERANCE: Final = 2.0
 
 
 def fit_coverage(
-    ways: Mapping[Way, Doubles], labels: Labels, groups: Sequence[Group]
+    ensembles: Mapping[Ensemble, Doubles], labels: Labels, groups: Sequence[Group]
 ) -> tuple[PredictionSets, HeldOutScores]:
-    """What to write into a bundle, from the probabilities [N, C] of each way to answer.
+    """What to write into a bundle, from the probabilities [N, C] of each ensemble.
 
     The probabilities are the calibrated ones of held-out photos under the uniform prior, `labels`
     int64 [N] their true classes; `groups` has one entry a class. Data too few for something make a
     note, never an exception.
     """
-    rows = distinct(next(iter(ways.values())), labels)
+    rows = distinct(next(iter(ensembles.values())), labels)
     copies = len(labels) - len(rows)
-    ways, labels = {way: values[rows] for way, values in ways.items()}, labels[rows]
+    ensembles, labels = {one: values[rows] for one, values in ensembles.items()}, labels[rows]
     scores = HeldOutScores(
         labels,
-        {way: _of_label(values, labels).astype(np.float32) for way, values in ways.items()},
+        {
+            ensemble: _of_label(values, labels).astype(np.float32)
+            for ensemble, values in ensembles.items()
+        },
     )
-    chosen = min(CANDIDATES, key=lambda one: _cost(_estimates(ways, labels, groups, one)))
-    some = next(iter(scores.ways.values()))
+    chosen = min(CANDIDATES, key=lambda one: _cost(_estimates(ensembles, labels, groups, one)))
+    some = next(iter(scores.ensembles.values()))
     reach = Coverage(some, labels, groups, chosen).reach
     record = PredictionSets(
         interpolation=chosen,
         photos=len(labels),
         reach={group: 100 * share for group, share in reach.items()},
-        estimates=_estimates(ways, labels, groups, chosen),
+        estimates=_estimates(ensembles, labels, groups, chosen),
         notes=tuple(_notes(labels, copies, groups, reach)),
     )
     return record, scores
@@ -97,15 +100,15 @@ def measure_coverage(
 
 
 def _estimates(
-    ways: Mapping[Way, Doubles],
+    ensembles: Mapping[Ensemble, Doubles],
     labels: Labels,
     groups: Sequence[Group],
     interpolation: Interpolation,
-) -> dict[Way, tuple[CoverageScores, ...]]:
+) -> dict[Ensemble, tuple[CoverageScores, ...]]:
     """By cross-validation: sets of photos that had no part in their thresholds."""
     return {
-        way: _cross_validated(probabilities, labels, groups, interpolation)
-        for way, probabilities in ways.items()
+        ensemble: _cross_validated(probabilities, labels, groups, interpolation)
+        for ensemble, probabilities in ensembles.items()
     }
 
 
@@ -126,7 +129,7 @@ def _cross_validated(
     )
 
 
-def _cost(estimates: Mapping[Way, Sequence[CoverageScores]]) -> float:
+def _cost(estimates: Mapping[Ensemble, Sequence[CoverageScores]]) -> float:
     """In points: what classes miss of the target, what groups do, and the size of sets."""
     every = [one for scores in estimates.values() for one in scores]
     return sum(

@@ -18,7 +18,7 @@ OVERALL: Final = "black"
 
 
 def draw_reliability(path: Path, rows: Sequence[tuple[str, Verdicts, Verdicts]]) -> None:
-    """A row of panels for each way to answer (its name, before, after): overall and by group.
+    """A row of panels for each ensemble (its name, before, after): overall and by group.
 
     A mark is the mean of a bin, its line what chance alone may do to its accuracy 9 times of 10;
     `noise` is the error that perfect confidence stays under 19 times of 20.

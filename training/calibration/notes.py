@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.record import GROUPS
 from training.calibration.answers import Answers, effective
 from training.calibration.held_out import HeldOut
@@ -17,7 +18,7 @@ UNEVEN: Final = 0.8
 
 
 def notes_on(held: HeldOut, every: Sequence[Answers]) -> tuple[str, ...]:
-    """`every` way's answers to the photos of `held`, without copies."""
+    """`every` ensemble's answers to the photos of `held`, without copies."""
     if not len(held):
         return ("there are no held-out photos: every temperature is 1, which no data support",)
     notes = list(_on_photos(held, every[0]))
@@ -48,10 +49,14 @@ def _on_answers(one: Answers) -> Iterator[str]:
     right = one.logits.argmax(axis=1) == one.labels
     if right.all() or not right.any():
         which = "right" if right.all() else "wrong"
-        yield f"{one.way}: every answer is {which}, so its temperature is a cautious guess"
+        yield f"{one.ensemble}: every answer is {which}, so its temperature is a cautious guess"
     for views in np.unique(one.views).tolist():
         if thin := list(_thin_groups(one, views)):
-            among = f"{one.way}, {views} views" if one.way == "adaptive" else one.way
+            among = (
+                f"{one.ensemble}, {views} views"
+                if one.ensemble is Ensemble.ADAPTIVE
+                else one.ensemble
+            )
             yield (
                 f"{among}: too few photos for temperatures of their own, by the answer's group: "
                 + ", ".join(thin)

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.record import GROUPS
 from models.bundle.temperature import Calibration, CalibrationErrors, ErrorChange, ErrorChanges
 from training.calibration.answers import Answers, Verdicts, effective
@@ -97,19 +98,19 @@ def resolution(every: Sequence[Bin]) -> float:
 
 
 def measure(calibration: Calibration, data: str, every: Sequence[Answers]) -> CalibrationErrors:
-    """The error on `every` way's answers with and without a calibration that has not seen them."""
+    """The error on each ensemble's answers, before a calibration fitted elsewhere and after it."""
     return changes_of(data, [(one, one.calibrated(calibration)) for one in every])
 
 
 def changes_of(data: str, every: Sequence[tuple[Answers, Verdicts]]) -> CalibrationErrors:
-    """The error of each way's answers at temperature 1 and as given."""
-    found = {one.way: _changes(one.uncalibrated(), after) for one, after in every}
+    """The error of each ensemble's answers at temperature 1 and as given."""
+    found = {one.ensemble: _changes(one.uncalibrated(), after) for one, after in every}
     return CalibrationErrors(
         data=data,
-        off=found["off"],
-        full=found["full"],
-        adaptive=found.get("adaptive"),
-        notes=tuple(note for one, _ in every for note in _notes(one, found[one.way])),
+        off=found[Ensemble.OFF],
+        full=found[Ensemble.FULL],
+        adaptive=found.get(Ensemble.ADAPTIVE),
+        notes=tuple(note for one, _ in every for note in _notes(one, found[one.ensemble])),
     )
 
 
@@ -118,10 +119,11 @@ def _notes(answers: Answers, changes: ErrorChanges) -> Iterator[str]:
     every = {"overall": changes.overall} | with_classes
     if silent := [name for name, one in every.items() if one.before is None]:
         names = ", ".join(silent)
-        yield f"{answers.way}: fewer than {FEWEST} photos, too few for an error: {names}"
+        yield f"{answers.ensemble}: fewer than {FEWEST} photos, too few for an error: {names}"
     vague = [name for name, one in every.items() if one.before is not None and not one.enough]
     if vague:
-        yield f"{answers.way}: too few photos to tell half the error from none: {', '.join(vague)}"
+        names = ", ".join(vague)
+        yield f"{answers.ensemble}: too few photos to tell half the error from none: {names}"
 
 
 def _changes(before: Verdicts, after: Verdicts) -> ErrorChanges:

@@ -21,7 +21,7 @@ FOLDS: Final = 5
 
 
 def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibration:
-    """Temperatures for every way to answer, and what they change, by cross-validation.
+    """Temperatures for every ensemble, and what they change, by cross-validation.
 
     `adaptive` are the combined logits and views of the photos in `held`. Copies of a photo count
     once. Every temperature is between 1/12 and 12, whatever the data are; notes say what these
@@ -44,7 +44,7 @@ def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibra
 
 @dataclass(frozen=True)
 class Fit:
-    """One way's answers and how surprising each is at every temperature."""
+    """One ensemble's answers and how surprising each is at every temperature."""
 
     answers: Answers
 
@@ -93,7 +93,7 @@ def _calibration(held: HeldOut, every: Sequence[Fit], rows: Indices) -> Calibrat
 
 
 def _unseen(held: HeldOut, every: Sequence[Fit]) -> list[Doubles]:
-    """For each way the temperatures [N], of each photo from a fit without it."""
+    """For each ensemble the temperatures [N], of each photo from a fit without it."""
     labels = every[0].answers.labels
     found = [np.ones(len(labels)) for _ in every]
     for fold in _folds(labels):
@@ -101,7 +101,7 @@ def _unseen(held: HeldOut, every: Sequence[Fit]) -> list[Doubles]:
         for temperatures, fit in zip(found, every, strict=True):
             one = fit.answers
             temperatures[fold] = calibration.temperatures(
-                one.logits[fold], one.views[fold], one.way, one.groups
+                one.logits[fold], one.views[fold], one.ensemble, one.groups
             )
     return found
 

@@ -9,7 +9,7 @@ from models.bundle.record import GROUPS, Group
 from training.calibration.held_out import HeldOut
 from training.checkpoint import Facts
 from training.evaluation import class_accuracies
-from training.page.markup import UNKNOWN, WAYS, number, paragraph, table
+from training.page.markup import TITLES, UNKNOWN, number, paragraph, table
 
 HEADS: Final = ("", "", "mean class", *GROUPS, "worst class", "harmonic mean", "overall", "views")
 
@@ -56,11 +56,11 @@ def classes(facts: Facts, groups: Sequence[Group], check: HeldOut) -> str:
 
 def _rows(precision: Precision, found: Evaluation) -> Iterator[list[str]]:
     every = (found.single, 1.0), (found.full, 5.0), (found.adaptive, found.adaptive_views)
-    for way, (scores, views) in zip(WAYS.values(), every, strict=True):
+    for title, (scores, views) in zip(TITLES.values(), every, strict=True):
         if scores:
-            yield [precision, way, *_figures(scores), number(views, 2)]
+            yield [precision, title, *_figures(scores), number(views, 2)]
         else:
-            yield [precision, f"{way}: there is no exit rule", *[UNKNOWN] * (len(HEADS) - 2)]
+            yield [precision, f"{title}: there is no exit rule", *[UNKNOWN] * (len(HEADS) - 2)]
 
 
 def _figures(scores: Scores) -> list[str]:

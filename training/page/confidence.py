@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import Variant
 from models.bundle.precision import Precision
 from models.bundle.record import GROUPS
 from models.bundle.temperature import Calibration, ErrorChange, ErrorChanges, Temperatures
-from training.page.markup import UNKNOWN, WAYS, change, notes, number, paragraph, table
+from training.page.markup import TITLES, UNKNOWN, change, notes, number, paragraph, table
 
 ERRORS: Final = (
     *("", "", "answered", "photos", "error, points", "resolution", "ECE, points", "halved?"),
@@ -54,10 +55,10 @@ def _errors(precision: Precision, found: Calibration) -> Iterator[list[str]]:
     if found.errors is None:
         return
     every = found.errors.off, found.errors.full, found.errors.adaptive
-    for way, changes in zip(WAYS.values(), every, strict=True):
+    for title, changes in zip(TITLES.values(), every, strict=True):
         if changes:
             for name, one in _places(changes):
-                yield [precision, way, name, *_figures(one)]
+                yield [precision, title, name, *_figures(one)]
 
 
 def _places(changes: ErrorChanges) -> Iterator[tuple[str, ErrorChange]]:
@@ -82,9 +83,9 @@ def _halved(one: ErrorChange) -> str:
 
 
 def _fits(precision: Precision, found: Calibration) -> Iterator[list[str]]:
-    kinds = {WAYS["off"]: found.off, WAYS["full"]: found.full}
+    kinds = {TITLES[Ensemble.OFF]: found.off, TITLES[Ensemble.FULL]: found.full}
     for views, one in found.adaptive.items():
-        kinds[f"{WAYS['adaptive']}, stopped after {views}"] = one
+        kinds[f"{TITLES[Ensemble.ADAPTIVE]}, stopped after {views}"] = one
     for name, one in kinds.items():
         yield [precision, name, *_temperatures(one)]
 

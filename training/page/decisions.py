@@ -8,7 +8,7 @@ from models.bundle.precision import Precision
 from models.bundle.record import GROUPS
 from models.bundle.review import Review
 from training.calibration.judge import Judged
-from training.page.markup import UNKNOWN, WAYS, notes, number, paragraph, table
+from training.page.markup import TITLES, UNKNOWN, notes, number, paragraph, table
 
 SETS: Final = (
     *("", "", "asked for, %", "marginal, %", "macro, %", *(f"{group}, %" for group in GROUPS)),
@@ -82,9 +82,9 @@ def _measured_on(judged: Mapping[Precision, Judged]) -> str:
 
 def _covered(precision: Precision, one: Judged, part: PredictionSets) -> Iterator[list[str]]:
     coverage = one.checked.coverage if one.checked else part.estimates
-    for way, every in coverage.items():
+    for ensemble, every in coverage.items():
         for scores in every:
-            yield [precision, WAYS[way], f"{scores.target:g}", *_figures(scores)]
+            yield [precision, TITLES[ensemble], f"{scores.target:g}", *_figures(scores)]
 
 
 def _figures(scores: CoverageScores) -> list[str]:

@@ -7,15 +7,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.precision import Precision
-from models.bundle.temperature import Way
 
 UNKNOWN: Final = "\N{EN DASH}"
 # As a request asks for them.
-WAYS: Final[dict[Way, str]] = {
-    "off": "off, one view",
-    "full": "full, five views",
-    "adaptive": "adaptive",
+TITLES: Final[dict[Ensemble, str]] = {
+    Ensemble.OFF: "off, one view",
+    Ensemble.FULL: "full, five views",
+    Ensemble.ADAPTIVE: "adaptive",
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from models.bundle.coverage import PredictionSets
+from models.bundle.ensemble import Ensemble
 from models.bundle.exit import ExitRule
 from models.bundle.manifest import Evaluation, Variant
 from models.bundle.record import GROUPS
@@ -65,7 +66,7 @@ def _error(one: ErrorChange) -> str:
 
 
 def _sets(found: PredictionSets) -> Iterator[str]:
-    every = found.estimates.get("adaptive") or found.estimates.get("full") or ()
+    every = found.estimates.get(Ensemble.ADAPTIVE) or found.estimates.get(Ensemble.FULL) or ()
     for one in every:
         if round(one.target) == TARGET and one.macro is not None and one.size is not None:
             few = one.groups["few"].coverage

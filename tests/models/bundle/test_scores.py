@@ -32,9 +32,9 @@ def test_scores_come_back_as_written(tmp_path: Path) -> None:
     found = read_scores(tmp_path, FP32, ["full", "off"], 3)
     assert found.labels.dtype == np.int64
     assert found.labels.tolist() == LABELS.tolist()
-    assert list(found.ways) == ["full", "off"]
-    for way, values in SCORES.items():
-        np.testing.assert_array_equal(found.ways[way], values)
+    assert list(found.ensembles) == ["full", "off"]
+    for ensemble, values in SCORES.items():
+        np.testing.assert_array_equal(found.ensembles[ensemble], values)
 
 
 def test_no_photo_at_all_comes_back_too(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from models.bundle.ensemble import Ensemble
 from models.bundle.posterior import posterior
 from models.bundle.record import Group
-from models.bundle.temperature import Calibration, ErrorChange, Temperatures, Way, group_indices
+from models.bundle.temperature import Calibration, ErrorChange, Temperatures, group_indices
 
 GROUPS: list[Group] = ["many", "few", "medium", "few"]
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))
@@ -28,7 +28,7 @@ CALIBRATION = Calibration(
 )
 
 
-def found(ensemble: Ensemble | Way, views: list[int], answers: list[int]) -> list[float]:
+def found(ensemble: Ensemble, views: list[int], answers: list[int]) -> list[float]:
     logits = np.eye(4, dtype=np.float32)[answers]
     of = CALIBRATION.temperatures(logits, np.array(views), ensemble, group_indices(GROUPS))
     assert of.dtype == np.float64

@@ -33,7 +33,7 @@ def test_sets_of_new_photos_cover_as_estimated() -> None:
     for seed in range(5):
         probabilities, labels = photos(COUNTS, seed)
         record, scores = fit_coverage({"full": probabilities}, labels, TAIL)
-        coverage = Coverage(scores.ways["full"], scores.labels, TAIL, record.interpolation)
+        coverage = Coverage(scores.ensembles["full"], scores.labels, TAIL, record.interpolation)
         images, classes = photos([100] * 16, 100 + seed)
         for target, estimate in zip(TARGETS, record.estimates["full"], strict=True):
             found = measure_coverage(coverage.sets(images, target), classes, TAIL, target)
@@ -49,8 +49,8 @@ def test_each_way_to_answer_keeps_its_own_scores() -> None:
     sharper = probabilities**2 / (probabilities**2).sum(axis=1, keepdims=True)
     record, scores = fit_coverage({"off": probabilities, "full": sharper}, labels, TAIL)
     rows = np.arange(len(labels))
-    np.testing.assert_array_equal(scores.ways["off"], probabilities[rows, labels].astype("f4"))
-    np.testing.assert_array_equal(scores.ways["full"], sharper[rows, labels].astype("f4"))
+    np.testing.assert_array_equal(scores.ensembles["off"], probabilities[rows, labels].astype("f4"))
+    np.testing.assert_array_equal(scores.ensembles["full"], sharper[rows, labels].astype("f4"))
     assert list(record.estimates) == ["off", "full"]
     assert record.notes == (
         "few: held-out photos support a coverage of 98 %: above it the thresholds of all classes",
@@ -115,4 +115,4 @@ def test_any_data_give_a_record(count: int, classes: int, seed: int) -> None:
     record, scores = fit_coverage({"full": probabilities}, labels, groups)
     assert record.notes
     assert record.model_validate_json(record.model_dump_json()) == record
-    assert len(scores.ways["full"]) == len(scores.labels) == record.photos
+    assert len(scores.ensembles["full"]) == len(scores.labels) == record.photos

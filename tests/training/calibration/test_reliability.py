@@ -141,7 +141,7 @@ def test_no_answer_in_a_group_is_no_error() -> None:
 
 def test_the_diagram_takes_any_number_of_photos(tmp_path: Path) -> None:
     every = [answers(held)[0] for held in (held_out(700), held_out(0))]
-    rows = [(one.way, one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in every]
+    rows = [(one.ensemble, one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in every]
     draw_reliability(tmp_path / "reliability.png", rows)
     with Image.open(tmp_path / "reliability.png") as image:
         colours = image.convert("RGB").getcolors(2**24)

@@ -100,14 +100,14 @@ def model(counts: np.ndarray) -> HeldOut:
     return seen(logits, labels)
 
 
-@pytest.mark.parametrize("way", ["off", "full", "adaptive"])
-def test_the_error_is_at_most_half_on_photos_that_were_not_fitted(way: str) -> None:
+@pytest.mark.parametrize("ensemble", ["off", "full", "adaptive"])
+def test_the_error_is_at_most_half_on_photos_that_were_not_fitted(ensemble: str) -> None:
     fitted, unseen = (held_out(3000, [0.4, 0.5, 0.6], seed) for seed in (1, 2))
     combined = [(one.view_logits[:, 0], np.ones(3000, np.int64)) for one in (fitted, unseen)]
     calibration = fit_temperatures(fitted, combined[0])
     measured = measure(calibration, "others", answers(unseen, combined[1]))
     for errors in (measured, calibration.errors):
-        changes = getattr(errors, way)
+        changes = getattr(errors, ensemble)
         for change in (changes.overall, *changes.groups.values()):
             assert change.enough
             assert change.after <= change.before / 2
