@@ -1,16 +1,18 @@
 """What watching the tail costs: `python -m benchmarks.monitoring`.
 
 First through HTTP: one service that watches and one that does not, over the embedded backbone with
-a random head, take turns under clients that send one photo after the other, and are scraped as
-Prometheus does. Then in process, where no model runs: the cost of `observe` for each prediction, of
-a scrape of /metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142
-classes, set against the time that a core has where it makes so many predictions a second.
+a random head, share the machine under clients that send one photo after the other, and are scraped
+as Prometheus does; side by side, because the machine's speed changes by more than watching costs.
+Then in process, where no model runs: the cost of `observe` for each prediction, of a scrape of
+/metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142 classes, set
+against the time that a core has where it makes so many predictions a second.
 """
 
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -45,8 +47,8 @@ class Turn(NamedTuple):
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 7,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of the two services.")] = 5,
-    seconds: Annotated[float, typer.Option(min=1, help="Of one service's turn.")] = 30,
+    turns: Annotated[int, typer.Option(min=1, help="Measurements of the two services.")] = 5,
+    seconds: Annotated[float, typer.Option(min=1, help="Of one measurement.")] = 30,
 ) -> None:
     """Print what watching costs, and write it to benchmarks/results/monitoring.md."""
     photos = read_photos(None)
@@ -72,12 +74,11 @@ def throughput(size: int, photos: Sequence[bytes], turns: int, seconds: float) -
         bundle = random_bundle(f"local-dir:{DEFAULT_FOLDER}", Path(folder) / "random", size)
         on = stack.enter_context(taillift(bundle))
         off = stack.enter_context(taillift(bundle, module=UNWATCHED))
+        pool = stack.enter_context(ThreadPoolExecutor(2))
         found = []
-        for turn in range(turns):
-            # Neither always comes first.
-            order = (on, off) if turn % 2 else (off, on)
-            windows = {one.url: window(one, photos, seconds) for one in order}
-            found.append(Turn(windows[on.url], windows[off.url]))
+        for _ in range(turns):
+            both = pool.map(lambda one: window(one, photos, seconds), (on, off))
+            found.append(Turn(*both))
         return found
 
 

@@ -29,11 +29,9 @@ def _origin() -> str:
     module = Path(sys.argv[0])
     name = module.parent.name if module.stem == "__main__" else module.stem
     words = [word if not Path(word).is_absolute() else Path(word).name for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *words])
     cores = len(os.sched_getaffinity(0))
-    return (
-        f"`python -m benchmarks.{name} {shlex.join(words)}` on {cores} cores ({_processor()}), "
-        f"Python {platform.python_version()}"
-    )
+    return f"`{command}` on {cores} cores ({_processor()}), Python {platform.python_version()}"
 
 
 def _processor() -> str:
