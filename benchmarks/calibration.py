@@ -8,17 +8,17 @@ Prints and writes, of the fp32 graph, what `taillift export` measured through th
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import RESULTS, markdown, write_result
 from models import UserError
+from models.bundle.ensemble import Ensemble
 from models.bundle.folder import REPORT, read_manifest
 from models.bundle.precision import Precision
 from models.bundle.record import GROUPS
 
-WAYS = ("off", "adaptive", "full")
 TARGET = 90
 
 
@@ -30,12 +30,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "calibration.md")
     options = parser.parse_args()
     every = [(read_manifest(one).name, _metrics(one)) for one in options.bundles]
-    sets = ("photos", "way", "marginal", "macro", "few", "labels in a set")
+    errors = ("photos", "ensemble", "all", "many", "medium", "few")
+    sets = ("photos", "ensemble", "marginal", "macro", "few", "labels in a set")
     parts = [
         "Accuracy in per cent and mean number of views:",
-        markdown(("photos", "way", "mean-class", "few", "views"), list(_accuracies(every))),
+        markdown(("photos", "ensemble", "mean-class", "few", "views"), list(_accuracies(every))),
         "Expected calibration error in points, before and after:",
-        markdown(("photos", "way", "all", "many", "medium", "few"), list(_errors(every))),
+        markdown(errors, list(_errors(every, _ece))),
+        "Calibration error less what chance makes, before and after, in points; in brackets the "
+        "resolution, below which nothing is known:",
+        markdown(errors, list(_errors(every, _error))),
         f"Sets asked to hold the right label {TARGET} % of the time, in per cent:",
         markdown(sets, list(_sets(every))),
     ]
@@ -57,27 +61,37 @@ def _accuracies(every: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[list[st
     for name, metrics in every:
         rows = {"off": "single", "adaptive": "adaptive", "full": "full"}
         views = {"off": 1.0, "adaptive": metrics["adaptive_views"], "full": 5.0}
-        for way, key in rows.items():
+        for ensemble, key in rows.items():
             scores = metrics[key]
             cells = (_figure(scores[one]) for one in ("mean_class", "few"))
-            yield [name, way, *cells, f"{views[way]:.2f}"]
+            yield [name, ensemble, *cells, f"{views[ensemble]:.2f}"]
 
 
-def _errors(every: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[list[str]]:
+def _errors(
+    every: Sequence[tuple[str, dict[str, Any]]], cell: Callable[[dict[str, Any]], str]
+) -> Iterator[list[str]]:
     for name, metrics in every:
-        for way in WAYS:
-            changes = metrics["calibration_error"][way]
+        for ensemble in Ensemble:
+            changes = metrics["calibration_error"][ensemble]
             ones = (changes["overall"], *(changes["groups"][group] for group in GROUPS))
-            cells = (f"{_figure(one['ece_before'])} → {_figure(one['ece_after'])}" for one in ones)
-            yield [name, way, *cells]
+            yield [name, ensemble, *map(cell, ones)]
+
+
+def _ece(change: dict[str, Any]) -> str:
+    return f"{_figure(change['ece_before'])} → {_figure(change['ece_after'])}"
+
+
+def _error(change: dict[str, Any]) -> str:
+    both = f"{_figure(change['before'])} → {_figure(change['after'])}"
+    return f"{both} ({_figure(change['resolution'])})"
 
 
 def _sets(every: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[list[str]]:
     for name, metrics in every:
-        for way in WAYS:
-            (scores,) = (one for one in metrics["coverage"][way] if one["target"] == TARGET)
+        for ensemble in Ensemble:
+            (scores,) = (one for one in metrics["coverage"][ensemble] if one["target"] == TARGET)
             cells = (scores["marginal"], scores["macro"], scores["groups"]["few"]["coverage"])
-            yield [name, way, *map(_figure, cells), _figure(scores["size"])]
+            yield [name, ensemble, *map(_figure, cells), _figure(scores["size"])]
 
 
 def _figure(value: float | None) -> str:

@@ -4,8 +4,8 @@ First through HTTP: one service that watches and one that does not, over the emb
 a random head, share the machine under clients that send one photo after the other, and are scraped
 as Prometheus does; side by side, because the machine's speed changes by more than watching costs.
 Then in process, where no model runs: the cost of `observe` for each prediction, of a scrape of
-/metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142 classes, set
-against the time that a core has where it makes so many predictions a second.
+/metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142 classes,
+set against the time that a core has where it makes so many predictions a second.
 """
 
 import sys
