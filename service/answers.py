@@ -28,6 +28,7 @@ from models.bundle.review import Decision, Review
 from models.bundle.temperature import Calibration
 from service.errors import MalformedError, ProblemDocument
 
+MOST_NAMED: Final = 100
 CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
 
 
@@ -48,7 +49,12 @@ class InferenceQuery(BaseModel):
 
 
 class ClassifyQuery(InferenceQuery):
-    top_k: int = Field(5, ge=1, description="how many classes to name, the surest first")
+    top_k: int = Field(
+        5,
+        ge=1,
+        le=MOST_NAMED,
+        description="how many classes to name, the surest first; of all: POST /confidence",
+    )
     coverage: float | None = Field(
         None,
         ge=LEAST,

@@ -1,7 +1,7 @@
 """The HTTP interface: the routes, and a request's way from bytes to JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -40,6 +40,7 @@ from service.handlers import add_handlers
 from service.keys import Keys, require_key
 from service.page import add_page
 from service.upload import Upload, body_bytes, read_uploads
+from service.work import Answer
 
 Result = TypeVar("Result")
 
@@ -99,18 +100,24 @@ async def classify(
             members,
         )
 
+    answered = await _answered(request, engine, asked, deadline)
     return Classification(
         model=model_id(engine.manifest),
         ensemble=asked.ensemble,
         prior=query.prior,
-        results=await _results(request, engine, asked, deadline, result),
+        results=_results(engine, asked, answered, result),
     )
 
 
-@router.post("/confidence", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
+@router.post(
+    "/confidence",
+    response_model=Confidence,
+    responses=INFERENCE_PROBLEMS,
+    openapi_extra=IMAGES_BODY,
+)
 async def confidence(
     request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service, deadline: Until
-) -> Confidence:
+) -> Response:
     """Give the confidence of every class, or of those asked for, and of every group."""
     engine.require_ready()
     chosen, asked = chosen_classes(query.classes, engine.manifest), _asked(engine, query)
@@ -118,12 +125,18 @@ async def confidence(
     def result(upload: Upload, reading: Reading, views: int) -> ConfidenceOfImage:
         return confidences(upload.filename, reading.asked, engine.manifest, chosen, views)
 
-    return Confidence(
-        model=model_id(engine.manifest),
-        ensemble=asked.ensemble,
-        prior=query.prior,
-        results=await _results(request, engine, asked, deadline, result),
-    )
+    answered = await _answered(request, engine, asked, deadline)
+
+    def text() -> str:
+        return Confidence(
+            model=model_id(engine.manifest),
+            ensemble=asked.ensemble,
+            prior=query.prior,
+            results=_results(engine, asked, answered, result),
+        ).model_dump_json()
+
+    # Thousands of classes take long to write down, and requests are waiting.
+    return Response(await asyncio.to_thread(text), media_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -139,14 +152,10 @@ def _asked(engine: Engine, query: InferenceQuery) -> Asked:
     return Asked(ensemble, known_prior(query.prior, engine.priors))
 
 
-async def _results(
-    request: Request,
-    engine: Engine,
-    asked: Asked,
-    deadline: Deadline,
-    result: Callable[[Upload, Reading, int], Result],
-) -> list[Result | FailedImage]:
-    """`result` of each image of the request, a problem in the place of each that cannot be used.
+async def _answered(
+    request: Request, engine: Engine, asked: Asked, deadline: Deadline
+) -> list[tuple[Upload, Answer | PerImageError]]:
+    """Each image of the request with its logits, or with the reason why it cannot be used.
 
     Raises a `ServiceError` where no image can be.
     """
@@ -167,6 +176,16 @@ async def _results(
     failed = [answer for answer in answers if isinstance(answer, PerImageError)]
     if len(failed) == len(answers):
         raise failed[0] if len(failed) == 1 else NoImageError(failed)
+    return list(zip(uploads, answers, strict=True))
+
+
+def _results(
+    engine: Engine,
+    asked: Asked,
+    answered: Sequence[tuple[Upload, Answer | PerImageError]],
+    result: Callable[[Upload, Reading, int], Result],
+) -> list[Result | FailedImage]:
+    """`result` of each image, a problem in the place of each that cannot be used."""
     with engine.metrics.stage("post"):
         return [
             FailedImage(filename=upload.filename, error=answer.document())
@@ -176,7 +195,7 @@ async def _results(
                 engine.reader.read(answer.logits, answer.views, asked.ensemble, asked.log_prior),
                 answer.views,
             )
-            for upload, answer in zip(uploads, answers, strict=True)
+            for upload, answer in answered
         ]
 
 

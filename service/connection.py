@@ -15,6 +15,7 @@ from service.errors import (
     TooManyConnectionsError,
 )
 from service.handlers import MEDIA_TYPE
+from service.headers import HEADERS
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -43,7 +44,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         most = self._settings.max_connections
-        if len(self.connections) > most:
+        # Who watches has to see a service that is full.
+        watched = self.server is not None and self.server[1] == self._settings.metrics_port
+        if len(self.connections) > most and not watched:
             self._refuse(TooManyConnectionsError(f"{most} connections are open already"))
             self.transport.close()
         else:
@@ -69,7 +72,7 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await("reader", self._settings.body_seconds, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -142,8 +145,19 @@ class Connection(HttpToolsProtocol):
         if self._begun:
             seconds = self._settings.header_seconds
             self._refuse(HeaderTimeoutError(f"they were not complete after {seconds:g} seconds"))
-        else:
+        elif self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def _await_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._await("reader", self._settings.body_seconds, lambda: self._end_reader(left))
+
+    def _end_reader(self, before: int) -> None:
+        """`before` are the bytes that were left when the client was last seen to read."""
+        if self.transport.get_write_buffer_size() < before:
+            self._await_reader()
+        else:
+            self.transport.abort()
 
     def _refuse(self, problem: ServiceError) -> None:
         """Answer what cannot become a request, and take no more from this connection."""
@@ -173,6 +187,7 @@ def _answer(problem: ServiceError) -> bytes:
         "content-type": MEDIA_TYPE,
         "content-length": str(len(body)),
         "connection": "close",
+        **HEADERS,
         **(problem.headers or {}),
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

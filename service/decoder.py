@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -63,20 +64,27 @@ class Decoder:
 
 
 class PixelRoom:
-    """Lets in no more than `limit` pixels at once."""
+    """Lets in no more than `limit` pixels at once, first come, first served.
+
+    If whoever fits went first, small images would keep a large one waiting for ever.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._free = limit
+        self._waiting: deque[object] = deque()
         self._change = Condition()
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:
         """Wait for room for so many, or for all of it, and keep it during the block."""
-        share = min(pixels, self._limit)
+        share, ticket = min(pixels, self._limit), object()
         with self._change:
-            self._change.wait_for(lambda: self._free >= share)
+            self._waiting.append(ticket)
+            self._change.wait_for(lambda: self._waiting[0] is ticket and self._free >= share)
+            self._waiting.popleft()
             self._free -= share
+            self._change.notify_all()
         try:
             yield
         finally:

@@ -16,6 +16,7 @@ from models.bundle.folder import read_manifest
 from models.bundle.images import VIEWS, Pixels
 from models.bundle.priors import read_priors
 from models.bundle.reader import Reader
+from models.bundle.session import Session
 from service.decoder import Decoder
 from service.errors import NotReadyError
 from service.metrics import Metrics
@@ -69,7 +70,8 @@ class Engine:
         self.hung = False
         self._draining_since: float | None = None
         self._opened: Opened | None = None
-        self._classifier: Classifier | None = None
+        self._session: Session | None = None
+        self._reader: Reader | None = None
         self.precision_reason = ""
         self._decoder = Decoder(
             settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
@@ -102,15 +104,33 @@ class Engine:
             scheduler,
             runner.pace,
             self.metrics,
-            self.classifier.reader.variant.exit,
+            self.reader.variant.exit,
         )
         return Opened(scheduler, pipeline)
 
     def _load(self) -> Infer:
-        classifier, self.precision_reason = open_classifier(self.settings)
-        self._classifier = classifier
-        session, reader = classifier.session, classifier.reader
+        if self._session is not None:
+            # Its memory may be what the next one lacks.
+            self._session.close()
+            self._session = None
+        classifier = self._open_classifier()
+        if classifier.manifest.version != self.manifest.version:
+            raise UserError(
+                f"{self.settings.bundle} has been exchanged for another bundle, version "
+                f"{classifier.manifest.version} instead of {self.manifest.version}: restart the "
+                "service"
+            )
+        self._reader = reader = classifier.reader
+        self._session = session = classifier.session
         return lambda pixels: reader.without_prior(session.run(pixels).logits)
+
+    def _open_classifier(self) -> Classifier:
+        """After a fault the graph that was served, whatever is fastest then."""
+        settings = self.settings
+        if self._reader is not None:
+            return Classifier.open(settings.bundle, settings.device, self._reader.precision)
+        classifier, self.precision_reason = open_classifier(settings)
+        return classifier
 
     def _runner(self) -> Runner:
         """Warms every size that a GPU runs; of the CPU's, which are all, three to tell the pace."""
@@ -181,16 +201,11 @@ class Engine:
         return self._opened
 
     @property
-    def classifier(self) -> Classifier:
-        """Raises `NotReadyError` while starting."""
-        if self._classifier is None:
-            raise NotReadyError(STARTING)
-        return self._classifier
-
-    @property
     def reader(self) -> Reader:
         """Raises `NotReadyError` while starting."""
-        return self.classifier.reader
+        if self._reader is None:
+            raise NotReadyError(STARTING)
+        return self._reader
 
     @property
     def usual_ensemble(self) -> Ensemble:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
+from traceback import clear_frames
 from typing import TypeVar
 
 import numpy as np
@@ -71,6 +72,14 @@ class Runner:
         self._thread.shutdown()
 
     async def _timed(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
+        try:
+            return await self._inferred(parts)
+        except Exception as error:
+            # They hold what `load` may have to free.
+            clear_frames(error.__traceback__)
+            raise
+
+    async def _inferred(self, parts: Sequence[Pixels]) -> tuple[Floats, float]:
         infer = self._infer
         if infer is None:
             raise RuntimeError("the model is not loaded")

@@ -68,7 +68,9 @@ class Settings(BaseSettings):
         None, description="JSON file of priors by name, {name: {label: weight}}, for prior=NAME."
     )
     max_connections: int = Field(
-        800, ge=1, description="Open connections beyond which one more is refused (429)."
+        800,
+        ge=1,
+        description="Open connections beyond which one more is refused (429), but on metrics_port.",
     )
     max_header_bytes: int = Field(
         32 * 2**10, ge=1, description="Bytes of headers beyond which a request is refused (431)."

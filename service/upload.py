@@ -104,6 +104,8 @@ async def _form(parser: _Parser) -> list[Upload]:
         form = await parser.parse()
     except MultiPartException as error:
         raise MalformedError(f"the form cannot be read: {error.message}") from error
+    except UnicodeError as error:
+        raise MalformedError("the form cannot be read in the charset that it names") from error
     try:
         uploads = [await _upload(name, part) for name, part in form.multi_items()]
     finally:
@@ -120,4 +122,13 @@ async def _upload(name: str, part: UploadFile | str) -> Upload:
         raise MalformedError(
             f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
         )
-    return Upload(part.filename or None, await part.read())
+    return Upload(_sendable(part.filename) or None, await part.read())
+
+
+def _sendable(filename: str | None) -> str | None:
+    """Raises `MalformedError` for half a character, which no answer can repeat."""
+    try:
+        (filename or "").encode()
+    except UnicodeEncodeError as error:
+        raise MalformedError("a file's name is no text") from error
+    return filename

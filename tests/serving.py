@@ -50,11 +50,13 @@ def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
     command = [*SERVE, str(bundle), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[2]
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-            until(lambda: client.get("/readyz").status_code == 200)
-            yield server, client
-        server.kill()
+        try:
+            url = server.stdout.readline().split()[2]
+            with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+                until(lambda: client.get("/readyz").status_code == 200)
+                yield server, client
+        finally:
+            server.kill()
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

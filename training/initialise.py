@@ -30,6 +30,13 @@ class InitialSpec(BaseModel, ABC):
     needs_text: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
 
+    def contents(self) -> list[object]:
+        """What the files say that it names, to tell one start from another.
+
+        Raises `UserError` where one cannot be read.
+        """
+        return []
+
 
 class FromText(InitialSpec):
     needs_text = True
@@ -95,6 +102,9 @@ class DescriptionsInitial(FromText):
                     f"{_nearest(name, names)}: correct or remove it"
                 )
         return [found[name] for name in names]
+
+    def contents(self) -> list[object]:
+        return [read_descriptions(self.path)]
 
 
 class ClassMeanInitial(InitialSpec):

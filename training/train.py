@@ -24,7 +24,7 @@ from training.checkpoint import Facts
 from training.dataset import Dataset, Split
 from training.evaluation import predictions, view_logits
 from training.fitting.curves import Curves
-from training.fitting.fit import enough_memory, fit, network_behind
+from training.fitting.fit import DivergedError, enough_memory, fit, network_behind
 from training.fitting.launch import Launcher
 from training.fitting.record import new_record
 from training.fitting.resume import Progress, Resume, run_key
@@ -119,7 +119,11 @@ class Trainer:
                 every = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
                 inputs = every if only is None else Subset(every, only)
                 counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
-                progress = fit(model, inputs, counts, recipe, launcher, resume, drawn)
+                try:
+                    progress = fit(model, inputs, counts, recipe, launcher, resume, drawn)
+                except DivergedError:
+                    resume.forget()
+                    raise
             run = Run(model, self._facts(recipe, model, preprocessing, progress))
             if curves and dataset.val:
                 drawn.add(recipe.epochs, self._validation(run, dataset.val))

@@ -62,6 +62,10 @@ class Session:
         ]
         return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
+    def close(self) -> None:
+        """Let go of the graph and its memory; nothing runs afterwards."""
+        del self._graph, self._bound
+
     def placement(self) -> list[tuple[str, str]]:
         """(provider, operator) of every node."""
         return placement(self._graph)

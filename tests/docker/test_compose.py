@@ -65,6 +65,17 @@ def test_variables_of_the_compose_files_are_no_settings_of_the_service(file: Pat
     assert not {name.lower() for name in names} & set(Settings.model_fields)
 
 
+def test_every_setting_reaches_the_container_from_the_shell_or_stands_in_the_file() -> None:
+    given = services()["taillift"]["environment"]
+    known = {f"TAILLIFT_{name.upper()}" for name in Settings.model_fields}
+    assert set(given) <= known
+    # The image sets these, or their change would break what is around the container.
+    assert known - set(given) == {
+        f"TAILLIFT_{name}" for name in ("BUNDLE", "HOST", "PORT", "METRICS_PORT", "PROVIDER")
+    }
+    assert given["TAILLIFT_KEYS"] is None
+
+
 def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
     grace = float(services()["taillift"]["stop_grace_period"].removesuffix("s"))
     assert grace > Settings.model_fields["drain_seconds"].default

@@ -70,6 +70,18 @@ def test_a_form_without_boundary_is_malformed(client: httpx.Client) -> None:
     refused(client.post("/classify", content=b"x", headers=headers), 400, "boundary")
 
 
+@pytest.mark.parametrize(
+    ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is no text")]
+)
+def test_a_form_in_a_charset_of_no_use_is_malformed(
+    client: httpx.Client, charset: str, words: str
+) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="+2AA-"\r\n\r\n'
+    headers = {"content-type": f"multipart/form-data; charset={charset}; boundary=b"}
+    body = head + photo(RED) + b"\r\n--b--\r\n"
+    refused(client.post("/classify", content=body, headers=headers), 400, words)
+
+
 def test_a_form_that_breaks_off_is_malformed_though_its_first_image_is_whole(
     client: httpx.Client,
 ) -> None:
@@ -146,6 +158,7 @@ def test_too_many_images_are_refused(client: httpx.Client) -> None:
         ({"ensemble": "medium"}, ["`ensemble`", "medium", "full"]),
         ({"prior": "mine"}, ["`prior`", "mine", "train"]),
         ({"top_k": "0"}, ["`top_k`", "greater than or equal to 1"]),
+        ({"top_k": "101"}, ["`top_k`", "less than or equal to 100"]),
         ({"top_k": "many"}, ["`top_k`", "integer"]),
         ({"top": "3"}, ["unknown query parameter `top`"]),
     ],

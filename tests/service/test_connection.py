@@ -1,5 +1,6 @@
 """Slow, large and many: what a connection may cost, over raw sockets."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -7,13 +8,24 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
+import uvicorn
 from palette import CLASSES, SLOW, photo
-from serving import running, sample, top_labels, until
+from serving import process, running, sample, top_labels, until
+from starlette.types import Receive, Scope, Send
 
+from models.bundle.folder import read_manifest
+from service.connection import Connection
+from service.metrics import Metrics
+from service.server import listen
+from service.settings import read_settings
+
+LARGE = 64 * 2**20
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 RED = photo(CLASSES["red"][0])
 
@@ -192,6 +204,43 @@ def test_a_body_that_nobody_reads_is_not_waited_for(hasty: httpx.Client) -> None
         assert time.monotonic() - start < 5
 
 
+def test_a_line_end_behind_a_body_does_not_cost_the_answer(hasty: httpx.Client) -> None:
+    body = photo(SLOW)
+    head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with connected(hasty) as connection:
+        connection.sendall(head.encode() + body)
+        time.sleep(0.05)
+        connection.sendall(b"\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
+    """One answer that no buffer of the system holds."""
+    headers = [(b"content-length", str(LARGE).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": bytes(LARGE)})
+
+
+def test_an_answer_that_is_taken_slowly_is_sent_to_its_end(bundle: Path) -> None:
+    settings = read_settings(bundle=bundle, body_seconds=0.5)
+    protocol = partial(Connection, settings, Metrics(read_manifest(bundle), "cpu"))
+    config = uvicorn.Config(
+        large, http=cast("type[asyncio.Protocol]", protocol), lifespan="off", log_level="warning"
+    )
+    server, listener = uvicorn.Server(config), listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    with socket.create_connection(listener.getsockname()[:2], timeout=10) as connection:
+        connection.sendall(GET + b"\r\n")
+        taken = 0
+        while part := connection.recv(2**20):
+            taken += len(part)
+            time.sleep(len(part) / (LARGE / 3))
+    server.should_exit = True
+    thread.join(timeout=10)
+    assert taken > LARGE
+
+
 def test_an_answer_that_is_not_taken_is_not_kept(hasty: httpx.Client) -> None:
     with connected(hasty) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
@@ -221,6 +270,19 @@ def test_connections_over_the_limit_are_refused_and_the_others_served(bundle: Pa
         with connected(client) as one_more:
             one_more.sendall(GET + b"Connection: close\r\n\r\n")
             assert read(one_more).startswith(b"HTTP/1.1 200")
+
+
+def test_who_watches_sees_a_service_that_is_full(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ("--max-connections", "2", "--metrics-port", str(port))
+    with process(bundle, *flags) as (_, client), ExitStack() as open_ones:
+        open_ones.enter_context(connected(client))
+        metrics = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        with connected(client) as one_more:
+            assert problem(read(one_more)) == (429, "too-many-connections")
+        assert rejections(open_ones.enter_context(metrics), "too_many_connections") == 1
+        assert metrics.get("/healthz").status_code == 200
 
 
 def test_many_slow_senders_do_not_keep_the_others_out(hasty: httpx.Client) -> None:

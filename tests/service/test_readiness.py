@@ -1,17 +1,22 @@
 """Ready means: an image sent now is answered."""
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import httpx
+import palette
 import pytest
 from palette import POISON, SLOW, photo, write_bundle
 from serving import running, sample, serving, top_labels, until
 
 from models import UserError
+from models.bundle.device import Device
 from models.bundle.images import Pixels
-from models.bundle.session import Outputs
+from models.bundle.session import Outputs, Session
 from service.app import create_app
 from service.engine import Engine
 from service.settings import read_settings
@@ -55,28 +60,75 @@ def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
         assert client.get("/readyz").status_code == 200
 
 
-def test_a_lost_device_is_opened_again_and_nobody_notices(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass
+class Sessions:
+    """The last one, and how many of all their graphs were in memory when the next was opened."""
+
+    last: Session | None = None
+    graphs: list[ReferenceType[object]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    def open(self, path: Path, device: Device, size: int) -> Session:
+        self.alive.append(sum(one() is not None for one in self.graphs))
+        self.last = Session(path, device, size)
+        self.graphs.append(ref(self.last._graph))
+        return self.last
+
+    def lose(self) -> None:
+        vars(self.last)["run"] = lost
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    sessions = Sessions()
+    monkeypatch.setattr("models.bundle.classifier.Session", sessions.open)
+    return sessions
+
+
+def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions: Sessions) -> None:
     engine = Engine(read_settings(bundle=bundle))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200)
         assert client.post("/classify", content=photo(POISON)).status_code == 500
         assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 0
-        monkeypatch.setattr(engine.classifier.session, "run", lost)
+        sessions.lose()
         assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
         assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 1
         assert client.get("/readyz").status_code == 200
+    # The memory of a lost one may be what the next one lacks.
+    assert sessions.alive == [0, 0]
+
+
+def test_a_bundle_that_was_exchanged_meanwhile_is_not_opened_again(
+    tmp_path: Path,
+    sessions: Sessions,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, graph = write_bundle(tmp_path / "bundle"), palette.graph()
+    graph.doc_string = "another"
+    monkeypatch.setattr(palette, "graph", lambda: graph)
+    other = write_bundle(tmp_path / "other")
+    engine = Engine(read_settings(bundle=folder))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        shutil.rmtree(folder)
+        other.rename(folder)
+        sessions.lose()
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
+        assert client.get("/readyz").status_code == 503
+    assert "has been exchanged for another bundle" in caplog.text
+    assert f"instead of {engine.manifest.version}: restart the service" in caplog.text
 
 
 def test_it_is_not_ready_until_the_bundle_can_be_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sessions: Sessions
 ) -> None:
     folder = write_bundle(tmp_path / "bundle")
     engine = Engine(read_settings(bundle=folder))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200)
-        monkeypatch.setattr(engine.classifier.session, "run", lost)
+        sessions.lose()
         graph = (folder / "model.onnx").read_bytes()
         (folder / "model.onnx").write_bytes(b"damaged")
         assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503

@@ -64,7 +64,13 @@ def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
     ensembles = _probabilities(answers(held, adaptive), calibration)
     sets, scores = fit_coverage(ensembles, held.labels, held.groups)
     review = fit_review(ensembles[Ensemble.ADAPTIVE], held.labels, held.groups)
-    return Fitted(rule, calibration, sets, review, scores)
+    return Fitted(
+        rule,
+        calibration,
+        sets.model_copy(update={"notes": held.cautions + sets.notes}),
+        review.model_copy(update={"notes": held.cautions + review.notes}),
+        scores,
+    )
 
 
 def evaluated(variant: Variant, check: HeldOut) -> Variant:

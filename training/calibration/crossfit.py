@@ -12,7 +12,7 @@ from models.bundle.precision import Precision
 from models.bundle.record import Group
 from models.bundle.session import Session
 from models.lift.model import Model, merge
-from training.calibration.folds import FOLDS, MOST, deal
+from training.calibration.folds import FOLDS, MOST, deal, originals
 from training.calibration.held_out import HeldOut
 from training.calibration.views import ViewLogits, view_logits
 from training.recipe import Recipe
@@ -36,11 +36,22 @@ def cross_fit(
     """
     train = trainer.dataset.train
     most = int(np.clip(MOST_OF_ALL // len(groups), 2, MOST))
-    dealt = deal(train.labels, FOLDS, most)
-    if not dealt:
+    original = np.array(originals(train))
+    distinct = np.unique(original)
+    folds = deal(np.asarray(train.labels)[distinct].tolist(), FOLDS, most)
+    if not folds:
         return {}
+    dealt = [distinct[fold].tolist() for fold in folds]
     parts = [
-        _measured(trainer, recipe, write, aside, f"Measuring fold {number} of {len(dealt)}")
+        # What is measured has no copy among what was trained on.
+        _measured(
+            trainer,
+            recipe,
+            write,
+            aside,
+            np.flatnonzero(np.isin(original, aside)).tolist(),
+            f"Measuring fold {number} of {len(dealt)}",
+        )
         for number, aside in enumerate(dealt, 1)
     ]
     labels = np.concatenate([np.asarray(train.labels)[aside] for aside in dealt])
@@ -66,11 +77,17 @@ def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
 
 
 def _measured(
-    trainer: Trainer, recipe: Recipe, write: Write, aside: Sequence[int], title: str
+    trainer: Trainer,
+    recipe: Recipe,
+    write: Write,
+    aside: Sequence[int],
+    without: Sequence[int],
+    title: str,
 ) -> ViewLogits:
-    run = trainer.train_without(recipe, set(aside))
+    """Of the photos at `aside` by a model trained on all but those at `without`."""
+    run = trainer.train_without(recipe, set(without))
     train = trainer.dataset.train
-    out = np.bincount(train.only(aside).labels, minlength=len(run.facts.counts))
+    out = np.bincount(train.only(without).labels, minlength=len(run.facts.counts))
     # The prior is that of the photos it was trained on, which are fewer.
     left = (np.array(run.facts.counts) - out).tolist()
     with tempfile.TemporaryDirectory() as folder:

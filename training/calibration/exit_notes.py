@@ -29,8 +29,7 @@ def _on_photos(held: HeldOut, copies: int) -> Iterator[str]:
         yield f"{copies} of {copies + len(held)} photos are copies of others and count once"
     if missing := len(held.groups) - len(np.unique(held.labels)):
         yield f"{missing} of {len(held.groups)} classes have no photo: what they lose is unknown"
-    if held.source == "cross-fitting":
-        yield "measured on models that were trained without these photos, not on this model"
+    yield from held.cautions
 
 
 def _on_doubts(rule: ExitRule, held: HeldOut) -> Iterator[str]:

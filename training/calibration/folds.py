@@ -1,13 +1,30 @@
 """Training photos dealt into folds, for logits of photos that a model has not seen."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
+from training.data.split import Split
+
 FOLDS: Final = 5
 # Of one class: the surplus of frequent classes would cost time and teach little.
 MOST: Final = 40
+
+
+def originals(split: Split) -> list[int]:
+    """For each photo the first with the same content and label: its own index, but for copies."""
+    sizes = Counter(photo.size for photo in split.photos)
+    first: dict[tuple[int, int, bytes], int] = {}
+    found = []
+    for index, (photo, label) in enumerate(zip(split.photos, split.labels, strict=True)):
+        # Only what has the same size can be a copy, and has to be read.
+        alike = sizes[photo.size] > 1
+        content = hashlib.sha256(photo.read()).digest() if alike else b""
+        found.append(first.setdefault((photo.size, label, content), index))
+    return found
 
 
 def deal(
@@ -16,7 +33,7 @@ def deal(
     """Indices of the photos that each fold sets aside, by class and at most `most` of each.
 
     A class's photos are spread over the folds, and one of each class stays in training always: a
-    class with a single photo is in no fold.
+    class with a single photo is in no fold. Copies of a photo are to be left out of `labels`.
     """
     dealt: list[list[int]] = [[] for _ in range(folds)]
     counts = np.bincount(labels)

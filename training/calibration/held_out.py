@@ -33,6 +33,13 @@ class HeldOut:
         return len(self.labels)
 
     @property
+    def cautions(self) -> tuple[str, ...]:
+        """What holds of everything that is fitted on them."""
+        if self.source == "validation":
+            return ()
+        return ("measured on models that were trained without these photos, not on this model",)
+
+    @property
     def distinct(self) -> npt.NDArray[np.int64]:
         """The photos that are no copies of an earlier one with the same label, in their order."""
         first: dict[tuple[bytes, int], int] = {}

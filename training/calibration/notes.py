@@ -28,6 +28,7 @@ def notes_on(held: HeldOut, every: Sequence[Answers]) -> tuple[str, ...]:
 
 
 def _on_photos(held: HeldOut, distinct: Answers) -> Iterator[str]:
+    yield from held.cautions
     if copies := len(held) - len(distinct):
         yield f"{copies} of {len(held)} photos are copies of others and count once"
     images = len(np.unique(distinct.logits.round(4), axis=0))

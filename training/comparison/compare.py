@@ -15,7 +15,7 @@ from models.bundle.atomic import require_writable
 from models.bundle.manifest import Thresholds
 from models.lift.backbone import Backbone
 from training.build import resolve
-from training.checkpoint import save
+from training.checkpoint import read_facts, restore, save
 from training.comparison.outcome import (
     Outcome,
     kind_of,
@@ -59,8 +59,9 @@ def compare(
     recipes = [resolve(backbone, one, dataset.counts) for one in recipes]
     keys = [run_key(one, dataset.fingerprint, backbone.sha256) for one in recipes]
     found = [_finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)]
+    launcher = Launcher(device)
     # All processes go by what the first has found.
-    outcomes = dict(zip(keys, Launcher(device).broadcast(found), strict=True))
+    outcomes = dict(zip(keys, launcher.broadcast(found), strict=True))
     missing = [one for one, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
     if is_first():
         for recipe, key in zip(recipes, keys, strict=True):
@@ -75,7 +76,7 @@ def compare(
         known = [one for one in outcomes.values() if one is not None]
         gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
         tell(f"[{place + 1}/{len(ordered)}] {recipe.title}, seed {recipe.seed}{_clock(gone, left)}")
-        outcome = _run(trainer, recipe, backbone, out)
+        outcome = _run(trainer, recipe, backbone, out, launcher.size == 1, replace)
         outcomes[outcome.key] = outcome
         tell(f"    {_in_short(outcome)}")
         if is_first():
@@ -124,11 +125,19 @@ def collect(out: Path) -> None:
         written = outcomes
 
 
-def _run(trainer: Trainer, recipe: Recipe, backbone: Backbone, out: Path) -> Outcome:
+def _run(
+    trainer: Trainer, recipe: Recipe, backbone: Backbone, out: Path, alone: bool, replace: bool
+) -> Outcome:
+    """Train and measure; only measure what `taillift train` has left, unless it is to `replace`.
+
+    Of several processes one may fail `alone`, and the others would wait for it for ever: then the
+    error is raised.
+    """
     dataset = trainer.dataset
     checkpoint = place_of(out, recipe, ".safetensors")
+    key = run_key(recipe, dataset.fingerprint, backbone.sha256)
     outcome = Outcome(
-        key=run_key(recipe, dataset.fingerprint, backbone.sha256),
+        key=key,
         recipe=recipe,
         data=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -137,12 +146,19 @@ def _run(trainer: Trainer, recipe: Recipe, backbone: Backbone, out: Path) -> Out
         seconds=0.0,
     )
     start = time.monotonic()
+    before = 0.0
     try:
-        run = trainer.train(recipe, state_beside(checkpoint))
+        if alone and not replace and _key_of(checkpoint) == key:
+            run = Run(*restore(checkpoint, backbone.name))
+            before = run.facts.record.seconds
+        else:
+            run = trainer.train(recipe, state_beside(checkpoint))
     except UserError as error:
+        if not alone:
+            raise
         return outcome.model_copy(update={"failure": str(error), "seconds": _since(start)})
     measured = _measure(trainer, run)
-    seconds = _since(start)
+    seconds = round(before + _since(start), 1)
     # Whether one may be overwritten was asked before all the work.
     save(checkpoint, run.model, run.facts, replace=True)
     return outcome.model_copy(
@@ -183,13 +199,22 @@ def _finished(out: Path, recipe: Recipe, key: str) -> Outcome | None:
 def _make_room(out: Path, recipe: Recipe, key: str, replace: bool) -> None:
     """Raises `UserError` where another run's checkpoint is in the way, unless `replace`."""
     checkpoint = place_of(out, recipe, ".safetensors")
-    if checkpoint.exists() and not replace:
+    if checkpoint.exists() and not replace and _key_of(checkpoint) != key:
         raise UserError(
             f"{checkpoint} is of another recipe, data or backbone: choose another --out, or pass "
             "--replace"
         )
     if replace:
         _forget_other(state_beside(checkpoint), key)
+
+
+def _key_of(checkpoint: Path) -> str | None:
+    """Of the run that ended in it; None where there is none that can be read."""
+    try:
+        facts = read_facts(checkpoint)
+    except UserError:
+        return None
+    return run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256)
 
 
 def _forget_other(state: Path, key: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from models.bundle.images import decode
 from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
 from training.data.cache import cache_file, keep
 from training.data.listing import Listing
-from training.data.photo import Photo, StoredPhoto
+from training.data.photo import Photo, RawPhoto, StoredPhoto
 from training.data.split import Split, SplitName
 from training.progress import track
 
@@ -42,47 +42,52 @@ def usable(listing: Listing) -> Listing:
     """
     _check_labels(listing)
     photos = [photo for split in listing.splits.values() for photo in split.photos]
-    broken = unreadable(photos, cache_file("checked", listing.source, ".npy"))
-    splits = {name: _without(split, broken) for name, split in listing.splits.items()}
+    digests = readable(photos, cache_file("seen", listing.source, ".npy"))
+    splits = {name: _without(split, digests) for name, split in listing.splits.items()}
     kept = replace(listing, splits=splits)
     _check_filled(kept)
+    _warn_of_copies(kept, digests)
     return kept
 
 
-def unreadable(photos: Sequence[Photo], memory: Path) -> set[Photo]:
-    """The photos that cannot be decoded, each warned of; `memory` keeps which could be."""
+def readable(photos: Sequence[Photo], memory: Path) -> dict[Photo, int]:
+    """64 bits of the content of every photo that can be decoded; the others are warned of.
+
+    `memory` keeps them for the next time.
+    """
     known = _recall(memory)
     # Raw pixels cannot be damaged without the whole file being so.
     stored = [photo for photo in photos if isinstance(photo, StoredPhoto)]
-    fresh = [(photo, mark) for photo in stored if (mark := _mark(photo)) not in known]
+    marks = {photo: _mark(photo) for photo in stored}
+    fresh = [photo for photo, mark in marks.items() if mark not in known]
     problems: dict[Photo, str] = {}
-    good: list[int] = []
+    good: dict[int, int] = {}
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = (
-                result
-                for chunk in chunks(fresh, CHUNK)
-                for result in pool.map(_problem, [photo for photo, _ in chunk])
-            )
+            found = (result for chunk in chunks(fresh, CHUNK) for result in pool.map(_look, chunk))
             results = track(found, "Checking photos", len(fresh))
-            for (photo, mark), problem in zip(fresh, results, strict=True):
-                if problem:
-                    problems[photo] = problem
+            for photo, result in zip(fresh, results, strict=True):
+                if isinstance(result, str):
+                    problems[photo] = result
                 else:
-                    good.append(mark)
+                    good[marks[photo]] = result
     finally:
         if good and len(photos) >= WORTHWHILE:
-            _remember(memory, known.union(good))
+            _remember(memory, known | good)
     _warn(problems)
-    return set(problems)
+    raw = {photo: _bits(photo.pixels.tobytes()) for photo in photos if isinstance(photo, RawPhoto)}
+    digests = known | good
+    return raw | {photo: digests[mark] for photo, mark in marks.items() if photo not in problems}
 
 
-def _problem(photo: StoredPhoto) -> str | None:
+def _look(photo: StoredPhoto) -> int | str:
+    """64 bits of its content, or why it cannot be used."""
     try:
-        decode(photo.read(), target=1)
+        data = photo.read()
+        decode(data, target=1)
     except UserError as error:
         return str(error)
-    return None
+    return _bits(data)
 
 
 def _warn(problems: dict[Photo, str]) -> None:
@@ -92,10 +97,10 @@ def _warn(problems: dict[Photo, str]) -> None:
         logger.warning("%d more photos are left out for such reasons", len(problems) - NAMED)
 
 
-def _without(split: Split, broken: set[Photo]) -> Split:
-    if not broken:
+def _without(split: Split, usable: Mapping[Photo, int]) -> Split:
+    if all(photo in usable for photo in split.photos):
         return split
-    return split.only(i for i, photo in enumerate(split.photos) if photo not in broken)
+    return split.only(i for i, photo in enumerate(split.photos) if photo in usable)
 
 
 def _check_filled(listing: Listing) -> None:
@@ -116,42 +121,64 @@ def _check_filled(listing: Listing) -> None:
 
 
 def _check_labels(listing: Listing) -> None:
-    """No photo of two classes; and a warning where one is both trained and measured on."""
-    seen: dict[str, tuple[SplitName, int]] = {}
-    leaked: list[Photo] = []
-    for name, split in listing.splits.items():
+    """No file is listed with two classes."""
+    seen: dict[str, int] = {}
+    for split in listing.splits.values():
         for photo, label in zip(split.photos, split.labels, strict=True):
-            other, known = seen.setdefault(photo.name, (name, label))
+            known = seen.setdefault(photo.name, label)
             if known != label:
                 raise UserError(
                     f"{photo} is listed as {listing.classes[known]!r} and as "
                     f"{listing.classes[label]!r}: keep one of them"
                 )
+
+
+def _warn_of_copies(listing: Listing, digests: Mapping[Photo, int]) -> None:
+    """Of photos that are trained and measured on, or that show two classes, by their content."""
+    seen: dict[int, tuple[SplitName, int, Photo]] = {}
+    leaked: list[tuple[Photo, Photo]] = []
+    torn: list[tuple[Photo, Photo]] = []
+    for name, split in listing.splits.items():
+        for photo, label in zip(split.photos, split.labels, strict=True):
+            other, known, first = seen.setdefault(digests[photo], (name, label, photo))
             if other != name:
-                leaked.append(photo)
+                leaked.append((photo, first))
+            if known != label:
+                torn.append((photo, first))
     if leaked:
         logger.warning(
-            "%s: %d photos are in two splits, such as %s: what is measured on them says little",
+            "%s: %d photos are in two splits, such as %s (%s): what is measured on them says "
+            "little",
             listing.source,
             len(leaked),
-            leaked[0],
+            *leaked[0],
+        )
+    if torn:
+        logger.warning(
+            "%s: %d photos are of two classes, such as %s (%s): remove one of the two",
+            listing.source,
+            len(torn),
+            *torn[0],
         )
 
 
 def _mark(photo: StoredPhoto) -> int:
     """64 bits for a photo as it is now, and for the limits it is checked against."""
     facts = (photo.path, photo.start, photo.size, photo.changed, MAX_PIXELS, MAX_ASPECT)
-    text = "\0".join(map(str, facts))
-    digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return _bits(os.fsencode("\0".join(map(str, facts))))
 
 
-def _recall(memory: Path) -> set[int]:
+def _bits(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _recall(memory: Path) -> dict[int, int]:
+    """The digests of photos by their marks."""
     try:
-        return set(np.load(memory, allow_pickle=False).tolist())
+        return dict(np.load(memory, allow_pickle=False).reshape(-1, 2).tolist())
     except (OSError, ValueError, EOFError):
-        return set()
+        return {}
 
 
-def _remember(memory: Path, marks: set[int]) -> None:
-    keep(memory, lambda file: np.save(file, np.array(sorted(marks), np.uint64)))
+def _remember(memory: Path, digests: dict[int, int]) -> None:
+    keep(memory, lambda file: np.save(file, np.array(sorted(digests.items()), np.uint64)))

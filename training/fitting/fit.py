@@ -31,6 +31,10 @@ Share = tuple[Tensor, Tensor]
 CPU_MICRO_BATCH: Final = 32
 
 
+class DivergedError(UserError):
+    """Rates are too high: there is nothing to go on from."""
+
+
 def fit(
     model: Model,
     inputs: Inputs,
@@ -43,8 +47,8 @@ def fit(
     """Train what is unfrozen in `model` and leave it on the CPU; returns the finished progress.
 
     Every process takes its share of every batch, and all end with the same weights: those that one
-    process gets, up to the rounding of sums. Goes on from where `resume` is. Raises `UserError`
-    where the loss is no longer a number.
+    process gets, up to the rounding of sums. Goes on from where `resume` is. Raises
+    `DivergedError` where the loss is no longer a number.
     """
     progress = resume.progress or _begin(recipe, launcher)
     fabric = launcher.fabric(progress.precision)
@@ -176,7 +180,7 @@ def enough_memory(recipe: Recipe, launcher: Launcher) -> Iterator[None]:
             raise
         at_once = micro_batch(recipe, launcher)
         advice = (
-            f"pass --set micro_batch={max(1, at_once // 2)}, for the same result in less memory"
+            f"pass --set micro_batch={max(1, at_once // 2)}, which takes less memory"
             if at_once > 1
             else "tune fewer blocks, or take a smaller backbone"
         )
@@ -205,8 +209,8 @@ def _check(loss: float, progress: Progress, recipe: Recipe) -> None:
         raise _diverged(f"the loss is {loss} in {where}", recipe)
 
 
-def _diverged(what: str, recipe: Recipe) -> UserError:
+def _diverged(what: str, recipe: Recipe) -> DivergedError:
     rates = recipe.optimiser
-    return UserError(
+    return DivergedError(
         f"{what}: lower the learning rates (head {rates.head_rate:g}, tuner {rates.tuner_rate:g})"
     )

@@ -55,7 +55,9 @@ class Resume:
         self._key = key
         self._path = path if launcher.rank == 0 else None
         self._written = time.monotonic()
-        kept = launcher.broadcast(read_state(self._path, key) if self._path else None)
+        kept = launcher.broadcast(_readable(self._path, key))
+        if isinstance(kept, str):
+            raise UserError(kept)
         self.progress: Progress | None = Progress(**kept["progress"]) if kept else None
         self.learner: dict[str, Any] | None = kept["learner"] if kept else None
 
@@ -68,6 +70,11 @@ class Resume:
     def due(self) -> bool:
         return time.monotonic() - self._written >= SAVE_EVERY
 
+    def forget(self) -> None:
+        """Have the run begin anew the next time."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
     def write(self, progress: Progress, learner: dict[str, Any]) -> None:
         """Replace what is there; the old state stays whole until then."""
         if self._path is not None:
@@ -75,6 +82,14 @@ class Resume:
             with atomic_file(self._path) as temporary:
                 torch.save(kept, temporary)
         self._written = time.monotonic()
+
+
+def _readable(path: Path | None, key: str) -> dict[str, Any] | str | None:
+    """What `read_state` gives or, for all processes to hear of it, why it gives nothing."""
+    try:
+        return read_state(path, key) if path else None
+    except UserError as error:
+        return str(error)
 
 
 def read_state(path: Path, key: str) -> dict[str, Any] | None:
@@ -106,6 +121,10 @@ def state_beside(checkpoint: Path) -> Path:
 
 
 def run_key(recipe: Recipe, data: str, backbone: str) -> str:
-    """sha256 of what a run's result depends on: recipe, photos and backbone by their own sha256."""
-    parts = [FORMAT, recipe.model_dump(mode="json"), data, backbone]
+    """sha256 of what a run's result depends on: recipe, photos and backbone by their own sha256.
+
+    Raises `UserError` where a file that the recipe names cannot be read.
+    """
+    files = recipe.head.initial.contents()
+    parts = [FORMAT, recipe.model_dump(mode="json"), data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -45,6 +45,21 @@ def few(tmp_path: Path) -> Dataset:
     return load_dataset(str(write_photos(tmp_path / "few", {"red": 6, "green": 3, "blue": 1})))
 
 
+def test_copies_of_a_photo_are_set_aside_together_and_measured_once(
+    tmp_path: Path, tiny_backbone: str
+) -> None:
+    root = write_photos(tmp_path / "twins", {"red": 4, "green": 3})
+    (root / "train/red/zz.png").write_bytes((root / "train/red/001.png").read_bytes())
+    twins = load_dataset(str(root))
+    names = [photo.name for photo in twins.train.photos]
+    pair = {names.index("train/red/001.png"), names.index("train/red/zz.png")}
+    trainer = Recorded(twins, tiny_backbone)
+    found = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, ["few", "few"])
+    assert all(len(pair & set(aside)) != 1 for aside, _ in trainer.runs)
+    assert any(pair <= set(aside) for aside, _ in trainer.runs)
+    assert len(found[Precision.FP32]) == 7
+
+
 def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     few: Dataset, tiny_backbone: str
 ) -> None:

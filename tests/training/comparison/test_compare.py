@@ -11,7 +11,7 @@ from outcomes import failed, outcome_of, tail_of
 
 from models import UserError
 from models.lift.backbone import Backbone, load_backbone
-from training.checkpoint import read_facts
+from training.checkpoint import read_facts, save
 from training.comparison import compare as module
 from training.comparison.compare import collect, compare, expected_seconds, in_order
 from training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
@@ -173,6 +173,24 @@ def test_what_an_interrupted_run_left_is_gone_on_from_and_another_runs_only_repl
     state.write_bytes(b"of who knows what")
     (other,), _ = run(colours, backbone, [recipe("lora")], tmp_path, replace=True)
     assert other.failure is None
+
+
+def test_what_train_has_left_is_measured_and_not_trained_again(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,), _ = run(colours, backbone, [recipe("lora")], tmp_path / "whole")
+    trained = Trainer(colours, backbone, CPU).train(recipe("lora"))
+    save(tmp_path / "lora-0.safetensors", trained.model, trained.facts)
+
+    def train(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    (measured,), _ = run(colours, backbone, [recipe("lora")], tmp_path)
+    assert measured.accuracies == whole.accuracies
+    assert measured.trainable_parameters == whole.trainable_parameters
+    assert measured.record == trained.facts.record
+    assert measured.seconds >= trained.facts.record.seconds
 
 
 def test_a_recipe_that_is_asked_for_twice_is_refused(

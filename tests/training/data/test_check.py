@@ -55,8 +55,8 @@ def test_a_split_without_a_readable_photo_is_named(tmp_path: Path) -> None:
 def test_a_photo_to_train_and_to_measure_on_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in "ab":
-        write_photo(tmp_path / f"{name}.png", COLOURS["red"])
+    for seed, name in enumerate("ab"):
+        write_photo(tmp_path / f"{name}.png", COLOURS["red"], seed=seed)
     table = tmp_path / "x.csv"
     table.write_text("path,label,split\na.png,x,train\nb.png,y,train\nb.png,y,test\n")
     with caplog.at_level(logging.WARNING):
@@ -64,6 +64,27 @@ def test_a_photo_to_train_and_to_measure_on_is_warned_of(
     (message,) = caplog.messages
     assert "1 photos are in two splits, such as" in message
     assert "b.png" in message
+
+
+@pytest.mark.parametrize(
+    ("copy", "told"),
+    [
+        ("test/red/copied.png", "1 photos are in two splits, such as"),
+        ("train/blue/copied.png", "1 photos are of two classes, such as"),
+    ],
+)
+def test_a_copy_under_another_name_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, copy: str, told: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / copy).parent.mkdir(parents=True, exist_ok=True)
+    (root / copy).write_bytes((root / "train/red/001.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(root))
+    (message,) = caplog.messages
+    assert told in message
+    assert copy in message
+    assert "train/red/001.png" in message
 
 
 @pytest.fixture
@@ -76,15 +97,15 @@ def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the photos that were decoded to check them."""
     names: list[str] = []
-    real = check._problem
+    real = check._look
 
-    def spy(photo: StoredPhoto) -> str | None:
+    def spy(photo: StoredPhoto) -> int | str:
         names.append(photo.name)
         if photo.name == "train/stop":
             raise KeyboardInterrupt
         return real(photo)
 
-    monkeypatch.setattr(check, "_problem", spy)
+    monkeypatch.setattr(check, "_look", spy)
     return names
 
 
@@ -120,9 +141,9 @@ def test_an_interrupted_check_goes_on_where_it_was(
     files = [f"train/red/{index:03}.png" for index in range(3)]
     memory = tmp_path / "memory.npy"
     with pytest.raises(KeyboardInterrupt):
-        check.unreadable(stored(root, [*files[:2], "train/stop"]), memory)
+        check.readable(stored(root, [*files[:2], "train/stop"]), memory)
     decoded.clear()
-    assert check.unreadable(stored(root, files), memory) == set()
+    assert len(check.readable(stored(root, files), memory)) == len(files)
     assert decoded == files[2:]
 
 
@@ -137,12 +158,12 @@ def test_a_memory_that_cannot_be_read_or_written_is_done_without(
 ) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     load_dataset(str(root))
-    (memory,) = (cache / "checked").iterdir()
+    (memory,) = (cache / "seen").iterdir()
     memory.write_bytes(memory.read_bytes()[:-3])
     assert load_dataset(str(root)).counts == [3, 2]
     memory.unlink()
-    (cache / "checked").rmdir()
-    (cache / "checked").touch()
+    (cache / "seen").rmdir()
+    (cache / "seen").touch()
     with caplog.at_level(logging.WARNING):
         assert load_dataset(str(root)).counts == [3, 2]
     assert "the work is repeated next time" in caplog.text

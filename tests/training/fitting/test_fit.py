@@ -2,6 +2,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,24 @@ def test_a_loss_that_is_no_number_ends_the_run(colours: Dataset, tiny_backbone: 
     rates = {"head_rate": 1e30, "tuner_rate": 1e30}
     with pytest.raises(UserError, match=r"in epoch 1, step 2: lower the learning rates"):
         train(colours, tiny_backbone, optimiser=rates)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimiser": {"head_rate": 0.02, "tuner_rate": 1e38, "tuner_decay": 1e5}, "batch": 56},
+        {"optimiser": {"head_rate": 1e30, "tuner_rate": 1e30}, "batch": 56},
+    ],
+    ids=["after the last step", "after an epoch"],
+)
+def test_a_run_that_diverged_leaves_nothing_in_the_way_of_lower_rates(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    trainer, state = Trainer(colours, load_backbone(tiny_backbone), CPU), tmp_path / "x.resume"
+    epochs = 1 if "tuner_decay" in str(changes) else 3
+    with pytest.raises(UserError, match="lower the learning rates"):
+        trainer.train(Recipe.model_validate({**QUICK, "epochs": epochs, **changes}), state)
+    assert trainer.train(Recipe.model_validate({**QUICK, "epochs": 1}), state).losses
 
 
 def test_rates_fall_by_lifts_schedule_each_group_from_its_own(
