@@ -1,6 +1,7 @@
 """Fixtures for every test: the palette bundle, written once, and a disk that is soon full."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,10 @@ from hypothesis import settings
 from palette import write_bundle
 
 import models.lift  # noqa: F401  (makes torchvision importable before any test imports open_clip)
+
+# A shell's background job ignores it, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("patient", deadline=None)
