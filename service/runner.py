@@ -75,7 +75,7 @@ class Runner:
         try:
             return await self._inferred(parts)
         except Exception as error:
-            # They hold what `load` may have to free.
+            # Its frames hold the model, which may have to be freed for another `load`.
             clear_frames(error.__traceback__)
             raise
 

@@ -212,9 +212,9 @@ def _key_of(checkpoint: Path) -> str | None:
     """Of the run that ended in it; None where there is none that can be read."""
     try:
         facts = read_facts(checkpoint)
+        return run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256)
     except UserError:
         return None
-    return run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256)
 
 
 def _forget_other(state: Path, key: str) -> None:
