@@ -3,10 +3,10 @@
     python -m benchmarks.training                     # ViT-B/16, random weights
     python -m benchmarks.training --batch 32 --precision bf16
 
-Three ways to train are measured in turns, each in a process of its own: AdaptFormer in taillift's
-tower, full fine-tuning in the same tower, and the same AdaptFormer hung on open_clip's own blocks
-with hooks. Every process repeats its step and the fastest counts: others on the machine only slow
-it down.
+Prints and writes what it found. Three ways to train are measured in turns, each in a process of its
+own: AdaptFormer in taillift's tower, full fine-tuning in the same tower, and the same AdaptFormer
+hung on open_clip's own blocks with hooks. Every process repeats its step and the fastest counts:
+others on the machine only slow it down.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.tables import RESULTS, markdown, write_result
 from models.lift.convert import convert
 from models.lift.tuners import AdaptFormer, Full
 
@@ -116,9 +116,9 @@ def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
             torch.cuda.synchronize()
         pipe.send(time.perf_counter() - start)
     if device.type == "cuda":
-        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
+        pipe.send(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def main() -> None:
@@ -131,13 +131,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training.md")
     options = parser.parse_args()
-    seconds, memory = interleaved(options)
-    Console().print(table(options, seconds, memory))
+    title = f"{options.architecture}, batch {options.batch}, {options.precision}, {options.device}:"
+    write_result(options.out, [title, table(*interleaved(options))])
 
 
 def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way, float]]:
-    """The fastest step of each way in seconds, and its process's peak memory in MiB."""
+    """The fastest step of each way in seconds, and its process's peak memory in GiB."""
     context = get_context("spawn")
     pipes: dict[Way, Any] = {}
     for way in WAYS:
@@ -158,17 +159,13 @@ def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way
     return best, memory
 
 
-def table(
-    options: argparse.Namespace, seconds: dict[Way, float], memory: dict[Way, float]
-) -> Table:
-    title = f"{options.architecture}, batch {options.batch}, {options.precision}, {options.device}"
-    grid = Table(title=title, title_justify="left")
-    for name in ("", "step, s", "AdaptFormer takes of it", "peak memory, MiB"):
-        grid.add_column(name, justify="right" if name else "left")
-    for way in WAYS:
-        share = seconds[WAYS[0]] / seconds[way]
-        grid.add_row(way, f"{seconds[way]:.2f}", f"{share:.2f}", f"{memory[way]:.0f}")
-    return grid
+def table(seconds: dict[Way, float], memory: dict[Way, float]) -> str:
+    """The fastest step and the peak memory of each way, as Markdown."""
+    rows = [
+        [way, f"{seconds[way]:.2f}", f"{seconds[WAYS[0]] / seconds[way]:.2f}", f"{memory[way]:.1f}"]
+        for way in WAYS
+    ]
+    return markdown(("", "step, s", "AdaptFormer takes of it", "peak memory, GiB"), rows)
 
 
 if __name__ == "__main__":

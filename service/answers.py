@@ -93,7 +93,8 @@ class ClassifiedImage(ImageResult):
     predictions: list[Prediction]
     decision: Decision | None = Field(
         None,
-        description="accept: the errors among such answers stay within the risk in GET /model; "
+        description="accept: the errors among such answers are certified, or else only estimated, "
+        "to stay within the risk in GET /model (`review`); "
         "review: a person should look at it; null: the bundle or the prior does not tell",
     )
     set: list[str] | None = Field(

@@ -27,7 +27,7 @@ def open_classifier(settings: Settings) -> tuple[Classifier, str]:
     if settings.precision != "auto":
         precision = Precision(settings.precision)
         graph = _graph_of(precision, device.provider)
-        return Classifier.open(bundle, device, graph), f"{precision}: it was asked for"
+        return Classifier.open(bundle, device, graph), _asked(precision, graph)
     opened = {Precision.FP32: Classifier.open(bundle, device)}
     variants = opened[Precision.FP32].manifest.variants
     for one in VARIANTS.get(device.provider, frozenset()) & variants.keys():
@@ -36,8 +36,19 @@ def open_classifier(settings: Settings) -> tuple[Classifier, str]:
         except UserError as error:
             return opened[Precision.FP32], f"fp32: {one} does not work here ({error})"
     scores = {one: found.full if (found := variants[one].evaluation) else None for one in opened}
-    choice = choose(scores, _seconds(opened) if len(opened) > 1 else {}, device.provider)
+    rare = any(one.group == "few" for one in opened[Precision.FP32].manifest.classes)
+    seconds = _seconds(opened) if len(opened) > 1 else {}
+    choice = choose(scores, seconds, device.provider, rare)
     return opened[choice.precision], choice.reason
+
+
+def _asked(precision: Precision, graph: Precision) -> str:
+    if precision is graph:
+        return f"{precision}: it was asked for"
+    return (
+        f"{precision}: it was asked for; TensorRT makes it of the {graph} graph, whose accuracy "
+        "and calibration these are"
+    )
 
 
 def _graph_of(precision: Precision, provider: Provider) -> Precision:

@@ -23,6 +23,8 @@ from training.fitting.resume import state_beside
 from training.recipe import Recipe
 
 KEY: Final = "taillift"
+# What lies beside it has its whole name and more, which is no other's and no recipe's.
+ENDING: Final = ".safetensors"
 
 
 class Facts(BaseModel):
@@ -53,23 +55,35 @@ def save(path: Path, model: Model, facts: Facts, replace: bool = False) -> None:
     """Write one safetensors file, whole or not at all, and its facts beside it, as YAML to read.
 
     Only the first process writes. The state that an interrupted run would continue from goes.
-    Raises `UserError` where `path` exists and is not to be replaced.
+    Raises what `check_free` raises.
     """
     if not is_first():
         return
     check_free(path, replace)
     with atomic_file(path) as temporary:
         temporary.write_bytes(serialise(kept_tensors(model), {KEY: facts.model_dump_json()}))
-    with atomic_file(path.with_suffix(".yaml")) as temporary:
+    with atomic_file(facts_beside(path)) as temporary:
         content = facts.model_dump(mode="json")
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
     state_beside(path).unlink(missing_ok=True)
 
 
 def check_free(path: Path, replace: bool) -> None:
-    """Raises `UserError` where a checkpoint stands at `path`: to know before the work."""
-    if path.exists() and not replace:
-        raise UserError(f"{path} exists already: choose another --out or pass --replace")
+    """To know before the work.
+
+    Raises `UserError` where `path` is no checkpoint's name, or where one stands there, or its facts
+    beside it, and is not to be replaced.
+    """
+    if path.suffix != ENDING:
+        raise UserError(f"--out {path}: end the name in {ENDING}, such as {path}{ENDING}")
+    for one in (path, facts_beside(path)):
+        if one.exists() and not replace:
+            raise UserError(f"{one} exists already: choose another --out or pass --replace")
+
+
+def facts_beside(checkpoint: Path) -> Path:
+    """Where what a checkpoint says of itself stands, for people."""
+    return checkpoint.with_name(f"{checkpoint.name}.yaml")
 
 
 def kept_tensors(model: Model) -> dict[str, Tensor]:

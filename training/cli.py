@@ -60,7 +60,10 @@ def train(
     backbone: BackboneName = "default",
     out: Annotated[
         Path | None,
-        typer.Option(help="checkpoint to write, runs/DATA/RECIPE-SEED.safetensors if not given"),
+        typer.Option(
+            help="checkpoint to write, NAME.safetensors; runs/DATA/RECIPE-SEED.safetensors if not "
+            "given"
+        ),
     ] = None,
     imbalance: Imbalance = None,
     replace: Annotated[
@@ -81,8 +84,8 @@ def train(
     chosen = load_recipe(recipe, {**parse_changes(changes or []), **seeded})
     dataset = load_dataset(data, imbalance)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
-    require_writable(path)
     check_free(path, replace)
+    require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
         run = Trainer(dataset, load_backbone(backbone)).train(chosen, state_beside(path), curves)
@@ -103,7 +106,9 @@ def train(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="print this recipe's YAML")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="print this one, by its name or as a YAML file")
+    ] = None,
 ) -> None:
     """List the recipes that come with taillift, or print one to start your own from."""
     from training.recipe import FOLDER, NAMES, load_recipe
@@ -114,7 +119,8 @@ def recipes(
             typer.echo(f"{one:{width}}  {load_recipe(one).title}")
     else:
         load_recipe(name)
-        typer.echo((FOLDER / f"{name}.yaml").read_text("utf-8"), nl=False)
+        path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+        typer.echo(path.read_text("utf-8"), nl=False)
 
 
 @app.command()
@@ -200,11 +206,13 @@ def compare(
     """Train several recipes on the same photos and show their accuracy along the tail.
 
     Runs that are finished are kept: after an interruption, or with more recipes or seeds, run it
-    again. --set applies to every recipe that trains anything.
+    again. --set applies to every recipe that trains anything. The exit status is 1 where a run
+    failed; the others are shown.
     """
     from rich.console import Console
 
     from models.lift.backbone import load_backbone
+    from training.comparison.compare import CSV
     from training.comparison.compare import compare as run
     from training.comparison.report import write_report
     from training.comparison.results import failures, table
@@ -236,11 +244,17 @@ def compare(
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
     if not is_first():
         return
-    write_report(folder, dataset, outcomes, shlex.join(["taillift", *sys.argv[1:]]))
+    written = write_report(folder, dataset, outcomes, shlex.join(["taillift", *sys.argv[1:]]))
     console.print(table(outcomes))
-    for line in failures(outcomes):
+    failed = failures(outcomes)
+    for line in failed:
         console.print(line)
-    console.print(f"{folder} holds results.csv, results.md, report.html and its figures")
+    console.print(f"{folder} holds {', '.join([CSV, *written])}")
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: see to them and "
+            "run the command again, the others are kept"
+        )
 
 
 def tell(target: Path, manifest: "Manifest") -> None:

@@ -64,8 +64,8 @@ class Dataset:
 def load_dataset(source: str, imbalance: float | None = None) -> Dataset:
     """Read labelled photos: a path in any layout of `training.data.source`, or a sample set's name.
 
-    `imbalance` cuts the training photos to an exponential tail of that ratio between its first and
-    its last class, as `tail_indices` says; the other splits stay whole.
+    `imbalance` cuts the training photos to an exponential tail of that ratio between the largest
+    and the smallest class, as `tail_indices` says; the other splits stay whole.
 
     A photo that cannot be decoded is left out with a warning that names it. Raises `UserError`
     where the source cannot be read as a set of photos, and what `usable` and `tail_indices` raise.

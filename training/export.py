@@ -117,9 +117,8 @@ def export(
         shutil.copyfile(checkpoint, folder / DELTA)
         golden = pixels[:GOLDEN_PHOTOS]
         write_golden(folder, golden, {one: sessions[one].run(golden).logits for one in sessions})
-        judged |= (
-            judge.calibrate(sessions, cross_fitted) if calibrated else judge.evaluate(sessions)
-        )
+        found = judge.calibrate(sessions, cross_fitted) if calibrated else judge.evaluate(sessions)
+        judged |= {one: variant.as_made(graphs.made.get(one)) for one, variant in found.items()}
         write_judged(folder, facts, groups, judged)
     return Exported(written[0], proof, unmerged(merged))
 
@@ -172,8 +171,8 @@ def write_judged(
     """The report, and the scores that prediction sets are made of."""
     write_report(folder / REPORT, facts, groups, judged)
     for precision, one in judged.items():
-        if one.scores:
-            write_scores(folder, precision, one.scores)
+        if one.fitted:
+            write_scores(folder, precision, one.fitted.scores)
 
 
 def accuracies(judged: Mapping[Precision, Judged], classes: int) -> list[Accuracy | None]:

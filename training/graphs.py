@@ -18,10 +18,14 @@ class Graphs:
     """Writes a bundle's graphs: fp32, and the `variants` of it."""
 
     def __init__(self, pixels: Pixels, variants: Sequence[Precision] = ()) -> None:
-        """`pixels` uint8 [N, S, S, 3] are training views to make the variants by."""
+        """`pixels` uint8 [N, S, S, 3] are training views to make the variants by.
+
+        `made` says of each variant of the first model how it was made and how near it is to fp32.
+        """
         self._pixels = pixels
         self._variants = variants
         self._int8: Candidate | None = None
+        self.made: dict[Precision, str] = {}
 
     def write(self, merged: Model, folder: Path) -> dict[Precision, Path]:
         """Where each precision's graph is, fp32 first.
@@ -35,11 +39,13 @@ class Graphs:
         for precision in self._variants:
             target = paths[precision] = folder / FILES[precision]
             if precision is Precision.FP16:
-                halve(fp32, target, self._pixels)
+                near = halve(fp32, target, self._pixels)
+                self.made.setdefault(precision, str(near))
             elif self._int8:
                 quantise_like(fp32, target, self._pixels, self._int8)
             else:
                 self._int8 = quantise(fp32, target, self._pixels).kept
+                self.made[precision] = str(self._int8)
         return paths
 
     def write_plain(self, model: Model, path: Path) -> int:

@@ -6,17 +6,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, split
 
 from models import UserError
 from models.lift.head import text_weight
 from training.data.names import class_name
+from training.yaml_text import parse_yaml
 
 # Classes whose prompts are encoded together: what bounds the memory of 80 prompts a class.
 CLASSES_AT_ONCE: Final = 256
@@ -145,9 +145,6 @@ Initial = Annotated[
     | RandomInitial,
     Field(discriminator="name"),
 ]
-INITIALS: Final[dict[str, type[InitialSpec]]] = {
-    one.model_fields["name"].default: one for one in get_args(get_args(Initial)[0])
-}
 
 
 def check_text(initial: InitialSpec, backbone: str, has_text: bool) -> None:
@@ -231,15 +228,15 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
     """A JSON (by its name) or YAML file {class: [sentence, ...]}; `UserError` if it is not one."""
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if path.suffix.lower() == ".json" else parse_yaml(text)
         return _DESCRIPTIONS.validate_python(content, strict=True)
     except OSError as error:
         reason = error.strerror
     except ValidationError as error:
         first = error.errors()[0]
         reason = " ".join([*(f"{part}:" for part in first["loc"]), first["msg"]])
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except ValueError as error:
+        reason = str(error)
     raise UserError(f"descriptions {path}: {reason}; write CLASS: [SENTENCE, ...] in JSON or YAML")
 
 

@@ -6,7 +6,7 @@ A built loss is a `Criterion`. Adding one is a class here and its name in `Loss`
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -200,9 +200,6 @@ Loss = Annotated[
     | Lade,
     Field(discriminator="name"),
 ]
-LOSSES: Final[dict[str, type[LossSpec]]] = {
-    one.model_fields["name"].default: one for one in get_args(get_args(Loss)[0])
-}
 
 
 class ShiftedCrossEntropy(Criterion):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models import UserError
 from models.bundle.classifier import Classifier
-from models.bundle.folder import DELTA, GOLDEN, new_bundle, read_manifest
+from models.bundle.folder import DELTA, GOLDEN, new_bundle, read_manifest, verify_files
 from models.bundle.manifest import FileRecord, Manifest
 from models.bundle.posterior import log_shares
 from models.bundle.precision import FILES, Precision
@@ -26,6 +26,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
     val photos, or a class that the bundle does not know.
     """
     old = read_manifest(bundle)
+    verify_files(bundle, old)
     known = _as_in(old, bundle, dataset)
     if known.val is None:
         raise UserError(
@@ -56,7 +57,8 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
         for name in (*(FILES[one] for one in old.variants), DELTA, GOLDEN):
             shutil.copyfile(bundle / name, folder / name)
         sessions = {one: Classifier.open(bundle, precision=one).session for one in old.variants}
-        judged |= judge.calibrate(sessions)
+        found = judge.calibrate(sessions)
+        judged |= {one: variant.as_made(old.variants[one].made) for one, variant in found.items()}
         write_judged(folder, facts, groups, judged)
     return read_manifest(target)
 

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from models import UserError
 from models.lift.tuners import Tuner
 from training.initialise import Initial, TextInitial
 from training.loss import Ldam, LogitAdjusted, Loss
+from training.yaml_text import parse_yaml
 
 FOLDER: Final = Path(__file__).parent / "recipes"
+# What torch's generators take.
+LARGEST_SEED: Final = 2**64 - 1
 # Of a recipe that counts steps: in fewer, augmentation and schedule mean nothing.
 FEWEST_EPOCHS: Final = 2
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -21,6 +23,19 @@ NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, values: Any) -> Any:
+        """Where a part does not say of which kind it is, it is of its default's."""
+        if not isinstance(values, dict):
+            return values
+        kinds = {
+            key: field.default.name
+            for key, field in cls.model_fields.items()
+            if field.discriminator and isinstance(values.get(key), dict)
+        }
+        return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
 
 
 class Head(Part):
@@ -90,7 +105,7 @@ class Recipe(Part):
     batch: int = Field(64, ge=1, description="photos a step, over all processes")
     micro_batch: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
     @field_validator("tuners")
     @classmethod
@@ -132,17 +147,21 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
     """One of the recipes that come with taillift, by its name, or a YAML file, with `changes`.
 
     `changes` maps fields to values, a nested field as "optimiser.tuner_rate". Raises `UserError`
-    where there is no such recipe, or where a field or value is wrong.
+    where there is no such recipe, where a field or value is wrong, or where both epochs and steps
+    are changed.
     """
+    changes = changes or {}
+    if "epochs" in changes and changes.get("steps") is not None:
+        raise UserError("epochs and steps each say how long to train: set one of them")
     path = FOLDER / f"{source}.yaml" if source in NAMES else Path(source)
     if path.suffix not in (".yaml", ".yml"):
         hint = _near(source, NAMES) or f": they are {', '.join(NAMES)}, or a YAML file"
         raise UserError(f"there is no recipe {source!r}{hint}")
     fields = _read(path)
     fields.setdefault("name", path.stem)
-    for key, value in (changes or {}).items():
+    for key, value in changes.items():
         _put(fields, key, value)
-    if "epochs" in (changes or {}):
+    if "epochs" in changes:
         # Whoever asks for epochs means them.
         fields.pop("steps", None)
     try:
@@ -174,9 +193,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: no YAML: {' '.join(str(error).split())}") from None
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{where}: no YAML: {error}") from None
 
 
 def _put(fields: dict[str, Any], key: str, value: Any) -> None:
@@ -195,7 +214,7 @@ def _put(fields: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _item(items: list[Any], part: str, key: str) -> Any:
-    if not part.isdigit() or int(part) >= len(items):
+    if part not in map(str, range(len(items))):
         raise UserError(f"{key}: {part!r} is none of the {len(items)} items, counted from 0")
     return items[int(part)]
 

@@ -21,14 +21,14 @@ from training.checkpoint import Facts
 from training.evaluation import class_accuracies, confusion
 from training.figures import draw_class_accuracies
 from training.page import accuracy, confidence, decisions, ensembling, identity
-from training.page.markup import bullets, figure, paragraph
+from training.page.markup import bullets, figure
 from training.page.short import in_short
 
 PAGE: Final = Template(files("training").joinpath("report.html").read_text("utf-8"))
 CLASSES: Final = "Every class: its training photos, and its accuracy with fp32 and five views."
 RELIABILITY: Final = (
     "How often fp32's answers are right, over their confidence: grey at temperature 1, coloured as "
-    "calibrated; on photos that nothing was fitted on. A line is what chance may do 9 times of 10."
+    "calibrated; on the photos named above. A line is what chance may do 9 times of 10."
 )
 
 
@@ -52,17 +52,13 @@ def write_report(
             groups,
             class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
         )
-    if plain.checked:
-        rows = [
-            (ensemble, before, after)
-            for ensemble, (before, after) in plain.checked.verdicts.items()
-        ]
-        draw_reliability(folder / "reliability.png", rows)
+    if plain.fitted:
+        draw_reliability(folder / "reliability.png", plain.fitted.verdicts)
     (folder / "report.html").write_text(_page(folder, facts, groups, judged), "utf-8")
 
 
 def summary(variant: Variant) -> Iterator[str]:
-    """What is known of a variant, in at most eight lines."""
+    """What is known of a variant, in at most ten lines."""
     yield from in_short(variant)
     parts = (variant.exit, variant.calibration, variant.sets, variant.review)
     if count := sum(len(part.notes) for part in parts if part):
@@ -82,9 +78,9 @@ def _page(
         + _figure(folder / "classes.png", CLASSES)
         + (accuracy.classes(facts, groups, check) if check else ""),
         ensembling=ensembling.section(variants),
-        confidence=confidence.section(variants) + _reliability(folder / "reliability.png"),
-        sets=decisions.sets(judged),
-        review=decisions.review(judged),
+        confidence=confidence.section(variants) + _figure(folder / "reliability.png", RELIABILITY),
+        sets=decisions.sets(variants),
+        review=decisions.review(variants),
     )
 
 
@@ -96,19 +92,8 @@ def _figure(path: Path, text: str) -> str:
     return figure(path, text) if path.exists() else ""
 
 
-def _reliability(path: Path) -> str:
-    return _figure(path, RELIABILITY) or paragraph(
-        "There is no reliability diagram: it needs photos that nothing was fitted on, val/ and "
-        "test/ both.",
-        "note",
-    )
-
-
 def _metrics(one: Judged) -> dict[str, Any]:
-    """Accuracy, calibration error, coverage and review on the photos that it was evaluated on.
-
-    Without photos of their own, the last three are cross-validated on those of the fit.
-    """
+    """Accuracy, and what exit rule, calibration, sets and review were measured to do."""
     variant: Variant = one.variant
     metrics: dict[str, Any] = {}
     if variant.evaluation:
@@ -118,14 +103,12 @@ def _metrics(one: Judged) -> dict[str, Any]:
     if variant.calibration and variant.calibration.errors:
         metrics["calibration_error"] = variant.calibration.errors.model_dump()
     if variant.sets:
-        coverage = one.checked.coverage if one.checked else variant.sets.estimates
         metrics["coverage"] = {
             ensemble: [scores.model_dump() for scores in every]
-            for ensemble, every in coverage.items()
+            for ensemble, every in variant.sets.estimates.items()
         }
-    review = one.checked.review if one.checked else variant.review
-    if review:
-        metrics["review"] = review.model_dump()
+    if variant.review:
+        metrics["review"] = variant.review.model_dump()
     return metrics
 
 

@@ -84,6 +84,10 @@ def _beside(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
             yield Path(folder)
     except OSError as error:
+        if error.filename and not Path(error.filename).is_relative_to(target.parent):
+            raise UserError(
+                f"{error.filename} cannot be used ({error.strerror}): {target} was not written"
+            ) from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             free = shutil.disk_usage(target.parent).free / 2**20
             raise UserError(

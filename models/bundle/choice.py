@@ -29,17 +29,19 @@ def choose(
     scores: Mapping[Precision, Scores | None],
     seconds: Mapping[Precision, float],
     provider: Provider,
+    rare: bool,
 ) -> Choice:
     """The quickest of what `provider` can run, fp32 among it, that is near fp32's accuracy.
 
     `scores` are those of each variant of the bundle on held-out photos with all views, None where
     it was not measured; `seconds` a view takes here, of fp32 and of what was tried. A variant is
-    near where its mean-class and few-shot accuracy are at most 0.3 points below fp32's.
+    near where its mean-class accuracy is at most 0.3 points below fp32's and, if there are `rare`
+    classes, their few-shot accuracy, too.
     """
     able = VARIANTS.get(provider, frozenset()) & scores.keys() & seconds.keys()
     if not able:
         return Choice(Precision.FP32, f"fp32: there is nothing else to run on {provider}")
-    objections = {one: _objection(one, scores, seconds) for one in able}
+    objections = {one: _objection(one, scores, seconds, rare) for one in able}
     fit = [one for one, objection in objections.items() if objection is None]
     if fit:
         quickest = min(fit, key=lambda one: seconds[one])
@@ -49,12 +51,17 @@ def choose(
 
 
 def _objection(
-    one: Precision, scores: Mapping[Precision, Scores | None], seconds: Mapping[Precision, float]
+    one: Precision,
+    scores: Mapping[Precision, Scores | None],
+    seconds: Mapping[Precision, float],
+    rare: bool,
 ) -> str | None:
     found, fp32 = scores[one], scores.get(Precision.FP32)
     if found is None or fp32 is None:
         return "was not measured against it on held-out photos"
     losses = _losses(found, fp32)
+    if rare and "few" not in losses:
+        return "was not measured on photos of few-shot classes"
     worst = max(losses, key=lambda name: losses[name])
     if losses[worst] > TOLERANCE:
         return f"loses {losses[worst]:.1f} points of {MEASURES[worst]} accuracy"
@@ -64,7 +71,7 @@ def _objection(
 
 
 def _losses(found: Scores, fp32: Scores) -> dict[str, float]:
-    """Points below fp32; a group without photos loses nothing."""
+    """Points below fp32, of what was measured."""
     pairs = {name: (getattr(found, name), getattr(fp32, name)) for name in MEASURES}
     return {
         name: before - after
@@ -80,6 +87,15 @@ def _praise(
     assert found is not None
     assert fp32 is not None
     times = seconds[Precision.FP32] / seconds[one]
-    loss = round(fp32.mean_class - found.mean_class, 1)
-    place = f"{abs(loss):.1f} points {'below' if loss > 0 else 'above'}" if loss else "equal to"
-    return f"{one}: {times:.1f} times as fast as fp32 here, mean-class accuracy {place} fp32's"
+    places = [
+        f"{MEASURES[name]} accuracy {_place(loss)} fp32's"
+        for name, loss in _losses(found, fp32).items()
+    ]
+    return f"{one}: {times:.1f} times as fast as fp32 here, {', '.join(places)}"
+
+
+def _place(loss: float) -> str:
+    points = f"{abs(loss):.1f}"
+    if float(points) == 0:
+        return "equal to"
+    return f"{points} points {'below' if loss > 0 else 'above'}"

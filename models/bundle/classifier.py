@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from models import UserError
 from models.bundle import folder as layout
 from models.bundle.chunks import chunks
 from models.bundle.device import Device
-from models.bundle.ensemble import Ensemble, Floats, combine
-from models.bundle.exit import Counts, ExitRule
+from models.bundle.ensemble import Ensemble
+from models.bundle.exit import Combined, Counts, Stages, apply
 from models.bundle.images import Pixels, load, views
 from models.bundle.posterior import Doubles
 from models.bundle.precision import FILES, Precision
@@ -19,13 +19,6 @@ from models.bundle.reader import Reader
 from models.bundle.session import CPU, Session, first_line
 
 BATCH_VIEWS: Final = 40
-
-
-class Combined(NamedTuple):
-    """Each image's mean logits over its views, float32 [N, C], and how many it took, int64 [N]."""
-
-    logits: Floats
-    views: Counts
 
 
 class Classifier:
@@ -72,24 +65,17 @@ class Classifier:
         logits, taken = zip(*parts, strict=True)
         return Combined(np.concatenate(logits), np.concatenate(taken))
 
-    def _combine(self, pixels: Pixels, rule: ExitRule | None) -> Combined:
+    def _combine(self, pixels: Pixels, rule: Stages | None) -> Combined:
         """Of views [N, V, S, S, 3], stage by stage."""
         count, most = pixels.shape[:2]
         seen = np.empty((count, most, len(self.manifest.classes)), np.float32)
-        found = Combined(np.empty_like(seen[:, 0]), np.zeros(count, np.int64))
-        done = 0
-        for stage in rule.stages if rule else (most,):
-            left = np.flatnonzero(found.views == 0)
-            if not len(left):
-                break
-            rows = self.session.run(np.concatenate(pixels[left, done:stage])).logits
-            plain = self.reader.without_prior(rows)
-            seen[left, done:stage] = plain.reshape(len(left), stage - done, -1)
-            logits = combine(np.concatenate(seen[left, :stage]), stage)
-            stopped = rule.stops(logits, stage) if rule else np.ones(len(left), np.bool_)
-            found.logits[left[stopped]], found.views[left[stopped]] = logits[stopped], stage
-            done = stage
-        return found
+
+        def fill(rows: Counts, first: int, last: int) -> None:
+            logits = self.session.run(np.concatenate(pixels[rows, first:last])).logits
+            plain = self.reader.without_prior(logits)
+            seen[rows, first:last] = plain.reshape(len(rows), last - first, -1)
+
+        return apply(rule or Stages(stages=(most,), leads=()), seen, fill)
 
 
 def _check_golden(bundle: Path, reader: Reader, session: Session) -> None:

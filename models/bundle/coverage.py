@@ -6,7 +6,7 @@ that carry no training prior. A class is in the set where its probability is at 
 """
 
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,6 @@ SLACK: Final = 1e-9
 Doubles = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 Sets = npt.NDArray[np.bool_]
-# The group's own photos, those of all classes, or none: a set is the answer alone.
-Basis = Literal["group", "all", "answer"]
 
 
 class Interpolation(Record):
@@ -60,12 +58,13 @@ class PredictionSets(Record):
     """What `coverage=` is answered from, and what held-out photos say of it."""
 
     interpolation: Interpolation
-    photos: int
+    photos: int = Field(description="that the thresholds are made of")
     reach: dict[Group, float] = Field(
         description="per cent: the highest coverage that a group's own photos can support"
     )
+    data: str = Field(description="what the estimates were measured on")
     estimates: dict[Ensemble, tuple[CoverageScores, ...]] = Field(
-        {}, description="by cross-validation, for each ensemble"
+        {}, description="for each ensemble"
     )
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")
 
@@ -139,14 +138,6 @@ class Coverage:
     def reach(self) -> dict[Group, float]:
         """The highest coverage that each group's own photos can support, 0 to 1."""
         return {group: pool.reach for group, pool in zip(GROUPS, self._groups, strict=True)}
-
-    def basis(self, coverage: float) -> dict[Group, Basis]:
-        """What each group's thresholds rest on at this coverage."""
-        common: Basis = "all" if self._all.photos else "answer"
-        return {
-            group: "group" if coverage <= reach + SLACK else common
-            for group, reach in self.reach.items()
-        }
 
     def sets(self, probabilities: Doubles, coverage: float) -> Sets:
         """Which labels each image's set has, [N, C]; the most probable is always among them.

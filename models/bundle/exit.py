@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,8 +84,15 @@ def lead(logits: Floats) -> Floats:
     return ahead
 
 
-def apply(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> tuple[Floats, Counts]:
-    """The combined logits, float32 [N, C], and views taken, int64 [N], of logits [N, 5, C].
+class Combined(NamedTuple):
+    """Each image's mean logits over its views, float32 [N, C], and how many it took, int64 [N]."""
+
+    logits: Floats
+    views: Counts
+
+
+def apply(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> Combined:
+    """What becomes of logits [N, V, C].
 
     With `fill`, `view_logits` may start empty: `fill(rows, first, last)` is called to write views
     `first` to `last` (not included) of the images at `rows`, once they turn out to be needed.
@@ -101,4 +108,4 @@ def apply(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> tuple[
         stopped = rule.stops(logits, views)
         combined[left[stopped]] = logits[stopped]
         taken[left[stopped]] = views
-    return combined, taken
+    return Combined(combined, taken)

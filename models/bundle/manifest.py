@@ -93,6 +93,9 @@ class Evaluation(Record):
 class Variant(Record):
     """One graph of the bundle, and how its logits become answers."""
 
+    made: str | None = Field(
+        None, description="how its graph was made and how near it is to fp32's; absent for fp32"
+    )
     evaluation: Evaluation | None = None
     exit: ExitRule | None = Field(None, description="of ensemble=adaptive; absent: there is none")
     calibration: Calibration | None = None

@@ -70,8 +70,8 @@ class Reader:
             return None
         if self.variant.exit is None:
             raise UserError(
-                "this bundle has no rule for ensemble=adaptive (it was exported without held-out "
-                "photos): use full or off"
+                "this bundle has no rule for ensemble=adaptive (it is not calibrated): use full or "
+                "off"
             )
         return self.variant.exit
 

@@ -26,6 +26,7 @@ class Review(Record):
 
     risk: float = Field(description="per cent of accepted answers that may be wrong")
     level: float = Field(description="per cent: how sure a certified threshold is")
+    data: str = Field(description="what shares accepted and errors were measured on")
     groups: dict[Group, GroupReview] = Field(description="of the predicted class")
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")
 

@@ -12,7 +12,6 @@ from models.bundle.images import VIEWS
 from models.bundle.record import GROUPS, Group, Record
 
 Indices = npt.NDArray[np.int64]
-# The values of `Ensemble`.
 
 
 class Temperatures(Record):

@@ -10,6 +10,7 @@ from palette import CLASSES, canvases, graph, logits_of, palette_manifest
 from serving import running
 
 from models import UserError
+from models.bundle.classifier import Classifier
 from models.bundle.folder import new_bundle, write_golden
 from models.bundle.manifest import Evaluation, FileRecord, Manifest, Scores, Variant
 from models.bundle.precision import FILES, Precision
@@ -69,7 +70,7 @@ def test_what_is_as_accurate_and_faster_is_served(tmp_path: Path) -> None:
     precision, reason = opened(bundle)
     assert precision is INT8
     assert reason.startswith("int8: ")
-    assert reason.endswith("times as fast as fp32 here, mean-class accuracy equal to fp32's")
+    assert "times as fast as fp32 here, mean-class accuracy equal to fp32's, few-shot" in reason
 
 
 def test_int8_that_loses_the_tail_is_not_served_and_model_says_why(tmp_path: Path) -> None:
@@ -108,6 +109,22 @@ def test_a_precision_that_is_asked_for_is_served_whatever_it_costs(tmp_path: Pat
     bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: variant(10)})
     assert opened(bundle, precision="int8") == (INT8, "int8: it was asked for")
     assert opened(bundle, precision="fp32") == (FP32, "fp32: it was asked for")
+
+
+def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no card here: the graph is opened on the CPU instead."""
+    bundle = write(tmp_path / "bundle", {FP32: variant(50)})
+    on_cpu = Classifier.open
+    monkeypatch.setattr(
+        Classifier, "open", lambda path, _, precision: on_cpu(path, precision=precision)
+    )
+    assert opened(bundle, provider="tensorrt", precision="fp16") == (
+        FP32,
+        "fp16: it was asked for; TensorRT makes it of the fp32 graph, whose accuracy and "
+        "calibration these are",
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from tiny import write_backbone
 
 from models import UserError
 from models.lift.backbone import Backbone, load_backbone
-from training.checkpoint import Facts, read_facts, restore, save
+from training.checkpoint import Facts, check_free, facts_beside, read_facts, restore, save
 from training.dataset import Dataset
 from training.fitting.launch import Launcher
 from training.fitting.record import new_record
+from training.fitting.resume import state_beside
 from training.recipe import Recipe
 from training.train import Run, Trainer
 
@@ -117,8 +118,48 @@ def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint
     assert 0 <= record.waiting <= 1
     assert record.seconds > 0
     assert 50e6 < record.peak_memory < 50e9
-    beside = yaml.safe_load(checkpoint.with_suffix(".yaml").read_text("utf-8"))
-    assert Facts.model_validate(beside) == run.facts
+    assert facts_in(checkpoint.with_name("lift.safetensors.yaml")) == run.facts
+
+
+def facts_in(path: Path) -> Facts:
+    return Facts.model_validate(yaml.safe_load(path.read_text("utf-8")))
+
+
+def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("title: my own\n")
+    save(tmp_path / "mine.safetensors", run.model, run.facts)
+    assert recipe.read_text() == "title: my own\n"
+
+
+def test_checkpoints_with_dots_in_their_names_share_no_file(run: Run, tmp_path: Path) -> None:
+    one, other = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
+    interrupted = state_beside(other)
+    interrupted.write_text("of the other's run")
+    save(one, run.model, run.facts)
+    assert interrupted.exists()
+    save(other, run.model, run.facts.model_copy(update={"data": "other"}))
+    assert [facts_in(facts_beside(path)).data for path in (one, other)] == ["colours", "other"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["lr0.01", "mine.yaml", ".safetensors"])
+def test_a_checkpoint_is_named_as_one(run: Run, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"end the name in \.safetensors, such as"):
+        save(tmp_path / name, run.model, run.facts, replace=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_facts_is_replaced_only_when_asked(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    facts_beside(path).write_text("who knows what")
+    with pytest.raises(UserError, match=r"run\.safetensors\.yaml exists already"):
+        check_free(path, replace=False)
+    assert not path.exists()
+    save(path, run.model, run.facts, replace=True)
+    assert facts_in(facts_beside(path)) == run.facts
 
 
 def test_the_record_names_the_commit_and_whether_files_differ_from_it(

@@ -54,9 +54,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["train", "photos", "--backbone", "ViT-B16:x"], "did you mean ViT-B-16"),
         (["train", "photos", "--seed", "-1"], "seed = -1: Input should be greater"),
         (["train", "photos", "--imbalance", "0.5"], "an imbalance ratio of 0.5 is below 1"),
-        (["train", "photos", "--out", "photos"], "error: photos is a folder: name a file"),
-        (["train", "photos", "--out", "there"], "error: there exists already: choose another"),
+        (["train", "photos", "--out", "photos"], "error: --out photos: end the name in .safeten"),
+        (["train", "photos", "--out", "o/lr0.01"], "such as o/lr0.01.safetensors"),
+        (["train", "photos", "--out", "there.safetensors"], "there.safetensors exists already: ch"),
+        (
+            ["train", "photos", "--out", "folder.safetensors", "--replace"],
+            "error: folder.safetensors is a folder: name a file",
+        ),
         (["recipes", "lif"], "error: there is no recipe 'lif': did you mean lift?"),
+        (["recipes", "mine.yaml"], "error: recipe mine.yaml cannot be read"),
+        (["recipes", "typo.yaml"], "error: typo.yaml: there is no field epoch: did you mean epoch"),
         (["compare", "photos", "--seeds", "a"], "error: --seeds a: give whole numbers such as"),
         (["compare", "photos", "--recipes", "lift,lit"], "there is no recipe 'lit': did you mean"),
         (["compare", "photos", "--recipes", "lift,lift"], "lift with seed 0 is asked for twice"),
@@ -73,13 +80,16 @@ def test_a_mistake_ends_in_one_line(
 ) -> None:
     splits = ("train", "test") if "lift,lift" in arguments else ("train",)
     write_photos(tmp_path / "photos", {"red": 3, "blue": 2}, splits)
-    (tmp_path / "there").write_text("a checkpoint")
+    (tmp_path / "there.safetensors").write_text("a checkpoint")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "typo.yaml").write_text("epoch: 3\n")
     status, _, errors = run(*arguments)
     assert status == 1
     assert line in errors
     assert len(errors.strip().splitlines()) == 1, errors
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.*"))
-    assert (tmp_path / "there").read_text() == "a checkpoint"
+    assert (tmp_path / "there.safetensors").read_text() == "a checkpoint"
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("option", ["--method", "--rank", "--head-rate", "--epochs"])
@@ -105,6 +115,12 @@ def test_a_recipe_is_printed_to_start_ones_own_from(run: Run, tmp_path: Path) ->
     assert load_recipe(str(tmp_path / "lift.yaml")) == load_recipe("lift")
 
 
+def test_a_recipe_of_ones_own_is_printed_as_it_stands(run: Run, tmp_path: Path) -> None:
+    text = "epochs: 3  # few\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert run("recipes", "mine.yaml") == (0, text, "")
+
+
 def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     run: Run, tmp_path: Path, tiny_backbone: str
 ) -> None:
@@ -117,17 +133,35 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     assert status == 0, errors
     path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
     assert f"{path.relative_to(tmp_path)}: " in told
-    assert re.search(r"[\d,]+ parameters trained on 12 photos of 2 classes, loss \d", told)
+    assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", told)
     facts = read_facts(path)
     assert (facts.recipe.name, facts.recipe.title, facts.recipe.seed) == ("mine", "My own", 3)
     assert (facts.recipe.epochs, facts.recipe.optimiser.tuner_rate) == (1, 0.002)
-    assert facts.counts == (8, 4)
+    assert facts.counts == (16, 4)
     assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
     status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "epochs=2")
     assert status == 0, errors
     assert read_facts(path).recipe.epochs == 2
+
+
+def test_checkpoints_with_dots_keep_apart_from_each_other_and_from_their_recipe(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 3, "blue": 2})
+    (tmp_path / "lr0.01.yaml").write_text("epochs: 0\n")
+    for name in ("lr0.01", "lr0.02"):
+        command = ["train", "photos", "--recipe", "lr0.01.yaml", "--backbone", tiny_backbone]
+        status, _, errors = run(*command, "--out", f"{name}.safetensors")
+        assert status == 0, errors
+    assert (tmp_path / "lr0.01.yaml").read_text() == "epochs: 0\n"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("photos", "tensorboard", "lr0.01.yaml"),
+        *("lr0.01.safetensors", "lr0.01.safetensors.yaml"),
+        *("lr0.02.safetensors", "lr0.02.safetensors.yaml"),
+    }
+    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"lr0.01", "lr0.02"}
 
 
 def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_path: Path) -> None:
@@ -153,7 +187,7 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
     assert "run the same command again, and it goes on" in errors
     assert list((tmp_path / "runs").rglob("lift-0.safetensors")) == []
     assert {path.name for path in (tmp_path / "runs/photos").iterdir()} <= {
-        "lift-0.resume",
+        "lift-0.safetensors.resume",
         "tensorboard",
     }
 
@@ -161,7 +195,8 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
 def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> None:
     """The whole path on the embedded backbone, with colours that it cannot confuse."""
     write_photos(tmp_path / "photos", {"red": 12, "green": 8, "blue": 4}, SPLITS)
-    trained = taillift("train", "photos", "--set", "epochs=4", cwd=tmp_path)
+    few = ["--set", "epochs=4", "--set", "blocks=1", "--set", "augmentation.copies=2"]
+    trained = taillift("train", "photos", *few, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "runs/photos/lift-0.safetensors" in trained.stdout
     exported = taillift("export", "runs/photos/lift-0.safetensors", "photos", cwd=tmp_path)
@@ -204,3 +239,26 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(
     assert "--seeds 0,1" in page
     for name in ("groups.png", "parameters.png", "tail.png", "results.md"):
         assert (folder / name).exists()
+
+
+def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 8, "blue": 4}, ("train", "test"))
+    command = ["compare", "photos", "--backbone", tiny_backbone, "--out", "found"]
+    wild = ["--set", "epochs=2", "--set", "head.kind=linear", "--set", "augmentation.copies=2"]
+    wild += ["--set", "optimiser.head_rate=1e38", "--set", "optimiser.tuner_rate=1e38"]
+    status, told, errors = run(*command, *wild, "--recipes", "zero-shot,full")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: 1 of 2 runs failed, for the reasons above")
+    everything = "results.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    assert " ".join(told.split()).endswith(f" found holds {everything}")
+    assert all((tmp_path / "found" / name).exists() for name in everything.split(", "))
+    status, told, errors = run(*command, *wild, "--recipes", "full")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: 1 of 1 runs failed")
+    assert told.endswith("\nfound holds results.csv, results.md\n")
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {
+        *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
+        *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),
+    }, "nothing drawn is left of the earlier comparison"

@@ -241,6 +241,10 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
     metrics = json.loads((target / "report/metrics.json").read_text())
     temperatures = set()
     assert colours.test is not None
+    assert manifest.variants[Precision.FP32].made is None
+    made = [manifest.variants[one].made or "" for one in wanted]
+    assert made[0].startswith(("dynamic", "static", "mixed"))
+    assert all("% of training views keep their first class" in one for one in made)
     for precision, variant in manifest.variants.items():
         assert variant.calibration is not None
         temperatures.add(variant.calibration.full.pooled)

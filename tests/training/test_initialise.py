@@ -3,6 +3,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from models import UserError
 from models.lift.backbone import Backbone, load_backbone
 from training.initialise import (
     CLASSES_AT_ONCE,
-    INITIALS,
     ClassMeanInitial,
     ClassNameInitial,
     DescriptionsInitial,
@@ -33,6 +33,9 @@ from training.initialise import (
     text_weights,
 )
 
+INITIALS: dict[str, type[InitialSpec]] = {
+    one.model_fields["name"].default: one for one in get_args(get_args(Initial)[0])
+}
 CLASSES = ["polar_bear", "cat", "red fox"]
 SENTENCES = {
     "polar_bear": ["a white bear.", "a bear on ice."],

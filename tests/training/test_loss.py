@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from models import UserError
 from training.loss import (
-    LOSSES,
     BalancedSoftmax,
     ClassBalanced,
     CrossEntropy,
@@ -27,6 +27,9 @@ from training.loss import (
     WeightedCrossEntropy,
 )
 
+LOSSES: dict[str, type[LossSpec]] = {
+    one.model_fields["name"].default: one for one in get_args(get_args(Loss)[0])
+}
 COUNTS = [70, 20, 10]
 PRIOR = torch.tensor([0.7, 0.2, 0.1])
 LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))

@@ -1,6 +1,7 @@
 """Calibrating a finished bundle on other photos, and what photos too few or too odd come to."""
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def test_a_new_bundle_has_the_same_graphs_and_what_export_would_have_fitted(
     again = export(made / "delta.safetensors", colours, tmp_path / "whole").manifest
     assert variant == again.variants[Precision.FP32], "the same code"
     assert after == hashes(tmp_path / "whole") | {"manifest.json": after["manifest.json"]}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_bundle_that_lacks_a_file_is_named_before_anything_is_measured(
+    made: Path, colours: Dataset, tmp_path: Path, name: str
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(made, copied)
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=f"copied/{name} is missing: copy the whole bundle again"):
+        recalibrate(copied, colours, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_classes_are_matched_by_label_whatever_their_order(

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models import UserError
 from models.lift.tuners import AdaptFormer, LoRA, adaptive_rank
-from training.initialise import ClassMeanInitial, TextInitial
+from training.initialise import ClassMeanInitial, PrototypesInitial, TextInitial
 from training.loss import Focal, LogitAdjusted
-from training.recipe import FEWEST_EPOCHS, NAMES, Recipe, load_recipe, parse_changes
+from training.recipe import FEWEST_EPOCHS, LARGEST_SEED, NAMES, Recipe, load_recipe, parse_changes
 
 
 def written(folder: Path, text: str) -> str:
@@ -80,7 +81,8 @@ def test_unions_are_told_apart_by_name(tmp_path: Path) -> None:
         ("optimiser: {tuner_rte: 1}", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
         ("augmentation: {flipp: no}", "no field augmentation.flipp: did you mean flip?"),
         ("loss: {name: focal, gama: 2}", "there is no field loss.gama: did you mean gamma?"),
-        ("loss: {gama: 2}", "loss needs a name"),
+        ("loss: {gama: 2}", "there is no field loss.gama: the fields are name, tau"),
+        ("tuners: [{rank: 4}]", "tuners.0 needs a name"),
         (
             "head: {initial: {name: text, templat: x}}",
             "there is no field head.initial.templat: did you mean template?",
@@ -120,6 +122,7 @@ def test_an_unknown_field_is_told_with_the_nearest_right_one(
         ("tuners: {name: lora}", "tuners = "),
         ("head: 3", "head = 3: "),
         ("name: a/b", "name = a/b: "),
+        (f"seed: {LARGEST_SEED + 1}", "seed = 18446744073709551616: Input should be less than"),
     ],
 )
 def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
@@ -134,6 +137,8 @@ def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, text: str, told: s
     [
         ("a: [1", "no YAML"),
         ("a: b: c", "no YAML"),
+        ("title: 2024-13-45", "no YAML: month must be in"),
+        ("flip: !!bool x", "no YAML"),
         ("- 1\n- 2", "is no mapping of fields to values"),
         ("", "is no mapping of fields to values"),
         ("!!python/object/apply:os.system ['true']", "no YAML"),
@@ -179,6 +184,8 @@ def test_changes_reach_nested_fields_and_items_and_leave_the_rest() -> None:
     [
         ("optimiser.tuner_rte", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
         ("tuners.1.rank", "tuners.1.rank: '1' is none of the 1 items"),
+        ("tuners.².rank", "tuners.².rank: '²' is none of the 1 items"),
+        ("tuners.²", "tuners.²: '²' is none of the 1 items"),
         ("tuners.lora.rank", "tuners.lora.rank: 'lora' is none of the 1 items"),
         ("title.big", "title.big: title has no fields"),
         ("head.scale.x", "head.scale"),
@@ -190,6 +197,29 @@ def test_a_change_of_what_is_not_there_is_told(key: str, told: str) -> None:
     assert told in str(raised.value)
 
 
+def test_a_field_of_a_part_that_the_recipe_does_not_name_is_the_defaults() -> None:
+    assert load_recipe("lift", {"loss.tau": 0.5}).loss == LogitAdjusted(tau=0.5)
+    zero_shot = load_recipe("zero-shot", {"head.initial.template": "a {}"})
+    assert zero_shot.head.initial == TextInitial(template="a {}")
+    assert zero_shot.head.space == "projected"
+    lift = load_recipe("lift", {"head.initial.text_share": 0.2})
+    assert lift.head.initial == PrototypesInitial(text_share=0.2), "what it names stays"
+
+
+def test_the_largest_seed_is_one_that_generators_take() -> None:
+    seed = load_recipe("lift", {"seed": LARGEST_SEED}).seed
+    assert torch.Generator().manual_seed(seed).initial_seed() == seed
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.Generator().manual_seed(seed + 1)
+
+
+def test_epochs_and_steps_are_not_both_set() -> None:
+    with pytest.raises(UserError, match="epochs and steps each say how long to train"):
+        load_recipe("lift", {"epochs": 5, "steps": 10})
+    recipe = load_recipe("lift", {"epochs": 5, "steps": None})
+    assert (recipe.epochs, recipe.steps) == (5, None)
+
+
 def test_assignments_are_read_as_yaml() -> None:
     assert parse_changes(["a.b=0.5", "c=null", "d=[1, 2]", "e=x=y", "f=true", "g="]) == {
         **{"a.b": 0.5, "c": None, "d": [1, 2], "e": "x=y", "f": True, "g": None}
@@ -197,7 +227,13 @@ def test_assignments_are_read_as_yaml() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("a", "KEY=VALUE"), ("=1", "KEY=VALUE"), ("a=[", "a=[")]
+    ("text", "told"),
+    [
+        ("a", "KEY=VALUE"),
+        ("=1", "KEY=VALUE"),
+        ("a=[", "a=["),
+        ("a=2024-13-45", "a=2024-13-45: no YAML: month"),
+    ],
 )
 def test_an_assignment_that_is_none_is_told(text: str, told: str) -> None:
     with pytest.raises(UserError) as raised:

@@ -94,11 +94,10 @@ def judge(fit: HeldOut, check: HeldOut | None) -> Judged:
     """As a bundle is judged: fitted on the one, measured on the other."""
     fitted = calibrate(fit)
     if check is None:
-        return Judged(fitted.variant, fitted.scores)
-    if check is fit:
-        return Judged(evaluated(fitted.variant, check), fitted.scores, check)
-    variant, found = checked(fitted, check)
-    return Judged(evaluated(variant, check), fitted.scores, check, found)
+        return Judged(fitted.variant, fitted=fitted)
+    if check is not fit:
+        fitted = checked(fitted, check)
+    return Judged(evaluated(fitted.variant, check), check, fitted)
 
 
 def named(held: HeldOut, data: str) -> HeldOut:
@@ -218,11 +217,13 @@ def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
 def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
     page: Page, pair: dict[Precision, Judged]
 ) -> None:
-    found = pair[FP32].checked
-    assert found is not None
+    found = pair[FP32].variant
+    assert found.sets is not None
+    assert found.review is not None
+    assert (found.sets.data, found.review.data) == ("made-up test", "made-up test")
     rows = page.rows_after("asked for, %", "macro, %")
     assert [row[2] for row in rows] == ["80", "90", "95"] * 6
-    scores = found.coverage["adaptive"][1]
+    scores = found.sets.estimates["adaptive"][1]
     figures = [scores.marginal, scores.macro, *(one.coverage for one in scores.groups.values())]
     assert rows[7][3:8] == [f"{one:.1f}" for one in figures]
     reviewed = page.rows_after("wrong among them, %")
@@ -257,12 +258,11 @@ def test_without_calibration_the_page_says_what_the_bundle_cannot_do(tmp_path: P
     judged = {FP32: Judged(evaluated(Variant(), check), check=check)}
     text = page_of(tmp_path / "report", judged).text
     for words in (
-        "calibrated on nothing: it was exported without calibration",
+        "calibrated on nothing",
         "cannot answer ensemble=adaptive",
         "every temperature is 1",
         "cannot answer coverage=",
         "names no answer that may be accepted",
-        "There is no reliability diagram",
         f"adaptive: there is no exit rule {UNKNOWN}",
     ):
         assert words in text
@@ -277,10 +277,10 @@ def test_without_held_out_photos_nothing_is_claimed_of_accuracy(tmp_path: Path) 
     page = page_of(tmp_path / "report", judged)
     assert "nothing is known of this bundle's accuracy" in page.text
     assert "60 different photos (cross-fitting: there is no val/)" in page.text
-    assert "measured on the same photos, by cross-validation" in page.text
-    assert page.sources == []
+    assert "measured on the photos of the fit, by cross-validation" in page.text
     assert sorted(one.name for one in (tmp_path / "report").iterdir()) == [
         "metrics.json",
+        "reliability.png",
         "report.html",
     ]
     lines = list(summary(judged[FP32].variant))

@@ -6,13 +6,12 @@ from functools import cached_property
 import numpy as np
 
 from models.bundle.ensemble import Ensemble, Floats, combine
+from models.bundle.exit import Combined
 from models.bundle.images import VIEWS
 from models.bundle.posterior import Doubles, posterior
 from models.bundle.temperature import Calibration, Indices, group_indices
+from training.calibration.bounds import class_weights
 from training.calibration.held_out import HeldOut
-
-# Combined logits [N, C] and the number of views [N] that they are made of.
-Combined = tuple[Floats, Indices]
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,7 @@ class Answers:
 
         So held-out photos, however they are distributed, speak for equally frequent classes.
         """
-        counts = np.bincount(self.labels, minlength=len(self.groups))
-        weights: Doubles = 1.0 / (counts[self.labels] * max(1, int(np.count_nonzero(counts))))
-        return weights
+        return class_weights(self.labels) / max(1, len(self))
 
     @cached_property
     def predicted_groups(self) -> Indices:
@@ -87,8 +84,8 @@ def answers(held: HeldOut, adaptive: Combined | None = None) -> list[Answers]:
     count, _, classes = held.view_logits.shape
     full = combine(held.view_logits.reshape(-1, classes), VIEWS)
     combined: list[Combined] = [
-        (held.view_logits[:, 0], np.ones(count, np.int64)),
-        (full, np.full(count, VIEWS)),
+        Combined(held.view_logits[:, 0], np.ones(count, np.int64)),
+        Combined(full, np.full(count, VIEWS)),
     ]
     if adaptive:
         combined.append(adaptive)

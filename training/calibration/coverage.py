@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from models.bundle.coverage import (
     MOST,
@@ -21,17 +20,18 @@ from models.bundle.ensemble import Ensemble
 from models.bundle.record import GROUPS, Group
 from models.bundle.scores import HeldOutScores
 from training.calibration.bounds import class_weights
+from training.calibration.folds import FOLDS, spread
 
 TARGETS: Final = (0.8, 0.9, 0.95)
-FOLDS: Final = 5
-# Decimals in which copies agree, from one batch to another.
-COPY: Final = 6
 CANDIDATES: Final = tuple(Interpolation(pull=pull) for pull in (10, 20, 50, 100, 1000))
 # Points of coverage that are worth e times as many labels: about what all classes together pay
 # from 90 to 95 per cent, where sets grow by half to three quarters.
 SIZE: Final = 10.0
 # Points that a group may miss of the target before it counts.
 TOLERANCE: Final = 2.0
+CROSS_VALIDATED: Final = "the photos of the fit, by cross-validation"
+
+Estimates = dict[Ensemble, tuple[CoverageScores, ...]]
 
 
 def fit_coverage(
@@ -39,13 +39,10 @@ def fit_coverage(
 ) -> tuple[PredictionSets, HeldOutScores]:
     """What to write into a bundle, from the probabilities [N, C] of each ensemble.
 
-    The probabilities are the calibrated ones of held-out photos under the uniform prior, `labels`
-    int64 [N] their true classes; `groups` has one entry a class. Data too few for something make a
-    note, never an exception.
+    The probabilities are the calibrated ones of held-out photos under the uniform prior, no copies
+    among them; `labels` int64 [N] are their true classes and `groups` has one entry a class. Data
+    too few for something make a note, never an exception.
     """
-    rows = distinct(next(iter(ensembles.values())), labels)
-    copies = len(labels) - len(rows)
-    ensembles, labels = {one: values[rows] for one, values in ensembles.items()}, labels[rows]
     scores = HeldOutScores(
         labels,
         {
@@ -53,24 +50,19 @@ def fit_coverage(
             for ensemble, values in ensembles.items()
         },
     )
-    chosen = min(CANDIDATES, key=lambda one: _cost(_estimates(ensembles, labels, groups, one)))
+    tried = {one: _estimates(ensembles, labels, groups, one) for one in CANDIDATES}
+    chosen = min(CANDIDATES, key=lambda one: _cost(tried[one]))
     some = next(iter(scores.ensembles.values()))
     reach = Coverage(some, labels, groups, chosen).reach
     record = PredictionSets(
         interpolation=chosen,
         photos=len(labels),
         reach={group: 100 * share for group, share in reach.items()},
-        estimates=_estimates(ensembles, labels, groups, chosen),
-        notes=tuple(_notes(labels, copies, groups, reach)),
+        data=CROSS_VALIDATED,
+        estimates=tried[chosen],
+        notes=tuple(_notes(labels, groups, reach)),
     )
     return record, scores
-
-
-def distinct(probabilities: Doubles, labels: Labels) -> npt.NDArray[np.int64]:
-    """The photos that are no copies of an earlier one of their class, in their order."""
-    rows = np.column_stack([labels, probabilities.round(COPY)])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    return np.sort(first)
 
 
 def measure_coverage(
@@ -104,7 +96,7 @@ def _estimates(
     labels: Labels,
     groups: Sequence[Group],
     interpolation: Interpolation,
-) -> dict[Ensemble, tuple[CoverageScores, ...]]:
+) -> Estimates:
     """By cross-validation: sets of photos that had no part in their thresholds."""
     return {
         ensemble: _cross_validated(probabilities, labels, groups, interpolation)
@@ -117,7 +109,7 @@ def _cross_validated(
 ) -> tuple[CoverageScores, ...]:
     scores = _of_label(probabilities, labels).astype(np.float32)
     sets = np.zeros((len(TARGETS), *probabilities.shape), np.bool_)
-    fold = _folds(labels)
+    fold = spread(labels)
     for number in range(FOLDS):
         rest, own = fold != number, fold == number
         coverage = Coverage(scores[rest], labels[rest], groups, interpolation)
@@ -149,15 +141,6 @@ def _gap(held: Doubles, labels: Labels, target: float) -> float | None:
     return float(np.maximum(target - covered, 0).mean()) if len(labels) else None
 
 
-def _folds(labels: Labels, seed: int = 0) -> npt.NDArray[np.int64]:
-    """The fold [N] of each photo, every class spread over all as evenly as can be."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), np.int64)
-    fold[order] = np.arange(len(labels)) % FOLDS
-    return fold
-
-
 def _of_label(values: Doubles, labels: Labels) -> Doubles:
     chosen: Doubles = values[np.arange(len(labels)), labels]
     return chosen
@@ -167,14 +150,10 @@ def _mean(values: Doubles, weights: Doubles) -> float | None:
     return float(np.average(values, weights=weights)) if weights.sum() else None
 
 
-def _notes(
-    labels: Labels, copies: int, groups: Sequence[Group], reach: Mapping[Group, float]
-) -> Iterator[str]:
+def _notes(labels: Labels, groups: Sequence[Group], reach: Mapping[Group, float]) -> Iterator[str]:
     if not len(labels):
         yield "no held-out photo: a set is the answer alone, whatever coverage is asked for"
         return
-    if copies:
-        yield f"{copies} of {len(labels) + copies} photos are copies of others and count once"
     if missing := len(groups) - len(np.unique(labels)):
         yield f"{missing} of {len(groups)} classes have no held-out photo: their group's thresholds"
     for group, most in reach.items():

@@ -11,21 +11,22 @@ from matplotlib.lines import Line2D
 from models.bundle.record import GROUPS
 from training.calibration.answers import Verdicts
 from training.calibration.reliability import SURE, Bin, bins, change
+from training.calibration.temperature import Unseen
 from training.figures import COLOURS
 
 BEFORE: Final = "#999999"
 OVERALL: Final = "black"
 
 
-def draw_reliability(path: Path, rows: Sequence[tuple[str, Verdicts, Verdicts]]) -> None:
-    """A row of panels for each ensemble (its name, before, after): overall and by group.
+def draw_reliability(path: Path, every: Unseen) -> None:
+    """A row of panels for each ensemble (before, after): overall and by group.
 
     A mark is the mean of a bin, its line what chance alone may do to its accuracy 9 times of 10;
     `noise` is the error that perfect confidence stays under 19 times of 20.
     """
-    figure = Figure(figsize=(10.4, 0.7 + 2.65 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), 1 + len(GROUPS), sharex=True, sharey=True, squeeze=False)
-    for line, (name, before, after) in zip(panels, rows, strict=True):
+    figure = Figure(figsize=(10.4, 0.7 + 2.65 * len(every)), layout="constrained")
+    panels = figure.subplots(len(every), 1 + len(GROUPS), sharex=True, sharey=True, squeeze=False)
+    for line, (name, (before, after)) in zip(panels, every.items(), strict=True):
         _draw_panel(line[0], f"{name}: overall", before, after, OVERALL)
         for place, (axes, group) in enumerate(zip(line[1:], GROUPS, strict=True)):
             parts = before.of_group(place), after.of_group(place)

@@ -16,16 +16,16 @@ LEADS: Final = (*np.geomspace(16, 0.05, 60).tolist(), 0.0)
 ALWAYS_ALL: Final = Stages(stages=(VIEWS,), leads=())
 
 
-def candidates() -> Iterator[Stages]:
+def candidates(photos: Photos) -> Iterator[Stages]:
     """From all views for every image to one view for every image.
 
-    If views err independently, what the rest of V views can still change in their mean has after
-    k of them a standard deviation in proportion to sqrt(1/k - 1/V): so have the leads.
+    The leads after one view and after more are in proportion to what the rest of the views still
+    changes in the logits, as the photos measure it.
     """
     yield ALWAYS_ALL
-    open_ = [np.sqrt((1 / k - 1 / VIEWS) / (1 - 1 / VIEWS)) for k in STAGES[:-1]]
+    shape = [change / photos.changes[1] for change in photos.changes.values()]
     for first in LEADS:
-        yield Stages(stages=STAGES, leads=tuple(round(float(first * one), 4) for one in open_))
+        yield Stages(stages=STAGES, leads=tuple(round(float(first * one), 4) for one in shape))
 
 
 def fit_exit(held: HeldOut, tolerance: float = 0.5) -> ExitRule:
@@ -38,7 +38,7 @@ def fit_exit(held: HeldOut, tolerance: float = 0.5) -> ExitRule:
     standard errors of the labels: not the luckiest of all. The first takes all views always.
     """
     photos = Photos(held)
-    trials = [Trial(photos, stages, tolerance) for stages in candidates()]
+    trials = [Trial(photos, stages, tolerance) for stages in candidates(photos)]
     *_, certified = takewhile(lambda one: one.certified, trials)
     *_, hoped = takewhile(lambda one: one.hoped, trials)
     if certified.mean_views == VIEWS:

@@ -9,12 +9,13 @@ from training.calibration.bounds import Weights, class_weights, photo_weights, u
 from training.calibration.held_out import HeldOut
 
 
-def notes_on(rule: ExitRule, held: HeldOut, copies: int) -> Iterator[str]:
-    """`held` without the `copies` that there were of its photos."""
+def notes_on(rule: ExitRule, held: HeldOut) -> Iterator[str]:
     if not len(held):
         yield "there are no held-out photos: every image takes all five views"
         return
-    yield from _on_photos(held, copies)
+    yield from held.cautions
+    if missing := len(held.groups) - len(np.unique(held.labels)):
+        yield f"{missing} of {len(held.groups)} classes have no photo: what they lose is unknown"
     if rule.certified and rule.leads:
         yield (
             f"certified: with 95 % confidence it loses at most {rule.tolerance:g} points overall "
@@ -22,14 +23,6 @@ def notes_on(rule: ExitRule, held: HeldOut, copies: int) -> Iterator[str]:
         )
     else:
         yield from _on_doubts(rule, held)
-
-
-def _on_photos(held: HeldOut, copies: int) -> Iterator[str]:
-    if copies:
-        yield f"{copies} of {copies + len(held)} photos are copies of others and count once"
-    if missing := len(held.groups) - len(np.unique(held.labels)):
-        yield f"{missing} of {len(held.groups)} classes have no photo: what they lose is unknown"
-    yield from held.cautions
 
 
 def _on_doubts(rule: ExitRule, held: HeldOut) -> Iterator[str]:
@@ -43,6 +36,12 @@ def _on_doubts(rule: ExitRule, held: HeldOut) -> Iterator[str]:
             "every image takes all five views: the photos support no rule that saves any and "
             f"loses at most {rule.tolerance:g} points overall and in every group"
         )
+    for place, loss in (("overall", rule.overall), *rule.groups.items()):
+        if rule.leads and loss.estimate is not None and loss.estimate > rule.tolerance:
+            yield (
+                f"{place}: {loss.photos} photos lost {loss.estimate:.1f} points, more than "
+                f"tolerated, but give or take {loss.error:.1f}: that few are also lost by chance"
+            )
     yield from _at_best("overall", photo_weights(len(held)), rule.tolerance)
     groups = np.array(held.groups)[held.labels]
     for group in rule.groups:

@@ -9,9 +9,9 @@ from scipy.special import log_softmax
 from models.bundle.posterior import Doubles
 from training.calibration.held_out import HeldOut
 
-# How far the two weights of a posterior may be from (0, 1) before photos speak: half of what the
-# centre view has as one of five. A few dozen photos prefer one view or five by chance.
-SPREAD: Final = 0.1
+# How far the two weights of a posterior may be from (0, 1) before photos speak: what the centre
+# view has as one of five. A few dozen photos prefer one view or five by chance.
+SPREAD: Final = 0.2
 
 
 def view_posterior(held: HeldOut) -> Doubles:

@@ -1,4 +1,4 @@
-"""Training photos dealt into folds, for logits of photos that a model has not seen."""
+"""Photos dealt into folds, for answers to those that a fit has not seen."""
 
 import hashlib
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from training.data.split import Split
 
@@ -27,10 +28,19 @@ def originals(split: Split) -> list[int]:
     return found
 
 
+def spread(labels: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
+    """The fold [N] of each of held-out photos, every class in all of them as evenly as can be."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % FOLDS
+    return fold
+
+
 def deal(
     labels: Sequence[int], folds: int = FOLDS, most: int = MOST, seed: int = 0
 ) -> list[list[int]]:
-    """Indices of the photos that each fold sets aside, by class and at most `most` of each.
+    """Indices of the training photos that each fold sets aside, at most `most` of each class.
 
     A class's photos are spread over the folds, and one of each class stays in training always: a
     class with a single photo is in no fold. Copies of a photo are to be left out of `labels`.

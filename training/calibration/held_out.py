@@ -1,7 +1,7 @@
 """What calibration is fitted on: photos that the model has not seen, view by view."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ Source = Literal["validation", "cross-fitting"]
 class HeldOut:
     """Logits float32 [N, 5, C] with the centre view first, and the true classes int64 [N].
 
-    `groups` has one entry a class. `data` says in words what the photos are.
+    `groups` has one entry a class. `data` says in words what the photos are; so many `copies` of
+    them were left out.
     """
 
     data: str
@@ -28,6 +29,7 @@ class HeldOut:
     view_logits: Floats
     labels: npt.NDArray[np.int64]
     groups: Sequence[Group]
+    copies: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,9 +37,7 @@ class HeldOut:
     @property
     def cautions(self) -> tuple[str, ...]:
         """What holds of everything that is fitted on them."""
-        if self.source == "validation":
-            return ()
-        return ("measured on models that were trained without these photos, not on this model",)
+        return tuple(self._cautions())
 
     @property
     def distinct(self) -> npt.NDArray[np.int64]:
@@ -50,6 +50,21 @@ class HeldOut:
 
     def only(self, rows: npt.NDArray[np.int64]) -> "HeldOut":
         """The photos at `rows`, in that order."""
-        return HeldOut(
-            self.data, self.source, self.view_logits[rows], self.labels[rows], self.groups
-        )
+        return replace(self, view_logits=self.view_logits[rows], labels=self.labels[rows])
+
+    def without_copies(self, distinct: npt.NDArray[np.int64]) -> "HeldOut":
+        """The photos at `distinct`; the others are copies of them."""
+        copies = self.copies + len(self) - len(distinct)
+        return replace(self.only(distinct), copies=copies)
+
+    def _cautions(self) -> Iterator[str]:
+        if self.source == "cross-fitting":
+            yield "measured on models that were trained without these photos, not on this model"
+        if self.copies:
+            every = self.copies + len(self)
+            yield f"{self.copies} of {every} photos are copies of others and count once"
+        images = len({one.tobytes() for one in self.view_logits.round(SAME) + 0.0})
+        if images < len(self):
+            yield (
+                f"the {len(self)} photos show only {images} different images, with several labels"
+            )

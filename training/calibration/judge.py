@@ -1,7 +1,7 @@
 """Every variant of a bundle, fitted and measured on photos that the model has not seen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -11,9 +11,8 @@ from models.bundle.posterior import Doubles
 from models.bundle.precision import Precision
 from models.bundle.preprocessing import Preprocessing
 from models.bundle.record import Group
-from models.bundle.scores import HeldOutScores
 from models.bundle.session import Session
-from training.calibration.calibrate import TOLERANCE, Checked, calibrate, checked, evaluated
+from training.calibration.calibrate import TOLERANCE, Fitted, calibrate, checked, evaluated
 from training.calibration.held_out import HeldOut
 from training.calibration.views import view_logits
 from training.data.split import Split
@@ -32,14 +31,17 @@ HeldOuts = Mapping[Precision, HeldOut]
 class Judged:
     """A variant as the manifest has it, and what the report is made of.
 
-    `check` are the photos that it was evaluated on, None without any; `checked` is there where it
-    was fitted on others.
+    `check` are the photos that it was evaluated on, None without any; `fitted` is None where it is
+    not calibrated.
     """
 
     variant: Variant
-    scores: HeldOutScores | None = None
     check: HeldOut | None = None
-    checked: Checked | None = None
+    fitted: Fitted | None = None
+
+    def as_made(self, made: str | None) -> "Judged":
+        """With what is known of its graph."""
+        return replace(self, variant=self.variant.model_copy(update={"made": made}))
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Judge:
         val, test = self.dataset.val, self.dataset.test
         fit = self._measured(sessions, "val", val) if val else cross_fit()
         check = self._measured(sessions, "test", test) if test else fit if val else {}
+        fit = _without_copies(fit)
         return {
-            one: _judged(fit[one], check.get(one), tolerance)
+            one: _judged(fit[one], check.get(one), bool(test), tolerance)
             if one in fit
             else _uncalibrated(check.get(one), NOTHING_HELD_OUT)
             for one in sessions
@@ -91,14 +94,22 @@ class Judge:
         }
 
 
-def _judged(fit: HeldOut, check: HeldOut | None, tolerance: float) -> Judged:
+def _without_copies(every: HeldOuts) -> HeldOuts:
+    """By fp32's logits: int8's of one photo can differ from batch to batch."""
+    if not every:
+        return every
+    distinct = every[Precision.FP32].distinct
+    return {one: held.without_copies(distinct) for one, held in every.items()}
+
+
+def _judged(fit: HeldOut, check: HeldOut | None, unseen: bool, tolerance: float) -> Judged:
+    """`check` are photos that `fit` has not, where they are `unseen`."""
     fitted = calibrate(fit, tolerance)
     if check is None:
-        return Judged(fitted.variant, fitted.scores)
-    if check is fit:
-        return Judged(evaluated(fitted.variant, check), fitted.scores, check)
-    variant, seen = checked(fitted, check)
-    return Judged(evaluated(variant, check), fitted.scores, check, seen)
+        return Judged(fitted.variant, fitted=fitted)
+    if unseen:
+        fitted = checked(fitted, check)
+    return Judged(evaluated(fitted.variant, check), check, fitted)
 
 
 def _uncalibrated(check: HeldOut | None, reason: str) -> Judged:

@@ -18,30 +18,22 @@ UNEVEN: Final = 0.8
 
 
 def notes_on(held: HeldOut, every: Sequence[Answers]) -> tuple[str, ...]:
-    """`every` ensemble's answers to the photos of `held`, without copies."""
+    """`every` ensemble's answers to the photos of `held`."""
     if not len(held):
         return ("there are no held-out photos: every temperature is 1, which no data support",)
-    notes = list(_on_photos(held, every[0]))
+    notes = list(_on_photos(held, effective(every[0].weights)))
     for one in every:
         notes += _on_answers(one)
     return tuple(notes)
 
 
-def _on_photos(held: HeldOut, distinct: Answers) -> Iterator[str]:
+def _on_photos(held: HeldOut, worth: float) -> Iterator[str]:
     yield from held.cautions
-    if copies := len(held) - len(distinct):
-        yield f"{copies} of {len(held)} photos are copies of others and count once"
-    images = len(np.unique(distinct.logits.round(4), axis=0))
-    if images < len(distinct):
-        yield f"the {len(distinct)} photos show only {images} different images, with several labels"
-    classes = len(distinct.groups)
-    if missing := classes - len(np.unique(distinct.labels)):
+    classes = len(held.groups)
+    if missing := classes - len(np.unique(held.labels)):
         yield f"{missing} of {classes} classes have no photo: they are taken to be like the others"
-    worth = effective(distinct.weights)
-    if worth < UNEVEN * len(distinct):
-        yield (
-            f"{len(distinct)} photos, weighted so that classes count alike, are worth {worth:.0f}"
-        )
+    if worth < UNEVEN * len(held):
+        yield f"{len(held)} photos, weighted so that classes count alike, are worth {worth:.0f}"
     if worth < FEWEST:
         yield f"so few photos ({worth:.0f}) leave every temperature near 1 or uncertain"
 

@@ -10,13 +10,16 @@ import numpy.typing as npt
 from models.bundle.coverage import Doubles, Labels
 from models.bundle.record import GROUPS, Group
 from models.bundle.review import GroupReview, Review
+from training.calibration.answers import effective
 from training.calibration.bounds import class_weights
-from training.calibration.coverage import distinct
 
 RISK: Final = 5.0
 LEVEL: Final = 95.0
 # As so many photos the confidences themselves count in an estimated error.
 PULL: Final = 20
+# Answers, equally weighted, below which a threshold would be the confidences' own opinion.
+FEWEST: Final = 20
+OF_THE_FIT: Final = "the photos of the fit, which flatters them"
 # Of the largest stake that cannot ruin: one for each kind of errors, from none to many.
 STAKES: Final = (0.95, 0.6, 0.3, 0.1)
 
@@ -51,27 +54,30 @@ def fit_review(
 ) -> Review:
     """Thresholds from calibrated probabilities [N, C] of held-out photos under the uniform prior.
 
-    `labels` int64 [N] are the true classes and `groups` has one entry a class; `risk` and `level`
-    are in per cent. Data too few for something make a note, never an exception.
+    `labels` int64 [N] are the true classes and `groups` has one entry a class; no photo is a copy.
+    `risk` and `level` are in per cent. Data too few for something make a note, never an exception.
     """
-    rows = distinct(probabilities, labels)
-    every = _by_group(probabilities[rows], labels[rows], groups)
+    every = _by_group(probabilities, labels, groups)
     reviews = {group: _review(answers, risk, level) for group, answers in every.items()}
     return Review(
-        risk=risk, level=level, groups=reviews, notes=tuple(_notes(reviews, groups, risk, level))
+        risk=risk,
+        level=level,
+        data=OF_THE_FIT,
+        groups=reviews,
+        notes=tuple(_notes(reviews, groups, risk, level)),
     )
 
 
 def measure_review(
-    review: Review, probabilities: Doubles, labels: Labels, groups: Sequence[Group]
+    review: Review, data: str, probabilities: Doubles, labels: Labels, groups: Sequence[Group]
 ) -> Review:
-    """The thresholds of `review`, with the shares accepted and the errors of these photos."""
+    """The thresholds of `review`, with the shares accepted and the errors of the photos `data`."""
     every = _by_group(probabilities, labels, groups)
     measured = {
         group: answers.reviewed(review.groups[group].threshold, review.groups[group].certified)
         for group, answers in every.items()
     }
-    return review.model_copy(update={"groups": measured})
+    return review.model_copy(update={"groups": measured, "data": data})
 
 
 def _by_group(
@@ -94,6 +100,8 @@ def _review(answers: _Answers, risk: float, level: float) -> GroupReview:
     certain = _log_wealth(answers.wrong, answers.weights, risk / 100) >= -np.log1p(-level / 100)
     if (threshold := _least(answers.confidence, certain)) is not None:
         return answers.reviewed(threshold, certified=True)
+    if effective(answers.weights) < FEWEST:
+        return answers.reviewed(None, certified=False)
     likely = _estimates(answers) <= risk / 100
     return answers.reviewed(_least(answers.confidence, likely), certified=False)
 
@@ -149,7 +157,10 @@ def _notes(
         if not review.photos:
             yield f"{group}: no held-out photo is answered with its classes: all go to review"
         elif review.threshold is None:
-            yield f"{group}: at no confidence do the errors stay within {risk:g} %: all to review"
+            yield (
+                f"{group}: at no confidence are {review.photos} answers known to stay within "
+                f"{risk:g} %: all to review"
+            )
         elif not review.certified:
             yield (
                 f"{group}: {review.photos} answers cannot certify an error of {risk:g} % at "

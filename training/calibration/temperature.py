@@ -1,45 +1,53 @@
 """Temperatures fitted on held-out photos."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import NamedTuple
 
 import numpy as np
 
+from models.bundle.ensemble import Ensemble
+from models.bundle.exit import Combined
 from models.bundle.images import VIEWS
 from models.bundle.posterior import Doubles
 from models.bundle.record import GROUPS
 from models.bundle.temperature import Calibration, Indices, Temperatures
-from training.calibration.answers import Answers, Combined, answers
+from training.calibration.answers import Answers, Verdicts, answers
 from training.calibration.evidence import WIDE, Belief, believe, believe_all, evidence, surprises
+from training.calibration.folds import spread
 from training.calibration.held_out import HeldOut
 from training.calibration.notes import notes_on
 from training.calibration.reliability import changes_of
 
-FOLDS: Final = 5
+# Of each photo's answer before calibration, and after one that was fitted without the photo.
+Unseen = Mapping[Ensemble, tuple[Verdicts, Verdicts]]
 
 
-def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> Calibration:
+class FittedTemperatures(NamedTuple):
+    calibration: Calibration
+    verdicts: Unseen
+
+
+def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> FittedTemperatures:
     """Temperatures for every ensemble, and what they change, by cross-validation.
 
-    `adaptive` are the combined logits and views of the photos in `held`. Copies of a photo count
-    once. Every temperature is between 1/12 and 12, whatever the data are; notes say what these
-    could not.
+    `adaptive` are the combined logits and views of the photos in `held`, which are no copies of
+    each other. Every temperature is between 1/12 and 12, whatever the data are; notes say what
+    these could not.
     """
-    rows = held.distinct
-    chosen = (adaptive[0][rows], adaptive[1][rows]) if adaptive else None
-    every = [Fit(one) for one in answers(held.only(rows), chosen)]
-    calibration = _calibration(held, every, np.arange(len(rows)))
-    errors = changes_of(
-        f"{held.data}, cross-validated",
-        [
-            (one.answers, one.answers.at(at))
-            for one, at in zip(every, _unseen(held, every), strict=True)
-        ],
-    )
+    every = [Fit(one) for one in answers(held, adaptive)]
+    calibration = _calibration(held, every, np.arange(len(held)))
+    measured = [
+        (one.answers, one.answers.at(at))
+        for one, at in zip(every, _unseen(held, every), strict=True)
+    ]
+    errors = changes_of(f"{held.data}, cross-validated", measured)
     notes = notes_on(held, [one.answers for one in every])
-    return calibration.model_copy(update={"errors": errors, "notes": notes})
+    return FittedTemperatures(
+        calibration.model_copy(update={"errors": errors, "notes": notes}),
+        {one.ensemble: (one.uncalibrated(), after) for one, after in measured},
+    )
 
 
 @dataclass(frozen=True)
@@ -96,17 +104,13 @@ def _unseen(held: HeldOut, every: Sequence[Fit]) -> list[Doubles]:
     """For each ensemble the temperatures [N], of each photo from a fit without it."""
     labels = every[0].answers.labels
     found = [np.ones(len(labels)) for _ in every]
-    for fold in _folds(labels):
-        calibration = _calibration(held, every, np.setdiff1d(np.arange(len(labels)), fold))
+    folds = spread(labels)
+    for number in np.unique(folds):
+        fold = np.flatnonzero(folds == number)
+        calibration = _calibration(held, every, np.flatnonzero(folds != number))
         for temperatures, fit in zip(found, every, strict=True):
             one = fit.answers
             temperatures[fold] = calibration.temperatures(
                 one.logits[fold], one.views[fold], one.ensemble, one.groups
             )
     return found
-
-
-def _folds(labels: Indices) -> list[Indices]:
-    """Every class is spread over all folds as evenly as it can be."""
-    order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
-    return [order[first::FOLDS] for first in range(min(FOLDS, len(labels)))]

@@ -27,14 +27,15 @@ STAGES: Final = (1, 2, 3, VIEWS)
 # Standard errors over the tolerance at which labels contradict what is expected.
 CONTRADICTION: Final = 2
 POINTS: Final = 100
+# An answer: what Jeffreys' prior of a share adds to the photos that have been counted.
+HALF: Final = 0.5
 
 
 class Photos:
-    """Held-out photos, each once, and their answers after each number of views."""
+    """Held-out photos, and their answers after each number of views."""
 
     def __init__(self, held: HeldOut) -> None:
-        self.held = held.only(held.distinct)
-        self.copies = len(held) - len(self.held)
+        self.held = held
         flat = self.held.view_logits
         means = {k: combine(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
         self.leads: dict[int, Floats] = {k: lead(one) for k, one in means.items()}
@@ -42,6 +43,18 @@ class Photos:
 
     def __len__(self) -> int:
         return len(self.held)
+
+    @cached_property
+    def changes(self) -> dict[int, float]:
+        """By the number of views, how far the rest moves a logit: a root mean square.
+
+        Where no view differs from another, as if they erred independently.
+        """
+        logits = self.held.view_logits.astype(np.float64)
+        logits -= logits.mean(axis=-1, keepdims=True)
+        full = logits.mean(axis=1)
+        found = {k: _root_mean_square(logits[:, :k].mean(axis=1) - full) for k in STAGES[:-1]}
+        return found if found[1] else {k: np.sqrt(1 / k - 1 / VIEWS) for k in STAGES[:-1]}
 
     @property
     def full(self) -> Counts:
@@ -83,7 +96,7 @@ class Trial:
             mean_views=self.mean_views,
             certified=self.certified,
         )
-        notes = (*notes_on(rule, held, self.photos.copies), *remarks)
+        notes = (*notes_on(rule, held), *remarks)
         return rule.model_copy(update={"notes": notes})
 
     @property
@@ -135,14 +148,18 @@ class Trial:
 
     @property
     def _prior(self) -> float:
-        """By the posterior alone, in points."""
+        """By the posterior alone, in points, as if half an answer more were lost.
+
+        So little is never known from a few photos: without it they would allow most.
+        """
         changed = np.flatnonzero(self.answers != self.photos.full)
-        if not len(changed):
-            return 0.0
-        posterior = self.photos.posterior[changed]
-        won = np.take_along_axis(posterior, self.photos.full[changed, None], axis=1)
-        lost = np.take_along_axis(posterior, self.answers[changed, None], axis=1)
-        return POINTS * float((won - lost).sum()) / len(self.photos)
+        lost = HALF
+        if len(changed):
+            posterior = self.photos.posterior[changed]
+            full = np.take_along_axis(posterior, self.photos.full[changed, None], axis=1)
+            cheaper = np.take_along_axis(posterior, self.answers[changed, None], axis=1)
+            lost += float((full - cheaper).sum())
+        return POINTS * lost / max(1, len(self.photos))
 
     def _loss(self, rows: Counts, weights: Weights, prior: float) -> Loss:
         """Of the photos at `rows`; a posterior is trusted to within the tolerance."""
@@ -159,6 +176,10 @@ class Trial:
             expected=drawn(prior, self.tolerance, POINTS * estimate, POINTS * error),
             bound=POINTS * upper_bound(losses, weights),
         )
+
+
+def _root_mean_square(values: Doubles) -> float:
+    return float(np.sqrt(np.square(values).sum() / max(1, values.size)))
 
 
 def _hoped(loss: Loss, tolerance: float) -> bool:

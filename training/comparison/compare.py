@@ -24,7 +24,7 @@ from training.comparison.outcome import (
     read_outcomes,
     write_outcome,
 )
-from training.comparison.results import write_csv
+from training.comparison.results import labels_of, write_csv
 from training.dataset import Dataset
 from training.evaluation import class_accuracies, evaluate
 from training.fitting.launch import Launcher, is_first
@@ -49,8 +49,9 @@ def compare(
     Each run leaves a checkpoint and an outcome in `out`, and a row in results.csv; runs that have
     left an outcome are not repeated, unless they failed. A run that fails is an outcome, too.
     Raises `UserError` where there are no held-out photos, where a recipe is asked for twice, and
-    where `out` holds results of the same name that came from something else, unless `replace`
-    allows to overwrite them. Where `torchrun` has started several processes, all of them call it.
+    where `out` holds results on other photos or of another backbone, or of the same name that
+    came from something else, unless `replace` allows to overwrite them. Where `torchrun` has
+    started several processes, all of them call it.
     """
     if dataset.held_out is None:
         raise UserError(f"{dataset.name} has neither test/ nor val/: nothing to compare on")
@@ -64,6 +65,7 @@ def compare(
     outcomes = dict(zip(keys, launcher.broadcast(found), strict=True))
     missing = [one for one, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
     if is_first():
+        _clear_others(out, dataset, backbone, replace)
         for recipe, key in zip(recipes, keys, strict=True):
             if outcomes[key] is None:
                 _make_room(out, recipe, key, replace)
@@ -71,11 +73,13 @@ def compare(
         tell(f"{len(recipes) - len(missing)} of {len(recipes)} runs were finished before")
     trainer = Trainer(dataset, backbone, device)
     start = time.monotonic()
+    labels = labels_of(recipes)
     ordered = in_order(missing, len(backbone.tower.tunable))
     for place, recipe in enumerate(ordered):
         known = [one for one in outcomes.values() if one is not None]
         gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
-        tell(f"[{place + 1}/{len(ordered)}] {recipe.title}, seed {recipe.seed}{_clock(gone, left)}")
+        label = f"{labels[recipe.name]}, seed {recipe.seed}"
+        tell(f"[{place + 1}/{len(ordered)}] {label}{_clock(gone, left)}")
         outcome = _run(trainer, recipe, backbone, out, launcher.size == 1, replace)
         outcomes[outcome.key] = outcome
         tell(f"    {_in_short(outcome)}")
@@ -121,7 +125,7 @@ def collect(out: Path) -> None:
     """
     written = None
     while (outcomes := read_outcomes(out)) != written:
-        write_csv(out / CSV, outcomes)
+        write_csv(out / CSV, list(outcomes.values()))
         written = outcomes
 
 
@@ -194,6 +198,23 @@ def _finished(out: Path, recipe: Recipe, key: str) -> Outcome | None:
     """What this very run has left; None where it failed, for the reason may be gone."""
     found = read_outcome(place_of(out, recipe, ".json"))
     return found if found is not None and found.key == key and not found.failure else None
+
+
+def _clear_others(out: Path, dataset: Dataset, backbone: Backbone, replace: bool) -> None:
+    """Raises `UserError` where outcomes on other photos or of another backbone are there.
+
+    They would be rows among this comparison's. To `replace` removes them; their checkpoints stay.
+    """
+    ours = dataset.fingerprint, backbone.sha256
+    for path, outcome in read_outcomes(out).items():
+        if (outcome.fingerprint, outcome.backbone_sha256) == ours:
+            continue
+        if not replace:
+            raise UserError(
+                f"{path} is of other photos or another backbone ({outcome.data}, "
+                f"{outcome.backbone}): choose another --out, or pass --replace"
+            )
+        path.unlink(missing_ok=True)
 
 
 def _make_room(out: Path, recipe: Recipe, key: str, replace: bool) -> None:

@@ -63,11 +63,11 @@ def read_outcome(path: Path) -> Outcome | None:
         return None
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """All in the folder, by recipe and seed."""
-    found = [read_outcome(path) for path in folder.glob("*.json")]
-    outcomes = [one for one in found if one is not None]
-    return sorted(outcomes, key=lambda one: (one.recipe.name, one.recipe.seed))
+def read_outcomes(folder: Path) -> dict[Path, Outcome]:
+    """All in the folder and where they lie, by recipe and seed."""
+    found = [(path, read_outcome(path)) for path in folder.glob("*.json")]
+    outcomes = [(path, one) for path, one in found if one is not None]
+    return dict(sorted(outcomes, key=lambda one: (one[1].recipe.name, one[1].recipe.seed)))
 
 
 def succeeded(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Evaluation]]:

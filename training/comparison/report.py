@@ -33,19 +33,29 @@ FIGURES: Final = {
     "the one with the fewest.",
 }
 
+TABLE: Final = "results.md"
+REPORT: Final = "report.html"
+# What needs a run that succeeded.
+DRAWN: Final = (*FIGURES, REPORT)
 
-def write_report(folder: Path, dataset: Dataset, outcomes: Sequence[Outcome], command: str) -> None:
+
+def write_report(
+    folder: Path, dataset: Dataset, outcomes: Sequence[Outcome], command: str
+) -> list[str]:
     """Write results.md, the figures and report.html; `command` is what made them.
 
-    Where every run failed there is nothing to draw, and only results.md is written.
+    Returns the names of what was written. Where every run failed there is nothing to draw: then
+    that is results.md alone, and figures and page of an earlier comparison go.
     """
-    _write_text(folder / "results.md", markdown(outcomes))
+    _write_text(folder / TABLE, markdown(outcomes))
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
     if not rows:
-        return
+        for name in DRAWN:
+            (folder / name).unlink(missing_ok=True)
+        return [TABLE]
     groups = Thresholds().groups(dataset.counts)
     with atomic_file(folder / "groups.png") as path:
-        draw_groups(path, {row.recipe.title: _bars(row) for row in rows}, _overall(rows))
+        draw_groups(path, {row.label: _bars(row) for row in rows}, _overall(rows))
     with atomic_file(folder / "parameters.png") as path:
         draw_parameters(path, _panels(rows))
     with atomic_file(folder / "tail.png") as path:
@@ -58,7 +68,8 @@ def write_report(folder: Path, dataset: Dataset, outcomes: Sequence[Outcome], co
         figures="\n".join(_figure(folder / name, text) for name, text in FIGURES.items()),
         facts=_facts(dataset, groups, outcomes, command),
     )
-    _write_text(folder / "report.html", page)
+    _write_text(folder / REPORT, page)
+    return [TABLE, *DRAWN]
 
 
 def _bars(row: Row) -> dict[Group, Bar]:
@@ -72,7 +83,7 @@ def _bar(values: Sequence[float]) -> Bar:
 
 
 def _overall(rows: Sequence[Row]) -> dict[str, float]:
-    return {row.recipe.title: mean(row.values("full", "mean_class")) for row in rows}
+    return {row.label: mean(row.values("full", "mean_class")) for row in rows}
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[Point]]:
@@ -86,7 +97,7 @@ def _points(rows: Sequence[Row], measure: str) -> list[Point]:
     bars = [(row, _bar(row.values("full", measure))) for row in rows]
     return [
         Point(
-            row.recipe.title,
+            row.label,
             row.trainable_parameters or 0,
             bar.mean,
             bar.deviation,
@@ -107,7 +118,7 @@ def _before_and_after(rows: Sequence[Row]) -> dict[str, list[float]]:
         alike.sort(key=lambda row: row.recipe.name != name)
         if alike:
             rates = [class_rates(one) for one, _ in succeeded(alike[0].outcomes)]
-            found[alike[0].recipe.title] = np.mean(rates, axis=0).tolist()
+            found[alike[0].label] = np.mean(rates, axis=0).tolist()
     return found
 
 
@@ -142,7 +153,7 @@ def _difference(one: Difference) -> str:
 
 def _table(outcomes: Sequence[Outcome]) -> str:
     heads = "".join(f"<th>{views}<br>{escape(name)}</th>" for views, name in headings())
-    rows = "".join(_row([row.recipe.title, *row.cells]) for row in rows_of(outcomes))
+    rows = "".join(_row([row.label, *row.cells]) for row in rows_of(outcomes))
     notes = "".join(f"<p class=note>{escape(line)}</p>" for line in failures(outcomes))
     return (
         f"<div class=wide><table><thead><tr><th></th>{heads}</tr></thead>"

@@ -1,7 +1,8 @@
 """The outcomes of a comparison as rows: results.csv, and a table of means and spreads."""
 
 import csv
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,8 +31,9 @@ COLUMNS: Final[tuple[tuple[Views, str], ...]] = (
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe with all its seeds."""
+    """One recipe with all its seeds; no other row has its label."""
 
+    label: str
     recipe: Recipe
     outcomes: list[Outcome]
 
@@ -57,7 +59,20 @@ def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
     """By recipe, in the order of their first outcomes."""
     names = dict.fromkeys(one.recipe.name for one in outcomes)
     by_name = {name: [one for one in outcomes if one.recipe.name == name] for name in names}
-    return [Row(ones[0].recipe, ones) for ones in by_name.values()]
+    labels = labels_of(one.recipe for one in outcomes)
+    return [Row(labels[name], ones[0].recipe, ones) for name, ones in by_name.items()]
+
+
+def labels_of(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """By recipe's name, what people know it by: its title, and the name, too, of like titles.
+
+    One that is started from another's YAML has the other's title until it is given its own.
+    """
+    titles = {one.name: one.title for one in recipes}
+    count = Counter(titles.values())
+    return {
+        name: title if count[title] == 1 else f"{title} ({name})" for name, title in titles.items()
+    }
 
 
 def short(number: int) -> str:
@@ -93,8 +108,9 @@ def caption(outcomes: Sequence[Outcome]) -> str:
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for each run that failed."""
     return [
-        f"{one.recipe.title}, seed {one.recipe.seed}, failed: {one.failure}"
-        for one in outcomes
+        f"{row.label}, seed {one.recipe.seed}, failed: {one.failure}"
+        for row in rows_of(outcomes)
+        for one in row.outcomes
         if one.failure
     ]
 
@@ -109,7 +125,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         # Where the space is small, a name is broken at its space.
         grid.add_column(f"{views}\n{measure.replace('-', ' ')}", justify="right")
     for row in rows_of(outcomes):
-        grid.add_row(row.recipe.title, *row.cells)
+        grid.add_row(row.label, *row.cells)
     return grid
 
 
@@ -117,7 +133,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     """The same table, for a README."""
     names = ["", *(", ".join(filter(None, heading)) for heading in headings())]
     lines = [names, ["---", *["---:"] * len(headings())]]
-    lines += [[row.recipe.title.replace("|", "\\|"), *row.cells] for row in rows_of(outcomes)]
+    lines += [[row.label.replace("|", "\\|"), *row.cells] for row in rows_of(outcomes)]
     drawn = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "".join(f"\n- {line}" for line in failures(outcomes))
     return f"{caption(outcomes)}\n\n{drawn}\n" + (f"{notes}\n" if notes else "")

@@ -139,8 +139,8 @@ def _differences(heavy: Row, opponents: Sequence[Row], groups: Sequence[Group]) 
 def _difference(heavy: Row, light: Row, measure: str, points: Floats) -> Difference:
     low, high = interval(points)
     return Difference(
-        heavy=heavy.recipe.title,
-        light=light.recipe.title,
+        heavy=heavy.label,
+        light=light.label,
         measure="few" if measure == "few" else "mean-class",
         points=float(points.mean()),
         low=low,

@@ -80,7 +80,7 @@ def read_cifar(source: Path) -> Listing:
             "test": _binary_split(files, "test", vocabulary, source),
         }
     folder = source if source.is_dir() else source.parent
-    names = human_names(folder, vocabulary.classes)
+    names = human_names(folder, vocabulary)
     return Listing(source, "cifar-100", vocabulary.classes, names, splits)
 
 

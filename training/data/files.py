@@ -21,14 +21,14 @@ def stored_photos(
         path = root / file
         try:
             status = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # `ValueError`: no path can have a NUL in it.
             missing.append(index)
             continue
         photos.append(StoredPhoto(root, os.path.normpath(file), status.st_size, status.st_mtime_ns))
     if missing:
         more = f" ({len(missing) - 1:,} more are missing, too)" if len(missing) > 1 else ""
         raise UserError(
-            f"{places[missing[0]]} names {files[missing[0]]}, which is not in {root}{more}: check "
-            "where the photos are"
+            f"{places[missing[0]]} names {files[missing[0]]!r}, which is not in {root}{more}: "
+            "check where the photos are"
         )
     return tuple(photos)

@@ -13,6 +13,8 @@ from training.data.split import SPLITS, Split
 from training.data.vocabulary import Vocabulary
 
 SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp"}
+# Beside those whose name starts with a dot, what systems and tools put among folders.
+NOT_CLASSES: Final = {"@eaDir", "__MACOSX", "__pycache__"}
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +34,16 @@ def read_folders(root: Path) -> Listing:
     splits = {
         name: _read_split(root, name, vocabulary) for name in SPLITS if (root / name).is_dir()
     }
-    names = human_names(root, vocabulary.classes)
+    names = human_names(root, vocabulary)
     return Listing(root, root.resolve().name, vocabulary.classes, names, splits)
 
 
 def class_folders(split: Path) -> list[Path]:
     """The folders of a split, without those that a system or a tool has put there."""
     folders = [path for path in split.iterdir() if path.is_dir()]
-    return sorted(path for path in folders if not path.name.startswith((".", "@", "__")))
+    return sorted(
+        path for path in folders if not path.name.startswith(".") and path.name not in NOT_CLASSES
+    )
 
 
 def _read_split(root: Path, name: str, vocabulary: Vocabulary) -> Split:

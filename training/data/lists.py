@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models import UserError
@@ -13,6 +12,7 @@ from training.data.listing import Listing
 from training.data.names import CLASS_LIST, human_names, read_class_list
 from training.data.split import SPLITS, Split, SplitName
 from training.data.vocabulary import Vocabulary
+from training.yaml_text import parse_yaml
 
 DESCRIPTION: Final = "dataset.yaml"
 
@@ -62,7 +62,7 @@ def read_lists(folder: Path) -> Listing:
 def read_description(path: Path) -> Listing:
     """Lists that a YAML file names; raises `UserError` where it is not a `Description`, too."""
     try:
-        description = Description.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        description = Description.model_validate(parse_yaml(path.read_text("utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -70,9 +70,8 @@ def read_description(path: Path) -> Listing:
             f"{path} is not valid at {where} ({first['msg']}): it takes "
             f"{', '.join(Description.model_fields)}"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as YAML: {reason}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as YAML: {error}") from error
     folder = path.parent
     name = folder.resolve().name if path.name == DESCRIPTION else path.stem
     return _read(folder, name, description)
@@ -86,7 +85,7 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[Row]:
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
@@ -109,7 +108,7 @@ def _read(folder: Path, name: str, description: Description) -> Listing:
     splits = {
         split: _read_split(folder / file, root, vocabulary) for split, file in files.items() if file
     }
-    names = human_names(folder, vocabulary.classes)
+    names = human_names(folder, vocabulary)
     return Listing(folder, name, vocabulary.classes, names, splits)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +20,7 @@ NUMBERED: Final = (
     re.compile(r"(?:/[a-z]/)?(?P<name>.+?)\s+(?P<label>\d+)"),
 )
 # ImageNet's number of a thing, in front of its name.
-SYNSET: Final = re.compile(r"n\d{8}\s+(?=\S)")
+SYNSET: Final = re.compile(r"n\d{8}\s+(?P<name>\S.*)")
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ def class_name(folder: str) -> str:
 def read_class_list(path: Path) -> Vocabulary:
     """Read one class a line: in the order of the labels, or each with its label before or behind.
 
-    Raises `UserError` where the file is missing or not UTF-8 text, or what `Vocabulary` raises.
+    ImageNet's number in front of a name is left out, unless others have the name, too: CLIP calls
+    two things a missile. Raises `UserError` where the file is missing or not UTF-8 text, its labels
+    are not those from 0 on, or what `Vocabulary` raises.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -42,16 +44,26 @@ def read_class_list(path: Path) -> Vocabulary:
             f"{path} is missing: labels are numbers, and it names their classes, one a line from "
             "label 0 on"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    return Vocabulary(_in_label_order([line.strip() for line in lines if line.strip()]), str(path))
+    classes = _in_label_order([line.strip() for line in lines if line.strip()], path)
+    synsets = [match for one in classes if (match := SYNSET.fullmatch(one))]
+    if len(synsets) < len(classes):
+        return Vocabulary(classes, str(path))
+    found = Counter(match["name"] for match in synsets)
+    called = {match[0]: match["name"] for match in synsets if found[match["name"]] > 1}
+    alone = (match[0] if match[0] in called else match["name"] for match in synsets)
+    return Vocabulary(tuple(alone), str(path), called)
 
 
-def human_names(folder: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    """What each class is called: by classnames.json in `folder`, else its name without underscores.
+def human_names(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What each class is called in prompts.
 
-    Raises `UserError` where the file is no JSON object of names, or calls two classes the same.
+    classnames.json in `folder` says it, else what the vocabulary calls the class, else its name
+    without underscores. Raises `UserError` where the file is no JSON object of names, or where two
+    classes are called the same and the vocabulary does not want it.
     """
+    classes = vocabulary.classes
     given = _read_human_names(folder / HUMAN_NAMES)
     if unknown := sorted(set(given) - set(classes)):
         logger.warning(
@@ -60,29 +72,42 @@ def human_names(folder: Path, classes: Sequence[str]) -> tuple[str, ...]:
             len(unknown),
             unknown[0],
         )
-    names = tuple(given.get(name, class_name(name)) for name in classes)
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        first, second = [one for one, human in zip(classes, names, strict=True) if human == name][
-            :2
-        ]
-        raise UserError(
-            f"{folder / HUMAN_NAMES}: the classes {first!r} and {second!r} are both called "
-            f"{name!r}, and nothing tells their prompts apart: give one another name there"
-        )
-    return names
+    names = {one: given.get(one, vocabulary.called.get(one, class_name(one))) for one in classes}
+    _check_distinct(names, vocabulary.called, folder / HUMAN_NAMES)
+    return tuple(names.values())
 
 
-def _in_label_order(lines: list[str]) -> tuple[str, ...]:
+def _check_distinct(names: Mapping[str, str], called: Mapping[str, str], path: Path) -> None:
+    """No two classes have the same name, but those that are `called` so."""
+    first: dict[str, str] = {}
+    for one, name in names.items():
+        other = first.setdefault(name, one)
+        if other != one and not called.get(one) == called.get(other) == name:
+            raise UserError(
+                f"{path}: the classes {other!r} and {one!r} are both called {name!r}, and nothing "
+                "tells their prompts apart: give one another name there"
+            )
+
+
+def _in_label_order(lines: list[str], path: Path) -> tuple[str, ...]:
+    misnumbered = False
     for pattern in NUMBERED:
         matches = [match for line in lines if (match := pattern.fullmatch(line))]
-        named = {int(match["label"]): match["name"] for match in matches}
+        found = sorted((int(match["label"]), match["name"]) for match in matches)
+        numbers, names = {number for number, _ in found}, {name for _, name in found}
         # `class 0`, `class 1`, and so on are names, not one name numbered.
-        distinct = len(set(named.values())) == len(lines)
-        if distinct and set(named) == set(range(len(lines))):
-            return tuple(named[label] for label in range(len(lines)))
-    if all(SYNSET.match(line) for line in lines):
-        return tuple(SYNSET.sub("", line, count=1) for line in lines)
+        if len(found) < len(lines) or len(names) == 1:
+            continue
+        if numbers == set(range(len(lines))):
+            return tuple(name for _, name in found)
+        # So are cars with their years, in which models and years repeat.
+        misnumbered |= len(lines) in (len(numbers), len(names))
+    if misnumbered:
+        raise UserError(
+            f"{path}: the numbers of its {len(lines)} lines are not those from 0 to "
+            f"{len(lines) - 1}: put these in front of the names, or write names alone in the order "
+            "of the labels"
+        )
     return tuple(lines)
 
 

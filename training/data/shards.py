@@ -73,7 +73,7 @@ def read_shards(source: Path) -> Listing:
     rows = {split: _read_rows(paths) for split, paths in shards.items() if paths}
     vocabulary = _vocabulary(folder, rows["train"])
     splits = {split: _split(folder, found, vocabulary) for split, found in rows.items()}
-    names = human_names(folder, vocabulary.classes)
+    names = human_names(folder, vocabulary)
     return Listing(source, folder.resolve().name, vocabulary.classes, names, splits)
 
 
@@ -115,6 +115,8 @@ def _shards(source: Path, folder: Path) -> dict[SplitName, list[Path]]:
     shards = {split: sorted(folder.glob(f"{split}-*.tar")) for split in SPLITS}
     if not source.is_dir():
         shards["train"] = [folder / name for name in expand(source.name)]
+    if not shards["train"]:
+        raise UserError(f"{source} stands for no shard: write the smaller number first in braces")
     for path in shards["train"]:
         if not path.is_file():
             raise UserError(f"{path} is missing: the pattern {source.name} names it")
@@ -207,16 +209,32 @@ def _label(labels: dict[str, bytes], where: str) -> tuple[str, Literal["name", "
         if "cls" in labels:
             return labels["cls"].decode("utf-8").strip(), "number"
         if "json" in labels:
-            label = json.loads(labels["json"])["label"]
-            return (str(label), "number") if isinstance(label, int) else (str(label), "name")
+            return _json_label(json.loads(labels["json"])["label"])
         if "txt" in labels:
-            return labels["txt"].decode("utf-8").strip(), "name"
+            return _name(labels["txt"].decode("utf-8").strip()), "name"
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f'{where}: the label cannot be read: write a number in .cls, {{"label": NAME}} in '
             ".json, or the class's name in .txt"
         ) from None
     raise UserError(f"{where} has a photo and no label: add KEY.cls, KEY.json or KEY.txt to it")
+
+
+def _json_label(label: object) -> tuple[str, Literal["name", "number"]]:
+    match label:
+        case bool():
+            raise TypeError
+        case int():
+            return str(label), "number"
+        case str():
+            return _name(label), "name"
+    raise TypeError
+
+
+def _name(label: str) -> str:
+    if not label.strip():
+        raise ValueError
+    return label
 
 
 def _key(member: str) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def read_table(path: Path) -> Listing:
     splits = {
         split: _split(path.parent, rows[split], vocabulary) for split in SPLITS if rows[split]
     }
-    names = human_names(path.parent, vocabulary.classes)
+    names = human_names(path.parent, vocabulary)
     return Listing(path, path.stem, vocabulary.classes, names, splits)
 
 

@@ -1,7 +1,8 @@
 """The classes that the labels of a set may name."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 
@@ -12,12 +13,13 @@ from models import UserError
 class Vocabulary:
     """`classes` in the set's own order, and for messages where they stand.
 
-    Raises `UserError` where they are fewer than two, one stands twice, or one cannot be written
-    down.
+    `called` says what a person calls those whose name does not say it. Raises `UserError` where
+    the classes are fewer than two, one stands twice, or one cannot be written down.
     """
 
     classes: tuple[str, ...]
     source: str
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

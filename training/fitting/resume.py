@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import pickle
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -100,9 +100,9 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        kept = _load_whole(path)
         found = kept["key"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.PickleError) as error:
+    except Exception as error:  # A damaged file may raise anything.
         raise UserError(
             f"{path}, what an interrupted run left, cannot be read: remove it to start from the "
             "beginning"
@@ -115,9 +115,18 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
     return kept
 
 
+def _load_whole(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, by its checksums, which `torch.load` does not look at."""
+    with ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise BadZipFile(f"{damaged} has another checksum")
+    kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return kept
+
+
 def state_beside(checkpoint: Path) -> Path:
     """Where a run that is to end in `checkpoint` keeps its state."""
-    return checkpoint.with_suffix(".resume")
+    return checkpoint.with_name(f"{checkpoint.name}.resume")
 
 
 def run_key(recipe: Recipe, data: str, backbone: str) -> str:

@@ -20,7 +20,7 @@ def section(variants: Mapping[Precision, Variant]) -> str:
     known = {one: found.calibration for one, found in variants.items() if found.calibration}
     if not known:
         return paragraph(
-            "The bundle was exported without calibration: every temperature is 1, and a confidence "
+            "The bundle is not calibrated: every temperature is 1, and a confidence "
             "does not say how often such answers are right."
         )
     first = next(iter(known.values()))

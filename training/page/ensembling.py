@@ -22,7 +22,7 @@ def section(variants: Mapping[Precision, Variant]) -> str:
     rules = {one: found.exit for one, found in variants.items() if found.exit}
     if not rules:
         return paragraph(
-            "There is no exit rule: the bundle was exported without calibration, and cannot answer "
+            "The bundle is not calibrated: there is no exit rule, and it cannot answer "
             "ensemble=adaptive."
         )
     first = next(iter(rules.values()))

@@ -51,7 +51,7 @@ def _classes(facts: Facts, groups: Sequence[Group]) -> str:
 def _fitted(plain: Judged) -> str:
     part = plain.variant.calibration
     if part is None:
-        return "nothing: it was exported without calibration"
+        return "nothing"
     how = " (cross-fitting: there is no val/)" if part.source == "cross-fitting" else ""
     return f"{part.data}, {part.images:,} different photos{how}"
 

@@ -17,7 +17,9 @@ TARGET: Final = 90
 
 
 def in_short(variant: Variant) -> Iterator[str]:
-    """At most eight lines."""
+    """At most nine lines."""
+    if variant.made:
+        yield variant.made
     yield from _accuracy(variant.evaluation)
     if variant.exit:
         yield from _exit(variant.exit)
@@ -73,14 +75,14 @@ def _sets(found: PredictionSets) -> Iterator[str]:
             rare = "" if few is None else f" ({few:.1f} % in few-shot classes)"
             yield (
                 f"sets asked to hold the right label {TARGET} % of the time: {one.macro:.1f} %"
-                f"{rare}, with {one.size:.1f} labels, cross-validated"
+                f"{rare}, with {one.size:.1f} labels ({found.data})"
             )
 
 
 def _review(found: Review) -> Iterator[str]:
     known = [(group, found.groups[group]) for group in GROUPS if group in found.groups]
     shares = ", ".join(f"{group} {_share(one)}" for group, one in known if one.photos)
-    yield f"to be accepted, at an error of {found.risk:g} %: {shares or 'nothing'}"
+    yield f"to be accepted, at an error of {found.risk:g} %: {shares or 'nothing'} ({found.data})"
 
 
 def _share(one: GroupReview) -> str:

@@ -23,6 +23,12 @@ class Fidelity:
     error: float
     agreement: float
 
+    def __str__(self) -> str:
+        return (
+            f"logits are off by {100 * self.error:.2g} % of their spread, and "
+            f"{100 * self.agreement:.1f} % of training views keep their first class"
+        )
+
 
 def fidelity(found: Floats, expected: Floats) -> Fidelity:
     """Of logits [N, C], over all views; the spread is that of a view's logits over the classes."""

@@ -38,12 +38,21 @@ class Candidate:
     seconds: float
     fidelity: Fidelity
 
+    def __str__(self) -> str:
+        left = f", {len(self.in_float)} products left in float" if self.in_float else ""
+        batch = (
+            ""
+            if self.form == "static"
+            else "; activations are scaled by each batch, so that what "
+            "is beside a view moves its logits a little"
+        )
+        return f"{self.form}{left}; {self.fidelity}{batch}"
+
 
 @dataclass(frozen=True)
 class Quantised:
     kept: Candidate
     tried: tuple[Candidate, ...]
-    fp32_seconds: float
 
 
 def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
@@ -68,7 +77,7 @@ def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
             ) from error
         kept = best(tried)
         shutil.copyfile(trial.path(kept.form, kept.in_float), target)
-    return Quantised(kept, tuple(tried), trial.fp32_seconds)
+    return Quantised(kept, tuple(tried))
 
 
 def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: Candidate) -> None:
@@ -103,9 +112,7 @@ class _Trial:
             )
         self.ranges = calibrate(self.model, pixels[::2], folder)
         self.pixels = pixels[1::2]
-        session = Session(graph, ONE_THREAD)
-        self.expected = logits_of(session, self.pixels)
-        self.fp32_seconds = self._seconds(session)
+        self.expected = logits_of(Session(graph, ONE_THREAD), self.pixels)
 
     def run(self) -> list[Candidate]:
         tried = [self._candidate(form, ()) for form in FORMS]

@@ -52,6 +52,16 @@ def write_folder(target: Path, name: str, replace: str | None = "mark") -> None:
         (folder / name).touch()
 
 
+def test_what_cannot_be_read_meanwhile_is_not_said_of_what_is_written(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "photo.jpg"
+    target = tmp_path / "here" / "bundle"
+    with pytest.raises(UserError) as caught, atomic_folder(target):
+        elsewhere.read_bytes()
+    assert str(caught.value) == (
+        f"{elsewhere} cannot be used (No such file or directory): {target} was not written"
+    )
+
+
 def test_a_replaced_folder_is_the_new_one_alone(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     for name in ("old", "new"):

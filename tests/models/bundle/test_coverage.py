@@ -126,9 +126,7 @@ def test_a_group_that_cannot_support_a_coverage_rests_on_all_classes() -> None:
     labels = np.repeat([0, 1], [100, 4])
     coverage = Coverage(scores, labels, ["many", "few"], Interpolation(pull=0))
     assert coverage.reach["few"] == pytest.approx(0.8)
-    assert coverage.basis(0.8) == {"many": "group", "medium": "all", "few": "group"}
     assert coverage.thresholds(0.8)[1] == pytest.approx(0.6)
-    assert coverage.basis(0.85) == {"many": "group", "medium": "all", "few": "all"}
     assert coverage.thresholds(0.9)[1] < 0.6
 
 
@@ -139,7 +137,6 @@ def test_without_photos_a_set_is_the_answer_alone() -> None:
         [False, True],
         [True, False],
     ]
-    assert set(coverage.basis(0.5).values()) == {"answer"}
 
 
 def test_of_identical_photos_each_has_the_same_set() -> None:

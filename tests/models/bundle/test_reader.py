@@ -72,7 +72,7 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     labels = np.repeat(np.arange(7), 40)
     sure, unsure = np.full(280, 0.9, np.float32), np.full(280, 0.1, np.float32)
     plain = palette_manifest("v", {})
-    sets = PredictionSets(interpolation=Interpolation(pull=0), photos=280, reach={}, estimates={})
+    sets = PredictionSets(interpolation=Interpolation(pull=0), photos=280, reach={}, data="others")
     variant = plain.variants[Precision.FP32].model_copy(update={"sets": sets})
     found = Reader(
         plain.model_copy(update={"variants": {Precision.FP32: variant}}),
@@ -93,7 +93,7 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
 
 def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
-    found = reader(review=Review(risk=5, level=95, groups={"many": group}))
+    found = reader(review=Review(risk=5, level=95, data="others", groups={"many": group}))
     rows = [np.array([top, 1 - top, 0, 0, 0, 0, 0]) for top in (0.59, 0.6)]
     assert [found.decide(Reading(row, row)) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]

@@ -12,7 +12,12 @@ def at(threshold: float | None) -> GroupReview:
     return GroupReview(photos=9, threshold=threshold, certified=False, accepted=50.0, error=4.0)
 
 
-REVIEW = Review(risk=5.0, level=95.0, groups={"many": at(0.6), "medium": at(0.8), "few": at(None)})
+REVIEW = Review(
+    risk=5.0,
+    level=95.0,
+    data="others",
+    groups={"many": at(0.6), "medium": at(0.8), "few": at(None)},
+)
 
 
 @pytest.mark.parametrize(

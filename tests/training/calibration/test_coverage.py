@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from models.bundle.coverage import Coverage
 from models.bundle.record import GROUPS, Group
-from training.calibration.coverage import TARGETS, distinct, fit_coverage, measure_coverage
+from training.calibration.coverage import TARGETS, fit_coverage, measure_coverage
 
 COUNTS = [40] * 8 + [5] * 8
 TAIL: list[Group] = ["many"] * 8 + ["few"] * 8
@@ -84,16 +84,6 @@ def test_one_photo_a_class_reaches_as_far_as_their_number() -> None:
     assert "few: held-out photos support a coverage of 90 %" in notes(
         probabilities, labels, ["few"] * 9
     )
-
-
-def test_copies_count_once() -> None:
-    probabilities, labels = photos([1] * 9, 0)
-    record, scores = fit_coverage(
-        {"full": np.tile(probabilities, (50, 1))}, np.tile(labels, 50), ["few"] * 9
-    )
-    assert record.photos == len(scores.labels) == 9
-    assert distinct(probabilities, labels).tolist() == list(range(9))
-    assert "441 of 450 photos are copies" in "; ".join(record.notes)
 
 
 def test_no_photo_at_all_is_said() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from simulated import held_out
 
+from models.bundle.ensemble import Ensemble
 from models.bundle.record import GROUPS
 from training.calibration.answers import Verdicts, answers, effective
 from training.calibration.diagram import draw_reliability
@@ -141,8 +142,8 @@ def test_no_answer_in_a_group_is_no_error() -> None:
 
 def test_the_diagram_takes_any_number_of_photos(tmp_path: Path) -> None:
     every = [answers(held)[0] for held in (held_out(700), held_out(0))]
-    rows = [(one.ensemble, one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in every]
-    draw_reliability(tmp_path / "reliability.png", rows)
+    verdicts = [(one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in every]
+    draw_reliability(tmp_path / "reliability.png", dict(zip(Ensemble, verdicts, strict=False)))
     with Image.open(tmp_path / "reliability.png") as image:
         colours = image.convert("RGB").getcolors(2**24)
         assert image.height > image.width / 2

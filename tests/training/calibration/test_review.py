@@ -85,7 +85,7 @@ def test_without_any_confident_answer_all_goes_to_review() -> None:
     many = review.groups["many"]
     assert (many.threshold, many.accepted, many.error) == (None, 0.0, None)
     assert review.decide(1.0, "many") == "review"
-    assert "at no confidence do the errors stay within 5 %" in review.notes[0]
+    assert "at no confidence are 40 answers known to stay within 5 %" in review.notes[0]
 
 
 def test_groups_that_are_never_answered_go_to_review() -> None:
@@ -97,11 +97,13 @@ def test_groups_that_are_never_answered_go_to_review() -> None:
     assert not any(note.startswith("medium") for note in review.notes)
 
 
-def test_copies_of_one_photo_count_once() -> None:
-    probabilities = np.tile([[0.99, 0.01]], (500, 1))
-    many = fit_review(probabilities, np.zeros(500, np.int64), PAIR).groups["many"]
-    assert many.photos == 1
-    assert not many.certified
+@pytest.mark.parametrize(("photos", "accepts"), [(3, False), (19, False), (20, True)])
+def test_a_handful_of_sure_answers_is_no_threshold(photos: int, accepts: bool) -> None:
+    probabilities = np.column_stack([np.linspace(0.999, 0.9999, photos), np.zeros(photos)])
+    review = fit_review(probabilities, np.zeros(photos, np.int64), PAIR)
+    assert (review.groups["many"].threshold is not None) is accepts
+    assert not review.groups["many"].certified
+    assert any(note.startswith("many: ") for note in review.notes)
 
 
 @given(st.integers(0, 12), st.integers(2, 5), st.integers(0, 999))
@@ -117,9 +119,10 @@ def test_any_data_give_a_record(count: int, classes: int, seed: int) -> None:
 
 def test_thresholds_are_measured_on_other_photos() -> None:
     fitted = fit_review(*photos(5000, 3), PAIR)
-    measured = measure_review(fitted, *photos(20_000, 4), PAIR)
+    measured = measure_review(fitted, "others", *photos(20_000, 4), PAIR)
     before, after = fitted.groups["many"], measured.groups["many"]
     assert (after.threshold, after.certified) == (before.threshold, before.certified)
     assert after.photos == 20_000
+    assert (fitted.data, measured.data) == ("the photos of the fit, which flatters them", "others")
     assert after.error is not None
     assert after.error <= 5.0

@@ -2,12 +2,14 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from outcomes import failed, outcome_of, tail_of
+from tiny import write_backbone
 
 from models import UserError
 from models.lift.backbone import Backbone, load_backbone
@@ -149,6 +151,23 @@ def test_results_of_something_else_are_kept_unless_replacing_is_asked_for(
     assert read_outcome(tmp_path / "lora-0.json") == second
 
 
+@pytest.mark.parametrize("other", ["photos", "backbone"])
+def test_results_on_other_photos_or_of_another_backbone_are_never_mixed(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, other: str
+) -> None:
+    run(colours, backbone, [recipe("lora")], tmp_path)
+    changed = replace(colours, val=None) if other == "photos" else colours
+    if other == "backbone":
+        backbone = load_backbone(write_backbone(tmp_path, seed=1))
+    with pytest.raises(UserError, match=r"lora-0\.json is of other photos or another backbone"):
+        run(changed, backbone, [recipe("zero-shot")], tmp_path)
+    assert not (tmp_path / "zero-shot-0.json").exists(), "told before any work"
+    assert {row["recipe"] for row in rows(tmp_path)} == {"lora"}
+    run(changed, backbone, [recipe("zero-shot")], tmp_path, replace=True)
+    assert {row["recipe"] for row in rows(tmp_path)} == {"zero-shot"}
+    assert (tmp_path / "lora-0.safetensors").exists(), "it is not in the way"
+
+
 def test_what_an_interrupted_run_left_is_gone_on_from_and_another_runs_only_replaced(
     colours: Dataset, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +210,15 @@ def test_what_train_has_left_is_measured_and_not_trained_again(
     assert measured.trainable_parameters == whole.trainable_parameters
     assert measured.record == trained.facts.record
     assert measured.seconds >= trained.facts.record.seconds
+
+
+def test_recipes_that_share_a_title_are_told_apart(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    mine = recipe("zero-shot").model_copy(update={"name": "mine", "title": "head only"})
+    _, told = run(colours, backbone, [mine, recipe("head")], tmp_path)
+    begun = sorted(line.split("] ")[1].split(", ")[0] for line in told if line.startswith("["))
+    assert begun == ["head only (head)", "head only (mine)"]
 
 
 def test_a_recipe_that_is_asked_for_twice_is_refused(

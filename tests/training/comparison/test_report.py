@@ -1,8 +1,10 @@
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from outcomes import FAILED, dataset_of, failed, outcome_of, tail_of
 
 from training.comparison.outcome import Outcome
@@ -67,6 +69,38 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
+def test_figures_and_answer_show_every_recipe_though_titles_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    plain = Figure.savefig
+
+    def savefig(self: Figure, *rest: Any, **more: Any) -> None:
+        drawn.append(self)
+        plain(self, *rest, **more)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    names = {"zero-shot": "zero-shot", "lora": "mine", "lift": "lift", "full": "heavy"}
+    outcomes = [
+        entitled(one, names[one.recipe.name]) for one in outcomes_of() if one.recipe.name in names
+    ]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    groups, parameters, tail = (figure.axes for figure in drawn)
+    labels = {f"a title ({name})" for name in names.values()}
+    assert {one.get_text() for one in groups[0].get_yticklabels()} == labels
+    assert labels <= {one.get_text() for one in parameters[0].texts}
+    lines = {line.get_label(): line.get_ydata() for line in tail[1].lines}
+    for name, rate in (("zero-shot", 41.0), ("lift", 66.0), ("heavy", 46.0)):
+        assert lines[f"a title ({name})"] == pytest.approx([rate] * 17), name
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "a title (heavy) is 20.0 points worse than a title (lift)" in text
+
+
+def entitled(outcome: Outcome, name: str) -> Outcome:
+    recipe = outcome.recipe.model_copy(update={"name": name, "title": "a title"})
+    return outcome.model_copy(update={"recipe": recipe})
+
+
 def test_the_papers_question_is_answered_in_words(tmp_path: Path) -> None:
     write_report(tmp_path, dataset_of(COUNTS), outcomes_of(), "")
     text = Words((tmp_path / "report.html").read_text("utf-8")).text
@@ -86,8 +120,11 @@ def test_a_failed_run_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
     assert "full, SGD - - - - - - - -" in text
 
 
-def test_where_all_failed_the_reasons_are_left(tmp_path: Path) -> None:
-    write_report(tmp_path, dataset_of(COUNTS), [failed(one) for one in outcomes_of(1)], "")
+def test_where_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:
+    written = write_report(tmp_path, dataset_of(COUNTS), outcomes_of(1), "")
+    assert {path.name for path in tmp_path.iterdir()} == set(written)
+    gone = [failed(one) for one in outcomes_of(1)]
+    assert write_report(tmp_path, dataset_of(COUNTS), gone, "") == ["results.md"]
     assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
     assert (tmp_path / "results.md").read_text().count(FAILED) == len(MEANS)
 

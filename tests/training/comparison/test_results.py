@@ -6,6 +6,7 @@ import pytest
 from outcomes import FAILED, failed, outcome_of, tail_of
 from rich.console import Console
 
+from training.comparison.outcome import Outcome
 from training.comparison.results import failures, markdown, rows_of, short, spread, table, write_csv
 
 COUNTS = tail_of(6)
@@ -18,6 +19,22 @@ def test_rows_stand_in_the_order_in_which_recipes_were_asked_for() -> None:
     rows = rows_of(outcomes)
     assert [row.recipe.name for row in rows] == ["lora", "head"]
     assert [[one.recipe.seed for one in row.outcomes] for row in rows] == [[1, 0], [1, 0]]
+
+
+def renamed(outcome: Outcome, name: str) -> Outcome:
+    """The same run of a recipe that has another name and its old title."""
+    recipe = outcome.recipe.model_copy(update={"name": name})
+    return outcome.model_copy(update={"recipe": recipe})
+
+
+def test_recipes_that_share_a_title_have_rows_with_labels_of_their_own() -> None:
+    lift, head = (outcome_of(name, 0, [50.0] * 6, COUNTS) for name in ("lift", "head"))
+    outcomes = [lift, renamed(lift, "mine"), head]
+    labels = ["LIFT (lift)", "LIFT (mine)", "head only"]
+    assert [row.label for row in rows_of(outcomes)] == labels
+    lines = markdown(outcomes).splitlines()[4:]
+    assert [line.split("|")[1].strip() for line in lines] == labels
+    assert failures([lift, failed(outcomes[1])]) == [f"LIFT (mine), seed 0, failed: {FAILED}"]
 
 
 def test_cells_are_means_and_spreads_over_seeds() -> None:

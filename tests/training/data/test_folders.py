@@ -58,6 +58,16 @@ def test_what_is_no_photo_is_left_out_with_a_warning(
     assert "red/more.jpg" in message
 
 
+def test_only_folders_that_no_person_made_are_no_classes(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train/red").rename(root / "train/@home")
+    (root / "train/blue").rename(root / "train/__background__")
+    for name in (".git", "@eaDir", "__MACOSX", "__pycache__"):
+        (root / "train" / name).mkdir()
+    dataset = load_dataset(str(root))
+    assert (dataset.classes, dataset.counts) == (("@home", "__background__"), [3, 2])
+
+
 def test_a_class_name_that_cannot_be_written_down_is_refused(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "train/red").rename(root / "train" / "r\udcff")

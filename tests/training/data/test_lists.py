@@ -61,6 +61,8 @@ def test_a_description_says_where_lists_and_photos_are(tmp_path: Path) -> None:
         ("train: train.txt\nvall: val.txt", "not valid at vall"),
         ("- train.txt", "not valid at the file"),
         ("train: [", "cannot be read as YAML"),
+        ("train: 2024-13-45", "cannot be read as YAML: month must be in"),
+        ('train: x\nclasses: "a\\0b"', "cannot be read as UTF-8 text: embedded null byte"),
     ],
 )
 def test_a_description_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -70,6 +72,12 @@ def test_a_description_that_is_none_is_one_line(tmp_path: Path, text: str, messa
     assert "\n" not in str(error.value)
 
 
+def test_a_list_whose_path_is_none_is_one_line(tmp_path: Path) -> None:
+    (write_lists(tmp_path) / "dataset.yaml").write_text('train: "a\\0b"')
+    with pytest.raises(UserError, match="cannot be read as UTF-8 text: embedded null byte"):
+        load_dataset(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -77,10 +85,11 @@ def test_a_description_that_is_none_is_one_line(tmp_path: Path, text: str, messa
         ("images/a.png one", r"train\.txt:5: the label 'one' is not a number: .* 0 to 2"),
         ("images/d.png 3", r"train\.txt:5: there is no class 3: .* has classes 0 to 2"),
         ("images/d.png -1", r"train\.txt:5: there is no class -1"),
+        ("images/\0.png 0", r"train\.txt:5 names 'images/\\x00\.png', which is not in"),
         ("images/./a.png 2", r"images/a\.png is listed as 'dark_green' and as 'blue'"),
         (
             "images/x.png 0\nimages/y.png 1\nimages/z.png 0",
-            r"train\.txt:5 names images/x\.png, which is not in .* \(2 more are missing, too\)",
+            r"train\.txt:5 names 'images/x\.png', which is not in .* \(2 more are missing, too\)",
         ),
     ],
 )
@@ -124,6 +133,15 @@ def test_two_lists_of_one_split_are_not_chosen_between(tmp_path: Path) -> None:
         UserError, match=r"has more_train\.txt and train\.txt: say in .*dataset\.yaml"
     ):
         load_dataset(str(folder))
+
+
+def test_two_things_of_one_name_are_two_classes_with_the_same_prompt(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path, "ImageNet_LT_")
+    names = ["n03773504 missile", "n04008634 missile", "n01440764 tench"]
+    (folder / "classnames.txt").write_text("\n".join(names))
+    dataset = load_dataset(str(folder))
+    assert dataset.classes == ("n04008634 missile", "n03773504 missile", "tench")
+    assert dataset.names == ("missile", "missile", "tench")
 
 
 def write_published(path: Path, counts: list[int]) -> Vocabulary:

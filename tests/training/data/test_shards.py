@@ -74,6 +74,12 @@ def test_a_pattern_chooses_training_shards(tmp_path: Path) -> None:
         load_dataset(f"{folder}/train-{{000..003}}.tar")
 
 
+def test_a_pattern_that_stands_for_no_shard_is_refused(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    with pytest.raises(UserError, match=r"train-\{010\.\.000\}\.tar stands for no shard"):
+        load_dataset(f"{folder}/train-{{010..000}}.tar")
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
@@ -140,6 +146,14 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
         ({"a.png": photo(0), "a.cls": b"\xff"}, r"train-9\.tar/a: the label cannot be read"),
         ({"a.png": photo(0), "a.json": b"{}"}, r"train-9\.tar/a: the label cannot be read"),
         ({"a.png": photo(0), "a.json": b"[1]"}, r"train-9\.tar/a: the label cannot be read"),
+        ({"a.png": photo(0), "a.txt": b" \n"}, r"train-9\.tar/a: the label cannot be read"),
+        *[
+            (
+                {"a.png": photo(0), "a.json": json.dumps({"label": label}).encode()},
+                r"train-9\.tar/a: the label cannot be read",
+            )
+            for label in (None, True, 1.5, ["red"], {"red": 1}, "", " ")
+        ],
     ],
 )
 def test_a_photo_without_a_label_that_can_be_used_is_named(

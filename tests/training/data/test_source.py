@@ -1,4 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from tiny import write_photos
@@ -35,6 +37,29 @@ def test_a_sample_set_is_unpacked_once(cache: Path) -> None:
     assert unpack_sample("wardrobe-lt") == folder
     assert (folder / "mark").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+
+
+def test_of_several_that_unpack_a_sample_set_at_once_each_gets_it(cache: Path) -> None:
+    together = Barrier(3)
+
+    def unpack(_: int) -> Path:
+        together.wait()
+        return unpack_sample("wardrobe-lt")
+
+    with ThreadPoolExecutor(3) as pool:
+        (folder,) = set(pool.map(unpack, range(3)))
+    assert cache in folder.parents
+    assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+    assert len(list((folder / "train/t-shirt").iterdir())) > 0
+
+
+def test_a_sample_set_that_cannot_be_unpacked_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taillift").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"wardrobe-lt cannot be written"):
+        unpack_sample("wardrobe-lt")
 
 
 def test_a_folder_of_ones_own_comes_before_a_sample_set_of_its_name(

@@ -41,7 +41,7 @@ def test_without_a_split_every_row_is_for_training(tmp_path: Path) -> None:
         (ROWS.replace("red,test", "red,tset"), r"csv:5: the split is 'tset'"),
         (ROWS.replace("b.png,red,train", "b.png"), r"csv:3: the label is empty"),
         (ROWS.replace("b.png,red", "b.png,red,x"), r"csv:3 has more cells than the first line"),
-        (ROWS.replace("b.png", "x.png"), r"csv:3 names x\.png, which is not in"),
+        (ROWS.replace("b.png", "x.png"), r"csv:3 names 'x\.png', which is not in"),
         (ROWS.replace("b.png,red", "b.png,sky blue").replace("d.png", "b.png"), "is listed as"),
         (ROWS.replace("path,", "file,"), "has no column path"),
         (ROWS.replace(",train", ",val"), "has no training row"),

@@ -43,7 +43,7 @@ def test_an_int8_graph_has_the_same_contract_and_nearly_the_same_answers(
     assert near.error < 0.1
     assert near.agreement > 0.8
     assert done.kept in done.tried
-    assert done.fp32_seconds > 0
+    assert str(done.kept).startswith(done.kept.form)
 
 
 def test_any_batch_gives_a_view_nearly_the_same_logits(
