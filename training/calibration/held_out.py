@@ -1,7 +1,9 @@
 """What calibration is fitted on: photos that the model has not seen, view by view."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -43,9 +45,8 @@ class HeldOut:
     def distinct(self) -> npt.NDArray[np.int64]:
         """The photos that are no copies of an earlier one with the same label, in their order."""
         first: dict[tuple[bytes, int], int] = {}
-        for row, (logits, label) in enumerate(zip(self.view_logits, self.labels, strict=True)):
-            # 0.0: minus zero has other bytes.
-            first.setdefault(((logits.round(SAME) + 0.0).tobytes(), int(label)), row)
+        for row, image in enumerate(zip(self._images, self.labels.tolist(), strict=True)):
+            first.setdefault(image, row)
         return np.array(list(first.values()), np.int64)
 
     def only(self, rows: npt.NDArray[np.int64]) -> "HeldOut":
@@ -57,13 +58,20 @@ class HeldOut:
         copies = self.copies + len(self) - len(distinct)
         return replace(self.only(distinct), copies=copies)
 
+    @cached_property
+    def _images(self) -> list[bytes]:
+        """[N], what is the same for the same image: a hash, for logits of many classes are long."""
+        # 0.0: minus zero has other bytes.
+        rounded = (logits.round(SAME) + 0.0 for logits in self.view_logits)
+        return [hashlib.sha256(one.tobytes()).digest() for one in rounded]
+
     def _cautions(self) -> Iterator[str]:
         if self.source == "cross-fitting":
             yield "measured on models that were trained without these photos, not on this model"
         if self.copies:
             every = self.copies + len(self)
             yield f"{self.copies} of {every} photos are copies of others and count once"
-        images = len({one.tobytes() for one in self.view_logits.round(SAME) + 0.0})
+        images = len(set(self._images))
         if images < len(self):
             yield (
                 f"the {len(self)} photos show only {images} different images, with several labels"
