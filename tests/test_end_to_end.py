@@ -23,6 +23,8 @@ from training.inputs import evaluation_photos
 
 DEMO = Path(__file__).parents[1] / "docker" / "demo-bundle.tar.gz"
 PHOTOS_A_REQUEST = 16
+# Some 4,000 views, over HTTP and in torch: a minute and a half on two quiet cores.
+pytestmark = pytest.mark.timeout(900)
 
 # Confidences [N, C] and views taken [N].
 Answers = dict[Ensemble, tuple[np.ndarray, np.ndarray]]
