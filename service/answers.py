@@ -154,6 +154,9 @@ class ModelSummary(BaseModel):
     provider: Provider
     precision: Precision
     precision_reason: str
+    made: str | None = Field(
+        description="how this precision's graph was made and how near it is to fp32's; null for it"
+    )
 
 
 class Status(BaseModel):
@@ -258,6 +261,7 @@ def model_summary(
         provider=device.provider,
         precision=reader.precision,
         precision_reason=reason,
+        made=variant.made,
     )
 
 

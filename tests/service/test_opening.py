@@ -80,6 +80,14 @@ def test_int8_that_loses_the_tail_is_not_served_and_model_says_why(tmp_path: Pat
     assert model["precision"] == "fp32"
     assert model["precision_reason"] == "fp32: int8 loses 0.9 points of few-shot accuracy"
     assert model["evaluation"]["full"]["few"] == 50
+    assert model["made"] is None
+
+
+def test_model_says_how_an_int8_graph_was_made(tmp_path: Path) -> None:
+    made = variant(50).model_copy(update={"made": "static; near"})
+    bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: made})
+    with running(bundle, precision="int8") as client:
+        assert client.get("/model").json()["made"] == "static; near"
 
 
 def test_int8_that_is_slower_or_was_not_measured_is_not_served(tmp_path: Path) -> None:
