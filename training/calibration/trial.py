@@ -40,21 +40,10 @@ class Photos:
         means = {k: combine(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
         self.leads: dict[int, Floats] = {k: lead(one) for k, one in means.items()}
         self.answers: dict[int, Counts] = {k: one.argmax(axis=1) for k, one in means.items()}
+        self.changes = _changes(means)
 
     def __len__(self) -> int:
         return len(self.held)
-
-    @cached_property
-    def changes(self) -> dict[int, float]:
-        """By the number of views, how far the rest moves a logit: a root mean square.
-
-        Where no view differs from another, as if they erred independently.
-        """
-        logits = self.held.view_logits.astype(np.float64)
-        logits -= logits.mean(axis=-1, keepdims=True)
-        full = logits.mean(axis=1)
-        found = {k: _root_mean_square(logits[:, :k].mean(axis=1) - full) for k in STAGES[:-1]}
-        return found if found[1] else {k: np.sqrt(1 / k - 1 / VIEWS) for k in STAGES[:-1]}
 
     @property
     def full(self) -> Counts:
@@ -178,8 +167,19 @@ class Trial:
         )
 
 
-def _root_mean_square(values: Doubles) -> float:
-    return float(np.sqrt(np.square(values).sum() / max(1, values.size)))
+def _changes(means: dict[int, Floats]) -> dict[int, float]:
+    """By the number of views, how far the rest of them moves a logit: a root mean square.
+
+    What moves all logits of a photo alike does not count. Where no view differs from another it is
+    as if they erred independently.
+    """
+    found = {k: _deviation(means[k] - means[VIEWS]) for k in STAGES[:-1]}
+    return found if found[1] else {k: float(np.sqrt(1 / k - 1 / VIEWS)) for k in STAGES[:-1]}
+
+
+def _deviation(moves: Floats) -> float:
+    """Of moves [N, C] around the mean of each photo."""
+    return float(np.sqrt(moves.var(axis=1).mean())) if len(moves) else 0.0
 
 
 def _hoped(loss: Loss, tolerance: float) -> bool:
