@@ -84,7 +84,7 @@ def _beside(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        if error.filename and not Path(error.filename).is_relative_to(target.parent):
+        if error.filename and not _is_within(str(error.filename), target.parent):
             raise UserError(
                 f"{error.filename} cannot be used ({error.strerror}): {target} was not written"
             ) from error
@@ -96,6 +96,11 @@ def _beside(target: Path) -> Iterator[Path]:
             ) from error
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(f"{target} cannot be written: {error.strerror}{where}") from error
+
+
+def _is_within(path: str, folder: Path) -> bool:
+    """However the two are written: temporary folders may be named from the root."""
+    return Path(path).absolute().is_relative_to(folder.absolute())
 
 
 def _sync(path: Path) -> None:

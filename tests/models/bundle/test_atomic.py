@@ -1,5 +1,6 @@
 """Whole or not at all."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_what_cannot_be_read_meanwhile_is_not_said_of_what_is_written(tmp_path: 
     assert str(caught.value) == (
         f"{elsewhere} cannot be used (No such file or directory): {target} was not written"
     )
+
+
+def test_what_is_written_is_known_by_a_relative_name_and_by_the_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside = tmp_path / "here" / "bundle" / "model.onnx"
+    with pytest.raises(UserError, match="the disk is full"), atomic_folder(Path("here/bundle")):
+        raise OSError(errno.ENOSPC, "No space left on device", str(inside))
 
 
 def test_a_replaced_folder_is_the_new_one_alone(tmp_path: Path) -> None:
