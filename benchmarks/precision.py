@@ -11,6 +11,7 @@ whatever else the machine does. The fp16 graph is meant for GPUs: a CPU computes
 
 import argparse
 import json
+import sys
 import tarfile
 import tempfile
 import time
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bundles import random_bundle
+from models import UserError
 from models.bundle.device import Device
 from models.bundle.folder import MANIFEST, MODEL
 from models.bundle.images import VIEWS, Pixels
@@ -176,4 +178,7 @@ def columns(title: str, *names: str) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -77,7 +77,7 @@ def main() -> None:
     trainer = Trainer(dataset, backbone)
     by_recipe = dict(plans)
     tries = []
-    for recipe in in_order(list(by_recipe), len(backbone.tower.tunable)):
+    for recipe in in_order(list(by_recipe)):
         tries.append(attempt(trainer, recipe, by_recipe[recipe], dataset.val, groups))
         if options.log:
             log(options.log, tries[-1], dataset, backbone.name)

@@ -31,6 +31,7 @@ class Facts(BaseModel):
     """What a checkpoint says of itself, beside the tensors.
 
     `names` are what the classes are called in `prompts`; `data_sha256` is the data's fingerprint.
+    `key` is the run's, by which it is known again; empty in checkpoints that are older than it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class Facts(BaseModel):
     prompts: tuple[str, ...]
     preprocessing: Preprocessing
     recipe: Recipe
+    key: str = ""
     trainable_parameters: int
     record: Record
 

@@ -221,6 +221,8 @@ def compare(
     from training.recipe import load_recipe, parse_changes
 
     values = parse_changes(changes or [])
+    if "seed" in values:
+        raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
     trained = {name: load_recipe(name).epochs > 0 for name in names}
     chosen = [

@@ -39,11 +39,13 @@ from training.calibration.judge import HeldOuts, Judge, Judged
 from training.checkpoint import Facts, restore
 from training.dataset import Dataset, Split
 from training.evaluation import class_accuracies
+from training.fitting.resume import run_key
 from training.graphs import Graphs, node_count
 from training.inputs import evaluation_photos
 from training.recipe import Recipe
 from training.report import write_report
 from training.train import Trainer
+from training.variants.fidelity import BATCH, logits_of
 
 TOLERANCE: Final = 1e-4
 THRESHOLDS: Final = Thresholds()
@@ -99,7 +101,7 @@ def export(
 
     def cross_fitted() -> HeldOuts:
         trainer = Trainer(dataset, load_backbone(backbone or facts.backbone))
-        return cross_fit(trainer, facts.recipe, graphs.write, groups)
+        return cross_fit(trainer, _as_trained(checkpoint, facts), graphs.write, groups)
 
     written: list[Manifest] = []
     judged: dict[Precision, Judged] = {}
@@ -112,7 +114,7 @@ def export(
         paths = graphs.write(merged, folder)
         side = facts.preprocessing.size
         sessions = {one: Session(path, side=side) for one, path in paths.items()}
-        logits = sessions[Precision.FP32].run(pixels).logits
+        logits = logits_of(sessions[Precision.FP32], pixels)
         proof = _prove(model, merged, pixels, logits, node_count(paths[Precision.FP32]), graphs)
         shutil.copyfile(checkpoint, folder / DELTA)
         golden = pixels[:GOLDEN_PHOTOS]
@@ -132,6 +134,20 @@ def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
         )
 
 
+def _as_trained(checkpoint: Path, facts: Facts) -> Recipe:
+    """The recipe in the numbers that it was trained in.
+
+    Raises `UserError` where a file that it names says something else by now.
+    """
+    known = facts.key and facts.recipe.head.initial.contents()
+    if known and facts.key != run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256):
+        raise UserError(
+            f"{checkpoint}: the file that its head started from has changed since, and calibration "
+            "trains from it again: put the old one back, train again, or add a val split"
+        )
+    return facts.recipe.model_copy(update={"precision": facts.record.precision or "auto"})
+
+
 def _centre_views(split: Split, facts: Facts) -> Pixels:
     """uint8 [n, S, S, 3], of photos spread over all classes."""
     spread = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int).tolist()
@@ -145,8 +161,7 @@ def _centre_views(split: Split, facts: Facts) -> Pixels:
 def _prove(
     model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int, graphs: Graphs
 ) -> Proof:
-    rows = torch.from_numpy(pixels)
-    trained, plain = (one(rows)[0].numpy() for one in (model, merged))
+    trained, plain = (_logits_of(one, pixels) for one in (model, merged))
     with tempfile.TemporaryDirectory() as folder:
         unmerged_nodes = graphs.write_plain(model, Path(folder) / MODEL)
     proof = Proof(
@@ -163,6 +178,11 @@ def _prove(
                 f"{TOLERANCE:g} allowed, on {len(pixels)} training photos"
             )
     return proof
+
+
+def _logits_of(model: Model, pixels: Pixels) -> Floats:
+    parts = torch.from_numpy(pixels).split(BATCH)
+    return np.concatenate([model(one)[0].numpy() for one in parts])
 
 
 def write_judged(

@@ -28,7 +28,6 @@ class InitialSpec(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     needs_text: ClassVar[bool] = False
-    needs_features: ClassVar[bool] = False
 
     def contents(self) -> list[object]:
         """What the files say that it names, to tell one start from another.
@@ -112,7 +111,6 @@ class ClassMeanInitial(InitialSpec):
 
     name: Literal["class-mean"] = "class-mean"
     images: int | None = Field(None, ge=1, description="photos of a class at most; None: all")
-    needs_features = True
 
 
 class PrototypesInitial(FromTemplate):
@@ -120,14 +118,12 @@ class PrototypesInitial(FromTemplate):
 
     name: Literal["prototypes"] = "prototypes"
     text_share: float = Field(0.5, ge=0, le=1)
-    needs_features = True
 
 
 class LinearProbeInitial(InitialSpec):
     """The weights of a logistic regression on the training photos' features."""
 
     name: Literal["linear-probe"] = "linear-probe"
-    needs_features = True
 
 
 class RandomInitial(InitialSpec):
@@ -151,8 +147,8 @@ def check_text(initial: InitialSpec, backbone: str, has_text: bool) -> None:
     """Raises `UserError` where the head is to start from text and the backbone has none."""
     if initial.needs_text and not has_text:
         raise UserError(
-            f"backbone {backbone} has no text tower, so its head cannot start from text: set the "
-            "recipe's head.initial to class-mean"
+            f"backbone {backbone} has no text tower, so its head cannot start from text: pass "
+            "--set head.initial.name=class-mean, or set it in the recipe"
         )
 
 
@@ -260,7 +256,7 @@ def _counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
         if count == 0:
             raise UserError(
                 f"class {name!r} has no training photo for the head to start from: add some, or "
-                "set the recipe's head.initial to text"
+                "pass --set head.initial.name=text, or set it in the recipe"
             )
     return counts
 

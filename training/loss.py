@@ -40,8 +40,8 @@ class LossSpec(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether `implied_prior` is a stand-in: the best logits are no log posterior of any prior.
-    approximate: ClassVar[bool] = False
+    # Whether it says of a batch what it does not say of its parts.
+    whole_batch: ClassVar[bool] = False
 
     @abstractmethod
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
@@ -98,7 +98,6 @@ class Focal(LossSpec):
     """(1 - p)^gamma times the cross-entropy -log p (Lin et al. 2017, equation 4)."""
 
     name: Literal["focal"] = "focal"
-    approximate: ClassVar[bool] = True
     gamma: float = Field(2.0, ge=0, description="how much less an easy example counts")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
@@ -118,7 +117,6 @@ class Ldam(LossSpec):
     """
 
     name: Literal["ldam"] = "ldam"
-    approximate: ClassVar[bool] = True
     margin: float = Field(0.5, ge=0, le=2, description="of the rarest class, as a cosine")
     scale: float = Field(25.0, gt=0, description="the cosine head's")
 
@@ -175,6 +173,8 @@ class Lade(LossSpec):
 
     See `LadeCriterion`, also for what it means to train a batch in parts.
     """
+
+    whole_batch = True
 
     name: Literal["lade"] = "lade"
     weight: float = Field(0.1, ge=0, description="of the estimator beside the cross-entropy")

@@ -44,21 +44,21 @@ class FrozenStages:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._runs: dict[tuple[int, int], Run] = {}
+        self._runs: dict[int, Run] = {}
 
-    def run(self, model: Model, start: int, stop: int, example: Tensor) -> Run:
-        """From rows behind `start` stages, pixels where 0, to rows behind `stop`."""
-        if (start, stop) not in self._runs:
-            stages = model.tower[start:stop]
-            module = stages if start else nn.Sequential(model.normalise, stages)
-            self._runs[start, stop] = runner(module, example, self._device)
-        return self._runs[start, stop]
+    def run(self, model: Model, stop: int, example: Tensor) -> Run:
+        """From pixels to rows behind `stop` stages."""
+        if stop not in self._runs:
+            module = nn.Sequential(model.normalise, model.tower[:stop])
+            self._runs[stop] = runner(module, example, self._device)
+        return self._runs[stop]
 
 
 class PrefixCache:
-    """The rows of one set of photos behind a tower's first stages, each stage computed once.
+    """The rows of one set of photos behind a tower's first stages.
 
-    Every process computes a share of them and has all.
+    They come from the photos, never from the rows behind fewer stages, which are rounded: what a
+    run is fed must not depend on what ran before it. Every process computes a share and has all.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class PrefixCache:
         launcher: Launcher,
     ) -> None:
         """`copies` [N] says how many of the `epochs` lend their crop of each photo."""
+        self._photos = photos
         self._copies = torch.tensor(copies)
         self._epochs = epochs
         self._frozen = frozen
@@ -79,39 +80,39 @@ class PrefixCache:
     def rows_for(self, model: Model, size: int) -> Inputs:
         """What `model` has to be fed: rows behind its frozen stages, or behind fewer where the
         memory is too small, or photos where that pays more; `size` is S, in pixels."""
-        rows = int(self._copies.sum()) * self._stages[0].rows
+        rows = int(self._copies.sum()) * self._photos.rows
         sizes = worthwhile_stages(model, size)
         stage = next((one for one, numbers in sizes.items() if 2 * numbers * rows <= MEMORY), 0)
         if stage not in self._stages:
-            start = max(known for known in self._stages if known < stage)
-            self._stages[stage] = self._extend(model, self._stages[start], stage)
+            self._stages[stage] = self._compute(model, stage)
         return self._stages[stage]
 
-    def _extend(self, model: Model, source: Inputs, stage: int) -> Cached:
+    def _compute(self, model: Model, stage: int) -> Cached:
+        photos = self._photos
         order = [
             (photo, epoch)
             for photo, count in enumerate(self._copies.tolist())
             for epoch in copy_epochs(count, self._epochs)
         ]
-        size = max(1, BATCH // source.rows)
+        size = max(1, BATCH // photos.rows)
         batches = range(0, len(order), size)
         # All see the first batch, and so agree on what it says of the numbers' range.
         starts = [0, *(one for one in self._launcher.share(batches) if one)]
-        rows = source.batches([pick for one in starts for pick in order[one : one + size]], size)
+        rows = photos.batches([pick for one in starts for pick in order[one : one + size]], size)
         first, _ = next(rows)
-        run = self._frozen.run(model, source.stage, stage, first)
+        run = self._frozen.run(model, stage, first)
         output = run(first)
         kept = torch.half if output.abs().max() < HALF_RANGE else torch.float
-        tokens = torch.zeros(len(order) * source.rows, *output.shape[1:], dtype=kept)
+        tokens = torch.zeros(len(order) * photos.rows, *output.shape[1:], dtype=kept)
         every = track(chain([first], (one for one, _ in rows)), TITLE, len(starts))
         for start, batch in zip(starts, every, strict=True):
             output = output if batch is first else run(batch)
             if start or self._launcher.rank == 0:
-                place = start * source.rows
+                place = start * photos.rows
                 tokens[place : place + len(output)] = output.to(kept)
         self._launcher.sum_in_place(tokens)
-        tokens = tokens.view(-1, source.rows, *tokens.shape[1:])
-        return Cached(tokens, self._copies, source.labels, stage, self._epochs)
+        tokens = tokens.view(-1, photos.rows, *tokens.shape[1:])
+        return Cached(tokens, self._copies, photos.labels, stage, self._epochs)
 
 
 def copies_for(

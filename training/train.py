@@ -49,9 +49,8 @@ class Run:
 class Trainer:
     """Trains and measures recipes on one dataset and one backbone.
 
-    What runs share, the photos behind the frozen stages, is computed once. Train recipes with few
-    frozen stages first: the others start from their rows. Where `torchrun` has started several
-    processes, all of them do the same, and share the work.
+    What runs share, the photos behind the frozen stages, is computed once. Where `torchrun` has
+    started several processes, all of them do the same, and share the work.
     """
 
     def __init__(
@@ -107,7 +106,8 @@ class Trainer:
     ) -> Run:
         dataset, backbone, launcher = self.dataset, self._backbone, self._launcher
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
-        resume = Resume(state, run_key(recipe, dataset.fingerprint, backbone.sha256), launcher)
+        key = run_key(recipe, dataset.fingerprint, backbone.sha256)
+        resume = Resume(state, key, launcher)
         kept = range(len(dataset.train)) if only is None else only
         weight = initial_weight(
             backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing, kept)
@@ -124,7 +124,7 @@ class Trainer:
                 except DivergedError:
                     resume.forget()
                     raise
-            run = Run(model, self._facts(recipe, model, preprocessing, progress))
+            run = Run(model, self._facts(recipe, key, model, preprocessing, progress))
             if curves and dataset.val:
                 drawn.add(recipe.epochs, self._validation(run, dataset.val))
         return run
@@ -132,6 +132,7 @@ class Trainer:
     def _facts(
         self,
         recipe: Recipe,
+        key: str,
         model: Model,
         preprocessing: Preprocessing,
         progress: Progress | None,
@@ -150,6 +151,7 @@ class Trainer:
             prompts=prompts_for(dataset.names, recipe.head.initial),
             preprocessing=preprocessing,
             recipe=recipe,
+            key=key,
             trainable_parameters=model.trainable_parameters,
             record=new_record(self._launcher, progress),
         )

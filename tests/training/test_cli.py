@@ -65,6 +65,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["recipes", "mine.yaml"], "error: recipe mine.yaml cannot be read"),
         (["recipes", "typo.yaml"], "error: typo.yaml: there is no field epoch: did you mean epoch"),
         (["compare", "photos", "--seeds", "a"], "error: --seeds a: give whole numbers such as"),
+        (["compare", "photos", "--set", "seed=7"], "error: --set seed: name the seeds with --se"),
         (["compare", "photos", "--recipes", "lift,lit"], "there is no recipe 'lit': did you mean"),
         (["compare", "photos", "--recipes", "lift,lift"], "lift with seed 0 is asked for twice"),
         (["compare", "photos"], "error: photos has neither test/ nor val/"),

@@ -192,6 +192,22 @@ def test_a_bundle_without_held_out_photos_says_nothing_of_accuracy(
     assert variant.notes == ("not calibrated: it was not asked for",)
 
 
+def test_photos_set_aside_are_measured_only_by_models_that_start_as_the_checkpoint_did(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    """Without a val split calibration trains again, from the descriptions as they are now."""
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps({name: [f"a jolly {name}"] for name in colours.names}))
+    initial = {"name": "descriptions", "path": str(sentences)}
+    checkpoint = trained(colours, tiny_backbone, tmp_path, epochs=1, head={"initial": initial})
+    sentences.write_text(json.dumps({name: [f"a gloomy {name}"] for name in colours.names}))
+    bare = replace(colours, val=None)
+    with pytest.raises(UserError, match="the file that its head started from has changed since"):
+        export(checkpoint, bare, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert export(checkpoint, colours, tmp_path / "bundle").manifest.variants
+
+
 def test_logits_that_are_off_are_refused_and_nothing_is_left(
     checkpoint: Path, colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,12 +74,10 @@ def test_its_name_finds_it_and_it_survives_json(name: str) -> None:
 def test_what_each_start_needs() -> None:
     of_text = {"text", "ensemble", "classname", "descriptions", "prototypes"}
     assert {name for name, one in INITIALS.items() if one.needs_text} == of_text
-    of_photos = {"class-mean", "linear-probe", "prototypes"}
-    assert {name for name, one in INITIALS.items() if one.needs_features} == of_photos
 
 
 def test_text_is_refused_where_the_backbone_has_none() -> None:
-    with pytest.raises(UserError, match=r"backbone vit has no text tower.* class-mean"):
+    with pytest.raises(UserError, match=r"backbone vit has no text tower.*initial.name=class-mean"):
         check_text(EnsembleInitial(), "vit", has_text=False)
     check_text(EnsembleInitial(), "clip", has_text=True)
     check_text(ClassMeanInitial(), "vit", has_text=False)

@@ -95,12 +95,6 @@ def test_the_prior_that_a_loss_leaves_in_the_logits(spec: LossSpec, weights: lis
     torch.testing.assert_close(spec.implied_prior(COUNTS), expected / expected.sum())
 
 
-def test_only_losses_without_a_posterior_at_their_best_say_that_their_prior_is_approximate() -> (
-    None
-):
-    assert {name for name, one in LOSSES.items() if one.approximate} == {"focal", "ldam"}
-
-
 @pytest.mark.parametrize(
     "spec",
     [

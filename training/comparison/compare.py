@@ -18,7 +18,6 @@ from training.build import resolve
 from training.checkpoint import read_facts, restore, save
 from training.comparison.outcome import (
     Outcome,
-    kind_of,
     place_of,
     read_outcome,
     read_outcomes,
@@ -74,7 +73,7 @@ def compare(
     trainer = Trainer(dataset, backbone, device)
     start = time.monotonic()
     labels = labels_of(recipes)
-    ordered = in_order(missing, len(backbone.tower.tunable))
+    ordered = in_order(missing)
     for place, recipe in enumerate(ordered):
         known = [one for one in outcomes.values() if one is not None]
         gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
@@ -91,21 +90,14 @@ def compare(
     return [one for key in keys if (one := outcomes[key]) is not None]
 
 
-def in_order(recipes: Sequence[Recipe], blocks: int) -> list[Recipe]:
-    """Such that runs can share the rows behind frozen stages, as `Trainer` wants them.
+def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Such that runs can share the rows behind frozen stages, of which `Trainer` keeps one kind.
 
-    By seed, augmentation and epochs, for these have rows of their own; then those with fewer of
-    the tower's `blocks` frozen first, for the rows of the others follow from theirs.
+    By seed, augmentation and epochs, for these have rows of their own.
     """
-
-    def frozen(recipe: Recipe) -> int:
-        tuned = 0 if kind_of(recipe) == "frozen" else min(recipe.blocks or blocks, blocks)
-        return blocks - tuned
-
-    def rows(recipe: Recipe) -> tuple[int, str, int]:
-        return recipe.seed, recipe.augmentation.model_dump_json(), recipe.epochs
-
-    return sorted(recipes, key=lambda one: (*rows(one), frozen(one)))
+    return sorted(
+        recipes, key=lambda one: (one.seed, one.augmentation.model_dump_json(), one.epochs)
+    )
 
 
 def expected_seconds(recipes: Sequence[Recipe], known: Sequence[Outcome]) -> float | None:
@@ -232,8 +224,7 @@ def _make_room(out: Path, recipe: Recipe, key: str, replace: bool) -> None:
 def _key_of(checkpoint: Path) -> str | None:
     """Of the run that ended in it; None where there is none that can be read."""
     try:
-        facts = read_facts(checkpoint)
-        return run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256)
+        return read_facts(checkpoint).key
     except UserError:
         return None
 

@@ -42,9 +42,9 @@ class Difference:
         """Whether the heavy recipe does harm."""
         if self.seeds < FEWEST_SEEDS or self.classes < FEWEST_CLASSES:
             return "cannot tell"
-        if self.high < 0:
-            return "yes"
-        return "no" if self.low > -MARGIN else "cannot tell"
+        if self.low > -MARGIN:
+            return "no"
+        return "yes" if self.high < 0 else "cannot tell"
 
     @property
     def reason(self) -> str:

@@ -162,7 +162,9 @@ def micro_batch(recipe: Recipe, launcher: Launcher) -> int:
     """How many photos go through the model at once: the recipe's, or what suits the device."""
     if recipe.micro_batch is not None:
         return recipe.micro_batch
-    return CPU_MICRO_BATCH if launcher.device.type == "cpu" else -(-recipe.batch // launcher.size)
+    if launcher.device.type == "cpu" and not recipe.loss.whole_batch:
+        return CPU_MICRO_BATCH
+    return -(-recipe.batch // launcher.size)
 
 
 def network_behind(model: Model, stage: int) -> nn.Module:

@@ -1,6 +1,7 @@
 """How near a variant's logits are to those of fp32."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from models.bundle.ensemble import Floats
 from models.bundle.images import Pixels
 from models.bundle.session import Session
 
-BATCH = 8
+BATCH: Final = 8
 
 
 @dataclass(frozen=True)

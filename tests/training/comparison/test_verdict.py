@@ -50,6 +50,21 @@ def test_heavy_fine_tuning_that_gains_does_no_harm() -> None:
     assert "points better than LIFT" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [
+        (-0.6, -0.1, "no"),
+        (-0.6, 0.4, "no"),
+        (-1.4, -0.1, "yes"),
+        (-1.4, 0.4, "cannot tell"),
+        (0.1, 0.4, "no"),
+    ],
+)
+def test_less_than_a_point_is_no_harm_however_sure(low: float, high: float, answer: str) -> None:
+    found = Difference("full", "LIFT", "few", (low + high) / 2, low, high, seeds=3, classes=100)
+    assert found.answer == answer
+
+
 def test_a_difference_within_the_noise_cannot_be_told() -> None:
     random = np.random.default_rng(1)
     outcomes = [

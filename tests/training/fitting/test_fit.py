@@ -16,9 +16,10 @@ from models.lift.backbone import load_backbone
 from training.build import build
 from training.dataset import Dataset
 from training.fitting.curves import Curves
-from training.fitting.fit import enough_memory, epoch_order, fit
+from training.fitting.fit import enough_memory, epoch_order, fit, micro_batch
 from training.fitting.launch import Launcher
 from training.fitting.learner import average_decay, rate_factor
+from training.fitting.precision import settle
 from training.fitting.resume import Resume
 from training.inputs import Photos, Pick
 from training.recipe import Optimiser, Recipe
@@ -156,6 +157,25 @@ def test_parts_of_any_size_add_up_to_the_same_step(colours: Dataset, tiny_backbo
     parts = weights(train(colours, tiny_backbone, batch=24, micro_batch=7))
     assert torch.allclose(whole, parts, atol=1e-5)
     assert not torch.equal(whole, weights(train(colours, tiny_backbone, batch=8)))
+
+
+def test_a_loss_that_says_something_of_a_whole_batch_sees_it_whole() -> None:
+    assert micro_batch(Recipe.model_validate({**QUICK, "batch": 64}), Launcher(CPU)) == 32
+    lade = Recipe.model_validate({**QUICK, "batch": 64, "loss": {"name": "lade"}})
+    assert micro_batch(lade, Launcher(CPU)) == 64
+    assert micro_batch(lade.model_copy(update={"micro_batch": 8}), Launcher(CPU)) == 8
+
+
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [({"avx2": True}, "fp32"), ({"amx_bf16": True}, "bf16"), ({"bf16": True}, "bf16")],
+)
+def test_a_cpu_trains_in_bf16_where_it_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert settle("auto", CPU) == precision
+    assert settle("fp32", CPU) == "fp32"
 
 
 def test_adamw_takes_steps_of_the_size_of_its_rate(colours: Dataset, tiny_backbone: str) -> None:
