@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from models import UserError
+from models.bundle.chunks import chunks
 from models.bundle.ensemble import Floats
 from models.bundle.folder import DELTA, MODEL, REPORT, new_bundle, write_golden
 from models.bundle.images import Pixels
@@ -181,7 +182,8 @@ def _prove(
 
 
 def _logits_of(model: Model, pixels: Pixels) -> Floats:
-    parts = torch.from_numpy(pixels).split(BATCH)
+    rows = torch.from_numpy(pixels)
+    parts = (rows[list(one)] for one in chunks(range(len(rows)), BATCH))
     return np.concatenate([model(one)[0].numpy() for one in parts])
 
 
