@@ -137,6 +137,15 @@ class Hold:
         self._admission.check_deadline(self, share)
         self.change(more)
 
+    def expect(self, size: int) -> None:
+        """Refuse a body of `size` bytes that would not fit; hold nothing, as it may never come.
+
+        Raises `OverloadedError` and `DeadlineError`.
+        """
+        share = Share(size=size)
+        self._admission.check(share)
+        self._admission.check_deadline(self, share)
+
     def grow(self, size: int) -> None:
         """Hold `size` bytes more; raises `OverloadedError`."""
         more = Share(size=size)

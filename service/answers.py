@@ -1,7 +1,7 @@
 """What a client asks (query) and gets (JSON)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final, Literal
 
@@ -29,6 +29,8 @@ from models.bundle.temperature import Calibration
 from service.errors import MalformedError, ProblemDocument
 
 MOST_NAMED: Final = 100
+# Labels beyond which the nearest one is not looked for: it would keep requests waiting.
+MOST_COMPARED: Final = 1_000
 CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
 
 
@@ -218,10 +220,20 @@ def confidences(
     )
 
 
+def confidence_json(answer: Answer, results: Iterable[ConfidenceOfImage | FailedImage]) -> bytes:
+    """`answer` and `results` as the JSON of a `Confidence`.
+
+    Each result is written before the next is made: as objects they take many times the memory.
+    """
+    head = answer.model_dump_json().removesuffix("}").encode()
+    texts = b",".join([one.model_dump_json().encode() for one in results])
+    return b'%s,"results":[%s]}' % (head, texts)
+
+
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
     """Indices of `labels`, of every class where there are none.
 
-    Raises `MalformedError` with the nearest label where a class is not known.
+    Raises `MalformedError` where a class is not known.
     """
     known = {label: index for index, label in enumerate(manifest.labels)}
     for label in labels:
@@ -231,7 +243,8 @@ def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:
-    near = get_close_matches(label, labels, n=1)
+    """Names the nearest of `labels`, where they are not too many."""
+    near = get_close_matches(label, labels, n=1) if len(labels) <= MOST_COMPARED else []
     hint = f"did you mean `{near[0]}`?" if near else "GET /classes lists them"
     return f"unknown class `{label[:80]}`: {hint}"
 

@@ -1,7 +1,7 @@
 """The HTTP interface: the routes, and a request's way from bytes to JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
@@ -12,8 +12,9 @@ from prometheus_client.exposition import choose_encoder
 from models.bundle.ensemble import Ensemble
 from models.bundle.posterior import Doubles, Prior
 from models.bundle.reader import Reading
-from service import live
+from service import live, work
 from service.answers import (
+    Answer,
     Classification,
     ClassifiedImage,
     ClassifyQuery,
@@ -26,6 +27,7 @@ from service.answers import (
     Status,
     chosen_classes,
     classified,
+    confidence_json,
     confidences,
     known_prior,
     model_id,
@@ -35,14 +37,14 @@ from service.client import held, while_connected
 from service.deadline import Deadline
 from service.docs import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from service.engine import Engine
-from service.errors import MalformedError, NoImageError, PerImageError
-from service.handlers import add_handlers
+from service.errors import MalformedError, NoImageError, NotReadyError, PerImageError
+from service.handlers import add_handlers, respond
 from service.keys import Keys, require_key
 from service.page import add_page
 from service.upload import Upload, body_bytes, read_uploads
-from service.work import Answer
 
 Result = TypeVar("Result")
+Answered = tuple[Upload, work.Answer | PerImageError]
 
 # What needs an API key where there are any, and what never does.
 router = APIRouter()
@@ -55,6 +57,18 @@ async def _engine(request: Request) -> Engine:
 
 
 Service = Annotated[Engine, Depends(_engine)]
+
+
+async def _writing(request: Request) -> asyncio.Lock:
+    """For answers on thousands of classes, which are written in a thread: requests are waiting.
+
+    One at a time, since several would not be sooner and take the memory of all.
+    """
+    writing: asyncio.Lock = request.app.state.writing
+    return writing
+
+
+Writing = Annotated[asyncio.Lock, Depends(_writing)]
 
 
 async def _deadline(
@@ -100,12 +114,13 @@ async def classify(
             members,
         )
 
-    answered = await _answered(request, engine, asked, deadline)
+    async with _answered(request, engine, asked, deadline) as answered:
+        results = list(_results(engine, asked, answered, result))
     return Classification(
         model=model_id(engine.manifest),
         ensemble=asked.ensemble,
         prior=query.prior,
-        results=_results(engine, asked, answered, result),
+        results=results,
     )
 
 
@@ -116,7 +131,11 @@ async def classify(
     openapi_extra=IMAGES_BODY,
 )
 async def confidence(
-    request: Request, query: Annotated[ConfidenceQuery, Query()], engine: Service, deadline: Until
+    request: Request,
+    query: Annotated[ConfidenceQuery, Query()],
+    engine: Service,
+    deadline: Until,
+    writing: Writing,
 ) -> Response:
     """Give the confidence of every class, or of those asked for, and of every group."""
     engine.require_ready()
@@ -125,18 +144,12 @@ async def confidence(
     def result(upload: Upload, reading: Reading, views: int) -> ConfidenceOfImage:
         return confidences(upload.filename, reading.asked, engine.manifest, chosen, views)
 
-    answered = await _answered(request, engine, asked, deadline)
-
-    def text() -> str:
-        return Confidence(
-            model=model_id(engine.manifest),
-            ensemble=asked.ensemble,
-            prior=query.prior,
-            results=_results(engine, asked, answered, result),
-        ).model_dump_json()
-
-    # Thousands of classes take long to write down, and requests are waiting.
-    return Response(await asyncio.to_thread(text), media_type="application/json")
+    answer = Answer(model=model_id(engine.manifest), ensemble=asked.ensemble, prior=query.prior)
+    # Within the request's hold, because its images are in memory until then.
+    async with _answered(request, engine, asked, deadline) as answered, writing:
+        results = _results(engine, asked, answered, result)
+        content = await asyncio.to_thread(confidence_json, answer, results)
+    return Response(content, media_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -152,59 +165,58 @@ def _asked(engine: Engine, query: InferenceQuery) -> Asked:
     return Asked(ensemble, known_prior(query.prior, engine.priors))
 
 
+@asynccontextmanager
 async def _answered(
     request: Request, engine: Engine, asked: Asked, deadline: Deadline
-) -> list[tuple[Upload, Answer | PerImageError]]:
+) -> AsyncIterator[Sequence[Answered]]:
     """Each image of the request with its logits, or with the reason why it cannot be used.
 
-    Raises a `ServiceError` where no image can be.
+    The request's share of what is in work is held until the end of the block. Raises a
+    `ServiceError` where no image can be used.
     """
     settings = engine.settings
     pipeline = engine.opened.pipeline
     size = body_bytes(request, settings.max_body_bytes)
-    announced = "content-length" in request.headers
-    with pipeline.hold(size if announced else 0, deadline) as hold:
+    with pipeline.hold(size if "content-length" in request.headers else 0, deadline) as hold:
         with engine.metrics.stage("read"):
             async with deadline.limit("read"):
                 uploads = await read_uploads(
-                    request if announced else held(request, hold),
+                    held(request, hold),
                     settings.max_body_bytes,
                     settings.max_images,
                     settings.body_seconds,
                 )
         answers = await while_connected(request, pipeline.answers(uploads, asked.ensemble, hold))
-    failed = [answer for answer in answers if isinstance(answer, PerImageError)]
-    if len(failed) == len(answers):
-        raise failed[0] if len(failed) == 1 else NoImageError(failed)
-    return list(zip(uploads, answers, strict=True))
+        failed = [answer for answer in answers if isinstance(answer, PerImageError)]
+        if len(failed) == len(answers):
+            raise failed[0] if len(failed) == 1 else NoImageError(failed)
+        yield list(zip(uploads, answers, strict=True))
 
 
 def _results(
     engine: Engine,
     asked: Asked,
-    answered: Sequence[tuple[Upload, Answer | PerImageError]],
+    answered: Sequence[Answered],
     result: Callable[[Upload, Reading, int], Result],
-) -> list[Result | FailedImage]:
+) -> Iterator[Result | FailedImage]:
     """`result` of each image, a problem in the place of each that cannot be used."""
     with engine.metrics.stage("post"):
-        return [
-            FailedImage(filename=upload.filename, error=answer.document())
-            if isinstance(answer, PerImageError)
-            else result(
-                upload,
-                engine.reader.read(answer.logits, answer.views, asked.ensemble, asked.log_prior),
-                answer.views,
-            )
-            for upload, answer in answered
-        ]
+        for upload, answer in answered:
+            if isinstance(answer, PerImageError):
+                yield FailedImage(filename=upload.filename, error=answer.document())
+            else:
+                reading = engine.reader.read(
+                    answer.logits, answer.views, asked.ensemble, asked.log_prior
+                )
+                yield result(upload, reading, answer.views)
 
 
 @router.get("/classes", response_model=live.Classes)
-async def classes(engine: Service) -> Response:
+async def classes(engine: Service, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
-    seen = live.look(engine.monitoring)
-    # Thousands of classes take long to write down, and requests are waiting.
-    text = await asyncio.to_thread(lambda: live.classes(seen).model_dump_json())
+    async with writing:
+        seen = live.look(engine.monitoring)
+        text = await asyncio.to_thread(lambda: live.classes(seen).model_dump_json())
     return Response(text, media_type="application/json")
 
 
@@ -228,11 +240,14 @@ async def healthz() -> Status:
     return Status(status="alive")
 
 
-@open_router.get("/readyz", responses=problems(503))
-async def readyz(engine: Service) -> Status:
-    """Tell whether images can be sent: the bundle is checked and warm, and batches progress."""
-    engine.require_ready()
-    return Status(status="ready")
+@open_router.get("/readyz", response_model=Status, responses=problems(503))
+async def readyz(engine: Service) -> Status | Response:
+    """Tell whether images can be sent: the bundle is checked and warm, and work progresses."""
+    if (obstacle := engine.obstacle) is None:
+        return Status(status="ready")
+    problem = NotReadyError(obstacle)
+    # Not raised, which would count it: a probe that is told so has been answered.
+    return respond(problem.document(), problem.status)
 
 
 @open_router.get(
@@ -275,6 +290,7 @@ def create_app(engine: Engine) -> FastAPI:
     )
     app.state.engine = engine
     app.state.keys = keys
+    app.state.writing = asyncio.Lock()
     if keys.needed:
         app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))
     else:

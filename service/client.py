@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def held(request: Request, hold: Hold) -> Request:
-    """The request, its body held by `hold` as it comes: for one that does not tell its length.
+    """The request, its body held by `hold` as it comes.
 
     Reading it raises `OverloadedError`.
     """

@@ -1,19 +1,17 @@
 """From an image file's bytes to its views, in threads."""
 
 import asyncio
-import io
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Condition
 from time import perf_counter
 from typing import Final, NamedTuple
 
-from PIL import Image
-
-from models.bundle.images import FORMATS, Pixels, load, views
+from models.bundle.images import Pixels, load_opened, open_image, views
 from models.bundle.preprocessing import Preprocessing
+from service.metrics import Metrics
 from service.pace import Pace
 
 # A first guess of a decoding's seconds per byte and per image, until the first ones are measured.
@@ -34,33 +32,59 @@ class Decoder:
     An image with more pixels than that is decoded alone.
     """
 
-    def __init__(self, threads: int, room: int, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, threads: int, room: int, preprocessing: Preprocessing, metrics: Metrics
+    ) -> None:
         self.threads = threads
         self.pace = Pace(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._room = PixelRoom(room)
         self._preprocessing = preprocessing
+        self._metrics = metrics
+        self._works: set[Future[Decoded]] = set()
+        self._progress = perf_counter()
 
-    async def views(self, data: bytes, count: int, max_pixels: int) -> Pixels:
+    async def views(self, data: bytes, count: int, max_pixels: int, since: float) -> Pixels:
         """The first `count` views of an image, uint8 [count, S, S, 3].
 
-        Raises `models.bundle.images.ImageError`. Cancelled while it waits for a thread, it costs
-        nothing.
+        `since` is when it began to wait, on the clock of `perf_counter`. Raises
+        `models.bundle.images.ImageError`. Cancelled while it waits for a thread, it costs nothing.
         """
-        loop = asyncio.get_running_loop()
-        decoded = await loop.run_in_executor(self._pool, self._decode, data, count, max_pixels)
+        decoded = await asyncio.wrap_future(self._begin(data, count, max_pixels, since))
         self.pace.update(len(data), decoded.seconds)
         return decoded.views
 
-    def _decode(self, data: bytes, count: int, max_pixels: int) -> Decoded:
-        with self._room.take(min(max_pixels, header_pixels(data))):
-            start = perf_counter()
-            canvas = load(data, self._preprocessing, max_pixels)
-            cut = views(canvas, self._preprocessing.size, count)
-            return Decoded(cut, perf_counter() - start)
+    def _begin(self, data: bytes, count: int, max_pixels: int, since: float) -> Future[Decoded]:
+        if len(self._works) < self.threads:
+            self._progress = perf_counter()
+        work = self._pool.submit(self._decode, data, count, max_pixels, since)
+        self._works.add(work)
+        work.add_done_callback(self._works.discard)
+        return work
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def _decode(self, data: bytes, count: int, max_pixels: int, since: float) -> Decoded:
+        try:
+            image = open_image(data, max_pixels)
+            with self._room.take(image.width * image.height):
+                start = perf_counter()
+                self._metrics.took("decode_queue", start - since)
+                with self._metrics.stage("decode"):
+                    canvas = load_opened(image, self._preprocessing)
+                    cut = views(canvas, self._preprocessing.size, count)
+                return Decoded(cut, perf_counter() - start)
+        finally:
+            self._progress = perf_counter()
+
+    def stalled(self, seconds: float) -> bool:
+        """Whether every thread has work, and none has ended any for `seconds`."""
+        busy = len(self._works) >= self.threads
+        return busy and perf_counter() - self._progress > seconds
+
+    async def close(self) -> None:
+        """Drop what waits and finish what is decoded; cancelled, it leaves that to itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        works = map(asyncio.wrap_future, self._works.copy())
+        await asyncio.gather(*works, return_exceptions=True)
 
 
 class PixelRoom:
@@ -91,12 +115,3 @@ class PixelRoom:
             with self._change:
                 self._free += share
                 self._change.notify_all()
-
-
-def header_pixels(data: bytes) -> int:
-    """Width times height as the header has it; 0 where it cannot be read."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # Pillow's answers to damaged files have no common base.
-        return 0

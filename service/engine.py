@@ -74,7 +74,10 @@ class Engine:
         self._reader: Reader | None = None
         self.precision_reason = ""
         self._decoder = Decoder(
-            settings.decode_threads, settings.decode_pixels, self.manifest.preprocessing
+            settings.decode_threads,
+            settings.decode_pixels,
+            self.manifest.preprocessing,
+            self.metrics,
         )
 
     @property
@@ -161,14 +164,13 @@ class Engine:
                 await starting
                 if self._opened is not None:
                     await self._opened.scheduler.close()
+                await self._decoder.close()
         except TimeoutError:
             self.hung = True
             logger.error(
-                "the device does not end its batch: gave up after the %d seconds of drain_seconds",
+                "a batch or a decoding does not end: gave up after the %d seconds of drain_seconds",
                 self.settings.drain_seconds,
             )
-        else:
-            self._decoder.close()
 
     def _seconds_to_close(self) -> float:
         assert self._draining_since is not None
@@ -184,8 +186,11 @@ class Engine:
             return STARTING
         if self._opened.scheduler.broken:
             return BROKEN
-        if self._opened.scheduler.stalled(self.settings.stall_seconds):
-            return f"no batch has been finished for {self.settings.stall_seconds:g} seconds"
+        seconds = self.settings.stall_seconds
+        if self._opened.scheduler.stalled(seconds):
+            return f"no batch has been finished for {seconds:g} seconds"
+        if self._decoder.stalled(seconds):
+            return f"no image has been decoded for {seconds:g} seconds"
         return None
 
     def require_ready(self) -> None:

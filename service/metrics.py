@@ -20,8 +20,8 @@ REBUILDS: Final[tuple[Rebuild, ...]] = ("ready", "failed")
 DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
 PASSES: Final = ("first", "second")
 
-Stage = Literal["read", "decode", "queue", "infer", "post"]
-STAGES: Final[tuple[Stage, ...]] = ("read", "decode", "queue", "infer", "post")
+Stage = Literal["read", "decode_queue", "decode", "queue", "infer", "post"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 CONFIDENCES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
@@ -77,7 +77,8 @@ class Metrics:
         )
         self._stages = Histogram(
             "taillift_stage_seconds",
-            "Seconds that a request (read, post), an image (decode, queue) or a batch (infer) took",
+            "Seconds that a request (read, post), an image (decode_queue, decode, queue) or a "
+            "batch (infer) took",
             ["stage"],
             buckets=SECONDS,
             registry=registry,

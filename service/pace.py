@@ -8,6 +8,10 @@ import numpy as np
 # Weight of the newest measurement in a running mean.
 NEWEST: Final = 0.2
 
+# The slowest work counts as so many times what was expected. One odd image may take a hundred
+# times as long as its bytes tell, and all others would seem too slow to be let in.
+SLOWEST: Final = 3.0
+
 
 class Running:
     """A running mean, in which older values fade."""
@@ -44,7 +48,7 @@ class Pace:
 
     def update(self, count: int, seconds: float) -> None:
         if (line := self.slope * count + self.base) > 0:
-            self._factor.update(seconds / line)
+            self._factor.update(min(seconds / line, SLOWEST * self._factor.value))
 
     def seconds(self, count: float, batch: float = float("inf")) -> float:
         """Of `count`, in batches of `batch` at most; 0 of nothing."""

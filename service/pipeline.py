@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final
 
 from models.bundle.ensemble import Ensemble
@@ -69,12 +70,12 @@ class Pipeline:
 
     @contextmanager
     def hold(self, size: int, deadline: Deadline) -> Iterator[Hold]:
-        """Hold the `size` bytes of a body that is about to be read.
+        """For a request whose body, of `size` bytes, is about to be read and held as it comes.
 
         Raises `OverloadedError` and `DeadlineError`.
         """
         with self._admission.hold(deadline) as hold:
-            hold.resize(Share(size=size))
+            hold.expect(size)
             yield hold
 
     async def answers(
@@ -124,9 +125,10 @@ class Pipeline:
         turns: asyncio.Semaphore,
     ) -> Answer | PerImageError:
         """Gives back `share` as soon as its parts are no longer needed."""
+        since = perf_counter()
         try:
             async with hold.deadline.limit("decode"), turns:
-                views = await self._decoded(upload.data, plan.views)
+                views = await self._decoded(upload.data, plan.views, since)
             hold.give(Share(raw=share.raw))
             share = share._replace(raw=0)
             answer = await self._scheduler.answer(views, hold.deadline, hold, plan.rule)
@@ -140,9 +142,8 @@ class Pipeline:
             self._adaptive_views.update(answer.views)
         return answer
 
-    async def _decoded(self, data: bytes, count: int) -> Pixels:
-        with self._metrics.stage("decode"):
-            try:
-                return await self._decoder.views(data, count, self._settings.max_pixels)
-            except ImageError as error:
-                raise image_problem(error) from error
+    async def _decoded(self, data: bytes, count: int, since: float) -> Pixels:
+        try:
+            return await self._decoder.views(data, count, self._settings.max_pixels, since)
+        except ImageError as error:
+            raise image_problem(error) from error

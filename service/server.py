@@ -51,7 +51,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, answer what was accepted, and return.
 
-    Where the device hangs, the process ends with 1 after `drain_seconds`.
+    Where the device or a decoding hangs, the process ends with 1 after `drain_seconds`.
 
     Raises `UserError` where the bundle, the provider, the address, the API keys or the settings
     are wrong.

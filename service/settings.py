@@ -114,7 +114,10 @@ class Settings(BaseSettings):
         description="Bytes of bodies and views in work beyond which requests are rejected (429).",
     )
     stall_seconds: float = Field(
-        60, gt=0, description="Seconds of a batch after which the service is not ready (503)."
+        60,
+        gt=0,
+        description="Seconds of a batch, or of one image in every decode thread, after which the "
+        "service is not ready (503).",
     )
     drain_seconds: int = Field(
         30, ge=1, description="Seconds to answer what was accepted, once told to stop."

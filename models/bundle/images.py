@@ -12,12 +12,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models import UserError
 from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
+from models.bundle.parts import JPEG, PNG, excess
 from models.bundle.preprocessing import Preprocessing
 
 Pixels = npt.NDArray[np.uint8]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
-SIGNATURES: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+SIGNATURES: Final = (JPEG, PNG)
 VIEWS: Final = 5
 
 RESAMPLING: Final = {
@@ -25,7 +26,7 @@ RESAMPLING: Final = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-# The limit is `decode`'s own, checked against the header before any pixel is decoded; Pillow's
+# The limit is `open_image`'s own, checked against the header before any pixel is decoded; Pillow's
 # only warns at first, and a warning in a thread pool helps nobody.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -50,19 +51,17 @@ class ImageTooLongError(ImageError):
     """One side is too many times the other."""
 
 
-def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to RGB, turned as its EXIF orientation says.
-
-    `target` is the length in pixels of the shorter side that is needed; a larger JPEG is scaled
-    while decoding and any other image before its colours are converted, to no less than twice
-    that. Transparency is laid on white; 16-bit grey is brought to 8 bits.
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file's header, in which its size stands; no pixel is decoded yet.
 
     Raises `NotAnImageError`, `ImageTooLargeError` (more than `max_pixels`), `ImageTooLongError`
-    (one side more than `MAX_ASPECT` times the other), both seen in the header, or
-    `BrokenImageError`.
+    (one side more than `MAX_ASPECT` times the other) or `BrokenImageError`, also where the file
+    has more parts than it could need (`parts.excess`).
     """
     if not data:
         raise NotAnImageError("the image is empty (0 bytes)")
+    if (too_much := excess(data)) is not None:
+        raise BrokenImageError(f"the image has {too_much}: save it again with a common program")
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
@@ -74,9 +73,25 @@ def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Imag
             f"the image has {width} x {height} pixels: one side is more than {MAX_ASPECT} times "
             "the other; crop it, or send it in parts"
         )
+    return image
+
+
+def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an image file to RGB, turned as its EXIF orientation says.
+
+    `target` is the length in pixels of the shorter side that is needed; a larger JPEG is scaled
+    while decoding and any other image before its colours are converted, to no less than twice
+    that. Transparency is laid on white; 16-bit grey is brought to 8 bits.
+
+    Raises what `open_image` raises, and `BrokenImageError`.
+    """
+    return _decoded(open_image(data, max_pixels), target)
+
+
+def _decoded(image: Image.Image, target: int) -> Image.Image:
     try:
         image.draft(image.mode, (2 * target, 2 * target))
-        # In place or rebound, so that a full-size image lives no longer than it is needed.
+        # In place or rebound, so that a full-size copy lives no longer than it is needed.
         ImageOps.exif_transpose(image, in_place=True)
         image = _eight_bits(image)
         image = _reduced(image, 2 * target)
@@ -149,5 +164,9 @@ def views(pixels: Pixels, size: int, count: int = VIEWS) -> Pixels:
 
 def load(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an image file and lay it on its canvas; raises what `decode` raises."""
-    image = decode(data, preprocessing.size + preprocessing.expand, max_pixels)
-    return canvas(image, preprocessing)
+    return load_opened(open_image(data, max_pixels), preprocessing)
+
+
+def load_opened(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """Decode what `open_image` gave, once, and lay it on its canvas; raises `BrokenImageError`."""
+    return canvas(_decoded(image, preprocessing.size + preprocessing.expand), preprocessing)

@@ -2,17 +2,36 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import httpx
 import pytest
 from palette import write_bundle, write_confusion
+from PIL import Image
 from serving import running
+
+from models.bundle.images import Pixels, load_opened
+from models.bundle.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="session")
 def client(bundle: Path) -> Iterator[httpx.Client]:
     with running(bundle, max_images=8) as client:
         yield client
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """No image is decoded until it is set."""
+    gate = Event()
+
+    def waits(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+        gate.wait()
+        return load_opened(image, preprocessing)
+
+    monkeypatch.setattr("service.decoder.load_opened", waits)
+    yield gate
+    gate.set()
 
 
 @pytest.fixture(scope="session")

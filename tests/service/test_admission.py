@@ -64,7 +64,27 @@ def test_a_hold_counts_once_when_its_share_changes() -> None:
         pass
 
 
-def test_a_body_of_unknown_length_is_held_as_it_comes() -> None:
+def test_a_body_that_is_expected_takes_nothing_before_it_comes() -> None:
+    admission = of()
+    with held(admission, Share(size=70)), admission.hold(Deadline.after(1e6)) as hold:
+        hold.expect(30)
+        with pytest.raises(OverloadedError, match="70 bytes are in work and 31 more"):
+            hold.expect(31)
+        with held(admission, Share(size=30)):
+            pass
+
+
+def test_a_body_that_would_wait_too_long_is_not_read() -> None:
+    admission = of(pace=1)
+    with (
+        held(admission, images(10)),
+        admission.hold(Deadline.after(1)) as hold,
+        pytest.raises(OverloadedError, match=r"may take 1\.6 seconds"),
+    ):
+        hold.expect(1)
+
+
+def test_a_body_is_held_as_it_comes() -> None:
     admission = of()
     with held(admission, Share(size=70)), held(admission, Share()) as hold:
         hold.grow(20)

@@ -1,10 +1,25 @@
 """What a good request is answered."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+from weakref import ref
+
 import httpx
 import numpy as np
 import pytest
 from palette import CLASSES, TEMPERATURE, logits_of, photo
-from serving import form
+from serving import form, running
+
+from service import app
+from service.answers import (
+    Confidence,
+    ConfidenceOfImage,
+    FailedImage,
+    confidences,
+    unknown_class,
+)
 
 RED = CLASSES["red"][0]
 STATUSES = {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
@@ -82,6 +97,65 @@ def test_confidence_takes_several_images_and_fails_one_by_one(client: httpx.Clie
     good, bad = client.post("/confidence", files=files).json()["results"]
     assert good["filename"] == "a.png"
     assert bad["error"]["status"] == 415
+
+
+def test_confidence_is_written_as_its_description_says(client: httpx.Client) -> None:
+    files = form(('é"}.png', photo(RED)), ("b.png", b"text"), ("c.png", photo(RED)))
+    answer = client.post("/confidence", params={"prior": "train"}, files=files)
+    assert answer.headers["content-type"] == "application/json"
+    described = Confidence.model_validate_json(answer.content)
+    kinds = [type(one) for one in described.results]
+    assert kinds == [ConfidenceOfImage, FailedImage, ConfidenceOfImage]
+    assert answer.text == described.model_dump_json()
+
+
+def test_confidence_of_many_images_is_never_in_memory_together(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ref[ConfidenceOfImage]] = []
+    together = []
+
+    def counted(*arguments: Any) -> ConfidenceOfImage:
+        together.append(sum(one() is not None for one in made))
+        result = confidences(*arguments)
+        made.append(ref(result))
+        return result
+
+    monkeypatch.setattr(app, "confidences", counted)
+    files = form(*[("a.png", photo(RED))] * 8)
+    with running(bundle) as client, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda _: client.post("/confidence", files=files), range(4))
+        assert [one.status_code for one in answers] == [200] * 4
+    assert len(together) == 32
+    assert max(together) <= 1
+
+
+def test_a_request_is_in_work_until_its_answer_is_written(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, written = Event(), Event()
+
+    def slow(*arguments: Any) -> ConfidenceOfImage:
+        writing.set()
+        written.wait(10)
+        return confidences(*arguments)
+
+    monkeypatch.setattr(app, "confidences", slow)
+    body = photo(RED) + bytes(60_000)
+    limits = {"max_images": 1, "max_body_bytes": 100_000, "queue_bytes": 110_000}
+    with running(bundle, **limits) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/confidence", content=body)
+        assert writing.wait(10)
+        assert client.post("/confidence", content=body).status_code == 429
+        written.set()
+        assert first.result().status_code == 200
+        assert client.post("/confidence", content=body).status_code == 200
+
+
+def test_the_nearest_of_too_many_labels_is_not_looked_for() -> None:
+    labels = [f"label {number}" for number in range(1_001)]
+    assert unknown_class("label", labels[:1_000]).startswith("unknown class `label`: did you mean")
+    assert unknown_class("label", labels) == "unknown class `label`: GET /classes lists them"
 
 
 def test_classes_are_listed_in_order(client: httpx.Client) -> None:

@@ -1,13 +1,16 @@
 """What a scrape shows of the rare classes, from the first one on."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
+from time import sleep
 from typing import Literal
 
 import httpx
 import numpy as np
 import pytest
 from palette import CLASSES, palette_manifest, photo, write_bundle, write_confusion
-from serving import form, running, sample, scrape
+from serving import form, running, sample, scrape, until
 
 from models.bundle.ensemble import Ensemble
 from models.bundle.manifest import ClassInfo, Thresholds, classes_from
@@ -101,8 +104,22 @@ def test_each_stage_is_timed(bundle: Path) -> None:
             stage: sample(client, "taillift_stage_seconds_count", stage=stage) for stage in STAGES
         }
     assert (counts["read"], counts["post"]) == (1, 1)
-    assert (counts["decode"], counts["queue"]) == (2, 2)
+    assert (counts["decode_queue"], counts["decode"], counts["queue"]) == (2, 2, 2)
     assert 1 <= counts["infer"] <= 2
+
+
+def test_an_image_that_waits_for_its_turn_to_be_decoded_is_seen_to_wait(
+    bundle: Path, gate: Event
+) -> None:
+    name, stage = "taillift_stage_seconds", "decode_queue"
+    with running(bundle, decode_threads=1) as client, ThreadPoolExecutor(1) as pool:
+        files = form(*[(name, photo((0, 0, 0))) for name in "abcd"])
+        request = pool.submit(client.post, "/classify", files=files)
+        until(lambda: sample(client, f"{name}_count", stage=stage) == 1)
+        sleep(0.2)
+        gate.set()
+        assert request.result().status_code == 200
+        assert sample(client, f"{name}_sum", stage=stage) >= 3 * 0.2
 
 
 def test_rejections_are_counted_once_by_reason(bundle: Path) -> None:

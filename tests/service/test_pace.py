@@ -36,14 +36,16 @@ def test_the_base_is_paid_for_each_batch() -> None:
     assert pace.seconds(0, batch=10) == 0
 
 
-def test_it_follows_a_device_that_became_slower_in_every_size() -> None:
+@pytest.mark.parametrize("factor", [0.1, 2, 100])
+def test_it_follows_a_device_that_became_slower_or_faster_in_every_size(factor: float) -> None:
     pace = Pace(slope=0.1, base=1)
     for _ in range(50):
-        pace.update(10, 2 * 2.0)
-    assert pace.seconds(20) == pytest.approx(2 * 3.0, rel=0.01)
+        pace.update(10, factor * 2.0)
+    assert pace.seconds(20) == pytest.approx(factor * 3.0, rel=0.01)
 
 
-def test_one_odd_batch_does_not_move_it_far() -> None:
+@pytest.mark.parametrize(("seconds", "most"), [(2.0, 1.3), (1_000.0, 1.5)])
+def test_one_odd_batch_does_not_move_it_far(seconds: float, most: float) -> None:
     pace = Pace(slope=0.1)
-    pace.update(10, 2.0)
-    assert 1.0 < pace.seconds(10) < 1.3
+    pace.update(10, seconds)
+    assert 1.0 < pace.seconds(10) < most

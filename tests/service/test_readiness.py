@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from weakref import ReferenceType, ref
 
 import httpx
@@ -46,6 +47,17 @@ def test_it_is_alive_and_not_ready_before_the_bundle_is_checked(bundle: Path) ->
     assert "taillift_ready 0.0" in ask(engine, "GET", "/metrics").text
 
 
+def test_who_probes_is_not_counted_among_the_rejected(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    probed = ask(engine, "GET", "/readyz")
+    assert probed.headers["content-type"] == "application/problem+json"
+    assert probed.json()["type"] == "urn:taillift:problem:not-ready"
+    rejected = 'taillift_rejections_total{reason="not_ready"}'
+    assert f"{rejected} 0.0" in ask(engine, "GET", "/metrics").text
+    ask(engine, "POST", "/classify")
+    assert f"{rejected} 1.0" in ask(engine, "GET", "/metrics").text
+
+
 def test_it_is_ready_once_the_bundle_is_warm(client: httpx.Client) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
     assert sample(client, "taillift_ready") == 1
@@ -57,6 +69,17 @@ def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
         until(lambda: client.get("/readyz").status_code == 503)
         assert "no batch" in client.get("/readyz").json()["detail"]
         assert busy.result().status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_it_is_not_ready_while_no_image_is_decoded(bundle: Path, gate: Event) -> None:
+    limits = {"stall_seconds": 0.1, "decode_threads": 1}
+    with running(bundle, **limits) as client, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(client.post, "/classify", content=photo((0, 0, 255)))
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "no image has been decoded for 0.1" in client.get("/readyz").json()["detail"]
+        gate.set()
+        assert top_labels(busy.result()) == ["blue"]
         assert client.get("/readyz").status_code == 200
 
 

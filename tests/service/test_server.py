@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import palette
 import pytest
+import serving
 from palette import CLASSES, SLOW, photo
 from serving import process, sample, top_labels, until
 from typer.testing import CliRunner
@@ -54,6 +55,39 @@ def test_a_device_that_hangs_does_not_keep_the_process(
         server.terminate()
         assert server.wait(timeout=20) == 1
     assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
+
+
+# The service's, but one image, which is marked behind its end, is never decoded.
+HANGING = """
+from threading import Event
+from service import decoder
+opened = decoder.open_image
+def hangs(data, max_pixels):
+    if data.endswith(b"for ever"): Event().wait()
+    return opened(data, max_pixels)
+decoder.open_image = hangs
+from service.cli import app; app()
+"""
+
+
+def test_a_decoding_that_hangs_keeps_neither_the_process_nor_the_tail(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tail = ("--tail-file", str(tmp_path / "tail"))
+    monkeypatch.setattr(serving, "SERVE", [sys.executable, "-c", HANGING, "serve"])
+    red = photo(CLASSES["red"][0])
+    with (
+        process(known, *tail, "--decode-threads", "2", "--drain-seconds", "1") as (server, client),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pool.submit(client.post, "/classify", content=red + b"for ever")
+        until(lambda: sample(client, "taillift_stage_seconds_count", stage="read") == 1)
+        assert top_labels(client.post("/classify", content=red)) == ["red"]
+        server.terminate()
+        assert server.wait(timeout=20) == 1
+    assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
+    with process(known, *tail) as (_, client):
+        assert sample(client, "taillift_window_predictions") == 1
 
 
 def test_metrics_can_have_a_port_of_their_own(bundle: Path) -> None:
