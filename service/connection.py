@@ -98,6 +98,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._came("head")
+        if self._refused:
+            return  # What came in one piece with the refused request is parsed all the same.
         if self._head_is_too_large():
             self._refuse(self._too_large())
         else:
@@ -161,6 +163,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, problem: ServiceError) -> None:
         """Answer what cannot become a request, and take no more from this connection."""
+        if self._refused:
+            return
         self._refused = True
         self._came("head")
         self._metrics.rejected(problem.reason)

@@ -18,7 +18,7 @@ _PROBLEM: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
 _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
     401: "An API key is needed, and none or an unknown one was sent",
-    404: "The model has no class of this label; the nearest one is named",
+    404: "The model has no class of this label; the nearest one may be named",
     408: "The body was not complete in time, or there is no answer before the deadline",
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image",

@@ -98,7 +98,7 @@ def _read_key(words: Sequence[str], where: str) -> Key:
 
 def _read_file(file: Path) -> Sequence[Key]:
     try:
-        text = file.read_text("utf-8")
+        text = file.read_text("utf-8-sig")
     except OSError as error:
         raise UserError(f"the API keys in {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:

@@ -144,7 +144,7 @@ def classes(seen: Look) -> Classes:
 
 
 def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
-    """Raises `UnknownClassError` with the nearest label."""
+    """Raises `UnknownClassError`."""
     labels = monitoring.manifest.labels
     if label not in labels:
         raise UnknownClassError(unknown_class(label, labels))

@@ -117,18 +117,19 @@ async def _form(parser: _Parser) -> list[Upload]:
 
 async def _upload(name: str, part: UploadFile | str) -> Upload:
     if name != FIELD:
-        raise MalformedError(f"unknown form field `{name[:80]}`: images go into `{FIELD}`")
+        field = _sendable(name, "a field's name")
+        raise MalformedError(f"unknown form field `{field[:80]}`: images go into `{FIELD}`")
     if isinstance(part, str):
         raise MalformedError(
             f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
         )
-    return Upload(_sendable(part.filename) or None, await part.read())
+    return Upload(_sendable(part.filename or "", "a file's name") or None, await part.read())
 
 
-def _sendable(filename: str | None) -> str | None:
+def _sendable(text: str, what: str) -> str:
     """Raises `MalformedError` for half a character, which no answer can repeat."""
     try:
-        (filename or "").encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise MalformedError("a file's name is no text") from error
-    return filename
+        raise MalformedError(f"{what} is no text") from error
+    return text

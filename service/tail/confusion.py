@@ -170,7 +170,7 @@ def read_confusions(path: Path, labels: Sequence[str]) -> list[Pair]:
         return []
     places = {label: index for index, label in enumerate(labels)}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             return [
                 (places[row["true"]], places[row["predicted"]], int(row["photos"]))
                 for row in csv.DictReader(file)

@@ -1,6 +1,7 @@
 """How often each class is expected to be predicted, and how well that is known."""
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -121,14 +122,18 @@ def own_reference(weights: Mapping[str, float], labels: Sequence[str]) -> Refere
 def read_reference(path: Path, labels: Sequence[str]) -> Reference:
     """From a CSV file with the columns class,weight; raises `UserError`."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            weights = {row["class"]: float(row["weight"]) for row in csv.DictReader(file)}
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [(row["class"], float(row["weight"])) for row in csv.DictReader(file)]
     except OSError as error:
         raise UserError(f"the reference {path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is no reference ({error}): it needs the columns class,weight with numbers"
         ) from error
+    weights = dict(rows)
+    if len(weights) < len(rows):
+        (label, times), *_ = Counter(label for label, _ in rows).most_common(1)
+        raise UserError(f"{path} names the class {label!r} {times} times: keep one of them")
     return own_reference(weights, labels)
 
 

@@ -1,6 +1,7 @@
 """Past predictions, from a CSV file or by classifying a folder of photos."""
 
 import csv
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[Prediction]:
     places = {label: place for place, label in enumerate(labels)}
     last = float("-inf")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             for row in rows:
                 one = _prediction(row, places, f"{path}, line {rows.line_num}")
@@ -52,6 +53,8 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[Prediction]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8: name a CSV file or a folder") from error
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}") from error
 
 
 def _prediction(row: dict[str, str], places: dict[str, int], where: str) -> Prediction:
@@ -73,10 +76,13 @@ def _seconds(text: str | None) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         time = datetime.fromisoformat(text)
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    if not math.isfinite(seconds):
+        raise ValueError(f"the time is {text}, neither seconds since 1970 nor ISO 8601")
+    return seconds
 
 
 def classify_folder(

@@ -12,6 +12,7 @@ import yaml
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 FILES = [ROOT / "compose.yaml", *sorted((ROOT / "docker").glob("compose.*.yaml"))]
 
 
@@ -77,8 +78,16 @@ def test_every_setting_reaches_the_container_from_the_shell_or_stands_in_the_fil
 
 
 def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
-    grace = float(services()["taillift"]["stop_grace_period"].removesuffix("s"))
-    assert grace > Settings.model_fields["drain_seconds"].default
+    grace = services()["taillift"]["stop_grace_period"]
+    usual = re.fullmatch(r"\$\{TAILLIFT_STOP_GRACE:-(\d+)s\}", grace)
+    assert usual
+    assert float(usual[1]) > Settings.model_fields["drain_seconds"].default
+
+
+def test_what_the_shell_may_not_set_is_named_where_it_may_set_the_rest() -> None:
+    (passage,) = re.findall(r"^`TAILLIFT_PUBLISHED_PORT`.*$", README.read_text(), re.MULTILINE)
+    for name in ("TAILLIFT_METRICS_PORT", "TAILLIFT_PROVIDER", "TAILLIFT_STOP_GRACE"):
+        assert name in passage
 
 
 @pytest.mark.parametrize("name", services())

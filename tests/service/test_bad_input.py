@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
+from encodings.aliases import aliases
 from pathlib import Path
 
 import httpx
@@ -70,16 +71,32 @@ def test_a_form_without_boundary_is_malformed(client: httpx.Client) -> None:
     refused(client.post("/classify", content=b"x", headers=headers), 400, "boundary")
 
 
+def coded(client: httpx.Client, charset: str, name: str, filename: str) -> httpx.Response:
+    """A form of one photo, of which `charset` tells how the names are to be read."""
+    parts = f'form-data; name="{name}"; filename="{filename}"'
+    head = f"--b\r\nContent-Disposition: {parts}\r\n\r\n".encode()
+    kind = f"multipart/form-data; charset={charset}; boundary=b".encode()
+    headers = {b"content-type": kind}
+    return client.post("/classify", content=head + photo(RED) + b"\r\n--b--\r\n", headers=headers)
+
+
 @pytest.mark.parametrize(
     ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is no text")]
 )
 def test_a_form_in_a_charset_of_no_use_is_malformed(
     client: httpx.Client, charset: str, words: str
 ) -> None:
-    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="+2AA-"\r\n\r\n'
-    headers = {"content-type": f"multipart/form-data; charset={charset}; boundary=b"}
-    body = head + photo(RED) + b"\r\n--b--\r\n"
-    refused(client.post("/classify", content=body, headers=headers), 400, words)
+    refused(coded(client, charset, "images", "+2AA-"), 400, words)
+
+
+def test_a_form_field_whose_name_is_no_text_is_malformed(client: httpx.Client) -> None:
+    refused(coded(client, "utf-7", "+2AA-", "a.png"), 400, "a field's name is no text")
+
+
+@pytest.mark.parametrize("name", ["images", "\\ud800", "+2AA-", "xn--é"])
+def test_no_charset_makes_the_service_fail(client: httpx.Client, name: str) -> None:
+    for charset in {*aliases.values(), "unicode_escape", "idna", "none", "é"}:
+        assert coded(client, charset, name, name).status_code in {200, 400}, charset
 
 
 def test_a_form_that_breaks_off_is_malformed_though_its_first_image_is_whole(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -187,6 +188,31 @@ def test_what_is_not_http_is_a_problem_document(hasty: httpx.Client) -> None:
     with connected(hasty) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert problem(read(connection)) == (400, "malformed")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"GET /classes/none HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /classes/none HTTP/1.1\r\nX-A: " + b"a" * 3_000 + b"\r\n\r\n",
+        b"GET /classes/none HTTP/1.1\r\nX-A: " + b"a" * 3_000,
+        b"hello\r\n\r\n",
+    ],
+    ids=["a request", "another too large", "one without an end", "what is not HTTP"],
+)
+def test_what_came_along_with_a_refused_request_is_not_answered(
+    hasty: httpx.Client, rest: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = ("headers_too_large", "malformed", "unknown_class")
+    before = [rejections(hasty, reason) for reason in counted]
+    refused = GET + b"X-A: " + b"a" * 3_000 + b"\r\n\r\n"
+    with connected(hasty) as connection:
+        connection.sendall(refused[:-2])
+        time.sleep(0.05)
+        connection.sendall(refused[-2:] + rest)
+        assert problem(read(connection)) == (431, "headers-too-large")
+    assert [rejections(hasty, reason) for reason in counted] == [before[0] + 1, *before[1:]]
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
 
 
 def test_a_body_that_trickles_is_refused(hasty: httpx.Client) -> None:

@@ -81,15 +81,23 @@ def test_an_operators_file_is_read(tmp_path: Path) -> None:
     assert (reference.source, reference.prior.tolist()) == (Source.OWN, [0.25, 0.75])
 
 
+def test_a_file_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mix.csv"
+    path.write_text("class,weight\r\nb,3\r\na,1\r\n", "utf-8-sig")
+    assert read_reference(path, ["a", "b"]).prior.tolist() == [0.25, 0.75]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("class,weight\na,1\nc,1\n", "names the class 'c', which the bundle lacks"),
         ("class,weight\na,1\n", "has no weight for 'b'"),
+        ("class,weight\na,1\nb,1\nb,2\n", "names the class 'b' 2 times"),
         ("class,weight\na,-1\nb,1\n", "weight of 'a' is -1"),
         ("class,weight\na,nan\nb,1\n", "weight of 'a' is nan"),
         ("class,weight\na,0\nb,0\n", "every weight of the reference is 0"),
         ("class,weight\na,much\nb,1\n", "is no reference"),
+        ("class,weight\n" + "a" * 140_000, "is no reference"),
         ("label,share\na,1\nb,1\n", "needs the columns class,weight"),
     ],
 )

@@ -89,6 +89,9 @@ def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
         ("label,confidence\na\n", r"line 2 has no confidence"),
         ("class,confidence\na,1\n", r"line 2 has no label"),
         ("label,confidence,time\na,1,noon\n", r"line 2: Invalid isoformat"),
+        ("label,confidence,time\na,1,nan\n", r"line 2: the time is nan, neither seconds"),
+        ("label,confidence,time\na,1,-inf\n", r"line 2: the time is -inf"),
+        ("label,confidence\n" + "a" * 140_000, r"cannot be read as CSV: field larger"),
         ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
     ],
 )
@@ -97,6 +100,12 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, text: str, w
     path.write_text(text, "utf-8")
     with pytest.raises(UserError, match=words):
         list(read_predictions(path, LABELS))
+
+
+def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "past.csv"
+    path.write_text("label,confidence\r\nb,1\r\n", "utf-8-sig")
+    assert list(read_predictions(path, LABELS)) == [Prediction(1, 1.0, None)]
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
