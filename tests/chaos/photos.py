@@ -161,13 +161,13 @@ def foreign() -> list[bytes]:
 
 
 def bombs() -> list[bytes]:
-    """Small files of many pixels, and one that is longer than allowed."""
+    """Small files of many pixels, one that is longer than allowed, and one of many scans."""
     sides: Sequence[tuple[int, int]] = (
         (30_000, 30_000),
         (8_000, 7_000),
         (100, 100 * MAX_ASPECT + 1),
     )
-    return [_png(width, height) for width, height in sides]
+    return [*(_png(width, height) for width, height in sides), _many_scans()]
 
 
 def _png(width: int, height: int) -> bytes:
@@ -175,6 +175,15 @@ def _png(width: int, height: int) -> bytes:
     rows = zlib.compress(bytes((width + 7) // 8 + 1) * height, 9)
     header = width.to_bytes(4) + height.to_bytes(4) + b"\x01\0\0\0\0"
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, (b"IHDR" + header, b"IDAT" + rows, b"IEND")))
+
+
+def _many_scans() -> bytes:
+    """A progressive JPEG whose last scan, a pass over all pixels, comes 2,000 times."""
+    file = io.BytesIO()
+    Image.new("L", (3_000, 3_000), 90).save(file, "JPEG", progressive=True)
+    data, end = file.getvalue(), b"\xff\xd9"
+    scan = data[data.rindex(b"\xff\xda") : -len(end)]
+    return data[: -len(end)] + 2_000 * scan + end
 
 
 def _chunk(content: bytes) -> bytes:
