@@ -132,19 +132,15 @@ class Hold:
 
     def resize(self, share: Share) -> None:
         """Hold `share` instead of what is held; raises `OverloadedError` and `DeadlineError`."""
-        more = share.minus(self.share)
-        self._admission.check(more)
-        self._admission.check_deadline(self, share)
-        self.change(more)
+        self._check(share)
+        self.change(share.minus(self.share))
 
     def expect(self, size: int) -> None:
         """Refuse a body of `size` bytes that would not fit; hold nothing, as it may never come.
 
         Raises `OverloadedError` and `DeadlineError`.
         """
-        share = Share(size=size)
-        self._admission.check(share)
-        self._admission.check_deadline(self, share)
+        self._check(Share(size=size))
 
     def grow(self, size: int) -> None:
         """Hold `size` bytes more; raises `OverloadedError`."""
@@ -155,6 +151,10 @@ class Hold:
     def give(self, less: Share) -> None:
         """Give back a part."""
         self.change(Share().minus(less))
+
+    def _check(self, share: Share) -> None:
+        self._admission.check(share.minus(self.share))
+        self._admission.check_deadline(self, share)
 
     def change(self, more: Share) -> None:
         self._admission.change(more)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from models import UserError
-from models.bundle.chunks import chunks
 from models.bundle.ensemble import Floats
 from models.bundle.folder import DELTA, MODEL, REPORT, new_bundle, write_golden
 from models.bundle.images import Pixels
@@ -46,7 +45,7 @@ from training.inputs import evaluation_photos
 from training.recipe import Recipe
 from training.report import write_report
 from training.train import Trainer
-from training.variants.fidelity import BATCH, logits_of
+from training.variants.fidelity import in_batches, logits_of
 
 TOLERANCE: Final = 1e-4
 THRESHOLDS: Final = Thresholds()
@@ -182,9 +181,7 @@ def _prove(
 
 
 def _logits_of(model: Model, pixels: Pixels) -> Floats:
-    rows = torch.from_numpy(pixels)
-    parts = (rows[list(one)] for one in chunks(range(len(rows)), BATCH))
-    return np.concatenate([model(one)[0].numpy() for one in parts])
+    return in_batches(lambda rows: model(torch.from_numpy(rows))[0].numpy(), pixels)
 
 
 def write_judged(

@@ -80,13 +80,18 @@ def test_over_the_queue_limit_clients_are_told_when_to_come_back(bundle: Path) -
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
 
 
+def send(client: httpx.Client, content: bytes, times: int, stack: ExitStack) -> None:
+    """Over so many connections, which stay open until the end of `stack`."""
+    for _ in range(times):
+        address = (client.base_url.host, client.base_url.port)
+        stack.enter_context(socket.create_connection(address)).sendall(content)
+
+
 def test_announced_bodies_that_do_not_come_keep_nobody_out(bundle: Path) -> None:
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:
-        address = (client.base_url.host, client.base_url.port)
-        for _ in range(20):
-            stack.enter_context(socket.create_connection(address)).sendall(head)
+        send(client, head, 20, stack)
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
         stack.close()
         until(lambda: sample(client, "taillift_rejections_total", reason="disconnected") == 20)
@@ -97,10 +102,7 @@ def test_announced_bodies_are_bounded_together_while_they_are_read(bundle: Path)
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:
-        address = (client.base_url.host, client.base_url.port)
-        for _ in range(5):
-            connection = stack.enter_context(socket.create_connection(address))
-            connection.sendall(head + bytes(90_000))
+        send(client, head + bytes(90_000), 5, stack)
         until(lambda: sample(client, "taillift_rejections_total", reason="overloaded") == 2)
         response = client.post("/classify", content=bytes(100_000))
         assert response.status_code == 429
@@ -115,9 +117,7 @@ def test_bodies_of_unknown_length_are_bounded_together_while_they_are_read(bundl
     part = b"c350\r\n" + bytes(50_000) + b"\r\n"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 101_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:
-        address = (client.base_url.host, client.base_url.port)
-        for _ in range(3):
-            stack.enter_context(socket.create_connection(address)).sendall(head + part)
+        send(client, head + part, 3, stack)
         until(lambda: sample(client, "taillift_rejections_total", reason="overloaded") == 1)
         response = client.post("/classify", content=iter([photo((255, 0, 0)), bytes(2_000)]))
         assert response.status_code == 429

@@ -1,5 +1,6 @@
 """How near a variant's logits are to those of fp32."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +45,11 @@ def fidelity(found: Floats, expected: Floats) -> Fidelity:
 
 
 def logits_of(session: Session, pixels: Pixels) -> Floats:
-    """float32 [N, C], in batches of a size that any machine has memory for."""
+    """float32 [N, C] of a graph."""
+    return in_batches(lambda rows: session.run(rows).logits, pixels)
+
+
+def in_batches(run: Callable[[Pixels], Floats], pixels: Pixels) -> Floats:
+    """What `run` gives for each of the pixels, in batches that any machine has memory for."""
     rows = chunks(range(len(pixels)), BATCH)
-    return np.concatenate([session.run(pixels[list(one)]).logits for one in rows])
+    return np.concatenate([run(pixels[list(one)]) for one in rows])
