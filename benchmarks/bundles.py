@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import torch
 
-from models.bundle.folder import MODEL, new_bundle, write_golden
-from models.bundle.manifest import (
+from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.manifest import (
     Backbone,
     FileRecord,
     Manifest,
@@ -15,13 +15,12 @@ from models.bundle.manifest import (
     Variant,
     classes_from,
 )
-from models.bundle.precision import Precision
-from models.bundle.preprocessing import Preprocessing
-from models.bundle.session import Session
-from models.lift.convert import convert
-from models.lift.graph import write_graph
-from models.lift.head import CosineHead
-from models.lift.model import Model, Normalise
+from taillift.models.bundle.schema import Precision, Preprocessing
+from taillift.models.bundle.session import Session
+from taillift.models.lift.convert import convert
+from taillift.models.lift.head import CosineHead
+from taillift.models.lift.model import Model, Normalise
+from taillift.models.lift.onnx_export import write_graph
 
 CLASSES: Final = 100
 SCALE: Final = 25.0

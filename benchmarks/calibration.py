@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import RESULTS, markdown, write_result
-from models import UserError
-from models.bundle.ensemble import Ensemble
-from models.bundle.folder import REPORT, read_manifest
-from models.bundle.precision import Precision
-from models.bundle.record import GROUPS
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.folder import REPORT, read_manifest
+from taillift.models.bundle.schema import GROUPS, Precision
+from taillift.models.errors import UserError
 
 TARGET = 90
 

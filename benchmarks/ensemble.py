@@ -17,8 +17,8 @@ from benchmarks.load import capacity
 from benchmarks.photos import read_photos
 from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
-from models import UserError
-from models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.errors import UserError
 
 BASE: Final = Ensemble.FULL
 

@@ -22,14 +22,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models import UserError
-from models.bundle.classifier import Classifier
-from models.bundle.device import Device, Provider
-from models.bundle.ensemble import Floats
-from models.bundle.folder import MODEL, read_golden, read_manifest
-from models.bundle.images import Pixels
-from models.bundle.precision import FILES, Precision
-from models.bundle.session import Session
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.device import Device, Provider
+from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.folder import MODEL, read_golden, read_manifest
+from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError
 
 SECONDS: Final = 2.0
 BATCHES: Final = 1_000

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from models import UserError
+from taillift.models.errors import UserError
 
 SCRIPT: Final = Path(__file__).with_name("load.js")
 # Each client of k6 has its own copy of every photo.

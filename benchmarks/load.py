@@ -28,11 +28,11 @@ from benchmarks.k6 import Load, Target, as_fast_as_answered, at_rate
 from benchmarks.photos import read_photos
 from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
-from models import UserError
-from models.bundle.classifier import Classifier
-from models.bundle.ensemble import Ensemble
-from models.bundle.images import VIEWS, Pixels, views
-from service.settings import Settings, read_settings
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.images import VIEWS, Pixels, views
+from taillift.models.errors import UserError
+from taillift.service.settings import Settings, read_settings
 
 SHARES: Final = (0.5, 0.9, 1.5)
 # Enough that a batch is full while the one before it is answered.

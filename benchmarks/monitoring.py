@@ -25,8 +25,8 @@ from benchmarks.photos import read_photos
 from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
 from benchmarks.watched import SCRAPE_SECONDS, Watched, watched
-from models import UserError
-from models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.errors import UserError
 
 SIZES: Final = (100, 8_142)
 RATES: Final = (10, 100, 1_000)
@@ -68,7 +68,7 @@ def main(
 def throughput(size: int, photos: Sequence[bytes], turns: int, seconds: float) -> list[Turn]:
     """Of a service with `size` classes that watches, and of one that does not."""
     from benchmarks.bundles import random_bundle  # Needs torch.
-    from models.lift.backbone import DEFAULT_FOLDER
+    from taillift.models.lift.backbone import DEFAULT_FOLDER
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bundle = random_bundle(f"local-dir:{DEFAULT_FOLDER}", Path(folder) / "random", size)

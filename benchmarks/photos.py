@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
-from models import UserError
-from training.dataset import load_dataset
+from taillift.models.errors import UserError
+from taillift.training.data.dataset import load_dataset
 
 SAMPLE: Final = "wardrobe-lt"
 # Neighbours are of one class.

@@ -26,22 +26,19 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bundles import random_bundle
-from models import UserError
-from models.bundle.device import Device
-from models.bundle.folder import MANIFEST, MODEL
-from models.bundle.images import VIEWS, Pixels
-from models.bundle.manifest import Scores, Thresholds
-from models.bundle.precision import FILES, Precision
-from models.bundle.preprocessing import Preprocessing
-from models.bundle.session import Session
-from training.dataset import Split, load_dataset
-from training.evaluation import evaluate
-from training.inputs import evaluation_photos, first_copies
-from training.variants.fidelity import fidelity, logits_of
-from training.variants.forms import FORMS, calibrate, write_int8
-from training.variants.graph import folded, products
-from training.variants.half import halve
-from training.variants.quantise import quantise
+from taillift.models.bundle.device import Device
+from taillift.models.bundle.folder import MANIFEST, MODEL
+from taillift.models.bundle.images import VIEWS, Pixels
+from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.schema import FILES, Precision, Preprocessing
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError
+from taillift.training.data.dataset import Split, load_dataset
+from taillift.training.evaluation import evaluate
+from taillift.training.export.fp16 import halve
+from taillift.training.export.int8 import FORMS, calibrate, quantise, write_int8
+from taillift.training.export.onnx_graph import fidelity, folded, logits_of, products
+from taillift.training.fit.inputs import evaluation_photos, first_copies
 
 ONE_THREAD: Final = Device(threads=1)
 CALIBRATION_VIEWS: Final = 16

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from models import UserError
+from taillift.models.errors import UserError
 
 ROOT: Final = Path(__file__).parents[1]
 READY_SECONDS: Final = 120

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.bundle.record import GROUPS, Group
-from service.tail.confusion import Confusion, Pair, estimate_confusion
-from service.tail.exact import Doubles, Indices
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.service.tail.confusion import Confusion, Pair, estimate_confusion
+from taillift.service.tail.distributions import Doubles, Indices
 
 RECALL = {"many": 0.85, "medium": 0.75, "few": 0.6}
 

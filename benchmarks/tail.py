@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.streams import Simulated, batches, sharp, simulate
-from models.bundle.record import GROUPS
-from service.tail.drift import Drift
-from service.tail.exact import Doubles, Flags
-from service.tail.monitor import Facts, Rules, TailMonitor
-from service.tail.prevalence import Prevalence
-from service.tail.read import class_state, tail_state
-from service.tail.reference import Source, expect, reference_from
-from service.tail.silence import Silence
+from taillift.models.bundle.schema import GROUPS
+from taillift.service.tail.distributions import Doubles, Flags
+from taillift.service.tail.drift import Drift
+from taillift.service.tail.monitor import Facts, Rules, TailMonitor
+from taillift.service.tail.prevalence import Prevalence
+from taillift.service.tail.reference import Source, expect, reference_from
+from taillift.service.tail.silence import Silence
+from taillift.service.tail.state import class_state, tail_state
 
 LOOK: Final = 100
 Row = list[str]

@@ -24,12 +24,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from models.bundle.device import SESSION_ENTRIES, Device
-from models.bundle.folder import MODEL, read_manifest
-from models.bundle.images import VIEWS, Pixels, load, views
-from models.bundle.manifest import Manifest
-from models.bundle.session import Session
-from service.settings import cores
+from taillift.models.bundle.device import SESSION_ENTRIES, Device
+from taillift.models.bundle.folder import MODEL, read_manifest
+from taillift.models.bundle.images import VIEWS, Pixels, load, views
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.session import Session
+from taillift.service.settings import cores
 
 BATCH: Final = 8
 SPINNING: Final = "session.intra_op.allow_spinning"

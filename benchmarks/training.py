@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.tables import RESULTS, markdown, write_result
-from models.lift.convert import convert
-from models.lift.tuners import AdaptFormer, Full
+from taillift.models.lift.convert import convert
+from taillift.models.lift.tuners import AdaptFormer, Full
 
 Way = Literal["AdaptFormer", "full fine-tuning", "AdaptFormer on open_clip's blocks, by hooks"]
 WAYS: Final = get_args(Way)

@@ -25,15 +25,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from models import UserError
-from models.bundle.manifest import Scores, Thresholds
-from models.bundle.record import Group
-from models.lift.backbone import load_backbone
-from training.comparison.compare import in_order
-from training.dataset import Dataset, Split, hold_out, load_dataset
-from training.evaluation import evaluate
-from training.recipe import Recipe, load_recipe, parse_changes
-from training.train import Trainer
+from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.schema import Group
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import load_backbone
+from taillift.training.comparison.compare import in_order
+from taillift.training.data.dataset import Dataset, Split, hold_out, load_dataset
+from taillift.training.evaluation import evaluate
+from taillift.training.recipe.recipe import Recipe, load_recipe, parse_changes
+from taillift.training.train import Trainer
 
 MEASURES: Final = ("overall", "mean_class", "many", "medium", "few")
 Changes = dict[str, Any]

@@ -5,9 +5,9 @@ from unittest.mock import patch
 
 from prometheus_client import Metric
 
-from service.monitoring import Monitoring
-from service.series import TailSeries
-from taillift import main
+from taillift.cli import main
+from taillift.service.monitoring.exporter import TailSeries
+from taillift.service.monitoring.recorder import Monitoring
 
 
 def observe(*_: object) -> None:

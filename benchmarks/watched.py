@@ -11,7 +11,7 @@ from typing import Final, Literal
 import numpy as np
 from prometheus_client import generate_latest
 
-from models.bundle.manifest import (
+from taillift.models.bundle.manifest import (
     Backbone,
     ClassInfo,
     Manifest,
@@ -20,15 +20,14 @@ from models.bundle.manifest import (
     Variant,
     classes_from,
 )
-from models.bundle.posterior import Doubles
-from models.bundle.precision import Precision
-from models.bundle.preprocessing import Preprocessing
-from service import live
-from service.metrics import Metrics
-from service.monitoring import Monitoring
-from service.series import TailSeries, class_series
-from service.settings import read_settings
-from service.tail.memory import remember
+from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.schema import Precision, Preprocessing
+from taillift.service.http import class_report
+from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.exporter import TailSeries, class_series
+from taillift.service.monitoring.recorder import Monitoring
+from taillift.service.settings import read_settings
+from taillift.service.tail.snapshot import remember
 
 PREDICTIONS: Final = 5_000
 DRAWN: Final = 500
@@ -54,7 +53,7 @@ class Watched:
         self.observe.append(seconds(self._observe) / PREDICTIONS)
         self.scrape.append(seconds(self.text))
         self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
-        self.looks.append(seconds(lambda: live.look(self.monitoring)))
+        self.looks.append(seconds(lambda: class_report.look(self.monitoring)))
         self.listing.append(seconds(self._list))
 
     def _observe(self) -> None:
@@ -62,7 +61,7 @@ class Watched:
             self.monitoring.observe(self.rows[number % DRAWN])
 
     def _list(self) -> str:
-        return live.classes(live.look(self.monitoring)).model_dump_json()
+        return class_report.classes(class_report.look(self.monitoring)).model_dump_json()
 
     def text(self) -> bytes:
         return generate_latest(self.metrics.registry)

@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from training.data.photo import Photo
-from training.dataset import Dataset, load_dataset
+from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.data.photo import Photo
 
 DATA = "wardrobe-lt"
 RUNS = Path("runs/demo")

@@ -12,13 +12,12 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
-from models import UserError
-from service.app import create_app
-from service.connection import Connection
-from service.engine import Engine
-from service.headers import SecurityHeaders
-from service.ports import MetricsPort
-from service.settings import Settings
+from taillift.models.errors import UserError
+from taillift.service.http.app import create_app
+from taillift.service.http.connection import Connection
+from taillift.service.http.middleware import MetricsPort, SecurityHeaders
+from taillift.service.inference.engine import Engine
+from taillift.service.settings import Settings
 
 
 class Server(uvicorn.Server):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from models import UserError
-from models.bundle.limits import MAX_PIXELS
+from taillift.models.bundle.schema import MAX_PIXELS
+from taillift.models.errors import UserError
 
 if TYPE_CHECKING:
-    from models.bundle.device import Device
+    from taillift.models.bundle.device import Device
 
 
 def cores() -> int:
@@ -150,8 +150,8 @@ class Settings(BaseSettings):
     @property
     def device(self) -> "Device":
         """Raises `UserError` where the settings of the device do not fit together."""
-        from models.bundle.device import Device, Provider
-        from models.bundle.precision import Precision
+        from taillift.models.bundle.device import Device, Provider
+        from taillift.models.bundle.schema import Precision
 
         # The other providers take it from the graph.
         half = (self.provider, self.precision) == ("tensorrt", "fp16")

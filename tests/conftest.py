@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from palette import write_bundle
 
-import models.lift  # noqa: F401  (makes torchvision importable before any test imports open_clip)
+# Makes torchvision importable before any test imports open_clip.
+import taillift.models.lift  # noqa: F401
+from tests.support.palette import write_bundle
 
 # A shell's background job ignores it, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

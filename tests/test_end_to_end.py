@@ -9,17 +9,17 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from serving import form, running
 
-from models.bundle.ensemble import Ensemble, combine
-from models.bundle.folder import DELTA, MODEL, read_manifest
-from models.bundle.images import VIEWS
-from models.bundle.precision import Precision
-from models.bundle.session import Session
-from training.checkpoint import restore
-from training.dataset import Dataset, load_dataset
-from training.evaluation import view_logits
-from training.inputs import evaluation_photos
+from taillift.models.bundle.ensemble import Ensemble, combine
+from taillift.models.bundle.folder import DELTA, MODEL, read_manifest
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.session import Session
+from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.evaluation import view_logits
+from taillift.training.fit.checkpoint import restore
+from taillift.training.fit.inputs import evaluation_photos
+from tests.support.serving import form, running
 
 DEMO = Path(__file__).parents[1] / "docker" / "demo-bundle.tar.gz"
 PHOTOS_A_REQUEST = 16

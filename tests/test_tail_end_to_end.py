@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 import numpy as np
 import yaml
-from compression import compressed, seconds
-from palette import photo
-from serving import form, sample, serving, until
-from stack import DOCKER, RULES, alertmanager, free_port, prometheus, rows
-from wardrobe import colours, draw, read_predictions, write_wardrobe
 
-from service.engine import Engine
-from service.settings import read_settings
+from taillift.service.inference.engine import Engine
+from taillift.service.settings import read_settings
+from tests.support.compression import compressed, seconds
+from tests.support.palette import photo
+from tests.support.serving import form, sample, serving, until
+from tests.support.stack import DOCKER, RULES, alertmanager, free_port, prometheus, rows
+from tests.support.wardrobe import colours, draw, read_predictions, write_wardrobe
 
 DAY = 86_400.0
 PHOTOS_A_DAY = 512

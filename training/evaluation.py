@@ -6,14 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle.ensemble import Floats, combine
-from models.bundle.exit import ExitRule, apply
-from models.bundle.images import VIEWS
-from models.bundle.manifest import Accuracy, Evaluation, Scores
-from models.bundle.record import GROUPS, Group
-from models.lift.model import Model
-from training.fitting.fit import network_behind
-from training.inputs import Inputs, first_copies
+from taillift.models.bundle.ensemble import ExitRule, Floats, apply, combine
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.lift.model import Model
+from taillift.training.fit.inputs import Inputs, first_copies
+from taillift.training.fit.loop import network_behind
 
 Indices = npt.NDArray[np.int64]
 Rates = npt.NDArray[np.float64]

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.bundle.ensemble import Floats
-from models.bundle.preprocessing import Preprocessing
-from models.lift.backbone import Backbone
-from models.lift.model import Model
-from training.build import (
+from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.schema import Preprocessing
+from taillift.models.lift.backbone import Backbone
+from taillift.models.lift.model import Model
+from taillift.training.data.dataset import Dataset, Split
+from taillift.training.evaluation import predictions, view_logits
+from taillift.training.fit.build import (
     build,
     initial_weight,
     preprocessing_for,
@@ -20,17 +22,21 @@ from training.build import (
     resolve,
     weight_shape,
 )
-from training.checkpoint import Facts
-from training.dataset import Dataset, Split
-from training.evaluation import predictions, view_logits
-from training.fitting.curves import Curves
-from training.fitting.fit import DivergedError, enough_memory, fit, network_behind
-from training.fitting.launch import Launcher
-from training.fitting.record import new_record
-from training.fitting.resume import Progress, Resume, run_key
-from training.inputs import Photos, Subset, evaluation_photos, first_copies, training_photos
-from training.prefix import BATCH, FrozenStages, PrefixCache, copies_for
-from training.recipe import Augmentation, Recipe
+from taillift.training.fit.checkpoint import Facts
+from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.frozen_features import BATCH, FrozenStages, PrefixCache, copies_for
+from taillift.training.fit.inputs import (
+    Photos,
+    Subset,
+    evaluation_photos,
+    first_copies,
+    training_photos,
+)
+from taillift.training.fit.loop import DivergedError, enough_memory, fit, network_behind
+from taillift.training.fit.provenance import new_record
+from taillift.training.fit.resume import Progress, Resume, run_key
+from taillift.training.fit.tensorboard import Curves
+from taillift.training.recipe.recipe import Augmentation, Recipe
 
 
 @dataclass(frozen=True)

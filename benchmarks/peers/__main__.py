@@ -21,10 +21,10 @@ from benchmarks.peers.servers import SERVERS, install, label, running
 from benchmarks.photos import read_photos
 from benchmarks.served import taillift
 from benchmarks.tables import RESULTS, markdown, write_result
-from models import UserError
-from models.bundle.classifier import Classifier
-from models.bundle.ensemble import Ensemble
-from service.settings import Settings, read_settings
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.errors import UserError
+from taillift.service.settings import Settings, read_settings
 
 CLIENTS: Final = 32
 SHARE: Final = 0.9

@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from models.bundle.classifier import Classifier
-from models.bundle.device import Device
-from models.bundle.ensemble import combine
-from models.bundle.folder import read_manifest
-from models.bundle.images import VIEWS, Pixels, load, views
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.device import Device
+from taillift.models.bundle.ensemble import combine
+from taillift.models.bundle.folder import read_manifest
+from taillift.models.bundle.images import VIEWS, Pixels, load, views
 
 BUNDLE: Final = "PEER_BUNDLE"
 THREADS: Final = "PEER_THREADS"

@@ -13,9 +13,9 @@ from typing import Final
 from benchmarks.k6 import Target, body_of
 from benchmarks.peers.model import BATCH, BUNDLE, THREADS
 from benchmarks.served import ROOT, ask, served
-from models import UserError
-from models.bundle.images import VIEWS
-from service.settings import Settings
+from taillift.models.bundle.images import VIEWS
+from taillift.models.errors import UserError
+from taillift.service.settings import Settings
 
 VERSIONS: Final = Path(__file__).with_name("versions.txt")
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "taillift/peers"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from models import UserError
+from taillift.models.errors import UserError
 
 
 @contextmanager

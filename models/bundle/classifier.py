@@ -6,17 +6,16 @@ from typing import Final
 
 import numpy as np
 
-from models import UserError
-from models.bundle import folder as layout
-from models.bundle.chunks import chunks
-from models.bundle.device import Device
-from models.bundle.ensemble import Ensemble
-from models.bundle.exit import Combined, Counts, Stages, apply
-from models.bundle.images import Pixels, load, views
-from models.bundle.posterior import Doubles
-from models.bundle.precision import FILES, Precision
-from models.bundle.reader import Reader
-from models.bundle.session import CPU, Session, first_line
+from taillift.models.bundle import folder as layout
+from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.device import Device
+from taillift.models.bundle.ensemble import Combined, Counts, Ensemble, Stages, apply
+from taillift.models.bundle.images import Pixels, load, views
+from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.predictor import Reader
+from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.session import CPU, Session, first_line
+from taillift.models.errors import UserError
 
 BATCH_VIEWS: Final = 40
 

@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from models import UserError
-from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
-from models.bundle.parts import JPEG, PNG, excess
-from models.bundle.preprocessing import Preprocessing
+from taillift.models.bundle.image_guard import JPEG, PNG, excess
+from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS, Preprocessing
+from taillift.models.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -6,13 +6,11 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from models.bundle.coverage import PredictionSets
-from models.bundle.exit import ExitRule
-from models.bundle.precision import Precision
-from models.bundle.preprocessing import Preprocessing
-from models.bundle.record import Group, Record
-from models.bundle.review import Review
-from models.bundle.temperature import Calibration
+from taillift.models.bundle.ensemble import ExitRule
+from taillift.models.bundle.prediction_sets import PredictionSets
+from taillift.models.bundle.review import Review
+from taillift.models.bundle.schema import Group, Precision, Preprocessing, Record
+from taillift.models.bundle.temperature import Calibration
 
 PriorName = Literal["uniform", "train", "other"]
 

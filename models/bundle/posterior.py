@@ -6,9 +6,9 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.ensemble import Floats
-from models.bundle.manifest import Manifest
-from models.bundle.record import GROUPS, Group
+from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.schema import GROUPS, Group
 
 Doubles = npt.NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.bundle.record import Group, Record
+from taillift.models.bundle.schema import Group, Record
 
 Decision = Literal["accept", "review"]
 

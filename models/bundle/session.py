@@ -8,22 +8,22 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from models import UserError
-from models.bundle.batches import BatchSizes
-from models.bundle.device import (
+from taillift.models.bundle.device import (
     EXECUTION_PROVIDERS,
     GPU,
     PACKAGES,
     SESSION_ENTRIES,
+    BatchSizes,
     Device,
     Options,
     Provider,
     execution_providers,
     misplaced,
 )
-from models.bundle.engines import engine_folder, engine_key
-from models.bundle.ensemble import Floats
-from models.bundle.images import Pixels
+from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.tensorrt_cache import engine_folder, engine_key
+from taillift.models.errors import UserError
 
 CPU: Final = Device()
 OUTPUTS: Final = ("logits", "features")

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, PositiveFloat
 
-from models.bundle.ensemble import Ensemble, Floats
-from models.bundle.images import VIEWS
-from models.bundle.record import GROUPS, Group, Record
+from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.schema import GROUPS, Group, Record
 
 Indices = npt.NDArray[np.int64]
 

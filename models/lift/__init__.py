@@ -4,7 +4,7 @@
 what is trained, `head` classifies, `model` is all of them, and `merge` folds it into plain weights.
 """
 
-from models.lift.compat import import_torchvision
+from taillift.models.lift.compat import import_torchvision
 
 # Before anything below imports timm or open_clip, which import torchvision.
 import_torchvision()

@@ -13,16 +13,17 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor
 
-from models import UserError
-from models.lift import hybrid, trunk
-from models.lift.convert import convert, projection, unsupported
-from models.lift.resnet import STRIDE
-from models.lift.tower import Tower
-from models.lift.trunk import first_lines
+from taillift.models.default import architecture
+from taillift.models.errors import UserError
+from taillift.models.lift import timm_backbone
+from taillift.models.lift.convert import convert, projection, unsupported
+from taillift.models.lift.resnet import STRIDE
+from taillift.models.lift.timm_backbone import first_lines
+from taillift.models.lift.tower import Tower
 
 DEFAULT: Final = "default"
 DEFAULT_FOLDER: Final = Path(__file__).parents[1] / "default"
-DEFAULT_ARCHITECTURE: Final = hybrid.vit_mini_lite2_224.__name__
+DEFAULT_ARCHITECTURE: Final = architecture.vit_mini_lite2_224.__name__
 ENCODE_BATCH: Final = 256
 
 
@@ -95,7 +96,7 @@ def load_backbone(name: str = DEFAULT) -> Backbone:
     if name == DEFAULT:
         weights = DEFAULT_FOLDER / "model.safetensors"
         return _load(name, f"local-dir:{DEFAULT_FOLDER}", None, weights)
-    if name.startswith(trunk.PREFIX):
+    if name.startswith(timm_backbone.PREFIX):
         return _load_trunk(name)
     architecture, _, source = name.partition(":")
     if not source:
@@ -149,16 +150,16 @@ def _load(
 
 
 def _load_trunk(name: str) -> Backbone:
-    source = trunk.load_trunk(name)
+    source = timm_backbone.load_trunk(name)
     return Backbone(
         name=name,
-        architecture=f"{trunk.PREFIX}{source.architecture}",
+        architecture=f"{timm_backbone.PREFIX}{source.architecture}",
         pretrained=source.pretrained,
         sha256=_sha256(source.weights),
         tower=convert(source.module),
         projection=None,
         projection_bias=None,
-        image=_image_spec(source.module, trunk.preprocessing(source.module)),
+        image=_image_spec(source.module, timm_backbone.preprocessing(source.module)),
         logit_scale=1.0,
         _clip=None,
         _tokenizer=None,

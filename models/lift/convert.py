@@ -15,11 +15,11 @@ from open_clip.transformer import VisionTransformer as NativeTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
-from models import UserError
-from models.lift.block import Block, Mlp, QuickGELU
-from models.lift.ends import AttentionPool, Embed, MeanPool, Pool
-from models.lift.resnet import Bottleneck, GridPool, Layer, Stem
-from models.lift.tower import Tower
+from taillift.models.errors import UserError
+from taillift.models.lift.block import Block, Mlp, QuickGELU
+from taillift.models.lift.pooling import AttentionPool, Embed, MeanPool, Pool
+from taillift.models.lift.resnet import Bottleneck, GridPool, Layer, Stem
+from taillift.models.lift.tower import Tower
 
 WORKING: Final = "ViT-*, ViT-*-SigLIP*, MobileCLIP*-B, RN* and timm:vit_*"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.lift.head import Head
-from models.lift.tower import Tower
-from models.lift.tuners.attachment import Attachment
-from models.lift.tuners.merging import Activation, merge_block
+from taillift.models.lift.head import Head
+from taillift.models.lift.merge import Activation, merge_block
+from taillift.models.lift.tower import Tower
+from taillift.models.lift.tuners.base import Attachment
 
 
 class Normalise(nn.Module):

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from models.lift.ends import attend
+from taillift.models.lift.pooling import attend
 
 # Pixels of the photo for one cell of the last layer's grid, on each side.
 STRIDE = 32

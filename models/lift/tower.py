@@ -11,9 +11,9 @@ from typing import Self
 
 from torch import nn
 
-from models.lift.block import Block
-from models.lift.ends import AttentionPool, Embed, MeanPool, Pool
-from models.lift.resnet import GridPool, Layer, Stem
+from taillift.models.lift.block import Block
+from taillift.models.lift.pooling import AttentionPool, Embed, MeanPool, Pool
+from taillift.models.lift.resnet import GridPool, Layer, Stem
 
 
 class Tower(nn.Sequential):

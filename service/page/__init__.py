@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-FOLDER: Final = str(files("service.page") / "files")
+FOLDER: Final = str(files("taillift.service.page") / "files")
 # Asked for again each time, answered with 304: after an update no part of the page is an old one.
 FRESH: Final = {"Cache-Control": "no-cache"}
 

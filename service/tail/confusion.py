@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
-from models import UserError
-from models.bundle.record import GROUPS, Group
-from service.tail.exact import Doubles, Flags, Indices
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.errors import UserError
+from taillift.service.tail.distributions import Doubles, Flags, Indices
 
 # Photos that the pooled pattern counts for in every row: classes of one group differ in their
 # recall about as much as a share seen on five photos does.

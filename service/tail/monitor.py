@@ -7,13 +7,19 @@ from typing import Final
 
 import numpy as np
 
-from models.bundle.record import GROUPS, Group
-from service.tail.confusion import Confusion, Pair, estimate_confusion, group_indices
-from service.tail.drift import LEVEL, TOLERANCE, Drift
-from service.tail.prevalence import Prevalence
-from service.tail.reference import Reference, Source, expect, read_reference, reference_from
-from service.tail.silence import Silence
-from service.tail.window import Window
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.service.tail.confusion import Confusion, Pair, estimate_confusion, group_indices
+from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
+from taillift.service.tail.prevalence import Prevalence
+from taillift.service.tail.reference import (
+    Reference,
+    Source,
+    expect,
+    read_reference,
+    reference_from,
+)
+from taillift.service.tail.silence import Silence
+from taillift.service.tail.window import Window
 
 # Of every interval that is shown.
 COVERAGE: Final = 0.95

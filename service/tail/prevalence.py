@@ -5,10 +5,10 @@ from typing import Final
 
 import numpy as np
 
-from models.bundle.record import GROUPS
-from service.tail.confusion import STRENGTH, Confusion
-from service.tail.exact import Doubles, Indices
-from service.tail.reference import Reference, from_moments
+from taillift.models.bundle.schema import GROUPS
+from taillift.service.tail.confusion import STRENGTH, Confusion
+from taillift.service.tail.distributions import Doubles, Indices
+from taillift.service.tail.reference import Reference, from_moments
 
 # Images that the reference's own group shares count for.
 PRIOR: Final = 2.0

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from models import UserError
-from service.tail.confusion import Confusion
-from service.tail.exact import Doubles, beta_quantile
+from taillift.models.errors import UserError
+from taillift.service.tail.confusion import Confusion
+from taillift.service.tail.distributions import Doubles, beta_quantile
 
 # No rate is taken to be known better than to this part of it, however many photos were held out.
 KNOWN: Final = 1e-3

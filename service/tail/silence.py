@@ -4,16 +4,18 @@ from typing import Final
 
 import numpy as np
 
-from service.tail.drift import (
+from taillift.service.tail.distributions import Doubles, Flags, Indices, beta_binomial_at_most
+from taillift.service.tail.drift import (
+    CAP,
     LEVEL,
     TESTS,
     Drift,
+    Evidence,
     Stakes,
+    discoveries,
     time_to,
 )
-from service.tail.evidence import CAP, Evidence, discoveries
-from service.tail.exact import Doubles, Flags, Indices, beta_binomial_at_most
-from service.tail.reference import Expected
+from taillift.service.tail.reference import Expected
 
 # A class is watched where its loss would leave less than this share of the lowest expected rate.
 VISIBLE: Final = 0.9

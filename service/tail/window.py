@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.tail.exact import Doubles, Indices
+from taillift.service.tail.distributions import Doubles, Indices
 
 # Of confidence from 0 to 1.
 BINS: Final = 50

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from palette import SIZE
 
 from benchmarks import gpu
-from models.bundle.device import Device
-from models.bundle.folder import MODEL
-from models.bundle.precision import FILES, Precision
-from models.bundle.session import Session
+from taillift.models.bundle.device import Device
+from taillift.models.bundle.folder import MODEL
+from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.session import Session
+from tests.support.palette import SIZE
 
 ROOT = Path(gpu.__file__).parent.parent
 

@@ -12,17 +12,17 @@ from random import Random
 from time import monotonic
 from typing import Final, NamedTuple
 
-from palette import write_bundle
 from rich.console import Console
 from rich.table import Table
 
-from chaos.judge import ON_THE_WAY, Judge
-from chaos.kinds import BODY_SECONDS, MAX_BODY_BYTES, MAX_IMAGES, many, slow
-from chaos.photos import Photos, colourful, prepare
-from chaos.process import Service, Weight
-from chaos.requests import image
-from chaos.storm import Storm
-from models.bundle.classifier import Classifier
+from taillift.models.bundle.classifier import Classifier
+from tests.chaos.judge import ON_THE_WAY, Judge
+from tests.chaos.kinds import BODY_SECONDS, MAX_BODY_BYTES, MAX_IMAGES, many, slow
+from tests.chaos.photos import Photos, colourful, prepare
+from tests.chaos.process import Service, Weight
+from tests.chaos.requests import image
+from tests.chaos.storm import Storm
+from tests.support.palette import write_bundle
 
 REQUESTS: Final = 10_000
 PHOTOS: Final = 200

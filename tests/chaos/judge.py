@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any, Final
 
-from chaos.photos import TOLERANCE, Photo
-from chaos.requests import Request
-from chaos.wire import Exchange, Reply
-from models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble
+from tests.chaos.photos import TOLERANCE, Photo
+from tests.chaos.requests import Request
+from tests.chaos.wire import Exchange, Reply
 
 OVERLOADED: Final = 429
 NOT_READY: Final = 503

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from chaos.photos import Photo, Photos
-from chaos.requests import (
+from tests.chaos.photos import Photo, Photos
+from tests.chaos.requests import (
     PIECES,
     Request,
     chunked,

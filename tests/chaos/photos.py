@@ -8,16 +8,15 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
-from palette import CLASSES, POISON, SLOW, photo
 from PIL import Image
 
-from models.bundle.classifier import Classifier
-from models.bundle.ensemble import Ensemble, combine
-from models.bundle.exit import lead
-from models.bundle.images import ImageError, Pixels, views
-from models.bundle.limits import MAX_ASPECT
-from models.bundle.posterior import Doubles
-from service.errors import InferenceError, image_problem
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble, combine, lead
+from taillift.models.bundle.images import ImageError, Pixels, views
+from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.schema import MAX_ASPECT
+from taillift.service.problems import InferenceError, image_problem
+from tests.support.palette import CLASSES, POISON, SLOW, photo
 
 # Between batches of other sizes; what two photos must differ by is more.
 TOLERANCE: Final = 2e-3

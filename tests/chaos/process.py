@@ -9,8 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from chaos.requests import Request, head
-from chaos.wire import Reply, exchange
+from tests.chaos.requests import Request, head
+from tests.chaos.wire import Reply, exchange
 
 READY_SECONDS = 60
 

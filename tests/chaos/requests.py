@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlencode
 
-from chaos.photos import Photo
-from models.bundle.ensemble import Ensemble
-from service.errors import UndecodableError
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.service.problems import UndecodableError
+from tests.chaos.photos import Photo
 
 BOUNDARY: Final = "chaos"
 TOP: Final = 5

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from chaos.judge import Judge
-from chaos.kinds import draw
-from chaos.photos import Photos
-from chaos.requests import Request
-from chaos.wire import exchange
+from tests.chaos.judge import Judge
+from tests.chaos.kinds import draw
+from tests.chaos.photos import Photos
+from tests.chaos.requests import Request
+from tests.chaos.wire import exchange
 
 CLIENTS: Final = 24
 AGAIN_SECONDS: Final = 0.1

@@ -7,15 +7,15 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from serving import running
 
-from chaos.judge import ON_THE_WAY, Judge
-from chaos.kinds import BODY_SECONDS, KINDS, MAX_BODY_BYTES, MAX_IMAGES
-from chaos.photos import Photos, colourful, prepare
-from chaos.requests import Request, image, images
-from chaos.storm import Storm
-from chaos.wire import Exchange, Reply, exchange
-from models.bundle.classifier import Classifier
+from taillift.models.bundle.classifier import Classifier
+from tests.chaos.judge import ON_THE_WAY, Judge
+from tests.chaos.kinds import BODY_SECONDS, KINDS, MAX_BODY_BYTES, MAX_IMAGES
+from tests.chaos.photos import Photos, colourful, prepare
+from tests.chaos.requests import Request, image, images
+from tests.chaos.storm import Storm
+from tests.chaos.wire import Exchange, Reply, exchange
+from tests.support.serving import running
 
 REQUESTS = 150
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
-from chaos.requests import Request
+from tests.chaos.requests import Request
 
 HOST: Final = "127.0.0.1"
 SECONDS: Final = 60

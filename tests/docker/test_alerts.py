@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from stack import DOCKER, RULES, check
+
+from tests.support.stack import DOCKER, RULES, check
 
 FILES = sorted(RULES.glob("*.yml"))
 TESTS = Path(__file__).parent / "alerts"

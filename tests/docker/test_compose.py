@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import Settings
+from taillift.service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

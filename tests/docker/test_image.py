@@ -9,7 +9,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from serving import running
+
+from tests.support.serving import running
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "docker/Dockerfile"

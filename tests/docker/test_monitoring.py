@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from palette import CLASSES, photo, write_bundle, write_confusion
-from serving import form, running, until
-from stack import DOCKER, RULES, check, prometheus, values
 
-from service.app import create_app
-from service.engine import Engine
-from service.settings import read_settings
+from taillift.service.http.app import create_app
+from taillift.service.inference.engine import Engine
+from taillift.service.settings import read_settings
+from tests.support.palette import CLASSES, photo, write_bundle, write_confusion
+from tests.support.serving import form, running, until
+from tests.support.stack import DOCKER, RULES, check, prometheus, values
 
 GRAFANA = DOCKER / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/taillift.json").read_text())

@@ -6,12 +6,12 @@ from threading import Event
 
 import httpx
 import pytest
-from palette import write_bundle, write_confusion
 from PIL import Image
-from serving import running
 
-from models.bundle.images import Pixels, load_opened
-from models.bundle.preprocessing import Preprocessing
+from taillift.models.bundle.images import Pixels, load_opened
+from taillift.models.bundle.schema import Preprocessing
+from tests.support.palette import write_bundle, write_confusion
+from tests.support.serving import running
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
         gate.wait()
         return load_opened(image, preprocessing)
 
-    monkeypatch.setattr("service.decoder.load_opened", waits)
+    monkeypatch.setattr("taillift.service.inference.decoder.load_opened", waits)
     yield gate
     gate.set()
 

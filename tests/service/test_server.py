@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import palette
 import pytest
-import serving
-from palette import CLASSES, SLOW, photo
-from serving import process, sample, top_labels, until
 from typer.testing import CliRunner
 
-from models import UserError
-from service.cli import app
+from taillift.models.errors import UserError
+from taillift.service.serve_cli import app
+from tests.support import palette, serving
+from tests.support.palette import CLASSES, SLOW, photo
+from tests.support.serving import process, sample, top_labels, until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

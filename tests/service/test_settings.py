@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic.fields import FieldInfo
 
-import service
-from models import UserError
-from service.cli import serve
-from service.settings import Settings, batch_views, read_settings
+from taillift.models.errors import UserError
+from taillift.service.serve_cli import serve
+from taillift.service.settings import Settings, batch_views, read_settings
 
 
 def test_every_setting_has_a_flag_but_a_secret() -> None:
@@ -46,7 +45,7 @@ def test_an_unknown_setting_is_refused() -> None:
 
 
 def test_the_document_has_every_setting_with_its_default_and_what_it_does() -> None:
-    text = (Path(service.__file__).parent.parent / "docs" / "service.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "service.md").read_text("utf-8")
     for name, field in Settings.model_fields.items():
         assert f"| `{name}` | {default(field)} | {field.description} |" in text
 

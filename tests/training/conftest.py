@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import write_backbone, write_photos
 
-from training.dataset import Dataset, load_dataset
+from taillift.training.data.dataset import Dataset, load_dataset
+from tests.support.tiny import write_backbone, write_photos
 
 
 @pytest.fixture(scope="session")

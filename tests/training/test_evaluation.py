@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.record import Group
-from training.evaluation import class_accuracies, confusion, evaluate, scores
+from taillift.models.bundle.schema import Group
+from taillift.training.evaluation import class_accuracies, confusion, evaluate, scores
 
 GROUPS: list[Group] = ["many", "many", "medium", "few"]
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor
 
-from models import UserError
-from models.lift.backbone import load_backbone
-from training.dataset import Dataset
-from training.fitting.learner import Learner
-from training.recipe import Recipe
-from training.train import Run, Trainer
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import load_backbone
+from taillift.training.data.dataset import Dataset
+from taillift.training.fit.optimisation import Learner
+from taillift.training.recipe.recipe import Recipe
+from taillift.training.train import Run, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 3 * 4
@@ -59,7 +59,7 @@ def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = N
         return real(self, step, factor)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.fitting.resume.SAVE_EVERY", 0.0)
+        patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
         patch.setattr(Learner, "update", update)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(RECIPE, state, curves)

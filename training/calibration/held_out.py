@@ -1,7 +1,7 @@
 """What calibration is fitted on: photos that the model has not seen, view by view."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -9,8 +9,13 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.ensemble import Floats
-from models.bundle.record import Group
+from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.posterior import Doubles, without_prior
+from taillift.models.bundle.schema import Group, Precision, Preprocessing
+from taillift.models.bundle.session import Session
+from taillift.training.console import track
+from taillift.training.data.split import Split
+from taillift.training.fit.inputs import evaluation_photos, first_copies
 
 # Digits after the point to which one photo has the same logits in any batch.
 SAME: Final = 4
@@ -76,3 +81,32 @@ class HeldOut:
             yield (
                 f"the {len(self)} photos show only {images} different images, with several labels"
             )
+
+
+BATCH: Final = 8
+
+# Float32 [N, 5, C], the centre view first.
+ViewLogits = dict[Precision, Floats]
+
+
+def view_logits(
+    sessions: Mapping[Precision, Session],
+    log_prior: Doubles,
+    split: Split,
+    preprocessing: Preprocessing,
+    title: str,
+) -> ViewLogits:
+    """Logits float32 [N, 5, C] of each session; a photo is decoded once for all of them.
+
+    The `log_prior` [C] that the graph's logits carry is taken out. `title` stands before the
+    progress bar. Raises `UserError` where a photo cannot be read.
+    """
+    photos = evaluation_photos(split, preprocessing)
+    batches = photos.batches(first_copies(len(split)), BATCH)
+    parts: dict[Precision, list[Floats]] = {precision: [] for precision in sessions}
+    for rows, _ in track(batches, title, -(-len(split) // BATCH)):
+        for precision, session in sessions.items():
+            logits = session.run(rows.numpy()).logits
+            parts[precision].append(without_prior(logits, log_prior))
+    shape = len(split), photos.rows, -1
+    return {one: np.concatenate(part).reshape(shape) for one, part in parts.items()}

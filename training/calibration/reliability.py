@@ -7,10 +7,15 @@ from typing import Final
 
 import numpy as np
 
-from models.bundle.ensemble import Ensemble
-from models.bundle.record import GROUPS
-from models.bundle.temperature import Calibration, CalibrationErrors, ErrorChange, ErrorChanges
-from training.calibration.answers import Answers, Verdicts, effective
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.schema import GROUPS
+from taillift.models.bundle.temperature import (
+    Calibration,
+    CalibrationErrors,
+    ErrorChange,
+    ErrorChanges,
+)
+from taillift.training.calibration.predictions import Answers, Verdicts, effective
 
 BINS: Final = 15
 # In a bin; of fewer photos there are fewer bins.

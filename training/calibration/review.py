@@ -7,11 +7,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.coverage import Doubles, Labels
-from models.bundle.record import GROUPS, Group
-from models.bundle.review import GroupReview, Review
-from training.calibration.answers import effective
-from training.calibration.bounds import class_weights
+from taillift.models.bundle.prediction_sets import Doubles, Labels
+from taillift.models.bundle.review import GroupReview, Review
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.calibration.betting import class_weights
+from taillift.training.calibration.predictions import effective
 
 RISK: Final = 5.0
 LEVEL: Final = 95.0

@@ -1,24 +1,152 @@
 """Temperatures fitted on held-out photos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.special import logsumexp
 
-from models.bundle.ensemble import Ensemble
-from models.bundle.exit import Combined
-from models.bundle.images import VIEWS
-from models.bundle.posterior import Doubles
-from models.bundle.record import GROUPS
-from models.bundle.temperature import Calibration, Indices, Temperatures
-from training.calibration.answers import Answers, Verdicts, answers
-from training.calibration.evidence import WIDE, Belief, believe, believe_all, evidence, surprises
-from training.calibration.folds import spread
-from training.calibration.held_out import HeldOut
-from training.calibration.notes import notes_on
-from training.calibration.reliability import changes_of
+from taillift.models.bundle.ensemble import Combined, Ensemble
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.schema import GROUPS
+from taillift.models.bundle.temperature import Calibration, Indices, Temperatures
+from taillift.training.calibration.cross_fit import spread
+from taillift.training.calibration.held_out import HeldOut
+from taillift.training.calibration.predictions import Answers, Verdicts, answers, effective
+from taillift.training.calibration.reliability import FEWEST, changes_of
+
+# Logarithms of temperatures, from 1/12 to 12: where losses are computed, and where compared.
+GRID: Final = np.linspace(-2.5, 2.5, 41)
+FINE: Final = np.linspace(-2.5, 2.5, 2001)
+# Prior standard deviation of log T, around 0; it only counts where photos say next to nothing.
+WIDE: Final = 1.0
+# How far log T of one kind of answer is expected from all answers', before any photo: a tenth.
+USUAL_SPREAD: Final = 0.1
+ROUNDS: Final = 200
+AT_ONCE: Final = 2**22
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Mean and variance of log T."""
+
+    mean: float
+    variance: float
+
+    @property
+    def temperature(self) -> float:
+        return float(np.exp(self.mean))
+
+
+def surprises(answers: Answers) -> Doubles:
+    """-log p(label) [N, 41] at every log temperature of `GRID`, for equally frequent classes."""
+    found = np.empty((len(answers), len(GRID)))
+    step = max(1, AT_ONCE // answers.logits.shape[1])
+    for start in range(0, len(answers), step):
+        rows = slice(start, start + step)
+        logits, labels = answers.logits[rows].astype(np.float64), answers.labels[rows, None]
+        for place, log_t in enumerate(GRID):
+            scores = logits * np.exp(-log_t)
+            true = np.take_along_axis(scores, labels, axis=1)[:, 0]
+            found[rows, place] = logsumexp(scores, axis=1) - true
+    return found
+
+
+def evidence(surprises: Doubles, weights: Doubles) -> Doubles | None:
+    """-log likelihood [2001] along `FINE`, of as many photos as the weights are worth.
+
+    None without photos.
+    """
+    if not len(surprises):
+        return None
+    mean = np.average(surprises, axis=0, weights=weights)
+    curve: Doubles = effective(weights) * CubicSpline(GRID, mean)(FINE)
+    return curve
+
+
+def believe(evidence: Doubles | None, prior: Belief) -> Belief:
+    """Bayes' rule along `FINE`, from a normal prior of log T."""
+    if evidence is None:
+        return prior
+    surprise = evidence + (FINE - prior.mean) ** 2 / (2 * prior.variance)
+    weights = np.exp(surprise.min() - surprise)
+    weights /= weights.sum()
+    mean = float(weights @ FINE)
+    return Belief(mean, float(weights @ (FINE - mean) ** 2))
+
+
+def believe_all(every: Sequence[Doubles | None], pooled: float) -> list[Belief]:
+    """Of several kinds of answers, each drawn to `pooled` (log T) as far as its photos are few.
+
+    A priori log T of kind k ~ N(pooled, s^2): with own estimate t and its variance v, it becomes
+    (t s^2 + pooled v) / (s^2 + v). s^2 is estimated from all kinds by expectation maximisation
+    (Efron and Morris 1973, for log T), with one kind's worth of `USUAL_SPREAD` as its own prior.
+    """
+    spread = USUAL_SPREAD**2
+    for _ in range(ROUNDS):
+        beliefs = [believe(one, Belief(pooled, spread)) for one in every]
+        squares = sum((one.mean - pooled) ** 2 + one.variance for one in beliefs)
+        before, spread = spread, (USUAL_SPREAD**2 + squares) / (1 + len(beliefs))
+        if abs(spread - before) < 1e-3 * before:
+            break
+    return beliefs
+
+
+# Below, a group's answers have mostly the temperature of all.
+FEW: Final = 30
+# Weights that are worth less than this share of the photos are worth a note.
+UNEVEN: Final = 0.8
+
+
+def notes_on(held: HeldOut, every: Sequence[Answers]) -> tuple[str, ...]:
+    """`every` ensemble's answers to the photos of `held`."""
+    if not len(held):
+        return ("there are no held-out photos: every temperature is 1, which no data support",)
+    notes = list(_on_photos(held, effective(every[0].weights)))
+    for one in every:
+        notes += _on_answers(one)
+    return tuple(notes)
+
+
+def _on_photos(held: HeldOut, worth: float) -> Iterator[str]:
+    yield from held.cautions
+    classes = len(held.groups)
+    if missing := classes - len(np.unique(held.labels)):
+        yield f"{missing} of {classes} classes have no photo: they are taken to be like the others"
+    if worth < UNEVEN * len(held):
+        yield f"{len(held)} photos, weighted so that classes count alike, are worth {worth:.0f}"
+    if worth < FEWEST:
+        yield f"so few photos ({worth:.0f}) leave every temperature near 1 or uncertain"
+
+
+def _on_answers(one: Answers) -> Iterator[str]:
+    right = one.logits.argmax(axis=1) == one.labels
+    if right.all() or not right.any():
+        which = "right" if right.all() else "wrong"
+        yield f"{one.ensemble}: every answer is {which}, so its temperature is a cautious guess"
+    for views in np.unique(one.views).tolist():
+        if thin := list(_thin_groups(one, views)):
+            among = (
+                f"{one.ensemble}, {views} views"
+                if one.ensemble is Ensemble.ADAPTIVE
+                else one.ensemble
+            )
+            yield (
+                f"{among}: too few photos for temperatures of their own, by the answer's group: "
+                + ", ".join(thin)
+            )
+
+
+def _thin_groups(one: Answers, views: int) -> Iterator[str]:
+    for place, group in enumerate(GROUPS):
+        rows = (one.predicted_groups == place) & (one.views == views)
+        if place in one.groups and effective(one.weights[rows]) < FEW:
+            yield f"{group} {rows.sum()}"
+
 
 # Of each photo's answer before calibration, and after one that was fitted without the photo.
 Unseen = Mapping[Ensemble, tuple[Verdicts, Verdicts]]

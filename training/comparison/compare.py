@@ -10,26 +10,26 @@ from statistics import mean
 import numpy as np
 import torch
 
-from models import UserError
-from models.bundle.atomic import require_writable
-from models.bundle.manifest import Thresholds
-from models.lift.backbone import Backbone
-from training.build import resolve
-from training.checkpoint import read_facts, restore, save
-from training.comparison.outcome import (
+from taillift.models.bundle.atomic import require_writable
+from taillift.models.bundle.manifest import Thresholds
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import Backbone
+from taillift.training.comparison.outcome import (
     Outcome,
     place_of,
     read_outcome,
     read_outcomes,
     write_outcome,
 )
-from training.comparison.results import labels_of, write_csv
-from training.dataset import Dataset
-from training.evaluation import class_accuracies, evaluate
-from training.fitting.launch import Launcher, is_first
-from training.fitting.resume import read_state, run_key, state_beside
-from training.recipe import Recipe
-from training.train import Run, Trainer
+from taillift.training.comparison.table import labels_of, write_csv
+from taillift.training.data.dataset import Dataset
+from taillift.training.evaluation import class_accuracies, evaluate
+from taillift.training.fit.build import resolve
+from taillift.training.fit.checkpoint import read_facts, restore, save
+from taillift.training.fit.distributed import Launcher, is_first
+from taillift.training.fit.resume import read_state, run_key, state_beside
+from taillift.training.recipe.recipe import Recipe
+from taillift.training.train import Run, Trainer
 
 CSV = "results.csv"
 

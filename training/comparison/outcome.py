@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.bundle.atomic import atomic_file
-from models.bundle.manifest import Accuracy, Evaluation
-from models.lift.tuners import Full
-from training.fitting.record import Record
-from training.recipe import Recipe
+from taillift.models.bundle.atomic import atomic_file
+from taillift.models.bundle.manifest import Accuracy, Evaluation
+from taillift.models.lift.tuners import Full
+from taillift.training.fit.provenance import Record
+from taillift.training.recipe.recipe import Recipe
 
 Kind = Literal["frozen", "light", "heavy"]
 

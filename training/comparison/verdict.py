@@ -8,9 +8,9 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle.record import Group
-from training.comparison.outcome import Outcome, kind_of, succeeded
-from training.comparison.results import Row, rows_of
+from taillift.models.bundle.schema import Group
+from taillift.training.comparison.outcome import Outcome, kind_of, succeeded
+from taillift.training.comparison.table import Row, rows_of
 
 Answer = Literal["yes", "no", "cannot tell"]
 Floats = npt.NDArray[np.float64]

@@ -11,15 +11,15 @@ from typing import Final
 
 import numpy as np
 
-from models import UserError
-from models.bundle.chunks import chunks
-from models.bundle.images import decode
-from models.bundle.limits import MAX_ASPECT, MAX_PIXELS
-from training.data.cache import cache_file, keep
-from training.data.listing import Listing
-from training.data.photo import Photo, RawPhoto, StoredPhoto
-from training.data.split import Split, SplitName
-from training.progress import track
+from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.images import decode
+from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
+from taillift.models.errors import UserError
+from taillift.training.console import track
+from taillift.training.data.cache import cache_file, keep
+from taillift.training.data.photo import Photo, RawPhoto, StoredPhoto
+from taillift.training.data.readers.listing import Listing
+from taillift.training.data.split import Split, SplitName
 
 CHUNK: Final = 4096
 # Fewer are decoded in a moment, and leave nothing in the cache.

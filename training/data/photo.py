@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models import UserError
-from models.bundle.images import ImageError
+from taillift.models.bundle.images import ImageError
+from taillift.models.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from pydantic import Field
 
-from models.lift.tuners.adapter import Adapter
-from models.lift.tuners.adaptformer import AdaptFormer
-from models.lift.tuners.lora import LoRA
-from models.lift.tuners.sparse import Sparse
-from models.lift.tuners.spec import Spec, adaptive_rank
-from models.lift.tuners.ssf import SSF
-from models.lift.tuners.unfreeze import Bias, Full, LayerNorms
-from models.lift.tuners.vpt import VPTDeep, VPTShallow
+from taillift.models.lift.tuners.adapter import Adapter
+from taillift.models.lift.tuners.adaptformer import AdaptFormer
+from taillift.models.lift.tuners.base import Spec, adaptive_rank
+from taillift.models.lift.tuners.lora import LoRA
+from taillift.models.lift.tuners.sparse import Sparse
+from taillift.models.lift.tuners.ssf import SSF
+from taillift.models.lift.tuners.unfreeze import Bias, Full, LayerNorms
+from taillift.models.lift.tuners.vpt import VPTDeep, VPTShallow
 
 Tuner = Annotated[
     AdaptFormer | Adapter | LoRA | VPTShallow | VPTDeep | SSF | Bias | LayerNorms | Sparse | Full,

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
-from models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
-from models.lift.tuners.spec import settled, transformer_blocks
+from taillift.models.lift.tuners.base import settled, transformer_blocks
+from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
 
 
 class Adapter(BottleneckSpec):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.lift.block import Block, LayerScale
-from models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
-from models.lift.tuners.spec import settled, transformer_blocks
+from taillift.models.lift.block import Block, LayerScale
+from taillift.models.lift.tuners.base import settled, transformer_blocks
+from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
 
 
 class AdaptFormer(BottleneckSpec):

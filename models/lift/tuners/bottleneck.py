@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.lift.block import Block
-from models.lift.tuners.attachment import Attachment, innermost
-from models.lift.tuners.spec import Spec, adaptive_rank
+from taillift.models.lift.block import Block
+from taillift.models.lift.tuners.base import Attachment, Spec, adaptive_rank, innermost
 
 
 class BottleneckSpec(Spec):

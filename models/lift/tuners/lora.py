@@ -8,9 +8,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.lift.block import ALL, project
-from models.lift.tuners.attachment import Wrapper, innermost, wrap
-from models.lift.tuners.spec import Spec, power_of_two, settled, transformer_blocks
+from taillift.models.lift.block import ALL, project
+from taillift.models.lift.tuners.base import (
+    Spec,
+    Wrapper,
+    innermost,
+    power_of_two,
+    settled,
+    transformer_blocks,
+    wrap,
+)
 
 # A block's LoRA weights, divided by D r, with an MLP four times as wide as the tokens.
 WEIGHTS: Final = {"attention": 4, "mlp": 10, "both": 14}

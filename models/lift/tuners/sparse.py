@@ -7,9 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.lift.block import ALL
-from models.lift.tuners.attachment import SLOTS, Wrapper, wrap
-from models.lift.tuners.spec import Spec, settled, transformer_blocks
+from taillift.models.lift.block import ALL
+from taillift.models.lift.tuners.base import SLOTS, Spec, Wrapper, settled, transformer_blocks, wrap
 
 SEED: Final = 0
 

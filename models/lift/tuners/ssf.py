@@ -7,9 +7,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.lift.block import ALL, project
-from models.lift.tuners.attachment import SLOTS, Wrapper, innermost, wrap
-from models.lift.tuners.spec import Spec, transformer_blocks
+from taillift.models.lift.block import ALL, project
+from taillift.models.lift.tuners.base import (
+    SLOTS,
+    Spec,
+    Wrapper,
+    innermost,
+    transformer_blocks,
+    wrap,
+)
 
 Where = Literal["attention", "mlp", "norm"]
 SPREAD: Final = 0.02

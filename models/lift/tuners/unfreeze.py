@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import nn
 
-from models import UserError
-from models.lift.tuners.spec import Spec
+from taillift.models.errors import UserError
+from taillift.models.lift.tuners.base import Spec
 
 
 class Bias(Spec):

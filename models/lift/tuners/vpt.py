@@ -7,9 +7,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.lift.block import Block
-from models.lift.tuners.attachment import Attachment
-from models.lift.tuners.spec import Spec, power_of_two, settled, transformer_blocks
+from taillift.models.lift.block import Block
+from taillift.models.lift.tuners.base import (
+    Attachment,
+    Spec,
+    power_of_two,
+    settled,
+    transformer_blocks,
+)
 
 # Of the initial prompts, as in LIFT+.
 SPREAD: Final = 0.02

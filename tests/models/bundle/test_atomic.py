@@ -4,11 +4,11 @@ import errno
 from pathlib import Path
 
 import pytest
-from palette import palette_manifest
 
-from models import UserError
-from models.bundle.atomic import _swap, atomic_file, atomic_folder, require_writable
-from models.bundle.folder import new_bundle
+from taillift.models.bundle.atomic import _swap, atomic_file, atomic_folder, require_writable
+from taillift.models.bundle.folder import new_bundle
+from taillift.models.errors import UserError
+from tests.support.palette import palette_manifest
 
 
 def half_a_file(target: Path) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.batches import BatchSizes
+from taillift.models.bundle.device import BatchSizes
 
 
 def test_sizes_double_from_one_image_to_a_batch() -> None:

@@ -6,7 +6,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from palette import (
+
+from taillift.models.bundle.classifier import Classifier, top
+from taillift.models.bundle.device import Device, Provider
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.manifest import FileRecord, Manifest, Variant
+from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError
+from tests.support.palette import (
     CLASSES,
     canvases,
     graph,
@@ -15,15 +24,6 @@ from palette import (
     photo,
     write_bundle,
 )
-
-from models import UserError
-from models.bundle.classifier import Classifier, top
-from models.bundle.device import Device, Provider
-from models.bundle.ensemble import Ensemble
-from models.bundle.folder import MODEL, new_bundle, write_golden
-from models.bundle.manifest import FileRecord, Manifest, Variant
-from models.bundle.precision import Precision
-from models.bundle.session import Session
 
 COLOURS = [colour for colour, _ in CLASSES.values()]
 

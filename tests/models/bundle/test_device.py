@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from models import UserError
-from models.bundle.device import (
+from taillift.models.bundle.device import (
     EXECUTION_PROVIDERS,
     Device,
     Provider,
     execution_providers,
     misplaced,
 )
-from models.bundle.precision import Precision
+from taillift.models.bundle.schema import Precision
+from taillift.models.errors import UserError
 
 CPU, CUDA = EXECUTION_PROVIDERS[Provider.CPU], EXECUTION_PROVIDERS[Provider.CUDA]
 TENSORRT = EXECUTION_PROVIDERS[Provider.TENSORRT]

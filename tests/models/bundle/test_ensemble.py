@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.ensemble import Ensemble, combine
+from taillift.models.bundle.ensemble import Ensemble, combine
 
 
 @given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 9), st.integers(0, 2**32 - 1))

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from palette import palette_manifest, write_bundle
 
-from models import UserError
-from models.bundle.folder import (
+from taillift.models.bundle.folder import (
     new_bundle,
     read_golden,
     read_manifest,
     verify_files,
     write_golden,
 )
+from taillift.models.errors import UserError
+from tests.support.palette import palette_manifest, write_bundle
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from palette import photo
 from PIL import Image
 
-from models.bundle.images import (
+from taillift.models.bundle.images import (
     BrokenImageError,
     ImageError,
     ImageTooLargeError,
@@ -26,7 +25,8 @@ from models.bundle.images import (
     offsets,
     views,
 )
-from models.bundle.preprocessing import Preprocessing
+from taillift.models.bundle.schema import Preprocessing
+from tests.support.palette import photo
 
 SIZES = st.integers(1, 40)
 

@@ -1,10 +1,10 @@
 """What a manifest may say."""
 
 import pytest
-from palette import palette_manifest
 from pydantic import ValidationError
 
-from models.bundle.manifest import Manifest, Thresholds, classes_from
+from taillift.models.bundle.manifest import Manifest, Thresholds, classes_from
+from tests.support.palette import palette_manifest
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from palette import CLASSES, palette_manifest
 
-from models.bundle.posterior import Prior, group_confidence, log_prior, log_shares, posterior
+from taillift.models.bundle.posterior import (
+    Prior,
+    group_confidence,
+    log_prior,
+    log_shares,
+    posterior,
+)
+from tests.support.palette import CLASSES, palette_manifest
 
 COUNTS = st.lists(st.integers(1, 10_000), min_size=2, max_size=9)
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle.record import GROUPS, Group
-from models.bundle.review import GroupReview, Review
+from taillift.models.bundle.review import GroupReview, Review
+from taillift.models.bundle.schema import GROUPS, Group
 
 
 def at(threshold: float | None) -> GroupReview:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models import UserError
-from models.bundle.precision import Precision
-from models.bundle.scores import HeldOutScores, read_scores, scores_file, write_scores
+from taillift.models.bundle.folder import HeldOutScores, read_scores, scores_file, write_scores
+from taillift.models.bundle.schema import Precision
+from taillift.models.errors import UserError
 
 FP32 = Precision.FP32
 FILE = scores_file(FP32)

@@ -8,12 +8,19 @@ import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from palette import CLASSES, SIZE, canvases, logits_of
 
-from models import UserError
-from models.bundle.device import EXECUTION_PROVIDERS, PACKAGES, Device, Provider
-from models.bundle.folder import MODEL
-from models.bundle.session import BoundGraph, Session, first_line, load_graph, padded, placement
+from taillift.models.bundle.device import EXECUTION_PROVIDERS, PACKAGES, Device, Provider
+from taillift.models.bundle.folder import MODEL
+from taillift.models.bundle.session import (
+    BoundGraph,
+    Session,
+    first_line,
+    load_graph,
+    padded,
+    placement,
+)
+from taillift.models.errors import UserError
+from tests.support.palette import CLASSES, SIZE, canvases, logits_of
 
 COLOURS = [colour for colour, _ in CLASSES.values()]
 

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from models.bundle.ensemble import Ensemble
-from models.bundle.posterior import posterior
-from models.bundle.record import Group
-from models.bundle.temperature import Calibration, ErrorChange, Temperatures, group_indices
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.posterior import posterior
+from taillift.models.bundle.schema import Group
+from taillift.models.bundle.temperature import Calibration, ErrorChange, Temperatures, group_indices
 
 GROUPS: list[Group] = ["many", "few", "medium", "few"]
 LOGITS = arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32))

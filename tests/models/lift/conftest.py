@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from models.lift.backbone import Backbone, load_backbone
+from taillift.models.lift.backbone import Backbone, load_backbone
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,18 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from sources import CONFIGS, KINDS, SIZE, TEXT, TEXTLESS, write
-from sources import register as register_sources
-from tiny import ARCHITECTURE, register
 
-from models import UserError
-from models.lift.backbone import DEFAULT_FOLDER, Backbone, load_backbone, usual_preprocessing
-from models.lift.head import CosineHead
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import (
+    DEFAULT_FOLDER,
+    Backbone,
+    load_backbone,
+    usual_preprocessing,
+)
+from taillift.models.lift.head import CosineHead
+from tests.support.sources import CONFIGS, KINDS, SIZE, TEXT, TEXTLESS, write
+from tests.support.sources import register as register_sources
+from tests.support.tiny import ARCHITECTURE, register
 
 
 @pytest.fixture

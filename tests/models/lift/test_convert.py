@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.timm_model import TimmModel
-from sources import KINDS, NATIVE, SHAPE, SIZE, TEXTLESS, make, randomised, register
 from timm.layers import AttentionPoolLatent
 from timm.models.fastvit import FastVit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models import UserError
-from models.lift.backbone import Backbone
-from models.lift.convert import convert, projection
-from models.lift.graph import write_graph
-from models.lift.head import CosineHead
-from models.lift.model import Model, Normalise, merge
-from models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Spec
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import Backbone
+from taillift.models.lift.convert import convert, projection
+from taillift.models.lift.head import CosineHead
+from taillift.models.lift.model import Model, Normalise, merge
+from taillift.models.lift.onnx_export import write_graph
+from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Spec
+from tests.support.sources import KINDS, NATIVE, SHAPE, SIZE, TEXTLESS, make, randomised, register
 
 
 @pytest.fixture(autouse=True, scope="module")

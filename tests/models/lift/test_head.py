@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.lift.head import (
+from taillift.models.lift.head import (
     CosineHead,
     HeadName,
     L2Head,

@@ -1,7 +1,7 @@
 import torch
-from towers import PIXELS
 
-from models.lift.model import Normalise
+from taillift.models.lift.model import Normalise
+from tests.support.towers import PIXELS
 
 
 def test_pixels_are_normalised_channel_by_channel() -> None:

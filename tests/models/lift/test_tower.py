@@ -3,12 +3,12 @@
 import pytest
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
-from sources import NATIVE, SIZE, randomised
 from torch import nn
 
-from models.lift.convert import convert
-from models.lift.resnet import GridPool, Layer
-from models.lift.tower import Tower
+from taillift.models.lift.convert import convert
+from taillift.models.lift.resnet import GridPool, Layer
+from taillift.models.lift.tower import Tower
+from tests.support.sources import NATIVE, SIZE, randomised
 
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4}
 

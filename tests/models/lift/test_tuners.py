@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.optim import SGD
-from towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
-from models import UserError
-from models.lift.block import Block
-from models.lift.head import CosineHead
-from models.lift.tuners import (
+from taillift.models.errors import UserError
+from taillift.models.lift.block import Block
+from taillift.models.lift.head import CosineHead
+from taillift.models.lift.tuners import (
     SSF,
     Adapter,
     AdaptFormer,
@@ -29,9 +28,10 @@ from models.lift.tuners import (
     adaptive_rank,
     sparse,
 )
-from models.lift.tuners.adaptformer import AdaptFormerBranch
-from models.lift.tuners.lora import LoRALinear
-from models.lift.tuners.sparse import SparseLinear
+from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch
+from taillift.models.lift.tuners.lora import LoRALinear
+from taillift.models.lift.tuners.sparse import SparseLinear
+from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

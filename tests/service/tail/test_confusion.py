@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import UserError
-from models.bundle.record import GROUPS, Group
-from service.tail.confusion import STRENGTH, Confusion, estimate_confusion, read_confusions
-from service.tail.exact import Doubles
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.errors import UserError
+from taillift.service.tail.confusion import STRENGTH, Confusion, estimate_confusion, read_confusions
+from taillift.service.tail.distributions import Doubles
 
 
 def dense(confusion: Confusion) -> Doubles:

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.streams import Simulated, batches, sharp, simulate
-from service.tail.drift import Drift
-from service.tail.evidence import Evidence, discoveries
-from service.tail.exact import Doubles
-from service.tail.reference import Expected, Reference, Source, expect, reference_from
+from taillift.service.tail.distributions import Doubles
+from taillift.service.tail.drift import Drift, Evidence, discoveries
+from taillift.service.tail.reference import Expected, Reference, Source, expect, reference_from
 
 LOOK = 100
 

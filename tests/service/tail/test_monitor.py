@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.streams import Simulated, sharp, simulate
-from service.tail.memory import recall, remember
-from service.tail.monitor import WEEK, Facts, Rules, TailMonitor
-from service.tail.read import class_state, tail_state
-from service.tail.reference import Source
-from service.tail.store import Store
+from taillift.service.monitoring.store import Store
+from taillift.service.tail.monitor import WEEK, Facts, Rules, TailMonitor
+from taillift.service.tail.reference import Source
+from taillift.service.tail.snapshot import recall, remember
+from taillift.service.tail.state import class_state, tail_state
 
 START = 1.7e9
 UNIFORM = Rules(reference=Source.UNIFORM)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.streams import Simulated, simulate
-from models.bundle.record import GROUPS, Group
-from service.tail.confusion import Confusion, estimate_confusion
-from service.tail.exact import Doubles, Indices
-from service.tail.prevalence import Prevalence
-from service.tail.reference import Source, reference_from
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.service.tail.confusion import Confusion, estimate_confusion
+from taillift.service.tail.distributions import Doubles, Indices
+from taillift.service.tail.prevalence import Prevalence
+from taillift.service.tail.reference import Source, reference_from
 
 
 def shifted(bundle: Simulated, seed: int, predictions: int) -> tuple[Doubles, Indices]:

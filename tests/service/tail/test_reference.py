@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.streams import simulate
-from models import UserError
-from service.tail.confusion import estimate_confusion
-from service.tail.reference import (
+from taillift.models.errors import UserError
+from taillift.service.tail.confusion import estimate_confusion
+from taillift.service.tail.reference import (
     Source,
     expect,
     own_reference,

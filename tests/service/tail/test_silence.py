@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from benchmarks.streams import Simulated, batches, sharp, simulate
-from service.tail.confusion import estimate_confusion
-from service.tail.drift import Drift
-from service.tail.exact import Doubles
-from service.tail.reference import Source, expect, reference_from
-from service.tail.silence import Silence
+from taillift.service.tail.confusion import estimate_confusion
+from taillift.service.tail.distributions import Doubles
+from taillift.service.tail.drift import Drift
+from taillift.service.tail.reference import Source, expect, reference_from
+from taillift.service.tail.silence import Silence
 
 LOOK = 100
 

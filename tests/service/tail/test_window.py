@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.tail.window import BUCKETS, Window, quantiles
+from taillift.service.tail.window import BUCKETS, Window, quantiles
 
 HOUR = 3600.0
 

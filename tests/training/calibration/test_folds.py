@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.calibration.folds import deal
+from taillift.training.calibration.cross_fit import deal
 
 LABELS = st.lists(st.integers(1, 60), min_size=2, max_size=8).map(
     lambda counts: [label for label, count in enumerate(counts) for _ in range(count)]

@@ -5,13 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from simulated import held_out
 
-from models.bundle.ensemble import Ensemble
-from models.bundle.record import GROUPS
-from training.calibration.answers import Verdicts, answers, effective
-from training.calibration.diagram import draw_reliability
-from training.calibration.reliability import (
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.schema import GROUPS
+from taillift.training.calibration.predictions import Verdicts, answers, effective
+from taillift.training.calibration.reliability import (
     BINS,
     FEWEST,
     bins,
@@ -21,6 +19,8 @@ from training.calibration.reliability import (
     expected_error,
     resolution,
 )
+from taillift.training.report.reliability_diagram import draw_reliability
+from tests.support.simulated import held_out
 
 
 def verdicts(photos: int, off_by: float = 0.0, seed: int = 0) -> Verdicts:

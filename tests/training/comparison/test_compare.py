@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from outcomes import failed, outcome_of, tail_of
 from safetensors.torch import load_file
-from tiny import write_backbone
 
-from models import UserError
-from models.lift.backbone import Backbone, load_backbone
-from training.checkpoint import read_facts, save
-from training.comparison import compare as module
-from training.comparison.compare import collect, compare, expected_seconds, in_order
-from training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
-from training.dataset import Dataset
-from training.fitting.resume import state_beside
-from training.recipe import NAMES, Recipe, load_recipe
-from training.train import Trainer
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import Backbone, load_backbone
+from taillift.training.comparison import compare as module
+from taillift.training.comparison.compare import collect, compare, expected_seconds, in_order
+from taillift.training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
+from taillift.training.data.dataset import Dataset
+from taillift.training.fit.checkpoint import read_facts, save
+from taillift.training.fit.resume import state_beside
+from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
+from taillift.training.train import Trainer
+from tests.support.outcomes import failed, outcome_of, tail_of
+from tests.support.tiny import write_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from outcomes import failed, outcome_of
 
-from models.bundle.manifest import Thresholds
-from training.comparison.outcome import Outcome
-from training.comparison.verdict import Difference, interval, judge
+from taillift.models.bundle.manifest import Thresholds
+from taillift.training.comparison.outcome import Outcome
+from taillift.training.comparison.verdict import Difference, interval, judge
+from tests.support.outcomes import failed, outcome_of
 
 COUNTS = [500] * 6 + [50] * 6 + [5] * 8
 GROUPS = Thresholds().groups(COUNTS)

@@ -3,12 +3,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny import COLOURS, write_photo, write_photos
 
-from models import UserError
-from training.data import check
-from training.data.photo import StoredPhoto
-from training.dataset import load_dataset
+from taillift.models.errors import UserError
+from taillift.training.data import check
+from taillift.training.data.dataset import load_dataset
+from taillift.training.data.photo import StoredPhoto
+from tests.support.tiny import COLOURS, write_photo, write_photos
 
 
 def test_a_corrupt_photo_is_left_out_with_a_warning_that_names_it(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import UserError
-from training.data.holdout import holdout_indices
+from taillift.models.errors import UserError
+from taillift.training.data.subsets import holdout_indices
 
 
 def test_rare_classes_give_one_and_frequent_ones_no_more_than_the_most() -> None:

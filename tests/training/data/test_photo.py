@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-from tiny import COLOURS, write_photo
 
-from models import UserError
-from models.bundle.preprocessing import Preprocessing
-from training.data.photo import StoredPhoto
-from training.data.split import Split
-from training.inputs import evaluation_photos
+from taillift.models.bundle.schema import Preprocessing
+from taillift.models.errors import UserError
+from taillift.training.data.photo import StoredPhoto
+from taillift.training.data.split import Split
+from taillift.training.fit.inputs import evaluation_photos
+from tests.support.tiny import COLOURS, write_photo
 
 
 def test_a_part_of_a_file_is_read(tmp_path: Path) -> None:

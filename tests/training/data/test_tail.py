@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import UserError
-from training.data.tail import tail_counts, tail_indices
+from taillift.models.errors import UserError
+from taillift.training.data.subsets import tail_counts, tail_indices
 
 
 @pytest.mark.parametrize(("ratio", "total"), [(10, 19_573), (50, 12_608), (100, 10_847)])

@@ -1,0 +1,64 @@
+"""Torch modules as ONNX files."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from taillift.models.errors import UserError
+
+# The first opset with standard Attention and Gelu operators.
+OPSET: Final = 23
+# Protocol buffers end at 2 GiB; the graph itself takes a little of it.
+LARGEST: Final = 2**31 - 2**24
+
+
+def write_graph(
+    module: nn.Module, example: Tensor, path: Path, inputs: Sequence[str], outputs: Sequence[str]
+) -> int:
+    """Export `module` to one file with a dynamic batch; returns the number of nodes.
+
+    `example` is a batch of at least two: the exporter takes a size of one for a constant. Raises
+    `UserError` where the weights do not fit in one file.
+    """
+    size = sum(one.numel() * one.element_size() for one in module.state_dict().values())
+    if size > LARGEST:
+        raise UserError(
+            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most "
+            f"{LARGEST / 1e9:.1f} GB: take a smaller backbone"
+        )
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(str(path), external_data=False)
+    return len(onnx.load(str(path)).graph.node)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own deprecations and prints its progress."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

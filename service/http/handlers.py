@@ -1,0 +1,79 @@
+"""From exceptions to problem documents."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from taillift.service.monitoring.counters import Metrics
+from taillift.service.problems import (
+    DISCONNECTED,
+    DeadlineError,
+    InternalError,
+    MalformedError,
+    PerImageError,
+    ProblemDocument,
+    ServiceError,
+)
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+# Nobody reads it. The number is the one that proxies log.
+CLIENT_GONE: Final = 499
+
+
+def respond(
+    document: ProblemDocument, status: int, headers: Mapping[str, str] | None = None
+) -> Response:
+    return JSONResponse(document.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def add_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Answer every exception of `app` with a problem document and count it in `metrics`."""
+
+    async def on_problem(_: Request, error: ServiceError) -> Response:
+        if isinstance(error, DeadlineError):
+            metrics.missed(error.stage)
+        if not isinstance(error, PerImageError):  # which was counted where it failed
+            metrics.rejected(error.reason)
+        return respond(error.document(), error.status, error.headers)
+
+    async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
+        return await on_problem(request, MalformedError(_validation_detail(error)))
+
+    async def on_http_exception(_: Request, error: HTTPException) -> Response:
+        title = HTTPStatus(error.status_code).phrase
+        document = ProblemDocument(
+            type="about:blank", title=title, status=error.status_code, detail=str(error.detail)
+        )
+        return respond(document, error.status_code, error.headers)
+
+    async def on_disconnect(_: Request, _error: ClientDisconnect) -> Response:
+        metrics.rejected(DISCONNECTED)
+        return Response(status_code=CLIENT_GONE)
+
+    async def on_exception(request: Request, _error: Exception) -> Response:
+        return await on_problem(request, InternalError("unexpected: the service's log says more"))
+
+    app.exception_handler(ServiceError)(on_problem)
+    app.exception_handler(RequestValidationError)(on_validation_error)
+    app.exception_handler(HTTPException)(on_http_exception)
+    app.exception_handler(ClientDisconnect)(on_disconnect)
+    app.exception_handler(Exception)(on_exception)
+
+
+def _validation_detail(error: RequestValidationError) -> str:
+    return "; ".join(_one_detail(one) for one in error.errors())
+
+
+def _one_detail(error: Mapping[str, Any]) -> str:
+    place = "header" if error["loc"][0] == "header" else "query parameter"
+    name = ".".join(str(part) for part in error["loc"][1:])[:80]
+    if error["type"] == "extra_forbidden":
+        return f"unknown query parameter `{name}`"
+    return f"{place} `{name}`: {error['msg']}, not {str(error['input'])[:80]!r}"

@@ -1,0 +1,195 @@
+"""What Prometheus scrapes: above all, what becomes of the rare classes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Final, Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.process_collector import ProcessCollector
+
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.review import Decision
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.service.problems import LATE, REASONS, Late
+
+Rebuild = Literal["ready", "failed"]
+REBUILDS: Final[tuple[Rebuild, ...]] = ("ready", "failed")
+DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
+PASSES: Final = ("first", "second")
+
+Stage = Literal["read", "decode_queue", "decode", "queue", "infer", "post"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+CONFIDENCES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+SET_SIZES: Final = (1, 2, 3, 5, 10, 20, 50, 100, 500)
+BATCHES: Final = (1, 2, 5, 10, 20, 40, 80, 160, 320)
+
+
+class Metrics:
+    """One service's metrics, in a registry of its own.
+
+    Every label value is there from the first scrape: a rare class that has never been predicted
+    is a zero, not an absence.
+    """
+
+    def __init__(self, manifest: Manifest, provider: str) -> None:
+        self.registry = CollectorRegistry()
+        self._manifest = manifest
+        self._declare()
+        self._describe(provider)
+        ProcessCollector(registry=self.registry)
+
+    def _declare(self) -> None:
+        registry = self.registry
+        self._predictions = Counter(
+            "taillift_predictions", "Images by group of the top class", ["group"], registry=registry
+        )
+        self._confidence = Histogram(
+            "taillift_confidence",
+            "Confidence in the top class",
+            ["group"],
+            buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self._views_used = Histogram(
+            "taillift_views_used",
+            "Views that an image's answer took",
+            ["ensemble"],
+            buckets=range(1, VIEWS + 1),
+            registry=registry,
+        )
+        self._reviews = Counter(
+            "taillift_reviews",
+            "Answers by whether a person should look at them",
+            ["group", "decision"],
+            registry=registry,
+        )
+        self._set_size = Histogram(
+            "taillift_set_size",
+            "Labels in a prediction set",
+            ["group"],
+            buckets=SET_SIZES,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "taillift_stage_seconds",
+            "Seconds that a request (read, post), an image (decode_queue, decode, queue) or a "
+            "batch (infer) took",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_views = Histogram(
+            "taillift_batch_views", "Views in a batch", buckets=BATCHES, registry=registry
+        )
+        self.queue_views = Gauge(
+            "taillift_queue_views", "Views that wait for the device", registry=registry
+        )
+        self._pass_views = Counter(
+            "taillift_pass_views",
+            "Views that the device was given, of an image's first pass or of a later one",
+            ["pass"],
+            registry=registry,
+        )
+        self.predicted_wait = Gauge(
+            "taillift_predicted_wait_seconds",
+            "Seconds until an image that came now would be answered",
+            registry=registry,
+        )
+        self._deadlines = Counter(
+            "taillift_deadline_drops",
+            "Requests given up because of their deadline, by where they were",
+            ["stage"],
+            registry=registry,
+        )
+        self._rebuilds = Counter(
+            "taillift_session_rebuilds",
+            "Times that the model was loaded again after the device had failed",
+            ["outcome"],
+            registry=registry,
+        )
+        self._rejections = Counter(
+            "taillift_rejections",
+            "Requests and images that were not answered",
+            ["reason"],
+            registry=registry,
+        )
+        self.ready = Gauge("taillift_ready", "1 where /readyz answers 200", registry=registry)
+        for group in GROUPS:
+            self._predictions.labels(group)
+            self._confidence.labels(group)
+            self._set_size.labels(group)
+            for decision in DECISIONS:
+                self._reviews.labels(group, decision)
+        for stage in STAGES:
+            self._stages.labels(stage)
+        for reason in REASONS:
+            self._rejections.labels(reason)
+        for ensemble in Ensemble:
+            self._views_used.labels(ensemble)
+        for name in PASSES:
+            self._pass_views.labels(name)
+        for late in LATE:
+            self._deadlines.labels(late)
+        for outcome in REBUILDS:
+            self._rebuilds.labels(outcome)
+
+    def _describe(self, provider: str) -> None:
+        manifest = self._manifest
+        Info("taillift_model", "The model that is served", registry=self.registry).info(
+            {
+                "name": manifest.name,
+                "version": manifest.version,
+                "backbone": manifest.backbone.architecture,
+                "method": manifest.method.name,
+                "provider": provider,
+            }
+        )
+
+    def predicted(self, group: Group, confidence: float) -> None:
+        """Count one image by its top class's group."""
+        self._predictions.labels(group).inc()
+        self._confidence.labels(group).observe(confidence)
+
+    def reviewed(self, group: Group, decision: Decision) -> None:
+        """Count whether a person should look at an answer."""
+        self._reviews.labels(group, decision).inc()
+
+    def held(self, group: Group, labels: int) -> None:
+        """Count a prediction set by its size and its answer's group."""
+        self._set_size.labels(group).observe(labels)
+
+    def used(self, views: int, ensemble: Ensemble) -> None:
+        """Count one image's answer and the views that it took."""
+        self._views_used.labels(ensemble).observe(views)
+
+    def passed(self, number: int, views: int) -> None:
+        """Count views of an image's pass `number`, from 1, as they go to the device."""
+        self._pass_views.labels(PASSES[min(number, len(PASSES)) - 1]).inc(views)
+
+    def missed(self, stage: Late) -> None:
+        """Count a request whose deadline passed, or could not be met."""
+        self._deadlines.labels(stage).inc()
+
+    def rebuilt(self, outcome: Rebuild) -> None:
+        self._rebuilds.labels(outcome).inc()
+
+    def rejected(self, reason: str) -> None:
+        """Count what was not answered; `reason` is one of `errors.REASONS`."""
+        self._rejections.labels(reason).inc()
+
+    def took(self, stage: Stage, seconds: float) -> None:
+        self._stages.labels(stage).observe(seconds)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time the block, whether it ends well or not."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.took(stage, perf_counter() - start)

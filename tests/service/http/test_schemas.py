@@ -1,0 +1,194 @@
+"""What a good request is answered."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+from weakref import ref
+
+import httpx
+import numpy as np
+import pytest
+
+from taillift.service.http import app
+from taillift.service.http.schemas import (
+    Confidence,
+    ConfidenceOfImage,
+    FailedImage,
+    confidences,
+    unknown_class,
+)
+from tests.support.palette import CLASSES, TEMPERATURE, logits_of, photo
+from tests.support.serving import form, running
+
+RED = CLASSES["red"][0]
+STATUSES = {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+COUNTS = np.array([count for _, count in CLASSES.values()], float)
+
+
+def expected(colour: tuple[int, int, int], temperature: float, prior: np.ndarray) -> np.ndarray:
+    """Probabilities [C] by the definition: softmax(logits / T + log prior)."""
+    weights = prior * np.exp(logits_of([colour])[0].astype(float) / temperature)
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "views", "temperature"), [("full", 5, TEMPERATURE), ("off", 1, 1.0)]
+)
+@pytest.mark.parametrize(("prior", "weights"), [("uniform", COUNTS * 0 + 1), ("train", COUNTS)])
+def test_classify_answers_confidence_under_the_prior_at_the_bundles_temperature(
+    client: httpx.Client,
+    ensemble: str,
+    views: int,
+    temperature: float,
+    prior: str,
+    weights: np.ndarray,
+) -> None:
+    grey = (120, 110, 100)
+    query = {"ensemble": ensemble, "prior": prior, "top_k": 7}
+    answer = client.post("/classify", params=query, content=photo(grey)).json()
+    assert (answer["ensemble"], answer["prior"]) == (ensemble, prior)
+    assert answer["model"]["name"] == "palette"
+    (result,) = answer["results"]
+    assert (result["filename"], result["views"]) == (None, views)
+    probabilities = expected(grey, temperature, weights)
+    order = np.argsort(-probabilities)
+    assert [one["label"] for one in result["predictions"]] == [list(CLASSES)[i] for i in order]
+    confidences = [one["confidence"] for one in result["predictions"]]
+    np.testing.assert_allclose(confidences, probabilities[order], rtol=1e-4)
+
+
+def test_a_prediction_tells_group_and_training_count(client: httpx.Client) -> None:
+    result = client.post("/classify", content=photo((0, 0, 0))).json()["results"][0]
+    best = result["predictions"][0]
+    assert (best["label"], best["group"], best["count"]) == ("black", "few", 5)
+
+
+def test_classify_names_five_classes_unless_told_otherwise(client: httpx.Client) -> None:
+    def predictions(**query: int) -> int:
+        answer = client.post("/classify", params=query, content=photo(RED)).json()
+        return len(answer["results"][0]["predictions"])
+
+    assert predictions() == 5
+    assert predictions(top_k=1) == 1
+    assert predictions(top_k=100) == len(CLASSES)
+
+
+def test_confidence_covers_every_class_and_group(client: httpx.Client) -> None:
+    result = client.post("/confidence", content=photo(RED)).json()["results"][0]
+    assert [one["label"] for one in result["classes"]] == list(CLASSES)
+    assert sum(one["confidence"] for one in result["classes"]) == pytest.approx(1)
+    assert sum(result["groups"].values()) == pytest.approx(1)
+    few = sum(one["confidence"] for one in result["classes"] if one["group"] == "few")
+    assert result["groups"]["few"] == pytest.approx(few)
+
+
+def test_confidence_of_some_classes_is_that_among_all(client: httpx.Client) -> None:
+    everything = client.post("/confidence", content=photo(RED)).json()["results"][0]
+    query = {"classes": ["cyan", "red"]}
+    some = client.post("/confidence", params=query, content=photo(RED)).json()["results"][0]
+    by_label = {one["label"]: one for one in everything["classes"]}
+    assert some["classes"] == [by_label["cyan"], by_label["red"]]
+    assert some["groups"] == everything["groups"]
+
+
+def test_confidence_takes_several_images_and_fails_one_by_one(client: httpx.Client) -> None:
+    files = form(("a.png", photo(RED)), ("b.png", b"text"))
+    good, bad = client.post("/confidence", files=files).json()["results"]
+    assert good["filename"] == "a.png"
+    assert bad["error"]["status"] == 415
+
+
+def test_confidence_is_written_as_its_description_says(client: httpx.Client) -> None:
+    files = form(('é"}.png', photo(RED)), ("b.png", b"text"), ("c.png", photo(RED)))
+    answer = client.post("/confidence", params={"prior": "train"}, files=files)
+    assert answer.headers["content-type"] == "application/json"
+    described = Confidence.model_validate_json(answer.content)
+    kinds = [type(one) for one in described.results]
+    assert kinds == [ConfidenceOfImage, FailedImage, ConfidenceOfImage]
+    assert answer.text == described.model_dump_json()
+
+
+def test_confidence_of_many_images_is_never_in_memory_together(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ref[ConfidenceOfImage]] = []
+    together = []
+
+    def counted(*arguments: Any) -> ConfidenceOfImage:
+        together.append(sum(one() is not None for one in made))
+        result = confidences(*arguments)
+        made.append(ref(result))
+        return result
+
+    monkeypatch.setattr(app, "confidences", counted)
+    files = form(*[("a.png", photo(RED))] * 8)
+    with running(bundle) as client, ThreadPoolExecutor(4) as pool:
+        answers = pool.map(lambda _: client.post("/confidence", files=files), range(4))
+        assert [one.status_code for one in answers] == [200] * 4
+    assert len(together) == 32
+    assert max(together) <= 1
+
+
+def test_a_request_is_in_work_until_its_answer_is_written(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, written = Event(), Event()
+
+    def slow(*arguments: Any) -> ConfidenceOfImage:
+        writing.set()
+        written.wait(10)
+        return confidences(*arguments)
+
+    monkeypatch.setattr(app, "confidences", slow)
+    body = photo(RED) + bytes(60_000)
+    limits = {"max_images": 1, "max_body_bytes": 100_000, "queue_bytes": 110_000}
+    with running(bundle, **limits) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/confidence", content=body)
+        assert writing.wait(10)
+        assert client.post("/confidence", content=body).status_code == 429
+        written.set()
+        assert first.result().status_code == 200
+        assert client.post("/confidence", content=body).status_code == 200
+
+
+def test_the_nearest_of_too_many_labels_is_not_looked_for() -> None:
+    labels = [f"label {number}" for number in range(1_001)]
+    assert unknown_class("label", labels[:1_000]).startswith("unknown class `label`: did you mean")
+    assert unknown_class("label", labels) == "unknown class `label`: GET /classes lists them"
+
+
+def test_classes_are_listed_in_order(client: httpx.Client) -> None:
+    answer = client.get("/classes").json()
+    assert [one["label"] for one in answer["classes"]] == list(CLASSES)
+    assert answer["classes"][0].pop("live")
+    assert answer["classes"][0] == {
+        "label": "red",
+        "group": "many",
+        "count": 300,
+        "accuracy": {"single": 90.0, "full": 100.0},
+    }
+
+
+def test_the_model_tells_what_runs_it(client: httpx.Client) -> None:
+    answer = client.get("/model").json()
+    assert (answer["name"], answer["provider"], answer["precision"]) == ("palette", "cpu", "fp32")
+    assert answer["groups"] == {"many": 3, "medium": 2, "few": 2}
+    assert answer["calibrated"] is True
+    assert answer["notes"] == []
+
+
+def test_the_documentation_needs_no_other_host(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert "https://" not in page.text
+    assert client.get("/swagger/swagger-ui-bundle.js").status_code == 200
+
+
+def test_openapi_documents_every_status(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/classify", "/confidence"):
+        operation = paths[path]["post"]
+        assert set(operation["responses"]) == STATUSES
+        assert "application/problem+json" in operation["responses"]["429"]["content"]
+        assert "multipart/form-data" in operation["requestBody"]["content"]
+    assert set(paths["/readyz"]["get"]["responses"]) == {"200", "503"}

@@ -1,0 +1,203 @@
+"""Ready means: an image sent now is answered."""
+
+import asyncio
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from weakref import ReferenceType, ref
+
+import httpx
+import pytest
+
+from taillift.models.bundle.device import Device
+from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.session import Outputs, Session
+from taillift.models.errors import UserError
+from taillift.service.http.app import create_app
+from taillift.service.inference.engine import Engine
+from taillift.service.settings import read_settings
+from tests.support import palette
+from tests.support.palette import POISON, SLOW, photo, write_bundle
+from tests.support.serving import running, sample, serving, top_labels, until
+
+
+def lost(_: Pixels) -> Outputs:
+    raise RuntimeError("the device is lost")
+
+
+def ask(engine: Engine, method: str, path: str) -> httpx.Response:
+    """One request to an app that was not started."""
+
+    async def answer() -> httpx.Response:
+        transport = httpx.ASGITransport(create_app(engine))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.request(method, path, content=photo((0, 0, 0)))
+
+    return asyncio.run(answer())
+
+
+def test_it_is_alive_and_not_ready_before_the_bundle_is_checked(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    assert ask(engine, "GET", "/healthz").json() == {"status": "alive"}
+    for response in (ask(engine, "GET", "/readyz"), ask(engine, "POST", "/classify")):
+        assert response.status_code == 503
+        assert "checked and warmed" in response.json()["detail"]
+    assert "taillift_ready 0.0" in ask(engine, "GET", "/metrics").text
+
+
+def test_who_probes_is_not_counted_among_the_rejected(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    probed = ask(engine, "GET", "/readyz")
+    assert probed.headers["content-type"] == "application/problem+json"
+    assert probed.json()["type"] == "urn:taillift:problem:not-ready"
+    rejected = 'taillift_rejections_total{reason="not_ready"}'
+    assert f"{rejected} 0.0" in ask(engine, "GET", "/metrics").text
+    ask(engine, "POST", "/classify")
+    assert f"{rejected} 1.0" in ask(engine, "GET", "/metrics").text
+
+
+def test_it_is_ready_once_the_bundle_is_warm(client: httpx.Client) -> None:
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert sample(client, "taillift_ready") == 1
+
+
+def test_it_is_not_ready_while_no_batch_ends(bundle: Path) -> None:
+    with running(bundle, stall_seconds=0.1) as client, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "no batch" in client.get("/readyz").json()["detail"]
+        assert busy.result().status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_it_is_not_ready_while_no_image_is_decoded(bundle: Path, gate: Event) -> None:
+    limits = {"stall_seconds": 0.1, "decode_threads": 1}
+    with running(bundle, **limits) as client, ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(client.post, "/classify", content=photo((0, 0, 255)))
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert "no image has been decoded for 0.1" in client.get("/readyz").json()["detail"]
+        gate.set()
+        assert top_labels(busy.result()) == ["blue"]
+        assert client.get("/readyz").status_code == 200
+
+
+@dataclass
+class Sessions:
+    """The last one, and how many of all their graphs were in memory when the next was opened."""
+
+    last: Session | None = None
+    graphs: list[ReferenceType[object]] = field(default_factory=list)
+    alive: list[int] = field(default_factory=list)
+
+    def open(self, path: Path, device: Device, size: int) -> Session:
+        self.alive.append(sum(one() is not None for one in self.graphs))
+        self.last = Session(path, device, size)
+        self.graphs.append(ref(self.last._graph))
+        return self.last
+
+    def lose(self) -> None:
+        vars(self.last)["run"] = lost
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    sessions = Sessions()
+    monkeypatch.setattr("taillift.models.bundle.classifier.Session", sessions.open)
+    return sessions
+
+
+def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions: Sessions) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/classify", content=photo(POISON)).status_code == 500
+        assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 0
+        sessions.lose()
+        assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
+        assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 1
+        assert client.get("/readyz").status_code == 200
+    # The memory of a lost one may be what the next one lacks.
+    assert sessions.alive == [0, 0]
+
+
+def test_a_bundle_that_was_exchanged_meanwhile_is_not_opened_again(
+    tmp_path: Path,
+    sessions: Sessions,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, graph = write_bundle(tmp_path / "bundle"), palette.graph()
+    graph.doc_string = "another"
+    monkeypatch.setattr(palette, "graph", lambda: graph)
+    other = write_bundle(tmp_path / "other")
+    engine = Engine(read_settings(bundle=folder))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        shutil.rmtree(folder)
+        other.rename(folder)
+        sessions.lose()
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
+        assert client.get("/readyz").status_code == 503
+    assert "has been exchanged for another bundle" in caplog.text
+    assert f"instead of {engine.manifest.version}: restart the service" in caplog.text
+
+
+def test_it_is_not_ready_until_the_bundle_can_be_opened_again(
+    tmp_path: Path, sessions: Sessions
+) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    engine = Engine(read_settings(bundle=folder))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        sessions.lose()
+        graph = (folder / "model.onnx").read_bytes()
+        (folder / "model.onnx").write_bytes(b"damaged")
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
+        assert "even on a blank image" in client.get("/readyz").json()["detail"]
+        assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
+        assert sample(client, "taillift_session_rebuilds_total", outcome="failed") >= 1
+        (folder / "model.onnx").write_bytes(graph)
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
+
+
+def test_it_is_not_ready_while_draining_and_still_answers_what_it_has(bundle: Path) -> None:
+    engine = Engine(read_settings(bundle=bundle))
+    with serving(engine) as client, ThreadPoolExecutor(1) as pool:
+        until(lambda: client.get("/readyz").status_code == 200)
+        busy = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
+        engine.drain()
+        assert client.get("/readyz").status_code == 503
+        refused = client.post("/classify", content=photo((0, 0, 0)))
+        assert (refused.status_code, refused.json()["detail"]) == (
+            503,
+            "the service is shutting down",
+        )
+        assert busy.result().status_code == 200
+
+
+def test_a_damaged_bundle_never_becomes_ready(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / "model.onnx").write_bytes(b"other")
+    engine = Engine(read_settings(bundle=folder))
+    asyncio.run(engine.start())
+    assert isinstance(engine.failure, UserError)
+    assert "model.onnx is not the file" in str(engine.failure)
+    assert ask(engine, "GET", "/readyz").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"queue_views": 100}, "a request of max_images=64 has 320 views"),
+        ({"queue_bytes": 1_000_000}, "queue_bytes is 1,000,000"),
+    ],
+)
+def test_limits_that_the_largest_request_cannot_meet_are_refused(
+    bundle: Path, settings: dict[str, int], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        Engine(read_settings(bundle=bundle, **settings))

@@ -1,0 +1,252 @@
+"""What the running service tells of a stream: of classes that come and of those that do not."""
+
+import signal
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from taillift.models.bundle.manifest import ClassInfo
+from taillift.models.errors import UserError
+from taillift.service.serve_cli import app
+from tests.support import palette
+from tests.support.palette import CLASSES, photo, write_bundle
+from tests.support.serving import form, process, running, sample, scrape
+
+BATCH = 60
+LOST = "black"
+REST = [label for label in CLASSES if label != LOST]
+PHOTOS = {label: photo(colour) for label, (colour, _) in CLASSES.items()}
+
+
+def send(client: httpx.Client, labels: list[str]) -> None:
+    """Classify a photo of each, in order."""
+    for start in range(0, len(labels), BATCH):
+        files = form(*[("x", PHOTOS[label]) for label in labels[start : start + BATCH]])
+        client.post("/classify", params={"ensemble": "off"}, files=files).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def lost(known: Path) -> Iterator[httpx.Client]:
+    """A service that sees all classes equally often but one, which no longer comes."""
+    with running(known, reference="uniform") as client:
+        send(client, REST * 60)
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "labels", "wanted"),
+    [
+        ("counts", "class_predictions_total", {"class_": "white", "group": "few"}, 60),
+        ("counts", "window_predictions", {}, 360),
+        ("ratios", "class_observed_ratio", {"class_": "white", "group": "few"}, 7 / 6),
+        ("ratios", "class_observed_ratio", {"class_": LOST, "group": "few"}, 0),
+        ("ratios", "observed_ratio", {"group": "few"}, 7 / 12),
+        ("silence", "silent_classes", {"group": "few"}, 1),
+        ("silence", "class_silent", {"class_": LOST, "group": "few"}, 1),
+        ("drift", "drifting_classes", {"group": "few"}, 1),
+        ("drift", "drifting_classes", {"group": "many"}, 0),
+        ("confidence", "confidence_quantile", {"group": "few", "quantile": "0.5"}, 0.99),
+    ],
+)
+def test_a_scrape_shows_the_lost_class(
+    lost: httpx.Client, part: str, name: str, labels: dict[str, str], wanted: float
+) -> None:
+    assert sample(lost, f"taillift_{name}", **labels) == pytest.approx(wanted, rel=0.01), part
+
+
+def test_only_what_was_found_has_series_of_drift_and_silence(lost: httpx.Client) -> None:
+    found = {
+        name: dict(labels)
+        for name, labels in scrape(lost)
+        if name in {"taillift_class_drift", "taillift_class_silent"}
+    }
+    assert found == {
+        "taillift_class_drift": {"class": LOST, "group": "few", "direction": "fewer"},
+        "taillift_class_silent": {"class": LOST, "group": "few"},
+    }
+    # A class of 7 is found from an e-value of 7 / 0.03 on.
+    drift = sample(lost, "taillift_class_drift", class_=LOST, group="few", direction="fewer")
+    assert 2.3 < drift < 5
+
+
+def test_the_share_of_a_group_has_an_interval_around_what_was_sent(lost: httpx.Client) -> None:
+    low, middle, high = (
+        sample(lost, "taillift_prevalence", group="few", bound=bound)
+        for bound in ("low", "estimate", "high")
+    )
+    assert low < 1 / 6 < high
+    assert middle == pytest.approx(1 / 6, abs=0.02)
+    assert high - low < 0.15
+
+
+def test_series_are_bounded_whatever_is_sent(known: Path) -> None:
+    with running(known, reference="uniform") as client:
+        before = set(scrape(client))
+        send(client, REST * 10)
+        client.post("/classify?top_k=7&prior=nobody", content=PHOTOS["red"])
+        client.get("/classes/nobody")
+        new = {(name, labels) for name, labels in set(scrape(client)) - before}
+    # What has no value before the first prediction, and what was found.
+    assert {name for name, _ in new} <= {
+        "taillift_observed_ratio",
+        "taillift_class_observed_ratio",
+        "taillift_confidence_quantile",
+        "taillift_class_drift",
+        "taillift_class_silent",
+        "taillift_group_drift",
+    }
+    assert len(new) < 4 * len(CLASSES)
+
+
+def test_classes_tells_of_every_class(lost: httpx.Client) -> None:
+    answer = lost.get("/classes").json()
+    classes = {one["label"]: one for one in answer["classes"]}
+    assert list(classes) == list(CLASSES)
+    black, white = classes[LOST]["live"], classes["white"]["live"]
+    assert (classes[LOST]["count"], classes[LOST]["group"]) == (5, "few")
+    assert classes[LOST]["accuracy"] == {"single": 90.0, "full": 100.0}
+    assert (black["silent"], black["drifting"], black["direction"]) == (True, True, "fewer")
+    assert black["predicted"] == 0
+    assert black["expected"] == pytest.approx(360 / 7, rel=0.01)
+    # Clopper and Pearson: (1 - share) ** 360 = 0.025.
+    assert (black["low"], black["high"]) == (0, pytest.approx(360 * (1 - 0.025 ** (1 / 360))))
+    assert black["last_seen"] is black["confidence"] is None
+    assert (white["silent"], white["drifting"], white["direction"]) == (False, False, None)
+    assert white["low"] < white["predicted"] == 60 < white["high"]
+    assert white["share"] == pytest.approx(1 / 6)
+    assert white["confidence"]["median"] == pytest.approx(0.99)
+    assert abs(datetime.fromisoformat(white["last_seen"]).timestamp() - time.time()) < 600
+
+
+def test_classes_tells_of_the_groups_and_the_window(lost: httpx.Client) -> None:
+    answer = lost.get("/classes").json()
+    few, many = answer["groups"]["few"], answer["groups"]["many"]
+    assert (few["predicted"], few["classes"], few["silent"], few["drifting"]) == (60, 2, 1, 1)
+    assert (many["predicted"], many["silent"], many["drifting"]) == (180, 0, 0)
+    assert few["expected_share"] == pytest.approx(2 / 7, rel=0.01)
+    assert few["prevalence"]["low"] < 1 / 6 < few["prevalence"]["high"]
+    window = answer["window"]
+    assert (window["seconds"], window["predictions"]) == (7 * 24 * 3600, 360)
+    assert window["reference"] == "uniform"
+    since = datetime.fromisoformat(window["since"]).timestamp()
+    assert 0 <= time.time() - since < window["seconds"] / 12 + 60
+
+
+def test_one_class_tells_the_same_and_how_soon_a_change_would_be_found(lost: httpx.Client) -> None:
+    listed = {one["label"]: one for one in lost.get("/classes").json()["classes"]}
+    one = lost.get(f"/classes/{LOST}").json()
+    assert one["live"].keys() == listed[LOST]["live"].keys()
+    assert one["live"] == pytest.approx(listed[LOST]["live"])
+    details = one["details"]
+    assert details["verdict"] == "silent"
+    assert details["chance"] == pytest.approx((6 / 7) ** 360, rel=0.2)
+    assert details["silence_evidence"] > 1.8
+    assert 0 < details["silence_delay"] < details["doubling_delay"] < 10_000
+    red = lost.get("/classes/red").json()["details"]
+    assert red["verdict"] == "as expected"
+    assert red["silence_delay"] is red["silence_evidence"] is None
+
+
+def test_an_unknown_class_is_not_found_and_the_nearest_named(lost: httpx.Client) -> None:
+    response = lost.get("/classes/blak")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["type"] == "urn:taillift:problem:unknown-class"
+    assert response.json()["detail"] == "unknown class `blak`: did you mean `black`?"
+    assert "GET /classes lists them" in lost.get("/classes/%25%2F").json()["detail"]
+
+
+def test_a_class_of_any_label_can_be_asked_for(tmp_path: Path) -> None:
+    labels = ("a/b", "é ?", "#", "c\\d", "%2F", "e&f", "g")
+    classes = tuple(
+        ClassInfo(label=label, prompt=label, count=1, group="few", prior=1 / 7) for label in labels
+    )
+    with running(write_bundle(tmp_path / "odd", classes=classes)) as client:
+        for label in labels:
+            assert client.get(f"/classes/{quote(label)}").json()["label"] == label
+
+
+def test_predictions_count_under_the_uniform_prior_whatever_is_asked_for(bundle: Path) -> None:
+    with running(bundle) as client:
+        # Between black and red, nearer to black; red has sixty times the training images.
+        body = photo((117, 0, 0))
+        for prior, label in (("uniform", "black"), ("train", "red")):
+            query = {"prior": prior, "ensemble": "off"}
+            answer = client.post("/classify", params=query, content=body).json()
+            assert answer["results"][0]["predictions"][0]["label"] == label
+        count = "taillift_class_predictions_total"
+        assert sample(client, count, class_="black", group="few") == 2
+        assert sample(client, count, class_="red", group="many") == 0
+
+
+def test_a_restart_loses_nothing(known: Path, tmp_path: Path) -> None:
+    flags = ["--reference", "uniform", "--tail-file", str(tmp_path / "tail.sqlite")]
+    with process(known, *flags) as (server, client):
+        send(client, REST * 60)
+        before = client.get("/classes").json()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=20) == 0
+    with process(known, *flags) as (_, client):
+        assert client.get("/classes").json() == before
+        assert sample(client, "taillift_class_silent", class_=LOST, group="few") == 1
+        # What Prometheus expects of a counter.
+        assert sample(client, "taillift_predictions_total", group="few") == 0
+    assert before["window"]["predictions"] == 360
+
+
+def test_another_bundle_version_begins_anew(
+    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tail.sqlite"
+    with running(known, tail_file=file) as client:
+        send(client, ["red"])
+    monkeypatch.setattr(palette, "SHARPNESS", 21.0)
+    other = write_bundle(tmp_path / "other")
+    with running(other, tail_file=file) as client:
+        assert client.get("/classes").json()["window"]["predictions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--tail-file", "{damaged}"], ["damaged.sqlite", "is damaged", "move it away"]),
+        (["--reference", "measured"], ["no held-out photos"]),
+        (["--reference", "{missing}"], ["missing.csv", "No such file"]),
+        (["--tail-level", "1.5"], ["tail_level", "less than 1"]),
+    ],
+)
+def test_what_cannot_be_monitored_is_one_line_at_the_start(
+    bundle: Path, tmp_path: Path, flags: list[str], words: list[str]
+) -> None:
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0" + bytes(range(256)) * 20)
+    paths = {"damaged": damaged, "missing": tmp_path / "missing.csv"}
+    given = [flag.format(**paths) for flag in flags]
+    error = CliRunner().invoke(app, ["serve", str(bundle), *given]).exception
+    assert isinstance(error, UserError)
+    assert "\n" not in str(error)
+    for word in words:
+        assert word in str(error)
+
+
+def test_the_operators_own_reference_is_expected(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.csv"
+    weights = {label: 93 if label == "red" else 1 for label in CLASSES}
+    rows = [f"{label},{weight}" for label, weight in weights.items()]
+    file.write_text("\n".join(["class,weight", *rows]))
+    with running(bundle, reference=str(file)) as client:
+        assert client.get("/classes").json()["window"]["reference"] == "own"
+        assert sample(client, "taillift_expected_rate", group="many") > 0.7
+
+
+def test_openapi_describes_both_addresses(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "200" in paths["/classes"]["get"]["responses"]
+    one = next(path for name, path in paths.items() if name.startswith("/classes/"))
+    assert {"200", "404"} <= set(one["get"]["responses"])

@@ -1,0 +1,145 @@
+"""Past predictions through the statistics that watch a service."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks.streams import sharp
+from taillift.models.bundle.folder import read_manifest
+from taillift.models.errors import UserError
+from taillift.service.monitoring.recorder import facts as bundle_facts
+from taillift.service.monitoring.replay import (
+    Prediction,
+    classify_folder,
+    print_report,
+    read_predictions,
+    watch,
+)
+from taillift.service.tail.monitor import Facts, Rules
+from taillift.service.tail.reference import Source
+from tests.support.palette import CLASSES, photo
+
+LABELS = ["a", "b"]
+UNIFORM = Rules(Source.UNIFORM)
+
+
+def facts() -> Facts:
+    bundle = sharp(20)
+    labels = tuple(f"[/class] {place}" for place in range(20))
+    return Facts("v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs))
+
+
+def predictions(count: int, lost: int | None = None) -> list[Prediction]:
+    mix = np.ones(20)
+    if lost is not None:
+        mix[lost] = 0
+    drawn = np.random.default_rng(0).choice(20, count, p=mix / mix.sum() @ sharp(20).matrix)
+    return [Prediction(label, 0.8, None) for label in drawn.tolist()]
+
+
+def printed(items: list[Prediction]) -> str:
+    console = Console(width=160, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        print_report(watch(facts(), items, UNIFORM), console)
+    return captured.get()
+
+
+def test_a_lost_class_is_named_with_when_it_was_found() -> None:
+    report = watch(facts(), predictions(2_000) + predictions(3_000, lost=3), UNIFORM)
+    assert [one.label for one in report.classes] == ["[/class] 3"]
+    assert report.classes[0].verdict == "silent"
+    assert 2_000 < report.first_found["[/class] 3"] < 3_500
+
+
+def test_the_report_can_be_read() -> None:
+    text = printed(predictions(2_000) + predictions(3_000, lost=3))
+    assert "│ [/class] 3 │ few   │ silent" in text
+    assert "silent few-shot classes: 1; drifting classes: 1" in text
+    assert "81%" in text
+    assert "The loss of any of 20 few-shot classes (of 20)" in text
+
+
+def test_expected_predictions_and_none_at_all_make_a_report() -> None:
+    assert "silent few-shot classes: 0; drifting classes: 0." in printed(predictions(1_000))
+    assert "0 predictions against the reference uniform" in printed([])
+
+
+def test_times_move_the_window() -> None:
+    week = Rules(Source.UNIFORM).window_seconds
+    old = [Prediction(0, 0.5, 0.0)] * 50
+    new = [Prediction(1, 0.5, 3 * week)] * 30
+    assert watch(facts(), old + new, UNIFORM).state.window_predictions == 30
+
+
+def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "past.csv"
+    path.write_text(
+        "time,label,confidence,more\n12.5,a,0.25,x\n2026-01-01T00:00:00,b,1,y\n", "utf-8"
+    )
+    assert list(read_predictions(path, LABELS)) == [
+        Prediction(0, 0.25, 12.5),
+        Prediction(1, 1.0, 1_767_225_600.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label,confidence\na,0.5\nc,0.5\n", r"line 3: the bundle has no class 'c'"),
+        ("label,confidence\na,much\n", r"line 2: could not convert"),
+        ("label,confidence\na,1.5\n", r"line 2: the confidence is 1\.5, not from 0 to 1"),
+        ("label,confidence\na,nan\n", r"line 2: the confidence is nan"),
+        ("label,confidence\na\n", r"line 2 has no confidence"),
+        ("class,confidence\na,1\n", r"line 2 has no label"),
+        ("label,confidence,time\na,1,noon\n", r"line 2: Invalid isoformat"),
+        ("label,confidence,time\na,1,nan\n", r"line 2: the time is nan, neither seconds"),
+        ("label,confidence,time\na,1,-inf\n", r"line 2: the time is -inf"),
+        ("label,confidence\n" + "a" * 140_000, r"cannot be read as CSV: field larger"),
+        ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "past.csv"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UserError, match=words):
+        list(read_predictions(path, LABELS))
+
+
+def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "past.csv"
+    path.write_text("label,confidence\r\nb,1\r\n", "utf-8-sig")
+    assert list(read_predictions(path, LABELS)) == [Prediction(1, 1.0, None)]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo((0, 0, 0)))
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        list(read_predictions(path, LABELS))
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        list(read_predictions(tmp_path / "none.csv", LABELS))
+
+
+def test_a_folder_of_photos_is_classified_and_what_is_no_photo_is_told(
+    tmp_path: Path, bundle: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for place, label in enumerate(("red", "black", "red")):
+        (tmp_path / "sub" / f"{place}.png").write_bytes(photo(CLASSES[label][0]))
+    (tmp_path / "a.jpg").write_bytes(b"text")
+    (tmp_path / "notes.txt").write_text("none")
+    refused: list[Path] = []
+    found = list(classify_folder(bundle, tmp_path, lambda path, _: refused.append(path)))
+    labels = read_manifest(bundle).labels
+    assert [labels[one.label] for one in found] == ["red", "black", "red"]
+    assert all(0 < one.confidence <= 1 for one in found)
+    assert refused == [tmp_path / "a.jpg"]
+    report = watch(bundle_facts(bundle, read_manifest(bundle)), found, UNIFORM)
+    assert report.state.classes.predicted[labels.index("red")] == 2
+
+
+def test_a_folder_without_photos_is_refused(tmp_path: Path, bundle: Path) -> None:
+    with pytest.raises(UserError, match="has no photos"):
+        list(classify_folder(bundle, tmp_path, lambda *_: None))

@@ -1,0 +1,97 @@
+"""`taillift classify`: photos to a table, without a server."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from taillift.models.bundle.manifest import Thresholds, classes_from
+from taillift.models.errors import UserError
+from taillift.service.serve_cli import app
+from tests.support.palette import CLASSES, photo, write_bundle
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, Path]:
+    paths = {label: tmp_path / f"{label}.png" for label in CLASSES}
+    for label, path in paths.items():
+        path.write_bytes(photo(CLASSES[label][0]))
+    return paths
+
+
+def classify(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["classify", *map(str, arguments)])
+
+
+def test_each_photo_is_a_row_with_its_class(bundle: Path, photos: dict[str, Path]) -> None:
+    result = classify(bundle, *photos.values(), "--top-k", 1)
+    assert result.exit_code == 0
+    for label, path in photos.items():
+        (row,) = [line for line in result.stdout.splitlines() if str(path) in line]
+        assert label in row.split("│")[2]
+
+
+def test_json_is_what_the_service_answers(
+    bundle: Path, photos: dict[str, Path], client: httpx.Client
+) -> None:
+    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train"]
+    printed = json.loads(classify(bundle, photos["cyan"], *flags).stdout)
+    query = {"top_k": 2, "ensemble": "off", "prior": "train"}
+    files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
+    answer = client.post("/classify", params=query, files=files).json()
+    assert printed == answer
+
+
+def test_a_precision_that_the_bundle_lacks_is_one_line(
+    bundle: Path, photos: dict[str, Path]
+) -> None:
+    result = classify(bundle, photos["red"], "--precision", "int8")
+    assert isinstance(result.exception, UserError)
+    assert "has no int8 variant (it has fp32)" in str(result.exception)
+
+
+def test_json_has_an_error_in_the_place_of_a_bad_photo(
+    bundle: Path, photos: dict[str, Path], tmp_path: Path, client: httpx.Client
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no photo")
+    paths = [photos["red"], text, photos["blue"]]
+    result = classify(bundle, "--json", *paths)
+    files = [("images", (str(path), path.read_bytes())) for path in paths]
+    answer = client.post("/classify", params={"top_k": 3}, files=files).json()
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == answer
+    missing = json.loads(classify(bundle, "--json", tmp_path / "missing.jpg").stdout)
+    assert missing["results"][0]["error"]["detail"] == "No such file or directory"
+
+
+def test_paths_and_labels_are_printed_as_they_are(tmp_path: Path) -> None:
+    labels = ("[/x]", "[red]", ":cat:", "[", "]", "\\[b]", "black")
+    classes = classes_from(labels, labels, [1] * len(labels), Thresholds(), [None] * len(labels))
+    bundle = write_bundle(tmp_path / "bundle", classes=classes)
+    folder = tmp_path / "[/x]" / ":cat:"
+    folder.mkdir(parents=True)
+    path = folder / "[bold].png"
+    path.write_bytes(photo(CLASSES["red"][0]))
+    result = classify(bundle, path, "--top-k", 7)
+    assert result.exception is None
+    rows = [line.split("│") for line in result.stdout.splitlines() if "few" in line]
+    assert {row[2].strip() for row in rows} == set(labels)
+    assert rows[0][1].strip() == str(path)
+
+
+def test_a_bad_photo_is_a_line_and_the_others_are_classified(
+    bundle: Path, photos: dict[str, Path], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no photo")
+    missing = tmp_path / "missing.jpg"
+    result = classify(bundle, text, photos["red"], missing, photos["red"])
+    assert result.exit_code == 1
+    assert result.stdout.count(str(photos["red"])) == 2
+    assert result.stderr.splitlines() == [
+        f"{text}: not a JPEG, PNG or WebP image",
+        f"{missing}: No such file or directory",
+    ]

@@ -1,0 +1,99 @@
+"""Made-up outcomes of a comparison, for tests of what is made of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores, Thresholds
+from taillift.models.bundle.schema import GROUPS
+from taillift.training.comparison.outcome import Outcome
+from taillift.training.data.dataset import Dataset
+from taillift.training.data.split import Split
+from taillift.training.fit.provenance import Machine, Record
+from taillift.training.recipe.recipe import load_recipe
+
+PARAMETERS = {"zero-shot": 0, "head": 12_800, "full": 85_131_264}
+RECORD = Record(
+    versions={"taillift": "0.1.0", "torch": "2.13.0"},
+    machine=Machine(processor="a machine", cores=2, gpus=("a GPU", "a GPU")),
+    revision="ef" * 20,
+    changed=True,
+    precision="bf16",
+    processes=2,
+    seconds=50.0,
+    waiting=0.1,
+    peak_memory=2**30,
+    peak_gpu_memory=None,
+    losses=(1.0, 0.5),
+)
+FAILED = "the loss is nan after epoch 3: lower the learning rates"
+
+
+class NoPhoto:
+    """Stands where only the number of photos counts."""
+
+
+def dataset_of(counts: Sequence[int], name: str = "made-up") -> Dataset:
+    """Classes c0, c1 and so on with so many training photos, none of which can be opened."""
+    labels = tuple(index for index, count in enumerate(counts) for _ in range(count))
+    classes = tuple(f"c{index}" for index in range(len(counts)))
+    photos = tuple(NoPhoto() for _ in labels)
+    return Dataset(name, classes, classes, Split(photos, labels), None, None)  # type: ignore[arg-type]
+
+
+def tail_of(classes: int) -> list[int]:
+    """Counts from 500 down to 3."""
+    return [max(3, int(500 * 150 ** (-place / (classes - 1)))) for place in range(classes)]
+
+
+def outcome_of(
+    name: str, seed: int, rates: Sequence[float | None], counts: Sequence[int]
+) -> Outcome:
+    """A run whose class accuracies are `rates` with five views and a point less with one."""
+    groups = Thresholds().groups(counts)
+    full = np.array([np.nan if rate is None else rate for rate in rates])
+    return Outcome(
+        key=f"{name} {seed}",
+        recipe=load_recipe(name, {"seed": seed}),
+        data="made-up",
+        fingerprint="ab" * 32,
+        backbone="default",
+        backbone_sha256="cd" * 32,
+        trainable_parameters=PARAMETERS.get(name, 178_236),
+        seconds=60.0,
+        record=RECORD,
+        evaluation=Evaluation(
+            data="made-up test",
+            images=1234,
+            single=_scores(full - 1, groups),
+            full=_scores(full, groups),
+        ),
+        accuracies=tuple(
+            None if rate is None else Accuracy(single=rate - 1, full=rate) for rate in rates
+        ),
+    )
+
+
+def failed(outcome: Outcome) -> Outcome:
+    return outcome.model_copy(
+        update={
+            "evaluation": None,
+            "accuracies": (),
+            "trainable_parameters": 0,
+            "failure": FAILED,
+        }
+    )
+
+
+def _scores(rates: np.ndarray, groups: Sequence[str]) -> Scores:
+    def over(group: str) -> float | None:
+        known = [rate for rate, one in zip(rates, groups, strict=True) if one == group]
+        return float(np.nanmean(known)) if known else None
+
+    return Scores(
+        overall=float(np.nanmean(rates)),
+        mean_class=float(np.nanmean(rates)),
+        worst_class=float(np.nanmin(rates)),
+        harmonic_mean=50.0,
+        **{group: over(group) for group in GROUPS},
+    )

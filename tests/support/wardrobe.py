@@ -1,0 +1,121 @@
+"""The demo bundle's classes and what it takes wardrobe-lt's test photos for, without its weights.
+
+A graph that names a photo's colour stands in for the demo bundle's: a photo of a class's colour is
+classified as that class, so that real requests repeat the predictions that its report records.
+"""
+
+import csv
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.manifest import FileRecord, Manifest, Thresholds, classes_from
+from tests.support.palette import SHARPNESS, SIZE, Colour, palette_manifest
+
+DEMO: Final = Path(__file__).parents[2] / "docker" / "demo-bundle.tar.gz"
+
+# (true, predicted) -> photos
+Predictions = Mapping[tuple[str, str], int]
+
+
+@cache
+def _member(name: str) -> str:
+    with tarfile.open(DEMO) as archive:
+        file = archive.extractfile(f"./{name}")
+        assert file is not None
+        return file.read().decode()
+
+
+def read_counts() -> dict[str, int]:
+    """Training photos by class."""
+    return {one["label"]: one["count"] for one in json.loads(_member("manifest.json"))["classes"]}
+
+
+def read_predictions() -> Predictions:
+    """The demo bundle's own, of every test photo, as `taillift export` recorded them."""
+    table = csv.DictReader(io.StringIO(_member("report/confusion.csv")))
+    return {(row["true"], row["predicted"]): int(row["photos"]) for row in table}
+
+
+def colours() -> dict[str, Colour]:
+    """By class, far apart."""
+    levels = product((0, 128, 255), repeat=3)
+    return dict(zip(read_counts(), levels, strict=False))
+
+
+def write_wardrobe(target: Path) -> Path:
+    """A bundle with the demo bundle's classes and report."""
+    counts = read_counts()
+    numbers, nothing = list(counts.values()), [None] * len(counts)
+    classes = classes_from(list(counts), list(counts), numbers, Thresholds(), nothing)
+    canvases = np.array(list(colours().values()), np.uint8)[:, None, None]
+    canvases = np.broadcast_to(canvases, (len(counts), SIZE, SIZE, 3)).copy()
+
+    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
+        return palette_manifest(version, files).model_copy(update={"classes": classes})
+
+    with new_bundle(target, manifest) as folder:
+        onnx.save(_graph(), folder / MODEL)
+        write_golden(folder, canvases, _logits())
+        (folder / "report").mkdir(exist_ok=True)
+        (folder / "report" / "confusion.csv").write_text(_member("report/confusion.csv"))
+    return target
+
+
+def draw(
+    rng: np.random.Generator, size: int, predictions: Predictions, without: str = ""
+) -> list[str]:
+    """What `size` photos are taken for: every class but one as often as any other."""
+    labels = list(read_counts())
+    true = [label for label in labels if label != without]
+    photos = np.array([[predictions.get((one, label), 0) for label in labels] for one in true])
+    mix = (photos / photos.sum(1, keepdims=True)).mean(0)
+    return [labels[place] for place in rng.choice(len(labels), size, p=mix)]
+
+
+def _centres() -> np.ndarray:
+    return np.array(list(colours().values()), np.float32) / 255
+
+
+def _logits() -> np.ndarray:
+    centres = _centres()
+    biases = np.square(centres).sum(-1)
+    return (SHARPNESS * (2 * centres @ centres.T - biases)).astype(np.float32)
+
+
+def _graph() -> onnx.ModelProto:
+    """logits = sharpness * (2 mean · centre - |centre|^2)"""
+    centres = _centres()
+    constants = {
+        "weights": 2 * SHARPNESS * centres.T,
+        "bias": -SHARPNESS * np.square(centres).sum(-1),
+        "places": np.array([1, 2], np.int64),
+        "levels": np.float32(255),
+    }
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "places"], ["level"], keepdims=0),
+        helper.make_node("Div", ["level", "levels"], ["features"]),
+        helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", SIZE, SIZE, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(centres)])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 3])
+    initializers = [
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    ]
+    return helper.make_model(
+        helper.make_graph(nodes, "wardrobe", [pixels], [logits, features], initializers),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )

@@ -1,0 +1,107 @@
+"""Photos are measured by models that have not seen them, and by no others."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from taillift.models.bundle.schema import Precision
+from taillift.models.lift.backbone import load_backbone
+from taillift.training.calibration.cross_fit import carried_prior, cross_fit
+from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.evaluation import view_logits
+from taillift.training.export.graphs import Graphs
+from taillift.training.fit.inputs import evaluation_photos
+from taillift.training.recipe.recipe import Recipe
+from taillift.training.train import Run, Trainer
+from tests.support.tiny import write_photos
+
+PIXELS = np.zeros((2, 32, 32, 3), np.uint8)
+
+
+class Recorded(Trainer):
+    """Remembers which photos each training left out, and what it gave."""
+
+    def __init__(self, dataset: Dataset, backbone: str) -> None:
+        super().__init__(dataset, load_backbone(backbone), torch.device("cpu"))
+        self.runs: list[tuple[list[int], Run]] = []
+
+    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
+        run = super().train_without(recipe, aside)
+        self.runs.append((sorted(aside), run))
+        return run
+
+
+def recipe(loss: str) -> Recipe:
+    rates = {"head_rate": 0.05, "tuner_rate": 0.05}
+    fields = {"name": "short", "epochs": 1, "batch": 8, "optimiser": rates, "loss": {"name": loss}}
+    return Recipe.model_validate(fields)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Dataset:
+    return load_dataset(str(write_photos(tmp_path / "few", {"red": 6, "green": 3, "blue": 1})))
+
+
+def test_copies_of_a_photo_are_set_aside_together_and_measured_once(
+    tmp_path: Path, tiny_backbone: str
+) -> None:
+    root = write_photos(tmp_path / "twins", {"red": 4, "green": 3})
+    (root / "train/red/zz.png").write_bytes((root / "train/red/001.png").read_bytes())
+    twins = load_dataset(str(root))
+    names = [photo.name for photo in twins.train.photos]
+    pair = {names.index("train/red/001.png"), names.index("train/red/zz.png")}
+    trainer = Recorded(twins, tiny_backbone)
+    found = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, ["few", "few"])
+    assert all(len(pair & set(aside)) != 1 for aside, _ in trainer.runs)
+    assert any(pair <= set(aside) for aside, _ in trainer.runs)
+    assert len(found[Precision.FP32]) == 7
+
+
+def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
+    few: Dataset, tiny_backbone: str
+) -> None:
+    trainer = Recorded(few, tiny_backbone)
+    groups = ["few", "few", "few"]
+    found = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, groups)[
+        Precision.FP32
+    ]
+    dealt = [photo for aside, _ in trainer.runs for photo in aside]
+    assert sorted(dealt) == [index for index, label in enumerate(few.train.labels) if label < 2]
+    assert found.labels.tolist() == [few.train.labels[photo] for photo in dealt]
+    assert (found.source, found.data) == ("cross-fitting", "9 training photos of few, in 5 folds")
+    start = 0
+    for aside, run in trainer.runs:
+        left = np.bincount([few.train.labels[one] for one in range(10) if one not in aside])
+        photos = evaluation_photos(few.train.only(aside), run.facts.preprocessing)
+        expected = view_logits(run.model, photos, torch.device("cpu")) - np.log(left / left.sum())
+        rows = found.view_logits[start : start + len(aside)]
+        np.testing.assert_allclose(centred(rows), centred(expected), atol=1e-4)
+        start += len(aside)
+    models = [run.model.head.state_dict() for _, run in trainer.runs]
+    assert not all(
+        torch.equal(one, other)
+        for one, other in zip(models[0].values(), models[1].values(), strict=True)
+    ), "other photos, another model"
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """What every class has in common says nothing."""
+    return logits - logits.mean(-1, keepdims=True)
+
+
+def test_nothing_comes_of_photos_that_have_to_stay_in_training(
+    tiny_backbone: str, tmp_path: Path
+) -> None:
+    ones = load_dataset(str(write_photos(tmp_path / "ones", {"red": 1, "blue": 1})))
+    trainer = Recorded(ones, tiny_backbone)
+    assert cross_fit(trainer, recipe("focal"), Graphs(PIXELS).write, ["few", "few"]) == {}
+    assert trainer.runs == []
+
+
+def test_a_prior_is_carried_only_by_what_was_trained() -> None:
+    assert carried_prior(recipe("cross-entropy"), [3, 1]) == pytest.approx([0.75, 0.25])
+    untrained = recipe("cross-entropy").model_copy(update={"epochs": 0})
+    assert carried_prior(untrained, [3, 1]) == [0.5, 0.5]

@@ -1,0 +1,138 @@
+import csv
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from taillift.training.comparison.outcome import Outcome
+from taillift.training.comparison.table import (
+    failures,
+    markdown,
+    rows_of,
+    short,
+    spread,
+    table,
+    write_csv,
+)
+from tests.support.outcomes import FAILED, failed, outcome_of, tail_of
+
+COUNTS = tail_of(6)
+
+
+def test_rows_stand_in_the_order_in_which_recipes_were_asked_for() -> None:
+    outcomes = [
+        outcome_of(name, seed, [50.0] * 6, COUNTS) for seed in (1, 0) for name in ("lora", "head")
+    ]
+    rows = rows_of(outcomes)
+    assert [row.recipe.name for row in rows] == ["lora", "head"]
+    assert [[one.recipe.seed for one in row.outcomes] for row in rows] == [[1, 0], [1, 0]]
+
+
+def renamed(outcome: Outcome, name: str) -> Outcome:
+    """The same run of a recipe that has another name and its old title."""
+    recipe = outcome.recipe.model_copy(update={"name": name})
+    return outcome.model_copy(update={"recipe": recipe})
+
+
+def test_recipes_that_share_a_title_have_rows_with_labels_of_their_own() -> None:
+    lift, head = (outcome_of(name, 0, [50.0] * 6, COUNTS) for name in ("lift", "head"))
+    outcomes = [lift, renamed(lift, "mine"), head]
+    labels = ["LIFT (lift)", "LIFT (mine)", "head only"]
+    assert [row.label for row in rows_of(outcomes)] == labels
+    lines = markdown(outcomes).splitlines()[4:]
+    assert [line.split("|")[1].strip() for line in lines] == labels
+    assert failures([lift, failed(outcomes[1])]) == [f"LIFT (mine), seed 0, failed: {FAILED}"]
+
+
+def test_cells_are_means_and_spreads_over_seeds() -> None:
+    # Groups: 500, 183 and 67 ... the last two classes are few.
+    outcomes = [
+        outcome_of("lift", seed, [80.0, 80, 60, 60, rate, rate], COUNTS)
+        for seed, rate in enumerate((30.0, 40.0))
+    ]
+    (row,) = rows_of(outcomes)
+    assert row.cells[0] == "178 k"
+    assert row.cells[1:3] == ["57.3 ±2.4", "34.0 ±7.1"], "one view: a point less"
+    assert row.cells[-1] == "35.0 ±7.1"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([], "-"), ([41.25], "41.2"), ([40.0, 44.0], "42.0 ±2.8")]
+)
+def test_a_spread_needs_two_values(values: list[float], text: str) -> None:
+    assert spread(values) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        *((0, "0"), (999, "999"), (1000, "1.00 k"), (76_800, "76.8 k"), (178_236, "178 k")),
+        *((999_499, "999 k"), (999_999, "1.00 M"), (85_131_264, "85.1 M")),
+        (1_200_000_000, "1.20 G"),
+    ],
+)
+def test_large_numbers_are_short(number: int, text: str) -> None:
+    assert short(number) == text
+
+
+def test_a_failed_run_is_a_dash_with_its_reason_and_counts_in_no_mean() -> None:
+    good = outcome_of("lift", 0, [50.0] * 6, COUNTS)
+    outcomes = [
+        good,
+        failed(outcome_of("lift", 1, [0.0] * 6, COUNTS)),
+        failed(outcome_of("full", 0, [0.0] * 6, COUNTS)),
+    ]
+    lift, full = rows_of(outcomes)
+    assert lift.cells[1:] == rows_of([good])[0].cells[1:]
+    assert full.cells == ["-"] * 8
+    assert failures(outcomes) == [
+        f"LIFT, seed 1, failed: {FAILED}",
+        f"full, SGD, seed 0, failed: {FAILED}",
+    ]
+    assert markdown(outcomes).endswith(f"\n- full, SGD, seed 0, failed: {FAILED}\n")
+
+
+def test_the_markdown_is_a_table_with_a_row_a_recipe() -> None:
+    outcomes = [outcome_of(name, 0, [50.0] * 6, COUNTS) for name in ("zero-shot", "lift")]
+    title, empty, *lines = markdown(outcomes).splitlines()
+    assert title == "Accuracy on made-up test, %"
+    assert empty == ""
+    assert lines[0].startswith("|  | weights trained | one view, mean-class | one view, few |")
+    assert [line.count("|") for line in lines] == [10] * 4
+    assert lines[3].startswith("| LIFT | 178 k | 49.0 | 49.0 | 50.0 |")
+
+
+def test_a_group_without_classes_has_no_figure() -> None:
+    (row,) = rows_of([outcome_of("lift", 0, [50.0] * 3, [500, 400, 300])])
+    assert row.cells[-3:] == ["50.0", "-", "-"]
+
+
+def test_the_table_fits_a_terminal_of_80_columns() -> None:
+    outcomes = [
+        outcome_of(name, seed, [50.0 + seed] * 6, COUNTS)
+        for name in ("zero-shot", "lift", "full-adamw")
+        for seed in (0, 1, 2)
+    ]
+    console = Console(width=80, file=StringIO())
+    with console.capture() as captured:
+        console.print(table(outcomes))
+    assert "…" not in captured.get()
+    assert "full, AdamW" in captured.get()
+
+
+def test_the_csv_has_a_row_a_run_and_number_of_views(tmp_path: Path) -> None:
+    outcomes = [
+        outcome_of("lift", 0, [50.0, None, 60.0, 60.0, 30.0, 30.0], COUNTS),
+        failed(outcome_of("full", 0, [0.0] * 6, COUNTS)),
+    ]
+    write_csv(tmp_path / "results.csv", outcomes)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["recipe"], row["views"]) for row in rows] == [
+        *(("lift", "1"), ("lift", "5"), ("full", "")),
+    ]
+    assert (rows[0]["few"], rows[1]["few"]) == ("29.00", "30.00")
+    assert (rows[2]["few"], rows[2]["failure"]) == ("", FAILED)
+    assert rows[0]["title"] == "LIFT"
+    assert '"name":"adaptformer"' in rows[0]["fields"]

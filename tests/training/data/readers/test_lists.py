@@ -1,0 +1,184 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from taillift.models.bundle.manifest import Thresholds
+from taillift.models.errors import UserError
+from taillift.training.data.classes import Vocabulary
+from taillift.training.data.dataset import load_dataset
+from taillift.training.data.readers.lists import read_list
+from tests.support.tiny import COLOURS, write_photo
+
+
+def write_lists(folder: Path, prefix: str = "") -> Path:
+    """Three classes, of which green, label 1, has most photos and none in the test list."""
+    for name in ("a", "b", "c", "d", "e f"):
+        write_photo(folder / f"images/{name}.png", COLOURS["red"])
+    (folder / "classnames.txt").write_text("red\ndark_green\nblue\n")
+    train = "images/a.png 1\nimages/b.png\t1\nimages/c.png 0\nimages/e f.png 2\n"
+    (folder / f"{prefix}train.txt").write_text(train)
+    (folder / f"{prefix}test.txt").write_text("images/d.png 2\n")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "Places_LT_", "iNaturalist18_"])
+def test_lists_are_found_by_their_plain_and_their_published_names(
+    tmp_path: Path, prefix: str
+) -> None:
+    dataset = load_dataset(str(write_lists(tmp_path / "places", prefix)))
+    assert dataset.name == "places"
+    assert dataset.classes == ("dark_green", "blue", "red")
+    assert dataset.names == ("dark green", "blue", "red")
+    assert [photo.name for photo in dataset.train.photos][-1] == "images/e f.png"
+    assert dataset.train.labels == (0, 0, 2, 1)
+    assert dataset.val is None
+    assert dataset.test is not None
+    assert dataset.test.labels == (1,)
+
+
+def test_a_description_says_where_lists_and_photos_are(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path / "photos", "my_")
+    set_folder = tmp_path / "set"
+    set_folder.mkdir()
+    (folder / "images").rename(tmp_path / "images")
+    (set_folder / "dataset.yaml").write_text(
+        "train: ../photos/my_train.txt\nval: ../photos/my_test.txt\nroot: ..\n"
+        "classes: ../photos/classnames.txt\n"
+    )
+    dataset = load_dataset(str(set_folder))
+    assert (dataset.name, dataset.counts) == ("set", [2, 1, 1])
+    assert dataset.val is not None
+    assert dataset.test is None
+    named = (set_folder / "dataset.yaml").rename(set_folder / "colours.yaml")
+    assert load_dataset(str(named)).name == "colours"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("val: val.txt", r"not valid at train \(Field required\)"),
+        ("train: train.txt\nvall: val.txt", "not valid at vall"),
+        ("- train.txt", "not valid at the file"),
+        ("train: [", "cannot be read as YAML"),
+        ("train: 2024-13-45", "cannot be read as YAML: month must be in"),
+        ('train: x\nclasses: "a\\0b"', "cannot be read as UTF-8 text: embedded null byte"),
+    ],
+)
+def test_a_description_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_whose_path_is_none_is_one_line(tmp_path: Path) -> None:
+    (write_lists(tmp_path) / "dataset.yaml").write_text('train: "a\\0b"')
+    with pytest.raises(UserError, match="cannot be read as UTF-8 text: embedded null byte"):
+        load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("images/a.png", r"train\.txt:5: 'images/a\.png' is not a path, a space and a label"),
+        ("images/a.png one", r"train\.txt:5: the label 'one' is not a number: .* 0 to 2"),
+        ("images/d.png 3", r"train\.txt:5: there is no class 3: .* has classes 0 to 2"),
+        ("images/d.png -1", r"train\.txt:5: there is no class -1"),
+        ("images/\0.png 0", r"train\.txt:5 names 'images/\\x00\.png', which is not in"),
+        ("images/./a.png 2", r"images/a\.png is listed as 'dark_green' and as 'blue'"),
+        (
+            "images/x.png 0\nimages/y.png 1\nimages/z.png 0",
+            r"train\.txt:5 names 'images/x\.png', which is not in .* \(2 more are missing, too\)",
+        ),
+    ],
+)
+def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, message: str) -> None:
+    folder = write_lists(tmp_path)
+    with (folder / "train.txt").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_labels_without_class_names_are_refused(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "classnames.txt").unlink()
+    with pytest.raises(UserError, match=r"classnames\.txt is missing"):
+        load_dataset(str(folder))
+
+
+def test_a_class_without_a_training_photo_is_named(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\nyellow\npink\n")
+    with pytest.raises(
+        UserError,
+        match=r"class 'yellow' has no readable training photo \(nor have 1 others\)",
+    ):
+        load_dataset(str(folder))
+
+
+def test_an_empty_list_is_refused(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "val.txt").write_text("\n")
+    with pytest.raises(UserError, match=r"val\.txt has no photo"):
+        load_dataset(str(folder))
+
+
+def test_two_lists_of_one_split_are_not_chosen_between(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "more_train.txt").write_text("images/d.png 1\n")
+    with pytest.raises(
+        UserError, match=r"has more_train\.txt and train\.txt: say in .*dataset\.yaml"
+    ):
+        load_dataset(str(folder))
+
+
+def test_two_things_of_one_name_are_two_classes_with_the_same_prompt(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path, "ImageNet_LT_")
+    names = ["n03773504 missile", "n04008634 missile", "n01440764 tench"]
+    (folder / "classnames.txt").write_text("\n".join(names))
+    dataset = load_dataset(str(folder))
+    assert dataset.classes == ("n04008634 missile", "n03773504 missile", "tench")
+    assert dataset.names == ("missile", "missile", "tench")
+
+
+def write_published(path: Path, counts: list[int]) -> Vocabulary:
+    """A list with so many lines of each class, of photos that need not be there."""
+    with path.open("w") as file:
+        for label, count in enumerate(counts):
+            file.writelines(f"{label}/{index:08}.jpg {label}\n" for index in range(count))
+    return Vocabulary(tuple(f"class {label}" for label in range(len(counts))), "classnames.txt")
+
+
+def counted(path: Path, vocabulary: Vocabulary) -> tuple[list[int], dict[str, int]]:
+    """Photos of each class, and classes of each group."""
+    labels = Counter(row.label for row in read_list(path, vocabulary))
+    counts = [labels[label] for label in range(len(vocabulary.classes))]
+    return counts, Counter(Thresholds().group(count) for count in counts)
+
+
+def test_a_list_of_the_size_of_places_lt_has_its_counts_and_groups(tmp_path: Path) -> None:
+    """Places-LT: 62,500 photos, 4,980 down to 5 of a class, 131 many, 163 medium and 71 few."""
+    many = [4980] + [450] * 114 + [101] * 16
+    medium, few = [20] * 162, [19] * 2 + [5] * 69
+    medium.append(0)
+    counts = many + medium + few
+    rest = 62_500 - sum(counts)
+    counts[1] += rest - 100
+    counts[131 + 162] = 100
+    assert 100 < counts[1] <= 4980
+    path = tmp_path / "Places_LT_train.txt"
+    found, groups = counted(path, write_published(path, counts))
+    assert found == counts
+    assert (sum(found), max(found), min(found)) == (62_500, 4_980, 5)
+    assert (groups["many"], groups["medium"], groups["few"]) == (131, 163, 71)
+
+
+def test_a_list_of_the_size_of_inaturalist_has_every_class(tmp_path: Path) -> None:
+    """iNaturalist 2018: 8,142 classes; here with three photos each."""
+    path = tmp_path / "iNaturalist18_train.txt"
+    found, groups = counted(path, write_published(path, [3] * 8142))
+    assert found == [3] * 8142
+    assert groups == {"few": 8142}

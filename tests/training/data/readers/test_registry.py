@@ -1,0 +1,70 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from taillift.models.errors import UserError
+from taillift.training.data.cache import unpack_sample
+from taillift.training.data.dataset import load_dataset
+from tests.support.tiny import write_photos
+
+
+def test_what_is_no_set_names_what_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no set of photos: .*train/CLASS.*wardrobe-lt"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"/none does not exist, and is no sample set .*wardrobe-lt"
+    ):
+        load_dataset(str(tmp_path / "none"))
+
+
+def test_of_two_layouts_none_is_chosen_but_by_a_description(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "ImageNet_LT_train.txt").write_text("train/red/000.png 1\ntrain/blue/000.png 0\n")
+    (root / "classnames.txt").write_text("blue\nred\n")
+    with pytest.raises(UserError, match=r"holds class folders .* and list files .*/dataset\.yaml"):
+        load_dataset(str(root))
+    (root / "dataset.yaml").write_text("train: ImageNet_LT_train.txt\n")
+    assert load_dataset(str(root)).counts == [1, 1]
+
+
+def test_a_sample_set_is_unpacked_once(cache: Path) -> None:
+    folder = unpack_sample("wardrobe-lt")
+    assert cache in folder.parents
+    assert (folder / "train/t-shirt/0000.jpg").is_file()
+    (folder / "mark").touch()
+    assert unpack_sample("wardrobe-lt") == folder
+    assert (folder / "mark").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+
+
+def test_of_several_that_unpack_a_sample_set_at_once_each_gets_it(cache: Path) -> None:
+    together = Barrier(3)
+
+    def unpack(_: int) -> Path:
+        together.wait()
+        return unpack_sample("wardrobe-lt")
+
+    with ThreadPoolExecutor(3) as pool:
+        (folder,) = set(pool.map(unpack, range(3)))
+    assert cache in folder.parents
+    assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
+    assert len(list((folder / "train/t-shirt").iterdir())) > 0
+
+
+def test_a_sample_set_that_cannot_be_unpacked_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taillift").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"wardrobe-lt cannot be written"):
+        unpack_sample("wardrobe-lt")
+
+
+def test_a_folder_of_ones_own_comes_before_a_sample_set_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "wardrobe-lt", {"red": 3, "blue": 2})
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("wardrobe-lt").classes == ("red", "blue")

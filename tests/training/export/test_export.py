@@ -1,0 +1,296 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.folder import DELTA, MODEL, read_manifest, verify_files
+from taillift.models.bundle.images import views
+from taillift.models.bundle.manifest import Method
+from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import load_backbone
+from taillift.models.lift.model import merge
+from taillift.training.data.dataset import Dataset, Split, load_dataset
+from taillift.training.export import export as module
+from taillift.training.export.export import Exported, export
+from taillift.training.fit.checkpoint import restore, save
+from taillift.training.recipe.recipe import Recipe
+from taillift.training.train import Trainer
+from tests.support.tiny import write_photos
+
+WAYS = {"single": Ensemble.OFF, "full": Ensemble.FULL, "adaptive": Ensemble.ADAPTIVE}
+RANK_2 = [{"name": "adaptformer", "rank": 2}]
+
+
+def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> Path:
+    """A checkpoint of a short run."""
+    quick = {"epochs": 4, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
+    recipe = Recipe.model_validate({"name": "short", **quick, **fields})
+    run = Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
+    path = folder / "short.safetensors"
+    save(path, run.model, run.facts)
+    return path
+
+
+def answered(
+    classifier: Classifier, split: Split, ensemble: Ensemble
+) -> tuple[np.ndarray, np.ndarray]:
+    """The predicted class and the views taken of each photo, [N], under the uniform prior."""
+    canvases = [classifier.canvas(photo.read()) for photo in split.photos]
+    logits, views = classifier.combined(canvases, ensemble)
+    target = log_prior(Prior.UNIFORM, classifier.manifest.counts)
+    shares = classifier.reader.probabilities(logits, views, ensemble, target)
+    return shares.argmax(-1), views
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    colours: Dataset, tiny_backbone: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return trained(colours, tiny_backbone, tmp_path_factory.mktemp("run"), tuners=RANK_2)
+
+
+@pytest.fixture(scope="module")
+def exported(
+    checkpoint: Path, colours: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Exported]:
+    target = tmp_path_factory.mktemp("bundles") / "colours"
+    return target, export(checkpoint, colours, target)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 32])
+def test_the_graph_takes_any_batch_and_agrees_with_torch(
+    exported: tuple[Path, Exported], checkpoint: Path, batch: int
+) -> None:
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, 32, 32, 3), np.uint8)
+    outputs = Session(exported[0] / MODEL).run(pixels)
+    model, _ = restore(checkpoint)
+    with torch.no_grad():
+        logits, features = model.eval()(torch.from_numpy(pixels))
+    assert outputs.logits.shape == (batch, 3)
+    assert np.abs(outputs.logits - logits.numpy()).max() < 1e-4
+    assert np.abs(outputs.features - features.numpy()).max() < 1e-5
+    assert np.allclose(np.linalg.norm(outputs.features, axis=-1), 1, atol=1e-5)
+
+
+def test_the_graph_is_plain_and_smaller_than_the_unmerged_one(
+    exported: tuple[Path, Exported],
+) -> None:
+    target, found = exported
+    graph = onnx.load(target / MODEL).graph
+    assert {node.domain for node in graph.node} <= {""}, "standard operators only"
+    assert found.proof.nodes == len(graph.node) < found.proof.unmerged_nodes
+    assert found.proof.merged < 1e-4
+    assert found.proof.runtime < 1e-4
+    assert [node.op_type for node in graph.node].count("LayerNormalization") == 1 + 2 * 2 + 1
+
+
+def test_the_manifest_tells_what_was_made(
+    exported: tuple[Path, Exported], colours: Dataset
+) -> None:
+    target, found = exported
+    manifest = read_manifest(target)
+    assert manifest == found.manifest
+    assert manifest.labels == list(colours.classes)
+    assert [one.group for one in manifest.classes] == ["medium", "medium", "few"]
+    method = manifest.method
+    assert (method.name, method.tuners, method.rank) == ("short", ("adaptformer",), 2)
+    assert (method.loss, found.unmerged) == ("logit-adjusted", [])
+    assert method.prior == "uniform", "logit adjustment leaves none"
+    assert [one.prior for one in manifest.classes] == pytest.approx([1 / 3] * 3)
+    (variant,) = manifest.variants.values()
+    assert variant.evaluation is not None
+    assert (variant.evaluation.data, variant.evaluation.images) == ("colours test", 6)
+    assert variant.exit is not None
+    assert (variant.exit.data, variant.exit.source) == ("colours val", "validation")
+    assert variant.notes == ()
+    verify_files(target, manifest)
+    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz"}
+    report = {"metrics.json", "confusion.csv", "classes.png", "reliability.png", "report.html"}
+    assert listed | {f"report/{name}" for name in report} == set(manifest.files)
+
+
+def test_the_reported_accuracy_is_what_the_bundle_does(
+    exported: tuple[Path, Exported], colours: Dataset
+) -> None:
+    target, _ = exported
+    metrics = json.loads((target / "report/metrics.json").read_text())["fp32"]
+    assert colours.test is not None
+    for name, ensemble in WAYS.items():
+        predicted, taken = answered(Classifier.open(target), colours.test, ensemble)
+        rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
+        assert metrics[name]["overall"] == pytest.approx(rate)
+        assert ensemble is not Ensemble.ADAPTIVE or metrics["adaptive_views"] == taken.mean()
+        assert set(metrics[name]) == {
+            *("overall", "mean_class", "many", "medium", "few", "worst_class", "harmonic_mean")
+        }
+    assert metrics["full"]["many"] is None
+
+
+def test_the_delta_gives_the_bundles_logits_when_merged_again(
+    exported: tuple[Path, Exported],
+) -> None:
+    target, _ = exported
+    model, _ = restore(target / DELTA)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    with torch.no_grad():
+        logits = merge(model)(torch.from_numpy(pixels))[0].numpy()
+    assert np.abs(Session(target / MODEL).run(pixels).logits - logits).max() < 1e-4
+
+
+def test_what_cannot_be_merged_is_named_and_served_all_the_same(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    tuners = [{"name": "adapter", "rank": 2}, {"name": "vpt-shallow"}, {"name": "lora", "rank": 1}]
+    path = trained(colours, tiny_backbone, tmp_path, tuners=tuners, loss={"name": "focal"})
+    found = export(path, colours, tmp_path / "bundle", calibrated=False)
+    assert found.unmerged == ["adapter", "vpt-shallow"]
+    method = found.manifest.method
+    assert (method.tuners, method.rank) == (("adapter", "vpt-shallow", "lora"), 2)
+    assert method.loss == "focal"
+    assert found.proof.merged < 1e-4
+
+
+def test_a_bundle_of_what_was_not_trained_says_so(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    path = trained(colours, tiny_backbone, tmp_path, tuners=RANK_2, epochs=0)
+    method = export(path, colours, tmp_path / "bundle", calibrated=False).manifest.method
+    assert (method.tuners, method.rank, method.loss) == ((), None, "none")
+    assert method.trainable_parameters == 0
+
+
+def test_a_manifest_from_before_tuners_were_named_is_read() -> None:
+    text = '{"name": "lift", "rank": 4, "trainable_parameters": 9, "loss": "logit-adjusted"}'
+    assert Method.model_validate_json(text).tuners == ()
+
+
+def test_the_same_checkpoint_gives_the_same_version(
+    exported: tuple[Path, Exported], checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    again = export(checkpoint, colours, tmp_path / "again")
+    assert again.manifest.version == exported[1].manifest.version
+
+
+def test_a_bundle_without_held_out_photos_says_nothing_of_accuracy(
+    checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    bare = replace(colours, val=None, test=None)
+    manifest = export(checkpoint, bare, tmp_path / "bare", calibrated=False).manifest
+    (variant,) = manifest.variants.values()
+    assert variant.evaluation is None
+    assert manifest.classes[0].accuracy is None
+    assert (variant.exit, variant.calibration, variant.sets, variant.review) == (None,) * 4
+    assert variant.notes == ("not calibrated: it was not asked for",)
+
+
+def test_photos_set_aside_are_measured_only_by_models_that_start_as_the_checkpoint_did(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    """Without a val split calibration trains again, from the descriptions as they are now."""
+    sentences = tmp_path / "sentences.json"
+    sentences.write_text(json.dumps({name: [f"a jolly {name}"] for name in colours.names}))
+    initial = {"name": "descriptions", "path": str(sentences)}
+    checkpoint = trained(colours, tiny_backbone, tmp_path, epochs=1, head={"initial": initial})
+    sentences.write_text(json.dumps({name: [f"a gloomy {name}"] for name in colours.names}))
+    bare = replace(colours, val=None)
+    with pytest.raises(UserError, match="the file that its head started from has changed since"):
+        export(checkpoint, bare, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    assert export(checkpoint, colours, tmp_path / "bundle").manifest.variants
+
+
+def test_logits_that_are_off_are_refused_and_nothing_is_left(
+    checkpoint: Path, colours: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOLERANCE", 0.0)
+    with pytest.raises(UserError, match=r"no bundle was written: .* changes a logit by"):
+        export(checkpoint, colours, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_kept_unless_replacing_is_asked_for(
+    checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    target = tmp_path / "bundle"
+    export(checkpoint, colours, target, calibrated=False)
+    (target / "mark").touch()
+    with pytest.raises(UserError, match="exists already"):
+        export(checkpoint, colours, target)
+    assert (target / "mark").exists()
+    export(checkpoint, colours, target, replace=True, calibrated=False)
+    assert not (target / "mark").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_other_photos_than_those_of_the_checkpoint_are_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = load_dataset(str(write_photos(tmp_path, {"red": 2, "blue": 3})))
+    with pytest.raises(UserError, match="was trained on other photos"):
+        export(checkpoint, other, tmp_path / "bundle")
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
+    checkpoint: Path, colours: Dataset, small_disk: Path
+) -> None:
+    with pytest.raises(UserError, match=r"the disk is full .* free some space") as raised:
+        export(checkpoint, colours, small_disk / "bundle")
+    assert "\n" not in str(raised.value)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
+    checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    target, wanted = tmp_path / "bundle", [Precision.INT8, Precision.FP16]
+    manifest = export(checkpoint, colours, target, variants=wanted).manifest
+    assert set(manifest.variants) == set(Precision)
+    metrics = json.loads((target / "report/metrics.json").read_text())
+    temperatures = set()
+    assert colours.test is not None
+    assert manifest.variants[Precision.FP32].made is None
+    made = [manifest.variants[one].made or "" for one in wanted]
+    assert made[0].startswith(("dynamic", "static", "mixed"))
+    assert all("% of training views keep their first class" in one for one in made)
+    for precision, variant in manifest.variants.items():
+        assert variant.calibration is not None
+        temperatures.add(variant.calibration.full.pooled)
+        assert f"calibration.{precision}.npz" in manifest.files
+        classifier = Classifier.open(target, precision=precision)
+        assert classifier.reader.variant == variant
+        predicted, _ = answered(classifier, colours.test, Ensemble.FULL)
+        rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
+        assert metrics[precision]["full"]["overall"] == pytest.approx(rate)
+    assert len(temperatures) == 3, "each from its own logits"
+
+
+def test_a_prior_in_the_logits_is_named_and_not_in_the_reported_accuracy(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    path = trained(colours, tiny_backbone, tmp_path, loss={"name": "cross-entropy"}, epochs=1)
+    manifest = export(path, colours, tmp_path / "bundle").manifest
+    assert manifest.method.prior == "train"
+    assert [one.prior for one in manifest.classes] == pytest.approx([30 / 56, 21 / 56, 5 / 56])
+    assert colours.test is not None
+    evaluation = manifest.variants[Precision.FP32].evaluation
+    assert evaluation is not None
+    classifier = Classifier.open(tmp_path / "bundle")
+    labels = np.array(colours.test.labels)
+    for name, ensemble in WAYS.items():
+        predicted, _ = answered(classifier, colours.test, ensemble)
+        rate = 100 * float((predicted == labels).mean())
+        assert getattr(evaluation, name).overall == pytest.approx(rate)
+    canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
+    raw = classifier.session.run(np.stack([views(one, 32, 1)[0] for one in canvases])).logits
+    plain = raw - np.log([30 / 56, 21 / 56, 5 / 56])
+    found = classifier.combined(canvases, Ensemble.OFF).logits
+    np.testing.assert_allclose(found - found[:, :1], plain - plain[:, :1], atol=1e-4)

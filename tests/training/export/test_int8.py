@@ -1,0 +1,179 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError
+from taillift.training.export import int8 as module
+from taillift.training.export.int8 import (
+    FORMS,
+    Candidate,
+    best,
+    calibrate,
+    groups,
+    quantise,
+    write_int8,
+)
+from taillift.training.export.onnx_graph import Fidelity, fidelity, folded, products
+
+
+@pytest.fixture(params=["graph", "hybrid"])
+def either(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+def test_an_int8_graph_has_the_same_contract_and_nearly_the_same_answers(
+    either: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    target = tmp_path / "model.int8.onnx"
+    done = quantise(either, target, pixels)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    small, whole = (onnx.load(path).graph for path in (target, either))
+    for ours, theirs in ((small.input, whole.input), (small.output, whole.output)):
+        assert [one.SerializeToString() for one in ours] == [
+            one.SerializeToString() for one in theirs
+        ]
+    assert any(one.data_type == TensorProto.INT8 for one in small.initializer)
+    expected, found = Session(either).run(pixels), Session(target).run(pixels)
+    assert found.logits.dtype == found.features.dtype == np.float32
+    assert np.linalg.norm(found.features, axis=1) == pytest.approx(1, abs=1e-5)
+    near = fidelity(found.logits, expected.logits)
+    assert near.error < 0.1
+    assert near.agreement > 0.8
+    assert done.kept in done.tried
+    assert str(done.kept).startswith(done.kept.form)
+
+
+def test_any_batch_gives_a_view_nearly_the_same_logits(
+    hybrid: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    quantise(hybrid, tmp_path / "model.int8.onnx", pixels)
+    session = Session(tmp_path / "model.int8.onnx")
+    together = session.run(pixels[:5]).logits
+    alone = np.concatenate([session.run(pixels[one : one + 1]).logits for one in range(5)])
+    assert fidelity(alone, together).error < 0.05
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_and_head_stay_in_float_and_constants_behind_slices_do_not(
+    form: str, graph: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    model = folded(graph)
+    nodes = products(model)
+    # The patches, four products a block, and one more where the last block splits its own.
+    assert len(nodes) == 1 + 3 * 4 + 1
+    path = tmp_path / "out.onnx"
+    write_int8(form, model, calibrate(model, pixels, tmp_path), {n.name for n in nodes}, path)  # type: ignore[arg-type]
+    written = onnx.load(path).graph
+    floats = {one.name for one in written.initializer if one.data_type == TensorProto.FLOAT}
+    matrices = [n for n in written.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in floats]
+    assert [node.output[0] for node in matrices] == ["logits"]
+    assert sum(node.op_type == "Attention" for node in written.node) == 3
+    assert fidelity(Session(path).run(pixels).logits, Session(graph).run(pixels).logits).error < 0.1
+
+
+def test_matrix_weights_keep_a_bit_free_so_that_no_processor_overflows(
+    hybrid: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    model = folded(hybrid)
+    names = {node.name for node in products(model)}
+    write_int8("mixed", model, calibrate(model, pixels, tmp_path), names, tmp_path / "out.onnx")
+    largest = {
+        one.name: int(np.abs(onnx.numpy_helper.to_array(one).astype(int)).max())
+        for one in onnx.load(tmp_path / "out.onnx").graph.initializer
+        if one.data_type == TensorProto.INT8 and len(one.dims) > 1
+    }
+    depthwise = {
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    }
+    assert len(depthwise) == 2
+    for name, value in largest.items():
+        wide = any(name.startswith(one) for one in depthwise)
+        assert 64 < value <= 127 if wide else value <= 64
+
+
+def test_where_integers_are_too_coarse_the_most_sensitive_groups_stay_in_float(
+    hybrid: Path, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = quantise(hybrid, tmp_path / "plain.onnx", pixels)
+    errors = sorted(one.fidelity.error for one in plain.tried)
+    assert all(one.in_float == () for one in plain.tried)
+    monkeypatch.setattr(module, "LIMIT", errors[0] / 2)
+    refined = quantise(hybrid, tmp_path / "refined.onnx", pixels)
+    partly = [one for one in refined.tried if one.in_float]
+    assert partly
+    assert min(one.fidelity.error for one in partly) < errors[0]
+    assert refined.kept.in_float
+
+
+def test_groups_end_at_strides_and_attentions(hybrid: Path) -> None:
+    model = folded(hybrid)
+    names = [node.name for node in products(model)]
+    parts = groups(model.graph.node, set(names))
+    assert [name for part in parts for name in part] == names
+    # Two strides in the stem, two blocks.
+    assert len(parts) == 4
+    assert groups(model.graph.node, set()) == []
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 1), st.floats(0, 0.5)), min_size=1, max_size=8))
+def test_the_kept_candidate_is_the_quickest_that_is_near_or_else_the_nearest(
+    drawn: list[tuple[float, float]],
+) -> None:
+    candidates = [Candidate("static", (), s, Fidelity(error, 1.0)) for s, error in drawn]
+    kept = best(candidates)
+    for other in candidates:
+        if kept.fidelity.error <= 0.1:
+            assert other.fidelity.error > 0.1 or other.seconds >= kept.seconds
+        else:
+            assert other.fidelity.error >= kept.fidelity.error
+
+
+def test_fidelity_counts_every_class_alike() -> None:
+    expected = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
+    found = np.eye(2, dtype=np.float32)[[0, 0, 0, 0]]
+    measured = fidelity(found, expected)
+    assert measured.agreement == 0.5
+    assert measured.error == pytest.approx(1.0)
+    assert fidelity(expected, expected) == Fidelity(0.0, 1.0)
+
+
+def test_a_graph_without_products_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
+    path = tmp_path / "bare.onnx"
+    shape = ["N", 16, 16, 3]
+    body = helper.make_graph(
+        [helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)],
+        "bare",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+    )
+    onnx.save(
+        helper.make_model(body, ir_version=10, opset_imports=[helper.make_opsetid("", 23)]), path
+    )
+    with pytest.raises(UserError, match=r"bare\.onnx cannot be quantised .*: leave int8 out"):
+        quantise(path, tmp_path / "out.onnx", pixels)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(UserError, match="no variant can be made of") as raised:
+        quantise(path, tmp_path / "out.onnx", pixels)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_single_view_is_too_little_to_calibrate_and_compare(
+    graph: Path, pixels: Pixels, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="needs two training views"):
+        quantise(graph, tmp_path / "out.onnx", pixels[:1])

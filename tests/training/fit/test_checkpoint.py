@@ -1,0 +1,250 @@
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from taillift.models.errors import UserError
+from taillift.models.lift.backbone import Backbone, load_backbone
+from taillift.training.data.dataset import Dataset
+from taillift.training.fit.checkpoint import (
+    Facts,
+    check_free,
+    facts_beside,
+    read_facts,
+    restore,
+    save,
+)
+from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.provenance import new_record
+from taillift.training.fit.resume import state_beside
+from taillift.training.recipe.recipe import Recipe
+from taillift.training.train import Run, Trainer
+from tests.support.tiny import write_backbone
+
+PIXELS = torch.randint(
+    0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+ADAPTFORMER = {"tuners": [{"name": "adaptformer", "rank": 2}], "head": {"scale": 25.0}}
+QUICK = {"epochs": 2, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def recipe_of(**changes: object) -> Recipe:
+    return Recipe.model_validate({"name": "run", **QUICK, **changes})
+
+
+def train(colours: Dataset, backbone: str, recipe: Recipe) -> Run:
+    return Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
+
+
+@pytest.fixture(scope="module")
+def run(colours: Dataset, tiny_backbone: str) -> Run:
+    return train(colours, tiny_backbone, recipe_of(**ADAPTFORMER))
+
+
+@pytest.fixture
+def checkpoint(run: Run, tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "lift.safetensors"
+    save(path, run.model, run.facts)
+    return path
+
+
+@torch.no_grad()
+def test_a_restored_model_gives_the_same_logits(run: Run, checkpoint: Path) -> None:
+    model, facts = restore(checkpoint)
+    assert facts == run.facts
+    assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
+
+
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+def test_it_holds_what_was_trained_and_nothing_else(run: Run, checkpoint: Path) -> None:
+    size = sum(int(np.prod(shape)) for shape in shapes_in(checkpoint).values())
+    assert size == run.facts.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 0, "head": {"initial": {"name": "class-mean"}}},
+        {"epochs": 0, "head": {"space": "projected", "scale": None}},
+        {"tuners": [{"name": "sparse", "ratio": 0.01}]},
+        {"tuners": [{"name": "ssf"}, {"name": "vpt-deep", "prompts": 2}], "blocks": 1},
+        {"head": {"kind": "linear", "initial": {"name": "prototypes"}}},
+    ],
+    ids=["class means", "zero-shot", "sparse", "two tuners", "linear head"],
+)
+def test_every_recipes_model_comes_back_without_texts_or_photos(
+    colours: Dataset,
+    tiny_backbone: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+) -> None:
+    """An untrained head of class means cannot be computed again from the backbone alone."""
+    run = train(colours, tiny_backbone, recipe_of(**changes))
+    path = tmp_path / "run.safetensors"
+    save(path, run.model, run.facts)
+    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("asked for texts"))
+    model, _ = restore(path)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
+    assert "head.weight" in shapes_in(path)
+
+
+def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
+    facts = read_facts(checkpoint)
+    assert facts.classes == facts.names == ("red", "green", "blue")
+    assert facts.counts == (30, 21, 5)
+    assert facts.prompts[2] == "a photo of a blue."
+    assert (facts.preprocessing.size, facts.preprocessing.expand) == (32, 12)
+    assert facts.recipe == recipe_of(**ADAPTFORMER)
+
+
+def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint: Path) -> None:
+    facts = read_facts(checkpoint)
+    assert facts.data_sha256 == colours.fingerprint
+    record = facts.record
+    assert record.versions["torch"] == torch.__version__
+    assert {"python", "taillift", "open_clip_torch", "timm", "numpy"} <= record.versions.keys()
+    assert record.machine.cores >= 1
+    assert record.machine.processor
+    assert len(record.losses) == 2
+    assert record.processes == 1
+    assert record.precision in ("fp32", "bf16")
+    assert 0 <= record.waiting <= 1
+    assert record.seconds > 0
+    assert 50e6 < record.peak_memory < 50e9
+    assert facts_in(checkpoint.with_name("lift.safetensors.yaml")) == run.facts
+
+
+def facts_in(path: Path) -> Facts:
+    return Facts.model_validate(yaml.safe_load(path.read_text("utf-8")))
+
+
+def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("title: my own\n")
+    save(tmp_path / "mine.safetensors", run.model, run.facts)
+    assert recipe.read_text() == "title: my own\n"
+
+
+def test_checkpoints_with_dots_in_their_names_share_no_file(run: Run, tmp_path: Path) -> None:
+    one, other = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
+    interrupted = state_beside(other)
+    interrupted.write_text("of the other's run")
+    save(one, run.model, run.facts)
+    assert interrupted.exists()
+    save(other, run.model, run.facts.model_copy(update={"data": "other"}))
+    assert [facts_in(facts_beside(path)).data for path in (one, other)] == ["colours", "other"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", ["lr0.01", "mine.yaml", ".safetensors"])
+def test_a_checkpoint_is_named_as_one(run: Run, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"end the name in \.safetensors, such as"):
+        save(tmp_path / name, run.model, run.facts, replace=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_facts_is_replaced_only_when_asked(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    facts_beside(path).write_text("who knows what")
+    with pytest.raises(UserError, match=r"run\.safetensors\.yaml exists already"):
+        check_free(path, replace=False)
+    assert not path.exists()
+    save(path, run.model, run.facts, replace=True)
+    assert facts_in(facts_beside(path)) == run.facts
+
+
+def test_the_record_names_the_commit_and_whether_files_differ_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    launcher = Launcher(torch.device("cpu"))
+    assert new_record(launcher, None).revision is None
+    git("init")
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-m", "one")
+    clean = new_record(launcher, None)
+    assert (clean.revision, clean.changed) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "file").write_text("two")
+    assert new_record(launcher, None).changed
+
+
+def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint: Path) -> None:
+    before = checkpoint.read_bytes()
+    other = run.facts.model_copy(update={"data": "other"})
+    with pytest.raises(UserError, match="exists already"):
+        save(checkpoint, run.model, other)
+    assert checkpoint.read_bytes() == before
+    save(checkpoint, run.model, other, replace=True)
+    assert read_facts(checkpoint).data == "other"
+
+
+def test_only_the_first_process_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    save(tmp_path / "run.safetensors", run.model, run.facts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": recipe_of(tuners=[{"name": "adaptformer", "rank": 4}])},
+        {"recipe": recipe_of()},
+        {"recipe": recipe_of(tuners=[{"name": "full"}])},
+        {"classes": ("a", "b"), "names": ("a", "b"), "counts": (3, 4)},
+    ],
+    ids=["other rank", "head only", "full", "other classes"],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(
+    run: Run, tmp_path: Path, change: dict[str, object]
+) -> None:
+    """A checkpoint whose facts and tensors disagree never loads quietly with parts missing."""
+    path = tmp_path / "bad.safetensors"
+    save(path, run.model, Facts.model_validate({**run.facts.model_dump(), **change}))
+    with pytest.raises(UserError, match=r"does not fit its own recipe: (head|tower)\."):
+        restore(path)
+
+
+def test_another_backbone_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trained on other weights.*--backbone"):
+        restore(checkpoint, write_backbone(tmp_path, seed=1))
+
+
+def test_a_cut_off_file_is_refused(checkpoint: Path) -> None:
+    data = checkpoint.read_bytes()
+    for length in (0, 5, len(data) // 2, len(data) - 1):
+        checkpoint.write_bytes(data[:length])
+        with pytest.raises(UserError, match="is no checkpoint"):
+            restore(checkpoint)
+
+
+def test_a_missing_file_or_foreign_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        restore(tmp_path / "absent.safetensors")
+    foreign = Path(write_backbone(tmp_path).split(":")[1])
+    with pytest.raises(UserError, match="is not a taillift checkpoint"):
+        restore(foreign)

@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taillift.models.bundle.images import load, views
+from taillift.models.bundle.schema import Preprocessing
+from taillift.training.data.dataset import Dataset
+from taillift.training.fit.inputs import (
+    AREA,
+    Cached,
+    copy_epochs,
+    evaluation_photos,
+    minimalist_crop,
+    random_resized_crop,
+    smallest_area,
+    training_photos,
+)
+from taillift.training.recipe.recipe import Augmentation
+
+PREPROCESSING = Preprocessing(
+    size=32,
+    expand=12,
+    interpolation="bicubic",
+    resize_mode="shortest",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
+
+@given(width=st.integers(1, 2000), height=st.integers(1, 2000), seed=st.integers(0, 2**32))
+def test_a_crop_lies_in_the_image_and_within_its_limits(width: int, height: int, seed: int) -> None:
+    left, top, right, bottom = random_resized_crop(width, height, np.random.default_rng(seed))
+    assert 0 <= left < right <= width + 1e-6
+    assert 0 <= top < bottom <= height + 1e-6
+    ratio = (right - left) / (bottom - top)
+    assert 3 / 4 - 1e-6 <= ratio <= 4 / 3 + 1e-6
+    if 3 / 4 <= width / height <= 4 / 3:
+        assert (right - left) * (bottom - top) >= 0.08 * width * height - 1e-6
+
+
+@pytest.mark.parametrize("name", ["resized", "minimalist"])
+def test_crops_repeat_with_their_seed_and_differ_between_epochs(
+    colours: Dataset, name: str
+) -> None:
+    augmentation = Augmentation.model_validate({"name": name})
+
+    def crops(seed: int, epoch: int) -> torch.Tensor:
+        photos = training_photos(colours.train, PREPROCESSING, augmentation, 3, seed)
+        return torch.cat(
+            [rows for rows, _ in photos.batches([(photo, epoch) for photo in range(6)], 4)]
+        )
+
+    assert crops(0, 0).shape == (6, 32, 32, 3)
+    assert torch.equal(crops(0, 0), crops(0, 0))
+    assert not torch.equal(crops(0, 0), crops(0, 1))
+    assert not torch.equal(crops(0, 0), crops(1, 0))
+
+
+def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -> None:
+    assert colours.test is not None
+    photos = evaluation_photos(colours.test, PREPROCESSING)
+    order = [5, 0, 3, 1, 4, 2, 0]
+    batches = list(photos.batches([(photo, 0) for photo in order], 2))
+    assert [len(labels) for _, labels in batches] == [2, 2, 2, 1]
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.tolist() == [colours.test.labels[index] for index in order]
+    rows = torch.cat([rows for rows, _ in batches]).unflatten(0, (-1, 5))
+    for index, five in zip(order, rows, strict=True):
+        canvas = load(colours.test.photos[index].read(), PREPROCESSING)
+        assert np.array_equal(five.numpy(), views(canvas, 32))
+
+
+@given(
+    width=st.integers(1, 2000),
+    height=st.integers(1, 2000),
+    smallest=st.floats(0.08, 1),
+    seed=st.integers(0, 2**32),
+)
+def test_a_minimalist_crop_is_a_square_as_large_as_fits(
+    width: int, height: int, smallest: float, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    left, top, right, bottom = minimalist_crop(width, height, smallest, random)
+    assert right - left == pytest.approx(bottom - top)
+    assert 0 <= left < right <= width + 1e-6
+    assert 0 <= top < bottom <= height + 1e-6
+    least = min(smallest * width * height, min(width, height) ** 2)
+    assert (right - left) ** 2 >= least * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"),
+    [("convex", 0.134), ("linear", 0.5), ("concave", 0.866), ("min", 0.0), ("max", 1.0)],
+)
+def test_minimalist_crops_grow_by_their_schedule(schedule: str, middle: float) -> None:
+    """Half-way through, of what lies between 8 and 100 % of the area."""
+    least, most = AREA
+    assert smallest_area(schedule, 0.5) == pytest.approx(least + middle * (most - least), abs=1e-3)
+    if schedule not in ("min", "max"):
+        assert smallest_area(schedule, 0) == least
+        assert smallest_area(schedule, 1) == most
+
+
+@given(copies=st.integers(1, 12), more=st.integers(0, 20))
+def test_each_copy_stands_for_the_epochs_around_its_own(copies: int, more: int) -> None:
+    epochs = copies + more
+    chosen = copy_epochs(copies, epochs)
+    assert chosen[0] == 0
+    assert copies == 1 or chosen[-1] == epochs - 1
+    assert [epoch * copies // epochs for epoch in chosen] == list(range(copies))
+
+
+def test_the_copies_of_a_photo_follow_each_other_over_the_epochs() -> None:
+    """Three photos with one, three and two copies: tokens 0; 1, 2, 3; 4, 5."""
+    tokens = torch.arange(6.0).half().reshape(6, 1, 1)
+    copies, labels = torch.tensor([1, 3, 2]), torch.tensor([7, 8, 9])
+    cached = Cached(tokens, copies, labels, stage=1, epochs=4)
+    for epoch, expected in enumerate([[4, 0, 1], [4, 0, 1], [5, 0, 2], [5, 0, 3]]):
+        ((rows, found),) = cached.batches([(2, epoch), (0, epoch), (1, epoch)], 8)
+        assert rows.flatten().tolist() == expected
+        assert found.tolist() == [9, 7, 8]

@@ -1,0 +1,124 @@
+"""Runs in several processes, and runs that are killed."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from taillift.training.data.dataset import Dataset
+from taillift.training.fit.checkpoint import read_facts
+from taillift.training.fit.resume import state_beside
+from taillift.training.recipe.recipe import Recipe
+from tests.support import trainings
+
+ADAPTFORMER = [{"name": "adaptformer", "rank": 2}]
+COMMON = {"batch": 11, "precision": "fp32", "augmentation": {"copies": 2}}
+ADAMW = {
+    "name": "adamw",
+    "head_rate": 1e-3,
+    "tuner_rate": 1e-4,
+    "warmup": 0.2,
+    "step": "batch",
+    "average": 0.9,
+}
+
+
+def root_of(dataset: Dataset) -> str:
+    photo = dataset.train.photos[0]
+    return str(photo.root)
+
+
+def test_two_processes_end_with_the_weights_of_one(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    """56 photos in batches of 11: shares of 6 and 5, and a last batch of one photo."""
+    recipes = [
+        Recipe.model_validate({**COMMON, **one})
+        for one in (
+            {"name": "sgd", "epochs": 2, "tuners": [{"name": "full"}]},
+            {"name": "adamw", "epochs": 2, "tuners": ADAPTFORMER, "optimiser": ADAMW},
+            {"name": "head", "epochs": 2, "head": {"initial": {"name": "class-mean"}}},
+        )
+    ]
+    ours = [os.fsdecode(one) for one in (Path(trainings.__file__).parent, Path.cwd())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(ours), "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        launched = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node", str(processes), trainings.__file__, tiny_backbone),
+                *(root_of(colours), trainings.RECIPES.dump_json(tuple(recipes)).decode()),
+                str(tmp_path / str(processes)),
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert launched.returncode == 0, launched.stderr
+    for recipe in recipes:
+        one, two = (tmp_path / number / f"{recipe.name}.safetensors" for number in ("1", "2"))
+        alone, together = load_file(one), load_file(two)
+        assert alone.keys() == together.keys()
+        for name in alone:
+            assert torch.allclose(alone[name], together[name], rtol=1e-5, atol=1e-6), name
+        assert [read_facts(path).record.processes for path in (one, two)] == [1, 2]
+        assert read_facts(two).record.losses == pytest.approx(read_facts(one).record.losses)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainings"])
+    changes = {"name": "run", "epochs": 6, "batch": 8, "tuners": ADAPTFORMER}
+    recipe = Recipe.model_validate({**COMMON, **changes, "optimiser": ADAMW})
+
+    def start(folder: str) -> ForkServerProcess:
+        arguments = tiny_backbone, root_of(colours), [recipe], tmp_path / folder
+        process = context.Process(target=trainings.run_saving_often, args=arguments)
+        process.start()
+        return process
+
+    whole = start("whole")
+    whole.join(120)
+    assert whole.exitcode == 0
+    moments = random.Random(0)
+    checkpoint = tmp_path / "killed" / "run.safetensors"
+    state = state_beside(checkpoint)
+    for _ in range(3):
+        process = start("killed")
+        wait_for_change(state, process)
+        time.sleep(moments.uniform(0, 0.2))
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, "it was not through yet"
+        assert not checkpoint.exists()
+    process = start("killed")
+    process.join(120)
+    assert process.exitcode == 0
+    expected, found = load_file(tmp_path / "whole" / "run.safetensors"), load_file(checkpoint)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not state.exists()
+
+
+def wait_for_change(path: Path, process: ForkServerProcess) -> None:
+    """Until the file is written anew."""
+
+    def changed() -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    before, deadline = changed(), time.monotonic() + 60
+    while changed() == before and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)

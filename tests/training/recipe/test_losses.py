@@ -1,0 +1,371 @@
+import math
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from taillift.models.errors import UserError
+from taillift.training.recipe.losses import (
+    BalancedSoftmax,
+    ClassBalanced,
+    CrossEntropy,
+    Focal,
+    Lade,
+    LadeCriterion,
+    Ldam,
+    LogitAdjusted,
+    Loss,
+    LossSpec,
+    MarginCrossEntropy,
+    Reweighted,
+    WeightedCrossEntropy,
+)
+
+LOSSES: dict[str, type[LossSpec]] = {
+    one.model_fields["name"].default: one for one in get_args(get_args(Loss)[0])
+}
+COUNTS = [70, 20, 10]
+PRIOR = torch.tensor([0.7, 0.2, 0.1])
+LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 2, 1])
+
+every_loss = pytest.mark.parametrize("spec", [one() for one in LOSSES.values()], ids=list(LOSSES))
+
+
+def entropy(logits: Tensor, labels: Tensor = LABELS) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def weight_of(spec: LossSpec, counts: list[int]) -> Tensor:
+    criterion = spec.build(counts)
+    assert isinstance(criterion, WeightedCrossEntropy)
+    return criterion.weight
+
+
+def margin_of(spec: LossSpec, counts: list[int]) -> Tensor:
+    criterion = spec.build(counts)
+    assert isinstance(criterion, MarginCrossEntropy)
+    return criterion.margin
+
+
+@every_loss
+def test_its_name_finds_it_and_it_survives_json(spec: LossSpec) -> None:
+    adapter: TypeAdapter[LossSpec] = TypeAdapter(Loss)
+    found = adapter.validate_json(spec.model_dump_json())
+    assert (type(found), found) == (type(spec), spec)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(ValidationError, match="tau"):
+        TypeAdapter(Loss).validate_python({"name": "focal", "tau": 1})
+
+
+@every_loss
+def test_a_class_without_photos_is_refused_by_its_number(spec: LossSpec) -> None:
+    with pytest.raises(UserError, match="class 1 has 0 training photos"):
+        spec.build([3, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights"),
+    [
+        (CrossEntropy(), [70, 20, 10]),
+        (LogitAdjusted(), [1, 1, 1]),
+        (LogitAdjusted(tau=0), [70, 20, 10]),
+        (LogitAdjusted(tau=0.5), [70**0.5, 20**0.5, 10**0.5]),
+        (LogitAdjusted(tau=2), [1 / 70, 1 / 20, 1 / 10]),
+        (BalancedSoftmax(), [1, 1, 1]),
+        (Lade(), [1, 1, 1]),
+        (Focal(), [70, 20, 10]),
+        (Ldam(), [70, 20, 10]),
+        (Reweighted(), [1, 1, 1]),
+        (Reweighted(rho=0.5), [70**0.5, 20**0.5, 10**0.5]),
+        (ClassBalanced(beta=0), [70, 20, 10]),
+        (ClassBalanced(beta=0.9), [70 / (1 - 0.9**70), 20 / (1 - 0.9**20), 10 / (1 - 0.9**10)]),
+    ],
+)
+def test_the_prior_that_a_loss_leaves_in_the_logits(spec: LossSpec, weights: list[float]) -> None:
+    expected = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(spec.implied_prior(COUNTS), expected / expected.sum())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        CrossEntropy(),
+        LogitAdjusted(),
+        LogitAdjusted(tau=0.5),
+        BalancedSoftmax(),
+        ClassBalanced(beta=0.95),
+        Reweighted(),
+        Reweighted(rho=0.3),
+    ],
+    ids=lambda spec: spec.model_dump_json(),
+)
+def test_the_best_logits_are_the_posterior_under_the_implied_prior(spec: LossSpec) -> None:
+    """Photos of four kinds, each with its likelihood under three classes: no other is as good."""
+    likelihood = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.1, 0.1, 0.2, 0.6]])
+    likelihood = likelihood.double()
+    seen = PRIOR.double()[:, None] * likelihood
+    implied = spec.implied_prior(COUNTS)
+    best = (implied[:, None] * likelihood).log().T.clone().requires_grad_()
+    kinds, labels = torch.cartesian_prod(torch.arange(4), torch.arange(3)).T
+    losses = spec.build(COUNTS).double()(best[kinds], labels)
+    (losses * seen[labels, kinds]).sum().backward()
+    assert best.grad is not None
+    torch.testing.assert_close(best.grad, torch.zeros_like(best), atol=1e-7, rtol=0)
+
+
+@every_loss
+def test_every_example_has_a_loss_of_its_own_and_a_finite_gradient(spec: LossSpec) -> None:
+    logits = torch.cat([LOGITS, torch.tensor([[100.0, 0.0, -100.0]])]).requires_grad_()
+    losses = spec.build(COUNTS)(logits, torch.cat([LABELS, torch.tensor([0])]))
+    assert losses.shape == (6,)
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_computed_in_fp32(spec: LossSpec, dtype: torch.dtype) -> None:
+    criterion = spec.build(COUNTS)
+    half = LOGITS.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = criterion(half, LABELS)
+    assert losses.dtype == torch.float32
+    assert torch.equal(losses, criterion(half.float(), LABELS))
+
+
+@every_loss
+def test_its_gradient_is_that_of_finite_differences(spec: LossSpec) -> None:
+    criterion = spec.build(COUNTS).double()
+    logits = LOGITS.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: criterion(given, LABELS), logits, fast_mode=True)
+
+
+@every_loss
+def test_its_buffers_move_with_it(spec: LossSpec) -> None:
+    criterion = spec.build(COUNTS).to("meta")
+    assert criterion.losses(LOGITS.to("meta"), LABELS.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [one() for name, one in LOSSES.items() if name != "lade"],
+    ids=[name for name in LOSSES if name != "lade"],
+)
+def test_the_parts_of_a_batch_add_up_to_it(spec: LossSpec) -> None:
+    criterion = spec.build(COUNTS)
+    parts = criterion(LOGITS[:2], LABELS[:2]).sum() + criterion(LOGITS[2:], LABELS[2:]).sum()
+    assert torch.allclose(parts / 5, criterion(LOGITS, LABELS).mean())
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=2, max_size=6),
+    st.floats(-50, 50),
+    st.sampled_from([name for name in LOSSES if name != "lade"]),
+    st.integers(0, 2**31),
+)
+def test_a_shift_of_all_logits_changes_nothing(
+    counts: list[int], shift: float, name: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, len(counts), generator=generator, dtype=torch.float64)
+    labels = torch.randint(len(counts), (4,), generator=generator)
+    criterion = LOSSES[name]().build(counts)
+    shifted = criterion(logits + shift, labels)
+    assert torch.allclose(shifted, criterion(logits, labels), rtol=1e-9, atol=1e-9)
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=2, max_size=6),
+    st.floats(0, 3),
+    st.integers(0, 2**31),
+)
+def test_the_logit_adjusted_gradient_sums_to_zero_over_the_classes(
+    counts: list[int], tau: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(4, len(counts), generator=generator).requires_grad_()
+    labels = torch.randint(len(counts), (4,), generator=generator)
+    LogitAdjusted(tau=tau).build(counts)(logits, labels).sum().backward()
+    assert logits.grad is not None
+    assert torch.allclose(logits.grad.sum(1), torch.zeros(4), atol=1e-5)
+
+
+def test_cross_entropy_is_torchs() -> None:
+    assert torch.equal(CrossEntropy().build(COUNTS)(LOGITS, LABELS), entropy(LOGITS))
+
+
+def test_logit_adjustment_with_equal_counts_is_cross_entropy() -> None:
+    assert torch.allclose(LogitAdjusted().build([4, 4, 4])(LOGITS, LABELS), entropy(LOGITS))
+
+
+def test_logit_adjustment_adds_tau_log_prior_to_the_logits() -> None:
+    expected = entropy(LOGITS + 2 * PRIOR.log())
+    assert torch.allclose(LogitAdjusted(tau=2).build(COUNTS)(LOGITS, LABELS), expected)
+
+
+def test_undecided_logits_cost_the_surprise_of_the_class() -> None:
+    losses = LogitAdjusted().build([99, 1])(torch.zeros(2, 2), torch.tensor([0, 1]))
+    assert losses.tolist() == pytest.approx([-math.log(0.99), -math.log(0.01)], rel=1e-5)
+
+
+def test_balanced_softmax_is_logit_adjustment_at_tau_one() -> None:
+    adjusted = LogitAdjusted(tau=1).build(COUNTS)(LOGITS, LABELS)
+    assert torch.allclose(BalancedSoftmax().build(COUNTS)(LOGITS, LABELS), adjusted)
+
+
+def test_balanced_softmax_weights_the_exponentials_by_the_counts() -> None:
+    loss = BalancedSoftmax().build([3, 1])(torch.tensor([[0.0, math.log(2)]]), torch.tensor([1]))
+    assert loss.item() == pytest.approx(-math.log(2 / (3 + 2)))
+
+
+def test_focal_at_gamma_zero_is_cross_entropy() -> None:
+    assert torch.allclose(Focal(gamma=0).build(COUNTS)(LOGITS, LABELS), entropy(LOGITS))
+
+
+@pytest.mark.parametrize(("gamma", "factor"), [(1, 0.2), (2, 0.04)])
+def test_focal_weighs_an_example_by_what_is_missing_to_certainty(
+    gamma: float, factor: float
+) -> None:
+    logits = torch.tensor([[math.log(0.8), math.log(0.2)]])
+    loss = Focal(gamma=gamma).build([1, 1])(logits, torch.tensor([0]))
+    assert loss.item() == pytest.approx(-factor * math.log(0.8), rel=1e-5)
+
+
+def test_focal_below_gamma_one_has_a_gradient_where_the_answer_is_certain() -> None:
+    logits = torch.tensor([[200.0, 0.0]]).requires_grad_()
+    Focal(gamma=0.5).build([1, 1])(logits, torch.tensor([0])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_ldam_margins_fall_with_the_fourth_root_of_the_count() -> None:
+    margin = margin_of(Ldam(margin=0.5, scale=20), [625, 81, 16, 1])
+    assert margin.tolist() == pytest.approx([10 / 5, 10 / 3, 10 / 2, 10])
+
+
+def test_ldam_takes_the_scaled_margin_from_the_true_logit_only() -> None:
+    loss = Ldam(margin=0.5, scale=20).build([16, 1])(torch.zeros(2, 2), torch.tensor([0, 1]))
+    expected = [math.log(1 + math.exp(5)), math.log(1 + math.exp(10))]
+    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ldam_of_scaled_cosines_is_the_scaled_loss_of_cosines_less_margins() -> None:
+    """As the paper has it: the margin is taken from the cosine, then all are scaled."""
+    cosines = torch.tanh(LOGITS)
+    lessened = cosines.clone()
+    margins = 0.3 * (torch.tensor(COUNTS) / 10) ** -0.25
+    for row, label in enumerate(LABELS.tolist()):
+        lessened[row, label] -= margins[label]
+    losses = Ldam(margin=0.3, scale=30).build(COUNTS)(30 * cosines, LABELS)
+    assert torch.allclose(losses, entropy(30 * lessened), rtol=1e-5)
+
+
+def test_class_balanced_weights_are_of_known_effective_numbers() -> None:
+    """With beta 0.5, one photo counts as 1, two as 1.5 and three as 1.75."""
+    expected = torch.tensor([1 / 1.75, 1 / 1.5, 1.0])
+    found = weight_of(ClassBalanced(beta=0.5), [3, 2, 1])
+    assert torch.allclose(found, expected / expected.mean())
+
+
+def test_class_balanced_with_beta_near_one_is_reweighting() -> None:
+    found = weight_of(ClassBalanced(beta=1 - 1e-10), COUNTS)
+    assert torch.allclose(found, weight_of(Reweighted(), COUNTS))
+
+
+@pytest.mark.parametrize("spec", [ClassBalanced(beta=0), Reweighted(rho=0)])
+def test_weights_can_be_switched_off(spec: LossSpec) -> None:
+    assert torch.equal(weight_of(spec, COUNTS), torch.ones(3))
+
+
+@pytest.mark.parametrize(("rho", "ratio"), [(1, 7), (0.5, math.sqrt(7)), (2, 49)])
+def test_reweighting_is_by_a_power_of_the_count(rho: float, ratio: float) -> None:
+    weight = weight_of(Reweighted(rho=rho), COUNTS)
+    assert (weight[2] / weight[0]).item() == pytest.approx(ratio)
+
+
+@given(st.lists(st.integers(1, 1_000_000), min_size=2, max_size=50))
+def test_weights_have_a_mean_of_one_and_favour_the_rare(counts: list[int]) -> None:
+    for spec in (ClassBalanced(), Reweighted()):
+        weight = weight_of(spec, counts)
+        assert weight.mean().item() == pytest.approx(1, rel=1e-5)
+        assert weight[counts.index(min(counts))] == weight.max()
+
+
+def test_weighted_losses_are_weight_times_cross_entropy_whatever_else_is_in_the_batch() -> None:
+    criterion = Reweighted().build(COUNTS)
+    weight = torch.tensor([1 / 7, 1 / 2, 1.0])
+    expected = (weight / weight.mean())[LABELS] * entropy(LOGITS)
+    assert torch.allclose(criterion(LOGITS, LABELS), expected)
+    assert torch.allclose(criterion(LOGITS[2:3], LABELS[2:3]), expected[2:3])
+
+
+def test_lade_without_its_regulariser_is_logit_adjustment() -> None:
+    adjusted = LogitAdjusted().build(COUNTS)(LOGITS, LABELS)
+    assert torch.allclose(Lade(weight=0).build(COUNTS)(LOGITS, LABELS), adjusted)
+
+
+def test_lades_regulariser_of_two_photos_by_hand() -> None:
+    """Priors 3/4 and 1/4 weigh the two photos 2/3 and 2."""
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    log_z = [math.log((2 / 3 * math.e + 2) / 2), math.log((2 / 3 + 2 * math.e**2) / 2)]
+    expected = sum(
+        prior * (0.3 * one**2 + one - own)
+        for prior, one, own in zip((0.75, 0.25), log_z, (1.0, 2.0), strict=True)
+    )
+    criterion = Lade(penalty=0.3).build([3, 1])
+    assert isinstance(criterion, LadeCriterion)
+    found = criterion.regulariser(logits, torch.tensor([0, 1]))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_lades_mean_is_cross_entropy_and_the_weighted_regulariser() -> None:
+    criterion = Lade(weight=0.5).build(COUNTS)
+    assert isinstance(criterion, LadeCriterion)
+    expected = entropy(LOGITS + PRIOR.log()).mean() + 0.5 * criterion.regulariser(LOGITS, LABELS)
+    assert torch.allclose(criterion(LOGITS, LABELS).mean(), expected)
+
+
+def test_lades_estimate_for_equal_counts_has_no_importance_weights() -> None:
+    criterion = Lade(penalty=0).build([2, 2, 2])
+    assert isinstance(criterion, LadeCriterion)
+    labels = torch.tensor([0, 1, 2])
+    log_z = LOGITS[:3].exp().mean(0).log()
+    assert torch.allclose(
+        criterion.regulariser(LOGITS[:3], labels), (log_z - LOGITS[:3].diagonal()).mean()
+    )
+
+
+def test_lade_bears_a_batch_that_lacks_a_class() -> None:
+    losses = Lade().build(COUNTS)(LOGITS[:2], torch.tensor([0, 0]))
+    assert losses.isfinite().all()
+
+
+@pytest.mark.parametrize("spec", [LogitAdjusted(), BalancedSoftmax(), Lade(weight=0)])
+def test_prior_adjusting_losses_are_least_at_the_log_likelihoods(spec: LossSpec) -> None:
+    """Of alike photos that belong to a class with prior * likelihood: not at the posterior's."""
+    best = torch.tensor([0.2, 0.3, 0.5]).log()
+    joint = PRIOR * best.exp()
+    share = joint / joint.sum()
+    criterion = spec.build(COUNTS)
+
+    def expected(logits: Tensor) -> Tensor:
+        return (share * criterion(logits.expand(3, 3), torch.arange(3))).sum()
+
+    assert is_least_at(expected, best)
+    assert not is_least_at(expected, share.log())
+
+
+def is_least_at(function: Callable[[Tensor], Tensor], point: Tensor) -> bool:
+    found = torch.autograd.functional.jacobian(function, point)
+    return bool(found.norm() < 1e-5)

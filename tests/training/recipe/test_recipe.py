@@ -1,0 +1,309 @@
+"""Recipes as a user writes them: what is right loads, what is wrong is told in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taillift.models.errors import UserError
+from taillift.models.lift.tuners import AdaptFormer, LoRA, adaptive_rank
+from taillift.training.recipe.head_init import ClassMeanInitial, PrototypesInitial, TextInitial
+from taillift.training.recipe.losses import Focal, LogitAdjusted
+from taillift.training.recipe.recipe import (
+    FEWEST_EPOCHS,
+    LARGEST_SEED,
+    NAMES,
+    Recipe,
+    load_recipe,
+    parse_changes,
+)
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.title
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_shipped_recipes_differ_in_name_title_and_content() -> None:
+    recipes = [load_recipe(name) for name in NAMES]
+    assert len({one.title for one in recipes}) == len(NAMES)
+    contents = {one.model_dump_json(exclude={"name", "title"}) for one in recipes}
+    assert len(contents) == len(NAMES)
+
+
+def test_the_methods_of_the_paper_are_among_them() -> None:
+    lift, head, full = (load_recipe(name) for name in ("lift", "head", "full"))
+    assert [one.name for one in lift.tuners] == ["adaptformer"]
+    assert head.tuners == ()
+    assert [one.name for one in full.tuners] == ["full"]
+    assert (full.blocks, load_recipe("last-block").blocks) == (None, 1)
+    assert load_recipe("zero-shot").epochs == 0
+    for one in (lift, head, full):
+        assert one.loss == LogitAdjusted(tau=1.0)
+        assert one.head.kind == "cosine"
+    assert load_recipe("zero-shot").head.initial == TextInitial(template="a photo of a {}.")
+
+
+def test_a_recipe_of_ones_own_is_called_as_its_file_unless_it_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    source = written(tmp_path, "tuners: [{name: lora, rank: 4}]")
+    assert (load_recipe(source).name, load_recipe(source).title) == ("mine", "mine")
+    source = written(tmp_path, "name: other\ntitle: Another one")
+    assert (load_recipe(source).name, load_recipe(source).title) == ("other", "Another one")
+
+
+def test_unions_are_told_apart_by_name(tmp_path: Path) -> None:
+    source = written(
+        tmp_path,
+        "tuners: [{name: lora, rank: 4}, {name: adaptformer}]\n"
+        "head: {initial: {name: class-mean}}\n"
+        "loss: {name: focal, gamma: 1.5}\n",
+    )
+    recipe = load_recipe(source)
+    assert recipe.tuners == (LoRA(rank=4), AdaptFormer())
+    assert isinstance(recipe.head.initial, ClassMeanInitial)
+    assert recipe.loss == Focal(gamma=1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epoch: 3", "there is no field epoch: did you mean epochs?"),
+        ("wombats: 3", "there is no field wombats: the fields are name, title, tuners"),
+        ("head: {scael: 3}", "there is no field head.scael: did you mean scale?"),
+        ("optimiser: {tuner_rte: 1}", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
+        ("augmentation: {flipp: no}", "no field augmentation.flipp: did you mean flip?"),
+        ("loss: {name: focal, gama: 2}", "there is no field loss.gama: did you mean gamma?"),
+        ("loss: {gama: 2}", "there is no field loss.gama: the fields are name, tau"),
+        ("tuners: [{rank: 4}]", "tuners.0 needs a name"),
+        (
+            "head: {initial: {name: text, templat: x}}",
+            "there is no field head.initial.templat: did you mean template?",
+        ),
+        (
+            "tuners: [{name: lora}, {name: adaptformer, rnak: 2}]",
+            "there is no field tuners.1.rnak: did you mean rank?",
+        ),
+    ],
+)
+def test_an_unknown_field_is_told_with_the_nearest_right_one(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    source = written(tmp_path, text)
+    with pytest.raises(UserError) as raised:
+        load_recipe(source)
+    assert told in str(raised.value)
+    assert str(raised.value).startswith(f"{source}: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("loss: {name: focl}", "loss.name = focl: did you mean focal?"),
+        ("loss: {name: wombat}", "loss.name = wombat: it is one of cross-entropy, logit-adjusted"),
+        ("tuners: [{name: adapformer}]", "tuners.0.name = adapformer: did you mean adaptformer?"),
+        ("head: {initial: {name: txt}}", "head.initial.name = txt: did you mean text?"),
+        ("optimiser: {name: adam}", "optimiser.name = adam: "),
+        ("precision: fp8", "precision = fp8: "),
+        ("epochs: -1", "epochs = -1: Input should be greater than or equal to 0"),
+        ("batch: 0", "batch = 0: Input should be greater than or equal to 1"),
+        ("epochs: many", "epochs = many: Input should be a valid integer"),
+        ("head: {scale: 0}", "head.scale = 0: Input should be greater than 0"),
+        ("optimiser: {momentum: 1}", "optimiser.momentum = 1: Input should be less than 1"),
+        ("tuners: [{name: lora, rank: 0}]", "tuners.0.rank = 0: Input should be greater"),
+        ("tuners: {name: lora}", "tuners = "),
+        ("head: 3", "head = 3: "),
+        ("name: a/b", "name = a/b: "),
+        (f"seed: {LARGEST_SEED + 1}", "seed = 18446744073709551616: Input should be less than"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_recipe(written(tmp_path, text))
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1", "no YAML"),
+        ("a: b: c", "no YAML"),
+        ("title: 2024-13-45", "no YAML: month must be in"),
+        ("flip: !!bool x", "no YAML"),
+        ("- 1\n- 2", "is no mapping of fields to values"),
+        ("", "is no mapping of fields to values"),
+        ("!!python/object/apply:os.system ['true']", "no YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as raised:
+        load_recipe(written(tmp_path, text))
+    assert "\n" not in str(raised.value)
+    assert "mine.yaml" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("lit", "there is no recipe 'lit': did you mean lift?"),
+        ("wombat", "there is no recipe 'wombat': they are adapter, "),
+        ("absent.yaml", "recipe absent.yaml cannot be read"),
+        ("recipe.txt", "there is no recipe 'recipe.txt'"),
+    ],
+)
+def test_a_recipe_that_is_not_there_is_told_with_those_that_are(source: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_recipe(source)
+    assert told in str(raised.value)
+
+
+def test_changes_reach_nested_fields_and_items_and_leave_the_rest() -> None:
+    plain = load_recipe("lift")
+    changed = load_recipe(
+        "lift",
+        {"optimiser.tuner_rate": 0.5, "tuners.0.rank": 8, "epochs": 3, "loss.name": "focal"},
+    )
+    assert changed.optimiser == plain.optimiser.model_copy(update={"tuner_rate": 0.5})
+    assert changed.tuners == (AdaptFormer(rank=8, least_rank=32),)
+    assert (changed.epochs, changed.loss) == (3, Focal())
+    assert changed.head == plain.head
+    assert load_recipe("lift") == plain, "what is loaded is not changed by what was before"
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("optimiser.tuner_rte", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
+        ("tuners.1.rank", "tuners.1.rank: '1' is none of the 1 items"),
+        ("tuners.².rank", "tuners.².rank: '²' is none of the 1 items"),
+        ("tuners.²", "tuners.²: '²' is none of the 1 items"),
+        ("tuners.lora.rank", "tuners.lora.rank: 'lora' is none of the 1 items"),
+        ("title.big", "title.big: title has no fields"),
+        ("head.scale.x", "head.scale"),
+    ],
+)
+def test_a_change_of_what_is_not_there_is_told(key: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        load_recipe("lift", {key: 1})
+    assert told in str(raised.value)
+
+
+def test_a_field_of_a_part_that_the_recipe_does_not_name_is_the_defaults() -> None:
+    assert load_recipe("lift", {"loss.tau": 0.5}).loss == LogitAdjusted(tau=0.5)
+    zero_shot = load_recipe("zero-shot", {"head.initial.template": "a {}"})
+    assert zero_shot.head.initial == TextInitial(template="a {}")
+    assert zero_shot.head.space == "projected"
+    lift = load_recipe("lift", {"head.initial.text_share": 0.2})
+    assert lift.head.initial == PrototypesInitial(text_share=0.2), "what it names stays"
+
+
+def test_the_largest_seed_is_one_that_generators_take() -> None:
+    seed = load_recipe("lift", {"seed": LARGEST_SEED}).seed
+    assert torch.Generator().manual_seed(seed).initial_seed() == seed
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.Generator().manual_seed(seed + 1)
+
+
+def test_epochs_and_steps_are_not_both_set() -> None:
+    with pytest.raises(UserError, match="epochs and steps each say how long to train"):
+        load_recipe("lift", {"epochs": 5, "steps": 10})
+    recipe = load_recipe("lift", {"epochs": 5, "steps": None})
+    assert (recipe.epochs, recipe.steps) == (5, None)
+
+
+def test_assignments_are_read_as_yaml() -> None:
+    assert parse_changes(["a.b=0.5", "c=null", "d=[1, 2]", "e=x=y", "f=true", "g="]) == {
+        **{"a.b": 0.5, "c": None, "d": [1, 2], "e": "x=y", "f": True, "g": None}
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a", "KEY=VALUE"),
+        ("=1", "KEY=VALUE"),
+        ("a=[", "a=["),
+        ("a=2024-13-45", "a=2024-13-45: no YAML: month"),
+    ],
+)
+def test_an_assignment_that_is_none_is_told(text: str, told: str) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_changes([text])
+    assert told in str(raised.value)
+
+
+@given(
+    st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1).filter(lambda key: key.strip(".")),
+    st.one_of(st.integers(), st.floats(), st.booleans(), st.text("abc"), st.lists(st.integers())),
+)
+def test_no_change_ends_in_anything_but_a_recipe_or_one_line(key: str, value: Any) -> None:
+    told = ""
+    try:
+        load_recipe("lift", {key: value})
+    except UserError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
+@given(st.dictionaries(st.sampled_from(["epochs", "batch", "seed"]), st.integers(1, 10**6)))
+def test_a_recipe_written_as_yaml_is_the_same_when_read(changes: dict[str, int]) -> None:
+    recipe = load_recipe("lora", changes)
+    again = Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+    assert again == recipe
+
+
+def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
+    counts = [10] * 100
+    recipe = load_recipe("lift-published").resolved(counts, blocks=12, width=768)
+    (tuner,) = recipe.tuners
+    assert isinstance(tuner, AdaptFormer)
+    assert tuner.rank == adaptive_rank(100, 12) == 4
+    published = load_recipe("lift-published", {"blocks": 3})
+    (fewer,) = published.resolved(counts, blocks=12, width=768).tuners
+    assert isinstance(fewer, AdaptFormer)
+    assert fewer.rank == adaptive_rank(100, 3) == 16
+    assert recipe.resolved(counts, blocks=12, width=768) == recipe, "settled stays settled"
+
+
+@pytest.mark.parametrize(("classes", "rank"), [(17, 32), (1_000, 32), (8_142, 256)])
+def test_few_classes_get_a_least_rank_and_many_the_papers(classes: int, rank: int) -> None:
+    (tuner,) = load_recipe("lift").resolved([10] * classes, blocks=12, width=768).tuners
+    assert isinstance(tuner, AdaptFormer)
+    assert tuner.rank == rank
+
+
+def test_epochs_that_are_asked_for_are_not_taken_over_by_a_files_steps(tmp_path: Path) -> None:
+    source = written(tmp_path, "steps: 250")
+    assert load_recipe(source, {"epochs": 5}).resolved([10], 12, 768).epochs == 5
+    assert load_recipe(source, {"batch": 25}).resolved([10], 12, 768).epochs == 625
+
+
+def test_steps_become_the_epochs_that_make_them() -> None:
+    recipe = load_recipe("lift", {"steps": 100, "batch": 10})
+    assert recipe.resolved([100, 100], 12, 768).epochs == 5
+    assert recipe.resolved([100, 101], 12, 768).epochs == 5, "rounded up to whole epochs"
+    assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than that"
+    nothing = load_recipe("zero-shot", {"steps": 100})
+    assert nothing.resolved([100], 12, 768).epochs == 0
+
+
+def test_ldams_margins_are_in_the_heads_scale() -> None:
+    with pytest.raises(UserError, match=r"loss\.scale = 25 and head\.scale = 16"):
+        load_recipe("lift", {"loss": {"name": "ldam"}})
+    assert load_recipe("lift", {"loss": {"name": "ldam", "scale": 16}}).loss.name == "ldam"

@@ -1,0 +1,331 @@
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taillift.models.bundle.manifest import Variant
+from taillift.models.bundle.schema import Group, Precision, Preprocessing
+from taillift.training.calibration.held_out import HeldOut
+from taillift.training.calibration.variants import Judged, calibrate, checked, evaluated
+from taillift.training.fit.checkpoint import Facts
+from taillift.training.recipe.recipe import load_recipe
+from taillift.training.report.bundle import summary, write_report
+from taillift.training.report.html import UNKNOWN, notes, table
+from tests.support.outcomes import RECORD
+from tests.support.simulated import NINE, held_out, seen
+
+FP32, INT8 = Precision.FP32, Precision.INT8
+NAMES = tuple(f"c{place}" for place in range(9))
+PREPROCESSING = Preprocessing(
+    size=224,
+    expand=48,
+    interpolation="bicubic",
+    resize_mode="shortest",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+COUNTS = (400, 300, 200, 90, 60, 30, 12, 8, 5)
+
+
+class Page(HTMLParser):
+    """The words of a page, the rows of its tables, and where it would fetch anything from."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text("utf-8")
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.sources: list[str] = []
+        self.feed(self.source)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.rows and self.rows[-1] and self.lasttag in {"td", "th"}:
+            self.rows[-1][-1] += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def rows_after(self, *heads: str) -> list[list[str]]:
+        """The rows of the table that has these columns among its own."""
+        starts = [place for place, row in enumerate(self.rows) if set(heads) <= set(row)]
+        assert len(starts) == 1, f"{heads} name {len(starts)} tables"
+        width = len(self.rows[starts[0]])
+        below = self.rows[starts[0] + 1 :]
+        ends = [place for place, row in enumerate(below) if len(row) != width]
+        return below[: ends[0] if ends else len(below)]
+
+
+def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> Facts:
+    return Facts(
+        backbone="default",
+        architecture="ViT-Made-Up",
+        pretrained="by hand",
+        backbone_sha256="cd" * 32,
+        data=name,
+        data_sha256="ab" * 32,
+        classes=tuple(classes),
+        names=tuple(classes),
+        counts=COUNTS[: len(classes)],
+        prompts=tuple(classes),
+        preprocessing=PREPROCESSING,
+        recipe=load_recipe("lift"),
+        trainable_parameters=12_345,
+        record=RECORD,
+    )
+
+
+def judge(fit: HeldOut, check: HeldOut | None) -> Judged:
+    """As a bundle is judged: fitted on the one, measured on the other."""
+    fitted = calibrate(fit)
+    if check is None:
+        return Judged(fitted.variant, fitted=fitted)
+    if check is not fit:
+        fitted = checked(fitted, check)
+    return Judged(evaluated(fitted.variant, check), check, fitted)
+
+
+def named(held: HeldOut, data: str) -> HeldOut:
+    return replace(held, data=data)
+
+
+def page_of(folder: Path, judged: dict[Precision, Judged], facts: Facts | None = None) -> Page:
+    groups: list[Group] = NINE
+    write_report(folder, facts or facts_of(), groups, judged)
+    return Page(folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def pair() -> dict[Precision, Judged]:
+    """fp32, and an int8 that differs a little; fitted on val, measured on test."""
+    val = named(held_out(300, (0.5, 0.6, 0.5)), "made-up val")
+    test = named(held_out(400, (0.5, 0.6, 0.5), seed=1), "made-up test")
+    noise = np.random.default_rng(2).normal(0, 0.3, (1, 1, 9)).astype(np.float32)
+    small = [replace(one, view_logits=one.view_logits + noise) for one in (val, test)]
+    return {FP32: judge(val, test), INT8: judge(*small)}
+
+
+@pytest.fixture(scope="module")
+def page(pair: dict[Precision, Judged], tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return page_of(tmp_path_factory.mktemp("bundle") / "report", pair)
+
+
+def test_the_page_fetches_nothing_and_is_dark_where_asked(page: Page) -> None:
+    assert len(page.sources) == 2
+    assert all(one.startswith("data:image/png;base64,") for one in page.sources)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    assert "<script" not in page.source
+    assert "prefers-color-scheme: dark" in page.source
+    assert 'name="viewport"' in page.source
+    assert "$" not in page.text, "every place of the template is filled"
+
+
+def test_it_says_what_the_bundle_is(page: Page) -> None:
+    for words in (
+        "Bundle made-up",
+        "1,105 training photos, 400 of the most frequent class and 5 of the rarest",
+        "9: 3 many (900 training photos), 3 medium (180 training photos), 3 few (25 training",
+        "made-up test, 400 photos",
+        "made-up val, 300 different photos",
+        "LIFT (lift): adaptformer, 12,345 parameters trained, loss logit-adjusted, seed 0",
+        "ViT-Made-Up (by hand), sha256 cdcdcdcdcdcd",
+        "fp32, int8",
+        "torch 2.13.0, commit efefefefefef",
+    ):
+        assert words in page.text
+
+
+def test_accuracy_is_given_for_every_variant_and_way(
+    page: Page, pair: dict[Precision, Judged]
+) -> None:
+    rows = page.rows_after("mean class", "harmonic mean")
+    assert [row[:2] for row in rows] == [
+        ["fp32", "off, one view"],
+        ["", "full, five views"],
+        ["", "adaptive"],
+        ["int8", "off, one view"],
+        ["", "full, five views"],
+        ["", "adaptive"],
+    ]
+    for row, precision in ((rows[2], FP32), (rows[5], INT8)):
+        found = pair[precision].variant.evaluation
+        assert found is not None
+        assert found.adaptive is not None
+        assert row[2] == f"{found.adaptive.mean_class:.1f}"
+        assert row[5] == f"{found.adaptive.few:.1f}"
+        assert row[-1] == f"{found.adaptive_views:.2f}"
+
+
+def test_the_exit_rule_is_told_in_words_and_figures(
+    page: Page, pair: dict[Precision, Judged]
+) -> None:
+    rule = pair[FP32].variant.exit
+    assert rule is not None
+    assert not rule.certified, "300 photos certify nothing"
+    bounds = {"overall": rule.overall, **rule.groups}
+    worst = max(bounds, key=lambda name: bounds[name].bound)
+    assert f"only prove a loss of at most {bounds[worst].bound:.1f} ({worst})" in page.text
+    rows = page.rows_after("standard error", "bound at 95 %")
+    assert [row[1] for row in rows] == ["overall", "many", "medium", "few"] * 2
+    assert [row[-1] for row in rows[:4]] == [f"{one.bound:.1f}" for one in bounds.values()]
+    (described, _) = page.rows_after("mean views", "certified")
+    assert described[1].endswith("5: always")
+    assert described[-1] == "no"
+
+
+def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
+    page: Page, pair: dict[Precision, Judged]
+) -> None:
+    calibration = pair[FP32].variant.calibration
+    assert calibration is not None
+    assert calibration.errors is not None
+    rows = page.rows_after("resolution", "ECE, points")
+    assert len(rows) == 2 * 3 * 4
+    full = calibration.errors.full.overall
+    assert full.before is not None
+    assert full.after is not None
+    assert full.ece_before is not None
+    assert full.ece_after is not None
+    assert rows[4][1:] == [
+        "full, five views",
+        "overall",
+        "400",
+        f"{full.before:.1f} → {full.after:.1f}",
+        f"{full.resolution:.1f}",
+        f"{full.ece_before:.1f} → {full.ece_after:.1f}",
+        "yes" if full.after <= full.before / 2 else "no",
+    ]
+    assert "measured on made-up test" in page.text
+
+
+def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
+    page: Page, pair: dict[Precision, Judged]
+) -> None:
+    found = pair[FP32].variant
+    assert found.sets is not None
+    assert found.review is not None
+    assert (found.sets.data, found.review.data) == ("made-up test", "made-up test")
+    rows = page.rows_after("asked for, %", "macro, %")
+    assert [row[2] for row in rows] == ["80", "90", "95"] * 6
+    scores = found.sets.estimates["adaptive"][1]
+    figures = [scores.marginal, scores.macro, *(one.coverage for one in scores.groups.values())]
+    assert rows[7][3:8] == [f"{one:.1f}" for one in figures]
+    reviewed = page.rows_after("wrong among them, %")
+    assert [row[2] for row in reviewed[:3]] == [
+        f"{one.photos:,}" for one in found.review.groups.values()
+    ]
+
+
+def test_no_note_is_left_out(page: Page, pair: dict[Precision, Judged]) -> None:
+    for variant in (one.variant for one in pair.values()):
+        parts = (variant.exit, variant.calibration, variant.sets, variant.review)
+        every = [note for part in parts if part for note in part.notes]
+        assert every
+        assert [note for note in every if note not in page.text] == []
+
+
+def test_what_variants_share_is_said_once_and_the_rest_with_a_name() -> None:
+    found = notes({FP32: ["both", "mine", "both too"], INT8: ["yours", "both", "both too"]})
+    items = [one.removesuffix("</li>") for one in found.removesuffix("</ul>").split("<li>")[1:]]
+    assert items == ["both", "fp32: mine", "both too", "int8: yours"]
+
+
+def test_words_of_the_row_above_are_left_out_up_to_the_first_new_one() -> None:
+    rows = [["a", "b", "1"], ["a", "c", "1"], ["d", "c", "1"]]
+    found = table(["", "", "n"], rows, words=2).split("<tbody>")[1]
+    cells = [part.split("<")[0] for part in found.replace(" class=n", "").split("<td>")[1:]]
+    assert cells == ["a", "b", "1", "", "c", "1", "d", "c", "1"]
+
+
+def test_without_calibration_the_page_says_what_the_bundle_cannot_do(tmp_path: Path) -> None:
+    check = named(held_out(90), "made-up test")
+    judged = {FP32: Judged(evaluated(Variant(), check), check=check)}
+    text = page_of(tmp_path / "report", judged).text
+    for words in (
+        "calibrated on nothing",
+        "cannot answer ensemble=adaptive",
+        "every temperature is 1",
+        "cannot answer coverage=",
+        "names no answer that may be accepted",
+        f"adaptive: there is no exit rule {UNKNOWN}",
+    ):
+        assert words in text
+    assert list(summary(judged[FP32].variant))[-1] == (
+        "not calibrated: no exit rule, temperatures, prediction sets or review thresholds"
+    )
+
+
+def test_without_held_out_photos_nothing_is_claimed_of_accuracy(tmp_path: Path) -> None:
+    fit = replace(held_out(60), data="60 training photos of made-up", source="cross-fitting")
+    judged = {FP32: judge(fit, None)}
+    page = page_of(tmp_path / "report", judged)
+    assert "nothing is known of this bundle's accuracy" in page.text
+    assert "60 different photos (cross-fitting: there is no val/)" in page.text
+    assert "measured on the photos of the fit, by cross-validation" in page.text
+    assert sorted(one.name for one in (tmp_path / "report").iterdir()) == [
+        "metrics.json",
+        "reliability.png",
+        "report.html",
+    ]
+    lines = list(summary(judged[FP32].variant))
+    assert lines[0] == "no test/ or val/ photos: nothing is known of its accuracy"
+    assert "fitted by cross-fitting, for want of val/: 60 training photos of made-up" in lines
+
+
+def test_the_fits_own_photos_are_said_to_flatter(tmp_path: Path) -> None:
+    val = named(held_out(120), "made-up val")
+    text = page_of(tmp_path / "report", {FP32: judge(val, val)}).text
+    assert "The exit rule was fitted on these very photos" in text
+    assert "measured on the photos of the fit, which flatters them" in text
+    assert "made-up val, cross-validated" in text
+
+
+def test_no_photo_at_all_makes_a_page_too(tmp_path: Path) -> None:
+    none = seen(np.zeros((0, 9)), np.zeros(0))
+    judged = {FP32: judge(none, None)}
+    page = page_of(tmp_path / "report", judged)
+    assert "adaptive saves nothing: every image takes all five views" in page.text
+    assert "no held-out photo: a set is the answer alone" in page.text
+    assert "never" in [cell for row in page.rows for cell in row]
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A class or a set may hold what means something in HTML, in a template or in a formula."""
+    check = named(held_out(90), "<b>$1 & test</b>")
+    facts = facts_of("a<b> & $c", ("<i>x_1^$", *NAMES[1:]))
+    judged = {FP32: Judged(evaluated(Variant(), check), check=check)}
+    page = page_of(tmp_path / "report", judged, facts)
+    assert "Bundle a<b> & $c" in page.text
+    assert "<b>$1 & test</b>" in page.text
+    assert "<i>x_1^$" in page.text
+    assert "<i>" not in page.source
+    assert "<b>" not in page.source
+
+
+def test_the_summary_is_short_and_ends_with_where_the_notes_are(
+    pair: dict[Precision, Judged],
+) -> None:
+    for one in pair.values():
+        lines = list(summary(one.variant))
+        assert len(lines) <= 8
+        assert all("\n" not in line for line in lines)
+        assert lines[0].startswith("made-up test, 400 photos: mean-class accuracy ")
+        parts = (one.variant.exit, one.variant.calibration, one.variant.sets, one.variant.review)
+        count = sum(len(part.notes) for part in parts if part)
+        assert lines[-1] == (
+            f"{count} notes on what the photos could not show stand in report/report.html"
+        )

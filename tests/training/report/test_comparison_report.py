@@ -1,0 +1,153 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from taillift.training.comparison.outcome import Outcome
+from taillift.training.report.comparison import FIGURES, write_report
+from tests.support.outcomes import FAILED, dataset_of, failed, outcome_of, tail_of
+
+COUNTS = tail_of(17)
+MEANS = {"zero-shot": 40.0, "head": 50.0, "lift": 65.0, "lora": 60.0, "full": 45.0}
+
+
+def outcomes_of(seeds: int = 3) -> list[Outcome]:
+    return [
+        outcome_of(name, seed, [rate + seed] * 17, COUNTS)
+        for seed in range(seeds)
+        for name, rate in MEANS.items()
+    ]
+
+
+class Words(HTMLParser):
+    """The text of a page, and where it would fetch anything from."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
+    write_report(tmp_path, dataset_of(COUNTS), outcomes_of(), "taillift compare made-up")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    found = Words(page)
+    assert len(found.sources) == len(FIGURES)
+    assert all(one.startswith("data:image/png;base64,") for one in found.sources)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "prefers-color-scheme: dark" in page
+    for words in (
+        *("zero-shot", "head only", "LIFT", "LoRA", "full, SGD", "85.1 M"),
+        *(
+            "taillift compare made-up",
+            "a machine, 2 cores and 2 a GPU, 2 processes",
+            "sha256 cdcdcdcdcdcd",
+        ),
+        *("taillift 0.1.0, torch 2.13.0, commit efefefefefef with changes", "bf16"),
+        *("17 classes (6 many, 5 medium, 6 few)", "measured on 1,234 others", "0, 1, 2"),
+    ):
+        assert words in found.text
+    assert "$" not in found.text, "every place of the template is filled"
+    for name in (*FIGURES, "results.md"):
+        assert (tmp_path / name).stat().st_size > 300
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_figures_and_answer_show_every_recipe_though_titles_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    plain = Figure.savefig
+
+    def savefig(self: Figure, *rest: Any, **more: Any) -> None:
+        drawn.append(self)
+        plain(self, *rest, **more)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    names = {"zero-shot": "zero-shot", "lora": "mine", "lift": "lift", "full": "heavy"}
+    outcomes = [
+        entitled(one, names[one.recipe.name]) for one in outcomes_of() if one.recipe.name in names
+    ]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    groups, parameters, tail = (figure.axes for figure in drawn)
+    labels = {f"a title ({name})" for name in names.values()}
+    assert {one.get_text() for one in groups[0].get_yticklabels()} == labels
+    assert labels <= {one.get_text() for one in parameters[0].texts}
+    lines = {line.get_label(): line.get_ydata() for line in tail[1].lines}
+    for name, rate in (("zero-shot", 41.0), ("lift", 66.0), ("heavy", 46.0)):
+        assert lines[f"a title ({name})"] == pytest.approx([rate] * 17), name
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "a title (heavy) is 20.0 points worse than a title (lift)" in text
+
+
+def entitled(outcome: Outcome, name: str) -> Outcome:
+    recipe = outcome.recipe.model_copy(update={"name": name, "title": "a title"})
+    return outcome.model_copy(update={"recipe": recipe})
+
+
+def test_the_papers_question_is_answered_in_words(tmp_path: Path) -> None:
+    write_report(tmp_path, dataset_of(COUNTS), outcomes_of(), "")
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "Does heavy fine-tuning hurt the tail here? Yes." in text
+    assert (
+        "full, SGD is 20.0 points worse than LIFT on few-shot classes "
+        "(95 % interval -20.0 to -20.0)."
+    ) in text
+
+
+def test_a_failed_run_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
+    outcomes = [failed(one) if one.recipe.name == "full" else one for one in outcomes_of()]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert f"full, SGD, seed 0, failed: {FAILED}" in text
+    assert "Name a heavy recipe" in text
+    assert "full, SGD - - - - - - - -" in text
+
+
+def test_where_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:
+    written = write_report(tmp_path, dataset_of(COUNTS), outcomes_of(1), "")
+    assert {path.name for path in tmp_path.iterdir()} == set(written)
+    gone = [failed(one) for one in outcomes_of(1)]
+    assert write_report(tmp_path, dataset_of(COUNTS), gone, "") == ["results.md"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
+    assert (tmp_path / "results.md").read_text().count(FAILED) == len(MEANS)
+
+
+@pytest.mark.parametrize("names", [["lift"], ["zero-shot"], ["full", "lora"], ["head", "lift"]])
+def test_any_choice_of_recipes_makes_a_report(tmp_path: Path, names: list[str]) -> None:
+    outcomes = [one for one in outcomes_of(1) if one.recipe.name in names]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_names_and_commands_are_shown_as_they_are(tmp_path: Path) -> None:
+    """A class, a set or a title may hold what means something in HTML or in a formula."""
+    dataset = dataset_of(COUNTS, "a<b> & $c")
+    command = "taillift compare 'x<y' --set title='<b>$1 & more</b>'"
+    outcomes = [
+        one.model_copy(update={"recipe": one.recipe.model_copy(update={"title": "<i>$x_1^ & y"})})
+        for one in outcomes_of(1)[:1]
+    ]
+    write_report(tmp_path, dataset, outcomes, command)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    text = Words(page).text
+    assert "Fine-tuning recipes compared on a<b> & $c" in text
+    assert command in text
+    assert "<i>$x_1^ & y" in text
+    assert not re.search(r"<[bi]>", page)

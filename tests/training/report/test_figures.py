@@ -1,0 +1,102 @@
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+from PIL import Image
+
+from taillift.models.bundle.manifest import Accuracy, Thresholds
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.report import figures
+from taillift.training.report.figures import (
+    MOST_MARKS,
+    Bar,
+    Point,
+    draw_class_accuracies,
+    draw_groups,
+    draw_parameters,
+    draw_tail,
+    neighbours,
+)
+from tests.support.outcomes import tail_of
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether it is a picture that is neither blank nor tiny."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        colours = image.convert("RGB").getcolors(2**24)
+        assert colours is not None
+        return min(image.size) > 200 and len(colours) > 20
+
+
+@pytest.mark.parametrize("classes", [2, 17, 50, 100, 1000])
+def test_figures_take_any_number_of_classes(tmp_path: Path, classes: int) -> None:
+    counts = tail_of(classes)
+    groups = Thresholds().groups(counts)
+    names = [f"a $ang € class {index}" for index in range(classes)]
+    rates = [50.0, math.nan, *[70.0] * (classes - 2)]
+    draw_tail(tmp_path / "tail.png", {"before": rates, "after": rates}, names, counts, groups)
+    accuracies = [Accuracy(single=50, full=50), None, *[None] * (classes - 2)]
+    draw_class_accuracies(tmp_path / "classes.png", names, counts, groups, accuracies)
+    assert is_drawn(tmp_path / "tail.png")
+    assert is_drawn(tmp_path / "classes.png")
+
+
+@pytest.mark.parametrize("recipes", [1, 3, 15])
+def test_bars_take_any_number_of_recipes_and_groups_without_classes(
+    tmp_path: Path, recipes: int
+) -> None:
+    bars: dict[Group, Bar] = {"many": Bar(99.0, 3.0), "medium": Bar(2.0, 1.0), "few": Bar(math.nan)}
+    every = {f"recipe {index}": bars for index in range(recipes)}
+    draw_groups(tmp_path / "groups.png", every, dict.fromkeys(every, 50.0))
+    assert is_drawn(tmp_path / "groups.png")
+    assert set(bars) == set(GROUPS)
+
+
+def test_points_take_nothing_trained_and_nothing_else(tmp_path: Path) -> None:
+    points = [Point("zero-shot", 0, 50.0, 0.0, "black")]
+    draw_parameters(tmp_path / "points.png", {"accuracy": points})
+    assert is_drawn(tmp_path / "points.png")
+
+
+def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    points = [Point("zero-shot", 0, 60.0, 0.0, "grey"), Point("full", 85_000_000, 62.0, 1, "red")]
+    for place in range(8):
+        spot = 178_000 + 9_000 * place, 70 + 0.4 * place
+        points.append(Point(f"recipe {place}", *spot, 0.3, "blue"))
+    draw_parameters(tmp_path / "points.png", {"accuracy": points})
+    (axes,) = drawn[0].axes
+    renderer = FigureCanvasAgg(drawn[0]).get_renderer()
+    labels = [one for one in axes.texts if isinstance(one, Annotation)]
+    assert {one.get_text() for one in labels} == {point.label for point in points}
+    boxes = [one.get_window_extent(renderer) for one in labels]
+    spots = [axes.transData.transform(one.xy) for one in labels]
+    dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+        assert not any(box.overlaps(dot) for dot in dots)
+        assert drawn[0].bbox.containsx(box.x0)
+        assert drawn[0].bbox.containsx(box.x1)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=400))
+def test_neighbours_are_all_classes_once_in_order_and_never_of_two_groups(
+    counts: list[int],
+) -> None:
+    groups = Thresholds().groups(sorted(counts, reverse=True))
+    bins = list(neighbours(groups))
+    assert [index for one in bins for index in one] == list(range(len(groups)))
+    assert all(len({groups[index] for index in one}) == 1 for one in bins)
+    assert len(bins) <= MOST_MARKS + len(GROUPS)
+    if len(groups) <= figures.MOST_MARKS:
+        assert all(len(one) == 1 for one in bins)

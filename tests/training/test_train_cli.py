@@ -1,0 +1,265 @@
+"""The commands as a user runs them: one line where they fail, and real processes for the rest."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from taillift import cli as front_door
+from taillift.training.fit.checkpoint import read_facts
+from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
+from tests.support.tiny import write_photos
+
+SPLITS = ("train", "val", "test")
+
+Ran = tuple[int, str, str]
+Run = Callable[..., Ran]
+
+
+def taillift(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "taillift", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A command in this process, which is quicker: exit status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def ran(*arguments: str) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["taillift", *arguments])
+        with pytest.raises(SystemExit) as raised:
+            front_door.main()
+        found = capfd.readouterr()
+        return int(raised.value.code or 0), found.out, found.err
+
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "nowhere"], "error: nowhere"),
+        (["train", "photos", "--recipe", "lif"], "error: there is no recipe 'lif': did you mean"),
+        (["train", "photos", "--recipe", "mine.yaml"], "error: recipe mine.yaml cannot be read"),
+        (["train", "photos", "--set", "tuners.0.rank=0"], "tuners.0.rank = 0: Input should be gre"),
+        (["train", "photos", "--set", "optimiser.tuner_rte=1"], "did you mean tuner_rate?"),
+        (["train", "photos", "--set", "epochs"], "error: 'epochs': write KEY=VALUE"),
+        (["train", "photos", "--backbone", "ViT-B16:x"], "did you mean ViT-B-16"),
+        (["train", "photos", "--seed", "-1"], "seed = -1: Input should be greater"),
+        (["train", "photos", "--imbalance", "0.5"], "an imbalance ratio of 0.5 is below 1"),
+        (["train", "photos", "--out", "photos"], "error: --out photos: end the name in .safeten"),
+        (["train", "photos", "--out", "o/lr0.01"], "such as o/lr0.01.safetensors"),
+        (["train", "photos", "--out", "there.safetensors"], "there.safetensors exists already: ch"),
+        (
+            ["train", "photos", "--out", "folder.safetensors", "--replace"],
+            "error: folder.safetensors is a folder: name a file",
+        ),
+        (["recipes", "lif"], "error: there is no recipe 'lif': did you mean lift?"),
+        (["recipes", "mine.yaml"], "error: recipe mine.yaml cannot be read"),
+        (["recipes", "typo.yaml"], "error: typo.yaml: there is no field epoch: did you mean epoch"),
+        (["compare", "photos", "--seeds", "a"], "error: --seeds a: give whole numbers such as"),
+        (["compare", "photos", "--set", "seed=7"], "error: --set seed: name the seeds with --se"),
+        (["compare", "photos", "--recipes", "lift,lit"], "there is no recipe 'lit': did you mean"),
+        (["compare", "photos", "--recipes", "lift,lift"], "lift with seed 0 is asked for twice"),
+        (["compare", "photos"], "error: photos has neither test/ nor val/"),
+        (
+            ["calibrate", "photos", "photos", "--out", "new"],
+            "error: photos is no bundle (it has no",
+        ),
+        (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    run: Run, tmp_path: Path, arguments: list[str], line: str
+) -> None:
+    splits = ("train", "test") if "lift,lift" in arguments else ("train",)
+    write_photos(tmp_path / "photos", {"red": 3, "blue": 2}, splits)
+    (tmp_path / "there.safetensors").write_text("a checkpoint")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "typo.yaml").write_text("epoch: 3\n")
+    status, _, errors = run(*arguments)
+    assert status == 1
+    assert line in errors
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.*"))
+    assert (tmp_path / "there.safetensors").read_text() == "a checkpoint"
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("option", ["--method", "--rank", "--head-rate", "--epochs"])
+def test_fields_have_one_way_and_no_options_of_their_own(run: Run, option: str) -> None:
+    status, _, errors = run("train", "photos", option, "1")
+    assert status == 2
+    assert "No such option" in errors
+
+
+def test_the_recipes_are_listed_with_their_titles(run: Run) -> None:
+    status, listed, _ = run("recipes")
+    assert status == 0
+    assert [line.split(maxsplit=1) for line in listed.splitlines()] == [
+        [name, load_recipe(name).title] for name in NAMES
+    ]
+
+
+def test_a_recipe_is_printed_to_start_ones_own_from(run: Run, tmp_path: Path) -> None:
+    status, printed, _ = run("recipes", "lift")
+    assert status == 0
+    assert printed == (FOLDER / "lift.yaml").read_text("utf-8")
+    (tmp_path / "lift.yaml").write_text(printed)
+    assert load_recipe(str(tmp_path / "lift.yaml")) == load_recipe("lift")
+
+
+def test_a_recipe_of_ones_own_is_printed_as_it_stands(run: Run, tmp_path: Path) -> None:
+    text = "epochs: 3  # few\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert run("recipes", "mine.yaml") == (0, text, "")
+
+
+def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 16, "blue": 8})
+    fields = {"title": "My own", "tuners": [{"name": "bias"}], "epochs": 9, "batch": 16}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    command = ["train", "photos", "--recipe", "mine.yaml", "--backbone", tiny_backbone]
+    command += ["--set", "epochs=1", "--set", "optimiser.tuner_rate=0.002", "--imbalance", "4"]
+    status, told, errors = run(*command, "--seed", "3")
+    assert status == 0, errors
+    path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
+    assert f"{path.relative_to(tmp_path)}: " in told
+    assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", told)
+    facts = read_facts(path)
+    assert (facts.recipe.name, facts.recipe.title, facts.recipe.seed) == ("mine", "My own", 3)
+    assert (facts.recipe.epochs, facts.recipe.optimiser.tuner_rate) == (1, 0.002)
+    assert facts.counts == (16, 4)
+    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
+    status, _, errors = run(*command, "--seed", "3")
+    assert (status, "exists already" in errors) == (1, True)
+    status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "epochs=2")
+    assert status == 0, errors
+    assert read_facts(path).recipe.epochs == 2
+
+
+def test_checkpoints_with_dots_keep_apart_from_each_other_and_from_their_recipe(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 3, "blue": 2})
+    (tmp_path / "lr0.01.yaml").write_text("epochs: 0\n")
+    for name in ("lr0.01", "lr0.02"):
+        command = ["train", "photos", "--recipe", "lr0.01.yaml", "--backbone", tiny_backbone]
+        status, _, errors = run(*command, "--out", f"{name}.safetensors")
+        assert status == 0, errors
+    assert (tmp_path / "lr0.01.yaml").read_text() == "epochs: 0\n"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("photos", "tensorboard", "lr0.01.yaml"),
+        *("lr0.01.safetensors", "lr0.01.safetensors.yaml"),
+        *("lr0.02.safetensors", "lr0.02.safetensors.yaml"),
+    }
+    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"lr0.01", "lr0.02"}
+
+
+def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"red": 20, "blue": 10})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "taillift", "train", "photos", "--set", "epochs=100000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "FORCE_COLOR": "1"},
+    )
+    assert process.stdout is not None
+    read = ""
+    while "Training LIFT" not in read:
+        one = process.stdout.read(1)
+        assert one, process.communicate()
+        read += one
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: training was interrupted and runs/photos/lift-0.safetensors")
+    assert "run the same command again, and it goes on" in errors
+    assert list((tmp_path / "runs").rglob("lift-0.safetensors")) == []
+    assert {path.name for path in (tmp_path / "runs/photos").iterdir()} <= {
+        "lift-0.safetensors.resume",
+        "tensorboard",
+    }
+
+
+def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> None:
+    """The whole path on the embedded backbone, with colours that it cannot confuse."""
+    write_photos(tmp_path / "photos", {"red": 12, "green": 8, "blue": 4}, SPLITS)
+    few = ["--set", "epochs=4", "--set", "blocks=1", "--set", "augmentation.copies=2"]
+    trained = taillift("train", "photos", *few, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "runs/photos/lift-0.safetensors" in trained.stdout
+    exported = taillift("export", "runs/photos/lift-0.safetensors", "photos", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "merged against unmerged: largest logit difference" in exported.stdout
+    assert "unmerged it would have" in exported.stdout
+    assert "fp32: photos test, 6 photos: mean-class accuracy" in exported.stdout
+    command = ["calibrate", "bundles/photos", "photos", "--out", "bundles/again"]
+    calibrated = taillift(*command, cwd=tmp_path)
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert exported.stdout.endswith(calibrated.stdout.replace("bundles/again", "bundles/photos"))
+    photo = "photos/test/blue/000.png"
+    classified = taillift("classify", "bundles/photos", photo, cwd=tmp_path)
+    assert classified.returncode == 0, classified.stderr
+    assert "blue" in classified.stdout.replace(photo, "")
+
+
+def test_a_comparison_shows_every_group_and_keeps_its_rows(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 22, "green": 8, "blue": 4}, ("train", "test"))
+    command = ["compare", "photos", "--backbone", tiny_backbone, "--recipes", "zero-shot,lora,full"]
+    command += ["--set", "epochs=1", "--set", "augmentation.copies=2"]
+    status, told, errors = run(*command, "--seeds", "0")
+    assert status == 0, errors
+    for word in ("zero-shot", "LoRA", "full, SGD", "one", "five", "overall", "mean", "few"):
+        assert word in told
+    assert "[3/3]" in told
+    status, told, errors = run(*command, "--seeds", "0,1")
+    assert status == 0, errors
+    assert "3 of 6 runs were finished before" in told
+    folder = tmp_path / "runs/photos"
+    rows = (folder / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 2 * 2, "recipes, seeds, views"
+    assert (folder / "lora-1.safetensors").exists()
+    assert read_facts(folder / "zero-shot-0.safetensors").recipe.epochs == 0, "whatever --set says"
+    page = (folder / "report.html").read_text()
+    assert "Does heavy fine-tuning hurt the tail here?" in page
+    assert "taillift compare photos" in page
+    assert "--seeds 0,1" in page
+    for name in ("groups.png", "parameters.png", "tail.png", "results.md"):
+        assert (folder / name).exists()
+
+
+def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 8, "blue": 4}, ("train", "test"))
+    command = ["compare", "photos", "--backbone", tiny_backbone, "--out", "found"]
+    wild = ["--set", "epochs=2", "--set", "head.kind=linear", "--set", "augmentation.copies=2"]
+    wild += ["--set", "optimiser.head_rate=1e38", "--set", "optimiser.tuner_rate=1e38"]
+    status, told, errors = run(*command, *wild, "--recipes", "zero-shot,full")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: 1 of 2 runs failed, for the reasons above")
+    everything = "results.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    assert " ".join(told.split()).endswith(f" found holds {everything}")
+    assert all((tmp_path / "found" / name).exists() for name in everything.split(", "))
+    status, told, errors = run(*command, *wild, "--recipes", "full")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: 1 of 1 runs failed")
+    assert told.endswith("\nfound holds results.csv, results.md\n")
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {
+        *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
+        *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),
+    }, "nothing drawn is left of the earlier comparison"

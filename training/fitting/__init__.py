@@ -1,1 +1,0 @@
-"""The training loop, its optimiser, its processes, and what it leaves when it is interrupted."""
