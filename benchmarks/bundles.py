@@ -7,7 +7,7 @@ import torch
 
 from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
 from taillift.models.bundle.manifest import (
-    Backbone,
+    BackboneInfo,
     FileRecord,
     Manifest,
     Method,
@@ -46,7 +46,7 @@ def random_bundle(architecture: str, target: Path, classes: int = CLASSES) -> Pa
             name=f"{architecture}-random",
             version=version,
             taillift_version="0",
-            backbone=Backbone(architecture=architecture, pretrained="none", sha256="0" * 64),
+            backbone=BackboneInfo(architecture=architecture, pretrained="none", sha256="0" * 64),
             method=Method(name="none", trainable_parameters=0, loss="none"),
             classes=classes_from(names, names, [1] * classes, Thresholds(), [None] * classes),
             thresholds=Thresholds(),

@@ -20,7 +20,7 @@ from benchmarks.streams import Simulated, batches, sharp, simulate
 from taillift.models.bundle.schema import GROUPS
 from taillift.service.tail.distributions import Doubles, Flags
 from taillift.service.tail.drift import Drift
-from taillift.service.tail.monitor import Facts, Rules, TailMonitor
+from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.prevalence import Prevalence
 from taillift.service.tail.reference import Source, expect, reference_from
 from taillift.service.tail.silence import Silence
@@ -86,7 +86,10 @@ def delays(runs: int) -> tuple[Row, list[Row]]:
                 change(stream.mix)
                 promised.append(_promise(stream, test))
                 needed.append(
-                    next((n for n in stream.go_on(200) if _found(stream, test)[0]), np.inf)
+                    next(
+                        (n for n in stream.go_on(200) if _found(stream, test)[0]),
+                        np.inf,
+                    )
                 )
             low, middle, high = np.quantile(needed, [0.1, 0.5, 0.9], method="inverted_cdf")
             rows.append(
@@ -190,13 +193,13 @@ def _cost(size: int, predictions: int) -> Row:
     ]
 
 
-def _facts(size: int, random: np.random.Generator) -> Facts:
+def _facts(size: int, random: np.random.Generator) -> ModelProfile:
     """Five held-out photos a class, one of them mistaken."""
     groups = tuple(GROUPS[min(2, 6 * place // size)] for place in range(size))
     wrong = enumerate(random.integers(size, size=size).tolist())
     pairs = [(place, place, 4) for place in range(size)] + [(true, one, 1) for true, one in wrong]
     labels = tuple(str(place) for place in range(size))
-    return Facts("v", labels, groups, (10,) * size, tuple(pairs))
+    return ModelProfile("v", labels, groups, (10,) * size, tuple(pairs))
 
 
 def _timed(monitor: TailMonitor, work: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from prometheus_client import generate_latest
 
 from taillift.models.bundle.manifest import (
-    Backbone,
+    BackboneInfo,
     ClassInfo,
     Manifest,
     Method,
@@ -53,7 +53,7 @@ class Watched:
         self.observe.append(seconds(self._observe) / PREDICTIONS)
         self.scrape.append(seconds(self.text))
         self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
-        self.looks.append(seconds(lambda: class_report.look(self.monitoring)))
+        self.looks.append(seconds(lambda: class_report.take_snapshot(self.monitoring)))
         self.listing.append(seconds(self._list))
 
     def _observe(self) -> None:
@@ -61,7 +61,7 @@ class Watched:
             self.monitoring.observe(self.rows[number % DRAWN])
 
     def _list(self) -> str:
-        return class_report.classes(class_report.look(self.monitoring)).model_dump_json()
+        return class_report.classes(class_report.take_snapshot(self.monitoring)).model_dump_json()
 
     def text(self) -> bytes:
         return generate_latest(self.metrics.registry)
@@ -111,7 +111,7 @@ def _manifest(classes: tuple[ClassInfo, ...]) -> Manifest:
         name="none",
         version="0",
         taillift_version="0",
-        backbone=Backbone(architecture="none", pretrained="none", sha256="0" * 64),
+        backbone=BackboneInfo(architecture="none", pretrained="none", sha256="0" * 64),
         method=Method(name="none", trainable_parameters=0, loss="none"),
         classes=classes,
         thresholds=Thresholds(),

@@ -111,18 +111,18 @@ def classify(
     )
 
     classifier = Classifier.open(bundle, precision=Precision(precision))
-    manifest, reader = classifier.manifest, classifier.reader
-    chosen = Ensemble(ensemble) if ensemble else reader.usual_ensemble
+    manifest, predictor = classifier.manifest, classifier.predictor
+    chosen = Ensemble(ensemble) if ensemble else predictor.usual_ensemble
     log_target = log_prior(Prior(prior), manifest.counts)
     problems: dict[int, PerImageError] = {}
-    combined = classifier.combined(_canvases(classifier, photos, problems), chosen)
-    rows = zip(combined.logits, combined.views.tolist(), strict=True)
+    mean_logits = classifier.mean_logits(_canvases(classifier, photos, problems), chosen)
+    rows = zip(mean_logits.logits, mean_logits.views.tolist(), strict=True)
 
     def answer(photo: Path) -> ClassifiedImage:
         logits, views = next(rows)
-        reading = reader.read(logits, views, chosen, log_target)
-        decision = reader.decide(reading) if prior == "uniform" else None
-        return classified(str(photo), reading.asked, manifest.classes, top_k, views, decision)
+        prediction = predictor.read(logits, views, chosen, log_target)
+        decision = predictor.decide(prediction) if prior == "uniform" else None
+        return classified(str(photo), prediction.asked, manifest.classes, top_k, views, decision)
 
     results = [
         FailedImage(filename=str(photo), error=problems[place].document())

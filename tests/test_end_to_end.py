@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from taillift.models.bundle.ensemble import Ensemble, combine
+from taillift.models.bundle.ensemble import Ensemble, mean_over_views
 from taillift.models.bundle.folder import DELTA, MODEL, read_manifest
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import Precision
@@ -83,7 +83,7 @@ def in_torch(demo: Path, wardrobe: Dataset) -> np.ndarray:
     assert wardrobe.test is not None
     photos = evaluation_photos(wardrobe.test, facts.preprocessing)
     logits = view_logits(model, photos, torch.device("cpu"))
-    mean = combine(logits.reshape(-1, logits.shape[-1]), VIEWS)
+    mean = mean_over_views(logits.reshape(-1, logits.shape[-1]), VIEWS)
     manifest = read_manifest(demo)
     calibration = manifest.variants[Precision.FP32].calibration
     assert calibration is not None

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from taillift.models.bundle.ensemble import ExitRule, Floats, apply, combine
+from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views, run_stages
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
 from taillift.models.bundle.schema import GROUPS, Group
@@ -55,7 +55,7 @@ def evaluate(
 ) -> Evaluation:
     """Scores for one view, for all and as `rule` stops, of logits [N, 5, C], the centre first."""
     single, full = predictions(view_logits)
-    adaptive, taken = apply(rule, view_logits) if rule else (None, None)
+    adaptive, taken = run_stages(rule, view_logits) if rule else (None, None)
     return Evaluation(
         data=data,
         images=len(labels),
@@ -68,7 +68,7 @@ def evaluate(
 
 def predictions(view_logits: Floats) -> tuple[Indices, Indices]:
     """Predicted classes [N] with one view and with all, of logits [N, 5, C]."""
-    full = combine(view_logits.reshape(-1, view_logits.shape[-1]), VIEWS)
+    full = mean_over_views(view_logits.reshape(-1, view_logits.shape[-1]), VIEWS)
     return view_logits[:, 0].argmax(-1), full.argmax(-1)
 
 

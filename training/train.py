@@ -22,8 +22,8 @@ from taillift.training.fit.build import (
     resolve,
     weight_shape,
 )
-from taillift.training.fit.checkpoint import Facts
-from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.checkpoint import CheckpointMetadata
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import BATCH, FrozenStages, PrefixCache, copies_for
 from taillift.training.fit.inputs import (
     Photos,
@@ -33,7 +33,7 @@ from taillift.training.fit.inputs import (
     training_photos,
 )
 from taillift.training.fit.loop import DivergedError, enough_memory, fit, network_behind
-from taillift.training.fit.provenance import new_record
+from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Progress, Resume, run_key
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
@@ -44,7 +44,7 @@ class Run:
     """A trained model, and what its checkpoint says of it."""
 
     model: Model
-    facts: Facts
+    facts: CheckpointMetadata
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -65,7 +65,7 @@ class Trainer:
         """On the best device where None."""
         self.dataset = dataset
         self._backbone = backbone
-        self._launcher = Launcher(device)
+        self._launcher = Processes(device)
         self._frozen = FrozenStages(self._launcher.device)
         self._training: dict[tuple[int, int, Augmentation, Preprocessing], PrefixCache] = {}
         self._views: dict[tuple[Split, Preprocessing], PrefixCache] = {}
@@ -110,10 +110,10 @@ class Trainer:
         curves: Path | None,
         only: Sequence[int] | None = None,
     ) -> Run:
-        dataset, backbone, launcher = self.dataset, self._backbone, self._launcher
+        dataset, backbone, processes = self.dataset, self._backbone, self._launcher
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
         key = run_key(recipe, dataset.fingerprint, backbone.sha256)
-        resume = Resume(state, key, launcher)
+        resume = Resume(state, key, processes)
         kept = range(len(dataset.train)) if only is None else only
         weight = initial_weight(
             backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing, kept)
@@ -126,7 +126,7 @@ class Trainer:
                 inputs = every if only is None else Subset(every, only)
                 counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
                 try:
-                    progress = fit(model, inputs, counts, recipe, launcher, resume, drawn)
+                    progress = fit(model, inputs, counts, recipe, processes, resume, drawn)
                 except DivergedError:
                     resume.forget()
                     raise
@@ -142,9 +142,9 @@ class Trainer:
         model: Model,
         preprocessing: Preprocessing,
         progress: Progress | None,
-    ) -> Facts:
+    ) -> CheckpointMetadata:
         dataset, backbone = self.dataset, self._backbone
-        return Facts(
+        return CheckpointMetadata(
             backbone=backbone.name,
             architecture=backbone.architecture,
             pretrained=backbone.pretrained,
@@ -159,7 +159,7 @@ class Trainer:
             recipe=recipe,
             key=key,
             trainable_parameters=model.trainable_parameters,
-            record=new_record(self._launcher, progress),
+            record=new_provenance(self._launcher, progress),
         )
 
     def _validation(self, run: Run, split: Split) -> dict[str, float]:

@@ -76,7 +76,7 @@ def train(
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
     from taillift.training.fit.distributed import is_first
-    from taillift.training.fit.resume import state_beside
+    from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe, parse_changes
     from taillift.training.train import Trainer
 
@@ -88,7 +88,7 @@ def train(
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
-        run = Trainer(dataset, load_backbone(backbone)).train(chosen, state_beside(path), curves)
+        run = Trainer(dataset, load_backbone(backbone)).train(chosen, resume_path(path), curves)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} not written: run the same command again, and it "

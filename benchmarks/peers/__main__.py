@@ -77,7 +77,7 @@ def main() -> None:
 def known_labels(settings: Settings, photos: Sequence[bytes]) -> list[str]:
     """The surest class of each photo, from five views, without a server."""
     classifier = Classifier.open(settings.bundle, settings.device)
-    logits = classifier.combined(map(classifier.canvas, photos)).logits
+    logits = classifier.mean_logits(map(classifier.canvas, photos)).logits
     return [classifier.manifest.labels[index] for index in logits.argmax(1)]
 
 

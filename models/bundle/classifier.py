@@ -9,10 +9,10 @@ import numpy as np
 from taillift.models.bundle import folder as layout
 from taillift.models.bundle.arrays import chunks
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.ensemble import Combined, Counts, Ensemble, Stages, apply
+from taillift.models.bundle.ensemble import Counts, Ensemble, MeanLogits, Stages, run_stages
 from taillift.models.bundle.images import Pixels, load, views
 from taillift.models.bundle.posterior import Doubles
-from taillift.models.bundle.predictor import Reader
+from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import CPU, Session, first_line
 from taillift.models.errors import UserError
@@ -23,14 +23,14 @@ BATCH_VIEWS: Final = 40
 class Classifier:
     """What `taillift classify`, the evaluation and the service share.
 
-    `combined` is the costly part; `reader` makes answers of it. Between them a caller may do its
-    own batching over `session`.
+    `mean_logits` is the costly part; `predictor` makes answers of it. Between them a caller may do
+    its own batching over `session`.
     """
 
-    def __init__(self, session: Session, reader: Reader) -> None:
+    def __init__(self, session: Session, predictor: Predictor) -> None:
         self.session = session
-        self.reader = reader
-        self.manifest = reader.manifest
+        self.predictor = predictor
+        self.manifest = predictor.manifest
 
     @classmethod
     def open(
@@ -39,48 +39,50 @@ class Classifier:
         """Raises `UserError` where hashes, provider, graph or logits are not what they must be."""
         manifest = layout.read_manifest(bundle)
         layout.verify_files(bundle, manifest)
-        reader = Reader.open(bundle, manifest, precision)
+        predictor = Predictor.open(bundle, manifest, precision)
         session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
-        _check_golden(bundle, reader, session)
-        return cls(session, reader)
+        _check_golden(bundle, predictor, session)
+        return cls(session, predictor)
 
     def canvas(self, data: bytes) -> Pixels:
         """uint8 [height, width, 3]; raises `models.bundle.images.ImageError`."""
         return load(data, self.manifest.preprocessing)
 
-    def combined(self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL) -> Combined:
+    def mean_logits(
+        self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL
+    ) -> MeanLogits:
         """In batches of at most `BATCH_VIEWS` views.
 
         Raises `UserError` where `ensemble` is adaptive and the bundle has no exit rule.
         """
-        rule = self.reader.exit_rule(ensemble)
+        rule = self.predictor.exit_rule(ensemble)
         size, count = self.manifest.preprocessing.size, ensemble.views
         every = (views(canvas, size, count) for canvas in canvases)
         parts = [
             self._combine(np.stack(rows), rule) for rows in chunks(every, BATCH_VIEWS // count)
         ]
         if not parts:
-            return Combined(np.empty((0, len(self.manifest.classes)), "f4"), np.empty(0, "i8"))
+            return MeanLogits(np.empty((0, len(self.manifest.classes)), "f4"), np.empty(0, "i8"))
         logits, taken = zip(*parts, strict=True)
-        return Combined(np.concatenate(logits), np.concatenate(taken))
+        return MeanLogits(np.concatenate(logits), np.concatenate(taken))
 
-    def _combine(self, pixels: Pixels, rule: Stages | None) -> Combined:
+    def _combine(self, pixels: Pixels, rule: Stages | None) -> MeanLogits:
         """Of views [N, V, S, S, 3], stage by stage."""
         count, most = pixels.shape[:2]
         seen = np.empty((count, most, len(self.manifest.classes)), np.float32)
 
         def fill(rows: Counts, first: int, last: int) -> None:
             logits = self.session.run(np.concatenate(pixels[rows, first:last])).logits
-            plain = self.reader.without_prior(logits)
+            plain = self.predictor.without_prior(logits)
             seen[rows, first:last] = plain.reshape(len(rows), last - first, -1)
 
-        return apply(rule or Stages(stages=(most,), leads=()), seen, fill)
+        return run_stages(rule or Stages(stages=(most,), leads=()), seen, fill)
 
 
-def _check_golden(bundle: Path, reader: Reader, session: Session) -> None:
+def _check_golden(bundle: Path, predictor: Predictor, session: Session) -> None:
     """The graph, the manifest and the golden views must be of one model, computed alike."""
-    manifest, file = reader.manifest, FILES[reader.precision]
-    pixels, expected = layout.read_golden(bundle, reader.precision)
+    manifest, file = predictor.manifest, FILES[predictor.precision]
+    pixels, expected = layout.read_golden(bundle, predictor.precision)
     side = manifest.preprocessing.size
     if pixels.shape[1:] != (side, side, 3):
         raise UserError(
@@ -105,7 +107,7 @@ def _check_golden(bundle: Path, reader: Reader, session: Session) -> None:
             f"{file} gives {logits.shape[1]} logits: export the bundle again"
         )
     difference = float(np.abs(logits - expected).max())
-    if not difference <= session.device.golden_tolerance(reader.precision):
+    if not difference <= session.device.golden_tolerance(predictor.precision):
         raise UserError(
             f"{bundle} gives other logits here than where it was made (they differ by "
             f"{difference:.3g}): the device or its libraries compute wrongly; try another provider"

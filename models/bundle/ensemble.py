@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.schema import Group, Record
+from taillift.models.bundle.schema import Group, SchemaModel
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,7 +31,7 @@ class Ensemble(StrEnum):
         return 1 if self is Ensemble.OFF else VIEWS
 
 
-def combine(logits: Floats, views: int) -> Floats:
+def mean_over_views(logits: Floats, views: int) -> Floats:
     """Mean logits over each image's views: [images * views, C] to [images, C].
 
     Raises `ValueError` where the rows are no multiple of `views`.
@@ -45,7 +45,7 @@ Counts = npt.NDArray[np.int64]
 Fill = Callable[[Counts, int, int], None]
 
 
-class Stages(Record):
+class Stages(SchemaModel):
     """After how many views an image may stop, and how far its best class must then be ahead.
 
     An image's logits after k views are the mean over its first k; it stops after `stages[i]` views
@@ -72,11 +72,11 @@ class Stages(Record):
         stage = self.stages.index(views)
         if stage == len(self.leads):
             return np.ones(len(logits), np.bool_)
-        stopped: Booleans = lead(logits) >= self.leads[stage]
+        stopped: Booleans = margin(logits) >= self.leads[stage]
         return stopped
 
 
-class Loss(Record):
+class Loss(SchemaModel):
     """Accuracy lost against all five views, in points; what is negative is won.
 
     Over photos for all classes together, and for a group the mean over its classes of the class
@@ -105,35 +105,35 @@ class ExitRule(Stages):
     notes: tuple[str, ...] = Field((), description="what the photos could show and what not")
 
 
-def lead(logits: Floats) -> Floats:
+def margin(logits: Floats) -> Floats:
     """[N]: by how much the best class is ahead of the second, of logits [N, C], C at least 2."""
     best = np.partition(logits, -2, axis=1)
     ahead: Floats = best[:, -1] - best[:, -2]
     return ahead
 
 
-class Combined(NamedTuple):
+class MeanLogits(NamedTuple):
     """Each image's mean logits over its views, float32 [N, C], and how many it took, int64 [N]."""
 
     logits: Floats
     views: Counts
 
 
-def apply(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> Combined:
+def run_stages(rule: Stages, view_logits: Floats, fill: Fill | None = None) -> MeanLogits:
     """What becomes of logits [N, V, C].
 
     With `fill`, `view_logits` may start empty: `fill(rows, first, last)` is called to write views
     `first` to `last` (not included) of the images at `rows`, once they turn out to be needed.
     """
     count, _, classes = view_logits.shape
-    combined = np.empty((count, classes), np.float32)
+    mean_logits = np.empty((count, classes), np.float32)
     taken = np.zeros(count, np.int64)
     for before, views in pairwise((0, *rule.stages)):
         left = np.flatnonzero(taken == 0)
         if fill and len(left):
             fill(left, before, views)
-        logits = combine(view_logits[left, :views].reshape(-1, classes), views)
+        logits = mean_over_views(view_logits[left, :views].reshape(-1, classes), views)
         stopped = rule.stops(logits, views)
-        combined[left[stopped]] = logits[stopped]
+        mean_logits[left[stopped]] = logits[stopped]
         taken[left[stopped]] = views
-    return Combined(combined, taken)
+    return MeanLogits(mean_logits, taken)

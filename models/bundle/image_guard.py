@@ -23,7 +23,7 @@ _END: Final = b"\xd9"
 _PIXELS: Final = frozenset({b"IDAT", b"fcTL", b"fdAT"})
 
 
-def excess(data: bytes) -> str | None:
+def too_many_parts(data: bytes) -> str | None:
     """What a JPEG or PNG file has too much of; None where nothing."""
     scans = 0
     for count, part in enumerate(_parts(data), 1):

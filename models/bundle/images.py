@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from taillift.models.bundle.image_guard import JPEG, PNG, excess
+from taillift.models.bundle.image_guard import JPEG, PNG, too_many_parts
 from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS, Preprocessing
 from taillift.models.errors import UserError
 
@@ -59,7 +59,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     if not data:
         raise NotAnImageError("the image is empty (0 bytes)")
-    if (too_much := excess(data)) is not None:
+    if (too_much := too_many_parts(data)) is not None:
         raise BrokenImageError(f"the image has {too_much}: save it again with a common program")
     image = _open(data)
     width, height = image.size

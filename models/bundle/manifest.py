@@ -9,13 +9,13 @@ from pydantic import Field, field_validator
 from taillift.models.bundle.ensemble import ExitRule
 from taillift.models.bundle.prediction_sets import PredictionSets
 from taillift.models.bundle.review import Review
-from taillift.models.bundle.schema import Group, Precision, Preprocessing, Record
+from taillift.models.bundle.schema import Group, Precision, Preprocessing, SchemaModel
 from taillift.models.bundle.temperature import Calibration
 
 PriorName = Literal["uniform", "train", "other"]
 
 
-class Thresholds(Record):
+class Thresholds(SchemaModel):
     """Which group a class is in, by its number of training images (LIFT, section 5)."""
 
     many: int = 100
@@ -32,14 +32,14 @@ class Thresholds(Record):
         return [self.group(count) for count in counts]
 
 
-class Accuracy(Record):
+class Accuracy(SchemaModel):
     """Share of one class's held-out images that were recognised, in per cent."""
 
     single: float
     full: float
 
 
-class ClassInfo(Record):
+class ClassInfo(SchemaModel):
     label: str
     prompt: str
     count: int = Field(gt=0, description="training images")
@@ -48,13 +48,13 @@ class ClassInfo(Record):
     accuracy: Accuracy | None = Field(None, description="absent without held-out images")
 
 
-class Backbone(Record):
+class BackboneInfo(SchemaModel):
     architecture: str
     pretrained: str
     sha256: str = Field(description="of the weights as loaded")
 
 
-class Method(Record):
+class Method(SchemaModel):
     name: str = Field(description="the recipe's")
     tuners: tuple[str, ...] = Field((), description="what was trained inside the tower")
     rank: int | None = Field(None, description="hidden units that the first tuner with any has")
@@ -65,7 +65,7 @@ class Method(Record):
     )
 
 
-class Scores(Record):
+class Scores(SchemaModel):
     """Accuracies in per cent; a group without test images has none."""
 
     overall: float
@@ -77,7 +77,7 @@ class Scores(Record):
     harmonic_mean: float
 
 
-class Evaluation(Record):
+class Evaluation(SchemaModel):
     """Measured on held-out images through the code that serves."""
 
     data: str
@@ -88,7 +88,7 @@ class Evaluation(Record):
     adaptive_views: float | None = Field(None, description="mean number of views it took")
 
 
-class Variant(Record):
+class Variant(SchemaModel):
     """One graph of the bundle, and how its logits become answers."""
 
     made: str | None = Field(
@@ -102,17 +102,17 @@ class Variant(Record):
     notes: tuple[str, ...] = Field((), description="why the parts that are absent are")
 
 
-class FileRecord(Record):
+class FileRecord(SchemaModel):
     sha256: str
     size: int
 
 
-class Manifest(Record):
+class Manifest(SchemaModel):
     schema_version: Literal[1] = 1
     name: str
     version: str = Field(description="first 12 hex digits of the hash over all files' hashes")
     taillift_version: str
-    backbone: Backbone
+    backbone: BackboneInfo
     method: Method
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     thresholds: Thresholds

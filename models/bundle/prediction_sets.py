@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from taillift.models.bundle.ensemble import Ensemble, Floats
-from taillift.models.bundle.schema import GROUPS, Group, Record
+from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
 
 LEAST: Final = 0.5
 MOST: Final = 0.99
@@ -27,7 +27,7 @@ Labels = npt.NDArray[np.int64]
 Sets = npt.NDArray[np.bool_]
 
 
-class Interpolation(Record):
+class Interpolation(SchemaModel):
     """How far a class's threshold is drawn to that of its group.
 
     Of n photos the share n / (n + pull) is the class's own: the tau of Interp-Q (arXiv 2507.06867,
@@ -37,13 +37,13 @@ class Interpolation(Record):
     pull: float = Field(ge=0, description="what the group counts as, in photos")
 
 
-class GroupCoverage(Record):
+class GroupCoverage(SchemaModel):
     photos: int
     coverage: float | None = Field(description="absent without photos")
     size: float | None = Field(description="labels in a set")
 
 
-class CoverageScores(Record):
+class CoverageScores(SchemaModel):
     """How often sets hold the right label, in per cent, and how many labels they have."""
 
     target: float = Field(description="per cent")
@@ -54,7 +54,7 @@ class CoverageScores(Record):
     groups: dict[Group, GroupCoverage] = Field(description="of the true class, over classes")
 
 
-class PredictionSets(Record):
+class PredictionSets(SchemaModel):
     """What `coverage=` is answered from, and what held-out photos say of it."""
 
     interpolation: Interpolation

@@ -23,14 +23,14 @@ from taillift.models.bundle.temperature import group_indices
 from taillift.models.errors import UserError
 
 
-class Reading(NamedTuple):
+class Prediction(NamedTuple):
     """One image's probabilities [C]: under the prior that was asked for, and the uniform one."""
 
     asked: Doubles
     uniform: Doubles
 
 
-class Reader:
+class Predictor:
     """Makes answers of one variant's logits."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Reader:
         self._coverage = self._coverages(scores)
 
     @classmethod
-    def open(cls, bundle: Path, manifest: Manifest, precision: Precision) -> "Reader":
+    def open(cls, bundle: Path, manifest: Manifest, precision: Precision) -> "Predictor":
         """Raises `UserError` where the bundle lacks the variant or its calibration is damaged."""
         if precision not in manifest.variants:
             had = ", ".join(manifest.variants)
@@ -99,14 +99,16 @@ class Reader:
         target = self._uniform if log_target is None else log_target
         return posterior(logits, target, self._temperatures(logits, views, ensemble))
 
-    def read(self, logits: Floats, views: int, ensemble: Ensemble, log_target: Doubles) -> Reading:
+    def read(
+        self, logits: Floats, views: int, ensemble: Ensemble, log_target: Doubles
+    ) -> Prediction:
         """Of one image's combined logits [C]."""
         rows = logits[None]
         temperatures = self._temperatures(rows, np.array([views]), ensemble)
         uniform = posterior(rows, self._uniform, temperatures)[0]
         if np.array_equal(log_target, self._uniform):
-            return Reading(uniform, uniform)
-        return Reading(posterior(rows, log_target, temperatures)[0], uniform)
+            return Prediction(uniform, uniform)
+        return Prediction(posterior(rows, log_target, temperatures)[0], uniform)
 
     def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
         """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
@@ -117,7 +119,7 @@ class Reader:
         return thresholds.sets(probabilities, coverage) if thresholds else None
 
     def members(
-        self, reading: Reading, ensemble: Ensemble, coverage: float | None
+        self, prediction: Prediction, ensemble: Ensemble, coverage: float | None
     ) -> list[int] | None:
         """The classes of one image's set, the most probable first; None without a `coverage`.
 
@@ -125,20 +127,20 @@ class Reader:
         """
         if coverage is None:
             return None
-        held = self.sets(reading.uniform[None], ensemble, coverage)
+        held = self.sets(prediction.uniform[None], ensemble, coverage)
         if held is None:
             return None
-        held[0, reading.asked.argmax()] = True
-        order = np.argsort(-reading.asked, kind="stable")
+        held[0, prediction.asked.argmax()] = True
+        order = np.argsort(-prediction.asked, kind="stable")
         return [int(index) for index in order if held[0, index]]
 
-    def decide(self, reading: Reading) -> Decision | None:
+    def decide(self, prediction: Prediction) -> Decision | None:
         """On one image's answer under the uniform prior; None where the bundle cannot say."""
         if self.variant.review is None:
             return None
-        index = int(reading.uniform.argmax())
+        index = int(prediction.uniform.argmax())
         group = self.manifest.classes[index].group
-        return self.variant.review.decide(float(reading.uniform[index]), group)
+        return self.variant.review.decide(float(prediction.uniform[index]), group)
 
     def _temperatures(self, logits: Floats, views: Counts, ensemble: Ensemble) -> Doubles:
         """[N], 1 where the bundle is not calibrated."""

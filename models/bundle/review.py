@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from taillift.models.bundle.schema import Group, Record
+from taillift.models.bundle.schema import Group, SchemaModel
 
 Decision = Literal["accept", "review"]
 
 
-class GroupReview(Record):
+class GroupReview(SchemaModel):
     """For the answers with a class of one group; photos of every class weigh the same."""
 
     photos: int = Field(description="held-out photos that are answered with a class of this group")
@@ -21,7 +21,7 @@ class GroupReview(Record):
     error: float | None = Field(description="per cent of the accepted ones")
 
 
-class Review(Record):
+class Review(SchemaModel):
     """Thresholds on the confidence under the uniform prior, at the same risk in every group."""
 
     risk: float = Field(description="per cent of accepted answers that may be wrong")

@@ -9,7 +9,7 @@ Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
-class Record(BaseModel):
+class SchemaModel(BaseModel):
     """Immutable, and no key that is not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ FILES: Final = {
 }
 
 
-class Preprocessing(Record):
+class Preprocessing(SchemaModel):
     """`size` S and `expand` are in pixels; `mean` and `std` are per RGB channel on a 0 to 1 scale
     and are applied inside the graph.
     """

@@ -9,12 +9,12 @@ from pydantic import Field, PositiveFloat
 
 from taillift.models.bundle.ensemble import Ensemble, Floats
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.schema import GROUPS, Group, Record
+from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
 
 Indices = npt.NDArray[np.int64]
 
 
-class Temperatures(Record):
+class Temperatures(SchemaModel):
     """For one kind of answer: over all photos, and by the group of the predicted class."""
 
     pooled: float = Field(gt=0)
@@ -28,7 +28,7 @@ class Temperatures(Record):
         return [self.groups.get(group, self.pooled) for group in GROUPS]
 
 
-class ErrorChange(Record):
+class ErrorChange(SchemaModel):
     """Calibration error in points, at temperature 1 and as calibrated.
 
     It is the root mean square gap between confidence and accuracy over bins, less what chance
@@ -55,12 +55,12 @@ class ErrorChange(Record):
         return self.before / 2 >= self.resolution
 
 
-class ErrorChanges(Record):
+class ErrorChanges(SchemaModel):
     overall: ErrorChange
     groups: dict[Group, ErrorChange] = Field(description="by the group of the predicted class")
 
 
-class CalibrationErrors(Record):
+class CalibrationErrors(SchemaModel):
     """What calibration changes, for each ensemble; photos of every class weigh the same."""
 
     data: str = Field(description="what it was measured on")
@@ -70,7 +70,7 @@ class CalibrationErrors(Record):
     notes: tuple[str, ...] = Field((), description="which groups have too few photos to say")
 
 
-class Calibration(Record):
+class Calibration(SchemaModel):
     """Softmax temperatures for each ensemble.
 
     Images that an adaptive ensemble stops early are a kind of their own, so there they have

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taillift.models.errors import UserError
 from taillift.models.lift.block import Block, Mlp, QuickGELU
 from taillift.models.lift.pooling import AttentionPool, Embed, MeanPool, Pool
-from taillift.models.lift.resnet import Bottleneck, GridPool, Layer, Stem
+from taillift.models.lift.resnet import GridPool, Layer, ResidualBottleneck, Stem
 from taillift.models.lift.tower import Tower
 
 WORKING: Final = "ViT-*, ViT-*-SigLIP*, MobileCLIP*-B, RN* and timm:vit_*"
@@ -176,9 +176,9 @@ def from_resnet(visual: Any) -> Tower:
     return Tower.assemble_resnet(stem, layers, pool)
 
 
-def _bottleneck(source: Any) -> Bottleneck:
+def _bottleneck(source: Any) -> ResidualBottleneck:
     inside, middle = source.conv1.in_channels, source.conv1.out_channels
-    block = Bottleneck(inside, middle, source.conv3.out_channels, source.stride)
+    block = ResidualBottleneck(inside, middle, source.conv3.out_channels, source.stride)
     block.load_state_dict(source.state_dict())
     return block
 

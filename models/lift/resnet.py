@@ -28,7 +28,7 @@ class Stem(nn.Sequential):
         super().__init__(OrderedDict([*named, ("avgpool", nn.AvgPool2d(2))]))
 
 
-class Bottleneck(nn.Module):
+class ResidualBottleneck(nn.Module):
     """A residual block of three convolutions, [N, I, H, H] to [N, O, H / stride, H / stride].
 
     It strides by a mean over the grid behind its second convolution, and in its shortcut, which

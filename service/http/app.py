@@ -11,14 +11,13 @@ from prometheus_client.exposition import choose_encoder
 
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.posterior import Doubles, Prior
-from taillift.models.bundle.predictor import Reading
+from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
 from taillift.service.http.disconnect import held, while_connected
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
-    Answer,
     Classification,
     ClassifiedImage,
     ClassifyQuery,
@@ -26,6 +25,7 @@ from taillift.service.http.schemas import (
     ConfidenceOfImage,
     ConfidenceQuery,
     FailedImage,
+    InferenceAnswer,
     InferenceQuery,
     ModelSummary,
     Status,
@@ -45,7 +45,7 @@ from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 
 Result = TypeVar("Result")
-Answered = tuple[Upload, jobs.Answer | PerImageError]
+Answered = tuple[Upload, jobs.ImageOutputs | PerImageError]
 
 # What needs an API key where there are any, and what never does.
 router = APIRouter()
@@ -97,17 +97,17 @@ async def classify(
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
-    reader, asked = engine.reader, _asked(engine, query)
-    if query.coverage is not None and reader.variant.sets is None:
+    predictor, asked = engine.predictor, _asked(engine, query)
+    if query.coverage is not None and predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
-    def result(upload: Upload, reading: Reading, views: int) -> ClassifiedImage:
-        decision = reader.decide(reading) if query.prior == Prior.UNIFORM else None
-        members = reader.members(reading, asked.ensemble, query.coverage)
-        engine.monitoring.observe(reading.uniform, decision, members)
+    def result(upload: Upload, prediction: Prediction, views: int) -> ClassifiedImage:
+        decision = predictor.decide(prediction) if query.prior == Prior.UNIFORM else None
+        members = predictor.members(prediction, asked.ensemble, query.coverage)
+        engine.monitoring.observe(prediction.uniform, decision, members)
         return classified(
             upload.filename,
-            reading.asked,
+            prediction.asked,
             engine.manifest.classes,
             query.top_k,
             views,
@@ -142,10 +142,12 @@ async def confidence(
     engine.require_ready()
     chosen, asked = chosen_classes(query.classes, engine.manifest), _asked(engine, query)
 
-    def result(upload: Upload, reading: Reading, views: int) -> ConfidenceOfImage:
-        return confidences(upload.filename, reading.asked, engine.manifest, chosen, views)
+    def result(upload: Upload, prediction: Prediction, views: int) -> ConfidenceOfImage:
+        return confidences(upload.filename, prediction.asked, engine.manifest, chosen, views)
 
-    answer = Answer(model=model_id(engine.manifest), ensemble=asked.ensemble, prior=query.prior)
+    answer = InferenceAnswer(
+        model=model_id(engine.manifest), ensemble=asked.ensemble, prior=query.prior
+    )
     # Within the request's hold, because its images are in memory until then.
     async with _answered(request, engine, asked, deadline) as answered, writing:
         results = _results(engine, asked, answered, result)
@@ -198,7 +200,7 @@ def _results(
     engine: Engine,
     asked: Asked,
     answered: Sequence[Answered],
-    result: Callable[[Upload, Reading, int], Result],
+    result: Callable[[Upload, Prediction, int], Result],
 ) -> Iterator[Result | FailedImage]:
     """`result` of each image, a problem in the place of each that cannot be used."""
     with engine.metrics.stage("post"):
@@ -206,17 +208,17 @@ def _results(
             if isinstance(answer, PerImageError):
                 yield FailedImage(filename=upload.filename, error=answer.document())
             else:
-                reading = engine.reader.read(
+                prediction = engine.predictor.read(
                     answer.logits, answer.views, asked.ensemble, asked.log_prior
                 )
-                yield result(upload, reading, answer.views)
+                yield result(upload, prediction, answer.views)
 
 
 @router.get("/classes", response_model=class_report.Classes)
 async def classes(engine: Service, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
-        seen = class_report.look(engine.monitoring)
+        seen = class_report.take_snapshot(engine.monitoring)
         text = await asyncio.to_thread(lambda: class_report.classes(seen).model_dump_json())
     return Response(text, media_type="application/json")
 
@@ -231,7 +233,7 @@ async def one_class(label: str, engine: Service) -> class_report.ClassDetails:
 async def model(engine: Service) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
     return model_summary(
-        engine.reader, engine.settings.device, list(engine.priors), engine.precision_reason
+        engine.predictor, engine.settings.device, list(engine.priors), engine.precision_reason
     )
 
 

@@ -17,7 +17,7 @@ from taillift.service.problems import UnknownClassError
 from taillift.service.tail.distributions import binomial_interval
 from taillift.service.tail.monitor import COVERAGE
 from taillift.service.tail.reference import Source
-from taillift.service.tail.state import Interval, TailState, Verdict
+from taillift.service.tail.state import ClassStatus, Interval, TailState
 from taillift.service.tail.window import BUCKETS, quantiles
 
 Direction = Literal["more", "fewer"]
@@ -31,14 +31,14 @@ class Confidences(BaseModel):
     high: float
 
 
-class Window(BaseModel):
+class CountingWindow(BaseModel):
     seconds: float
     predictions: int
     since: datetime | None = Field(description="when the oldest part that is counted began")
     reference: Source
 
 
-class Share(BaseModel):
+class ExpectedShare(BaseModel):
     """Of the images, corrected for the model's confusions; `low` to `high`: 95 % interval."""
 
     share: float
@@ -46,7 +46,7 @@ class Share(BaseModel):
     high: float
 
 
-class Live(BaseModel):
+class Traffic(BaseModel):
     """Within the window; `silent` and `drifting` are what was found since monitoring began."""
 
     predicted: int
@@ -60,7 +60,7 @@ class Live(BaseModel):
     direction: Direction | None = Field(description="where it drifts")
 
 
-class ClassLive(Live):
+class ClassLive(Traffic):
     last_seen: datetime | None
     silent: bool
     hidden: bool = Field(description="its loss could not be seen: others are taken for it")
@@ -75,17 +75,17 @@ class ClassSummary(BaseModel):
     live: ClassLive
 
 
-class GroupSummary(Live):
+class GroupSummary(Traffic):
     classes: int
     expected_share: float
-    prevalence: Share
+    prevalence: ExpectedShare
     silent: int = Field(description="classes that are")
     drifting: int = Field(description="classes that are")
 
 
 class Classes(BaseModel):
     model: ModelId
-    window: Window
+    window: CountingWindow
     groups: dict[Group, GroupSummary]
     classes: list[ClassSummary]
 
@@ -93,8 +93,10 @@ class Classes(BaseModel):
 class Details(BaseModel):
     """Of one class. Delays are in predictions of any class; null: it would not be found."""
 
-    verdict: Verdict
-    expected_share: Share = Field(description="of predictions; what the held-out photos leave open")
+    verdict: ClassStatus
+    expected_share: ExpectedShare = Field(
+        description="of predictions; what the held-out photos leave open"
+    )
     chance: float = Field(
         description="of so few predictions, or fewer, under the reference; for one look"
     )
@@ -110,30 +112,30 @@ class Details(BaseModel):
 
 
 class ClassDetails(ClassSummary):
-    window: Window
+    window: CountingWindow
     details: Details
 
 
-class Look(NamedTuple):
+class Snapshot(NamedTuple):
     """The statistics as they were at one moment: they change no more, so any thread may read them.
 
     `histogram` int64 [C, bins] counts the window's predictions by class and confidence.
     """
 
     manifest: Manifest
-    window: Window
+    window: CountingWindow
     state: TailState
     histogram: npt.NDArray[np.int64]
 
 
-def look(monitoring: Monitoring) -> Look:
+def take_snapshot(monitoring: Monitoring) -> Snapshot:
     """For the event loop alone, and short."""
     state = monitoring.state()
     histogram = monitoring.monitor.window.histogram.copy()
-    return Look(monitoring.manifest, _window(monitoring, state), state, histogram)
+    return Snapshot(monitoring.manifest, _window(monitoring, state), state, histogram)
 
 
-def classes(seen: Look) -> Classes:
+def classes(seen: Snapshot) -> Classes:
     """Of every class and group; with thousands of classes it takes a part of a second."""
     return Classes(
         model=model_id(seen.manifest),
@@ -149,7 +151,7 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     if label not in labels:
         raise UnknownClassError(unknown_class(label, labels))
     place = labels.index(label)
-    seen = look(monitoring)
+    seen = take_snapshot(monitoring)
     (summary,) = _summaries(seen, [place])
     one = monitoring.class_state(place)
     return ClassDetails(
@@ -168,10 +170,10 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     )
 
 
-def _window(monitoring: Monitoring, state: TailState) -> Window:
+def _window(monitoring: Monitoring, state: TailState) -> CountingWindow:
     window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
     began = window.buckets[0].number * seconds / BUCKETS if window.buckets else None
-    return Window(
+    return CountingWindow(
         seconds=seconds,
         predictions=state.window_predictions,
         since=_time(began),
@@ -179,7 +181,7 @@ def _window(monitoring: Monitoring, state: TailState) -> Window:
     )
 
 
-def _groups(seen: Look) -> dict[Group, GroupSummary]:
+def _groups(seen: Snapshot) -> dict[Group, GroupSummary]:
     state, found = seen.state, seen.state.classes
     group = np.array([GROUPS.index(info.group) for info in seen.manifest.classes])
     return {
@@ -205,7 +207,7 @@ def _groups(seen: Look) -> dict[Group, GroupSummary]:
     }
 
 
-def _summaries(seen: Look, places: Sequence[int]) -> list[ClassSummary]:
+def _summaries(seen: Snapshot, places: Sequence[int]) -> list[ClassSummary]:
     """Of the classes with the indices `places`, in that order."""
     chosen, total, arrays = np.asarray(places), seen.state.window_predictions, seen.state.classes
     low, high = binomial_interval(arrays.predicted[chosen], total, COVERAGE)
@@ -273,8 +275,8 @@ def _confidences(values: Sequence[float]) -> Confidences:
     return Confidences(low=low, median=median, high=high)
 
 
-def _share(share: float, interval: Interval) -> Share:
-    return Share(share=share, low=interval.low, high=interval.high)
+def _share(share: float, interval: Interval) -> ExpectedShare:
+    return ExpectedShare(share=share, low=interval.low, high=interval.high)
 
 
 def _finite(value: float | None) -> float | None:

@@ -8,12 +8,12 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from taillift.service.inference.admission import Hold
+from taillift.service.inference.admission import Reservation
 
 T = TypeVar("T")
 
 
-def held(request: Request, hold: Hold) -> Request:
+def held(request: Request, hold: Reservation) -> Request:
     """The request, its body held by `hold` as it comes.
 
     Reading it raises `OverloadedError`.

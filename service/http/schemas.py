@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from taillift.models.bundle.classifier import top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
-from taillift.models.bundle.manifest import Backbone, ClassInfo, Evaluation, Manifest, Method
+from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation, Manifest, Method
 from taillift.models.bundle.posterior import Doubles, Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
-from taillift.models.bundle.predictor import Reader
+from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, Review
 from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
 from taillift.models.bundle.temperature import Calibration
@@ -66,7 +66,7 @@ class ModelId(BaseModel):
     version: str
 
 
-class Prediction(BaseModel):
+class LabelConfidence(BaseModel):
     label: str
     group: Group
     confidence: float = Field(description=CONFIDENCE)
@@ -83,7 +83,7 @@ class FailedImage(ImageResult):
 
 class ClassifiedImage(ImageResult):
     views: int = Field(description="views that the answer took")
-    predictions: list[Prediction]
+    predictions: list[LabelConfidence]
     decision: Decision | None = Field(
         None,
         description="accept: the errors among such answers are certified, or else only estimated, "
@@ -107,19 +107,19 @@ class ConfidenceOfImage(ImageResult):
     groups: dict[Group, float] = Field(description="sums over all classes of each group")
 
 
-class Answer(BaseModel):
+class InferenceAnswer(BaseModel):
     model: ModelId
     ensemble: Ensemble
     prior: str
 
 
-class Classification(Answer):
+class Classification(InferenceAnswer):
     """`results` are in the order of the images."""
 
     results: list[ClassifiedImage | FailedImage]
 
 
-class Confidence(Answer):
+class Confidence(InferenceAnswer):
     """`results` are in the order of the images."""
 
     results: list[ConfidenceOfImage | FailedImage]
@@ -131,7 +131,7 @@ class ModelSummary(BaseModel):
     name: str
     version: str
     taillift_version: str
-    backbone: Backbone
+    backbone: BackboneInfo
     method: Method
     classes: int
     groups: dict[Group, int] = Field(description="classes in each group")
@@ -171,7 +171,7 @@ def classified(
 ) -> ClassifiedImage:
     """The `top_k` surest of one image's probabilities [C], and the `members` of its set."""
     predictions = [
-        Prediction(
+        LabelConfidence(
             label=classes[index].label,
             group=classes[index].group,
             confidence=float(probabilities[index]),
@@ -211,7 +211,9 @@ def confidences(
     )
 
 
-def confidence_json(answer: Answer, results: Iterable[ConfidenceOfImage | FailedImage]) -> bytes:
+def confidence_json(
+    answer: InferenceAnswer, results: Iterable[ConfidenceOfImage | FailedImage]
+) -> bytes:
     """`answer` and `results` as the JSON of a `Confidence`.
 
     Each result is written before the next is made: as objects they take many times the memory.
@@ -241,9 +243,9 @@ def unknown_class(label: str, labels: Sequence[str]) -> str:
 
 
 def model_summary(
-    reader: Reader, device: Device, priors: Sequence[str], reason: str
+    predictor: Predictor, device: Device, priors: Sequence[str], reason: str
 ) -> ModelSummary:
-    manifest, variant = reader.manifest, reader.variant
+    manifest, variant = predictor.manifest, predictor.variant
     groups = Counter(info.group for info in manifest.classes)
     return ModelSummary(
         name=manifest.name,
@@ -263,7 +265,7 @@ def model_summary(
         notes=list(variant.notes),
         priors=list(priors),
         provider=device.provider,
-        precision=reader.precision,
+        precision=predictor.precision,
         precision_reason=reason,
         made=variant.made,
     )

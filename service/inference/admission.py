@@ -13,7 +13,7 @@ from taillift.service.problems import DeadlineError, OverloadedError
 MARGIN: Final = 1.6
 
 
-class Share(NamedTuple):
+class Load(NamedTuple):
     """What a request has in work.
 
     `views` and `size` (bytes) are what it may take at most: they bound memory. `load` is the
@@ -27,12 +27,12 @@ class Share(NamedTuple):
     load: float = 0.0
     raw: int = 0
 
-    def minus(self, other: "Share") -> "Share":
-        return Share._make(mine - its for mine, its in zip(self, other, strict=True))
+    def minus(self, other: "Load") -> "Load":
+        return Load._make(mine - its for mine, its in zip(self, other, strict=True))
 
 
-def total(*shares: Share) -> Share:
-    return Share._make(map(sum, zip(*shares, strict=True)))
+def total(*shares: Load) -> Load:
+    return Load._make(map(sum, zip(*shares, strict=True)))
 
 
 # Seconds that so many views take on the device, so many bytes in the decoder beside it.
@@ -46,21 +46,21 @@ class Admission:
         self._max_views = max_views
         self._max_bytes = max_bytes
         self._forecast = forecast
-        self._holds: set[Hold] = set()
-        self._total = Share()
+        self._holds: set[Reservation] = set()
+        self._total = Load()
 
     @contextmanager
-    def hold(self, deadline: Deadline) -> Iterator["Hold"]:
+    def hold(self, deadline: Deadline) -> Iterator["Reservation"]:
         """One request's share, empty at first and given back at the end of the block."""
-        hold = Hold(self, deadline)
+        hold = Reservation(self, deadline)
         self._holds.add(hold)
         try:
             yield hold
         finally:
-            hold.change(Share().minus(hold.share))
+            hold.change(Load().minus(hold.share))
             self._holds.discard(hold)
 
-    def wait(self, images: int, apart: "Hold | None" = None) -> float:
+    def wait(self, images: int, apart: "Reservation | None" = None) -> float:
         """Seconds until a request of so many images has its turn, apart from `apart`'s own work.
 
         Requests take turns image by image (`service.waiting`), so that of a larger request only
@@ -75,7 +75,7 @@ class Admission:
                 raw += part * share.raw
         return self._forecast(load, raw)
 
-    def check(self, more: Share) -> None:
+    def check(self, more: Load) -> None:
         """Raises `OverloadedError` where the limits leave no room for so much more.
 
         It says to come back when all that is in work will have been answered.
@@ -92,7 +92,7 @@ class Admission:
             _whole_seconds(self._forecast(now.load, now.raw)),
         )
 
-    def check_deadline(self, hold: "Hold", share: Share) -> None:
+    def check_deadline(self, hold: "Reservation", share: Load) -> None:
         """Refuse what will not be answered in time by all that is known.
 
         With nothing else in work a request is always let in: the prediction may be wrong, and
@@ -118,19 +118,19 @@ class Admission:
             _whole_seconds(wait - (left - own) / MARGIN),
         )
 
-    def change(self, more: Share) -> None:
+    def change(self, more: Load) -> None:
         self._total = total(self._total, more)
 
 
-class Hold:
+class Reservation:
     """One request's share of what is in work."""
 
     def __init__(self, admission: Admission, deadline: Deadline) -> None:
         self._admission = admission
         self.deadline = deadline
-        self.share = Share()
+        self.share = Load()
 
-    def resize(self, share: Share) -> None:
+    def resize(self, share: Load) -> None:
         """Hold `share` instead of what is held; raises `OverloadedError` and `DeadlineError`."""
         self._check(share)
         self.change(share.minus(self.share))
@@ -140,23 +140,23 @@ class Hold:
 
         Raises `OverloadedError` and `DeadlineError`.
         """
-        self._check(Share(size=size))
+        self._check(Load(size=size))
 
     def grow(self, size: int) -> None:
         """Hold `size` bytes more; raises `OverloadedError`."""
-        more = Share(size=size)
+        more = Load(size=size)
         self._admission.check(more)
         self.change(more)
 
-    def give(self, less: Share) -> None:
+    def give(self, less: Load) -> None:
         """Give back a part."""
-        self.change(Share().minus(less))
+        self.change(Load().minus(less))
 
-    def _check(self, share: Share) -> None:
+    def _check(self, share: Load) -> None:
         self._admission.check(share.minus(self.share))
         self._admission.check_deadline(self, share)
 
-    def change(self, more: Share) -> None:
+    def change(self, more: Load) -> None:
         self._admission.change(more)
         self.share = total(self.share, more)
 

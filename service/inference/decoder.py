@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from taillift.models.bundle.images import Pixels, load_opened, open_image, views
 from taillift.models.bundle.schema import Preprocessing
-from taillift.service.inference.latency import Pace
+from taillift.service.inference.latency import LatencyModel
 from taillift.service.monitoring.counters import Metrics
 
 # A first guess of a decoding's seconds per byte and per image, until the first ones are measured.
@@ -36,7 +36,7 @@ class Decoder:
         self, threads: int, room: int, preprocessing: Preprocessing, metrics: Metrics
     ) -> None:
         self.threads = threads
-        self.pace = Pace(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
+        self.pace = LatencyModel(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._room = PixelRoom(room)
         self._preprocessing = preprocessing

@@ -13,7 +13,7 @@ from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import VIEWS, Pixels
-from taillift.models.bundle.predictor import Reader
+from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.service.inference.decoder import Decoder
@@ -71,7 +71,7 @@ class Engine:
         self._draining_since: float | None = None
         self._opened: Opened | None = None
         self._session: Session | None = None
-        self._reader: Reader | None = None
+        self._reader: Predictor | None = None
         self.precision_reason = ""
         self._decoder = Decoder(
             settings.decode_threads,
@@ -107,7 +107,7 @@ class Engine:
             scheduler,
             runner.pace,
             self.metrics,
-            self.reader.variant.exit,
+            self.predictor.variant.exit,
         )
         return Opened(scheduler, pipeline)
 
@@ -123,9 +123,9 @@ class Engine:
                 f"{classifier.manifest.version} instead of {self.manifest.version}: restart the "
                 "service"
             )
-        self._reader = reader = classifier.reader
+        self._reader = predictor = classifier.predictor
         self._session = session = classifier.session
-        return lambda pixels: reader.without_prior(session.run(pixels).logits)
+        return lambda pixels: predictor.without_prior(session.run(pixels).logits)
 
     def _open_classifier(self) -> Classifier:
         """After a fault the graph that was served, whatever is fastest then."""
@@ -206,7 +206,7 @@ class Engine:
         return self._opened
 
     @property
-    def reader(self) -> Reader:
+    def predictor(self) -> Predictor:
         """Raises `NotReadyError` while starting."""
         if self._reader is None:
             raise NotReadyError(STARTING)
@@ -215,7 +215,7 @@ class Engine:
     @property
     def usual_ensemble(self) -> Ensemble:
         """Where a request names none."""
-        return self.reader.usual_ensemble
+        return self.predictor.usual_ensemble
 
 
 def _check_limits(settings: Settings, view_bytes: int) -> None:

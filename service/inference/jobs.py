@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats, combine
+from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views
 from taillift.models.bundle.images import Pixels
 from taillift.service.inference.deadline import Deadline
 
 
-class Answer(NamedTuple):
+class ImageOutputs(NamedTuple):
     """`logits` float32 [C], the mean over the first `views` views."""
 
     logits: Floats
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(eq=False)
-class Work:
+class ImageJob:
     """One image's views, uint8 [V, S, S, 3], of which `rule` may spare some.
 
     V is the rule's last stage where there is a rule.
@@ -30,7 +30,7 @@ class Work:
     """
 
     views: Pixels
-    answer: asyncio.Future[Answer]
+    answer: asyncio.Future[ImageOutputs]
     deadline: Deadline
     owner: Hashable
     rule: ExitRule | None = None
@@ -56,17 +56,17 @@ class Work:
     def wanted(self) -> bool:
         return not self.answer.done()
 
-    def take(self, count: int) -> "Piece":
+    def take(self, count: int) -> "ViewSlice":
         """The next `count` of the views that are due."""
-        piece = Piece(self, self.taken, self.taken + count)
+        piece = ViewSlice(self, self.taken, self.taken + count)
         self.taken += count
         return piece
 
     def mean(self) -> Floats:
         """float32 [1, C], over the views seen so far."""
-        return combine(np.concatenate(self.rows), self.seen)
+        return mean_over_views(np.concatenate(self.rows), self.seen)
 
-    def go_on(self) -> None:
+    def request_next_stage(self) -> None:
         """Ask for the views of the next stage."""
         self.passes += 1
         self.goal = self._next_stage()
@@ -78,7 +78,7 @@ class Work:
 
     def succeed(self) -> None:
         if self.wanted:
-            self.answer.set_result(Answer(self.mean()[0], self.seen))
+            self.answer.set_result(ImageOutputs(self.mean()[0], self.seen))
 
     def fail(self, error: Exception) -> None:
         if self.wanted:
@@ -86,10 +86,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ViewSlice:
     """The views `start` to `stop` of one image, in one batch."""
 
-    work: Work
+    work: ImageJob
     start: int
     stop: int
 
@@ -101,7 +101,7 @@ class Piece:
         return self.stop - self.start
 
 
-def judge(reached: Sequence[Work]) -> None:
+def settle(reached: Sequence[ImageJob]) -> None:
     """Answer the images that have seen enough; the others ask for the views of the next stage.
 
     The images of one rule and one stage are judged together.
@@ -110,7 +110,7 @@ def judge(reached: Sequence[Work]) -> None:
         _judge_alike([work for work in reached if (id(work.rule), work.seen) == kind])
 
 
-def _judge_alike(works: Sequence[Work]) -> None:
+def _judge_alike(works: Sequence[ImageJob]) -> None:
     rule, seen = works[0].rule, works[0].seen
     if rule is None:
         stops = np.ones(len(works), np.bool_)
@@ -120,10 +120,10 @@ def _judge_alike(works: Sequence[Work]) -> None:
         if stop:
             work.succeed()
         else:
-            work.go_on()
+            work.request_next_stage()
 
 
-class Waiting:
+class WaitingJobs:
     """Images begun before new ones; of the new ones, one of each request in turn.
 
     What was begun holds memory and has cost work already: to finish it first keeps both small, and
@@ -133,30 +133,30 @@ class Waiting:
     """
 
     def __init__(self) -> None:
-        self._begun: deque[Work] = deque()
-        self._new: OrderedDict[Hashable, deque[Work]] = OrderedDict()
+        self._begun: deque[ImageJob] = deque()
+        self._new: OrderedDict[Hashable, deque[ImageJob]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._begun or self._new)
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[ImageJob]:
         """All that wait now, whatever becomes of them meanwhile."""
         return iter([*self._begun, *(work for works in self._new.values() for work in works)])
 
-    def add(self, work: Work) -> None:
+    def add(self, work: ImageJob) -> None:
         self._new.setdefault(work.owner, deque()).append(work)
 
-    def add_begun(self, work: Work) -> None:
+    def add_begun(self, work: ImageJob) -> None:
         self._begun.append(work)
 
-    def put_back(self, work: Work) -> None:
+    def put_back(self, work: ImageJob) -> None:
         """To the very front, from where it was taken."""
         self._begun.appendleft(work)
 
-    def first(self) -> Work:
+    def first(self) -> ImageJob:
         return self._begun[0] if self._begun else next(iter(self._new.values()))[0]
 
-    def pop(self) -> Work:
+    def pop(self) -> ImageJob:
         """The first, out of the queue; its request goes behind the others."""
         if self._begun:
             return self._begun.popleft()
@@ -166,7 +166,7 @@ class Waiting:
             self._new[owner] = works
         return work
 
-    def discard(self, work: Work) -> bool:
+    def discard(self, work: ImageJob) -> bool:
         """Whether it waited; if so, it no longer does."""
         if work in self._begun:
             self._begun.remove(work)

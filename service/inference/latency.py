@@ -13,7 +13,7 @@ NEWEST: Final = 0.2
 SLOWEST: Final = 3.0
 
 
-class Running:
+class MovingAverage:
     """A running mean, in which older values fade."""
 
     def __init__(self, value: float) -> None:
@@ -23,7 +23,7 @@ class Running:
         self.value += NEWEST * (value - self.value)
 
 
-class Pace:
+class LatencyModel:
     """The line `seconds = slope * count + base`, times what the newest work took of that.
 
     Two warm batches or more give the line. Serving, where batches of one size may follow each
@@ -34,7 +34,7 @@ class Pace:
     def __init__(self, slope: float = 0.0, base: float = 0.0) -> None:
         self.slope = slope
         self.base = base
-        self._factor = Running(1.0)
+        self._factor = MovingAverage(1.0)
 
     def fit(self, counts: Sequence[int], seconds: Sequence[float]) -> None:
         """The line with the least squares of relative errors, neither part of it negative."""
@@ -44,7 +44,7 @@ class Pace:
         if base < 0 or slope <= 0 or len(set(counts)) < 2:
             slope, base = float((times / sizes).mean()), 0.0
         self.slope, self.base = float(slope), float(base)
-        self._factor = Running(1.0)
+        self._factor = MovingAverage(1.0)
 
     def update(self, count: int, seconds: float) -> None:
         if (line := self.slope * count + self.base) > 0:

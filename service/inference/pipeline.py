@@ -10,11 +10,11 @@ from typing import Final
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
 from taillift.models.bundle.images import VIEWS, ImageError, Pixels
 from taillift.service.http.uploads import Upload
-from taillift.service.inference.admission import Admission, Hold, Share, total
+from taillift.service.inference.admission import Admission, Load, Reservation, total
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.decoder import Decoder
-from taillift.service.inference.jobs import Answer
-from taillift.service.inference.latency import Pace, Running
+from taillift.service.inference.jobs import ImageOutputs
+from taillift.service.inference.latency import LatencyModel, MovingAverage
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import MalformedError, PerImageError, image_problem
@@ -43,7 +43,7 @@ class Pipeline:
         view_bytes: int,
         decoder: Decoder,
         scheduler: Scheduler,
-        pace: Pace,
+        pace: LatencyModel,
         metrics: Metrics,
         rule: ExitRule | None,
     ) -> None:
@@ -54,7 +54,7 @@ class Pipeline:
         self._pace = pace
         self._metrics = metrics
         self._rule = rule
-        self._adaptive_views = Running(rule.mean_views if rule is not None else VIEWS)
+        self._adaptive_views = MovingAverage(rule.mean_views if rule is not None else VIEWS)
         self._admission = Admission(settings.queue_views, settings.queue_bytes, self._seconds)
         metrics.predicted_wait.set_function(
             lambda: self._admission.wait(1) + self._seconds(VIEWS, 0)
@@ -68,7 +68,7 @@ class Pipeline:
         )
 
     @contextmanager
-    def hold(self, size: int, deadline: Deadline) -> Iterator[Hold]:
+    def hold(self, size: int, deadline: Deadline) -> Iterator[Reservation]:
         """For a request whose body, of `size` bytes, is about to be read and held as it comes.
 
         Raises `OverloadedError` and `DeadlineError`.
@@ -78,8 +78,8 @@ class Pipeline:
             yield hold
 
     async def answers(
-        self, uploads: Sequence[Upload], ensemble: Ensemble, hold: Hold
-    ) -> list[Answer | PerImageError]:
+        self, uploads: Sequence[Upload], ensemble: Ensemble, hold: Reservation
+    ) -> list[ImageOutputs | PerImageError]:
         """For each image its answer, or why there is none.
 
         `hold` is made to hold the images and their views instead of the body. Raises
@@ -88,7 +88,7 @@ class Pipeline:
         """
         plan = self._plan(ensemble)
         shares = [self._share(upload, plan) for upload in uploads]
-        body = Share(size=sum(len(upload.data) for upload in uploads))
+        body = Load(size=sum(len(upload.data) for upload in uploads))
         hold.resize(total(body, *shares))
         turns = asyncio.Semaphore(AHEAD * self._decoder.threads)
         try:
@@ -111,24 +111,24 @@ class Pipeline:
             )
         return Plan(self._rule.stages[-1], self._rule, self._adaptive_views.value)
 
-    def _share(self, upload: Upload, plan: Plan) -> Share:
-        return Share(1, plan.views, plan.views * self._view_bytes, plan.load, len(upload.data))
+    def _share(self, upload: Upload, plan: Plan) -> Load:
+        return Load(1, plan.views, plan.views * self._view_bytes, plan.load, len(upload.data))
 
     async def _answer(
         self,
         upload: Upload,
         ensemble: Ensemble,
         plan: Plan,
-        hold: Hold,
-        share: Share,
+        hold: Reservation,
+        share: Load,
         turns: asyncio.Semaphore,
-    ) -> Answer | PerImageError:
+    ) -> ImageOutputs | PerImageError:
         """Gives back `share` as soon as its parts are no longer needed."""
         since = perf_counter()
         try:
             async with hold.deadline.limit("decode"), turns:
                 views = await self._decoded(upload.data, plan.views, since)
-            hold.give(Share(raw=share.raw))
+            hold.give(Load(raw=share.raw))
             share = share._replace(raw=0)
             answer = await self._scheduler.answer(views, hold.deadline, hold, plan.rule)
         except PerImageError as problem:

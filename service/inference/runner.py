@@ -12,7 +12,7 @@ import numpy as np
 
 from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.images import Pixels
-from taillift.service.inference.latency import Pace
+from taillift.service.inference.latency import LatencyModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Runner:
         self._runs = runs
         self._thread = ThreadPoolExecutor(1, "device")
         self._infer: Infer | None = None
-        self.pace = Pace()
+        self.pace = LatencyModel()
 
     async def open(self) -> None:
         """Load the model and warm it; what was loaded before is let go first.

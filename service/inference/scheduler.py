@@ -11,7 +11,7 @@ import numpy as np
 from taillift.models.bundle.ensemble import ExitRule, Floats
 from taillift.models.bundle.images import Pixels
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import Answer, Piece, Waiting, Work, judge
+from taillift.service.inference.jobs import ImageJob, ImageOutputs, ViewSlice, WaitingJobs, settle
 from taillift.service.inference.runner import Runner
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import InferenceError, NotReadyError
@@ -33,7 +33,7 @@ class Scheduler:
     """Feeds `runner` batches of at most `batch_views` views.
 
     Work-conserving and without a timer: while the device is busy views gather, and when it is
-    free it takes all of them, up to a batch, in the order of `Waiting`. A lone image waits for
+    free it takes all of them, up to a batch, in the order of `WaitingJobs`. A lone image waits for
     nobody. An image's views may be split over batches.
     """
 
@@ -41,7 +41,7 @@ class Scheduler:
         self._runner = runner
         self._batch_views = batch_views
         self._metrics = metrics
-        self._waiting = Waiting()
+        self._waiting = WaitingJobs()
         self._arrival = asyncio.Event()
         self._closing = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -69,7 +69,7 @@ class Scheduler:
 
     async def answer(
         self, views: Pixels, deadline: Deadline, owner: Hashable, rule: ExitRule | None = None
-    ) -> Answer:
+    ) -> ImageOutputs:
         """The mean logits of one image's views, uint8 [V, S, S, 3], or of as many as `rule` wants.
 
         Raises `InferenceError` where the model fails on them, `DeadlineError` and, after `close`
@@ -79,8 +79,8 @@ class Scheduler:
             raise NotReadyError(CLOSING)
         if self._refusing:
             raise NotReadyError(BROKEN)
-        promise: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        work = Work(views, promise, deadline, owner, rule)
+        promise: asyncio.Future[ImageOutputs] = asyncio.get_running_loop().create_future()
+        work = ImageJob(views, promise, deadline, owner, rule)
         self._waiting.add(work)
         self._metrics.queue_views.inc(work.due)
         if self._due_since is None:
@@ -101,7 +101,7 @@ class Scheduler:
                 self._due_since = None
                 self._arrival.clear()
                 await self._arrival.wait()
-            batch: list[Piece] = []
+            batch: list[ViewSlice] = []
             try:
                 self._take(batch)
                 await self._answer(batch)
@@ -113,7 +113,7 @@ class Scheduler:
                 await asyncio.sleep(0)
             self._due_since = perf_counter()
 
-    def _take(self, batch: list[Piece]) -> None:
+    def _take(self, batch: list[ViewSlice]) -> None:
         """Add to `batch` what is first and still wanted, as much as fits and is in time.
 
         The first image is judged by the clock alone, so that a wrong prediction cannot stop
@@ -137,7 +137,7 @@ class Scheduler:
             room -= count
             earliest = min(earliest, work.deadline.at)
 
-    def _begin(self, work: Work, count: int) -> Piece:
+    def _begin(self, work: ImageJob, count: int) -> ViewSlice:
         if work.taken == 0:
             self._metrics.took("queue", perf_counter() - work.since)
         self._metrics.passed(work.passes, count)
@@ -147,7 +147,7 @@ class Scheduler:
             self._metrics.queue_views.inc(work.due)
         return piece
 
-    async def _answer(self, batch: Sequence[Piece]) -> None:
+    async def _answer(self, batch: Sequence[ViewSlice]) -> None:
         if not batch:
             return
         try:
@@ -157,7 +157,7 @@ class Scheduler:
         else:
             self._deliver(batch, rows)
 
-    async def _run(self, batch: Sequence[Piece]) -> Floats:
+    async def _run(self, batch: Sequence[ViewSlice]) -> Floats:
         try:
             logits, seconds = await self._runner.run([piece.views for piece in batch])
         finally:
@@ -166,18 +166,18 @@ class Scheduler:
         self._metrics.batch_views.observe(len(logits))
         return logits
 
-    def _deliver(self, batch: Sequence[Piece], rows: Floats) -> None:
+    def _deliver(self, batch: Sequence[ViewSlice], rows: Floats) -> None:
         ends = np.cumsum([len(piece) for piece in batch])
         for piece, part in zip(batch, np.split(rows, ends[:-1]), strict=True):
             piece.work.rows.append(part)
         reached = [piece.work for piece in batch if piece.work.seen == piece.work.goal]
-        judge([work for work in reached if work.wanted])
+        settle([work for work in reached if work.wanted])
         for work in reached:
             if work.wanted:
                 self._waiting.add_begun(work)
                 self._metrics.queue_views.inc(work.due)
 
-    async def _rerun(self, batch: Sequence[Piece], error: Exception) -> None:
+    async def _rerun(self, batch: Sequence[ViewSlice], error: Exception) -> None:
         """Run a failed batch again image by image, so that only the culprit fails.
 
         A device that failed is made to work first. An image on which alone it breaks again and
@@ -191,7 +191,7 @@ class Scheduler:
         for piece in batch:
             await self._run_alone(piece, batch)
 
-    async def _run_alone(self, piece: Piece, batch: Sequence[Piece]) -> None:
+    async def _run_alone(self, piece: ViewSlice, batch: Sequence[ViewSlice]) -> None:
         for _ in range(TRIES):
             if not piece.work.wanted:
                 return
@@ -206,19 +206,19 @@ class Scheduler:
                 return
         self._drop(piece.work, _failed())
 
-    async def _revive(self, batch: Sequence[Piece]) -> bool:
+    async def _revive(self, batch: Sequence[ViewSlice]) -> bool:
         """Whether the device works; where not, it does afterwards, or the service closes."""
         if await self._runner.sound():
             return True
         await self._reload(batch)
         return False
 
-    def _drop(self, work: Work, error: Exception) -> None:
+    def _drop(self, work: ImageJob, error: Exception) -> None:
         if self._waiting.discard(work):
             self._metrics.queue_views.dec(work.due)
         work.fail(error)
 
-    async def _reload(self, batch: Sequence[Piece]) -> None:
+    async def _reload(self, batch: Sequence[ViewSlice]) -> None:
         """Load the model again, with pauses, until it runs or the service closes.
 
         What waits, and `batch`, is answered afterwards; where the first try fails, it is refused.
@@ -250,7 +250,7 @@ class Scheduler:
         except TimeoutError:
             return False
 
-    def _refuse(self, batch: Sequence[Piece]) -> None:
+    def _refuse(self, batch: Sequence[ViewSlice]) -> None:
         why = CLOSING if self._closing.is_set() else BROKEN
         for work in [*self._waiting, *(piece.work for piece in batch)]:
             self._drop(work, NotReadyError(why))

@@ -18,7 +18,7 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import read_confusions
-from taillift.service.tail.monitor import Facts, Rules, TailMonitor
+from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import recall, remember
 from taillift.service.tail.state import ClassState, TailState, class_state, tail_state
@@ -117,9 +117,9 @@ class Monitoring:
         self._saved = self.monitor.predictions
 
 
-def facts(bundle: Path, manifest: Manifest) -> Facts:
+def facts(bundle: Path, manifest: Manifest) -> ModelProfile:
     """Raises `UserError` where the bundle's confusions do not fit its classes."""
-    return Facts(
+    return ModelProfile(
         version=manifest.version,
         labels=tuple(manifest.labels),
         groups=tuple(info.group for info in manifest.classes),

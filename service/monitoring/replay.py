@@ -22,7 +22,7 @@ from taillift.models.bundle.images import ImageError, Pixels
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import facts, source
-from taillift.service.tail.monitor import Facts, Rules, TailMonitor
+from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
     ClassState,
     GroupState,
@@ -38,7 +38,7 @@ PHOTOS: Final = 64
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PastPrediction:
     """A top class as an index into the labels; `time` in seconds since 1970, where it is known."""
 
     label: int
@@ -46,7 +46,7 @@ class Prediction:
     time: float | None
 
 
-def read_predictions(path: Path, labels: list[str]) -> Iterator[Prediction]:
+def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
     """Rows of a CSV file with the columns label,confidence and perhaps time, oldest first.
 
     `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC). Raises `UserError` that
@@ -74,7 +74,7 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[Prediction]:
         raise UserError(f"{path} cannot be read as CSV: {error}") from error
 
 
-def _prediction(row: dict[str, str], places: dict[str, int], where: str) -> Prediction:
+def _prediction(row: dict[str, str], places: dict[str, int], where: str) -> PastPrediction:
     for column in ("label", "confidence"):
         if row.get(column) is None:
             raise UserError(f"{where} has no {column}: it needs the columns label,confidence")
@@ -86,7 +86,7 @@ def _prediction(row: dict[str, str], places: dict[str, int], where: str) -> Pred
         raise UserError(f"{where}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{where}: the confidence is {confidence}, not from 0 to 1")
-    return Prediction(places[row["label"]], confidence, time)
+    return PastPrediction(places[row["label"]], confidence, time)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -104,7 +104,7 @@ def _seconds(text: str | None) -> float | None:
 
 def classify_folder(
     bundle: Path, folder: Path, refused: Callable[[Path, str], None]
-) -> Iterator[Prediction]:
+) -> Iterator[PastPrediction]:
     """The top classes of all photos below the folder, in the order of their paths, five views each.
 
     A photo that cannot be used is told to `refused`, with the reason, and left out. Raises
@@ -116,10 +116,10 @@ def classify_folder(
     classifier = Classifier.open(bundle)
     uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
     for canvases in chunks(_canvases(classifier, photos, refused), PHOTOS):
-        logits, taken = classifier.combined(canvases, Ensemble.FULL)
-        shares = classifier.reader.probabilities(logits, taken, Ensemble.FULL, uniform)
+        logits, taken = classifier.mean_logits(canvases, Ensemble.FULL)
+        shares = classifier.predictor.probabilities(logits, taken, Ensemble.FULL, uniform)
         for row in shares:
-            yield Prediction(int(row.argmax()), float(row.max()), None)
+            yield PastPrediction(int(row.argmax()), float(row.max()), None)
 
 
 def _canvases(
@@ -160,7 +160,7 @@ class _Time:
     found: dict[str, int] = field(default_factory=dict)
 
 
-def watch(facts: Facts, predictions: Iterable[Prediction], rules: Rules) -> Report:
+def watch(facts: ModelProfile, predictions: Iterable[PastPrediction], rules: Rules) -> Report:
     """Replay `predictions`, looking every `LOOK` of them."""
     time = _Time()
     monitor = TailMonitor(facts, rules, lambda: time.now)
@@ -284,7 +284,7 @@ def as_plain(report: Report) -> Any:
     return _plain(asdict(report))
 
 
-def _predictions(bundle: Path, past: Path, labels: list[str]) -> Iterable[Prediction]:
+def _predictions(bundle: Path, past: Path, labels: list[str]) -> Iterable[PastPrediction]:
     if past.is_dir():
         return classify_folder(bundle, past, _refused)
     if past.suffix.lower() != ".csv":

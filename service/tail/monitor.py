@@ -29,7 +29,7 @@ WAITING: Final = 4096
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelProfile:
     """Of a bundle: one label, group and number of training images a class, and held-out photos.
 
     `pairs` are (true class, predicted class, photos) as in the bundle's report/confusion.csv.
@@ -69,7 +69,7 @@ class TailMonitor:
     measured, whatever prior an answer was asked for with.
     """
 
-    def __init__(self, facts: Facts, rules: Rules, clock: Callable[[], float]) -> None:
+    def __init__(self, facts: ModelProfile, rules: Rules, clock: Callable[[], float]) -> None:
         """`clock` gives seconds since 1970. Raises `UserError` where the reference is of no use."""
         self.facts = facts
         self.rules = rules
@@ -123,7 +123,7 @@ class TailMonitor:
         self.group_drift.look(np.bincount(self.group, counts, len(GROUPS)), total)
 
 
-def _reference(wanted: Source | Path, facts: Facts, confusion: Confusion) -> Reference:
+def _reference(wanted: Source | Path, facts: ModelProfile, confusion: Confusion) -> Reference:
     if isinstance(wanted, Source):
         return reference_from(wanted, facts.counts, confusion)
     return read_reference(wanted, facts.labels)

@@ -12,7 +12,7 @@ from taillift.service.tail.monitor import COVERAGE, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.window import quantiles
 
-Verdict = Literal["as expected", "fewer", "more", "silent"]
+ClassStatus = Literal["as expected", "fewer", "more", "silent"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ClassState:
     ratio: float
     chance: float
     e_value: float
-    verdict: Verdict
+    verdict: ClassStatus
     silence_e_value: float | None
     silence_delay: float | None
     doubling_delay: float
@@ -74,7 +74,7 @@ class GroupState:
     prevalence: float
     prevalence_interval: Interval
     e_value: float
-    verdict: Verdict
+    verdict: ClassStatus
     confidence: Quantiles | None
 
 
@@ -217,7 +217,7 @@ def _groups(monitor: TailMonitor) -> tuple[GroupState, ...]:
     )
 
 
-def _verdict(found: bool, direction: int, silent: bool) -> Verdict:
+def _verdict(found: bool, direction: int, silent: bool) -> ClassStatus:
     if silent:
         return "silent"
     if not found:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from taillift.models.bundle.classifier import Classifier
-from taillift.models.bundle.ensemble import Ensemble, combine, lead
+from taillift.models.bundle.ensemble import Ensemble, margin, mean_over_views
 from taillift.models.bundle.images import ImageError, Pixels, views
 from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import MAX_ASPECT
@@ -83,8 +83,8 @@ def looked_at(classifier: Classifier, data: bytes) -> Photo:
 
 
 def _right(classifier: Classifier, canvas: Pixels, ensemble: Ensemble) -> Right:
-    logits, taken = classifier.combined([canvas], ensemble)
-    return Right(classifier.reader.probabilities(logits, taken, ensemble)[0], int(taken[0]))
+    logits, taken = classifier.mean_logits([canvas], ensemble)
+    return Right(classifier.predictor.probabilities(logits, taken, ensemble)[0], int(taken[0]))
 
 
 def _poison(kind: str) -> Photo:
@@ -94,11 +94,11 @@ def _poison(kind: str) -> Photo:
 
 def clear(classifier: Classifier, data: bytes) -> bool:
     """Whether another order of adding cannot change after how many views the image stops."""
-    rule = classifier.reader.exit_rule(Ensemble.ADAPTIVE)
+    rule = classifier.predictor.exit_rule(Ensemble.ADAPTIVE)
     assert rule is not None
     pixels = views(classifier.canvas(data), classifier.manifest.preprocessing.size)
-    rows = classifier.reader.without_prior(classifier.session.run(pixels).logits)
-    leads = [float(lead(combine(rows[:stage], stage))[0]) for stage in rule.stages[:-1]]
+    rows = classifier.predictor.without_prior(classifier.session.run(pixels).logits)
+    leads = [float(margin(mean_over_views(rows[:stage], stage))[0]) for stage in rule.stages[:-1]]
     return all(abs(one - least) > TOLERANCE for one, least in zip(leads, rule.leads, strict=True))
 
 

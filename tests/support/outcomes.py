@@ -9,11 +9,11 @@ from taillift.models.bundle.schema import GROUPS
 from taillift.training.comparison.outcome import Outcome
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.split import Split
-from taillift.training.fit.provenance import Machine, Record
+from taillift.training.fit.provenance import Machine, Provenance
 from taillift.training.recipe.recipe import load_recipe
 
 PARAMETERS = {"zero-shot": 0, "head": 12_800, "full": 85_131_264}
-RECORD = Record(
+RECORD = Provenance(
     versions={"taillift": "0.1.0", "torch": "2.13.0"},
     machine=Machine(processor="a machine", cores=2, gpus=("a GPU", "a GPU")),
     revision="ef" * 20,

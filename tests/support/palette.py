@@ -18,7 +18,7 @@ from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import (
     Accuracy,
-    Backbone,
+    BackboneInfo,
     FileRecord,
     Manifest,
     Method,
@@ -132,7 +132,7 @@ def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         name="palette",
         version=version,
         taillift_version="0.1.0",
-        backbone=Backbone(architecture="mean-colour", pretrained="none", sha256="0" * 64),
+        backbone=BackboneInfo(architecture="mean-colour", pretrained="none", sha256="0" * 64),
         method=Method(name="none", rank=None, trainable_parameters=0, loss="none"),
         classes=classes_from(
             list(CLASSES),

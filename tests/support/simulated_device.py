@@ -10,7 +10,7 @@ import numpy as np
 from taillift.models.bundle.ensemble import ExitRule, Floats
 from taillift.models.bundle.images import Pixels
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import Answer
+from taillift.service.inference.jobs import ImageOutputs
 from taillift.service.inference.runner import Infer, Runner
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
@@ -116,7 +116,7 @@ def sent(
     seconds: float = LONG,
     owner: object = None,
     exit_rule: ExitRule | None = None,
-) -> "asyncio.Task[Answer]":
+) -> "asyncio.Task[ImageOutputs]":
     """An image of a request of its own, unless it has an `owner`."""
     owner = object() if owner is None else owner
     return asyncio.create_task(scheduler.answer(views, Deadline.after(seconds), owner, exit_rule))
@@ -127,6 +127,6 @@ async def settle() -> None:
     await asyncio.sleep(0.05)
 
 
-def values(answers: Sequence[Answer]) -> list[int]:
+def values(answers: Sequence[ImageOutputs]) -> list[int]:
     """Whose answers they are."""
     return [int((-answer.logits[2] - 1000) // 8) for answer in answers]

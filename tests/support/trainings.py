@@ -12,7 +12,7 @@ import taillift.training.fit.resume
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import load_dataset
 from taillift.training.fit.checkpoint import save
-from taillift.training.fit.resume import state_beside
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Trainer
 
@@ -28,7 +28,7 @@ def run(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
     trainer = Trainer(load_dataset(data), load_backbone(backbone), torch.device("cpu"))
     for recipe in recipes:
         path = out / f"{recipe.name}.safetensors"
-        done = trainer.train(recipe, state_beside(path))
+        done = trainer.train(recipe, resume_path(path))
         save(path, done.model, done.facts)
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from taillift import cli as front_door
-from taillift.training.fit.checkpoint import read_facts
+from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
 from tests.support.tiny import write_photos
 
@@ -135,7 +135,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
     assert f"{path.relative_to(tmp_path)}: " in told
     assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", told)
-    facts = read_facts(path)
+    facts = read_metadata(path)
     assert (facts.recipe.name, facts.recipe.title, facts.recipe.seed) == ("mine", "My own", 3)
     assert (facts.recipe.epochs, facts.recipe.optimiser.tuner_rate) == (1, 0.002)
     assert facts.counts == (16, 4)
@@ -144,7 +144,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     assert (status, "exists already" in errors) == (1, True)
     status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "epochs=2")
     assert status == 0, errors
-    assert read_facts(path).recipe.epochs == 2
+    assert read_metadata(path).recipe.epochs == 2
 
 
 def test_checkpoints_with_dots_keep_apart_from_each_other_and_from_their_recipe(
@@ -233,7 +233,9 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(
     rows = (folder / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 2 * 2, "recipes, seeds, views"
     assert (folder / "lora-1.safetensors").exists()
-    assert read_facts(folder / "zero-shot-0.safetensors").recipe.epochs == 0, "whatever --set says"
+    assert read_metadata(folder / "zero-shot-0.safetensors").recipe.epochs == 0, (
+        "whatever --set says"
+    )
     page = (folder / "report.html").read_text()
     assert "Does heavy fine-tuning hurt the tail here?" in page
     assert "taillift compare photos" in page

@@ -10,7 +10,15 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from taillift.models.bundle.ensemble import Counts, ExitRule, Floats, Loss, Stages, combine, lead
+from taillift.models.bundle.ensemble import (
+    Counts,
+    ExitRule,
+    Floats,
+    Loss,
+    Stages,
+    margin,
+    mean_over_views,
+)
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS, Group
@@ -62,7 +70,7 @@ def view_posterior(held: HeldOut) -> Doubles:
     return shares
 
 
-def drawn(prior: float, spread: float, estimate: float, error: float) -> float:
+def shrink(prior: float, spread: float, estimate: float, error: float) -> float:
     """A measured loss, drawn to what was expected before as far as its error is large.
 
     The mean of N(prior, spread^2) after a measurement with a normal error, all in points.
@@ -126,20 +134,20 @@ def _at_best(where: str, weights: Weights, tolerance: float) -> Iterator[str]:
 
 STAGES: Final = (1, 2, 3, VIEWS)
 # Standard errors over the tolerance at which labels contradict what is expected.
-CONTRADICTION: Final = 2
+MAX_SIGMAS: Final = 2
 POINTS: Final = 100
 # An answer: what Jeffreys' prior of a share adds to the photos that have been counted.
-HALF: Final = 0.5
+PRIOR_LOST_ANSWERS: Final = 0.5
 
 
-class Photos:
+class HeldOutViews:
     """Held-out photos, and their answers after each number of views."""
 
     def __init__(self, held: HeldOut) -> None:
         self.held = held
         flat = self.held.view_logits
-        means = {k: combine(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
-        self.leads: dict[int, Floats] = {k: lead(one) for k, one in means.items()}
+        means = {k: mean_over_views(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
+        self.leads: dict[int, Floats] = {k: margin(one) for k, one in means.items()}
         self.answers: dict[int, Counts] = {k: one.argmax(axis=1) for k, one in means.items()}
         self.changes = _changes(means)
 
@@ -162,10 +170,10 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """One candidate on the held-out photos."""
 
-    photos: Photos
+    photos: HeldOutViews
     stages: Stages
     tolerance: float
 
@@ -194,7 +202,7 @@ class Trial:
         return all(one.bound <= self.tolerance for one in (self.overall, *self.groups.values()))
 
     @property
-    def hoped(self) -> bool:
+    def plausible(self) -> bool:
         return all(_hoped(one, self.tolerance) for one in (self.overall, *self.groups.values()))
 
     @property
@@ -243,7 +251,7 @@ class Trial:
         So little is never known from a few photos: without it they would allow most.
         """
         changed = np.flatnonzero(self.answers != self.photos.full)
-        lost = HALF
+        lost = PRIOR_LOST_ANSWERS
         if len(changed):
             posterior = self.photos.posterior[changed]
             full = np.take_along_axis(posterior, self.photos.full[changed, None], axis=1)
@@ -263,7 +271,7 @@ class Trial:
             photos=len(rows),
             estimate=POINTS * estimate,
             error=POINTS * error,
-            expected=drawn(prior, self.tolerance, POINTS * estimate, POINTS * error),
+            expected=shrink(prior, self.tolerance, POINTS * estimate, POINTS * error),
             bound=POINTS * upper_bound(losses, weights),
         )
 
@@ -287,7 +295,7 @@ def _hoped(loss: Loss, tolerance: float) -> bool:
     """The loss is expected to be tolerable, and the labels do not contradict."""
     if loss.expected is None or loss.estimate is None or loss.error is None:
         return False
-    return max(loss.expected, loss.estimate - CONTRADICTION * loss.error) <= tolerance
+    return max(loss.expected, loss.estimate - MAX_SIGMAS * loss.error) <= tolerance
 
 
 # Leads after one view, in logits, from what hardly an image has to nothing.
@@ -295,7 +303,7 @@ LEADS: Final = (*np.geomspace(16, 0.05, 60).tolist(), 0.0)
 ALWAYS_ALL: Final = Stages(stages=(VIEWS,), leads=())
 
 
-def candidates(photos: Photos) -> Iterator[Stages]:
+def candidates(photos: HeldOutViews) -> Iterator[Stages]:
     """From all views for every image to one view for every image.
 
     The leads after one view and after more are in proportion to what the rest of the views still
@@ -316,13 +324,14 @@ def fit_exit(held: HeldOut, tolerance: float = 0.5) -> ExitRule:
     them saves a view, it is the last before the first that is expected to lose more, or by two
     standard errors of the labels: not the luckiest of all. The first takes all views always.
     """
-    photos = Photos(held)
-    trials = [Trial(photos, stages, tolerance) for stages in candidates(photos)]
+    photos = HeldOutViews(held)
+    trials = [Candidate(photos, stages, tolerance) for stages in candidates(photos)]
     *_, certified = takewhile(lambda one: one.certified, trials)
-    *_, hoped = takewhile(lambda one: one.hoped, trials)
+    *_, plausible = takewhile(lambda one: one.plausible, trials)
     if certified.mean_views == VIEWS:
-        return hoped.rule()
+        return plausible.rule()
     return certified.rule(
-        f"expected to lose no more, but not certified: stopping after {hoped.mean_views:.2f} views "
+        f"expected to lose no more, but not certified: stopping after "
+        f"{plausible.mean_views:.2f} views "
         f"on average instead of {certified.mean_views:.2f}"
     )

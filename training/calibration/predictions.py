@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import Combined, Ensemble, Floats, combine
+from taillift.models.bundle.ensemble import Ensemble, Floats, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import Doubles, posterior
 from taillift.models.bundle.temperature import Calibration, Indices, group_indices
@@ -14,7 +14,7 @@ from taillift.training.calibration.held_out import HeldOut
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices)."""
 
     ensemble: Ensemble
@@ -44,23 +44,25 @@ class Answers:
         """[N, C] where classes are equally frequent, at temperatures [N]."""
         return posterior(self.logits, np.zeros(len(self.groups)), temperatures)
 
-    def at(self, temperatures: Doubles) -> "Verdicts":
+    def at(self, temperatures: Doubles) -> "ScoredPredictions":
         """What the answers say where classes are equally frequent, at temperatures [N]."""
         shares = self.probabilities(temperatures)
         best = shares.argmax(axis=1)
-        return Verdicts(shares.max(axis=1), best == self.labels, self.groups[best], self.weights)
+        return ScoredPredictions(
+            shares.max(axis=1), best == self.labels, self.groups[best], self.weights
+        )
 
-    def calibrated(self, calibration: Calibration) -> "Verdicts":
+    def calibrated(self, calibration: Calibration) -> "ScoredPredictions":
         return self.at(
             calibration.temperatures(self.logits, self.views, self.ensemble, self.groups)
         )
 
-    def uncalibrated(self) -> "Verdicts":
+    def uncalibrated(self) -> "ScoredPredictions":
         return self.at(np.ones(len(self)))
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class ScoredPredictions:
     """Of each photo: the answer's confidence, whether it is right, its group, a weight; all [N]."""
 
     confidence: Doubles
@@ -71,27 +73,27 @@ class Verdicts:
     def __len__(self) -> int:
         return len(self.right)
 
-    def of_group(self, group: int) -> "Verdicts":
+    def of_group(self, group: int) -> "ScoredPredictions":
         rows = self.groups == group
-        return Verdicts(
+        return ScoredPredictions(
             self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
         )
 
 
-def answers(held: HeldOut, adaptive: Combined | None = None) -> list[Answers]:
+def answers(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:
     """For one view, for all, and for `adaptive` where it is given."""
     count, _, classes = held.view_logits.shape
-    full = combine(held.view_logits.reshape(-1, classes), VIEWS)
-    combined: list[Combined] = [
-        Combined(held.view_logits[:, 0], np.ones(count, np.int64)),
-        Combined(full, np.full(count, VIEWS)),
+    full = mean_over_views(held.view_logits.reshape(-1, classes), VIEWS)
+    mean_logits: list[MeanLogits] = [
+        MeanLogits(held.view_logits[:, 0], np.ones(count, np.int64)),
+        MeanLogits(full, np.full(count, VIEWS)),
     ]
     if adaptive:
-        combined.append(adaptive)
+        mean_logits.append(adaptive)
     groups = group_indices(held.groups)
     return [
-        Answers(ensemble, logits, views, held.labels, groups)
-        for ensemble, (logits, views) in zip(Ensemble, combined, strict=False)
+        Predictions(ensemble, logits, views, held.labels, groups)
+        for ensemble, (logits, views) in zip(Ensemble, mean_logits, strict=False)
     ]
 
 

@@ -15,7 +15,7 @@ from taillift.models.bundle.temperature import (
     ErrorChange,
     ErrorChanges,
 )
-from taillift.training.calibration.predictions import Answers, Verdicts, effective
+from taillift.training.calibration.predictions import Predictions, ScoredPredictions, effective
 
 BINS: Final = 15
 # In a bin; of fewer photos there are fewer bins.
@@ -42,14 +42,14 @@ class Bin:
         return self.accuracy * (1 - self.accuracy) / max(1.0, self.photos - 1)
 
 
-def bins(verdicts: Verdicts) -> list[Bin]:
+def bins(verdicts: ScoredPredictions) -> list[Bin]:
     """At most `BINS` bins of equal weight, by confidence."""
     if not len(verdicts):
         return []
     return _equal(verdicts, int(np.clip(effective(verdicts.weights) // FEWEST_IN_BIN, 1, BINS)))
 
 
-def _equal(verdicts: Verdicts, count: int) -> list[Bin]:
+def _equal(verdicts: ScoredPredictions, count: int) -> list[Bin]:
     """`count` bins of equal weight, less those that no photo falls into."""
     order = np.argsort(verdicts.confidence, kind="stable")
     weights = verdicts.weights[order] / verdicts.weights.sum()
@@ -59,7 +59,7 @@ def _equal(verdicts: Verdicts, count: int) -> list[Bin]:
     return [_bin(verdicts, one) for one in rows if len(one)]
 
 
-def _bin(verdicts: Verdicts, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Bin:
+def _bin(verdicts: ScoredPredictions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Bin:
     weights = verdicts.weights[rows]
     confidence = verdicts.confidence[rows]
     photos = effective(weights)
@@ -83,7 +83,7 @@ def calibration_error(every: Sequence[Bin]) -> float:
     return 100 * math.sqrt(max(0.0, square))
 
 
-def expected_error(verdicts: Verdicts) -> float:
+def expected_error(verdicts: ScoredPredictions) -> float:
     """In points: the mean gap, without sign, between confidence and accuracy over `BINS` bins.
 
     The expected calibration error as it is usually given (Guo et al. 2017, equation 3), with bins
@@ -102,12 +102,14 @@ def resolution(every: Sequence[Bin]) -> float:
     return 100 * math.sqrt(SURE * math.sqrt(variance))
 
 
-def measure(calibration: Calibration, data: str, every: Sequence[Answers]) -> CalibrationErrors:
+def measure(calibration: Calibration, data: str, every: Sequence[Predictions]) -> CalibrationErrors:
     """The error on each ensemble's answers, before a calibration fitted elsewhere and after it."""
     return changes_of(data, [(one, one.calibrated(calibration)) for one in every])
 
 
-def changes_of(data: str, every: Sequence[tuple[Answers, Verdicts]]) -> CalibrationErrors:
+def changes_of(
+    data: str, every: Sequence[tuple[Predictions, ScoredPredictions]]
+) -> CalibrationErrors:
     """The error of each ensemble's answers at temperature 1 and as given."""
     found = {one.ensemble: _changes(one.uncalibrated(), after) for one, after in every}
     return CalibrationErrors(
@@ -119,7 +121,7 @@ def changes_of(data: str, every: Sequence[tuple[Answers, Verdicts]]) -> Calibrat
     )
 
 
-def _notes(answers: Answers, changes: ErrorChanges) -> Iterator[str]:
+def _notes(answers: Predictions, changes: ErrorChanges) -> Iterator[str]:
     with_classes = {GROUPS[place]: changes.groups[GROUPS[place]] for place in set(answers.groups)}
     every = {"overall": changes.overall} | with_classes
     if silent := [name for name, one in every.items() if one.before is None]:
@@ -131,7 +133,7 @@ def _notes(answers: Answers, changes: ErrorChanges) -> Iterator[str]:
         yield f"{answers.ensemble}: too few photos to tell half the error from none: {names}"
 
 
-def _changes(before: Verdicts, after: Verdicts) -> ErrorChanges:
+def _changes(before: ScoredPredictions, after: ScoredPredictions) -> ErrorChanges:
     return ErrorChanges(
         overall=change(before, after),
         groups={
@@ -141,7 +143,7 @@ def _changes(before: Verdicts, after: Verdicts) -> ErrorChanges:
     )
 
 
-def change(before: Verdicts, after: Verdicts) -> ErrorChange:
+def change(before: ScoredPredictions, after: ScoredPredictions) -> ErrorChange:
     """None as errors where the photos are worth fewer than `FEWEST`."""
     if effective(after.weights) < FEWEST:
         return ErrorChange(photos=len(after), before=None, after=None, resolution=None)

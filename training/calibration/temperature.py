@@ -9,14 +9,19 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
-from taillift.models.bundle.ensemble import Combined, Ensemble
+from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, Indices, Temperatures
 from taillift.training.calibration.cross_fit import spread
 from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.predictions import Answers, Verdicts, answers, effective
+from taillift.training.calibration.predictions import (
+    Predictions,
+    ScoredPredictions,
+    answers,
+    effective,
+)
 from taillift.training.calibration.reliability import FEWEST, changes_of
 
 # Logarithms of temperatures, from 1/12 to 12: where losses are computed, and where compared.
@@ -31,7 +36,7 @@ AT_ONCE: Final = 2**22
 
 
 @dataclass(frozen=True)
-class Belief:
+class LogTemperature:
     """Mean and variance of log T."""
 
     mean: float
@@ -42,7 +47,7 @@ class Belief:
         return float(np.exp(self.mean))
 
 
-def surprises(answers: Answers) -> Doubles:
+def nll_grid(answers: Predictions) -> Doubles:
     """-log p(label) [N, 41] at every log temperature of `GRID`, for equally frequent classes."""
     found = np.empty((len(answers), len(GRID)))
     step = max(1, AT_ONCE // answers.logits.shape[1])
@@ -56,19 +61,19 @@ def surprises(answers: Answers) -> Doubles:
     return found
 
 
-def evidence(surprises: Doubles, weights: Doubles) -> Doubles | None:
+def evidence(nll_grid: Doubles, weights: Doubles) -> Doubles | None:
     """-log likelihood [2001] along `FINE`, of as many photos as the weights are worth.
 
     None without photos.
     """
-    if not len(surprises):
+    if not len(nll_grid):
         return None
-    mean = np.average(surprises, axis=0, weights=weights)
+    mean = np.average(nll_grid, axis=0, weights=weights)
     curve: Doubles = effective(weights) * CubicSpline(GRID, mean)(FINE)
     return curve
 
 
-def believe(evidence: Doubles | None, prior: Belief) -> Belief:
+def posterior_of(evidence: Doubles | None, prior: LogTemperature) -> LogTemperature:
     """Bayes' rule along `FINE`, from a normal prior of log T."""
     if evidence is None:
         return prior
@@ -76,10 +81,10 @@ def believe(evidence: Doubles | None, prior: Belief) -> Belief:
     weights = np.exp(surprise.min() - surprise)
     weights /= weights.sum()
     mean = float(weights @ FINE)
-    return Belief(mean, float(weights @ (FINE - mean) ** 2))
+    return LogTemperature(mean, float(weights @ (FINE - mean) ** 2))
 
 
-def believe_all(every: Sequence[Doubles | None], pooled: float) -> list[Belief]:
+def shrunk_posteriors(every: Sequence[Doubles | None], pooled: float) -> list[LogTemperature]:
     """Of several kinds of answers, each drawn to `pooled` (log T) as far as its photos are few.
 
     A priori log T of kind k ~ N(pooled, s^2): with own estimate t and its variance v, it becomes
@@ -88,7 +93,7 @@ def believe_all(every: Sequence[Doubles | None], pooled: float) -> list[Belief]:
     """
     spread = USUAL_SPREAD**2
     for _ in range(ROUNDS):
-        beliefs = [believe(one, Belief(pooled, spread)) for one in every]
+        beliefs = [posterior_of(one, LogTemperature(pooled, spread)) for one in every]
         squares = sum((one.mean - pooled) ** 2 + one.variance for one in beliefs)
         before, spread = spread, (USUAL_SPREAD**2 + squares) / (1 + len(beliefs))
         if abs(spread - before) < 1e-3 * before:
@@ -102,7 +107,7 @@ FEW: Final = 30
 UNEVEN: Final = 0.8
 
 
-def notes_on(held: HeldOut, every: Sequence[Answers]) -> tuple[str, ...]:
+def notes_on(held: HeldOut, every: Sequence[Predictions]) -> tuple[str, ...]:
     """`every` ensemble's answers to the photos of `held`."""
     if not len(held):
         return ("there are no held-out photos: every temperature is 1, which no data support",)
@@ -123,7 +128,7 @@ def _on_photos(held: HeldOut, worth: float) -> Iterator[str]:
         yield f"so few photos ({worth:.0f}) leave every temperature near 1 or uncertain"
 
 
-def _on_answers(one: Answers) -> Iterator[str]:
+def _on_answers(one: Predictions) -> Iterator[str]:
     right = one.logits.argmax(axis=1) == one.labels
     if right.all() or not right.any():
         which = "right" if right.all() else "wrong"
@@ -141,7 +146,7 @@ def _on_answers(one: Answers) -> Iterator[str]:
             )
 
 
-def _thin_groups(one: Answers, views: int) -> Iterator[str]:
+def _thin_groups(one: Predictions, views: int) -> Iterator[str]:
     for place, group in enumerate(GROUPS):
         rows = (one.predicted_groups == place) & (one.views == views)
         if place in one.groups and effective(one.weights[rows]) < FEW:
@@ -149,7 +154,7 @@ def _thin_groups(one: Answers, views: int) -> Iterator[str]:
 
 
 # Of each photo's answer before calibration, and after one that was fitted without the photo.
-Unseen = Mapping[Ensemble, tuple[Verdicts, Verdicts]]
+Unseen = Mapping[Ensemble, tuple[ScoredPredictions, ScoredPredictions]]
 
 
 class FittedTemperatures(NamedTuple):
@@ -157,7 +162,7 @@ class FittedTemperatures(NamedTuple):
     verdicts: Unseen
 
 
-def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> FittedTemperatures:
+def fit_temperatures(held: HeldOut, adaptive: MeanLogits | None = None) -> FittedTemperatures:
     """Temperatures for every ensemble, and what they change, by cross-validation.
 
     `adaptive` are the combined logits and views of the photos in `held`, which are no copies of
@@ -182,15 +187,15 @@ def fit_temperatures(held: HeldOut, adaptive: Combined | None = None) -> FittedT
 class Fit:
     """One ensemble's answers and how surprising each is at every temperature."""
 
-    answers: Answers
+    answers: Predictions
 
     @cached_property
-    def surprises(self) -> Doubles:
-        return surprises(self.answers)
+    def nll_grid(self) -> Doubles:
+        return nll_grid(self.answers)
 
     def temperatures(self, rows: Indices) -> dict[int, Temperatures]:
         """By the number of views, from the photos at `rows`."""
-        pooled = believe(self._evidence(rows), Belief(0.0, WIDE**2))
+        pooled = posterior_of(self._evidence(rows), LogTemperature(0.0, WIDE**2))
         views = self.answers.views
         counts = np.unique(views).tolist()
         parts = [rows[views[rows] == count] for count in counts]
@@ -200,7 +205,7 @@ class Fit:
             for count, part, one in zip(counts, parts, found, strict=True)
         }
 
-    def _by_group(self, rows: Indices, pooled: Belief) -> Temperatures:
+    def _by_group(self, rows: Indices, pooled: LogTemperature) -> Temperatures:
         groups = self.answers.predicted_groups[rows]
         found = self._all([rows[groups == place] for place in range(len(GROUPS))], pooled)
         return Temperatures(
@@ -208,11 +213,11 @@ class Fit:
             groups={group: one.temperature for group, one in zip(GROUPS, found, strict=True)},
         )
 
-    def _all(self, parts: Sequence[Indices], pooled: Belief) -> list[Belief]:
-        return believe_all([self._evidence(part) for part in parts], pooled.mean)
+    def _all(self, parts: Sequence[Indices], pooled: LogTemperature) -> list[LogTemperature]:
+        return shrunk_posteriors([self._evidence(part) for part in parts], pooled.mean)
 
     def _evidence(self, rows: Indices) -> Doubles | None:
-        return evidence(self.surprises[rows], self.answers.weights[rows])
+        return evidence(self.nll_grid[rows], self.answers.weights[rows])
 
 
 def _calibration(held: HeldOut, every: Sequence[Fit], rows: Indices) -> Calibration:

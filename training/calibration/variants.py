@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import Ensemble, ExitRule, apply
+from taillift.models.bundle.ensemble import Ensemble, ExitRule, run_stages
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.posterior import Doubles
@@ -23,7 +23,7 @@ from taillift.training.calibration.prediction_sets import (
     fit_coverage,
     measure_coverage,
 )
-from taillift.training.calibration.predictions import Answers, answers
+from taillift.training.calibration.predictions import Predictions, answers
 from taillift.training.calibration.reliability import measure
 from taillift.training.calibration.review import fit_review, measure_review
 from taillift.training.calibration.temperature import Unseen, fit_temperatures
@@ -65,7 +65,7 @@ def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
     """
     held = held.without_copies(held.distinct)
     rule = fit_exit(held, tolerance)
-    adaptive = apply(rule, held.view_logits)
+    adaptive = run_stages(rule, held.view_logits)
     calibration, verdicts = fit_temperatures(held, adaptive)
     ensembles = _probabilities(answers(held, adaptive), calibration)
     sets, scores = fit_coverage(ensembles, held.labels, held.groups)
@@ -82,7 +82,7 @@ def calibrate(held: HeldOut, tolerance: float = TOLERANCE) -> Fitted:
 
 def checked(fitted: Fitted, check: HeldOut) -> Fitted:
     """The same parts, measured on photos that they were not fitted on."""
-    every = answers(check, apply(fitted.rule, check.view_logits))
+    every = answers(check, run_stages(fitted.rule, check.view_logits))
     ensembles = _probabilities(every, fitted.calibration)
     return replace(
         fitted,
@@ -101,7 +101,7 @@ def checked(fitted: Fitted, check: HeldOut) -> Fitted:
     )
 
 
-def evaluated(variant: Variant, check: HeldOut) -> Variant:
+def measure_on(variant: Variant, check: HeldOut) -> Variant:
     """The variant with its accuracy on `check`."""
     evaluation = evaluate(check.data, check.view_logits, check.labels, check.groups, variant.exit)
     return variant.model_copy(update={"evaluation": evaluation})
@@ -122,7 +122,7 @@ def _covered(fitted: Fitted, ensembles: Mapping[Ensemble, Doubles], check: HeldO
     return found
 
 
-def _probabilities(every: list[Answers], calibration: Calibration) -> dict[Ensemble, Doubles]:
+def _probabilities(every: list[Predictions], calibration: Calibration) -> dict[Ensemble, Doubles]:
     """[N, C] where classes are equally frequent, for each ensemble."""
     return {
         one.ensemble: one.probabilities(
@@ -142,7 +142,7 @@ HeldOuts = Mapping[Precision, HeldOut]
 
 
 @dataclass(frozen=True)
-class Judged:
+class CalibratedVariant:
     """A variant as the manifest has it, and what the report is made of.
 
     `check` are the photos that it was evaluated on, None without any; `fitted` is None where it is
@@ -153,13 +153,13 @@ class Judged:
     check: HeldOut | None = None
     fitted: Fitted | None = None
 
-    def as_made(self, made: str | None) -> "Judged":
+    def as_made(self, made: str | None) -> "CalibratedVariant":
         """With what is known of its graph."""
         return replace(self, variant=self.variant.model_copy(update={"made": made}))
 
 
 @dataclass(frozen=True)
-class Judge:
+class VariantCalibrator:
     """Measures graphs on a set's held-out photos.
 
     The classes of `dataset` are the graphs', in their order, with one of `groups` each; `log_prior`
@@ -171,7 +171,7 @@ class Judge:
     groups: Sequence[Group]
     log_prior: Doubles
 
-    def evaluate(self, sessions: Sessions) -> dict[Precision, Judged]:
+    def evaluate(self, sessions: Sessions) -> dict[Precision, CalibratedVariant]:
         """Accuracy on test/, else on val/, else nothing."""
         held = self.dataset.held_out
         found = self._measured(sessions, *held) if held else {}
@@ -182,7 +182,7 @@ class Judge:
         sessions: Sessions,
         cross_fit: Callable[[], HeldOuts] = dict,
         tolerance: float = TOLERANCE,
-    ) -> dict[Precision, Judged]:
+    ) -> dict[Precision, CalibratedVariant]:
         """Everything fitted on val/, or without it on what `cross_fit` holds out; then measured.
 
         What `cross_fit` gives may be nothing. Raises what it raises.
@@ -216,16 +216,18 @@ def _without_copies(every: HeldOuts) -> HeldOuts:
     return {one: held.without_copies(distinct) for one, held in every.items()}
 
 
-def _judged(fit: HeldOut, check: HeldOut | None, unseen: bool, tolerance: float) -> Judged:
+def _judged(
+    fit: HeldOut, check: HeldOut | None, unseen: bool, tolerance: float
+) -> CalibratedVariant:
     """`check` are photos that `fit` has not, where they are `unseen`."""
     fitted = calibrate(fit, tolerance)
     if check is None:
-        return Judged(fitted.variant, fitted=fitted)
+        return CalibratedVariant(fitted.variant, fitted=fitted)
     if unseen:
         fitted = checked(fitted, check)
-    return Judged(evaluated(fitted.variant, check), check, fitted)
+    return CalibratedVariant(measure_on(fitted.variant, check), check, fitted)
 
 
-def _uncalibrated(check: HeldOut | None, reason: str) -> Judged:
+def _uncalibrated(check: HeldOut | None, reason: str) -> CalibratedVariant:
     variant = Variant(notes=(f"not calibrated: {reason}",))
-    return Judged(evaluated(variant, check) if check else variant, check=check)
+    return CalibratedVariant(measure_on(variant, check) if check else variant, check=check)

@@ -25,9 +25,9 @@ from taillift.training.comparison.table import labels_of, write_csv
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate
 from taillift.training.fit.build import resolve
-from taillift.training.fit.checkpoint import read_facts, restore, save
-from taillift.training.fit.distributed import Launcher, is_first
-from taillift.training.fit.resume import read_state, run_key, state_beside
+from taillift.training.fit.checkpoint import read_metadata, restore, save
+from taillift.training.fit.distributed import Processes, is_first
+from taillift.training.fit.resume import read_state, resume_path, run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
@@ -59,9 +59,9 @@ def compare(
     recipes = [resolve(backbone, one, dataset.counts) for one in recipes]
     keys = [run_key(one, dataset.fingerprint, backbone.sha256) for one in recipes]
     found = [_finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)]
-    launcher = Launcher(device)
+    processes = Processes(device)
     # All processes go by what the first has found.
-    outcomes = dict(zip(keys, launcher.broadcast(found), strict=True))
+    outcomes = dict(zip(keys, processes.broadcast(found), strict=True))
     missing = [one for one, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
     if is_first():
         _clear_others(out, dataset, backbone, replace)
@@ -79,7 +79,7 @@ def compare(
         gone, left = time.monotonic() - start, expected_seconds(ordered[place:], known)
         label = f"{labels[recipe.name]}, seed {recipe.seed}"
         tell(f"[{place + 1}/{len(ordered)}] {label}{_clock(gone, left)}")
-        outcome = _run(trainer, recipe, backbone, out, launcher.size == 1, replace)
+        outcome = _run(trainer, recipe, backbone, out, processes.size == 1, replace)
         outcomes[outcome.key] = outcome
         tell(f"    {_in_short(outcome)}")
         if is_first():
@@ -148,7 +148,7 @@ def _run(
             run = Run(*restore(checkpoint, backbone.name))
             before = run.facts.record.seconds
         else:
-            run = trainer.train(recipe, state_beside(checkpoint))
+            run = trainer.train(recipe, resume_path(checkpoint))
     except UserError as error:
         if not alone:
             raise
@@ -218,13 +218,13 @@ def _make_room(out: Path, recipe: Recipe, key: str, replace: bool) -> None:
             "--replace"
         )
     if replace:
-        _forget_other(state_beside(checkpoint), key)
+        _forget_other(resume_path(checkpoint), key)
 
 
 def _key_of(checkpoint: Path) -> str | None:
     """Of the run that ended in it; None where there is none that can be read."""
     try:
-        return read_facts(checkpoint).key
+        return read_metadata(checkpoint).key
     except UserError:
         return None
 

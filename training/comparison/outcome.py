@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.manifest import Accuracy, Evaluation
 from taillift.models.lift.tuners import Full
-from taillift.training.fit.provenance import Record
+from taillift.training.fit.provenance import Provenance
 from taillift.training.recipe.recipe import Recipe
 
 Kind = Literal["frozen", "light", "heavy"]
@@ -32,7 +32,7 @@ class Outcome(BaseModel):
     backbone_sha256: str
     trainable_parameters: int = 0
     seconds: float
-    record: Record | None = None
+    record: Provenance | None = None
     evaluation: Evaluation | None = None
     accuracies: tuple[Accuracy | None, ...] = ()
     failure: str | None = None

@@ -23,7 +23,7 @@ from taillift.models.bundle.folder import (
 from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.manifest import (
     Accuracy,
-    Backbone,
+    BackboneInfo,
     FileRecord,
     Manifest,
     Method,
@@ -40,12 +40,12 @@ from taillift.models.lift.merge import unmerged
 from taillift.models.lift.model import Model, merge
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
-from taillift.training.calibration.variants import HeldOuts, Judge, Judged
+from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.onnx_graph import in_batches, logits_of
-from taillift.training.fit.checkpoint import Facts, restore
+from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
@@ -102,14 +102,14 @@ def export(
     graphs = Graphs(pixels, variants)
     groups = THRESHOLDS.groups(facts.counts)
     priors = carried_prior(facts.recipe, facts.counts)
-    judge = Judge(dataset, facts.preprocessing, groups, log_shares(priors))
+    judge = VariantCalibrator(dataset, facts.preprocessing, groups, log_shares(priors))
 
     def cross_fitted() -> HeldOuts:
         trainer = Trainer(dataset, load_backbone(backbone or facts.backbone))
         return cross_fit(trainer, _as_trained(checkpoint, facts), graphs.write, groups)
 
     written: list[Manifest] = []
-    judged: dict[Precision, Judged] = {}
+    judged: dict[Precision, CalibratedVariant] = {}
 
     def manifest(content_version: str, files: dict[str, FileRecord]) -> Manifest:
         written.append(_manifest(facts, priors, judged, content_version, files))
@@ -130,7 +130,7 @@ def export(
     return Exported(written[0], proof, unmerged(merged))
 
 
-def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
+def _check_classes(checkpoint: Path, facts: CheckpointMetadata, dataset: Dataset) -> None:
     if (facts.classes, facts.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
             f"{checkpoint} was trained on other photos ({facts.data}, {len(facts.classes)} "
@@ -139,7 +139,7 @@ def _check_classes(checkpoint: Path, facts: Facts, dataset: Dataset) -> None:
         )
 
 
-def _as_trained(checkpoint: Path, facts: Facts) -> Recipe:
+def _as_trained(checkpoint: Path, facts: CheckpointMetadata) -> Recipe:
     """The recipe in the numbers that it was trained in.
 
     Raises `UserError` where a file that it names says something else by now.
@@ -153,7 +153,7 @@ def _as_trained(checkpoint: Path, facts: Facts) -> Recipe:
     return facts.recipe.model_copy(update={"precision": facts.record.precision or "auto"})
 
 
-def _centre_views(split: Split, facts: Facts) -> Pixels:
+def _centre_views(split: Split, facts: CheckpointMetadata) -> Pixels:
     """uint8 [n, S, S, 3], of photos spread over all classes."""
     spread = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int).tolist()
     photos = evaluation_photos(split, facts.preprocessing)
@@ -190,7 +190,10 @@ def _logits_of(model: Model, pixels: Pixels) -> Floats:
 
 
 def write_judged(
-    folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
+    folder: Path,
+    facts: CheckpointMetadata,
+    groups: Sequence[Group],
+    judged: Mapping[Precision, CalibratedVariant],
 ) -> None:
     """The report, and the scores that prediction sets are made of."""
     write_report(folder / REPORT, facts, groups, judged)
@@ -199,7 +202,9 @@ def write_judged(
             write_scores(folder, precision, one.fitted.scores)
 
 
-def accuracies(judged: Mapping[Precision, Judged], classes: int) -> list[Accuracy | None]:
+def accuracies(
+    judged: Mapping[Precision, CalibratedVariant], classes: int
+) -> list[Accuracy | None]:
     """Each class's with fp32; None without a photo."""
     check = judged[Precision.FP32].check
     if check is None:
@@ -214,9 +219,9 @@ def _prior_name(priors: Sequence[float], counts: Sequence[int]) -> PriorName:
 
 
 def _manifest(
-    facts: Facts,
+    facts: CheckpointMetadata,
     priors: Sequence[float],
-    judged: Mapping[Precision, Judged],
+    judged: Mapping[Precision, CalibratedVariant],
     content_version: str,
     files: dict[str, FileRecord],
 ) -> Manifest:
@@ -225,7 +230,7 @@ def _manifest(
         name=facts.data,
         version=content_version,
         taillift_version=version("taillift"),
-        backbone=Backbone(
+        backbone=BackboneInfo(
             architecture=facts.architecture,
             pretrained=facts.pretrained,
             sha256=facts.backbone_sha256,

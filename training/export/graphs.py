@@ -11,7 +11,7 @@ from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.training.export.fp16 import halve
-from taillift.training.export.int8 import Candidate, quantise, quantise_like
+from taillift.training.export.int8 import QuantisationCandidate, quantise, quantise_like
 
 
 class Graphs:
@@ -24,7 +24,7 @@ class Graphs:
         """
         self._pixels = pixels
         self._variants = variants
-        self._int8: Candidate | None = None
+        self._int8: QuantisationCandidate | None = None
         self.made: dict[Precision, str] = {}
 
     def write(self, merged: Model, folder: Path) -> dict[Precision, Path]:

@@ -179,7 +179,7 @@ ONE_THREAD: Final = Device(threads=1)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class QuantisationCandidate:
     """`seconds` of processor time a view takes; `in_float` names the products left in float."""
 
     form: Form
@@ -200,8 +200,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Quantised:
-    kept: Candidate
-    tried: tuple[Candidate, ...]
+    kept: QuantisationCandidate
+    tried: tuple[QuantisationCandidate, ...]
 
 
 def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
@@ -229,7 +229,7 @@ def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
     return Quantised(kept, tuple(tried))
 
 
-def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: Candidate) -> None:
+def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: QuantisationCandidate) -> None:
     """Write the int8 variant of another `graph` of the same shape the way that was `kept`.
 
     `pixels` uint8 [N, S, S, 3] are training views to calibrate on.
@@ -241,7 +241,7 @@ def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: Candidate) ->
     write_int8(kept.form, model, ranges, nodes, target)
 
 
-def best(candidates: Sequence[Candidate]) -> Candidate:
+def best(candidates: Sequence[QuantisationCandidate]) -> QuantisationCandidate:
     """The quickest whose error is within `LIMIT`; where there is none, the one nearest to fp32."""
     near = [one for one in candidates if one.fidelity.error <= LIMIT]
     if near:
@@ -263,7 +263,7 @@ class _Trial:
         self.pixels = pixels[1::2]
         self.expected = logits_of(Session(graph, ONE_THREAD), self.pixels)
 
-    def run(self) -> list[Candidate]:
+    def run(self) -> list[QuantisationCandidate]:
         tried = [self._candidate(form, ()) for form in FORMS]
         quickest = min(tried, key=lambda one: one.seconds)
         if quickest.fidelity.error > LIMIT:
@@ -273,13 +273,13 @@ class _Trial:
     def path(self, form: Form, in_float: Collection[str]) -> Path:
         return self.folder / f"{form}-{len(in_float)}.onnx"
 
-    def _refined(self, whole: Candidate) -> list[Candidate]:
+    def _refined(self, whole: QuantisationCandidate) -> list[QuantisationCandidate]:
         """With the fewest groups in float, the most sensitive first, that bring the error into the
         limit: found by bisection, as it falls with every group."""
         parts = groups(self.model.graph.node, set(self.nodes))
         alone = [self._alone(whole.form, part) for part in parts]
         worst = sorted(range(len(parts)), key=lambda one: -alone[one])
-        tried: list[Candidate] = []
+        tried: list[QuantisationCandidate] = []
 
         def near(count: int) -> bool:
             left = sorted(worst[:count])
@@ -297,13 +297,15 @@ class _Trial:
         found = logits_of(Session(path, ONE_THREAD), self.pixels[:SENSITIVITY_VIEWS])
         return fidelity(found, self.expected[:SENSITIVITY_VIEWS]).error
 
-    def _candidate(self, form: Form, in_float: tuple[str, ...]) -> Candidate:
+    def _candidate(self, form: Form, in_float: tuple[str, ...]) -> QuantisationCandidate:
         path = self.path(form, in_float)
         nodes = set(self.nodes) - set(in_float)
         write_int8(form, self.model, self.ranges, nodes, path)
         session = Session(path, ONE_THREAD)
         found = logits_of(session, self.pixels)
-        return Candidate(form, in_float, self._seconds(session), fidelity(found, self.expected))
+        return QuantisationCandidate(
+            form, in_float, self._seconds(session), fidelity(found, self.expected)
+        )
 
     def _seconds(self, session: Session) -> float:
         """Of this thread, on which all of it runs, whatever else the machine does."""

@@ -11,11 +11,11 @@ from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.errors import UserError
-from taillift.training.calibration.variants import Judge, Judged
+from taillift.training.calibration.variants import CalibratedVariant, VariantCalibrator
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.split import Split
 from taillift.training.export.export import accuracies, write_judged
-from taillift.training.fit.checkpoint import read_facts
+from taillift.training.fit.checkpoint import read_metadata
 
 
 def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = False) -> Manifest:
@@ -33,11 +33,11 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             f"{dataset.name} has no val/ photos to calibrate on: add some, or run `taillift "
             "export`, which calibrates without them by cross-fitting"
         )
-    facts = read_facts(bundle / DELTA)
+    facts = read_metadata(bundle / DELTA)
     groups = [one.group for one in old.classes]
     log_prior = log_shares([one.prior for one in old.classes])
-    judge = Judge(known, old.preprocessing, groups, log_prior)
-    judged: dict[Precision, Judged] = {}
+    judge = VariantCalibrator(known, old.preprocessing, groups, log_prior)
+    judged: dict[Precision, CalibratedVariant] = {}
 
     def manifest(content_version: str, files: dict[str, FileRecord]) -> Manifest:
         found = zip(old.classes, accuracies(judged, len(groups)), strict=True)

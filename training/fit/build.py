@@ -25,7 +25,7 @@ from taillift.training.recipe.head_init import (
     random_weights,
     text_weights,
 )
-from taillift.training.recipe.recipe import Head, Recipe
+from taillift.training.recipe.recipe import HeadConfig, Recipe
 
 Features = Callable[[], tuple[Tensor, Tensor]]
 
@@ -102,7 +102,7 @@ def build(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
     return Model(Normalise(backbone.image.mean, backbone.image.std), tower, head)
 
 
-def weight_shape(backbone: Backbone, head: Head, classes: int) -> tuple[int, int]:
+def weight_shape(backbone: Backbone, head: HeadConfig, classes: int) -> tuple[int, int]:
     """[C, D], or [C, E] behind a projection."""
     if head.space == "projected" and backbone.projection is not None:
         return classes, backbone.projection.shape[1]

@@ -18,8 +18,8 @@ from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.models.lift.model import Model
 from taillift.training.fit.build import build, weight_shape
 from taillift.training.fit.distributed import is_first
-from taillift.training.fit.provenance import Record
-from taillift.training.fit.resume import state_beside
+from taillift.training.fit.provenance import Provenance
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
 
 KEY: Final = "taillift"
@@ -27,7 +27,7 @@ KEY: Final = "taillift"
 ENDING: Final = ".safetensors"
 
 
-class Facts(BaseModel):
+class CheckpointMetadata(BaseModel):
     """What a checkpoint says of itself, beside the tensors.
 
     `names` are what the classes are called in `prompts`; `data_sha256` is the data's fingerprint.
@@ -50,10 +50,10 @@ class Facts(BaseModel):
     recipe: Recipe
     key: str = ""
     trainable_parameters: int
-    record: Record
+    record: Provenance
 
 
-def save(path: Path, model: Model, facts: Facts, replace: bool = False) -> None:
+def save(path: Path, model: Model, facts: CheckpointMetadata, replace: bool = False) -> None:
     """Write one safetensors file, whole or not at all, and its facts beside it, as YAML to read.
 
     Only the first process writes. The state that an interrupted run would continue from goes.
@@ -64,10 +64,10 @@ def save(path: Path, model: Model, facts: Facts, replace: bool = False) -> None:
     check_free(path, replace)
     with atomic_file(path) as temporary:
         temporary.write_bytes(serialise(kept_tensors(model), {KEY: facts.model_dump_json()}))
-    with atomic_file(facts_beside(path)) as temporary:
+    with atomic_file(metadata_path(path)) as temporary:
         content = facts.model_dump(mode="json")
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
-    state_beside(path).unlink(missing_ok=True)
+    resume_path(path).unlink(missing_ok=True)
 
 
 def check_free(path: Path, replace: bool) -> None:
@@ -78,12 +78,12 @@ def check_free(path: Path, replace: bool) -> None:
     """
     if path.suffix != ENDING:
         raise UserError(f"--out {path}: end the name in {ENDING}, such as {path}{ENDING}")
-    for one in (path, facts_beside(path)):
+    for one in (path, metadata_path(path)):
         if one.exists() and not replace:
             raise UserError(f"{one} exists already: choose another --out or pass --replace")
 
 
-def facts_beside(checkpoint: Path) -> Path:
+def metadata_path(checkpoint: Path) -> Path:
     """Where what a checkpoint says of itself stands, for people."""
     return checkpoint.with_name(f"{checkpoint.name}.yaml")
 
@@ -97,13 +97,13 @@ def kept_tensors(model: Model) -> dict[str, Tensor]:
     return {name: one.detach().contiguous() for name, one in (model.state() | head).items()}
 
 
-def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]:
+def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, CheckpointMetadata]:
     """Build the model that a checkpoint was made from and put its tensors in.
 
     `backbone_name` says where the backbone is now, if it has moved. Raises `UserError` where the
     file is no checkpoint, the backbone is another one, or the tensors do not fit.
     """
-    facts = read_facts(path)
+    facts = read_metadata(path)
     backbone = load_backbone(backbone_name or facts.backbone)
     _check_backbone(path, backbone, facts)
     shape = weight_shape(backbone, facts.recipe.head, len(facts.classes))
@@ -117,7 +117,7 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Facts]
     return model, facts
 
 
-def read_facts(path: Path) -> Facts:
+def read_metadata(path: Path) -> CheckpointMetadata:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
@@ -128,12 +128,12 @@ def read_facts(path: Path) -> Facts:
     if text is None:
         raise UserError(f"{path} is not a taillift checkpoint: it lacks the metadata `{KEY}`")
     try:
-        return Facts.model_validate(json.loads(text))
+        return CheckpointMetadata.model_validate(json.loads(text))
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: its metadata is not valid: train again") from error
 
 
-def _check_backbone(path: Path, backbone: Backbone, facts: Facts) -> None:
+def _check_backbone(path: Path, backbone: Backbone, facts: CheckpointMetadata) -> None:
     if backbone.sha256 != facts.backbone_sha256:
         raise UserError(
             f"{path} was trained on other weights than {backbone.name} (sha256 "

@@ -64,7 +64,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Launcher:
+class Processes:
     """This process among the `size` that train together: its `rank` from 0, and its `device`.
 
     Without `torchrun` it is alone. What is said to be done by all must be called by all, in the

@@ -19,7 +19,7 @@ from taillift.models.bundle.session import load_graph
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.training.console import track
-from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import Cached, Inputs, Photos, copy_epochs
 from taillift.training.recipe.recipe import Augmentation
 
@@ -67,14 +67,14 @@ class PrefixCache:
         copies: Sequence[int],
         epochs: int,
         frozen: FrozenStages,
-        launcher: Launcher,
+        processes: Processes,
     ) -> None:
         """`copies` [N] says how many of the `epochs` lend their crop of each photo."""
         self._photos = photos
         self._copies = torch.tensor(copies)
         self._epochs = epochs
         self._frozen = frozen
-        self._launcher = launcher
+        self._launcher = processes
         self._stages: dict[int, Inputs] = {0: photos}
 
     def rows_for(self, model: Model, size: int) -> Inputs:

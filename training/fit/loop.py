@@ -15,7 +15,7 @@ from taillift.models.bundle.arrays import chunks
 from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
 from taillift.training.console import epochs_bar
-from taillift.training.fit.distributed import Launcher, settle
+from taillift.training.fit.distributed import Processes, settle
 from taillift.training.fit.inputs import Inputs, Pick
 from taillift.training.fit.optimisation import Learner, rate_factor
 from taillift.training.fit.resume import Progress, Resume
@@ -39,7 +39,7 @@ def fit(
     inputs: Inputs,
     counts: Sequence[int],
     recipe: Recipe,
-    launcher: Launcher,
+    processes: Processes,
     resume: Resume,
     curves: Curves,
 ) -> Progress:
@@ -49,14 +49,14 @@ def fit(
     process gets, up to the rounding of sums. Goes on from where `resume` is. Raises
     `DivergedError` where the loss is no longer a number.
     """
-    progress = resume.progress or _begin(recipe, launcher)
-    fabric = launcher.fabric(progress.precision)
-    model.to(launcher.device).eval()
-    learner = Learner(model, recipe, launcher, fabric)
+    progress = resume.progress or _begin(recipe, processes)
+    fabric = processes.fabric(progress.precision)
+    model.to(processes.device).eval()
+    learner = Learner(model, recipe, processes, fabric)
     if resume.learner:
         learner.load(resume.learner)
-    criterion = recipe.loss.build(counts).to(launcher.device)
-    gradients = Gradients(model, inputs.stage, criterion, fabric, micro_batch(recipe, launcher))
+    criterion = recipe.loss.build(counts).to(processes.device)
+    gradients = Gradients(model, inputs.stage, criterion, fabric, micro_batch(recipe, processes))
     photos = len(inputs.labels)
     steps = -(-photos // recipe.batch)
     clock = Clock(progress)
@@ -65,9 +65,9 @@ def fit(
         while progress.epoch < recipe.epochs:
             order = epoch_order(photos, recipe.seed, progress.epoch)
             batches = list(chunks(order, recipe.batch))[progress.step :]
-            for size, share in own_shares(inputs, batches, recipe.batch, launcher, clock):
+            for size, share in own_shares(inputs, batches, recipe.batch, processes, clock):
                 learner.clear()
-                loss = launcher.sum(gradients.add(share, size)).item()
+                loss = processes.sum(gradients.add(share, size)).item()
                 _check(loss, progress, recipe)
                 factor = rate_factor(recipe.optimiser, progress.done, steps, recipe.epochs)
                 rates = learner.update(progress.done, factor)
@@ -136,14 +136,18 @@ class Clock:
 
 
 def own_shares(
-    inputs: Inputs, batches: Sequence[Sequence[Pick]], batch: int, launcher: Launcher, clock: Clock
+    inputs: Inputs,
+    batches: Sequence[Sequence[Pick]],
+    batch: int,
+    processes: Processes,
+    clock: Clock,
 ) -> Iterator[tuple[int, Share | None]]:
     """The length of every batch and this process's share of it, None where it has none.
 
     All but the last are `batch` long, and so all but the last share have one length, too.
     """
-    own = [launcher.share(one) for one in batches]
-    length = max(1, len(launcher.share(range(batch))))
+    own = [processes.share(one) for one in batches]
+    length = max(1, len(processes.share(range(batch))))
     shares = inputs.batches([pick for share in own for pick in share], length)
     for one, picks in zip(batches, own, strict=True):
         with clock.waiting():
@@ -157,13 +161,13 @@ def epoch_order(photos: int, seed: int, epoch: int) -> list[Pick]:
     return [(photo, epoch) for photo in random.permutation(photos).tolist()]
 
 
-def micro_batch(recipe: Recipe, launcher: Launcher) -> int:
+def micro_batch(recipe: Recipe, processes: Processes) -> int:
     """How many photos go through the model at once: the recipe's, or what suits the device."""
     if recipe.micro_batch is not None:
         return recipe.micro_batch
-    if launcher.device.type == "cpu" and not recipe.loss.whole_batch:
+    if processes.device.type == "cpu" and not recipe.loss.whole_batch:
         return CPU_MICRO_BATCH
-    return -(-recipe.batch // launcher.size)
+    return -(-recipe.batch // processes.size)
 
 
 def network_behind(model: Model, stage: int) -> nn.Module:
@@ -172,21 +176,21 @@ def network_behind(model: Model, stage: int) -> nn.Module:
 
 
 @contextmanager
-def enough_memory(recipe: Recipe, launcher: Launcher) -> Iterator[None]:
+def enough_memory(recipe: Recipe, processes: Processes) -> Iterator[None]:
     """Says in one line what to do where the device's memory does not hold a batch."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_memory(error):
             raise
-        at_once = micro_batch(recipe, launcher)
+        at_once = micro_batch(recipe, processes)
         advice = (
             f"pass --set micro_batch={max(1, at_once // 2)}, which takes less memory"
             if at_once > 1
             else "tune fewer blocks, or take a smaller backbone"
         )
         raise UserError(
-            f"the memory of {launcher.device} is too small for batch = {recipe.batch} with "
+            f"the memory of {processes.device} is too small for batch = {recipe.batch} with "
             f"micro_batch = {at_once}: {advice}"
         ) from error
 
@@ -195,8 +199,8 @@ def _is_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _begin(recipe: Recipe, launcher: Launcher) -> Progress:
-    return Progress(launcher.broadcast(settle(recipe.precision, launcher.device)))
+def _begin(recipe: Recipe, processes: Processes) -> Progress:
+    return Progress(processes.broadcast(settle(recipe.precision, processes.device)))
 
 
 def _keep(resume: Resume, progress: Progress, learner: Learner, clock: Clock) -> None:

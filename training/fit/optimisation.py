@@ -9,16 +9,16 @@ from torch import nn, split
 from torch.optim import SGD, AdamW, Optimizer
 
 from taillift.models.lift.model import Model
-from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.distributed import Processes
 from taillift.training.recipe.recipe import Optimiser, Recipe
 
 
 class Learner:
     """Takes gradients to the trained tensors of one model, which is the same in all processes."""
 
-    def __init__(self, model: Model, recipe: Recipe, launcher: Launcher, fabric: Fabric) -> None:
+    def __init__(self, model: Model, recipe: Recipe, processes: Processes, fabric: Fabric) -> None:
         self._options = recipe.optimiser
-        self._launcher = launcher
+        self._launcher = processes
         self._fabric = fabric
         self.parameters = list(model.trained().values())
         self._start_alike()

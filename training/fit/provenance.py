@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from taillift.training.fit.distributed import Launcher, Precision
+from taillift.training.fit.distributed import Precision, Processes
 from taillift.training.fit.resume import Progress
 from taillift.training.recipe.recipe import Part
 
@@ -27,7 +27,7 @@ class Machine(Part):
     gpus: tuple[str, ...]
 
 
-class Record(Part):
+class Provenance(Part):
     """One run. `losses` is each epoch's mean loss.
 
     `seconds` are the training loop's, over all its continuations; `waiting` is the share of them in
@@ -49,21 +49,21 @@ class Record(Part):
     losses: tuple[float, ...]
 
 
-def new_record(launcher: Launcher, progress: Progress | None) -> Record:
+def new_provenance(processes: Processes, progress: Progress | None) -> Provenance:
     """Of a run that is finished; `progress` is None where nothing was trained."""
     revision = _git("rev-parse", "HEAD")
     seconds = progress.seconds if progress else 0.0
-    return Record(
+    return Provenance(
         versions=versions(),
         machine=machine(),
         revision=revision,
         changed=None if revision is None else bool(_git("status", "--porcelain", "-uno")),
         precision=progress.precision if progress else None,
-        processes=launcher.size,
+        processes=processes.size,
         seconds=round(seconds, 3),
         waiting=round(progress.waited / seconds, 4) if progress and seconds else 0.0,
         peak_memory=peak_memory(),
-        peak_gpu_memory=_peak_gpu_memory(launcher.device),
+        peak_gpu_memory=_peak_gpu_memory(processes.device),
         losses=tuple(progress.losses) if progress else (),
     )
 

@@ -12,7 +12,7 @@ import torch
 
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.errors import UserError
-from taillift.training.fit.distributed import Launcher, Precision
+from taillift.training.fit.distributed import Precision, Processes
 from taillift.training.recipe.recipe import Recipe
 
 # Inside an epoch it is written so often, in seconds.
@@ -46,15 +46,15 @@ class Resume:
     learner's tensors are all that there is to keep.
     """
 
-    def __init__(self, path: Path | None, key: str, launcher: Launcher) -> None:
+    def __init__(self, path: Path | None, key: str, processes: Processes) -> None:
         """Reads what is there; done by all. `progress` and `learner` are None where nothing is.
 
         Raises `UserError` where the file is of another run or cannot be read.
         """
         self._key = key
-        self._path = path if launcher.rank == 0 else None
+        self._path = path if processes.rank == 0 else None
         self._written = time.monotonic()
-        kept = launcher.broadcast(_readable(self._path, key))
+        kept = processes.broadcast(_readable(self._path, key))
         if isinstance(kept, str):
             raise UserError(kept)
         self.progress: Progress | None = Progress(**kept["progress"]) if kept else None
@@ -123,7 +123,7 @@ def _load_whole(path: Path) -> dict[str, Any]:
     return kept
 
 
-def state_beside(checkpoint: Path) -> Path:
+def resume_path(checkpoint: Path) -> Path:
     """Where a run that is to end in `checkpoint` keeps its state."""
     return checkpoint.with_name(f"{checkpoint.name}.resume")
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from taillift.models.errors import UserError
-from taillift.models.lift.tuners import Tuner
+from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import Initial, TextInitial
 from taillift.training.recipe.losses import Ldam, LogitAdjusted, Loss
 from taillift.training.yaml_file import parse_yaml
@@ -38,7 +38,7 @@ class Part(BaseModel):
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
 
 
-class Head(Part):
+class HeadConfig(Part):
     """The classifier. `scale` multiplies the cosine; None: the backbone's own logit scale."""
 
     kind: Literal["cosine", "linear", "l2", "layernorm"] = "cosine"
@@ -92,9 +92,9 @@ class Recipe(Part):
 
     name: str = Field(min_length=1, pattern=r"^[\w.+-]+$", description="of files and in tables")
     title: str = ""
-    tuners: tuple[Tuner, ...] = ()
+    tuners: tuple[AnyTuner, ...] = ()
     blocks: int | None = Field(None, ge=1)
-    head: Head = Head()
+    head: HeadConfig = HeadConfig()
     loss: Loss = Field(LogitAdjusted(), discriminator="name")
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
@@ -109,7 +109,7 @@ class Recipe(Part):
 
     @field_validator("tuners")
     @classmethod
-    def _once_each(cls, tuners: tuple[Tuner, ...]) -> tuple[Tuner, ...]:
+    def _once_each(cls, tuners: tuple[AnyTuner, ...]) -> tuple[AnyTuner, ...]:
         names = [one.name for one in tuners]
         if len(set(names)) < len(names):
             raise ValueError("a tuner can be there only once")

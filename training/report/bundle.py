@@ -14,9 +14,9 @@ import numpy as np
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
 from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.variants import Judged
+from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.evaluation import class_accuracies, confusion
-from taillift.training.fit.checkpoint import Facts
+from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import (
     sections_accuracy,
     sections_confidence,
@@ -40,7 +40,10 @@ RELIABILITY: Final = (
 
 
 def write_report(
-    folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
+    folder: Path,
+    facts: CheckpointMetadata,
+    groups: Sequence[Group],
+    judged: Mapping[Precision, CalibratedVariant],
 ) -> None:
     """metrics.json, what was taken for what with five views, figures, and report.html.
 
@@ -73,7 +76,10 @@ def summary(variant: Variant) -> Iterator[str]:
 
 
 def _page(
-    folder: Path, facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]
+    folder: Path,
+    facts: CheckpointMetadata,
+    groups: Sequence[Group],
+    judged: Mapping[Precision, CalibratedVariant],
 ) -> str:
     variants = {precision: one.variant for precision, one in judged.items()}
     check = judged[Precision.FP32].check
@@ -100,7 +106,7 @@ def _figure(path: Path, text: str) -> str:
     return figure(path, text) if path.exists() else ""
 
 
-def _metrics(one: Judged) -> dict[str, Any]:
+def _metrics(one: CalibratedVariant) -> dict[str, Any]:
     """Accuracy, and what exit rule, calibration, sets and review were measured to do."""
     variant: Variant = one.variant
     metrics: dict[str, Any] = {}

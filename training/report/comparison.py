@@ -19,7 +19,7 @@ from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeed
 from taillift.training.comparison.table import Row, caption, failures, headings, markdown, rows_of
 from taillift.training.comparison.verdict import MARGIN, Difference, Verdict, class_rates, judge
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.provenance import Record
+from taillift.training.fit.provenance import Provenance
 from taillift.training.report.figures import Bar, Point, draw_groups, draw_parameters, draw_tail
 
 PAGE: Final = Template(
@@ -206,14 +206,14 @@ def _facts(
     return "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
 
 
-def _machine(record: Record) -> str:
+def _machine(record: Provenance) -> str:
     found = record.machine
     gpus = f" and {len(found.gpus)} {found.gpus[0]}" if found.gpus else ""
     processes = f", {record.processes} processes" if record.processes > 1 else ""
     return f"{found.processor}, {found.cores} cores{gpus}{processes}"
 
 
-def _versions(record: Record) -> str:
+def _versions(record: Provenance) -> str:
     commit = f", commit {record.revision[:12]}" if record.revision else ""
     changed = " with changes" if record.changed else ""
     found = ", ".join(f"{name} {version}" for name, version in record.versions.items())

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from taillift.models.bundle.schema import GROUPS
-from taillift.training.calibration.predictions import Verdicts
+from taillift.training.calibration.predictions import ScoredPredictions
 from taillift.training.calibration.reliability import SURE, Bin, bins, change
 from taillift.training.calibration.temperature import Unseen
 from taillift.training.report.figures import COLOURS
@@ -42,7 +42,9 @@ def draw_reliability(path: Path, every: Unseen) -> None:
     figure.savefig(path, format="png")
 
 
-def _draw_panel(axes: Axes, title: str, before: Verdicts, after: Verdicts, colour: str) -> None:
+def _draw_panel(
+    axes: Axes, title: str, before: ScoredPredictions, after: ScoredPredictions, colour: str
+) -> None:
     axes.plot([0, 100], [0, 100], color="#cccccc", lw=1, zorder=0)
     _draw_bins(axes, bins(before), BEFORE, "--", "white")
     _draw_bins(axes, bins(after), colour, "-", colour)
@@ -65,7 +67,7 @@ def _draw_chance(axes: Axes, every: Sequence[Bin], colour: str) -> None:
         axes.plot([100 * one.confidence] * 2, ends, color=colour, lw=0.7)
 
 
-def _caption(before: Verdicts, after: Verdicts) -> str:
+def _caption(before: ScoredPredictions, after: ScoredPredictions) -> str:
     found = change(before, after)
     photos = f"{found.photos:,} photos"
     if found.before is None or found.after is None:

@@ -7,7 +7,7 @@ from taillift.models.bundle.manifest import Evaluation, Scores, Variant
 from taillift.models.bundle.schema import GROUPS, Group, Precision
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.evaluation import class_accuracies
-from taillift.training.fit.checkpoint import Facts
+from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report.html import TITLES, UNKNOWN, number, paragraph, table
 
 HEADS: Final = ("", "", "mean class", *GROUPS, "worst class", "harmonic mean", "overall", "views")
@@ -36,7 +36,7 @@ def _flattery(variant: Variant) -> str:
     return " The exit rule was fitted on these very photos, which flatters adaptive a little."
 
 
-def classes(facts: Facts, groups: Sequence[Group], check: HeldOut) -> str:
+def classes(facts: CheckpointMetadata, groups: Sequence[Group], check: HeldOut) -> str:
     """A table of all classes, closed until it is asked for."""
     found = class_accuracies(check.view_logits, check.labels, len(groups))
     rows = [

@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from taillift.models.bundle.schema import GROUPS, Group, Precision
-from taillift.training.calibration.variants import Judged
-from taillift.training.fit.checkpoint import Facts
+from taillift.training.calibration.variants import CalibratedVariant
+from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report.html import facts as listed
 
 
-def section(facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Judged]) -> str:
+def section(
+    facts: CheckpointMetadata,
+    groups: Sequence[Group],
+    judged: Mapping[Precision, CalibratedVariant],
+) -> str:
     views = facts.preprocessing
     plain = judged[Precision.FP32]
     return listed(
@@ -30,7 +34,7 @@ def section(facts: Facts, groups: Sequence[Group], judged: Mapping[Precision, Ju
     )
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: CheckpointMetadata) -> str:
     return (
         f"{facts.data}: {sum(facts.counts):,} training photos, {max(facts.counts):,} of the most "
         f"frequent class and {min(facts.counts):,} of the rarest (fingerprint "
@@ -38,7 +42,7 @@ def _data(facts: Facts) -> str:
     )
 
 
-def _classes(facts: Facts, groups: Sequence[Group]) -> str:
+def _classes(facts: CheckpointMetadata, groups: Sequence[Group]) -> str:
     sizes = []
     for group in GROUPS:
         counts = [count for count, one in zip(facts.counts, groups, strict=True) if one == group]
@@ -47,7 +51,7 @@ def _classes(facts: Facts, groups: Sequence[Group]) -> str:
     return f"{len(facts.classes):,}: {', '.join(sizes)}"
 
 
-def _fitted(plain: Judged) -> str:
+def _fitted(plain: CalibratedVariant) -> str:
     part = plain.variant.calibration
     if part is None:
         return "nothing"
@@ -55,7 +59,7 @@ def _fitted(plain: Judged) -> str:
     return f"{part.data}, {part.images:,} different photos{how}"
 
 
-def _method(facts: Facts) -> str:
+def _method(facts: CheckpointMetadata) -> str:
     recipe = facts.recipe
     if not recipe.epochs:
         return f"{recipe.title} ({recipe.name}): nothing was trained"
@@ -66,6 +70,6 @@ def _method(facts: Facts) -> str:
     )
 
 
-def _versions(facts: Facts) -> dict[str, str]:
+def _versions(facts: CheckpointMetadata) -> dict[str, str]:
     commit = {"commit": facts.record.revision[:12]} if facts.record.revision else {}
     return facts.record.versions | commit

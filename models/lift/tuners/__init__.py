@@ -1,4 +1,4 @@
-"""Fine-tuning methods, each a `Spec` to put in a recipe and the modules that it attaches.
+"""Fine-tuning methods, each a `Tuner` to put in a recipe and the modules that it attaches.
 
 Several can be attached to the same blocks, in any order.
 """
@@ -9,14 +9,14 @@ from pydantic import Field
 
 from taillift.models.lift.tuners.adapter import Adapter
 from taillift.models.lift.tuners.adaptformer import AdaptFormer
-from taillift.models.lift.tuners.base import Spec, adaptive_rank
+from taillift.models.lift.tuners.base import Tuner, adaptive_rank
 from taillift.models.lift.tuners.lora import LoRA
 from taillift.models.lift.tuners.sparse import Sparse
 from taillift.models.lift.tuners.ssf import SSF
 from taillift.models.lift.tuners.unfreeze import Bias, Full, LayerNorms
 from taillift.models.lift.tuners.vpt import VPTDeep, VPTShallow
 
-Tuner = Annotated[
+AnyTuner = Annotated[
     AdaptFormer | Adapter | LoRA | VPTShallow | VPTDeep | SSF | Bias | LayerNorms | Sparse | Full,
     Field(discriminator="name"),
 ]

@@ -6,10 +6,10 @@ from typing import Literal
 from torch import nn
 
 from taillift.models.lift.tuners.base import settled, transformer_blocks
-from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
+from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckTuner, mlp_norm
 
 
-class Adapter(BottleneckSpec):
+class Adapter(BottleneckTuner):
     """A bottleneck that reads the MLP's output and is added to it (Houlsby et al. 2019).
 
     It cannot be merged: its norm reads what the MLP gives.

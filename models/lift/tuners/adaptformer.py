@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from taillift.models.lift.block import Block, LayerScale
 from taillift.models.lift.tuners.base import settled, transformer_blocks
-from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckSpec, mlp_norm
+from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckTuner, mlp_norm
 
 
-class AdaptFormer(BottleneckSpec):
+class AdaptFormer(BottleneckTuner):
     """A bottleneck beside the MLP (Chen et al. 2022; as in LIFT, section 3.3)."""
 
     name: Literal["adaptformer"] = "adaptformer"

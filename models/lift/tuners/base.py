@@ -15,7 +15,7 @@ from taillift.models.lift.block import ALL, Block
 Option = TypeVar("Option")
 
 
-class Spec(BaseModel, ABC):
+class Tuner(BaseModel, ABC):
     """One method's options. `name` tells the methods apart; an option that is None is adaptive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

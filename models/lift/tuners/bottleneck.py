@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from taillift.models.lift.block import Block
-from taillift.models.lift.tuners.base import Attachment, Spec, adaptive_rank, innermost
+from taillift.models.lift.tuners.base import Attachment, Tuner, adaptive_rank, innermost
 
 
-class BottleneckSpec(Spec):
+class BottleneckTuner(Tuner):
     """A method whose `rank` is by LIFT's adaptive rule (section 3.3) where it is None.
 
     The rule makes it as small as there are few classes, but not smaller than `least_rank`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taillift.models.lift.block import ALL, project
 from taillift.models.lift.tuners.base import (
-    Spec,
+    Tuner,
     Wrapper,
     innermost,
     power_of_two,
@@ -23,7 +23,7 @@ from taillift.models.lift.tuners.base import (
 WEIGHTS: Final = {"attention": 4, "mlp": 10, "both": 14}
 
 
-class LoRA(Spec):
+class LoRA(Tuner):
     """Low-rank updates of queries and values, of both MLP layers, or of all four (Hu et al. 2022).
 
     The rank is by LIFT+'s rule, C / 4L in the attention, rounded down to a power of two: all

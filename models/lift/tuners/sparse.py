@@ -8,12 +8,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from taillift.models.lift.block import ALL
-from taillift.models.lift.tuners.base import SLOTS, Spec, Wrapper, settled, transformer_blocks, wrap
+from taillift.models.lift.tuners.base import (
+    SLOTS,
+    Tuner,
+    Wrapper,
+    settled,
+    transformer_blocks,
+    wrap,
+)
 
 SEED: Final = 0
 
 
-class Sparse(Spec):
+class Sparse(Tuner):
     """A random share of the entries of a block's four linear layers (LIFT, section 3.1).
 
     The share is by LIFT+'s rule, C / (L (12 D + 9)): as many entries as the head has weights.

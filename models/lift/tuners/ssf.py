@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from taillift.models.lift.block import ALL, project
 from taillift.models.lift.tuners.base import (
     SLOTS,
-    Spec,
+    Tuner,
     Wrapper,
     innermost,
     transformer_blocks,
@@ -21,7 +21,7 @@ Where = Literal["attention", "mlp", "norm"]
 SPREAD: Final = 0.02
 
 
-class SSF(Spec):
+class SSF(Tuner):
     """Scale and shift the outputs of the linear layers and norms (Lian et al. 2022)."""
 
     name: Literal["ssf"] = "ssf"

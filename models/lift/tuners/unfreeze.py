@@ -6,10 +6,10 @@ from typing import Literal
 from torch import nn
 
 from taillift.models.errors import UserError
-from taillift.models.lift.tuners.base import Spec
+from taillift.models.lift.tuners.base import Tuner
 
 
-class Bias(Spec):
+class Bias(Tuner):
     """Every bias inside the blocks (BitFit, Ben Zaken et al. 2022)."""
 
     name: Literal["bias"] = "bias"
@@ -18,7 +18,7 @@ class Bias(Spec):
         _unfreeze(self.name, [module for block in blocks for module in block.modules()], ("bias",))
 
 
-class LayerNorms(Spec):
+class LayerNorms(Tuner):
     """Scale and shift of every LayerNorm inside the blocks; in a ResNet, of every BatchNorm.
 
     A BatchNorm keeps its running statistics, as long as the model is in evaluation mode.
@@ -30,7 +30,7 @@ class LayerNorms(Spec):
         _unfreeze(self.name, list(_norms(blocks)), ("weight", "bias"))
 
 
-class Full(Spec):
+class Full(Tuner):
     """Every tensor of the blocks."""
 
     name: Literal["full"] = "full"

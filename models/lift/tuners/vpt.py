@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from taillift.models.lift.block import Block
 from taillift.models.lift.tuners.base import (
     Attachment,
-    Spec,
+    Tuner,
     power_of_two,
     settled,
     transformer_blocks,
@@ -20,7 +20,7 @@ from taillift.models.lift.tuners.base import (
 SPREAD: Final = 0.02
 
 
-class VPTShallow(Spec):
+class VPTShallow(Tuner):
     """Prompts that enter before the first tuned block and leave behind the last.
 
     They cannot be merged: the sequence stays longer by `prompts`. The blocks have to be the
@@ -36,7 +36,7 @@ class VPTShallow(Spec):
         tuned[-1].dropped += self.prompts
 
 
-class VPTDeep(Spec):
+class VPTDeep(Tuner):
     """Prompts of its own for every tuned block, which no other block sees.
 
     Their number is by LIFT+'s rule, C / L, rounded down to a power of two.

@@ -47,7 +47,7 @@ def test_rows_are_in_the_order_of_the_images(
     classifier: Classifier, ensemble: Ensemble, count: int
 ) -> None:
     colours = (COLOURS * 8)[:count]
-    logits, views = classifier.combined(
+    logits, views = classifier.mean_logits(
         (classifier.canvas(photo(one)) for one in colours), ensemble
     )
     assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.float32, (count,))
@@ -66,10 +66,10 @@ def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
     doubtful = halves((255, 0, 0), (255, 230, 0))
     every = [halves(one, one) for one in COLOURS[:3]]
     every.insert(1, doubtful)
-    found = classifier.combined(every, Ensemble.ADAPTIVE)
+    found = classifier.mean_logits(every, Ensemble.ADAPTIVE)
     assert found.views.tolist() == [1, 5, 1, 1]
-    centre = classifier.combined(every, Ensemble.OFF).logits
-    full = classifier.combined(every, Ensemble.FULL).logits
+    centre = classifier.mean_logits(every, Ensemble.OFF).logits
+    full = classifier.mean_logits(every, Ensemble.FULL).logits
     np.testing.assert_allclose(found.logits[1], full[1], atol=1e-4)
     np.testing.assert_allclose(found.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
 
@@ -78,7 +78,7 @@ def test_without_a_rule_adaptive_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "raw", variants={Precision.FP32: Variant()})
     classifier = Classifier.open(folder)
     with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
-        classifier.combined([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
+        classifier.mean_logits([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
 
 
 def refusal(folder: Path, **changes: object) -> str:

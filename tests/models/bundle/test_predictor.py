@@ -10,7 +10,7 @@ from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Manifest, Variant
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.bundle.prediction_sets import Interpolation, PredictionSets
-from taillift.models.bundle.predictor import Reader, Reading
+from taillift.models.bundle.predictor import Prediction, Predictor
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
@@ -21,10 +21,12 @@ COUNTS = [count for _, count in CLASSES.values()]
 VIEWS = {Ensemble.OFF: 1, Ensemble.FULL: 5}
 
 
-def reader(**variant: object) -> Reader:
+def predictor(**variant: object) -> Predictor:
     plain = palette_manifest("v", {})
     changed = plain.variants[Precision.FP32].model_copy(update=variant)
-    return Reader(plain.model_copy(update={"variants": {Precision.FP32: changed}}), Precision.FP32)
+    return Predictor(
+        plain.model_copy(update={"variants": {Precision.FP32: changed}}), Precision.FP32
+    )
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -39,12 +41,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def test_each_way_to_answer_has_its_temperature(
     ensemble: str, views: int, temperature: float
 ) -> None:
-    found = reader().probabilities(LOGITS, np.array([views, views]), Ensemble(ensemble))
+    found = predictor().probabilities(LOGITS, np.array([views, views]), Ensemble(ensemble))
     np.testing.assert_allclose(found, softmax(LOGITS / temperature), rtol=1e-5)
 
 
 def test_without_calibration_it_is_the_softmax() -> None:
-    found = reader(calibration=None).probabilities(LOGITS, np.array([5, 5]), Ensemble.FULL)
+    found = predictor(calibration=None).probabilities(LOGITS, np.array([5, 5]), Ensemble.FULL)
     np.testing.assert_allclose(found, softmax(LOGITS), rtol=1e-5)
 
 
@@ -58,8 +60,8 @@ def test_logits_that_carry_the_training_prior_lose_it() -> None:
     )
     biased: Manifest = plain.model_copy(update={"classes": classes})
     carrying = (LOGITS + np.log(shares)).astype(np.float32)
-    one, two = np.array([1, 1]), reader()
-    other = Reader(biased, Precision.FP32)
+    one, two = np.array([1, 1]), predictor()
+    other = Predictor(biased, Precision.FP32)
     for target in (None, log_prior(Prior.TRAIN, COUNTS)):
         np.testing.assert_allclose(
             other.probabilities(other.without_prior(carrying), one, Ensemble.OFF, target),
@@ -74,7 +76,7 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     plain = palette_manifest("v", {})
     sets = PredictionSets(interpolation=Interpolation(pull=0), photos=280, reach={}, data="others")
     variant = plain.variants[Precision.FP32].model_copy(update={"sets": sets})
-    found = Reader(
+    found = Predictor(
         plain.model_copy(update={"variants": {Precision.FP32: variant}}),
         Precision.FP32,
         HeldOutScores(labels, {"off": sure, "full": unsure}),
@@ -86,24 +88,24 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     assert np.flatnonzero(off[0]).tolist() == [0], "the answer is in its set always"
     assert np.flatnonzero(full[0]).tolist() == [0, 1, 2]
     assert found.sets(shares, Ensemble.ADAPTIVE, 0.9) is None
-    assert found.members(Reading(shares[0], shares[0]), Ensemble.FULL, 0.9) == [0, 1, 2]
-    assert found.members(Reading(shares[0, ::-1], shares[0]), Ensemble.FULL, 0.9) == [6, 2, 0, 1]
-    assert found.members(Reading(shares[0], shares[0]), Ensemble.FULL, None) is None
+    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, 0.9) == [0, 1, 2]
+    assert found.members(Prediction(shares[0, ::-1], shares[0]), Ensemble.FULL, 0.9) == [6, 2, 0, 1]
+    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, None) is None
 
 
 def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
-    found = reader(review=Review(risk=5, level=95, data="others", groups={"many": group}))
+    found = predictor(review=Review(risk=5, level=95, data="others", groups={"many": group}))
     rows = [np.array([top, 1 - top, 0, 0, 0, 0, 0]) for top in (0.59, 0.6)]
-    assert [found.decide(Reading(row, row)) for row in rows] == ["review", "accept"]
+    assert [found.decide(Prediction(row, row)) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]
-    assert found.decide(Reading(few, few)) == "review", "nothing is known of few"
-    assert reader(review=None).decide(Reading(few, few)) is None
+    assert found.decide(Prediction(few, few)) == "review", "nothing is known of few"
+    assert predictor(review=None).decide(Prediction(few, few)) is None
 
 
 def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "plain", variants={Precision.FP32: Variant()})
     manifest = palette_manifest("v", {})
     with pytest.raises(UserError, match="has no int8 variant \\(it has fp32\\)") as caught:
-        Reader.open(folder, manifest, Precision.INT8)
+        Predictor.open(folder, manifest, Precision.INT8)
     assert "\n" not in str(caught.value)

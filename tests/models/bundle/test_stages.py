@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, apply, lead
+from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, margin, run_stages
 
 LEADS = st.floats(0, 6, width=32)
 STAGES = st.sets(st.integers(1, 5), min_size=1).flatmap(
@@ -24,9 +24,9 @@ LOGITS = st.integers(0, 6).flatmap(
 def test_an_image_stops_at_the_first_stage_that_lets_it(
     rule: Stages, view_logits: np.ndarray
 ) -> None:
-    combined, taken = apply(rule, view_logits)
-    assert (combined.dtype, combined.shape) == (np.float32, (len(view_logits), 3))
-    for image, row, views in zip(view_logits, combined, taken, strict=True):
+    mean_logits, taken = run_stages(rule, view_logits)
+    assert (mean_logits.dtype, mean_logits.shape) == (np.float32, (len(view_logits), 3))
+    for image, row, views in zip(view_logits, mean_logits, taken, strict=True):
         means = {k: image[:k].mean(axis=0, dtype="f4") for k in rule.stages}
         stopped = [k for k in rule.stages if rule.stops(means[k][None], k)[0]]
         assert views == stopped[0]
@@ -43,9 +43,9 @@ def test_views_are_asked_for_once_and_only_where_they_are_needed(
         assert np.isnan(given_views[rows, first:last]).all()
         given_views[rows, first:last] = view_logits[rows, first:last]
 
-    combined, taken = apply(rule, given_views, fill)
+    mean_logits, taken = run_stages(rule, given_views, fill)
     np.testing.assert_array_equal((~np.isnan(given_views[:, :, 0])).sum(axis=1), taken)
-    for found, expected in zip((combined, taken), apply(rule, view_logits), strict=True):
+    for found, expected in zip((mean_logits, taken), run_stages(rule, view_logits), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -54,7 +54,7 @@ def test_a_smaller_lead_takes_no_more_views(
     view_logits: np.ndarray, one: float, other: float
 ) -> None:
     taken = [
-        apply(Stages(stages=(1, 5), leads=(least,)), view_logits)[1]
+        run_stages(Stages(stages=(1, 5), leads=(least,)), view_logits)[1]
         for least in sorted((one, other))
     ]
     assert (taken[0] <= taken[1]).all()
@@ -62,7 +62,7 @@ def test_a_smaller_lead_takes_no_more_views(
 
 def test_a_lead_is_the_best_class_less_the_second_and_enough_when_equal() -> None:
     logits = np.array([[1, 3.5, 2], [0, 0, -1]], "f4")
-    np.testing.assert_array_equal(lead(logits), [1.5, 0])
+    np.testing.assert_array_equal(margin(logits), [1.5, 0])
     rule = Stages(stages=(1, 3, 5), leads=(1.5, 2))
     np.testing.assert_array_equal(rule.stops(logits, 1), [True, False])
     np.testing.assert_array_equal(rule.stops(logits, 3), [False, False])

@@ -16,13 +16,13 @@ from taillift.models.lift.tuners import (
     SSF,
     Adapter,
     AdaptFormer,
+    AnyTuner,
     Bias,
     Full,
     LayerNorms,
     LoRA,
     Sparse,
     Spec,
-    Tuner,
     VPTDeep,
     VPTShallow,
     adaptive_rank,
@@ -154,7 +154,7 @@ def test_adaptive_options_have_to_be_settled_first() -> None:
 
 
 def test_a_recipe_names_a_method() -> None:
-    adapter: TypeAdapter[Spec] = TypeAdapter(Tuner)
+    adapter: TypeAdapter[Spec] = TypeAdapter(AnyTuner)
     for spec in EVERY:
         assert adapter.validate_json(adapter.dump_json(spec)) == spec
     assert adapter.validate_python({"name": "lora", "where": "both"}) == LoRA(where="both")

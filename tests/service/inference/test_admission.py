@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from taillift.service.inference.admission import MARGIN, Admission, Hold, Share
+from taillift.service.inference.admission import MARGIN, Admission, Load, Reservation
 from taillift.service.inference.deadline import Deadline
 from taillift.service.problems import DeadlineError, OverloadedError
 
@@ -18,14 +18,14 @@ def of(max_views: int = 10, max_bytes: int = 100, pace: float = 0.1) -> Admissio
 
 
 @contextmanager
-def held(admission: Admission, share: Share, seconds: float = 1e6) -> Iterator[Hold]:
+def held(admission: Admission, share: Load, seconds: float = 1e6) -> Iterator[Reservation]:
     with admission.hold(Deadline.after(seconds)) as hold:
         hold.resize(share)
         yield hold
 
 
-def images(count: int, views: int = 1, size: int = 0) -> Share:
-    return Share(count, count * views, size, count * views)
+def images(count: int, views: int = 1, size: int = 0) -> Load:
+    return Load(count, count * views, size, count * views)
 
 
 def test_views_and_bytes_are_given_back_however_the_block_ends() -> None:
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused(views: int, size: int, words: str) -> None
 
 def test_a_hold_counts_once_when_its_share_changes() -> None:
     admission = of()
-    with held(admission, Share(size=90)) as hold:
+    with held(admission, Load(size=90)) as hold:
         hold.resize(images(5, size=60))
         with held(admission, images(5, size=40)), pytest.raises(OverloadedError):
             hold.resize(images(5, size=61))
@@ -66,11 +66,11 @@ def test_a_hold_counts_once_when_its_share_changes() -> None:
 
 def test_a_body_that_is_expected_takes_nothing_before_it_comes() -> None:
     admission = of()
-    with held(admission, Share(size=70)), admission.hold(Deadline.after(1e6)) as hold:
+    with held(admission, Load(size=70)), admission.hold(Deadline.after(1e6)) as hold:
         hold.expect(30)
         with pytest.raises(OverloadedError, match="70 bytes are in work and 31 more"):
             hold.expect(31)
-        with held(admission, Share(size=30)):
+        with held(admission, Load(size=30)):
             pass
 
 
@@ -86,12 +86,12 @@ def test_a_body_that_would_wait_too_long_is_not_read() -> None:
 
 def test_a_body_is_held_as_it_comes() -> None:
     admission = of()
-    with held(admission, Share(size=70)), held(admission, Share()) as hold:
+    with held(admission, Load(size=70)), held(admission, Load()) as hold:
         hold.grow(20)
         hold.grow(10)
         with pytest.raises(OverloadedError, match="100 bytes are in work and 1 more"):
             hold.grow(1)
-    with held(admission, Share(size=100)):
+    with held(admission, Load(size=100)):
         pass
 
 
@@ -119,7 +119,7 @@ def test_retry_after_is_what_the_work_in_hand_takes(pace: float, seconds: str) -
 
 def test_experience_tells_the_wait_and_the_most_that_may_come_bounds_the_memory() -> None:
     admission = of(pace=1)
-    with held(admission, Share(images=2, views=10, load=3)):
+    with held(admission, Load(images=2, views=10, load=3)):
         assert admission.wait(2) == 3
         with pytest.raises(OverloadedError) as refused, held(admission, images(1)):
             pass

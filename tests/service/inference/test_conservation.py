@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import Answer, Waiting, Work
+from taillift.service.inference.jobs import ImageJob, ImageOutputs, WaitingJobs
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.problems import DeadlineError, InferenceError
 from tests.support.simulated_device import Device, image, mean_of, new_metrics, rule, run, sent
@@ -42,7 +42,7 @@ IMAGES = st.lists(
 )
 
 
-async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[Answer | BaseException]:
+async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[ImageOutputs | BaseException]:
     tasks = []
     for value, one in enumerate(images):
         seconds = {"expired": 0.0, "hurry": 0.002}.get(one.fate, 20.0)
@@ -79,7 +79,7 @@ def test_every_image_is_answered_once_with_its_own_logits(
         )
     cancelled = {n // 2 for n, one in enumerate(images) if one.fate == "cancel"}
     for value, (one, outcome) in enumerate(zip(images, found, strict=True)):
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, ImageOutputs):
             sure = len(one.stages) > 1 and value % 2 == 0
             assert outcome.views == (one.stages[0] if sure else one.stages[-1])
             np.testing.assert_allclose(outcome.logits, mean_of(value, outcome.views), rtol=1e-6)
@@ -101,12 +101,12 @@ def test_every_image_is_answered_once_with_its_own_logits(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_requests_take_turns_and_keep_their_own_order(counts: list[int]) -> None:
-    waiting, place = Waiting(), dict.fromkeys(range(len(counts)), 0)
+    waiting, place = WaitingJobs(), dict.fromkeys(range(len(counts)), 0)
 
-    async def works() -> list[Work]:
+    async def works() -> list[ImageJob]:
         loop, deadline = asyncio.get_running_loop(), Deadline.after(1)
         return [
-            Work(image(number, 1), loop.create_future(), deadline, owner)
+            ImageJob(image(number, 1), loop.create_future(), deadline, owner)
             for owner, count in enumerate(counts)
             for number in range(count)
         ]

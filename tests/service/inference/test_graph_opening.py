@@ -62,7 +62,7 @@ def write(
 
 def opened(bundle: Path, **settings: object) -> tuple[Precision, str]:
     classifier, reason = open_classifier(read_settings(bundle=bundle, **settings))
-    return classifier.reader.precision, reason
+    return classifier.predictor.precision, reason
 
 
 def test_what_is_as_accurate_and_faster_is_served(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.images import Pixels
-from taillift.service.inference.jobs import Answer
+from taillift.service.inference.jobs import ImageOutputs
 from taillift.service.inference.runner import Infer
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.problems import DeadlineError, InferenceError, NotReadyError
@@ -40,7 +40,7 @@ async def while_busy(scheduler: Scheduler, device: Device) -> None:
 def test_a_lone_image_waits_for_nobody() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         return await sent(scheduler, image(7))
 
     answer = run(device, ask)
@@ -52,7 +52,7 @@ def test_a_lone_image_waits_for_nobody() -> None:
 def test_what_gathered_goes_in_batches_counted_in_views_and_images_are_split() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
         tasks = [sent(scheduler, image(n, c)) for n, c in [(2, 5), (3, 3), (4, 5), (5, 1), (6, 1)]]
         await asyncio.sleep(0)
@@ -69,7 +69,7 @@ def test_what_gathered_goes_in_batches_counted_in_views_and_images_are_split() -
 def test_an_image_may_have_more_views_than_a_batch() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         return await sent(scheduler, image(3))
 
     assert run(device, ask, batch_views=2).views == 5
@@ -95,7 +95,7 @@ def test_images_of_a_small_request_wait_for_one_image_of_a_large_one() -> None:
 def test_second_passes_go_ahead_of_new_arrivals_and_with_them() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         device.free.clear()
         first = [sent(scheduler, image(n), exit_rule=rule(1, 5)) for n in (0, 1, 2, 3)]
         await settle()
@@ -118,7 +118,7 @@ def test_second_passes_go_ahead_of_new_arrivals_and_with_them() -> None:
 def test_a_rule_of_three_stages_asks_stage_by_stage() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         return await sent(scheduler, image(1), exit_rule=rule(1, 3, 5))
 
     assert run(device, ask).views == 5
@@ -143,7 +143,7 @@ def test_passes_are_counted_in_views() -> None:
 def test_cancelled_work_never_reaches_the_device() -> None:
     device, metrics = Device(), new_metrics()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
         tasks = [sent(scheduler, image(n)) for n in (1, 2, 3)]
         await asyncio.sleep(0)
@@ -160,7 +160,7 @@ def test_cancelled_work_never_reaches_the_device() -> None:
 def test_expired_work_never_reaches_the_device() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         await while_busy(scheduler, device)
         late, good = sent(scheduler, image(1), seconds=0.02), sent(scheduler, image(2))
         with pytest.raises(DeadlineError) as missed:
@@ -189,7 +189,7 @@ def test_what_is_on_the_device_at_its_deadline_is_given_up_there() -> None:
 def test_a_batch_ends_where_one_more_image_would_make_it_late() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
         scheduler._runner.pace.fit([1, 10], [1, 10])
         urgent = sent(scheduler, image(1, 2), seconds=2)
@@ -205,7 +205,7 @@ def test_a_batch_ends_where_one_more_image_would_make_it_late() -> None:
 def test_what_cannot_be_in_time_behind_the_others_is_dropped_at_once() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
         scheduler._runner.pace.fit([1, 10], [1, 10])
         ahead = sent(scheduler, image(1), seconds=15)
@@ -221,7 +221,7 @@ def test_what_cannot_be_in_time_behind_the_others_is_dropped_at_once() -> None:
 
 
 def test_a_prediction_that_is_wrong_stops_nobody() -> None:
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         scheduler._runner.pace.fit([1, 10], [1e6, 1e7])
         return [await sent(scheduler, image(n), seconds=5) for n in (1, 2)]
 
@@ -231,14 +231,14 @@ def test_a_prediction_that_is_wrong_stops_nobody() -> None:
 def test_a_failed_batch_is_run_again_image_by_image(caplog: pytest.LogCaptureFixture) -> None:
     device = Device(poison=[13])
 
-    async def ask(scheduler: Scheduler) -> list[Answer | BaseException]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs | BaseException]:
         tasks = [sent(scheduler, image(n, 2)) for n in (12, 13, 14)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with caplog.at_level(logging.CRITICAL):
         before, culprit, after = run(device, ask)
-    assert isinstance(before, Answer)
-    assert isinstance(after, Answer)
+    assert isinstance(before, ImageOutputs)
+    assert isinstance(after, ImageOutputs)
     assert values([before, after]) == [12, 14]
     assert isinstance(culprit, InferenceError)
     assert device.sizes == [6, 2, 2, 2]
@@ -252,7 +252,7 @@ def test_an_image_that_fails_in_its_second_pass_fails_alone(
             raise RuntimeError("unlucky")
         return logits_of(views)
 
-    async def ask(scheduler: Scheduler) -> list[Answer | BaseException]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs | BaseException]:
         tasks = [sent(scheduler, image(n), exit_rule=rule(1, 5)) for n in (1, 2, 3, 5)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -272,7 +272,7 @@ def test_the_loop_survives_a_device_that_answers_nonsense(
     nonsense = [np.zeros(0), None, np.full((5, 3), np.nan, np.float32)]
     answers = iter([*nonsense, np.zeros((5, 3), np.float32)])
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         for _ in nonsense:
             with pytest.raises(InferenceError):
                 await sent(scheduler, image(1))
@@ -286,7 +286,7 @@ def test_the_loop_survives_a_device_that_answers_nonsense(
 def test_the_loop_survives_a_rule_that_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     broken = rule(1, 5).model_copy(update={"leads": ("none",)})
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         with pytest.raises(InferenceError):
             await sent(scheduler, image(1), exit_rule=broken)
         return await sent(scheduler, image(2))
@@ -323,7 +323,7 @@ def test_a_lost_device_is_loaded_again_and_what_waits_is_answered(
 ) -> None:
     machine, metrics = Machine(), new_metrics()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         machine.lost = True
         tasks = [sent(scheduler, image(n), exit_rule=rule(1, 5)) for n in range(6)]
         answers = await asyncio.gather(*tasks)
@@ -344,15 +344,15 @@ def test_an_image_that_kills_the_device_is_not_tried_for_ever(
     machine = Machine()
     machine.killer = 13
 
-    async def ask(scheduler: Scheduler) -> list[Answer | BaseException]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs | BaseException]:
         tasks = [sent(scheduler, image(n)) for n in (12, 13, 14)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with caplog.at_level(logging.CRITICAL):
         before, killer, after = run(machine, ask, warm=[image(0, 1)], load=machine.load)
     assert isinstance(killer, InferenceError)
-    assert isinstance(before, Answer)
-    assert isinstance(after, Answer)
+    assert isinstance(before, ImageOutputs)
+    assert isinstance(after, ImageOutputs)
     assert values([before, after]) == [12, 14]
 
 
@@ -362,7 +362,7 @@ def test_while_the_model_cannot_be_loaded_work_is_refused(
     monkeypatch.setattr("taillift.service.inference.scheduler.FIRST_PAUSE", 0.05)
     machine = Machine()
 
-    async def ask(scheduler: Scheduler) -> Answer:
+    async def ask(scheduler: Scheduler) -> ImageOutputs:
         machine.lost = machine.missing = True
         with pytest.raises(NotReadyError, match="loaded again"):
             await sent(scheduler, image(1))
@@ -405,7 +405,7 @@ def test_nothing_is_taken_once_closing() -> None:
 def test_closing_finishes_what_is_queued() -> None:
     device = Device()
 
-    async def ask(scheduler: Scheduler) -> list[Answer]:
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
         tasks = [sent(scheduler, image(n), exit_rule=rule(1, 5)) for n in range(6)]
         await asyncio.sleep(0)

@@ -11,13 +11,13 @@ from taillift.models.bundle.folder import read_manifest
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import facts as bundle_facts
 from taillift.service.monitoring.replay import (
-    Prediction,
+    PastPrediction,
     classify_folder,
     print_report,
     read_predictions,
     watch,
 )
-from taillift.service.tail.monitor import Facts, Rules
+from taillift.service.tail.monitor import ModelProfile, Rules
 from taillift.service.tail.reference import Source
 from tests.support.palette import CLASSES, photo
 
@@ -25,21 +25,23 @@ LABELS = ["a", "b"]
 UNIFORM = Rules(Source.UNIFORM)
 
 
-def facts() -> Facts:
+def facts() -> ModelProfile:
     bundle = sharp(20)
     labels = tuple(f"[/class] {place}" for place in range(20))
-    return Facts("v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs))
+    return ModelProfile(
+        "v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs)
+    )
 
 
-def predictions(count: int, lost: int | None = None) -> list[Prediction]:
+def predictions(count: int, lost: int | None = None) -> list[PastPrediction]:
     mix = np.ones(20)
     if lost is not None:
         mix[lost] = 0
     drawn = np.random.default_rng(0).choice(20, count, p=mix / mix.sum() @ sharp(20).matrix)
-    return [Prediction(label, 0.8, None) for label in drawn.tolist()]
+    return [PastPrediction(label, 0.8, None) for label in drawn.tolist()]
 
 
-def printed(items: list[Prediction]) -> str:
+def printed(items: list[PastPrediction]) -> str:
     console = Console(width=160, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         print_report(watch(facts(), items, UNIFORM), console)
@@ -68,8 +70,8 @@ def test_expected_predictions_and_none_at_all_make_a_report() -> None:
 
 def test_times_move_the_window() -> None:
     week = Rules(Source.UNIFORM).window_seconds
-    old = [Prediction(0, 0.5, 0.0)] * 50
-    new = [Prediction(1, 0.5, 3 * week)] * 30
+    old = [PastPrediction(0, 0.5, 0.0)] * 50
+    new = [PastPrediction(1, 0.5, 3 * week)] * 30
     assert watch(facts(), old + new, UNIFORM).state.window_predictions == 30
 
 
@@ -79,8 +81,8 @@ def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
         "time,label,confidence,more\n12.5,a,0.25,x\n2026-01-01T00:00:00,b,1,y\n", "utf-8"
     )
     assert list(read_predictions(path, LABELS)) == [
-        Prediction(0, 0.25, 12.5),
-        Prediction(1, 1.0, 1_767_225_600.0),
+        PastPrediction(0, 0.25, 12.5),
+        PastPrediction(1, 1.0, 1_767_225_600.0),
     ]
 
 
@@ -110,7 +112,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, text: str, w
 def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
     path = tmp_path / "past.csv"
     path.write_text("label,confidence\r\nb,1\r\n", "utf-8-sig")
-    assert list(read_predictions(path, LABELS)) == [Prediction(1, 1.0, None)]
+    assert list(read_predictions(path, LABELS)) == [PastPrediction(1, 1.0, None)]
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.streams import Simulated, sharp, simulate
 from taillift.service.monitoring.store import Store
-from taillift.service.tail.monitor import WEEK, Facts, Rules, TailMonitor
+from taillift.service.tail.monitor import WEEK, ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import recall, remember
 from taillift.service.tail.state import class_state, tail_state
@@ -25,8 +25,8 @@ class Clock:
         return self.now
 
 
-def facts(bundle: Simulated, version: str = "v1") -> Facts:
-    return Facts(
+def facts(bundle: Simulated, version: str = "v1") -> ModelProfile:
+    return ModelProfile(
         version=version,
         labels=tuple(f"class {place}" for place in range(len(bundle.groups))),
         groups=tuple(bundle.groups),

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from taillift.models.bundle.ensemble import ExitRule, apply
+from taillift.models.bundle.ensemble import ExitRule, run_stages
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.exit_rule import Photos, Trial, candidates, fit_exit
+from taillift.training.calibration.exit_rule import Candidate, HeldOutViews, candidates, fit_exit
 from taillift.training.calibration.held_out import HeldOut
 
 SIX: tuple[Group, ...] = ("many", "many", "medium", "medium", "few", "few")
@@ -31,9 +31,9 @@ def simulated(
 
 def lost(rule: ExitRule, pool: HeldOut) -> dict[str, float]:
     """Points of accuracy lost on `pool`, overall and by group: with as many of each class."""
-    combined, _ = apply(rule, pool.view_logits)
+    mean_logits, _ = run_stages(rule, pool.view_logits)
     full = pool.view_logits.mean(axis=1).argmax(axis=1) == pool.labels
-    losses = 100.0 * (full.astype(int) - (combined.argmax(axis=1) == pool.labels))
+    losses = 100.0 * (full.astype(int) - (mean_logits.argmax(axis=1) == pool.labels))
     groups = np.array(pool.groups)[pool.labels]
     return {"overall": losses.mean(), **{one: losses[groups == one].mean() for one in GROUPS}}
 
@@ -93,10 +93,10 @@ def test_rules_that_are_not_certified_lose_on_average_what_is_tolerated() -> Non
 def test_what_the_rule_says_is_what_applying_it_does() -> None:
     held = simulated(np.arange(500) % 6, clear=3)
     rule = fit_exit(held, tolerance=1.0)
-    combined, taken = apply(rule, held.view_logits)
+    mean_logits, taken = run_stages(rule, held.view_logits)
     full = held.view_logits.mean(axis=1).argmax(axis=1)
     assert rule.mean_views == pytest.approx(taken.mean())
-    assert rule.disagreement == pytest.approx(100 * (combined.argmax(1) != full).mean())
+    assert rule.disagreement == pytest.approx(100 * (mean_logits.argmax(1) != full).mean())
     assert rule.overall.estimate == pytest.approx(lost(rule, held)["overall"])
     assert rule.images == rule.overall.photos == 500
     assert sum(one.photos for one in rule.groups.values()) == 500
@@ -106,18 +106,18 @@ def test_what_the_rule_says_is_what_applying_it_does() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 61))
 def test_every_candidate_is_tried_as_it_is_applied(seed: int, place: int) -> None:
     held = simulated(np.arange(40) % 6, seed, clear=1)
-    photos = Photos(held)
+    photos = HeldOutViews(held)
     stages = [*candidates(photos)][place]
-    trial = Trial(photos, stages, 0.5)
-    combined, taken = apply(stages, held.view_logits)
+    trial = Candidate(photos, stages, 0.5)
+    mean_logits, taken = run_stages(stages, held.view_logits)
     np.testing.assert_array_equal(trial.taken, taken)
-    np.testing.assert_array_equal(trial.answers, combined.argmax(axis=1))
+    np.testing.assert_array_equal(trial.answers, mean_logits.argmax(axis=1))
 
 
 def test_candidates_go_from_all_views_to_one() -> None:
     held = simulated(np.arange(200) % 6, clear=1)
-    photos = Photos(held)
-    views = [Trial(photos, stages, 0.5).mean_views for stages in candidates(photos)]
+    photos = HeldOutViews(held)
+    views = [Candidate(photos, stages, 0.5).mean_views for stages in candidates(photos)]
     assert (views[0], views[-1]) == (5, 1)
     assert all(before >= after for before, after in pairwise(views))
 
@@ -127,8 +127,8 @@ def test_a_stage_needs_the_less_lead_the_less_the_views_after_it_change() -> Non
     held = simulated(np.arange(300) % 6)
     settled = held.view_logits.copy()
     settled[:, 3:] = settled[:, :3].mean(axis=1, keepdims=True)
-    *_, before, _ = candidates(Photos(held))
-    *_, after, _ = candidates(Photos(replace(held, view_logits=settled)))
+    *_, before, _ = candidates(HeldOutViews(held))
+    *_, after, _ = candidates(HeldOutViews(replace(held, view_logits=settled)))
     independent = [np.sqrt((1 / k - 1 / 5) / (1 - 1 / 5)) for k in (1, 2, 3)]
     assert np.divide(before.leads, before.leads[0]) == pytest.approx(independent, abs=0.1)
     assert after.leads[1] > 0
@@ -162,7 +162,7 @@ def test_poor_photos_give_a_rule_that_says_what_they_could_not_show(kind: str) -
     assert ExitRule.model_validate_json(rule.model_dump_json()) == rule
     assert any(note in one for one in rule.notes), rule.notes
     assert not (rule.certified and rule.leads)
-    apply(rule, held.view_logits)
+    run_stages(rule, held.view_logits)
 
 
 @pytest.mark.parametrize(

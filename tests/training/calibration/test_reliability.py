@@ -8,7 +8,7 @@ from PIL import Image
 
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.schema import GROUPS
-from taillift.training.calibration.predictions import Verdicts, answers, effective
+from taillift.training.calibration.predictions import ScoredPredictions, answers, effective
 from taillift.training.calibration.reliability import (
     BINS,
     FEWEST,
@@ -23,13 +23,13 @@ from taillift.training.report.reliability_diagram import draw_reliability
 from tests.support.simulated import held_out
 
 
-def verdicts(photos: int, off_by: float = 0.0, seed: int = 0) -> Verdicts:
+def verdicts(photos: int, off_by: float = 0.0, seed: int = 0) -> ScoredPredictions:
     """Confidence between a third and two thirds, and that many points too high."""
     random = np.random.default_rng(seed)
     confidence = random.uniform(1 / 3, 2 / 3, photos)
     right = random.random(photos) < confidence - off_by / 100
     groups = np.arange(photos) % len(GROUPS)
-    return Verdicts(confidence, right, groups, np.full(photos, 1 / photos))
+    return ScoredPredictions(confidence, right, groups, np.full(photos, 1 / photos))
 
 
 @pytest.mark.parametrize("off_by", [-20.0, 10.0])
@@ -69,7 +69,9 @@ def test_the_plain_error_is_the_mean_gap_of_15_equal_bins() -> None:
     confidence = np.linspace(0.495, 0.505, 60)
     right = np.arange(60) % 2 == 0
     right[:4], right[-4:] = False, True
-    found = expected_error(Verdicts(confidence, right, np.zeros(60, np.int64), np.ones(60)))
+    found = expected_error(
+        ScoredPredictions(confidence, right, np.zeros(60, np.int64), np.ones(60))
+    )
     bins_of_four = confidence.reshape(15, 4).mean(1), right.reshape(15, 4).mean(1)
     assert found == pytest.approx(100 * np.abs(bins_of_four[0] - bins_of_four[1]).mean())
     assert found == pytest.approx(100 / 15, abs=0.5)
@@ -83,7 +85,7 @@ def test_the_plain_error_weighs_classes_as_the_rest_does() -> None:
     groups = np.zeros(1000, np.int64)
     even = np.ones(1000)
     heavy = np.where(np.arange(1000) < 900, 1.0, 9.0)
-    found = [expected_error(Verdicts(confidence, right, groups, w)) for w in (even, heavy)]
+    found = [expected_error(ScoredPredictions(confidence, right, groups, w)) for w in (even, heavy)]
     assert found == pytest.approx([5, 25], abs=1)
 
 
@@ -106,11 +108,11 @@ def test_bins_share_the_photos_evenly(photos: int, seed: int) -> None:
 
 def test_weights_count_like_photos() -> None:
     once = verdicts(500)
-    twice = Verdicts(
+    twice = ScoredPredictions(
         *(np.concatenate([one, one[:250]]) for one in (once.confidence, once.right, once.groups)),
         np.ones(750),
     )
-    weighted = Verdicts(
+    weighted = ScoredPredictions(
         once.confidence, once.right, once.groups, np.where(np.arange(500) < 250, 2.0, 1.0)
     )
     pairs = zip(bins(twice), bins(weighted), strict=True)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taillift.models.bundle.ensemble import Combined
+from taillift.models.bundle.ensemble import MeanLogits
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, group_indices
@@ -11,17 +11,17 @@ from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.predictions import answers
 from taillift.training.calibration.reliability import measure
 from taillift.training.calibration.temperature import (
-    Belief,
-    believe,
-    believe_all,
+    LogTemperature,
     evidence,
     fit_temperatures,
-    surprises,
+    nll_grid,
+    posterior_of,
+    shrunk_posteriors,
 )
 from tests.support.simulated import NINE, draw, held_out, seen
 
 
-def temperatures_of(held: HeldOut, adaptive: Combined | None = None) -> Calibration:
+def temperatures_of(held: HeldOut, adaptive: MeanLogits | None = None) -> Calibration:
     return fit_temperatures(held, adaptive).calibration
 
 
@@ -52,7 +52,7 @@ def test_what_stopped_early_has_a_temperature_of_its_own() -> None:
     sure = np.sort(held.view_logits[:, 0], 1)
     views = np.where(sure[:, -1] - sure[:, -2] > 2, 1, 5)
     logits = held.view_logits[:, 0] * np.where(views == 1, 3.0, 0.5)[:, None]
-    found = temperatures_of(held, Combined(logits.astype(np.float32), views))
+    found = temperatures_of(held, MeanLogits(logits.astype(np.float32), views))
     assert set(found.adaptive) == {1, 5}
     assert found.adaptive[1].pooled == pytest.approx(3.0, rel=0.1)
     assert found.adaptive[5].pooled == pytest.approx(0.5, rel=0.1)
@@ -65,7 +65,7 @@ def test_without_photos_a_group_has_the_others_temperature_and_with_some_it_move
     own = one_curve(held_out(5000, [3.0] * 3))
     few = one_curve(held_out(40, [3.0] * 3))
     pooled = 0.0
-    none, some, many = (believe_all([one], pooled)[0].mean for one in (None, few, own))
+    none, some, many = (shrunk_posteriors([one], pooled)[0].mean for one in (None, few, own))
     assert none == pooled
     assert pooled < some < many
     assert many == pytest.approx(true, abs=0.05)
@@ -77,15 +77,15 @@ def test_a_belief_lies_between_the_prior_and_what_the_photos_say(
     mean: float, variance: float, photos: int
 ) -> None:
     curve = one_curve(held_out(photos, [2.0] * 3, seed=photos))
-    alone = believe(curve, Belief(mean, 100.0)).mean
-    found = believe(curve, Belief(mean, variance))
+    alone = posterior_of(curve, LogTemperature(mean, 100.0)).mean
+    found = posterior_of(curve, LogTemperature(mean, variance))
     assert min(alone, mean) - 0.05 <= found.mean <= max(alone, mean) + 0.05
     assert found.variance <= variance * 1.05
 
 
 def one_curve(held: HeldOut) -> np.ndarray:
     one = answers(held)[0]
-    curve = evidence(surprises(one), one.weights)
+    curve = evidence(nll_grid(one), one.weights)
     assert curve is not None
     return curve
 
@@ -98,8 +98,10 @@ def test_long_tailed_photos_are_fitted_as_if_classes_were_equally_frequent() -> 
     uneven = temperatures_of(tail).off.pooled
     assert uneven == pytest.approx(temperatures_of(even).off.pooled, rel=0.1)
     one = answers(tail)[0]
-    unweighted = evidence(surprises(one), np.ones(len(one)))
-    assert np.exp(believe(unweighted, Belief(0, 1)).mean) != pytest.approx(uneven, rel=0.25)
+    unweighted = evidence(nll_grid(one), np.ones(len(one)))
+    assert np.exp(posterior_of(unweighted, LogTemperature(0, 1)).mean) != pytest.approx(
+        uneven, rel=0.25
+    )
 
 
 def model(counts: np.ndarray) -> HeldOut:
@@ -114,11 +116,11 @@ def model(counts: np.ndarray) -> HeldOut:
 @pytest.mark.parametrize("ensemble", ["off", "full", "adaptive"])
 def test_the_error_is_at_most_half_on_photos_that_were_not_fitted(ensemble: str) -> None:
     fitted, unseen = (held_out(3000, [0.4, 0.5, 0.6], seed) for seed in (1, 2))
-    combined = [
-        Combined(one.view_logits[:, 0], np.ones(3000, np.int64)) for one in (fitted, unseen)
+    mean_logits = [
+        MeanLogits(one.view_logits[:, 0], np.ones(3000, np.int64)) for one in (fitted, unseen)
     ]
-    calibration = temperatures_of(fitted, combined[0])
-    measured = measure(calibration, "others", answers(unseen, combined[1]))
+    calibration = temperatures_of(fitted, mean_logits[0])
+    measured = measure(calibration, "others", answers(unseen, mean_logits[1]))
     for errors in (measured, calibration.errors):
         changes = getattr(errors, ensemble)
         for change in (changes.overall, *changes.groups.values()):
@@ -153,7 +155,7 @@ def test_odd_data_give_sane_temperatures_and_a_note(name: str) -> None:
     logits, labels, note = ODD[name]
     held = seen(logits, labels)
     views = np.where(np.arange(len(labels)) % 2, 1, 5)
-    found = temperatures_of(held, Combined(held.view_logits[:, 0], views))
+    found = temperatures_of(held, MeanLogits(held.view_logits[:, 0], views))
     assert any(note in one for one in found.notes), found.notes
     for one in (found.off, found.full, *found.adaptive.values()):
         for temperature in (one.pooled, *one.groups.values()):

@@ -17,8 +17,8 @@ from taillift.training.comparison import compare as module
 from taillift.training.comparison.compare import collect, compare, expected_seconds, in_order
 from taillift.training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.checkpoint import read_facts, save
-from taillift.training.fit.resume import state_beside
+from taillift.training.fit.checkpoint import read_metadata, save
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
 from taillift.training.train import Trainer
 from tests.support.outcomes import failed, outcome_of, tail_of
@@ -88,7 +88,7 @@ def test_every_run_leaves_its_checkpoint_its_outcome_and_its_rows(
     for one in outcomes:
         path = tmp_path / f"{one.recipe.name}-{one.recipe.seed}.json"
         assert read_outcome(path) == one
-        assert read_facts(path.with_suffix(".safetensors")).recipe == one.recipe
+        assert read_metadata(path.with_suffix(".safetensors")).recipe == one.recipe
         assert one.evaluation is not None
         assert one.evaluation.images == 6
         assert len(one.accuracies) == 3
@@ -200,7 +200,7 @@ def test_what_an_interrupted_run_left_is_gone_on_from_and_another_runs_only_repl
         patch.setattr(module, "_measure", stop)
         with pytest.raises(KeyboardInterrupt):
             run(colours, backbone, [long], tmp_path)
-    state = state_beside(tmp_path / "lora-0.safetensors")
+    state = resume_path(tmp_path / "lora-0.safetensors")
     assert state.exists()
     (other,), _ = run(colours, backbone, [recipe("lora")], tmp_path)
     assert other.failure is not None

@@ -45,9 +45,9 @@ def answered(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The predicted class and the views taken of each photo, [N], under the uniform prior."""
     canvases = [classifier.canvas(photo.read()) for photo in split.photos]
-    logits, views = classifier.combined(canvases, ensemble)
+    logits, views = classifier.mean_logits(canvases, ensemble)
     target = log_prior(Prior.UNIFORM, classifier.manifest.counts)
-    shares = classifier.reader.probabilities(logits, views, ensemble, target)
+    shares = classifier.predictor.probabilities(logits, views, ensemble, target)
     return shares.argmax(-1), views
 
 
@@ -266,7 +266,7 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
         temperatures.add(variant.calibration.full.pooled)
         assert f"calibration.{precision}.npz" in manifest.files
         classifier = Classifier.open(target, precision=precision)
-        assert classifier.reader.variant == variant
+        assert classifier.predictor.variant == variant
         predicted, _ = answered(classifier, colours.test, Ensemble.FULL)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
         assert metrics[precision]["full"]["overall"] == pytest.approx(rate)
@@ -292,5 +292,5 @@ def test_a_prior_in_the_logits_is_named_and_not_in_the_reported_accuracy(
     canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
     raw = classifier.session.run(np.stack([views(one, 32, 1)[0] for one in canvases])).logits
     plain = raw - np.log([30 / 56, 21 / 56, 5 / 56])
-    found = classifier.combined(canvases, Ensemble.OFF).logits
+    found = classifier.mean_logits(canvases, Ensemble.OFF).logits
     np.testing.assert_allclose(found - found[:, :1], plain - plain[:, :1], atol=1e-4)

@@ -13,7 +13,7 @@ from taillift.models.errors import UserError
 from taillift.training.export import int8 as module
 from taillift.training.export.int8 import (
     FORMS,
-    Candidate,
+    QuantisationCandidate,
     best,
     calibrate,
     groups,
@@ -129,7 +129,9 @@ def test_groups_end_at_strides_and_attentions(hybrid: Path) -> None:
 def test_the_kept_candidate_is_the_quickest_that_is_near_or_else_the_nearest(
     drawn: list[tuple[float, float]],
 ) -> None:
-    candidates = [Candidate("static", (), s, Fidelity(error, 1.0)) for s, error in drawn]
+    candidates = [
+        QuantisationCandidate("static", (), s, Fidelity(error, 1.0)) for s, error in drawn
+    ]
     kept = best(candidates)
     for other in candidates:
         if kept.fidelity.error <= 0.1:

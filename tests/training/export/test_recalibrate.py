@@ -107,7 +107,7 @@ def test_classes_are_matched_by_label_whatever_their_order(
     classifier = Classifier.open(tmp_path / "new")
     assert other.val is not None
     canvases = [classifier.canvas(photo.read()) for photo in other.val.photos]
-    predicted = classifier.combined(canvases, Ensemble.FULL).logits.argmax(-1)
+    predicted = classifier.mean_logits(canvases, Ensemble.FULL).logits.argmax(-1)
     right = [
         manifest.labels[index] == other.classes[label]
         for index, label in zip(predicted, other.val.labels, strict=True)
@@ -163,10 +163,10 @@ def test_a_set_that_is_too_little_gives_a_bundle_that_says_so(
     classifier = Classifier.open(tmp_path / "new")
     canvases = [classifier.canvas(photo.read()) for photo in colours.val.photos]
     for ensemble in Ensemble:
-        logits, views = classifier.combined(canvases, ensemble)
-        shares = classifier.reader.probabilities(logits, views, ensemble)
+        logits, views = classifier.mean_logits(canvases, ensemble)
+        shares = classifier.predictor.probabilities(logits, views, ensemble)
         assert np.isfinite(shares).all()
-        sets = classifier.reader.sets(shares, ensemble, 0.9)
+        sets = classifier.predictor.sets(shares, ensemble, 0.9)
         assert sets is not None
         assert sets[np.arange(len(sets)), shares.argmax(-1)].all()
 

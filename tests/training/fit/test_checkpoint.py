@@ -11,16 +11,16 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.checkpoint import (
-    Facts,
+    CheckpointMetadata,
     check_free,
-    facts_beside,
-    read_facts,
+    metadata_path,
+    read_metadata,
     restore,
     save,
 )
-from taillift.training.fit.distributed import Launcher
-from taillift.training.fit.provenance import new_record
-from taillift.training.fit.resume import state_beside
+from taillift.training.fit.distributed import Processes
+from taillift.training.fit.provenance import new_provenance
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_backbone
@@ -103,7 +103,7 @@ def test_every_recipes_model_comes_back_without_texts_or_photos(
 
 
 def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
-    facts = read_facts(checkpoint)
+    facts = read_metadata(checkpoint)
     assert facts.classes == facts.names == ("red", "green", "blue")
     assert facts.counts == (30, 21, 5)
     assert facts.prompts[2] == "a photo of a blue."
@@ -112,7 +112,7 @@ def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None
 
 
 def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint: Path) -> None:
-    facts = read_facts(checkpoint)
+    facts = read_metadata(checkpoint)
     assert facts.data_sha256 == colours.fingerprint
     record = facts.record
     assert record.versions["torch"] == torch.__version__
@@ -128,8 +128,8 @@ def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint
     assert facts_in(checkpoint.with_name("lift.safetensors.yaml")) == run.facts
 
 
-def facts_in(path: Path) -> Facts:
-    return Facts.model_validate(yaml.safe_load(path.read_text("utf-8")))
+def facts_in(path: Path) -> CheckpointMetadata:
+    return CheckpointMetadata.model_validate(yaml.safe_load(path.read_text("utf-8")))
 
 
 def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
@@ -141,12 +141,12 @@ def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
 
 def test_checkpoints_with_dots_in_their_names_share_no_file(run: Run, tmp_path: Path) -> None:
     one, other = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
-    interrupted = state_beside(other)
+    interrupted = resume_path(other)
     interrupted.write_text("of the other's run")
     save(one, run.model, run.facts)
     assert interrupted.exists()
     save(other, run.model, run.facts.model_copy(update={"data": "other"}))
-    assert [facts_in(facts_beside(path)).data for path in (one, other)] == ["colours", "other"]
+    assert [facts_in(metadata_path(path)).data for path in (one, other)] == ["colours", "other"]
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -161,12 +161,12 @@ def test_a_file_in_the_place_of_the_facts_is_replaced_only_when_asked(
     run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.safetensors"
-    facts_beside(path).write_text("who knows what")
+    metadata_path(path).write_text("who knows what")
     with pytest.raises(UserError, match=r"run\.safetensors\.yaml exists already"):
         check_free(path, replace=False)
     assert not path.exists()
     save(path, run.model, run.facts, replace=True)
-    assert facts_in(facts_beside(path)) == run.facts
+    assert facts_in(metadata_path(path)) == run.facts
 
 
 def test_the_record_names_the_commit_and_whether_files_differ_from_it(
@@ -179,16 +179,16 @@ def test_the_record_names_the_commit_and_whether_files_differ_from_it(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    launcher = Launcher(torch.device("cpu"))
-    assert new_record(launcher, None).revision is None
+    processes = Processes(torch.device("cpu"))
+    assert new_provenance(processes, None).revision is None
     git("init")
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-m", "one")
-    clean = new_record(launcher, None)
+    clean = new_provenance(processes, None)
     assert (clean.revision, clean.changed) == (git("rev-parse", "HEAD"), False)
     (tmp_path / "file").write_text("two")
-    assert new_record(launcher, None).changed
+    assert new_provenance(processes, None).changed
 
 
 def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint:
         save(checkpoint, run.model, other)
     assert checkpoint.read_bytes() == before
     save(checkpoint, run.model, other, replace=True)
-    assert read_facts(checkpoint).data == "other"
+    assert read_metadata(checkpoint).data == "other"
 
 
 def test_only_the_first_process_writes(
@@ -224,7 +224,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
 ) -> None:
     """A checkpoint whose facts and tensors disagree never loads quietly with parts missing."""
     path = tmp_path / "bad.safetensors"
-    save(path, run.model, Facts.model_validate({**run.facts.model_dump(), **change}))
+    save(path, run.model, CheckpointMetadata.model_validate({**run.facts.model_dump(), **change}))
     with pytest.raises(UserError, match=r"does not fit its own recipe: (head|tower)\."):
         restore(path)
 

@@ -5,7 +5,7 @@ from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.models.lift.model import Model
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.fit.build import build, preprocessing_for
-from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import (
     FrozenStages,
     PrefixCache,
@@ -37,7 +37,7 @@ def model_of(backbone: Backbone, recipe: Recipe) -> Model:
 
 
 def cache_of(photos: Photos, copies: list[int], epochs: int = 1) -> PrefixCache:
-    return PrefixCache(photos, copies, epochs, FrozenStages(CPU), Launcher(CPU))
+    return PrefixCache(photos, copies, epochs, FrozenStages(CPU), Processes(CPU))
 
 
 def views_of(split: Split | None, backbone: Backbone) -> Photos:

@@ -15,7 +15,7 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.build import build
-from taillift.training.fit.distributed import Launcher, settle
+from taillift.training.fit.distributed import Processes, settle
 from taillift.training.fit.inputs import Photos, Pick
 from taillift.training.fit.loop import enough_memory, epoch_order, fit, micro_batch
 from taillift.training.fit.optimisation import average_decay, rate_factor
@@ -159,10 +159,10 @@ def test_parts_of_any_size_add_up_to_the_same_step(colours: Dataset, tiny_backbo
 
 
 def test_a_loss_that_says_something_of_a_whole_batch_sees_it_whole() -> None:
-    assert micro_batch(Recipe.model_validate({**QUICK, "batch": 64}), Launcher(CPU)) == 32
+    assert micro_batch(Recipe.model_validate({**QUICK, "batch": 64}), Processes(CPU)) == 32
     lade = Recipe.model_validate({**QUICK, "batch": 64, "loss": {"name": "lade"}})
-    assert micro_batch(lade, Launcher(CPU)) == 64
-    assert micro_batch(lade.model_copy(update={"micro_batch": 8}), Launcher(CPU)) == 8
+    assert micro_batch(lade, Processes(CPU)) == 64
+    assert micro_batch(lade.model_copy(update={"micro_batch": 8}), Processes(CPU)) == 8
 
 
 @pytest.mark.parametrize(
@@ -269,18 +269,18 @@ def test_a_last_step_that_ends_in_no_numbers_ends_the_run(
 
 
 def test_too_little_memory_is_told_with_what_to_do(tiny_backbone: str) -> None:
-    backbone, launcher = load_backbone(tiny_backbone), Launcher(CPU)
+    backbone, processes = load_backbone(tiny_backbone), Processes(CPU)
     recipe = Recipe.model_validate({**QUICK, "tuners": [], "micro_batch": 2**40})
     model = build(backbone, recipe, torch.eye(3, 64))
-    inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", launcher)
+    inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", processes)
     told = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
-    with pytest.raises(UserError, match=told), enough_memory(recipe, launcher):
-        fit(model, inputs, [2, 1, 1], recipe, launcher, resume, Curves(None))
+    with pytest.raises(UserError, match=told), enough_memory(recipe, processes):
+        fit(model, inputs, [2, 1, 1], recipe, processes, resume, Curves(None))
 
 
 def test_other_errors_are_not_taken_for_too_little_memory() -> None:
     recipe = Recipe.model_validate(QUICK)
-    with pytest.raises(RuntimeError, match="shapes"), enough_memory(recipe, Launcher(CPU)):
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory(recipe, Processes(CPU)):
         raise RuntimeError("shapes do not fit")
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taillift.models.errors import UserError
-from taillift.training.fit.distributed import Launcher
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import Progress, Resume, read_state, run_key
 from taillift.training.recipe.recipe import Recipe
 
@@ -38,7 +38,7 @@ def test_descriptions_that_are_not_there_are_told(tmp_path: Path) -> None:
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("state") / "run.resume"
     learner = {"trained": [torch.arange(6.0)], "average": [torch.ones(6)], "scaler": {}}
-    Resume(path, "key", Launcher(torch.device("cpu"))).write(Progress("fp32", done=3), learner)
+    Resume(path, "key", Processes(torch.device("cpu"))).write(Progress("fp32", done=3), learner)
     return path
 
 

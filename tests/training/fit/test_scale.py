@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.checkpoint import read_facts
-from taillift.training.fit.resume import state_beside
+from taillift.training.fit.checkpoint import read_metadata
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
 from tests.support import trainings
 
@@ -72,8 +72,8 @@ def test_two_processes_end_with_the_weights_of_one(
         assert alone.keys() == together.keys()
         for name in alone:
             assert torch.allclose(alone[name], together[name], rtol=1e-5, atol=1e-6), name
-        assert [read_facts(path).record.processes for path in (one, two)] == [1, 2]
-        assert read_facts(two).record.losses == pytest.approx(read_facts(one).record.losses)
+        assert [read_metadata(path).record.processes for path in (one, two)] == [1, 2]
+        assert read_metadata(two).record.losses == pytest.approx(read_metadata(one).record.losses)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
@@ -95,7 +95,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
     assert whole.exitcode == 0
     moments = random.Random(0)
     checkpoint = tmp_path / "killed" / "run.safetensors"
-    state = state_beside(checkpoint)
+    state = resume_path(checkpoint)
     for _ in range(3):
         process = start("killed")
         wait_for_change(state, process)

@@ -10,8 +10,8 @@ import pytest
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.variants import Judged, calibrate, checked, evaluated
-from taillift.training.fit.checkpoint import Facts
+from taillift.training.calibration.variants import CalibratedVariant, calibrate, checked, measure_on
+from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.report.bundle import summary, write_report
 from taillift.training.report.html import UNKNOWN, notes, table
@@ -68,8 +68,8 @@ class Page(HTMLParser):
         return below[: ends[0] if ends else len(below)]
 
 
-def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> Facts:
-    return Facts(
+def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> CheckpointMetadata:
+    return CheckpointMetadata(
         backbone="default",
         architecture="ViT-Made-Up",
         pretrained="by hand",
@@ -87,28 +87,32 @@ def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> Facts:
     )
 
 
-def judge(fit: HeldOut, check: HeldOut | None) -> Judged:
+def judge(fit: HeldOut, check: HeldOut | None) -> CalibratedVariant:
     """As a bundle is judged: fitted on the one, measured on the other."""
     fitted = calibrate(fit)
     if check is None:
-        return Judged(fitted.variant, fitted=fitted)
+        return CalibratedVariant(fitted.variant, fitted=fitted)
     if check is not fit:
         fitted = checked(fitted, check)
-    return Judged(evaluated(fitted.variant, check), check, fitted)
+    return CalibratedVariant(measure_on(fitted.variant, check), check, fitted)
 
 
 def named(held: HeldOut, data: str) -> HeldOut:
     return replace(held, data=data)
 
 
-def page_of(folder: Path, judged: dict[Precision, Judged], facts: Facts | None = None) -> Page:
+def page_of(
+    folder: Path,
+    judged: dict[Precision, CalibratedVariant],
+    facts: CheckpointMetadata | None = None,
+) -> Page:
     groups: list[Group] = NINE
     write_report(folder, facts or facts_of(), groups, judged)
     return Page(folder / "report.html")
 
 
 @pytest.fixture(scope="module")
-def pair() -> dict[Precision, Judged]:
+def pair() -> dict[Precision, CalibratedVariant]:
     """fp32, and an int8 that differs a little; fitted on val, measured on test."""
     val = named(held_out(300, (0.5, 0.6, 0.5)), "made-up val")
     test = named(held_out(400, (0.5, 0.6, 0.5), seed=1), "made-up test")
@@ -118,7 +122,9 @@ def pair() -> dict[Precision, Judged]:
 
 
 @pytest.fixture(scope="module")
-def page(pair: dict[Precision, Judged], tmp_path_factory: pytest.TempPathFactory) -> Page:
+def page(
+    pair: dict[Precision, CalibratedVariant], tmp_path_factory: pytest.TempPathFactory
+) -> Page:
     return page_of(tmp_path_factory.mktemp("bundle") / "report", pair)
 
 
@@ -149,7 +155,7 @@ def test_it_says_what_the_bundle_is(page: Page) -> None:
 
 
 def test_accuracy_is_given_for_every_variant_and_way(
-    page: Page, pair: dict[Precision, Judged]
+    page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     rows = page.rows_after("mean class", "harmonic mean")
     assert [row[:2] for row in rows] == [
@@ -170,7 +176,7 @@ def test_accuracy_is_given_for_every_variant_and_way(
 
 
 def test_the_exit_rule_is_told_in_words_and_figures(
-    page: Page, pair: dict[Precision, Judged]
+    page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     rule = pair[FP32].variant.exit
     assert rule is not None
@@ -187,7 +193,7 @@ def test_the_exit_rule_is_told_in_words_and_figures(
 
 
 def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
-    page: Page, pair: dict[Precision, Judged]
+    page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     calibration = pair[FP32].variant.calibration
     assert calibration is not None
@@ -212,7 +218,7 @@ def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
 
 
 def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
-    page: Page, pair: dict[Precision, Judged]
+    page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     found = pair[FP32].variant
     assert found.sets is not None
@@ -229,7 +235,7 @@ def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
     ]
 
 
-def test_no_note_is_left_out(page: Page, pair: dict[Precision, Judged]) -> None:
+def test_no_note_is_left_out(page: Page, pair: dict[Precision, CalibratedVariant]) -> None:
     for variant in (one.variant for one in pair.values()):
         parts = (variant.exit, variant.calibration, variant.sets, variant.review)
         every = [note for part in parts if part for note in part.notes]
@@ -252,7 +258,7 @@ def test_words_of_the_row_above_are_left_out_up_to_the_first_new_one() -> None:
 
 def test_without_calibration_the_page_says_what_the_bundle_cannot_do(tmp_path: Path) -> None:
     check = named(held_out(90), "made-up test")
-    judged = {FP32: Judged(evaluated(Variant(), check), check=check)}
+    judged = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
     text = page_of(tmp_path / "report", judged).text
     for words in (
         "calibrated on nothing",
@@ -307,7 +313,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """A class or a set may hold what means something in HTML, in a template or in a formula."""
     check = named(held_out(90), "<b>$1 & test</b>")
     facts = facts_of("a<b> & $c", ("<i>x_1^$", *NAMES[1:]))
-    judged = {FP32: Judged(evaluated(Variant(), check), check=check)}
+    judged = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
     page = page_of(tmp_path / "report", judged, facts)
     assert "Bundle a<b> & $c" in page.text
     assert "<b>$1 & test</b>" in page.text
@@ -317,7 +323,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_summary_is_short_and_ends_with_where_the_notes_are(
-    pair: dict[Precision, Judged],
+    pair: dict[Precision, CalibratedVariant],
 ) -> None:
     for one in pair.values():
         lines = list(summary(one.variant))

@@ -15,7 +15,7 @@ COLUMNS: Final = ("path", "label")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A photo's path and its class, and where they stand."""
 
     place: str
@@ -46,9 +46,9 @@ def read_table(path: Path) -> Listing:
     return Listing(path, path.stem, vocabulary.classes, names, splits)
 
 
-def read_rows(path: Path) -> dict[SplitName, list[Row]]:
+def read_rows(path: Path) -> dict[SplitName, list[TableRow]]:
     """The rows of each split; opens no photo."""
-    rows: defaultdict[SplitName, list[Row]] = defaultdict(list)
+    rows: defaultdict[SplitName, list[TableRow]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="", strict=True)
@@ -65,7 +65,7 @@ def read_rows(path: Path) -> dict[SplitName, list[Row]]:
     return rows
 
 
-def _row(cells: dict[str, str], place: str) -> tuple[SplitName, Row]:
+def _row(cells: dict[str, str], place: str) -> tuple[SplitName, TableRow]:
     for name in COLUMNS:
         if not cells[name].strip():
             raise UserError(f"{place}: the {name} is empty: write it, or remove the row")
@@ -75,10 +75,10 @@ def _row(cells: dict[str, str], place: str) -> tuple[SplitName, Row]:
     split = cells.get("split", "train").strip()
     if split not in SPLITS:
         raise UserError(f"{place}: the split is {split!r}: write train, val or test")
-    return split, Row(place, cells["path"].strip(), cells["label"].strip())
+    return split, TableRow(place, cells["path"].strip(), cells["label"].strip())
 
 
-def _split(root: Path, rows: list[Row], vocabulary: Vocabulary) -> Split:
+def _split(root: Path, rows: list[TableRow], vocabulary: Vocabulary) -> Split:
     labels = tuple(vocabulary.named(row.label, row.place) for row in rows)
     photos = stored_photos(root, [row.file for row in rows], [row.place for row in rows])
     return Split(photos, labels)

@@ -31,7 +31,7 @@ class Description(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListRow:
     """One line of a list: a photo's path and the number of its class."""
 
     line: int
@@ -75,7 +75,7 @@ def read_description(path: Path) -> Listing:
     return _read(folder, name, description)
 
 
-def read_list(path: Path, vocabulary: Vocabulary) -> list[Row]:
+def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
     """Read the lines of a list file; opens no photo.
 
     Raises `UserError` with file and line where one is not `PATH LABEL`, or with the file where it
@@ -93,7 +93,7 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[Row]:
         if len(parts) < 2:
             raise UserError(f"{path}:{number}: {line.strip()!r} is not a path, a space and a label")
         file, label = parts
-        rows.append(Row(number, file.strip(), vocabulary.numbered(label, f"{path}:{number}")))
+        rows.append(ListRow(number, file.strip(), vocabulary.numbered(label, f"{path}:{number}")))
     if not rows:
         raise UserError(f"{path} has no photo: add some, or remove the list")
     return rows

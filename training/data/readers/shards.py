@@ -30,7 +30,7 @@ GZIP: Final = b"\x1f\x8b"
 logger = logging.getLogger(__name__)
 
 
-class Row(BaseModel):
+class ShardRow(BaseModel):
     """A photo in a shard: its member's name, where its bytes lie, and its class as it is written.
 
     A class is written as its name or as its number.
@@ -48,7 +48,7 @@ class Index(BaseModel):
 
     size: int
     changed: int
-    rows: list[Row]
+    rows: list[ShardRow]
 
 
 def is_shards(source: Path) -> bool:
@@ -127,20 +127,20 @@ def _compressed(folder: Path) -> Iterator[Path]:
         yield from (path for split in SPLITS for path in sorted(folder.glob(f"{split}-*.{ending}")))
 
 
-def _read_rows(paths: list[Path]) -> list[tuple[Path, int, Row]]:
+def _read_rows(paths: list[Path]) -> list[tuple[Path, int, ShardRow]]:
     """Every photo with its shard and the shard's time of change."""
     indices = [(path, shard_index(path)) for path in track(paths, "Indexing shards", len(paths))]
     return [(path, index.changed, row) for path, index in indices for row in index.rows]
 
 
-def _vocabulary(folder: Path, training: list[tuple[Path, int, Row]]) -> Vocabulary:
+def _vocabulary(folder: Path, training: list[tuple[Path, int, ShardRow]]) -> Vocabulary:
     if (folder / CLASS_LIST).is_file() or any(row.by == "number" for _, _, row in training):
         return read_class_list(folder / CLASS_LIST)
     classes = sorted({row.label for _, _, row in training})
     return Vocabulary(tuple(classes), f"{folder / 'train-*.tar'}")
 
 
-def _split(folder: Path, rows: list[tuple[Path, int, Row]], vocabulary: Vocabulary) -> Split:
+def _split(folder: Path, rows: list[tuple[Path, int, ShardRow]], vocabulary: Vocabulary) -> Split:
     photos = [
         StoredPhoto(folder, path.name, row.size, changed, row.start, row.member)
         for path, changed, row in rows
@@ -154,7 +154,7 @@ def _split(folder: Path, rows: list[tuple[Path, int, Row]], vocabulary: Vocabula
     return Split(tuple(photos), tuple(labels))
 
 
-def _read_shard(path: Path) -> list[Row]:
+def _read_shard(path: Path) -> list[ShardRow]:
     try:
         with path.open("rb") as file:
             if file.read(len(GZIP)) == GZIP:
@@ -168,7 +168,7 @@ def _read_shard(path: Path) -> list[Row]:
         raise UserError(f"{path} is no whole tar file ({error}): copy it again") from error
 
 
-def _read_members(path: Path, file: IO[bytes]) -> list[Row]:
+def _read_members(path: Path, file: IO[bytes]) -> list[ShardRow]:
     photos: list[tuple[str, tarfile.TarInfo]] = []
     labels: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -198,9 +198,11 @@ def _check_end(path: Path, file: IO[bytes], end: int) -> None:
         raise UserError(f"{path} ends too early: copy it again")
 
 
-def _row(path: Path, key: str, member: tarfile.TarInfo, labels: dict[str, bytes]) -> Row:
+def _row(path: Path, key: str, member: tarfile.TarInfo, labels: dict[str, bytes]) -> ShardRow:
     label, by = _label(labels, f"{path}/{key}")
-    return Row(member=member.name, start=member.offset_data, size=member.size, label=label, by=by)
+    return ShardRow(
+        member=member.name, start=member.offset_data, size=member.size, label=label, by=by
+    )
 
 
 def _label(labels: dict[str, bytes], where: str) -> tuple[str, Literal["name", "number"]]:

@@ -118,7 +118,7 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
     read: list[str] = []
     real = shards._read_shard
 
-    def spy(path: Path) -> list[shards.Row]:
+    def spy(path: Path) -> list[shards.ShardRow]:
         read.append(path.name)
         return real(path)
 
