@@ -48,8 +48,8 @@ class Stream:
         """Predictions so far, after each look."""
         rates = self.rates()
         for look, counts in enumerate(batches(self._random, rates, LOOK, looks), 1):
-            self.silence.look(counts, LOOK)
-            self.drift.look(counts, LOOK)
+            self.silence.update(counts, LOOK)
+            self.drift.update(counts, LOOK)
             yield look * LOOK
 
     def rates(self) -> Doubles:
@@ -174,13 +174,13 @@ def costs(runs: int) -> tuple[Row, list[Row]]:
 def _cost(size: int, predictions: int) -> Row:
     random = np.random.default_rng(0)
     start = perf_counter()
-    monitor = TailMonitor(_facts(size, random), Rules(Source.UNIFORM), lambda: 0.0)
+    monitor = TailMonitor(_profile(size, random), Rules(Source.UNIFORM), lambda: 0.0)
     begun = perf_counter() - start
     drawn = random.integers(size, size=predictions).tolist()
     start = perf_counter()
     for place in drawn:
         monitor.observe(place, 0.5)
-    monitor.look()
+    monitor.refresh()
     observed = (perf_counter() - start) / predictions
     looked = min(_timed(monitor, lambda: tail_state(monitor)) for _ in range(5))
     single = min(_timed(monitor, lambda: class_state(monitor, 3)) for _ in range(5))
@@ -193,7 +193,7 @@ def _cost(size: int, predictions: int) -> Row:
     ]
 
 
-def _facts(size: int, random: np.random.Generator) -> ModelProfile:
+def _profile(size: int, random: np.random.Generator) -> ModelProfile:
     """Five held-out photos a class, one of them mistaken."""
     groups = tuple(GROUPS[min(2, 6 * place // size)] for place in range(size))
     wrong = enumerate(random.integers(size, size=size).tolist())

@@ -27,7 +27,7 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import TailSeries, class_series
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.settings import read_settings
-from taillift.service.tail.snapshot import remember
+from taillift.service.tail.snapshot import to_arrays
 
 PREDICTIONS: Final = 5_000
 DRAWN: Final = 500
@@ -52,7 +52,7 @@ class Watched:
     def round(self) -> None:
         self.observe.append(seconds(self._observe) / PREDICTIONS)
         self.scrape.append(seconds(self.text))
-        self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
+        self.keep.append(seconds(lambda: to_arrays(self.monitoring.monitor)))
         self.looks.append(seconds(lambda: class_report.take_snapshot(self.monitoring)))
         self.listing.append(seconds(self._list))
 

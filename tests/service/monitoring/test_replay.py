@@ -9,13 +9,13 @@ from rich.console import Console
 from benchmarks.streams import sharp
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.errors import UserError
-from taillift.service.monitoring.recorder import facts as bundle_facts
+from taillift.service.monitoring.recorder import model_profile
 from taillift.service.monitoring.replay import (
     PastPrediction,
     classify_folder,
     print_report,
     read_predictions,
-    watch,
+    replay_predictions,
 )
 from taillift.service.tail.monitor import ModelProfile, Rules
 from taillift.service.tail.reference import Source
@@ -25,7 +25,7 @@ LABELS = ["a", "b"]
 UNIFORM = Rules(Source.UNIFORM)
 
 
-def facts() -> ModelProfile:
+def profile() -> ModelProfile:
     bundle = sharp(20)
     labels = tuple(f"[/class] {place}" for place in range(20))
     return ModelProfile(
@@ -44,12 +44,12 @@ def predictions(count: int, lost: int | None = None) -> list[PastPrediction]:
 def printed(items: list[PastPrediction]) -> str:
     console = Console(width=160, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
-        print_report(watch(facts(), items, UNIFORM), console)
+        print_report(replay_predictions(profile(), items, UNIFORM), console)
     return captured.get()
 
 
 def test_a_lost_class_is_named_with_when_it_was_found() -> None:
-    report = watch(facts(), predictions(2_000) + predictions(3_000, lost=3), UNIFORM)
+    report = replay_predictions(profile(), predictions(2_000) + predictions(3_000, lost=3), UNIFORM)
     assert [one.label for one in report.classes] == ["[/class] 3"]
     assert report.classes[0].verdict == "silent"
     assert 2_000 < report.first_found["[/class] 3"] < 3_500
@@ -72,7 +72,7 @@ def test_times_move_the_window() -> None:
     week = Rules(Source.UNIFORM).window_seconds
     old = [PastPrediction(0, 0.5, 0.0)] * 50
     new = [PastPrediction(1, 0.5, 3 * week)] * 30
-    assert watch(facts(), old + new, UNIFORM).state.window_predictions == 30
+    assert replay_predictions(profile(), old + new, UNIFORM).state.window_predictions == 30
 
 
 def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo((0, 0, 0)))
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         list(read_predictions(path, LABELS))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         list(read_predictions(tmp_path / "none.csv", LABELS))
@@ -138,7 +138,7 @@ def test_a_folder_of_photos_is_classified_and_what_is_no_photo_is_told(
     assert [labels[one.label] for one in found] == ["red", "black", "red"]
     assert all(0 < one.confidence <= 1 for one in found)
     assert refused == [tmp_path / "a.jpg"]
-    report = watch(bundle_facts(bundle, read_manifest(bundle)), found, UNIFORM)
+    report = replay_predictions(model_profile(bundle, read_manifest(bundle)), found, UNIFORM)
     assert report.state.classes.predicted[labels.index("red")] == 2
 
 

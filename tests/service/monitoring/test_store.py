@@ -106,7 +106,7 @@ def test_a_process_that_is_killed_leaves_the_last_saving_whole(tmp_path: Path) -
     program = """
 import sys, numpy as np
 from pathlib import Path
-from service.tail.store import Store
+from taillift.service.monitoring.store import Store
 store = Store(Path(sys.argv[1]))
 for number in range(10**6):
     store.save("v", {name: np.full(20_000, number) for name in "abcd"})

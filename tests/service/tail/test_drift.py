@@ -25,14 +25,14 @@ def settled(bundle: Simulated, looks: int, seed: int) -> tuple[Drift, Doubles]:
     drift = Drift(expected.classes)
     rng = np.random.default_rng(seed)
     for counts in batches(rng, reference.prior @ bundle.matrix, LOOK, looks):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     return drift, reference.prior.copy()
 
 
 def found_after(drift: Drift, rates: Doubles, place: int, looks: int, seed: int) -> float:
     """Predictions after which the class is found; infinite where it is not."""
     for look, counts in enumerate(batches(np.random.default_rng(seed), rates, LOOK, looks), 1):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
         if drift.found[place]:
             return look * LOOK
     return float("inf")
@@ -49,8 +49,8 @@ def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
         hits = rng.binomial(20, rates)
         hit, miss = np.log(bets / rates), np.log((1 - bets) / (1 - rates))
         evidence.update(hits * hit + (20 - hits) * miss, 20)
-        stopped = np.where(np.isnan(stopped) & (evidence.values > 2), evidence.values, stopped)
-    at_stop = np.where(np.isnan(stopped), evidence.values, stopped)
+        stopped = np.where(np.isnan(stopped) & (evidence.e_values > 2), evidence.e_values, stopped)
+    at_stop = np.where(np.isnan(stopped), evidence.e_values, stopped)
     error = at_stop.std() / np.sqrt(len(at_stop))
     assert at_stop.mean() <= 1 + 3 * error
     assert at_stop.mean() > 0.9
@@ -71,7 +71,7 @@ def test_expected_traffic_raises_nothing_however_few_photos_were_held_out(
         ever = False
         rng = np.random.default_rng(seed)
         for counts in batches(rng, reference.prior @ bundle.matrix, LOOK, 100):
-            drift.look(counts, LOOK)
+            drift.update(counts, LOOK)
             ever |= bool(drift.found.any())
         alarms += ever
     assert alarms <= 1
@@ -115,7 +115,7 @@ def test_two_swapped_classes_are_found_and_no_other() -> None:
     expected = expect(Reference(Source.OWN, mix), confusion)
     drift = Drift(expected.classes)
     for counts in batches(np.random.default_rng(0), mix @ bundle.matrix, LOOK, 100):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert not drift.found.any()
     mix[[0, 1]] = mix[[1, 0]]
     rates = mix @ bundle.matrix
@@ -131,10 +131,10 @@ def test_a_class_that_comes_back_is_cleared() -> None:
     gone = mix.copy()
     gone[3] = 0
     for counts in batches(np.random.default_rng(1), gone @ bundle.matrix, LOOK, 200):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert drift.found[3]
     for counts in batches(np.random.default_rng(2), mix @ bundle.matrix, LOOK, 40):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert not drift.found.any()
 
 
@@ -151,7 +151,7 @@ def test_the_stream_narrows_the_band_but_a_dying_class_does_not_take_it_along() 
     mix[3] = 0
     found_after(drift, mix @ bundle.matrix, 3, 200, 1)
     for counts in batches(np.random.default_rng(2), mix @ bundle.matrix, LOOK, 400):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert drift.band.low[3] >= learned[3]
     assert drift.found[3]
 
@@ -162,9 +162,9 @@ def test_one_large_batch_convicts_as_many_small_ones_do() -> None:
     once, often = Drift(expected.classes), Drift(expected.classes)
     gone = np.full(20, 50)
     gone[3] = 0
-    once.look(20 * gone, int(20 * gone.sum()))
+    once.update(20 * gone, int(20 * gone.sum()))
     for _ in range(20):
-        often.look(gone, int(gone.sum()))
+        often.update(gone, int(gone.sum()))
     assert np.flatnonzero(once.found).tolist() == np.flatnonzero(often.found).tolist() == [3]
 
 
@@ -175,9 +175,9 @@ def test_the_evidence_stays_finite_whatever_comes() -> None:
     everything = np.zeros(20, np.int64)
     everything[3] = 10**9
     for _ in range(3):
-        drift.look(everything, 10**9)
-        drift.look(np.zeros(20, np.int64), 0)
-    assert np.isfinite(drift.values).all()
+        drift.update(everything, 10**9)
+        drift.update(np.zeros(20, np.int64), 0)
+    assert np.isfinite(drift.e_values).all()
     assert drift.found.all()
 
 

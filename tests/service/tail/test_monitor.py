@@ -10,7 +10,7 @@ from benchmarks.streams import Simulated, sharp, simulate
 from taillift.service.monitoring.store import Store
 from taillift.service.tail.monitor import WEEK, ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.snapshot import recall, remember
+from taillift.service.tail.snapshot import restore, to_arrays
 from taillift.service.tail.state import class_state, tail_state
 
 START = 1.7e9
@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-def facts(bundle: Simulated, version: str = "v1") -> ModelProfile:
+def profile(bundle: Simulated, version: str = "v1") -> ModelProfile:
     return ModelProfile(
         version=version,
         labels=tuple(f"class {place}" for place in range(len(bundle.groups))),
@@ -50,7 +50,7 @@ def feed(
 
 
 def test_a_new_monitor_has_everything_and_claims_nothing() -> None:
-    monitor = TailMonitor(facts(simulate(0, 5)), UNIFORM, Clock())
+    monitor = TailMonitor(profile(simulate(0, 5)), UNIFORM, Clock())
     state = tail_state(monitor)
     assert (state.predictions, state.drifting, state.silent) == (0, 0, 0)
     assert [group.group for group in state.groups] == ["many", "medium", "few"]
@@ -64,7 +64,7 @@ def test_a_new_monitor_has_everything_and_claims_nothing() -> None:
 
 def test_expected_traffic_is_told_as_such() -> None:
     bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 5_000)
     state, one = tail_state(monitor), class_state(monitor, 3)
     assert (state.drifting, state.silent, state.window_predictions) == (0, 0, 5_000)
@@ -83,7 +83,7 @@ def test_expected_traffic_is_told_as_such() -> None:
 
 def test_a_lost_class_is_told_by_name() -> None:
     bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 2_000)
     promise = class_state(monitor, 3).silence_delay
     assert promise is not None
@@ -98,7 +98,7 @@ def test_a_lost_class_is_told_by_name() -> None:
 
 def test_the_window_forgets_and_the_evidence_does_not() -> None:
     bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 3_000, lost=3)
     clock.now += WEEK
     state, one = tail_state(monitor), class_state(monitor, 3)
@@ -111,7 +111,7 @@ def test_the_window_forgets_and_the_evidence_does_not() -> None:
 
 def test_group_shares_are_corrected() -> None:
     bundle, clock = simulate(3, 50), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 3_000)
     few = tail_state(monitor).groups[2]
     assert few.prevalence_interval.low < 1 / 3 < few.prevalence_interval.high
@@ -122,7 +122,7 @@ def test_group_shares_are_corrected() -> None:
 def test_looking_often_changes_no_count() -> None:
     bundle = sharp(5)
     clocks = [Clock(), Clock()]
-    seldom, often = (TailMonitor(facts(bundle), UNIFORM, clock) for clock in clocks)
+    seldom, often = (TailMonitor(profile(bundle), UNIFORM, clock) for clock in clocks)
     for place in range(100):
         for monitor, clock in zip((seldom, often), clocks, strict=True):
             clock.now += 60
@@ -135,16 +135,16 @@ def test_looking_often_changes_no_count() -> None:
 
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     bundle, clock = sharp(20), Clock()
-    before = TailMonitor(facts(bundle), UNIFORM, clock)
+    before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
     wanted = tail_state(before)
     with Store(tmp_path / "tail.db") as store:
-        store.save("v1", remember(before))
+        store.save("v1", to_arrays(before))
     later = Clock()
     later.now = clock.now
-    after = TailMonitor(facts(bundle), UNIFORM, later)
+    after = TailMonitor(profile(bundle), UNIFORM, later)
     with Store(tmp_path / "tail.db") as store:
-        recall(after, store.load("v1"))
+        restore(after, store.load("v1"))
     got = tail_state(after)
     assert got.groups == wanted.groups
     for name, values in vars(wanted.classes).items():
@@ -157,30 +157,30 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
 
 def test_what_was_remembered_stays_as_it_was_when_the_monitor_goes_on() -> None:
     bundle, clock = sharp(5), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 300)
-    monitor.look()
-    kept = remember(monitor)
+    monitor.refresh()
+    kept = to_arrays(monitor)
     copies = {name: array.copy() for name, array in kept.items()}
     feed(monitor, clock, bundle, 300)
-    monitor.look()
+    monitor.refresh()
     for name, array in copies.items():
         np.testing.assert_array_equal(kept[name], array)
 
 
 def test_under_another_reference_the_evidence_begins_anew_and_the_window_does_not() -> None:
     bundle, clock = sharp(20), Clock()
-    before = TailMonitor(facts(bundle), UNIFORM, clock)
+    before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
-    before.look()
-    after = TailMonitor(facts(bundle), Rules(Source.UNIFORM, level=0.01), clock)
-    recall(after, remember(before))
+    before.refresh()
+    after = TailMonitor(profile(bundle), Rules(Source.UNIFORM, level=0.01), clock)
+    restore(after, to_arrays(before))
     state = tail_state(after)
     assert (state.predictions, state.window_predictions) == (0, 3_000)
     assert state.silent == 0
 
 
 def test_nothing_remembered_is_a_fresh_start() -> None:
-    monitor = TailMonitor(facts(sharp(5)), UNIFORM, Clock())
-    recall(monitor, {})
+    monitor = TailMonitor(profile(sharp(5)), UNIFORM, Clock())
+    restore(monitor, {})
     assert tail_state(monitor).predictions == 0

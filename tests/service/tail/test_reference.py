@@ -21,7 +21,7 @@ def test_training_uniform_and_measured_shares() -> None:
     confusion = estimate_confusion(["many", "few"], [(0, 0, 10), (1, 1, 20), (1, 0, 10)])
 
     def prior(source: Source) -> list[float]:
-        return reference_from(source, [300, 100], confusion).prior.tolist()
+        return list(reference_from(source, [300, 100], confusion).prior)
 
     assert prior(Source.TRAIN) == [0.75, 0.25]
     assert prior(Source.UNIFORM) == [0.5, 0.5]
@@ -56,7 +56,7 @@ def test_bands_hold_true_rates_however_few_photos_were_held_out(held_out: int) -
         bundle = simulate(seed, held_out)
         confusion = bundle.confusion
         reference = reference_from(Source.UNIFORM, bundle.counts, confusion)
-        low, high = expect(reference, confusion).classes.band(0.99)
+        low, high = expect(reference, confusion).classes.interval(0.99)
         truth = reference.prior @ bundle.matrix
         inside.append(((low <= truth) & (truth <= high)).mean())
     assert np.mean(inside) > 0.92
@@ -68,7 +68,7 @@ def test_more_photos_narrow_the_band() -> None:
         confusion = bundle.confusion
         low, high = expect(
             reference_from(Source.UNIFORM, bundle.counts, confusion), confusion
-        ).classes.band(0.95)
+        ).classes.interval(0.95)
         return float((high - low).mean())
 
     assert width(5) > 1.3 * width(20) > 1.6 * width(80)
@@ -96,8 +96,8 @@ def test_a_file_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
         ("class,weight\na,-1\nb,1\n", "weight of 'a' is -1"),
         ("class,weight\na,nan\nb,1\n", "weight of 'a' is nan"),
         ("class,weight\na,0\nb,0\n", "every weight of the reference is 0"),
-        ("class,weight\na,much\nb,1\n", "is no reference"),
-        ("class,weight\n" + "a" * 140_000, "is no reference"),
+        ("class,weight\na,much\nb,1\n", "is not a reference"),
+        ("class,weight\n" + "a" * 140_000, "is not a reference"),
         ("label,share\na,1\nb,1\n", "needs the columns class,weight"),
     ],
 )

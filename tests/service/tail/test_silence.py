@@ -31,8 +31,8 @@ class Watch:
         """Predictions until the class `until` is silent; infinite where it is not."""
         rates = mix / mix.sum() @ self.matrix
         for look, counts in enumerate(batches(self._rng, rates, LOOK, looks), 1):
-            self.silence.look(counts, LOOK)
-            self.drift.look(counts, LOOK)
+            self.silence.update(counts, LOOK)
+            self.drift.update(counts, LOOK)
             if until is not None and self.silence.found[until]:
                 return look * LOOK
         return float("inf")
@@ -87,9 +87,9 @@ def test_a_loss_that_others_mistakes_hide_is_promised_never() -> None:
     expected = expect(reference_from(Source.UNIFORM, [1, 1], confusion), confusion)
     drift = Drift(expected.classes)
     silence = Silence(expected, np.array([False, True]), drift)
-    assert silence.blind.tolist() == [True]
+    assert silence.hidden.tolist() == [True]
     assert np.isinf(silence.delay()).all()
-    silence.look(np.array([1_000, 0]), 1_000)
+    silence.update(np.array([1_000, 0]), 1_000)
     assert not silence.found.any()
 
 
@@ -97,7 +97,7 @@ def test_without_few_shot_classes_nothing_is_watched() -> None:
     confusion = estimate_confusion(["many", "medium"], [])
     expected = expect(reference_from(Source.UNIFORM, [1, 1], confusion), confusion)
     silence = Silence(expected, np.array([False, False]), Drift(expected.classes))
-    silence.look(np.array([1_000, 0]), 1_000)
+    silence.update(np.array([1_000, 0]), 1_000)
     assert (len(silence.delay()), silence.found.tolist()) == (0, [False, False])
 
 
