@@ -1,4 +1,4 @@
-"""What the sequential tests find, how soon, and how seldom they err."""
+"""The sequential test for drift: what it finds, how soon, and how rarely it is wrong."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def expectation(bundle: Simulated, source: Source = Source.UNIFORM) -> tuple[Ref
 
 
 def settled(bundle: Simulated, looks: int, seed: int) -> tuple[Drift, Doubles]:
-    """A test that has seen `looks` of expected traffic, and the shares of the true classes."""
+    """Return a test after `looks` at expected traffic, and the shares of the true classes."""
     reference, expected = expectation(bundle)
     drift = Drift(expected.classes)
     rng = np.random.default_rng(seed)
@@ -29,17 +29,17 @@ def settled(bundle: Simulated, looks: int, seed: int) -> tuple[Drift, Doubles]:
     return drift, reference.prior.copy()
 
 
-def found_after(drift: Drift, rates: Doubles, place: int, looks: int, seed: int) -> float:
-    """Predictions after which the class is found; infinite where it is not."""
+def found_after(drift: Drift, rates: Doubles, index: int, looks: int, seed: int) -> float:
+    """Return the predictions after which the class is found, infinite if it is not."""
     for look, counts in enumerate(batches(np.random.default_rng(seed), rates, LOOK, looks), 1):
         drift.update(counts, LOOK)
-        if drift.found[place]:
+        if drift.found[index]:
             return look * LOOK
     return float("inf")
 
 
 def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
-    """E[e] <= 1, at a fixed time and at the time when it looks most convincing so far."""
+    """E[e] <= 1, at a fixed time and at the first time when the evidence looks convincing."""
     rng = np.random.default_rng(0)
     rates = np.full(4_000, 0.05)
     evidence = Evidence(2, rates, cap=1e9)
@@ -59,21 +59,21 @@ def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
 
 @pytest.mark.parametrize("held_out", [1, 5, 20])
 @pytest.mark.parametrize("source", [Source.UNIFORM, Source.TRAIN])
-def test_expected_traffic_raises_nothing_however_few_photos_were_held_out(
+def test_expected_traffic_raises_no_alarm_however_few_photos_were_held_out(
     held_out: int, source: Source
 ) -> None:
-    """Of 8 bundles with 30 classes, each looked at 100 times, 5 % may raise something."""
+    """Each of 8 bundles with 30 classes is looked at 100 times; 5 % may raise an alarm."""
     alarms = 0
     for seed in range(8):
         bundle = simulate(seed, held_out)
         reference, expected = expectation(bundle, source)
         drift = Drift(expected.classes)
-        ever = False
+        alarm = False
         rng = np.random.default_rng(seed)
         for counts in batches(rng, reference.prior @ bundle.matrix, LOOK, 100):
             drift.update(counts, LOOK)
-            ever |= bool(drift.found.any())
-        alarms += ever
+            alarm |= bool(drift.found.any())
+        alarms += alarm
     assert alarms <= 1
 
 
@@ -86,7 +86,7 @@ def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
         mix[3] = 0
         rates = mix / mix.sum() @ bundle.matrix
         promise = float(drift.delay(rates)[3])
-        # An expected one in 22 predictions: about 50 of them.
+        # The class is expected once in 22 predictions: about 50 of its own.
         assert promise < 1_500
         late += found_after(drift, rates, 3, 40, seed + 100) > promise + LOOK
         assert drift.direction[3] == -1
@@ -138,7 +138,7 @@ def test_a_class_that_comes_back_is_cleared() -> None:
     assert not drift.found.any()
 
 
-def test_the_stream_narrows_the_band_but_a_dying_class_does_not_take_it_along() -> None:
+def test_the_stream_narrows_the_band_but_a_dying_class_does_not_lower_it() -> None:
     bundle = sharp(20, held_out=5)
     drift, mix = settled(bundle, 0, 0)
     at_first = drift.band.low.copy()
@@ -156,7 +156,7 @@ def test_the_stream_narrows_the_band_but_a_dying_class_does_not_take_it_along() 
     assert drift.found[3]
 
 
-def test_one_large_batch_convicts_as_many_small_ones_do() -> None:
+def test_one_large_batch_finds_what_many_small_ones_find() -> None:
     bundle = sharp(20)
     _, expected = expectation(bundle)
     once, often = Drift(expected.classes), Drift(expected.classes)
@@ -168,7 +168,7 @@ def test_one_large_batch_convicts_as_many_small_ones_do() -> None:
     assert np.flatnonzero(once.found).tolist() == np.flatnonzero(often.found).tolist() == [3]
 
 
-def test_the_evidence_stays_finite_whatever_comes() -> None:
+def test_the_evidence_stays_finite_for_any_counts() -> None:
     bundle = sharp(20)
     _, expected = expectation(bundle)
     drift = Drift(expected.classes)
@@ -181,7 +181,7 @@ def test_the_evidence_stays_finite_whatever_comes() -> None:
     assert drift.found.all()
 
 
-def test_a_change_within_the_band_is_never_promised() -> None:
+def test_a_change_within_the_band_has_an_infinite_delay() -> None:
     bundle = sharp(20, held_out=1)
     drift, mix = settled(bundle, 0, 0)
     assert np.isinf(drift.delay(mix @ bundle.matrix * 1.05)).all()
@@ -206,7 +206,7 @@ def test_false_discoveries_are_rare_among_true_ones() -> None:
     for seed in range(8):
         drift, mix = settled(bundle, 50, seed)
         mix[:8] = 0
-        # The others' shares grow by less than the tolerance: those are not to be found.
+        # The shares of the others grow by less than the tolerance: they must not be found.
         mix[8:] = (1 - 0.15) / 32 * 1.0
         mix[8] += 1 - mix.sum()
         found_after(drift, mix @ bundle.matrix, 39, 60, seed)
