@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.streams import sharp
+from benchmarks.streams import few_shot_bundle
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import model_profile
@@ -26,7 +26,7 @@ UNIFORM = Rules(Source.UNIFORM)
 
 
 def profile() -> ModelProfile:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     labels = tuple(f"[/class] {index}" for index in range(20))
     return ModelProfile(
         "v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs)
@@ -37,7 +37,9 @@ def predictions(count: int, lost: int | None = None) -> list[PastPrediction]:
     mix = np.ones(20)
     if lost is not None:
         mix[lost] = 0
-    drawn = np.random.default_rng(0).choice(20, count, p=mix / mix.sum() @ sharp(20).matrix)
+    drawn = np.random.default_rng(0).choice(
+        20, count, p=mix / mix.sum() @ few_shot_bundle(20).matrix
+    )
     return [PastPrediction(label, 0.8, None) for label in drawn.tolist()]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.streams import Simulated, batches, sharp, simulate
+from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import Drift, Evidence, discoveries
 from taillift.service.tail.reference import Expected, Reference, Source, expect, reference_from
@@ -13,13 +13,15 @@ from taillift.service.tail.reference import Expected, Reference, Source, expect,
 LOOK = 100
 
 
-def expectation(bundle: Simulated, source: Source = Source.UNIFORM) -> tuple[Reference, Expected]:
+def expectation(
+    bundle: SimulatedBundle, source: Source = Source.UNIFORM
+) -> tuple[Reference, Expected]:
     confusion = bundle.confusion
     reference = reference_from(source, bundle.counts, confusion)
     return reference, expect(reference, confusion)
 
 
-def settled(bundle: Simulated, looks: int, seed: int) -> tuple[Drift, Doubles]:
+def settled(bundle: SimulatedBundle, looks: int, seed: int) -> tuple[Drift, Doubles]:
     """Return a test after `looks` at expected traffic, and the shares of the true classes."""
     reference, expected = expectation(bundle)
     drift = Drift(expected.classes)
@@ -78,7 +80,7 @@ def test_expected_traffic_raises_no_alarm_however_few_photos_were_held_out(
 
 
 def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     late = 0
     for seed in range(10):
         drift, mix = settled(bundle, 100, seed)
@@ -94,7 +96,7 @@ def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
 
 
 def test_a_class_that_doubles_is_found_within_the_promised_delay() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     late = 0
     for seed in range(5):
         drift, mix = settled(bundle, 300, seed)
@@ -108,7 +110,7 @@ def test_a_class_that_doubles_is_found_within_the_promised_delay() -> None:
 
 
 def test_two_swapped_classes_are_found_and_no_other() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     mix = np.where(np.arange(20) == 0, 4.0, 1.0) / 23
     confusion = bundle.confusion
@@ -126,7 +128,7 @@ def test_two_swapped_classes_are_found_and_no_other() -> None:
 
 
 def test_a_class_that_comes_back_is_cleared() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     drift, mix = settled(bundle, 50, 0)
     gone = mix.copy()
     gone[3] = 0
@@ -139,7 +141,7 @@ def test_a_class_that_comes_back_is_cleared() -> None:
 
 
 def test_the_stream_narrows_the_band_but_a_dying_class_does_not_lower_it() -> None:
-    bundle = sharp(20, held_out=5)
+    bundle = few_shot_bundle(20, held_out=5)
     drift, mix = settled(bundle, 0, 0)
     at_first = drift.band.low.copy()
     drift, mix = settled(bundle, 200, 0)
@@ -157,7 +159,7 @@ def test_the_stream_narrows_the_band_but_a_dying_class_does_not_lower_it() -> No
 
 
 def test_one_large_batch_finds_what_many_small_ones_find() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     once, often = Drift(expected.classes), Drift(expected.classes)
     gone = np.full(20, 50)
@@ -169,7 +171,7 @@ def test_one_large_batch_finds_what_many_small_ones_find() -> None:
 
 
 def test_the_evidence_stays_finite_for_any_counts() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     drift = Drift(expected.classes)
     everything = np.zeros(20, np.int64)
@@ -182,7 +184,7 @@ def test_the_evidence_stays_finite_for_any_counts() -> None:
 
 
 def test_a_change_within_the_band_has_an_infinite_delay() -> None:
-    bundle = sharp(20, held_out=1)
+    bundle = few_shot_bundle(20, held_out=1)
     drift, mix = settled(bundle, 0, 0)
     assert np.isinf(drift.delay(mix @ bundle.matrix * 1.05)).all()
 
@@ -201,7 +203,7 @@ def test_discoveries_are_the_largest_set_that_e_bh_allows(
 
 
 def test_false_discoveries_are_rare_among_true_ones() -> None:
-    bundle = sharp(40)
+    bundle = few_shot_bundle(40)
     shares = []
     for seed in range(8):
         drift, mix = settled(bundle, 50, seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.streams import Simulated, sharp, simulate
+from benchmarks.streams import SimulatedBundle, few_shot_bundle, simulate
 from taillift.service.monitoring.store import Store
 from taillift.service.tail.monitor import WEEK, ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
@@ -25,7 +25,7 @@ class Clock:
         return self.now
 
 
-def profile(bundle: Simulated, version: str = "v1") -> ModelProfile:
+def profile(bundle: SimulatedBundle, version: str = "v1") -> ModelProfile:
     return ModelProfile(
         version=version,
         labels=tuple(f"class {index}" for index in range(len(bundle.groups))),
@@ -36,7 +36,11 @@ def profile(bundle: Simulated, version: str = "v1") -> ModelProfile:
 
 
 def feed(
-    monitor: TailMonitor, clock: Clock, bundle: Simulated, predictions: int, lost: int | None = None
+    monitor: TailMonitor,
+    clock: Clock,
+    bundle: SimulatedBundle,
+    predictions: int,
+    lost: int | None = None,
 ) -> None:
     """Observe one image a minute, of all classes equally often except the `lost` one."""
     mix = np.ones(len(bundle.groups))
@@ -63,7 +67,7 @@ def test_a_new_monitor_shows_every_class_and_finds_none() -> None:
 
 
 def test_expected_traffic_is_as_expected() -> None:
-    bundle, clock = sharp(20), Clock()
+    bundle, clock = few_shot_bundle(20), Clock()
     monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 5_000)
     state, shown = tail_state(monitor), class_state(monitor, 3)
@@ -82,7 +86,7 @@ def test_expected_traffic_is_as_expected() -> None:
 
 
 def test_a_lost_class_is_silent() -> None:
-    bundle, clock = sharp(20), Clock()
+    bundle, clock = few_shot_bundle(20), Clock()
     monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 2_000)
     promise = class_state(monitor, 3).silence_delay
@@ -97,7 +101,7 @@ def test_a_lost_class_is_silent() -> None:
 
 
 def test_the_window_forgets_but_the_evidence_does_not() -> None:
-    bundle, clock = sharp(20), Clock()
+    bundle, clock = few_shot_bundle(20), Clock()
     monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 3_000, lost=3)
     clock.now += WEEK
@@ -120,7 +124,7 @@ def test_group_shares_are_corrected() -> None:
 
 
 def test_frequent_looks_change_no_count() -> None:
-    bundle = sharp(5)
+    bundle = few_shot_bundle(5)
     clocks = [Clock(), Clock()]
     rarely, often = (TailMonitor(profile(bundle), UNIFORM, clock) for clock in clocks)
     for number in range(100):
@@ -134,7 +138,7 @@ def test_frequent_looks_change_no_count() -> None:
 
 
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
-    bundle, clock = sharp(20), Clock()
+    bundle, clock = few_shot_bundle(20), Clock()
     before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
     wanted = tail_state(before)
@@ -156,7 +160,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_saved_arrays_do_not_change_when_the_monitor_goes_on() -> None:
-    bundle, clock = sharp(5), Clock()
+    bundle, clock = few_shot_bundle(5), Clock()
     monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 300)
     monitor.refresh()
@@ -169,7 +173,7 @@ def test_saved_arrays_do_not_change_when_the_monitor_goes_on() -> None:
 
 
 def test_under_another_level_the_evidence_begins_anew_and_the_window_does_not() -> None:
-    bundle, clock = sharp(20), Clock()
+    bundle, clock = few_shot_bundle(20), Clock()
     before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
     before.refresh()
@@ -181,6 +185,6 @@ def test_under_another_level_the_evidence_begins_anew_and_the_window_does_not() 
 
 
 def test_without_saved_arrays_the_monitor_starts_fresh() -> None:
-    monitor = TailMonitor(profile(sharp(5)), UNIFORM, Clock())
+    monitor = TailMonitor(profile(few_shot_bundle(5)), UNIFORM, Clock())
     restore(monitor, {})
     assert tail_state(monitor).predictions == 0

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.streams import Simulated, simulate
+from benchmarks.streams import SimulatedBundle, simulate
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.confusion import Confusion, estimate_confusion
 from taillift.service.tail.distributions import Doubles, Indices
@@ -11,7 +11,7 @@ from taillift.service.tail.prevalence import Prevalence
 from taillift.service.tail.reference import Source, reference_from
 
 
-def shifted(bundle: Simulated, seed: int, predictions: int) -> tuple[Doubles, Indices]:
+def shifted(bundle: SimulatedBundle, seed: int, predictions: int) -> tuple[Doubles, Indices]:
     """Return group shares unlike those in training, and predictions [G] of such images.
 
     The mix within the groups differs, too.
@@ -25,7 +25,7 @@ def shifted(bundle: Simulated, seed: int, predictions: int) -> tuple[Doubles, In
     return shares, np.bincount(group, predicted, len(GROUPS)).astype(np.int64)
 
 
-def prevalence(bundle: Simulated) -> tuple[Confusion, Prevalence]:
+def prevalence(bundle: SimulatedBundle) -> tuple[Confusion, Prevalence]:
     confusion = bundle.confusion
     reference = reference_from(Source.TRAIN, bundle.counts, confusion)
     return confusion, Prevalence(confusion, reference)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.streams import Simulated, batches, sharp, simulate
+from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.service.tail.confusion import estimate_confusion
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import Drift
@@ -17,7 +17,7 @@ LOOK = 100
 class Watch:
     """The drift test and the silence test of one bundle under the uniform reference."""
 
-    def __init__(self, bundle: Simulated, seed: int) -> None:
+    def __init__(self, bundle: SimulatedBundle, seed: int) -> None:
         confusion = bundle.confusion
         self.mix = reference_from(Source.UNIFORM, bundle.counts, confusion).prior.copy()
         self.expected = expect(reference_from(Source.UNIFORM, bundle.counts, confusion), confusion)
@@ -42,7 +42,7 @@ class Watch:
 def test_a_lost_class_is_called_silent_within_the_promised_delay(before: int) -> None:
     late = 0
     for seed in range(10):
-        watch = Watch(sharp(20), seed)
+        watch = Watch(few_shot_bundle(20), seed)
         watch.run(watch.mix, before)
         promise = float(watch.silence.delay()[3])
         assert promise < 1_200
@@ -54,7 +54,7 @@ def test_a_lost_class_is_called_silent_within_the_promised_delay(before: int) ->
 
 
 def test_a_class_that_is_half_as_frequent_drifts_and_is_not_silent() -> None:
-    watch = Watch(sharp(20, held_out=50), 0)
+    watch = Watch(few_shot_bundle(20, held_out=50), 0)
     watch.run(watch.mix, 200)
     mix = watch.mix.copy()
     mix[3] /= 2
@@ -102,7 +102,7 @@ def test_without_few_shot_classes_nothing_is_watched() -> None:
 
 
 def test_the_chance_of_so_few_includes_what_held_out_photos_leave_open() -> None:
-    watch = Watch(sharp(20), 0)
+    watch = Watch(few_shot_bundle(20), 0)
     rates = watch.expected.classes
     chance = watch.silence.chance(3, 2, 150)
     assert chance == pytest.approx(stats.betabinom(150, rates.a[3], rates.b[3]).cdf(2), rel=1e-9)
