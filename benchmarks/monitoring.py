@@ -1,4 +1,4 @@
-"""What watching the tail costs: `python -m benchmarks.monitoring`.
+"""The cost of watching the tail: `python -m benchmarks.monitoring`.
 
 First through HTTP: a service that watches and one that does not run side by side, because the speed
 of the machine changes by more than watching costs. Both serve the embedded backbone with a random

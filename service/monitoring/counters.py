@@ -145,48 +145,48 @@ class Metrics:
         for outcome in REBUILDS:
             self._rebuilds.labels(outcome)
 
-    def predicted(self, group: Group, confidence: float) -> None:
+    def count_prediction(self, group: Group, confidence: float) -> None:
         """Count one image by the group of its top class."""
         self._predictions.labels(group).inc()
         self._confidence.labels(group).observe(confidence)
 
-    def reviewed(self, group: Group, decision: Decision) -> None:
+    def count_decision(self, group: Group, decision: Decision) -> None:
         """Count an answer by whether a person should review it."""
         self._reviews.labels(group, decision).inc()
 
-    def held(self, group: Group, labels: int) -> None:
+    def count_set(self, group: Group, labels: int) -> None:
         """Count a prediction set by its size and the group of its answer."""
         self._set_size.labels(group).observe(labels)
 
-    def used(self, views: int, ensemble: Ensemble) -> None:
+    def count_views(self, views: int, ensemble: Ensemble) -> None:
         """Count one image's answer and the views that it used."""
         self._views_used.labels(ensemble).observe(views)
 
-    def passed(self, number: int, views: int) -> None:
+    def count_pass(self, number: int, views: int) -> None:
         """Count views that go to the device in an image's pass `number`, from 1."""
         self._pass_views.labels(PASSES[min(number, len(PASSES)) - 1]).inc(views)
 
-    def missed(self, stage: Late) -> None:
+    def count_missed_deadline(self, stage: Late) -> None:
         """Count a request that missed its deadline or would miss it."""
         self._deadlines.labels(stage).inc()
 
-    def rebuilt(self, outcome: Rebuild) -> None:
+    def count_rebuild(self, outcome: Rebuild) -> None:
         """Count an attempt to load the model again."""
         self._rebuilds.labels(outcome).inc()
 
-    def rejected(self, reason: str) -> None:
+    def count_rejection(self, reason: str) -> None:
         """Count a request or image that was not answered; `reason` is one of `REASONS`."""
         self._rejections.labels(reason).inc()
 
-    def took(self, stage: Stage, seconds: float) -> None:
+    def record_stage(self, stage: Stage, seconds: float) -> None:
         """Record the duration of a stage."""
         self._stages.labels(stage).observe(seconds)
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
+    def time_stage(self, stage: Stage) -> Iterator[None]:
         """Record the duration of the block, even if it raises."""
         start = perf_counter()
         try:
             yield
         finally:
-            self.took(stage, perf_counter() - start)
+            self.record_stage(stage, perf_counter() - start)

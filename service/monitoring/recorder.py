@@ -42,7 +42,6 @@ class Monitoring:
     ) -> None:
         """Raises `UserError` if the reference or the tail file is unusable."""
         self.manifest = manifest
-        self.clock = clock
         rules = Rules(
             reference=parse_reference(settings.reference),
             level=settings.tail_level,
@@ -77,11 +76,11 @@ class Monitoring:
         group = self.manifest.classes[index].group
         self.monitor.observe(index, confidence)
         self.counts[index] += 1
-        self._metrics.predicted(group, confidence)
+        self._metrics.count_prediction(group, confidence)
         if decision is not None:
-            self._metrics.reviewed(group, decision)
+            self._metrics.count_decision(group, decision)
         if members is not None:
-            self._metrics.held(group, len(members))
+            self._metrics.count_set(group, len(members))
 
     def state(self) -> TailState:
         """Return the current state of every class and group."""
