@@ -19,7 +19,7 @@ MIN_RELATIVE_ERROR: Final = 1e-3
 
 
 class Source(StrEnum):
-    """Where a reference takes the shares of the true classes from.
+    """The source of a reference's shares of the true classes.
 
     `train`: the training images. `uniform`: all classes equally often. `measured`: the held-out
     images, so that the expected rates are those of validation's predictions. `own`: the operator.
