@@ -1,11 +1,11 @@
-"""What watching the tail costs: `python -m benchmarks.monitoring`.
+"""The cost of watching the tail: `python -m benchmarks.monitoring`.
 
-First through HTTP: one service that watches and one that does not, over the embedded backbone with
-a random head, share the machine under clients that send one photo after the other, and are scraped
-as Prometheus does; side by side, because the machine's speed changes by more than watching costs.
-Then in process, where no model runs: the cost of `observe` for each prediction, of a scrape of
-/metrics and of what is kept in the file, in rounds that alternate between 100 and 8,142 classes,
-set against the time that a core has where it makes so many predictions a second.
+First through HTTP: a service that watches and one that does not run side by side, because the speed
+of the machine changes by more than watching costs. Both serve the embedded backbone with a random
+head, to clients that send one photo after the other, and both are scraped as by Prometheus.
+Then in process, without a model: the cost of `observe` per prediction, of a scrape of /metrics, and
+of a copy for the tail file, in rounds that alternate between 100 and 8,142 classes. These costs
+are also given as a share of one core at several rates of predictions.
 """
 
 import sys
@@ -24,7 +24,7 @@ from benchmarks.load import capacity
 from benchmarks.photos import read_photos
 from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
-from benchmarks.watched import SCRAPE_SECONDS, Watched, watched
+from benchmarks.watched import SCRAPE_SECONDS, MonitorCosts, simulated_monitor
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.errors import UserError
 
@@ -33,40 +33,44 @@ RATES: Final = (10, 100, 1_000)
 UNWATCHED: Final = "benchmarks.unwatched"
 
 
-class Window(NamedTuple):
-    """`images` a second, and the milliseconds of processor time that each took."""
+class Measurement(NamedTuple):
+    """`images` per second, and the milliseconds of processor time per image."""
 
     images: float
     processor: float
 
 
 class Turn(NamedTuple):
-    on: Window
-    off: Window
+    """One measurement of both services at the same time."""
+
+    on: Measurement
+    off: Measurement
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, of which the median counts.")] = 7,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds in process; the median is reported.")
+    ] = 7,
     turns: Annotated[int, typer.Option(min=1, help="Measurements of the two services.")] = 5,
-    seconds: Annotated[float, typer.Option(min=1, help="Of one measurement.")] = 30,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of one measurement.")] = 30,
 ) -> None:
     """Print what watching costs, and write it to benchmarks/results/monitoring.md."""
     photos = read_photos(None)
     by_size = {size: throughput(size, photos, turns, seconds) for size in SIZES}
     cases = {
-        "100 classes": watched(100, "auto"),
-        "8,142 classes": watched(8_142, "auto"),
-        "8,142 classes, class_metrics=on": watched(8_142, "on"),
+        "100 classes": simulated_monitor(100, "auto"),
+        "8,142 classes": simulated_monitor(8_142, "auto"),
+        "8,142 classes, class_metrics=on": simulated_monitor(8_142, "on"),
     }
     for _ in range(rounds):
-        for one in cases.values():
-            one.round()
+        for case in cases.values():
+            case.round()
     parts = [_throughput(by_size), _costs(cases), _shares(cases)]
     write_result(RESULTS / "monitoring.md", parts)
 
 
 def throughput(size: int, photos: Sequence[bytes], turns: int, seconds: float) -> list[Turn]:
-    """Of a service with `size` classes that watches, and of one that does not."""
+    """Measure a service with `size` classes that watches, and one that does not."""
     from benchmarks.bundles import random_bundle  # Needs torch.
     from taillift.models.lift.backbone import DEFAULT_FOLDER
 
@@ -75,25 +79,26 @@ def throughput(size: int, photos: Sequence[bytes], turns: int, seconds: float) -
         on = stack.enter_context(taillift(bundle))
         off = stack.enter_context(taillift(bundle, module=UNWATCHED))
         pool = stack.enter_context(ThreadPoolExecutor(2))
-        found = []
+        results = []
         for _ in range(turns):
-            both = pool.map(lambda one: window(one, photos, seconds), (on, off))
-            found.append(Turn(*both))
-        return found
+            both = pool.map(lambda service: measure(service, photos, seconds), (on, off))
+            results.append(Turn(*both))
+        return results
 
 
-def window(service: Served, photos: Sequence[bytes], seconds: float) -> Window:
+def measure(service: Served, photos: Sequence[bytes], seconds: float) -> Measurement:
+    """Measure one service under load."""
     images = service.metric("taillift_views_used_count")
     before = service.processor_seconds
     with scraped(service):
         rate = capacity(service, photos, Ensemble.OFF, seconds)
     taken = service.processor_seconds - before
-    return Window(rate, 1_000 * taken / (service.metric("taillift_views_used_count") - images))
+    return Measurement(rate, 1_000 * taken / (service.metric("taillift_views_used_count") - images))
 
 
 @contextmanager
 def scraped(service: Served) -> Iterator[None]:
-    """At once, and then as often as Prometheus does it."""
+    """Scrape the service at once, and then as often as Prometheus does."""
     ended = threading.Event()
 
     def scrape() -> None:
@@ -137,7 +142,7 @@ def _throughput(by_size: Mapping[int, Sequence[Turn]]) -> str:
     return markdown(titles, rows)
 
 
-def _costs(cases: Mapping[str, Watched]) -> str:
+def _costs(cases: Mapping[str, MonitorCosts]) -> str:
     titles = [
         "",
         "a prediction, us",
@@ -153,24 +158,24 @@ def _costs(cases: Mapping[str, Watched]) -> str:
         [
             [
                 name,
-                f"{1e6 * median(one.observe):.1f}",
-                f"{1e3 * median(one.scrape):.0f}",
-                f"{len(one.text()) / 2**10:,.0f}",
-                f"{one.peak():.1f}",
-                f"{1e3 * median(one.keep):.1f}",
-                f"{1e3 * median(one.listing):.0f}",
-                f"{1e3 * median(one.looks):.1f}",
+                f"{1e6 * median(case.observe):.1f}",
+                f"{1e3 * median(case.scrape):.0f}",
+                f"{len(case.text()) / 2**10:,.0f}",
+                f"{case.peak():.1f}",
+                f"{1e3 * median(case.keep):.1f}",
+                f"{1e3 * median(case.listing):.0f}",
+                f"{1e3 * median(case.snapshots):.1f}",
             ]
-            for name, one in cases.items()
+            for name, case in cases.items()
         ],
     )
 
 
-def _shares(cases: Mapping[str, Watched]) -> str:
+def _shares(cases: Mapping[str, MonitorCosts]) -> str:
     titles = ["share of one core at", *(f"{rate:,} predictions/s" for rate in RATES)]
     return markdown(
         titles,
-        [[name, *(f"{one.share(rate):.2%}" for rate in RATES)] for name, one in cases.items()],
+        [[name, *(f"{case.share(rate):.2%}" for rate in RATES)] for name, case in cases.items()],
     )
 
 

@@ -1,4 +1,4 @@
-"""Bundles whose confusions are known, and streams of what they would predict."""
+"""Simulated bundles with known confusions, and streams of their predictions."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ RECALL = {"many": 0.85, "medium": 0.75, "few": 0.6}
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """`matrix` [C, C] is the truth; `pairs` are what held-out photos showed of it."""
+class SimulatedBundle:
+    """A bundle with the true confusions `matrix` [C, C], and `pairs` from held-out photos."""
 
     groups: list[Group]
     counts: list[int]
@@ -25,34 +25,37 @@ class Simulated:
         return estimate_confusion(self.groups, self.pairs)
 
 
-def simulate(seed: int, held_out: int, per_group: int = 10) -> Simulated:
-    """Classes differ in recall, and in how often others are taken for them."""
+def simulate(seed: int, held_out: int, per_group: int = 10) -> SimulatedBundle:
+    """Return a bundle with `held_out` photos per class.
+
+    Its classes differ in recall, and in how often images of other classes are predicted as them.
+    """
     rng = np.random.default_rng(seed)
     groups: list[Group] = [group for group in GROUPS for _ in range(per_group)]
     size = len(groups)
-    pull = rng.gamma(0.5, 1, size) + 0.02
+    popularity = rng.gamma(0.5, 1, size) + 0.02
     matrix = np.zeros((size, size))
     pairs: list[Pair] = []
     for true, group in enumerate(groups):
         recall = rng.beta(6 * RECALL[group], 6 * (1 - RECALL[group]))
-        errors = rng.dirichlet(0.3 * np.delete(pull, true) + 1e-6)
+        errors = rng.dirichlet(0.3 * np.delete(popularity, true) + 1e-6)
         matrix[true] = np.insert((1 - recall) * errors, true, recall)
         drawn = rng.multinomial(held_out, matrix[true])
-        pairs += [(true, int(one), int(drawn[one])) for one in np.flatnonzero(drawn)]
+        pairs += [(true, int(label), int(drawn[label])) for label in np.flatnonzero(drawn)]
     counts = [int(500 * 0.87**rank) + 5 for rank in range(size)]
-    return Simulated(groups, counts, matrix, pairs)
+    return SimulatedBundle(groups, counts, matrix, pairs)
 
 
-def sharp(classes: int, recall: float = 0.9, held_out: int = 20) -> Simulated:
-    """Few-shot classes only, each taken for any other equally rarely."""
+def few_shot_bundle(classes: int, recall: float = 0.9, held_out: int = 20) -> SimulatedBundle:
+    """Return a bundle of few-shot classes, each mistaken for any other equally rarely."""
     matrix = np.full((classes, classes), (1 - recall) / (classes - 1))
     np.fill_diagonal(matrix, recall)
     hits = round(recall * held_out)
     pairs = [(true, true, hits) for true in range(classes)]
     pairs += [(true, (true + 1) % classes, held_out - hits) for true in range(classes)]
-    return Simulated(["few"] * classes, [10] * classes, matrix, pairs)
+    return SimulatedBundle(["few"] * classes, [10] * classes, matrix, pairs)
 
 
 def batches(rng: np.random.Generator, rates: Doubles, size: int, looks: int) -> Indices:
-    """Counts [looks, C] of `size` predictions each."""
+    """Return counts [looks, C] of `size` predictions each."""
     return rng.multinomial(size, rates / rates.sum(), looks)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.unwatched serve BUNDLE ...`: as taillift, without the tail's statistics."""
+"""`python -m benchmarks.unwatched serve BUNDLE ...`: taillift without the tail's statistics."""
 
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -11,11 +11,11 @@ from taillift.service.monitoring.recorder import Monitoring
 
 
 def observe(*_: object) -> None:
-    """Nothing is counted."""
+    """Count nothing."""
 
 
 def collect(_: TailSeries) -> Iterator[Metric]:
-    """No series of the tail."""
+    """Export no series of the tail."""
     return iter(())
 
 

@@ -1,4 +1,4 @@
-"""The tail's statistics fed with predictions that no model made, and what they take."""
+"""The costs of the tail's statistics, fed with simulated predictions."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -20,25 +20,25 @@ from taillift.models.bundle.manifest import (
     Variant,
     classes_from,
 )
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import Precision, Preprocessing
 from taillift.service.http import class_report
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import TailSeries, class_series
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.settings import read_settings
-from taillift.service.tail.snapshot import remember
+from taillift.service.tail.distributions import Doubles
+from taillift.service.tail.snapshot import to_arrays
 
 PREDICTIONS: Final = 5_000
 DRAWN: Final = 500
-# As docker/prometheus/prometheus.yml has it, and service/monitoring.py.
+# A usual interval of scrapes, and SAVE_SECONDS of service/monitoring/recorder.py.
 SCRAPE_SECONDS: Final = 15
 SAVE_SECONDS: Final = 5
 
 
 @dataclass
-class Watched:
-    """One service's statistics and what they took; seconds, one entry a round."""
+class MonitorCosts:
+    """The statistics of one service, and the seconds that they took in each round."""
 
     monitoring: Monitoring
     metrics: Metrics
@@ -46,14 +46,14 @@ class Watched:
     observe: list[float] = field(default_factory=list)
     scrape: list[float] = field(default_factory=list)
     keep: list[float] = field(default_factory=list)
-    looks: list[float] = field(default_factory=list)
+    snapshots: list[float] = field(default_factory=list)
     listing: list[float] = field(default_factory=list)
 
     def round(self) -> None:
         self.observe.append(seconds(self._observe) / PREDICTIONS)
         self.scrape.append(seconds(self.text))
-        self.keep.append(seconds(lambda: remember(self.monitoring.monitor)))
-        self.looks.append(seconds(lambda: class_report.take_snapshot(self.monitoring)))
+        self.keep.append(seconds(lambda: to_arrays(self.monitoring.monitor)))
+        self.snapshots.append(seconds(lambda: class_report.take_snapshot(self.monitoring)))
         self.listing.append(seconds(self._list))
 
     def _observe(self) -> None:
@@ -67,7 +67,7 @@ class Watched:
         return generate_latest(self.metrics.registry)
 
     def peak(self) -> float:
-        """MiB that a scrape allocates at once."""
+        """Return the peak memory that a scrape allocates, in MiB."""
         tracemalloc.start()
         self.text()
         peak = tracemalloc.get_traced_memory()[1]
@@ -75,7 +75,7 @@ class Watched:
         return peak / 2**20
 
     def share(self, rate: float) -> float:
-        """Of a core's time, at `rate` predictions a second."""
+        """Return the share of a core's time at `rate` predictions per second."""
         return (
             rate * median(self.observe)
             + median(self.scrape) / SCRAPE_SECONDS
@@ -89,21 +89,19 @@ def seconds(work: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-def watched(size: int, setting: Literal["auto", "on"]) -> Watched:
-    """Counts fall as in long-tailed data; predictions are drawn from them."""
+def simulated_monitor(size: int, setting: Literal["auto", "on"]) -> MonitorCosts:
+    """Return the monitor of a long-tailed model, and predictions that follow its counts."""
     counts = np.maximum(1_000 / np.arange(1, size + 1) ** 0.9, 1).astype(int).tolist()
-    labels = [f"class-{place}" for place in range(size)]
+    labels = [f"class-{index}" for index in range(size)]
     manifest = _manifest(classes_from(labels, labels, counts, Thresholds(), [None] * size))
     metrics = Metrics(manifest, "cpu")
     monitoring = Monitoring(manifest, read_settings(bundle=Path()), metrics)
     metrics.registry.register(TailSeries(monitoring, class_series(setting, size)))
     shares = np.array(counts) / sum(counts)
     rows = np.random.default_rng(0).dirichlet(np.ones(size), DRAWN) / 10
-    for row, place in zip(
-        rows, np.random.default_rng(1).choice(size, DRAWN, p=shares), strict=True
-    ):
-        row[place] = 0.9
-    return Watched(monitoring, metrics, list(rows))
+    top = np.random.default_rng(1).choice(size, DRAWN, p=shares)
+    rows[np.arange(DRAWN), top] = 0.9
+    return MonitorCosts(monitoring, metrics, list(rows))
 
 
 def _manifest(classes: tuple[ClassInfo, ...]) -> Manifest:

@@ -181,7 +181,7 @@ async def _answered(
     pipeline = engine.opened.pipeline
     size = body_bytes(request, settings.max_body_bytes)
     with pipeline.hold(size if "content-length" in request.headers else 0, deadline) as hold:
-        with engine.metrics.stage("read"):
+        with engine.metrics.time_stage("read"):
             async with deadline.limit("read"):
                 uploads = await read_uploads(
                     held(request, hold),
@@ -203,7 +203,7 @@ def _results(
     result: Callable[[Upload, Prediction, int], Result],
 ) -> Iterator[Result | FailedImage]:
     """`result` of each image, a problem in the place of each that cannot be used."""
-    with engine.metrics.stage("post"):
+    with engine.metrics.time_stage("post"):
         for upload, answer in answered:
             if isinstance(answer, PerImageError):
                 yield FailedImage(filename=upload.filename, error=answer.document())

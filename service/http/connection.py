@@ -167,7 +167,7 @@ class Connection(HttpToolsProtocol):
             return
         self._refused = True
         self._came("head")
-        self._metrics.rejected(problem.reason)
+        self._metrics.count_rejection(problem.reason)
         if self.cycle is not None and not self.cycle.response_complete:
             # Requests before this one are being answered; the last of them closes the connection.
             self.cycle.keep_alive = False

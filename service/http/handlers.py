@@ -38,9 +38,9 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     async def on_problem(_: Request, error: ServiceError) -> Response:
         if isinstance(error, DeadlineError):
-            metrics.missed(error.stage)
+            metrics.count_missed_deadline(error.stage)
         if not isinstance(error, PerImageError):  # which was counted where it failed
-            metrics.rejected(error.reason)
+            metrics.count_rejection(error.reason)
         return respond(error.document(), error.status, error.headers)
 
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -54,7 +54,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return respond(document, error.status_code, error.headers)
 
     async def on_disconnect(_: Request, _error: ClientDisconnect) -> Response:
-        metrics.rejected(DISCONNECTED)
+        metrics.count_rejection(DISCONNECTED)
         return Response(status_code=CLIENT_GONE)
 
     async def on_exception(request: Request, _error: Exception) -> Response:

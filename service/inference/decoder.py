@@ -67,8 +67,8 @@ class Decoder:
             image = open_image(data, max_pixels)
             with self._room.take(image.width * image.height):
                 start = perf_counter()
-                self._metrics.took("decode_queue", start - since)
-                with self._metrics.stage("decode"):
+                self._metrics.record_stage("decode_queue", start - since)
+                with self._metrics.time_stage("decode"):
                     canvas = load_opened(image, self._preprocessing)
                     cut = views(canvas, self._preprocessing.size, count)
                 return Decoded(cut, perf_counter() - start)

@@ -132,11 +132,11 @@ class Pipeline:
             share = share._replace(raw=0)
             answer = await self._scheduler.answer(views, hold.deadline, hold, plan.rule)
         except PerImageError as problem:
-            self._metrics.rejected(problem.reason)
+            self._metrics.count_rejection(problem.reason)
             return problem
         finally:
             hold.give(share)
-        self._metrics.used(answer.views, ensemble)
+        self._metrics.count_views(answer.views, ensemble)
         if plan.rule is not None:
             self._adaptive_views.update(answer.views)
         return answer

@@ -139,8 +139,8 @@ class Scheduler:
 
     def _begin(self, work: ImageJob, count: int) -> ViewSlice:
         if work.taken == 0:
-            self._metrics.took("queue", perf_counter() - work.since)
-        self._metrics.passed(work.passes, count)
+            self._metrics.record_stage("queue", perf_counter() - work.since)
+        self._metrics.count_pass(work.passes, count)
         piece = work.take(count)
         if work.due:
             self._waiting.put_back(work)
@@ -162,7 +162,7 @@ class Scheduler:
             logits, seconds = await self._runner.run([piece.views for piece in batch])
         finally:
             self._due_since = perf_counter()
-        self._metrics.took("infer", seconds)
+        self._metrics.record_stage("infer", seconds)
         self._metrics.batch_views.observe(len(logits))
         return logits
 
@@ -238,9 +238,9 @@ class Scheduler:
             await self._runner.open()
         except Exception:
             logger.exception("the model cannot be loaded again")
-            self._metrics.rebuilt("failed")
+            self._metrics.count_rebuild("failed")
             return False
-        self._metrics.rebuilt("ready")
+        self._metrics.count_rebuild("ready")
         return True
 
     async def _closed_within(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: above all, what becomes of the rare classes."""
+"""The counters and histograms of one service, as Prometheus scrapes them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,17 +30,24 @@ BATCHES: Final = (1, 2, 5, 10, 20, 40, 80, 160, 320)
 
 
 class Metrics:
-    """One service's metrics, in a registry of its own.
+    """The metrics of one service, in a registry of its own.
 
-    Every label value is there from the first scrape: a rare class that has never been predicted
+    Every label value exists from the first scrape on: a rare class that has never been predicted
     is a zero, not an absence.
     """
 
     def __init__(self, manifest: Manifest, provider: str) -> None:
         self.registry = CollectorRegistry()
-        self._manifest = manifest
         self._declare()
-        self._describe(provider)
+        Info("taillift_model", "The model that is served", registry=self.registry).info(
+            {
+                "name": manifest.name,
+                "version": manifest.version,
+                "backbone": manifest.backbone.architecture,
+                "method": manifest.method.name,
+                "provider": provider,
+            }
+        )
         ProcessCollector(registry=self.registry)
 
     def _declare(self) -> None:
@@ -57,14 +64,14 @@ class Metrics:
         )
         self._views_used = Histogram(
             "taillift_views_used",
-            "Views that an image's answer took",
+            "Views that an image's answer used",
             ["ensemble"],
             buckets=range(1, VIEWS + 1),
             registry=registry,
         )
         self._reviews = Counter(
             "taillift_reviews",
-            "Answers by whether a person should look at them",
+            "Answers by whether a person should review them",
             ["group", "decision"],
             registry=registry,
         )
@@ -77,8 +84,8 @@ class Metrics:
         )
         self._stages = Histogram(
             "taillift_stage_seconds",
-            "Seconds that a request (read, post), an image (decode_queue, decode, queue) or a "
-            "batch (infer) took",
+            "Seconds per request (read, post), per image (decode_queue, decode, queue) or per "
+            "batch (infer)",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
@@ -91,24 +98,24 @@ class Metrics:
         )
         self._pass_views = Counter(
             "taillift_pass_views",
-            "Views that the device was given, of an image's first pass or of a later one",
+            "Views sent to the device, in an image's first pass or in a later one",
             ["pass"],
             registry=registry,
         )
         self.predicted_wait = Gauge(
             "taillift_predicted_wait_seconds",
-            "Seconds until an image that came now would be answered",
+            "Seconds until an image that arrives now would be answered",
             registry=registry,
         )
         self._deadlines = Counter(
             "taillift_deadline_drops",
-            "Requests given up because of their deadline, by where they were",
+            "Requests dropped because of their deadline, by the stage they were in",
             ["stage"],
             registry=registry,
         )
         self._rebuilds = Counter(
             "taillift_session_rebuilds",
-            "Times that the model was loaded again after the device had failed",
+            "Attempts to load the model again after the device failed",
             ["outcome"],
             registry=registry,
         )
@@ -118,7 +125,7 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.ready = Gauge("taillift_ready", "1 where /readyz answers 200", registry=registry)
+        self.ready = Gauge("taillift_ready", "1 if /readyz answers 200", registry=registry)
         for group in GROUPS:
             self._predictions.labels(group)
             self._confidence.labels(group)
@@ -138,58 +145,48 @@ class Metrics:
         for outcome in REBUILDS:
             self._rebuilds.labels(outcome)
 
-    def _describe(self, provider: str) -> None:
-        manifest = self._manifest
-        Info("taillift_model", "The model that is served", registry=self.registry).info(
-            {
-                "name": manifest.name,
-                "version": manifest.version,
-                "backbone": manifest.backbone.architecture,
-                "method": manifest.method.name,
-                "provider": provider,
-            }
-        )
-
-    def predicted(self, group: Group, confidence: float) -> None:
-        """Count one image by its top class's group."""
+    def count_prediction(self, group: Group, confidence: float) -> None:
+        """Count one image by the group of its top class."""
         self._predictions.labels(group).inc()
         self._confidence.labels(group).observe(confidence)
 
-    def reviewed(self, group: Group, decision: Decision) -> None:
-        """Count whether a person should look at an answer."""
+    def count_decision(self, group: Group, decision: Decision) -> None:
+        """Count an answer by whether a person should review it."""
         self._reviews.labels(group, decision).inc()
 
-    def held(self, group: Group, labels: int) -> None:
-        """Count a prediction set by its size and its answer's group."""
+    def count_set(self, group: Group, labels: int) -> None:
+        """Count a prediction set by its size and the group of its answer."""
         self._set_size.labels(group).observe(labels)
 
-    def used(self, views: int, ensemble: Ensemble) -> None:
-        """Count one image's answer and the views that it took."""
+    def count_views(self, views: int, ensemble: Ensemble) -> None:
+        """Count one image's answer and the views that it used."""
         self._views_used.labels(ensemble).observe(views)
 
-    def passed(self, number: int, views: int) -> None:
-        """Count views of an image's pass `number`, from 1, as they go to the device."""
+    def count_pass(self, number: int, views: int) -> None:
+        """Count views that go to the device in an image's pass `number`, from 1."""
         self._pass_views.labels(PASSES[min(number, len(PASSES)) - 1]).inc(views)
 
-    def missed(self, stage: Late) -> None:
-        """Count a request whose deadline passed, or could not be met."""
+    def count_missed_deadline(self, stage: Late) -> None:
+        """Count a request that missed its deadline or would miss it."""
         self._deadlines.labels(stage).inc()
 
-    def rebuilt(self, outcome: Rebuild) -> None:
+    def count_rebuild(self, outcome: Rebuild) -> None:
+        """Count an attempt to load the model again."""
         self._rebuilds.labels(outcome).inc()
 
-    def rejected(self, reason: str) -> None:
-        """Count what was not answered; `reason` is one of `errors.REASONS`."""
+    def count_rejection(self, reason: str) -> None:
+        """Count a request or image that was not answered; `reason` is one of `REASONS`."""
         self._rejections.labels(reason).inc()
 
-    def took(self, stage: Stage, seconds: float) -> None:
+    def record_stage(self, stage: Stage, seconds: float) -> None:
+        """Record the duration of a stage."""
         self._stages.labels(stage).observe(seconds)
 
     @contextmanager
-    def stage(self, stage: Stage) -> Iterator[None]:
-        """Time the block, whether it ends well or not."""
+    def time_stage(self, stage: Stage) -> Iterator[None]:
+        """Record the duration of the block, even if it raises."""
         start = perf_counter()
         try:
             yield
         finally:
-            self.took(stage, perf_counter() - start)
+            self.record_stage(stage, perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The tail's statistics as Prometheus scrapes them, brought up to date at every scrape."""
+"""The statistics of the tail as Prometheus scrapes them, refreshed at every scrape."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
@@ -16,17 +16,19 @@ from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.tail.distributions import Doubles, Flags, Indices
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
 
+# With more classes, only few-shot classes that drift or are silent have series of their own, ...
 MAX_CLASSES: Final = 2_000
-# Few-shot classes with series where not every class has them.
+# ... and at most this many of them.
 MAX_MOVED: Final = 200
 BY_CLASS: Final = ("class", "group")
+BY_GROUP: Final = ("group",)
 DIRECTIONS: Final = {1: "more", -1: "fewer"}
 
-Row = tuple[Sequence[str], float]
+SeriesRow = tuple[Sequence[str], float]
 
 
 class ClassSeries(Enum):
-    """Which classes have series of their own: every one, few-shot ones that moved, or none."""
+    """The classes that have series of their own: all, few-shot ones that moved, or none."""
 
     ALL = "all"
     MOVED = "moved"
@@ -34,39 +36,44 @@ class ClassSeries(Enum):
 
 
 def class_series(setting: Literal["auto", "on", "off"], classes: int) -> ClassSeries:
+    """Return which classes have series, by the setting and the number of classes."""
     if setting == "off":
         return ClassSeries.NONE
     return ClassSeries.ALL if setting == "on" or classes <= MAX_CLASSES else ClassSeries.MOVED
 
 
 class TailSeries(Collector):
-    """What can be NaN has no sample: a ratio or a quantile before the first prediction."""
+    """A collector of the tail's statistics.
+
+    A value that is NaN has no sample, such as a ratio before the first prediction.
+    """
 
     def __init__(self, monitoring: Monitoring, which: ClassSeries) -> None:
         self._monitoring = monitoring
         self._which = which
         monitor = monitoring.monitor
-        self._labels = list(zip(monitor.facts.labels, monitor.facts.groups, strict=True))
+        self._labels = list(zip(monitor.profile.labels, monitor.profile.groups, strict=True))
         self._few = monitor.group == GROUPS.index("few")
         self._rates = monitor.expected.classes.mean
 
     def collect(self) -> Iterator[Metric]:
         start = perf_counter()
         state = self._monitoring.state()
-        yield from self._whole(state)
-        yield from _of_groups(state.groups)
-        yield from self._of_classes(state.classes)
+        yield from self._tail_metrics(state)
+        yield from group_metrics(state.groups)
+        if self._which is not ClassSeries.NONE:
+            yield from self._class_metrics(state.classes)
         yield _gauge(
             "monitor_seconds",
-            "Seconds that bringing the tail's statistics up to date took at this scrape",
+            "Seconds that refreshing the tail's statistics took at this scrape",
             (),
             [((), perf_counter() - start)],
         )
 
-    def _whole(self, state: TailState) -> Iterator[Metric]:
+    def _tail_metrics(self, state: TailState) -> Iterator[Metric]:
         yield InfoMetricFamily(
             "taillift_reference",
-            "What the expected rates are of",
+            "The source of the expected rates",
             value={"reference": str(state.reference)},
         )
         yield _gauge(
@@ -79,51 +86,51 @@ class TailSeries(Collector):
         yield _gauge(
             "silent_classes",
             "Few-shot classes whose own images seem to have stopped coming",
-            ("group",),
+            BY_GROUP,
             [(few, state.silent)],
         )
         yield _gauge(
             "hidden_classes",
-            "Few-shot classes whose loss the mistakes of others would hide",
-            ("group",),
+            "Few-shot classes whose loss would be hidden by the mistakes on other classes",
+            BY_GROUP,
             [(few, int(state.classes.hidden.sum()))],
         )
-        sums = np.bincount(
-            self._monitoring.monitor.group[state.classes.found], minlength=len(GROUPS)
-        )
+        drifting = self._monitoring.monitor.group[state.classes.found]
+        totals = np.bincount(drifting, minlength=len(GROUPS)).tolist()
         yield _gauge(
             "drifting_classes",
             "Classes that are predicted more or less often than expected",
-            ("group",),
-            [((group,), int(total)) for group, total in zip(GROUPS, sums, strict=True)],
+            BY_GROUP,
+            [((group,), total) for group, total in zip(GROUPS, totals, strict=True)],
         )
 
-    def _of_classes(self, classes: ClassArrays) -> Iterator[Metric]:
-        if self._which is ClassSeries.NONE:
-            return
+    def _class_metrics(self, classes: ClassArrays) -> Iterator[Metric]:
         moved = classes.found | classes.silent
         if self._which is ClassSeries.MOVED:
-            moved = _surest(moved & self._few, classes.e_value, MAX_MOVED)
-        shown = moved if self._which is ClassSeries.MOVED else np.ones_like(moved)
-        places = np.flatnonzero(shown)
-        counts = self._monitoring.counts
+            candidates = np.flatnonzero(moved & self._few)
+            strongest = np.argsort(-classes.e_value[candidates], kind="stable")[:MAX_MOVED]
+            moved = np.zeros_like(moved)
+            moved[candidates[strongest]] = True
+            indices = np.flatnonzero(moved)
+        else:
+            indices = np.arange(len(moved))
         total = CounterMetricFamily(
             "taillift_class_predictions", "Images by top class", labels=BY_CLASS
         )
-        for labels, value in self._rows(places, counts):
+        for labels, value in self._rows(indices, self._monitoring.counts):
             total.add_metric(labels, value)
         yield total
         yield _gauge(
             "class_expected_rate",
             "Share of predictions expected in the class",
             BY_CLASS,
-            self._rows(places, self._rates),
+            self._rows(indices, self._rates),
         )
         yield _gauge(
             "class_observed_ratio",
-            "Predictions of the class over those expected, within the window",
+            "Predictions of the class divided by those expected, within the window",
             BY_CLASS,
-            self._rows(places, classes.ratio),
+            self._rows(indices, classes.ratio),
         )
         yield _gauge(
             "class_silent",
@@ -133,51 +140,69 @@ class TailSeries(Collector):
         )
         yield _gauge(
             "class_drift",
-            "Logarithm to base 10 of the e-value of a class found to drift",
+            "Logarithm to base 10 of the e-value of a class that is found to drift",
             (*BY_CLASS, "direction"),
-            self._drifts(np.flatnonzero(classes.found & moved), classes),
+            [
+                (
+                    (*self._labels[index], DIRECTIONS[int(classes.direction[index])]),
+                    log10(classes.e_value[index]),
+                )
+                for index in np.flatnonzero(classes.found & moved).tolist()
+            ],
         )
 
-    def _rows(self, places: Indices, values: Indices | Doubles | Flags) -> Iterator[Row]:
-        for place, value in zip(places.tolist(), values[places].tolist(), strict=True):
-            yield self._labels[place], value
-
-    def _drifts(self, places: Indices, classes: ClassArrays) -> Iterator[Row]:
-        for place in places.tolist():
-            direction = DIRECTIONS[int(classes.direction[place])]
-            yield (*self._labels[place], direction), log10(classes.e_value[place])
+    def _rows(self, indices: Indices, values: Indices | Doubles | Flags) -> Iterator[SeriesRow]:
+        for index, value in zip(indices.tolist(), values[indices].tolist(), strict=True):
+            yield self._labels[index], value
 
 
-def _of_groups(groups: Sequence[GroupState]) -> Iterator[Metric]:
-    one = ("group",)
+def group_metrics(groups: Sequence[GroupState]) -> Iterator[Metric]:
+    """Yield the series that every group has."""
     yield _gauge(
         "expected_rate",
         "Share of predictions expected in the group",
-        one,
+        BY_GROUP,
         [((state.group,), state.expected_share) for state in groups],
     )
     yield _gauge(
         "observed_ratio",
-        "Predictions of the group over those expected, within the window",
-        one,
+        "Predictions of the group divided by those expected, within the window",
+        BY_GROUP,
         [((state.group,), state.ratio) for state in groups],
     )
     yield _gauge(
         "prevalence",
         "Share of images in the group, corrected for the model's confusions; 95 % interval",
-        (*one, "bound"),
-        [row for state in groups for row in _bounds(state)],
+        (*BY_GROUP, "bound"),
+        [
+            ((state.group, bound), value)
+            for state in groups
+            for bound, value in (
+                ("estimate", state.prevalence),
+                ("low", state.prevalence_interval.low),
+                ("high", state.prevalence_interval.high),
+            )
+        ],
     )
     yield _gauge(
         "confidence_quantile",
-        "Confidence below which this share of the window's images is",
-        (*one, "quantile"),
-        [row for state in groups for row in _quantiles(state)],
+        "Confidence that this share of the window's images stays below",
+        (*BY_GROUP, "quantile"),
+        [
+            ((state.group, quantile), value)
+            for state in groups
+            if state.confidence is not None
+            for quantile, value in (
+                ("0.1", state.confidence.low),
+                ("0.5", state.confidence.median),
+                ("0.9", state.confidence.high),
+            )
+        ],
     )
     yield _gauge(
         "group_drift",
-        "Logarithm to base 10 of the e-value of a group found to drift",
-        (*one, "direction"),
+        "Logarithm to base 10 of the e-value of a group that is found to drift",
+        (*BY_GROUP, "direction"),
         [
             ((state.group, state.verdict), log10(state.e_value))
             for state in groups
@@ -186,30 +211,11 @@ def _of_groups(groups: Sequence[GroupState]) -> Iterator[Metric]:
     )
 
 
-def _bounds(state: GroupState) -> Iterator[Row]:
-    yield (state.group, "estimate"), state.prevalence
-    yield (state.group, "low"), state.prevalence_interval.low
-    yield (state.group, "high"), state.prevalence_interval.high
-
-
-def _quantiles(state: GroupState) -> Iterator[Row]:
-    if state.confidence is not None:
-        yield (state.group, "0.1"), state.confidence.low
-        yield (state.group, "0.5"), state.confidence.median
-        yield (state.group, "0.9"), state.confidence.high
-
-
-def _surest(flags: Flags, values: Doubles, most: int) -> Flags:
-    """Of those flagged, the `most` with the greatest values."""
-    places = np.flatnonzero(flags)
-    kept = np.zeros_like(flags)
-    kept[places[np.argsort(-values[places], kind="stable")[:most]]] = True
-    return kept
-
-
-def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[Row]) -> GaugeMetricFamily:
+def _gauge(
+    name: str, text: str, labels: Sequence[str], rows: Iterable[SeriesRow]
+) -> GaugeMetricFamily:
     family = GaugeMetricFamily(f"taillift_{name}", text, labels=labels)
-    for values, value in rows:
+    for label_values, value in rows:
         if not isnan(value):
-            family.add_metric(values, value)
+            family.add_metric(label_values, value)
     return family

@@ -1,4 +1,4 @@
-"""The tail's statistics of the bundle in service: fed, read, and kept over a restart."""
+"""The statistics of the served bundle's tail: fed, read, and kept over a restart."""
 
 import asyncio
 import logging
@@ -11,27 +11,27 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.review import Decision
 from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import read_confusions
+from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.snapshot import recall, remember
+from taillift.service.tail.snapshot import restore, to_arrays
 from taillift.service.tail.state import ClassState, TailState, class_state, tail_state
 
 logger = logging.getLogger(__name__)
 
-# A process that is killed loses what it saw since it last kept its statistics.
+# A process that is killed loses the statistics since its last save.
 SAVE_SECONDS: Final = 5.0
 CONFUSION: Final = Path("report") / "confusion.csv"
 
 
 class Monitoring:
-    """For the event loop alone: `observe` is the only part on the way of a request."""
+    """The monitor of one service. For the event loop only; requests wait only for `observe`."""
 
     def __init__(
         self,
@@ -40,17 +40,25 @@ class Monitoring:
         metrics: Metrics,
         clock: Callable[[], float] = time,
     ) -> None:
-        """Raises `UserError` where the reference or the file is of no use."""
+        """Raises `UserError` if the reference or the tail file is unusable."""
         self.manifest = manifest
-        self.clock = clock
-        self.monitor = TailMonitor(facts(settings.bundle, manifest), rules(settings), clock)
+        rules = Rules(
+            reference=parse_reference(settings.reference),
+            level=settings.tail_level,
+            window_seconds=settings.tail_window_seconds,
+        )
+        self.monitor = TailMonitor(model_profile(settings.bundle, manifest), rules, clock)
         self.counts = np.zeros(len(manifest.classes), np.int64)
         self._metrics = metrics
-        self._saved = 0
         self._ended = asyncio.Event()
         self._store = None if settings.tail_file is None else Store(settings.tail_file)
         if self._store is not None:
-            self._recall(self._store)
+            try:
+                restore(self.monitor, self._store.load(manifest.version))
+            except BaseException:
+                self._store.close()
+                raise
+        self._saved_predictions = self.monitor.predictions
 
     def observe(
         self,
@@ -60,29 +68,30 @@ class Monitoring:
     ) -> None:
         """Count one image by its probabilities [C] under the uniform prior.
 
-        With what was decided on its answer and the classes of its prediction set, where there are.
+        `decision` is the one on its answer and `members` the classes of its prediction set, if the
+        image has them.
         """
-        place = int(probabilities.argmax())
-        confidence = float(probabilities[place])
-        group = self.manifest.classes[place].group
-        self.monitor.observe(place, confidence)
-        self.counts[place] += 1
-        self._metrics.predicted(group, confidence)
+        index = int(probabilities.argmax())
+        confidence = float(probabilities[index])
+        group = self.manifest.classes[index].group
+        self.monitor.observe(index, confidence)
+        self.counts[index] += 1
+        self._metrics.count_prediction(group, confidence)
         if decision is not None:
-            self._metrics.reviewed(group, decision)
+            self._metrics.count_decision(group, decision)
         if members is not None:
-            self._metrics.held(group, len(members))
+            self._metrics.count_set(group, len(members))
 
     def state(self) -> TailState:
-        """Of every class and group, now."""
+        """Return the current state of every class and group."""
         return tail_state(self.monitor)
 
-    def class_state(self, place: int) -> ClassState:
-        """Of the class with the index `place`, now."""
-        return class_state(self.monitor, place)
+    def class_state(self, index: int) -> ClassState:
+        """Return the current state of the class with this index."""
+        return class_state(self.monitor, index)
 
     async def keep(self) -> None:
-        """Write to the file every few seconds until `end`, and once more then."""
+        """Save the statistics every few seconds until `end` is called, and then once more."""
         if self._store is None:
             return
         with self._store as store:
@@ -92,33 +101,28 @@ class Monitoring:
                 await self._save(store)
 
     def end(self) -> None:
-        """Let `keep` come to its end."""
+        """Let `keep` save once more and return."""
         self._ended.set()
 
     async def _save(self, store: Store) -> None:
-        """What cannot be written now is written with the next."""
-        self.monitor.look()
-        if self.monitor.predictions == self._saved:
+        """Save if there are new predictions; after an error, the next save includes them."""
+        self.monitor.refresh()
+        if self.monitor.predictions == self._saved_predictions:
             return
-        predictions, arrays = self.monitor.predictions, remember(self.monitor)
+        predictions, arrays = self.monitor.predictions, to_arrays(self.monitor)
         try:
             await asyncio.to_thread(store.save, self.manifest.version, arrays)
         except UserError as error:
-            logger.error("the tail's statistics are not kept: %s", error)
+            logger.error("the tail's statistics are not saved: %s", error)
         else:
-            self._saved = predictions
-
-    def _recall(self, store: Store) -> None:
-        try:
-            recall(self.monitor, store.load(self.manifest.version))
-        except BaseException:
-            store.close()
-            raise
-        self._saved = self.monitor.predictions
+            self._saved_predictions = predictions
 
 
-def facts(bundle: Path, manifest: Manifest) -> ModelProfile:
-    """Raises `UserError` where the bundle's confusions do not fit its classes."""
+def model_profile(bundle: Path, manifest: Manifest) -> ModelProfile:
+    """Return what the statistics need of a bundle.
+
+    Raises `UserError` if the bundle's confusions do not fit its classes.
+    """
     return ModelProfile(
         version=manifest.version,
         labels=tuple(manifest.labels),
@@ -128,15 +132,7 @@ def facts(bundle: Path, manifest: Manifest) -> ModelProfile:
     )
 
 
-def rules(settings: Settings) -> Rules:
-    return Rules(
-        reference=source(settings.reference),
-        level=settings.tail_level,
-        window_seconds=settings.tail_window_seconds,
-    )
-
-
-def source(reference: str) -> Source | Path:
-    """By its name, or the operator's own file."""
-    named = {str(one): one for one in Source if one is not Source.OWN}
-    return named.get(reference, Path(reference))
+def parse_reference(setting: str) -> Source | Path:
+    """Return the built-in source of that name, else the path of the operator's own file."""
+    built_in = {str(source): source for source in Source if source is not Source.OWN}
+    return built_in.get(setting, Path(setting))

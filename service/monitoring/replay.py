@@ -1,10 +1,13 @@
-"""Past predictions, from a CSV file or by classifying a folder of photos."""
+"""`taillift watch`: past predictions replayed through the drift monitor, and the report on them.
+
+The predictions come from a CSV file, or from classifying a folder of photos.
+"""
 
 import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +24,7 @@ from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError, Pixels
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.errors import UserError
-from taillift.service.monitoring.recorder import facts, source
+from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
     ClassState,
@@ -33,65 +36,103 @@ from taillift.service.tail.state import (
 )
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Photos whose canvases are in memory together.
+# Photos whose canvases are in memory at the same time.
 PHOTOS: Final = 64
+# Predictions between two looks, in place of the time between two scrapes of a service.
+LOOK: Final = 100
+# Classes that the printed report lists.
+SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
 class PastPrediction:
-    """A top class as an index into the labels; `time` in seconds since 1970, where it is known."""
+    """A top class as an index into the labels; `time` in seconds since 1970, if known."""
 
     label: int
     confidence: float
     time: float | None
 
 
-def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
-    """Rows of a CSV file with the columns label,confidence and perhaps time, oldest first.
+@dataclass(frozen=True)
+class Report:
+    """The state after the last prediction, and after how many each class was first found.
 
-    `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC). Raises `UserError` that
-    names the line.
+    `classes` are those found silent or drifting at the end, the strongest evidence first.
+    `first_found` also has those that recovered. `delays` are those of the few-shot classes.
     """
-    places = {label: place for place, label in enumerate(labels)}
+
+    state: TailState
+    classes: tuple[ClassState, ...]
+    first_found: dict[str, int]
+    delays: tuple[float, ...]
+
+
+def replay(bundle: Path, past: Path, reference: str, level: float, window: float) -> Report:
+    """Replay a CSV file of predictions, or those for a folder of photos, through the monitor.
+
+    A photo that cannot be used is named on standard error and left out. Raises `UserError` if the
+    bundle, the reference or `past` is unusable.
+    """
+    manifest = read_manifest(bundle)
+    profile = model_profile(bundle, manifest)
+    rules = Rules(parse_reference(reference), level, window_seconds=window)
+    if past.is_dir():
+        predictions = classify_folder(
+            bundle, past, lambda photo, detail: typer.echo(f"{photo}: {detail}", err=True)
+        )
+    elif past.suffix.lower() == ".csv":
+        predictions = read_predictions(past, manifest.labels)
+    else:
+        raise UserError(f"{past} is neither a folder of photos nor a file that ends in .csv")
+    return replay_predictions(profile, predictions, rules)
+
+
+def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time.
+
+    The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
+    Raises `UserError` that names the line.
+    """
+    indices = {label: index for index, label in enumerate(labels)}
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             for row in rows:
-                one = _prediction(row, places, f"{path}, line {rows.line_num}")
-                if one.time is not None and one.time < last:
+                prediction = _parse_row(row, indices, f"{path}, line {rows.line_num}")
+                if prediction.time is not None and prediction.time < last:
                     raise UserError(
                         f"{path}, line {rows.line_num} is older than the one before it: sort the "
                         "rows by time"
                     )
-                last = one.time or last
-                yield one
+                last = prediction.time or last
+                yield prediction
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: name a CSV file or a folder") from error
+        raise UserError(f"{path} is not text in UTF-8: name a CSV file or a folder") from error
     except csv.Error as error:
         raise UserError(f"{path} cannot be read as CSV: {error}") from error
 
 
-def _prediction(row: dict[str, str], places: dict[str, int], where: str) -> PastPrediction:
+def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> PastPrediction:
     for column in ("label", "confidence"):
         if row.get(column) is None:
-            raise UserError(f"{where} has no {column}: it needs the columns label,confidence")
-    if row["label"] not in places:
-        raise UserError(f"{where}: the bundle has no class {row['label']!r}")
+            raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
+    if row["label"] not in indices:
+        raise UserError(f"{location}: the bundle has no class {row['label']!r}")
     try:
-        confidence, time = float(row["confidence"]), _seconds(row.get("time"))
+        confidence = float(row["confidence"])
+        time = parse_time(row["time"]) if row.get("time") else None
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
-        raise UserError(f"{where}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(places[row["label"]], confidence, time)
+        raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
+    return PastPrediction(indices[row["label"]], confidence, time)
 
 
-def _seconds(text: str | None) -> float | None:
-    if not text:
-        return None
+def parse_time(text: str) -> float:
+    """Return seconds since 1970 from such a number or from ISO 8601; raises `ValueError`."""
     try:
         seconds = float(text)
     except ValueError:
@@ -105,97 +146,96 @@ def _seconds(text: str | None) -> float | None:
 def classify_folder(
     bundle: Path, folder: Path, refused: Callable[[Path, str], None]
 ) -> Iterator[PastPrediction]:
-    """The top classes of all photos below the folder, in the order of their paths, five views each.
+    """Yield the top class of every photo below the folder, in the order of their paths.
 
-    A photo that cannot be used is told to `refused`, with the reason, and left out. Raises
-    `UserError` where there are no photos, or the bundle is not sound.
+    Each photo is classified with five views. `refused` is called with every photo that cannot be
+    used and the reason. Raises `UserError` if there are no photos or the bundle is damaged.
     """
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not photos:
         raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
     classifier = Classifier.open(bundle)
     uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
-    for canvases in chunks(_canvases(classifier, photos, refused), PHOTOS):
-        logits, taken = classifier.mean_logits(canvases, Ensemble.FULL)
-        shares = classifier.predictor.probabilities(logits, taken, Ensemble.FULL, uniform)
-        for row in shares:
+
+    def canvases() -> Iterator[Pixels]:
+        for photo in photos:
+            try:
+                yield classifier.canvas(photo.read_bytes())
+            except ImageError as error:
+                refused(photo, str(error))
+            except OSError as error:
+                refused(photo, str(error.strerror))
+
+    for batch in chunks(canvases(), PHOTOS):
+        logits, views = classifier.mean_logits(batch, Ensemble.FULL)
+        probabilities = classifier.predictor.probabilities(logits, views, Ensemble.FULL, uniform)
+        for row in probabilities:
             yield PastPrediction(int(row.argmax()), float(row.max()), None)
 
 
-def _canvases(
-    classifier: Classifier, photos: list[Path], refused: Callable[[Path, str], None]
-) -> Iterator[Pixels]:
-    for photo in photos:
-        try:
-            yield classifier.canvas(photo.read_bytes())
-        except ImageError as error:
-            refused(photo, str(error))
-        except OSError as error:
-            refused(photo, str(error.strerror))
+def replay_predictions(
+    profile: ModelProfile, predictions: Iterable[PastPrediction], rules: Rules
+) -> Report:
+    """Feed a monitor with `predictions` and look at it every `LOOK` of them.
 
-
-# Predictions between two looks, as between two scrapes of a service.
-LOOK: Final = 100
-SHOWN: Final = 20
-
-
-@dataclass(frozen=True)
-class Report:
-    """At the end of the predictions, and how many there had been when a class was first found.
-
-    `classes` are those found silent or drifting by then, the strongest evidence first.
+    The monitor's clock follows the predictions; it stands still if they have no time.
     """
+    now = 0.0
+    monitor = TailMonitor(profile, rules, lambda: now)
+    first_found: dict[str, int] = {}
 
-    state: TailState
-    classes: tuple[ClassState, ...]
-    first_found: dict[str, int]
-    delays: tuple[float, ...]
+    def look() -> None:
+        monitor.refresh()
+        for index in np.flatnonzero(monitor.drift.found | monitor.silence.found).tolist():
+            first_found.setdefault(profile.labels[index], monitor.predictions)
 
-
-@dataclass
-class _Time:
-    """Goes with the predictions; where they have no time, it stands."""
-
-    now: float = 0.0
-    found: dict[str, int] = field(default_factory=dict)
-
-
-def watch(facts: ModelProfile, predictions: Iterable[PastPrediction], rules: Rules) -> Report:
-    """Replay `predictions`, looking every `LOOK` of them."""
-    time = _Time()
-    monitor = TailMonitor(facts, rules, lambda: time.now)
-    for number, one in enumerate(predictions, 1):
-        time.now = time.now if one.time is None else one.time
-        monitor.observe(one.label, one.confidence)
+    for number, prediction in enumerate(predictions, 1):
+        now = now if prediction.time is None else prediction.time
+        monitor.observe(prediction.label, prediction.confidence)
         if number % LOOK == 0:
-            _note(monitor, time)
-    _note(monitor, time)
+            look()
+    look()
     state = tail_state(monitor)
+    indices = np.flatnonzero(state.classes.silent | state.classes.found)
+    # Silent classes first, then the drifting ones; both by their evidence.
+    order = np.lexsort((-state.classes.e_value[indices], ~state.classes.silent[indices]))
     return Report(
         state=state,
-        classes=tuple(class_state(monitor, place) for place in _found(state)),
-        first_found=time.found,
+        classes=tuple(class_state(monitor, index) for index in indices[order].tolist()),
+        first_found=first_found,
         delays=tuple(monitor.silence.delay().tolist()),
     )
 
 
-def _note(monitor: TailMonitor, time: _Time) -> None:
-    monitor.look()
-    for place in np.flatnonzero(monitor.drift.found | monitor.silence.found).tolist():
-        time.found.setdefault(monitor.facts.labels[place], monitor.predictions)
+def show(report: Report, as_json: bool) -> None:
+    """Print the report as JSON, or as tables."""
+    if as_json:
+        print(json.dumps(to_json_value(asdict(report)), indent=2))
+    else:
+        # A label may be any text: "[/x]" is not markup and ":x:" not an emoji.
+        print_report(report, Console(markup=False, emoji=False, highlight=False))
 
 
-def _found(state: TailState) -> list[int]:
-    """Silent classes first, then those that drift, by their evidence."""
-    classes = state.classes
-    places = np.flatnonzero(classes.silent | classes.found)
-    order = np.lexsort((-classes.e_value[places], ~classes.silent[places]))
-    listed: list[int] = places[order].tolist()
-    return listed
+def to_json_value(value: Any) -> Any:
+    """Return `value` as JSON can express it: arrays as lists, what is not finite as null."""
+    match value:
+        case dict():
+            return {str(name): to_json_value(item) for name, item in value.items()}
+        case list() | tuple():
+            return [to_json_value(item) for item in value]
+        case np.ndarray():
+            return to_json_value(value.tolist())
+        case float() if not np.isfinite(value):
+            return None
+        case _:
+            return value
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Two tables and a sentence; `console` without markup, since labels are anybody's text."""
+    """Print a table of the groups, one of the classes found, and a summary.
+
+    `console` must not interpret markup, because a label may be any text.
+    """
     console.print(_group_table(report.state.groups))
     if report.classes:
         console.print(_class_table(report))
@@ -207,17 +247,23 @@ def _group_table(groups: Iterable[GroupState]) -> Table:
     for name in ("classes", "predicted", "expected", "share", "expected", "images", "confidence"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
-    for one in groups:
+
+    def text(share: float, interval: Interval) -> str:
+        if math.isnan(share):
+            return ""
+        return f"{share:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+    for group in groups:
         table.add_row(
-            one.group,
-            str(one.classes),
-            f"{one.predicted:,}",
-            f"{one.expected:,.1f}",
-            _share(one.share, one.interval),
-            _share(one.expected_share, one.expected_interval),
-            _share(one.prevalence, one.prevalence_interval),
-            "" if one.confidence is None else f"{one.confidence.median:.0%}",
-            one.verdict,
+            group.group,
+            str(group.classes),
+            f"{group.predicted:,}",
+            f"{group.expected:,.1f}",
+            text(group.share, group.interval),
+            text(group.expected_share, group.expected_interval),
+            text(group.prevalence, group.prevalence_interval),
+            "" if group.confidence is None else f"{group.confidence.median:.0%}",
+            group.verdict,
         )
     return table
 
@@ -226,85 +272,32 @@ def _class_table(report: Report) -> Table:
     table = Table("class", "group", "verdict")
     for name in ("predicted", "expected", "ratio", "log10 e", "found after"):
         table.add_column(name, justify="right")
-    for one in report.classes[:SHOWN]:
-        evidence = max(one.e_value, one.silence_e_value or 0.0)
+    for state in report.classes[:SHOWN]:
+        evidence = max(state.e_value, state.silence_e_value or 0.0)
         table.add_row(
-            one.label,
-            one.group,
-            one.verdict,
-            f"{one.predicted:,}",
-            f"{one.expected:,.1f}",
-            f"{one.ratio:.2f}",
+            state.label,
+            state.group,
+            state.verdict,
+            f"{state.predicted:,}",
+            f"{state.expected:,.1f}",
+            f"{state.ratio:.2f}",
             f"{math.log10(evidence):.1f}",
-            f"{report.first_found[one.label]:,}",
+            f"{report.first_found[state.label]:,}",
         )
     return table
 
 
 def _summary(report: Report) -> str:
-    state, seen = report.state, [one for one in report.delays if math.isfinite(one)]
+    state, delays = report.state, [delay for delay in report.delays if math.isfinite(delay)]
     text = (
         f"{state.predictions:,} predictions against the reference {state.reference}: "
         f"silent few-shot classes: {state.silent}; drifting classes: {state.drifting}."
     )
     if len(report.classes) > SHOWN:
         text += f" The {SHOWN} with the strongest evidence are listed."
-    if seen:
+    if delays:
         text += (
-            f" The loss of any of {len(seen)} few-shot classes (of {len(report.delays)}) from now "
-            f"on would be found within {max(seen):,.0f} predictions."
+            f" The loss of any of {len(delays)} few-shot classes (of {len(report.delays)}) from "
+            f"now on would be found within {max(delays):,.0f} predictions."
         )
     return text
-
-
-def _share(value: float, interval: Interval) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{value:.1%} ({interval.low:.1%} to {interval.high:.1%})"
-
-
-def replay(bundle: Path, past: Path, reference: str, level: float, window: float) -> Report:
-    """Of a folder of photos or a CSV file; raises `UserError`."""
-    manifest = read_manifest(bundle)
-    known = facts(bundle, manifest)
-    rules = Rules(source(reference), level, window_seconds=window)
-    return watch(known, _predictions(bundle, past, manifest.labels), rules)
-
-
-def show(report: Report, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(as_plain(report), indent=2))
-    else:
-        # Labels are anybody's text: "[/x]" is no markup and ":x:" no emoji.
-        print_report(report, Console(markup=False, emoji=False, highlight=False))
-
-
-def as_plain(report: Report) -> Any:
-    """Everything of the report, as JSON can say it: what is not finite is null."""
-    return _plain(asdict(report))
-
-
-def _predictions(bundle: Path, past: Path, labels: list[str]) -> Iterable[PastPrediction]:
-    if past.is_dir():
-        return classify_folder(bundle, past, _refused)
-    if past.suffix.lower() != ".csv":
-        raise UserError(f"{past} is neither a folder of photos nor a file that ends in .csv")
-    return read_predictions(past, labels)
-
-
-def _refused(photo: Path, detail: str) -> None:
-    typer.echo(f"{photo}: {detail}", err=True)
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case dict():
-            return {str(name): _plain(one) for name, one in value.items()}
-        case list() | tuple():
-            return [_plain(one) for one in value]
-        case np.ndarray():
-            return _plain(value.tolist())
-        case float() if not np.isfinite(value):
-            return None
-        case _:
-            return value

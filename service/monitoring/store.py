@@ -1,4 +1,4 @@
-"""Arrays in one SQLite file, so that a restart loses nothing."""
+"""Named arrays in one SQLite file, so that a restart loses nothing."""
 
 import sqlite3
 import zlib
@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from taillift.models.errors import UserError
+from taillift.service.tail.snapshot import Array
 
 SCHEMA_VERSION: Final = 1
-Arrays = Mapping[str, npt.NDArray[Any]]
-
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS arrays (
     bundle TEXT NOT NULL, name TEXT NOT NULL,
@@ -26,50 +24,58 @@ CREATE TABLE IF NOT EXISTS arrays (
 
 
 class Store:
-    """Named arrays of every bundle version that was ever served from here, kept apart.
+    """The arrays of every bundle version that was ever served with this file, kept apart.
 
-    One process writes at a time: a second one is refused. `save` may run in another thread than
-    the one that opened it, one call at a time.
+    One process writes at a time: a second one is refused. `save` may run in a thread other than
+    the one that opened the file, one call at a time.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `UserError` where the file is damaged, in use, or of another kind."""
+        """Raises `UserError` if the file is damaged, in use, or from another schema version."""
         self._path = path
-        self._saved: dict[tuple[str, str], int] = {}
-        with self._told():
+        # Checksums of the arrays in the file, so that only those that changed are written.
+        self._checksums: dict[tuple[str, str], int] = {}
+        with self._readable_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=1, check_same_thread=False)
         try:
-            with self._told():
+            with self._readable_errors():
                 self._prepare()
         except BaseException:
             self._database.close()
             raise
 
-    def save(self, bundle: str, arrays: Arrays) -> None:
-        """Make `arrays` all that is kept for the bundle version, at once or not at all."""
-        sums = {(bundle, name): zlib.crc32(one.tobytes()) for name, one in arrays.items()}
-        kept = {key: value for key, value in self._saved.items() if key[0] == bundle}
-        with self._told(), self._database as database:
-            for key in kept.keys() - sums.keys():
+    def save(self, bundle: str, arrays: Mapping[str, Array]) -> None:
+        """Replace everything saved for the bundle version by `arrays`, in one transaction."""
+        sums = {(bundle, name): zlib.crc32(array.tobytes()) for name, array in arrays.items()}
+        saved = {key: value for key, value in self._checksums.items() if key[0] == bundle}
+        with self._readable_errors(), self._database as database:
+            for key in saved.keys() - sums.keys():
                 database.execute("DELETE FROM arrays WHERE bundle = ? AND name = ?", key)
-            for key, value in sums.items():
-                if kept.get(key) != value:
-                    database.execute(
-                        "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)",
-                        (*key, *_packed(arrays[key[1]])),
-                    )
-        self._saved = {k: v for k, v in self._saved.items() if k[0] != bundle} | sums
+            for (_, name), value in sums.items():
+                if saved.get((bundle, name)) == value:
+                    continue
+                array = arrays[name]
+                shape = ",".join(str(size) for size in array.shape)
+                data = zlib.compress(array.tobytes(), 1)
+                database.execute(
+                    "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)",
+                    (bundle, name, array.dtype.str, shape, data),
+                )
+        others = {key: value for key, value in self._checksums.items() if key[0] != bundle}
+        self._checksums = others | sums
 
-    def load(self, bundle: str) -> dict[str, npt.NDArray[Any]]:
-        """Empty where nothing was kept for the bundle version."""
+    def load(self, bundle: str) -> dict[str, Array]:
+        """Return what was saved for the bundle version; empty if nothing was."""
         query = "SELECT name, dtype, shape, data FROM arrays WHERE bundle = ?"
-        with self._told():
-            arrays = {
-                name: _unpacked(dtype, shape, data)
-                for name, dtype, shape, data in self._database.execute(query, (bundle,))
-            }
-        self._saved |= {(bundle, n): zlib.crc32(one.tobytes()) for n, one in arrays.items()}
+        arrays = {}
+        with self._readable_errors():
+            for name, dtype, shape, data in self._database.execute(query, (bundle,)):
+                sizes = [int(size) for size in shape.split(",") if size]
+                arrays[name] = np.frombuffer(zlib.decompress(data), dtype).reshape(sizes).copy()
+        self._checksums |= {
+            (bundle, name): zlib.crc32(array.tobytes()) for name, array in arrays.items()
+        }
         return arrays
 
     def close(self) -> None:
@@ -106,8 +112,8 @@ class Store:
                 raise sqlite3.DatabaseError(finding)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What goes wrong, as one line."""
+    def _readable_errors(self) -> Iterator[None]:
+        """Turn errors of the database and of the file into a `UserError` of one line."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -123,13 +129,3 @@ class Store:
             ) from error
         except OSError as error:
             raise UserError(f"{self._path} cannot be used: {error.strerror}") from error
-
-
-def _packed(array: npt.NDArray[Any]) -> tuple[str, str, bytes]:
-    shape = ",".join(str(size) for size in array.shape)
-    return array.dtype.str, shape, zlib.compress(array.tobytes(), 1)
-
-
-def _unpacked(dtype: str, shape: str, data: bytes) -> npt.NDArray[Any]:
-    sizes = [int(size) for size in shape.split(",") if size]
-    return np.frombuffer(zlib.decompress(data), dtype).reshape(sizes).copy()

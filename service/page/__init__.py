@@ -1,4 +1,4 @@
-"""The page at /: photos in, classes out, and beside it the state of the tail."""
+"""The page at /: classify photos, and watch the state of the tail."""
 
 import os
 from importlib.resources import files
@@ -11,14 +11,14 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER: Final = str(files("taillift.service.page") / "files")
-# Asked for again each time, answered with 304: after an update no part of the page is an old one.
+# Browsers ask again each time and get a 304, so that an update never leaves an old part behind.
 FRESH: Final = {"Cache-Control": "no-cache"}
 
-_pages = APIRouter(include_in_schema=False)
+pages = APIRouter(include_in_schema=False)
 
 
-class Files(StaticFiles):
-    """The page's scripts and styles."""
+class PageFiles(StaticFiles):
+    """The page's scripts and styles, revalidated at every visit."""
 
     def file_response(
         self,
@@ -32,12 +32,12 @@ class Files(StaticFiles):
         return response
 
 
-@_pages.get("/")
+@pages.get("/")
 async def page() -> FileResponse:
     return FileResponse(f"{FOLDER}/index.html", headers=FRESH)
 
 
 def add_page(app: FastAPI) -> None:
-    """Show the page at /, and what it loads below /page; neither needs an API key."""
-    app.include_router(_pages)
-    app.mount("/page", Files(directory=FOLDER))
+    """Serve the page at / and its files below /page; neither needs an API key."""
+    app.include_router(pages)
+    app.mount("/page", PageFiles(directory=FOLDER))

@@ -1,1 +1,1 @@
-"""What becomes of the rare classes, read from predictions alone: no labels, numpy only."""
+"""Statistics of the rare classes, computed from predictions alone: no labels, numpy only."""

@@ -1,4 +1,4 @@
-"""P(predicted | true) of a bundle, from few held-out photos and for many classes."""
+"""P(predicted | true) of a bundle, estimated from few held-out photos for many classes."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -10,12 +10,12 @@ import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
-from taillift.service.tail.distributions import Doubles, Flags, Indices
+from taillift.service.tail.distributions import Doubles, Indices
 
-# Photos that the pooled pattern counts for in every row: classes of one group differ in their
-# recall about as much as a share seen on five photos does.
+# The weight of the pooled pattern in every row, in photos. The recall of the classes of one group
+# varies about as much as a share that was estimated from five photos.
 STRENGTH: Final = 5.0
-# Of all groups' recall, where hardly any photo was held out.
+# Pseudo-counts for the recall of all groups together, in case hardly any photo was held out.
 HITS, TRIES = 2.0, 3.0
 
 Pair = tuple[int, int, int]
@@ -23,11 +23,12 @@ Pair = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Row-stochastic [C, C], kept as few `values` over a background of rank G.
+    """A row-stochastic matrix [C, C], stored as few `values` over a background of rank G.
 
-    The entry (j, k) is the value that is listed for it, else
-    `background[j, group[k]] * popularity[k]`. Each row is the mean of a Dirichlet posterior with
-    the concentration `strength[j]`, the held-out photos of the class and the pattern's `STRENGTH`.
+    The entry (j, k) is the value listed for it in `rows`, `columns` and `values`. Entries that are
+    not listed are `background[j, group[k]] * popularity[k]`. Each row is the mean of a Dirichlet
+    posterior with the concentration `strength[j]`: the number of held-out photos of the class plus
+    the pattern's `STRENGTH`.
     """
 
     group: Indices
@@ -41,9 +42,9 @@ class Confusion:
 
     @property
     def into_groups(self) -> Doubles:
-        """[C, G]: the probability that an image of the class is predicted into the group."""
+        """[C, G], the probability that an image of the class is predicted into the group."""
         flat = self.rows * len(GROUPS) + self.group[self.columns]
-        extra = self.values - self._background_there()
+        extra = self.values - self._listed_background
         listed = np.bincount(flat, extra, self.background.size).reshape(self.background.shape)
         sums: Doubles = listed + self.background * np.bincount(
             self.group, self.popularity, len(GROUPS)
@@ -59,53 +60,69 @@ class Confusion:
         return diagonal
 
     def column_sums(self, weights: Doubles, power: int = 1) -> Doubles:
-        """[C]: the sum over true classes j of weights[j] * P(k | j) ** power."""
-        extra = self.values**power - self._background_there() ** power
+        """Return the sum over true classes j of weights[j] * P(k | j) ** power for each k, [C]."""
+        extra = self.values**power - self._listed_background**power
         listed = np.bincount(self.columns, weights[self.rows] * extra, len(self.group))
         smooth = (weights @ self.background**power)[self.group] * self.popularity**power
         sums: Doubles = listed + smooth
         return sums
 
-    def _background_there(self) -> Doubles:
-        there: Doubles = (
+    @property
+    def _listed_background(self) -> Doubles:
+        """The background at the listed entries."""
+        background: Doubles = (
             self.background[self.rows, self.group[self.columns]] * self.popularity[self.columns]
         )
-        return there
+        return background
 
 
 def group_indices(groups: Sequence[Group]) -> Indices:
+    """Return each group's index in `GROUPS`."""
     return np.array([GROUPS.index(group) for group in groups], np.int64)
 
 
 def estimate_confusion(groups: Sequence[Group], pairs: Iterable[Pair]) -> Confusion:
-    """From (true, predicted, photos) of held-out photos; `groups` has one entry a class.
+    """Estimate the confusions from (true, predicted, photos) of held-out photos.
 
-    Each row is shrunk towards its group's pooled pattern: the group's recall; its errors into
-    each group; and inside a group, errors by how often each class is taken for others. A class
-    without held-out photos has the pattern alone. The pattern itself is smoothed in the same way,
-    towards all groups together.
+    `groups` has one entry per class. Each row is shrunk toward the pooled pattern of its group:
+    the group's recall, its errors into each group, and within a group the errors spread by how
+    often each class is predicted wrongly. A class without held-out photos has the pattern alone.
+    The pattern itself is shrunk in the same way, toward that of all groups together.
     """
     group = group_indices(groups)
     size, per_group = len(group), np.bincount(group, minlength=len(GROUPS))
-    true, predicted, photos = _columns(pairs, size)
+    table = np.array(list(pairs), np.int64).reshape(-1, 3)
+    true, predicted, photos = _merge(table[:, 0], table[:, 1], table[:, 2].astype(float), size)
     held_out = _sums(true, photos, size)
     hit = true == predicted
 
     popularity = 1 + _sums(predicted[~hit], photos[~hit], size)
     popularity = popularity / np.bincount(group, popularity, len(GROUPS))[group]
-    recall = _pooled_recall(group[true], photos, hit)
-    spread = _pooled_errors(group[true[~hit]], group[predicted[~hit]], photos[~hit], per_group)
 
-    errors = (1 - recall)[group, None] * spread[group]
-    reach = 1 - spread[group, group] * popularity
+    tries = np.bincount(group[true], photos, len(GROUPS))
+    hits = np.bincount(group[true][hit], photos[hit], len(GROUPS))
+    overall_recall = (hits.sum() + HITS) / (tries.sum() + TRIES)
+    recall = (hits + STRENGTH * overall_recall) / (tries + STRENGTH)
+
+    # Into which group the errors of each group go, [G, G]; none go into a group without classes.
+    wrong_pairs = group[true[~hit]] * len(GROUPS) + group[predicted[~hit]]
+    wrong = np.bincount(wrong_pairs, photos[~hit], len(GROUPS) ** 2).reshape(len(GROUPS), -1)
+    overall_wrong = wrong.sum(0) + STRENGTH * per_group / per_group.sum()
+    overall_wrong /= overall_wrong.sum()
+    spread = wrong + STRENGTH * overall_wrong
+    spread /= spread.sum(1, keepdims=True)
+
     strength = held_out + STRENGTH
-    background = errors / reach[:, None] * (STRENGTH / strength)[:, None]
+    errors = (1 - recall)[group, None] * spread[group]
+    # A class cannot be mistaken for itself: scale its errors up by the share it takes away.
+    available = 1 - spread[group, group] * popularity
+    background = errors / available[:, None] * (STRENGTH / strength)[:, None]
 
     rows, columns = (
         np.concatenate([true, np.arange(size)]),
         np.concatenate([predicted, np.arange(size)]),
     )
-    rows, columns, counts = _merged(rows, columns, np.concatenate([photos, np.zeros(size)]), size)
+    rows, columns, counts = _merge(rows, columns, np.concatenate([photos, np.zeros(size)]), size)
     smooth = np.where(
         rows == columns,
         recall[group[rows]] * STRENGTH / strength[rows],
@@ -123,56 +140,32 @@ def estimate_confusion(groups: Sequence[Group], pairs: Iterable[Pair]) -> Confus
     )
 
 
-def _columns(pairs: Iterable[Pair], size: int) -> tuple[Indices, Indices, Doubles]:
-    table = np.array(list(pairs), np.int64).reshape(-1, 3)
-    rows, columns, photos = _merged(table[:, 0], table[:, 1], table[:, 2].astype(float), size)
-    return rows, columns, photos
-
-
-def _merged(
+def _merge(
     rows: Indices, columns: Indices, counts: Doubles, size: int
 ) -> tuple[Indices, Indices, Doubles]:
-    """Every place once."""
-    places, inverse = np.unique(rows * size + columns, return_inverse=True)
-    return places // size, places % size, _sums(inverse, counts, len(places))
+    """Return each entry of the [size, size] matrix once, with the sum of its counts."""
+    entries, inverse = np.unique(rows * size + columns, return_inverse=True)
+    return entries // size, entries % size, _sums(inverse, counts, len(entries))
 
 
-def _sums(places: Indices, weights: Doubles, size: int) -> Doubles:
-    sums: Doubles = np.bincount(places, weights, size).astype(np.float64)
+def _sums(indices: Indices, weights: Doubles, size: int) -> Doubles:
+    # Without any index, bincount forgets the type of the weights.
+    sums: Doubles = np.bincount(indices, weights, size).astype(np.float64)
     return sums
 
 
-def _pooled_recall(group: Indices, photos: Doubles, hit: Flags) -> Doubles:
-    tries = np.bincount(group, photos, len(GROUPS))
-    hits = np.bincount(group[hit], photos[hit], len(GROUPS))
-    overall = (hits.sum() + HITS) / (tries.sum() + TRIES)
-    recall: Doubles = (hits + STRENGTH * overall) / (tries + STRENGTH)
-    return recall
-
-
-def _pooled_errors(true: Indices, predicted: Indices, photos: Doubles, sizes: Indices) -> Doubles:
-    """[G, G]: into which group a group's errors go; a group without classes gets none."""
-    flat = np.bincount(true * len(GROUPS) + predicted, photos, len(GROUPS) ** 2)
-    errors = flat.reshape(len(GROUPS), len(GROUPS))
-    overall = errors.sum(0) + STRENGTH * sizes / sizes.sum()
-    overall /= overall.sum()
-    pooled = errors + STRENGTH * overall
-    spread: Doubles = pooled / pooled.sum(1, keepdims=True)
-    return spread
-
-
 def read_confusions(path: Path, labels: Sequence[str]) -> list[Pair]:
-    """Of a bundle's `report/confusion.csv`; none where there is no such file.
+    """Return the pairs of a bundle's `report/confusion.csv`, or none if there is no such file.
 
-    Raises `UserError` where it names a class that the bundle does not have.
+    Raises `UserError` if the file names a class that the bundle does not have.
     """
     if not path.exists():
         return []
-    places = {label: index for index, label in enumerate(labels)}
+    indices = {label: index for index, label in enumerate(labels)}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [
-                (places[row["true"]], places[row["predicted"]], int(row["photos"]))
+                (indices[row["true"]], indices[row["predicted"]], int(row["photos"]))
                 for row in csv.DictReader(file)
             ]
     except (KeyError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Exact tails of the beta and binomial families, vectorised, without scipy."""
+"""Distribution functions of the beta and binomial families: vectorised, and without scipy."""
 
 import math
 from statistics import NormalDist
@@ -11,63 +11,71 @@ Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+BetaShape = tuple[float, float]
+
+# The Stirling series needs a large argument: smaller ones are shifted up by this much.
 SHIFT: Final = 8
 # B(2k) / (2k (2k - 1)), k = 1, 2, ...
 STIRLING: Final = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 MAX_TERMS: Final = 20_000
 TINY: Final = 1e-300
-MANY: Final = 500
-SHARP: Final = 1e5
-# Of the trapezoidal rule, in widths: how far it goes, and into how many steps one is divided.
-REACH, FINENESS = 38, 4
-
-Shapes = tuple[float, float]
+# With more hits and more misses than this, Wilson's interval replaces Clopper and Pearson's.
+MAX_EXACT_COUNT: Final = 500
+# With both shape parameters above this, a quantile is the normal one on the logit scale.
+MAX_EXACT_SHAPE: Final = 1e5
+# The trapezoidal rule covers this many widths on either side, with this many steps per width.
+WIDTHS, STEPS_PER_WIDTH = 38, 4
 
 
 def log_gamma(z: npt.ArrayLike) -> Doubles:
-    """Natural logarithm of the gamma function for z > 0 (DLMF 5.11.1, with 5.5.1 for small z)."""
+    """Return the natural logarithm of the gamma function for z > 0.
+
+    The series is DLMF 5.11.1, with the recurrence 5.5.1 for small z.
+    """
     z = np.asarray(z, np.float64)
     small = z < SHIFT
     large = np.where(small, z + SHIFT, z)
     series = sum(term / large ** (2 * power + 1) for power, term in enumerate(STIRLING))
     value: Doubles = (large - 0.5) * np.log(large) - large + 0.5 * np.log(2 * np.pi) + series
     steps = np.where(small, z, 1.0)[..., None] + np.arange(SHIFT) * small[..., None]
-    down: Doubles = value - np.log(steps).sum(-1)
-    return down
+    shifted_back: Doubles = value - np.log(steps).sum(-1)
+    return shifted_back
 
 
 def log_beta(a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
-    """Natural logarithm of the beta function for a, b > 0."""
+    """Return the natural logarithm of the beta function for a, b > 0."""
     total = np.asarray(a, np.float64) + np.asarray(b, np.float64)
     value: Doubles = log_gamma(a) + log_gamma(b) - log_gamma(total)
     return value
 
 
 def beta_cdf(x: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
-    """P(X <= x) for X ~ Beta(a, b), by the continued fraction DLMF 8.17.22 and 8.17.4."""
-    x, a, b = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (x, a, b)))
+    """Return P(X <= x) for X ~ Beta(a, b), by the continued fraction DLMF 8.17.22 and 8.17.4."""
+    x, a, b = np.broadcast_arrays(*(np.asarray(values, np.float64) for values in (x, a, b)))
     return _cdf(x, a, b, log_beta(a, b))
 
 
 def _cdf(x: Doubles, a: Doubles, b: Doubles, norm: Doubles) -> Doubles:
+    """Return the beta distribution function; `norm` is the logarithm of the beta function."""
     inside = np.clip(x, TINY, 1 - 1e-16)
-    turned = inside > (a + 1) / (a + b + 2)
-    left, right = np.where(turned, b, a), np.where(turned, a, b)
-    at = np.where(turned, 1 - inside, inside)
-    front = left * np.log(at) + right * np.log1p(-at) - np.log(left) - norm
-    tail = np.exp(front) * _fraction(at, left, right)
-    value = np.where(turned, 1 - tail, tail)
+    # The fraction converges fast only below the mean; above it, use the mirrored distribution.
+    mirrored = inside > (a + 1) / (a + b + 2)
+    left, right = np.where(mirrored, b, a), np.where(mirrored, a, b)
+    point = np.where(mirrored, 1 - inside, inside)
+    front = left * np.log(point) + right * np.log1p(-point) - np.log(left) - norm
+    tail = np.exp(front) * _continued_fraction(point, left, right)
+    value = np.where(mirrored, 1 - tail, tail)
     cdf: Doubles = np.where(x <= 0, 0.0, np.where(x >= 1, 1.0, value)).clip(0, 1)
     return cdf
 
 
-def _fraction(x: Doubles, a: Doubles, b: Doubles) -> Doubles:
-    """1 / (1 + d1 x / (1 + d2 x / ...)), evaluated forwards (Lentz)."""
+def _continued_fraction(x: Doubles, a: Doubles, b: Doubles) -> Doubles:
+    """Return 1 / (1 + d1 x / (1 + d2 x / ...)), evaluated forwards (Lentz)."""
     c = np.ones_like(x)
     d = _away_from_zero(1 - (a + b) * x / (a + 1))
     d = 1 / d
     value = d.copy()
-    going = np.ones(x.shape, np.bool_)
+    open_ = np.ones(x.shape, np.bool_)
     for m in range(1, MAX_TERMS):
         for term in (
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
@@ -76,11 +84,11 @@ def _fraction(x: Doubles, a: Doubles, b: Doubles) -> Doubles:
             d = 1 / _away_from_zero(1 + term * d)
             c = _away_from_zero(1 + term / c)
             factor = c * d
-            value = np.where(going, value * factor, value)
-        # Once and for all: beyond its end a fraction's factors are noise, and may never be near 1
-        # for all of them at once.
-        going &= np.abs(factor - 1) >= 1e-12
-        if not going.any():
+            value = np.where(open_, value * factor, value)
+        # A value that has converged is closed for good: after that its factors are only noise,
+        # and the factors of all values might never be close to 1 at the same time.
+        open_ &= np.abs(factor - 1) >= 1e-12
+        if not open_.any():
             break
     return value
 
@@ -91,103 +99,105 @@ def _away_from_zero(value: Doubles) -> Doubles:
 
 
 def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubles:
-    """The x with P(X <= x) = p for X ~ Beta(a, b), to 1e-10 relative.
+    """Return the x with P(X <= x) = p for X ~ Beta(a, b), to 1e-10 relative.
 
-    Where a and b are more than 100,000 it is the normal one of log(x / (1 - x)), off by a
-    hundredth of the distribution's width at most. Elsewhere Newton's method, or a bisection where
-    its step leaves what the steps before have left over.
+    If both a and b exceed 100,000 it is the normal quantile of log(x / (1 - x)), which is off by
+    a hundredth of the distribution's width at most. Otherwise it is found by Newton's method, with
+    a bisection step whenever Newton's step leaves the bracket.
     """
-    p, a, b = np.broadcast_arrays(*(np.asarray(one, np.float64) for one in (p, a, b)))
+    p, a, b = np.broadcast_arrays(*(np.asarray(values, np.float64) for values in (p, a, b)))
     shape = p.shape
     p, a, b = p.ravel(), a.ravel(), b.ravel()
-    found, open_ = _near(p, a, b), np.flatnonzero(np.minimum(a, b) <= SHARP)
-    low, high, norm = np.zeros(p.size), np.ones(p.size), log_beta(a, b)
+    norm = log_beta(a, b)
+
+    z = np.array([NormalDist().inv_cdf(probability) for probability in p.tolist()])
+    logit = np.log(a / b) + z * np.sqrt(1 / a + 1 / b)
+    normal = 1 / (1 + np.exp(-logit.clip(-50, 30)))
+    # With a < 1 the density is nearly a power of x, and the quantile may be close to 0.
+    power = np.exp(((np.log(p * a) + norm) / a).clip(np.log(TINY), np.log(0.5)))
+    quantiles: Doubles = np.where(a < 1, power, normal)
+
+    open_ = np.flatnonzero(np.minimum(a, b) <= MAX_EXACT_SHAPE)
+    low, high = np.zeros(p.size), np.ones(p.size)
     while open_.size:
-        x, left, right = found[open_], a[open_], b[open_]
+        x, left, right = quantiles[open_], a[open_], b[open_]
         excess = _cdf(x, left, right, norm[open_]) - p[open_]
         low[open_] = np.where(excess < 0, x, low[open_])
         high[open_] = np.where(excess < 0, high[open_], x)
         slope = np.exp((left - 1) * np.log(x) + (right - 1) * np.log1p(-x) - norm[open_])
-        new = x - excess / slope.clip(TINY)
-        inside = (new > low[open_]) & (new < high[open_])
-        new = np.where(inside, new, (low[open_] + high[open_]) / 2)
-        found[open_] = new
+        newton = x - excess / slope.clip(TINY)
+        inside = (newton > low[open_]) & (newton < high[open_])
+        new = np.where(inside, newton, (low[open_] + high[open_]) / 2)
+        quantiles[open_] = new
         done = (np.abs(new - x) <= 1e-10 * new) | (new <= TINY) | (new >= 1 - 1e-15)
         open_ = open_[~done]
-    quantiles: Doubles = found.reshape(shape)
-    return quantiles
-
-
-def _near(p: Doubles, a: Doubles, b: Doubles) -> Doubles:
-    """A first guess at a quantile: the normal one on the logit scale, or a power's."""
-    z = np.array([NormalDist().inv_cdf(one) for one in p.tolist()])
-    logit = np.log(a / b) + z * np.sqrt(1 / a + 1 / b)
-    normal = 1 / (1 + np.exp(-logit.clip(-50, 30)))
-    # Below one the density falls like a power, and the point may be next to nothing.
-    power = np.exp(((np.log(p * a) + log_beta(a, b)) / a).clip(np.log(TINY), np.log(0.5)))
-    guess: Doubles = np.where(a < 1, power, normal)
-    return guess
+    return quantiles.reshape(shape)
 
 
 def binomial_interval(
     counts: npt.ArrayLike, total: int, coverage: float = 0.95
 ) -> tuple[Doubles, Doubles]:
-    """Clopper and Pearson's (1934) bounds of a share, for `counts` of `total`.
+    """Return Clopper and Pearson's (1934) bounds of the share, for each of `counts` in `total`.
 
-    Each distinct count is computed once; where hits and misses are more than 500, by Wilson's
-    (1927) formula with half a count of continuity, which differs by a thousandth at most. Without
-    any trial the bounds are 0 and 1.
+    Each distinct count is computed once. With more than 500 hits and more than 500 misses the
+    bounds are Wilson's (1927) with a continuity correction of half a count, which differ by a
+    thousandth at most. If `total` is 0 the bounds are 0 and 1.
     """
-    distinct, places = np.unique(np.asarray(counts, np.float64), return_inverse=True)
+    distinct, positions = np.unique(np.asarray(counts, np.float64), return_inverse=True)
     low, high = np.zeros(len(distinct)), np.ones(len(distinct))
     beyond = (1 - coverage) / 2
-    few = np.minimum(distinct, total - distinct) <= MANY
-    some, short = few & (distinct > 0), few & (distinct < total)
-    low[some] = beta_quantile(beyond, distinct[some], total - distinct[some] + 1)
-    high[short] = beta_quantile(1 - beyond, distinct[short] + 1, total - distinct[short])
-    if not few.all():
+    exact = np.minimum(distinct, total - distinct) <= MAX_EXACT_COUNT
+    above_none, below_all = exact & (distinct > 0), exact & (distinct < total)
+    low[above_none] = beta_quantile(beyond, distinct[above_none], total - distinct[above_none] + 1)
+    high[below_all] = beta_quantile(
+        1 - beyond, distinct[below_all] + 1, total - distinct[below_all]
+    )
+    if not exact.all():
         z = NormalDist().inv_cdf(1 - beyond)
-        low[~few] = _wilson(distinct[~few] - 0.5, total, -z)
-        high[~few] = _wilson(distinct[~few] + 0.5, total, z)
-    return low[places], high[places]
+        low[~exact] = wilson_bound(distinct[~exact] - 0.5, total, -z)
+        high[~exact] = wilson_bound(distinct[~exact] + 0.5, total, z)
+    return low[positions], high[positions]
 
 
-def _wilson(counts: Doubles, total: int, z: float) -> Doubles:
-    reach = z * np.sqrt(counts * (1 - counts / total) + z * z / 4)
-    bound: Doubles = (counts + z * z / 2 + reach) / (total + z * z)
+def wilson_bound(counts: Doubles, total: int, z: float) -> Doubles:
+    """Return Wilson's (1927) bound of a share, `z` standard errors from `counts` of `total`."""
+    half_width = z * np.sqrt(counts * (1 - counts / total) + z * z / 4)
+    bound: Doubles = (counts + z * z / 2 + half_width) / (total + z * z)
     return bound
 
 
 def beta_binomial_at_most(count: int, total: int, a: float, b: float) -> float:
-    """P(X <= count) for X ~ Binomial(total, r) and r ~ Beta(a, b).
+    """Return P(X <= count) for X ~ Binomial(total, r) and r ~ Beta(a, b).
 
-    X <= count where r is below the one of `total` uniforms that has `count` below it, which is
-    Beta(count + 1, total - count): no sum over counts, whose cost would grow with them. To 1e-5
-    relative up to a billion predictions, and better the fewer they are.
+    X <= count if r is below the order statistic of `total` uniforms that has `count` of them below
+    it, which is Beta(count + 1, total - count). This avoids a sum over counts, whose cost would
+    grow with them. Accurate to 1e-5 relative up to a billion predictions, and better for fewer.
     """
     if count >= total:
         return 1.0
-    return min(1.0, _below((a, b), (count + 1, total - count)))
+    return min(1.0, probability_below((a, b), (count + 1, total - count)))
 
 
-def _below(left: Shapes, right: Shapes) -> float:
-    """P(L < R) for independent beta variables: the mean of L's distribution function over R.
+def probability_below(left: BetaShape, right: BetaShape) -> float:
+    """Return P(L < R) for independent beta variables: the mean of L's distribution function over R.
 
-    By the trapezoidal rule on the logit scale, where R's density is smooth and falls off so fast
-    that the rule's error does, too; R is the narrower of both, or they are mirrored.
+    The integral is taken by the trapezoidal rule on the logit scale, where R's density is smooth
+    and falls off so fast that the rule's error does, too. If R is the wider of the two, both are
+    mirrored, so that the integral runs over the narrower one.
     """
-    if _width(*right) > _width(*left):
-        return _below(right[::-1], left[::-1])
+    if _logit_width(*right) > _logit_width(*left):
+        return probability_below(right[::-1], left[::-1])
     a, b = right
     mean = a / (a + b)
-    steps = np.arange(-REACH * FINENESS, REACH * FINENESS + 1) * (_width(a, b) / FINENESS)
-    # log((1 + exp(t)) / (1 + exp(t0))) for t = t0 + step, where t0 is the mean's logit.
+    width = _logit_width(a, b) / STEPS_PER_WIDTH
+    steps = np.arange(-WIDTHS * STEPS_PER_WIDTH, WIDTHS * STEPS_PER_WIDTH + 1) * width
+    # log((1 + exp(t)) / (1 + exp(t0))) for t = t0 + step, with t0 the logit of the mean.
     rise = np.log1p(mean * np.expm1(steps))
     density = np.exp(a * steps - (a + b) * rise)
     cdf = beta_cdf(mean * np.exp(steps - rise), *left)
     return float(density @ cdf / density.sum())
 
 
-def _width(a: float, b: float) -> float:
-    """About the standard deviation of a beta variable's logit."""
+def _logit_width(a: float, b: float) -> float:
+    """Return roughly the standard deviation of a beta variable's logit."""
     return math.sqrt(1 / a + 1 / b)

@@ -1,4 +1,4 @@
-"""The tail's statistics, kept up to date by one call a prediction."""
+"""The statistics of the tail, updated by one call per prediction."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,31 +8,26 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.service.tail.confusion import Confusion, Pair, estimate_confusion, group_indices
+from taillift.service.tail.confusion import Pair, estimate_confusion, group_indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
 from taillift.service.tail.prevalence import Prevalence
-from taillift.service.tail.reference import (
-    Reference,
-    Source,
-    expect,
-    read_reference,
-    reference_from,
-)
+from taillift.service.tail.reference import Source, expect, read_reference, reference_from
 from taillift.service.tail.silence import Silence
 from taillift.service.tail.window import Window
 
 # Of every interval that is shown.
 COVERAGE: Final = 0.95
 WEEK: Final = 7 * 24 * 3600.0
-# Predictions that may wait to be counted: so many are looked at together.
-WAITING: Final = 4096
+# Predictions are counted in batches of this size at most: a batch costs the same as a single one.
+MAX_PENDING: Final = 4096
 
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """Of a bundle: one label, group and number of training images a class, and held-out photos.
+    """Labels, groups and training images of a bundle's classes, and its held-out confusions.
 
-    `pairs` are (true class, predicted class, photos) as in the bundle's report/confusion.csv.
+    `labels`, `groups` and `counts` (training images) have one entry per class. `pairs` are (true
+    class, predicted class, photos) as in the bundle's report/confusion.csv.
     """
 
     version: str
@@ -44,7 +39,7 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class Rules:
-    """How the stream is judged: `level` and `tolerance` as `Drift` has them."""
+    """The reference, the window, and the `level` and `tolerance` of `Drift`."""
 
     reference: Source | Path = Source.TRAIN
     level: float = LEVEL
@@ -53,8 +48,11 @@ class Rules:
 
 
 @dataclass
-class Waiting:
-    """Predictions of one part of the window that are not counted yet, and when the last came."""
+class PendingPredictions:
+    """Predictions of one bucket of the window that are not counted yet.
+
+    `number` is that of the bucket, `last` the time of the last prediction.
+    """
 
     labels: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
@@ -63,67 +61,65 @@ class Waiting:
 
 
 class TailMonitor:
-    """For one thread, the event loop's: `observe` every prediction, `look` before reading.
+    """All statistics of one bundle. For a single thread.
 
-    Predictions are to be those under the uniform prior, with which the bundle's confusions were
-    measured, whatever prior an answer was asked for with.
+    Call `observe` for every prediction, and `refresh` before reading any statistic. Predictions
+    must be those under the uniform prior, whatever prior the request asked for, because the
+    bundle's confusions were measured with it.
     """
 
-    def __init__(self, facts: ModelProfile, rules: Rules, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds since 1970. Raises `UserError` where the reference is of no use."""
-        self.facts = facts
+    def __init__(self, profile: ModelProfile, rules: Rules, clock: Callable[[], float]) -> None:
+        """`clock` returns seconds since 1970. Raises `UserError` if the reference is unusable."""
+        self.profile = profile
         self.rules = rules
         self._clock = clock
-        confusion = estimate_confusion(facts.groups, facts.pairs)
-        self.reference = _reference(rules.reference, facts, confusion)
+        confusion = estimate_confusion(profile.groups, profile.pairs)
+        if isinstance(rules.reference, Source):
+            self.reference = reference_from(rules.reference, profile.counts, confusion)
+        else:
+            self.reference = read_reference(rules.reference, profile.labels)
         self.expected = expect(self.reference, confusion)
-        self.group = group_indices(facts.groups)
+        self.group = group_indices(profile.groups)
         few = self.group == GROUPS.index("few")
         self.drift = Drift(self.expected.classes, rules.level, rules.tolerance)
         self.group_drift = Drift(self.expected.groups, rules.level, rules.tolerance)
         self.silence = Silence(self.expected, few, self.drift, rules.level)
-        self.group_band = self.expected.groups.band(COVERAGE)
+        self.group_interval = self.expected.groups.interval(COVERAGE)
         self.prevalence = Prevalence(confusion, self.reference)
-        self.window = Window(len(facts.labels), rules.window_seconds)
-        self.last_seen = np.full(len(facts.labels), np.nan)
-        self._waiting = Waiting()
+        self.window = Window(len(profile.labels), rules.window_seconds)
+        self.last_seen = np.full(len(profile.labels), np.nan)
+        self._pending = PendingPredictions()
 
     @property
     def predictions(self) -> int:
-        """Since monitoring of the bundle began, as of the last look."""
+        """Predictions since monitoring of the bundle began, as of the last `refresh`."""
         return self.drift.evidence.predictions
 
     def observe(self, label: int, confidence: float) -> None:
-        """One image's top class, as an index into the labels, and the confidence in it."""
+        """Add one image's top class, as an index into the labels, and the confidence in it."""
         now = self._clock()
         number = self.window.number(now)
-        if number != self._waiting.number or len(self._waiting.labels) >= WAITING:
-            self._count()
-        waiting = self._waiting
-        waiting.number, waiting.last = number, now
-        waiting.labels.append(label)
-        waiting.confidences.append(confidence)
+        if number != self._pending.number or len(self._pending.labels) >= MAX_PENDING:
+            self._count_pending()
+        pending = self._pending
+        pending.number, pending.last = number, now
+        pending.labels.append(label)
+        pending.confidences.append(confidence)
         self.last_seen[label] = now
 
-    def look(self) -> None:
-        """Count what waits, and forget what the window no longer reaches."""
-        self._count()
+    def refresh(self) -> None:
+        """Count the pending predictions, and forget those that are older than the window."""
+        self._count_pending()
         self.window.forget(self._clock())
 
-    def _count(self) -> None:
-        waiting, self._waiting = self._waiting, Waiting()
-        if not waiting.labels:
+    def _count_pending(self) -> None:
+        pending, self._pending = self._pending, PendingPredictions()
+        if not pending.labels:
             return
-        labels = np.array(waiting.labels, np.int64)
+        labels = np.array(pending.labels, np.int64)
         total = len(labels)
-        self.window.add(labels, np.array(waiting.confidences, np.float64), waiting.last)
-        counts = np.bincount(labels, minlength=len(self.facts.labels))
-        self.silence.look(counts, total)
-        self.drift.look(counts, total)
-        self.group_drift.look(np.bincount(self.group, counts, len(GROUPS)), total)
-
-
-def _reference(wanted: Source | Path, facts: ModelProfile, confusion: Confusion) -> Reference:
-    if isinstance(wanted, Source):
-        return reference_from(wanted, facts.counts, confusion)
-    return read_reference(wanted, facts.labels)
+        self.window.add(labels, np.array(pending.confidences, np.float64), pending.last)
+        counts = np.bincount(labels, minlength=len(self.profile.labels))
+        self.silence.update(counts, total)
+        self.drift.update(counts, total)
+        self.group_drift.update(np.bincount(self.group, counts, len(GROUPS)), total)

@@ -1,4 +1,4 @@
-"""How often each class is expected to be predicted, and how well that is known."""
+"""How often each class is expected to be predicted, and how precisely that is known."""
 
 import csv
 from collections import Counter
@@ -14,15 +14,15 @@ from taillift.models.errors import UserError
 from taillift.service.tail.confusion import Confusion
 from taillift.service.tail.distributions import Doubles, beta_quantile
 
-# No rate is taken to be known better than to this part of it, however many photos were held out.
-KNOWN: Final = 1e-3
+# Smallest relative standard error of a rate, however many photos were held out.
+MIN_RELATIVE_ERROR: Final = 1e-3
 
 
 class Source(StrEnum):
-    """Where a reference's shares of the true classes come from.
+    """The source of a reference's shares of the true classes.
 
     `train`: the training images. `uniform`: all classes equally often. `measured`: the held-out
-    images, so that the rates are those with which validation predicted. `own`: the operator's.
+    images, so that the expected rates are those of validation's predictions. `own`: the operator.
     """
 
     TRAIN = "train"
@@ -33,7 +33,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Reference:
-    """`prior` [C]: the shares of the true classes that are expected; they sum to 1."""
+    """The expected shares of the true classes: `prior` [C] sums to 1."""
 
     source: Source
     prior: Doubles
@@ -41,22 +41,30 @@ class Reference:
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of prediction [K], each known as Beta(a, b)."""
+    """Prediction rates [K], each known as Beta(a, b)."""
 
     a: Doubles
     b: Doubles
+
+    @classmethod
+    def from_moments(cls, mean: Doubles, variance: Doubles) -> "Rates":
+        """Return beta distributions with these moments; a mean of 0 becomes slightly positive."""
+        mean = mean.clip(1e-12, 1 - 1e-12)
+        least = (MIN_RELATIVE_ERROR * np.minimum(mean, 1 - mean)) ** 2
+        weight = mean * (1 - mean) / np.maximum(variance, least) - 1
+        return cls(mean * weight, (1 - mean) * weight)
 
     @property
     def mean(self) -> Doubles:
         mean: Doubles = self.a / (self.a + self.b)
         return mean
 
-    def of(self, place: int) -> "Rates":
-        """The one rate at `place`."""
-        return Rates(self.a[[place]], self.b[[place]])
+    def at(self, index: int) -> "Rates":
+        """Return the one rate at `index`, as an array of length 1."""
+        return Rates(self.a[[index]], self.b[[index]])
 
-    def band(self, coverage: float) -> tuple[Doubles, Doubles]:
-        """Bounds [K] that leave out (1 - coverage) / 2 at either end."""
+    def interval(self, coverage: float) -> tuple[Doubles, Doubles]:
+        """Return bounds [K] that leave out (1 - coverage) / 2 at either end."""
         beyond = (1 - coverage) / 2
         low, high = beta_quantile(np.array([[beyond], [1 - beyond]]), self.a, self.b)
         return low, high
@@ -64,10 +72,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class Expected:
-    """Under a reference: rates of the classes [C] and groups [G], and what a lost class leaves.
+    """Expected rates of the classes [C] and groups [G], and what would remain of a lost class.
 
-    `mistakes` [C] is the rate at which a class would still be predicted, for images of others,
-    if its own images no longer came.
+    `mistakes` [C] is the rate at which a class would still be predicted, for images of other
+    classes, if its own images no longer came.
     """
 
     classes: Rates
@@ -76,17 +84,18 @@ class Expected:
 
 
 def reference_from(source: Source, counts: Sequence[int], confusion: Confusion) -> Reference:
-    """`counts` are the classes' training images.
+    """Return the reference of a built-in source; `counts` are the classes' training images.
 
-    Raises `UserError` for `measured` where the bundle was exported without held-out photos.
+    Raises `UserError` for `measured` if the bundle was exported without held-out photos, and for
+    `own`, which needs a file.
     """
     match source:
         case Source.TRAIN:
-            return Reference(source, _shares(np.asarray(counts, np.float64)))
+            weights = np.asarray(counts, np.float64)
         case Source.UNIFORM:
-            return Reference(source, _shares(np.ones(len(counts))))
+            weights = np.ones(len(counts))
         case Source.MEASURED if confusion.held_out.any():
-            return Reference(source, _shares(confusion.held_out))
+            weights = confusion.held_out
         case Source.MEASURED:
             raise UserError(
                 "the bundle has no held-out photos to measure a reference with: choose the "
@@ -94,16 +103,17 @@ def reference_from(source: Source, counts: Sequence[int], confusion: Confusion) 
             )
         case Source.OWN:
             raise UserError("the reference own needs a file with the columns class,weight")
+    return Reference(source, weights / weights.sum())
 
 
 def own_reference(weights: Mapping[str, float], labels: Sequence[str]) -> Reference:
-    """From a weight for every label; a weight of 0 says that no image of the class is expected.
+    """Return the reference with a weight for every label; 0 means that no image is expected.
 
-    Raises `UserError` where a label is unknown or missing, or a weight is none.
+    Raises `UserError` if a label is unknown or missing, or if a weight is negative or not finite.
     """
-    known = set(labels)
+    known_labels = set(labels)
     for label, weight in weights.items():
-        if label not in known:
+        if label not in known_labels:
             raise UserError(f"the reference names the class {label!r}, which the bundle lacks")
         if not 0 <= weight < np.inf:
             raise UserError(f"the reference's weight of {label!r} is {weight}: give 0 or more")
@@ -111,16 +121,19 @@ def own_reference(weights: Mapping[str, float], labels: Sequence[str]) -> Refere
     if missing:
         raise UserError(
             f"the reference has no weight for {missing[0]!r} ({len(missing)} classes lack one): "
-            "add them, with 0 where no image is expected"
+            "add them, with 0 if no image is expected"
         )
     values = np.array([weights[label] for label in labels], np.float64)
     if not values.any():
-        raise UserError("every weight of the reference is 0: give some class a share")
-    return Reference(Source.OWN, _shares(values))
+        raise UserError("every weight of the reference is 0: give at least one class a weight")
+    return Reference(Source.OWN, values / values.sum())
 
 
 def read_reference(path: Path, labels: Sequence[str]) -> Reference:
-    """From a CSV file with the columns class,weight; raises `UserError`."""
+    """Read a reference from a CSV file with the columns class,weight.
+
+    Raises `UserError` if the file cannot be read or does not fit the labels.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(row["class"], float(row["weight"])) for row in csv.DictReader(file)]
@@ -128,7 +141,7 @@ def read_reference(path: Path, labels: Sequence[str]) -> Reference:
         raise UserError(f"the reference {path} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
-            f"{path} is no reference ({error}): it needs the columns class,weight with numbers"
+            f"{path} is not a reference ({error}): it needs the columns class,weight with numbers"
         ) from error
     weights = dict(rows)
     if len(weights) < len(rows):
@@ -138,28 +151,15 @@ def read_reference(path: Path, labels: Sequence[str]) -> Reference:
 
 
 def expect(reference: Reference, confusion: Confusion) -> Expected:
-    """What the reference implies for predictions, through the model's confusions."""
+    """Return the prediction rates that follow from the reference and the model's confusions."""
     prior = reference.prior
     squares = prior**2 / (confusion.strength + 1)
     classes = confusion.column_sums(prior)
-    doubt = confusion.column_sums(squares) - confusion.column_sums(squares, power=2)
+    variance = confusion.column_sums(squares) - confusion.column_sums(squares, power=2)
     into = confusion.into_groups
     own = prior * confusion.recall
     return Expected(
-        classes=from_moments(classes, doubt),
-        groups=from_moments(prior @ into, squares @ (into - into**2)),
+        classes=Rates.from_moments(classes, variance),
+        groups=Rates.from_moments(prior @ into, squares @ (into - into**2)),
         mistakes=(classes - own).clip(0) / (1 - prior).clip(1e-12),
     )
-
-
-def _shares(weights: Doubles) -> Doubles:
-    shares: Doubles = weights / weights.sum()
-    return shares
-
-
-def from_moments(mean: Doubles, variance: Doubles) -> Rates:
-    """Beta distributions with these means and variances; a mean of 0 becomes nearly 0."""
-    mean = mean.clip(1e-12, 1 - 1e-12)
-    least = (KNOWN * np.minimum(mean, 1 - mean)) ** 2
-    weight = mean * (1 - mean) / np.maximum(variance, least) - 1
-    return Rates(mean * weight, (1 - mean) * weight)

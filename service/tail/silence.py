@@ -8,87 +8,96 @@ from taillift.service.tail.distributions import Doubles, Flags, Indices, beta_bi
 from taillift.service.tail.drift import (
     CAP,
     LEVEL,
-    TESTS,
+    TEST_SHARE,
     Drift,
     Evidence,
     Stakes,
     discoveries,
-    time_to,
+    steps_to_reach,
 )
 from taillift.service.tail.reference import Expected
 
-# A class is watched where its loss would leave less than this share of the lowest expected rate.
+# The loss of a class shows if it would leave less than this share of the lowest expected rate.
 VISIBLE: Final = 0.9
-# Where nobody takes other classes for it, a few predictions may still come.
+# A lost class is assumed to keep at least this share, even if no other class is mistaken for it.
 LEAST: Final = 1 / 16
 
 
 class Silence:
-    """One bet for each few-shot class: that only other classes' mistakes still name it.
+    """One bet per few-shot class F: that only the mistakes on other classes still predict it.
 
-    It is laid against the same band as the drift's bets, and pays where the rate is nearer to
-    what a lost class leaves than to the band. The share of classes called silent wrongly among
-    those called so is at most `level` in the mean, at any look.
+    The bet is placed against the same band as the drift test's bets, and it gains if the rate is
+    nearer to what a lost class leaves than to the band. At any look, the expected share of false
+    ones among the classes called silent is at most `level`.
     """
 
     def __init__(self, expected: Expected, few: Flags, drift: Drift, level: float = LEVEL) -> None:
         """`few` [C] marks the classes to watch; the band is that of `drift`."""
-        self.places = np.flatnonzero(few)
+        self.indices = np.flatnonzero(few)
         self._drift = drift
         self._rates = expected.classes
-        self._mistakes = expected.mistakes[self.places]
-        self._level = TESTS * level
-        self.evidence = Evidence(1, expected.classes.mean[self.places], CAP * self.threshold)
+        self._mistakes = expected.mistakes[self.indices]
+        self._level = TEST_SHARE * level
+        self.evidence = Evidence(1, expected.classes.mean[self.indices], CAP * self.threshold)
 
     @property
     def threshold(self) -> float:
-        return max(len(self.places), 1) / self._level
+        """The e-value that is enough to call a class silent even if no other class is."""
+        return max(len(self.indices), 1) / self._level
 
     @property
-    def blind(self) -> Flags:
-        """[F]: classes whose loss other classes' mistakes would hide."""
-        flags: Flags = self._mistakes > VISIBLE * self._low
+    def hidden(self) -> Flags:
+        """[F], the classes whose loss would be hidden by the mistakes on other classes."""
+        flags: Flags = self._mistakes > VISIBLE * self._null
         return flags
 
-    def look(self, counts: Indices, predictions: int) -> None:
-        """Take in `counts` [C] of `predictions`, before the drift does: its band would know."""
-        hits = counts[self.places].astype(np.float64)
-        gains = Stakes(*self._bet()).gains(hits, predictions)
-        self.evidence.update(np.where(self.blind, 0.0, gains)[None], predictions)
+    def update(self, counts: Indices, predictions: int) -> None:
+        """Add the `counts` [C] of a batch of `predictions`.
+
+        To be called before the drift test's `update`: this bet must not use a band that has
+        already seen the batch.
+        """
+        hits = counts[self.indices].astype(np.float64)
+        gains = Stakes(self._null, self._bet).gains(hits, predictions)
+        self.evidence.update(np.where(self.hidden, 0.0, gains)[None], predictions)
 
     @property
     def found(self) -> Flags:
-        """[C]"""
+        """[C], the classes that are found to be silent."""
         found = np.zeros(len(self._rates.a), np.bool_)
-        found[self.places] = discoveries(self.evidence.values, self._level)
+        found[self.indices] = discoveries(self.evidence.e_values, self._level)
         return found
 
     def delay(self) -> Doubles:
-        """[F]: predictions within which 95 of 100 losses from now on are found.
+        """Return the predictions [F] within which 95 of 100 losses from now on are found.
 
-        Infinite for a class that cannot be seen to be lost.
+        Infinite for a class whose loss would be hidden.
         """
-        null, bet = self._bet()
-        gain, spread = Stakes(null, bet).at(np.minimum(self._mistakes, bet))
-        nats = np.log(self.threshold) + self.evidence.cost(gain, self.evidence.predictions)
-        return np.where(self.blind, np.inf, time_to(nats, gain, spread))
+        bet = self._bet
+        gain, spread = Stakes(self._null, bet).moments(np.minimum(self._mistakes, bet))
+        nats = np.log(self.threshold) + self.evidence.start_cost(gain, self.evidence.predictions)
+        return np.where(self.hidden, np.inf, steps_to_reach(nats, gain, spread))
 
-    def chance(self, place: int, count: int, predictions: int) -> float:
-        """P(at most `count` of `predictions` name the class) as the reference has it.
+    def chance(self, index: int, count: int, predictions: int) -> float:
+        """Return P(at most `count` of `predictions` are the class `index`) under the reference.
 
-        For one look that was planned before: exact, with what the held-out photos leave open.
-        What alarms is the evidence, which may be looked at always.
+        The probability is exact, includes what the held-out photos leave open, and holds for one
+        look that was planned in advance. Alarms use the evidence, which allows any number of looks.
         """
         return beta_binomial_at_most(
-            count, predictions, float(self._rates.a[place]), float(self._rates.b[place])
+            count, predictions, float(self._rates.a[index]), float(self._rates.b[index])
         )
 
     @property
-    def _low(self) -> Doubles:
-        """Without the tolerance: this bet loses where a rate is only a little lower."""
-        low: Doubles = self._drift.band.narrowest[0][self.places]
+    def _null(self) -> Doubles:
+        """[F], the band's lower end without the tolerance.
+
+        The tolerance is not needed: this bet loses anyway if a rate is only slightly lower.
+        """
+        low: Doubles = self._drift.band.narrowest[0][self.indices]
         return low
 
-    def _bet(self) -> tuple[Doubles, Doubles]:
-        low = self._low
-        return low, np.clip(self._mistakes, LEAST * low, VISIBLE * low)
+    @property
+    def _bet(self) -> Doubles:
+        """[F], the rate that is bet on."""
+        return np.clip(self._mistakes, LEAST * self._null, VISIBLE * self._null)

@@ -1,4 +1,4 @@
-"""What a monitor knows, as arrays to keep and to go on from."""
+"""The state of a monitor as named arrays, to be saved and restored."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,17 +6,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from taillift.service.tail.drift import Band, Evidence
+from taillift.service.tail.distributions import Doubles
+from taillift.service.tail.drift import ConfidenceBand, Evidence
 from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.window import Bucket
 
 Array = npt.NDArray[Any]
+
+# Names in the file; they must stay, or a restart would begin anew.
 BUCKET: Final = "window/"
+SETTINGS: Final = "judged by"
 
 
-def remember(monitor: TailMonitor) -> dict[str, Array]:
-    """Everything counted by the last look; the arrays do not change when the monitor goes on."""
-    arrays = {"judged by": _judged_by(monitor), "last seen": monitor.last_seen.copy()}
+def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
+    """Return everything counted so far; the arrays stay as they are when the monitor goes on."""
+    arrays = {SETTINGS: _settings(monitor), "last seen": monitor.last_seen.copy()}
     for bucket in monitor.window.buckets:
         arrays[f"{BUCKET}{bucket.number}"] = bucket.histogram.copy()
     for name, evidence in _evidences(monitor).items():
@@ -25,23 +29,25 @@ def remember(monitor: TailMonitor) -> dict[str, Array]:
     for name, band in _bands(monitor).items():
         arrays[f"{name}/band"] = band.narrowest.copy()
         arrays[f"{name}/counts"] = band.counts.copy()
-        arrays[f"{name}/learned"] = np.array([band.predictions, band.taught])
+        arrays[f"{name}/learned"] = np.array([band.predictions, band.narrowed_at])
     return arrays
 
 
-def recall(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
-    """Go on from what was remembered of the same bundle version, if anything.
+def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
+    """Continue from arrays of the same bundle version; without any, change nothing.
 
-    Under another reference, level or tolerance the evidence begins anew: it was for another
-    question. The window, with its counts and confidences, is kept where it is as long.
+    Under another reference, level or tolerance the evidence begins anew, because it answered
+    another question. The window, with its counts and confidences, is kept if it is as long.
     """
-    if "judged by" not in arrays:
+    if SETTINGS not in arrays:
         return
     monitor.last_seen = arrays["last seen"].copy()
-    before, now = arrays["judged by"], _judged_by(monitor)
+    before, now = arrays[SETTINGS], _settings(monitor)
     if before[0] == now[0]:
         numbers = sorted(int(name[len(BUCKET) :]) for name in arrays if name.startswith(BUCKET))
-        monitor.window.restore([Bucket(one, arrays[f"{BUCKET}{one}"].copy()) for one in numbers])
+        monitor.window.restore(
+            [Bucket(number, arrays[f"{BUCKET}{number}"].copy()) for number in numbers]
+        )
     if not np.array_equal(before, now):
         return
     for name, evidence in _evidences(monitor).items():
@@ -50,12 +56,13 @@ def recall(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     for name, band in _bands(monitor).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
-        band.predictions, band.taught = (int(one) for one in arrays[f"{name}/learned"])
+        band.predictions, band.narrowed_at = (int(n) for n in arrays[f"{name}/learned"])
     for drift in (monitor.drift, monitor.group_drift):
-        drift.bet()
+        drift.place_bets()
 
 
-def _judged_by(monitor: TailMonitor) -> npt.NDArray[np.float64]:
+def _settings(monitor: TailMonitor) -> Doubles:
+    """Return everything that the evidence depends on; the window's length comes first."""
     rules = monitor.rules
     rates = monitor.expected.classes
     settings = [rules.window_seconds, rules.level, rules.tolerance]
@@ -70,5 +77,5 @@ def _evidences(monitor: TailMonitor) -> dict[str, Evidence]:
     }
 
 
-def _bands(monitor: TailMonitor) -> dict[str, Band]:
+def _bands(monitor: TailMonitor) -> dict[str, ConfidenceBand]:
     return {"drift": monitor.drift.band, "group drift": monitor.group_drift.band}

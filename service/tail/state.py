@@ -1,4 +1,8 @@
-"""What the monitor shows: of every class at once, of one class, and of the groups."""
+"""The state of the tail as the service shows it: all classes, the groups, and one class in detail.
+
+Counts, shares and confidences are those of the window; e-values and findings are those since
+monitoring began.
+"""
 
 import math
 from dataclasses import dataclass
@@ -23,39 +27,36 @@ class Interval:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Confidence in the top class below which 10, 50 and 90 of 100 images lie."""
+    """The confidence in the top class below which 10, 50 and 90 of 100 images are."""
 
     low: float
     median: float
     high: float
 
+    @classmethod
+    def of(cls, histogram: Indices) -> "Quantiles | None":
+        """Return the quantiles of one histogram [50], or None if it is empty."""
+        return cls(*quantiles(histogram[None])[0].tolist()) if histogram.any() else None
+
 
 @dataclass(frozen=True)
-class ClassState:
-    """One class within the window, and the evidence since monitoring began.
+class ClassArrays:
+    """All classes within the window, as arrays [C].
 
-    `interval` and `expected_interval` (95 %) are of the share of predictions; `chance` is that of
-    so few predictions or fewer under the reference, for one look; `e_value` and `silence_e_value`
-    may be looked at always. The delays are predictions (of any class) within which 95 of 100 such
-    changes from now on are found; infinite where they cannot be. `silence_e_value` and
-    `silence_delay` are None for a class that is not few-shot.
+    `ratio` is NaN before the first prediction of any class, `last_seen` before that of the class.
+    `found` marks the classes that drift; `direction` is 1 for more and -1 for fewer predictions.
+    `hidden` marks few-shot classes whose loss would be hidden by the mistakes on other classes.
     """
 
-    label: str
-    group: Group
-    predicted: int
-    expected: float
-    interval: Interval
-    expected_interval: Interval
-    ratio: float
-    chance: float
-    e_value: float
-    verdict: ClassStatus
-    silence_e_value: float | None
-    silence_delay: float | None
-    doubling_delay: float
-    confidence: Quantiles | None
-    last_seen: float | None
+    predicted: Indices
+    expected: Doubles
+    ratio: Doubles
+    e_value: Doubles
+    found: Flags
+    direction: Indices
+    silent: Flags
+    hidden: Flags
+    last_seen: Doubles
 
 
 @dataclass(frozen=True)
@@ -79,27 +80,8 @@ class GroupState:
 
 
 @dataclass(frozen=True)
-class ClassArrays:
-    """[C] each, within the window: `ratio` is NaN before any prediction, `last_seen` never seen.
-
-    `found` are the discoveries of drift, `direction` is 1 for more and -1 for fewer; `hidden` are
-    few-shot classes whose loss other classes' mistakes would hide.
-    """
-
-    predicted: Indices
-    expected: Doubles
-    ratio: Doubles
-    e_value: Doubles
-    found: Flags
-    direction: Indices
-    silent: Flags
-    hidden: Flags
-    last_seen: Doubles
-
-
-@dataclass(frozen=True)
 class TailState:
-    """At one look. `window_predictions` are in the window, `predictions` since the beginning."""
+    """All classes and groups; `predictions` counts since the beginning, not only the window."""
 
     reference: Source
     predictions: int
@@ -109,92 +91,85 @@ class TailState:
 
     @property
     def drifting(self) -> int:
+        """Number of classes that drift."""
         return int(self.classes.found.sum())
 
     @property
     def silent(self) -> int:
+        """Number of classes that are silent."""
         return int(self.classes.silent.sum())
 
 
+@dataclass(frozen=True)
+class ClassState:
+    """One class within the window, and the evidence since monitoring began.
+
+    `interval` and `expected_interval` (95 %) are those of the share of predictions. `chance` is the
+    probability of so few predictions, or fewer, under the reference; it holds for one look.
+    `e_value` and `silence_e_value` hold for any number of looks. The delays are the predictions
+    (of any class) within which 95 of 100 such changes from now on are found, infinite if they
+    would not be. `silence_e_value` and `silence_delay` are None for a class that is not few-shot.
+    """
+
+    label: str
+    group: Group
+    predicted: int
+    expected: float
+    interval: Interval
+    expected_interval: Interval
+    ratio: float
+    chance: float
+    e_value: float
+    verdict: ClassStatus
+    silence_e_value: float | None
+    silence_delay: float | None
+    doubling_delay: float
+    confidence: Quantiles | None
+    last_seen: float | None
+
+
 def tail_state(monitor: TailMonitor) -> TailState:
-    """Look, and tell of every class and group."""
-    monitor.look()
-    return TailState(
-        reference=monitor.reference.source,
-        predictions=monitor.predictions,
-        window_predictions=int(monitor.window.counts.sum()),
-        classes=_classes(monitor),
-        groups=_groups(monitor),
-    )
-
-
-def class_state(monitor: TailMonitor, place: int) -> ClassState:
-    """Look, and tell all of the class with the index `place`."""
-    monitor.look()
-    drift, silence, rates = monitor.drift, monitor.silence, monitor.expected.classes
-    counts = monitor.window.counts
-    predicted, total = int(counts[place]), int(counts.sum())
-    expected = total * float(rates.mean[place])
-    watched = np.flatnonzero(silence.places == place)
-    return ClassState(
-        label=monitor.facts.labels[place],
-        group=monitor.facts.groups[place],
-        predicted=predicted,
-        expected=expected,
-        interval=_intervals(counts[[place]], total)[0],
-        expected_interval=_pairs(*rates.of(place).band(COVERAGE))[0],
-        ratio=predicted / expected if total else math.nan,
-        chance=silence.chance(place, predicted, total),
-        e_value=float(drift.values[place]),
-        verdict=_verdict(
-            bool(drift.found[place]), int(drift.direction[place]), bool(silence.found[place])
-        ),
-        silence_e_value=float(silence.evidence.values[watched[0]]) if watched.size else None,
-        silence_delay=float(silence.delay()[watched[0]]) if watched.size else None,
-        doubling_delay=float(drift.delay(twice(rates.mean))[place]),
-        confidence=_quantiles(monitor.window.histogram[place]),
-        last_seen=_time(monitor.last_seen[place]),
-    )
-
-
-def twice(rates: Doubles) -> Doubles:
-    """Rates of twice the odds: about twice as many predictions of a rare class."""
-    odds = 2 * rates / (1 - rates)
-    doubled: Doubles = odds / (1 + odds)
-    return doubled
-
-
-def _classes(monitor: TailMonitor) -> ClassArrays:
+    """Refresh the monitor and return the state of every class and group."""
+    monitor.refresh()
     drift, silence = monitor.drift, monitor.silence
     predicted = monitor.window.counts
-    expected = predicted.sum() * monitor.expected.classes.mean
+    total = int(predicted.sum())
+    expected = total * monitor.expected.classes.mean
     hidden = np.zeros(len(predicted), np.bool_)
-    hidden[silence.places] = silence.blind
+    hidden[silence.indices] = silence.hidden
     ratio = np.full(len(predicted), np.nan)
     np.divide(predicted, expected, out=ratio, where=expected > 0)
-    return ClassArrays(
+    classes = ClassArrays(
         predicted=predicted,
         expected=expected,
         ratio=ratio,
-        e_value=drift.values,
+        e_value=drift.e_values,
         found=drift.found,
         direction=drift.direction,
         silent=silence.found,
         hidden=hidden,
         last_seen=monitor.last_seen.copy(),
     )
+    return TailState(
+        reference=monitor.reference.source,
+        predictions=monitor.predictions,
+        window_predictions=total,
+        classes=classes,
+        groups=_group_states(monitor),
+    )
 
 
-def _groups(monitor: TailMonitor) -> tuple[GroupState, ...]:
+def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
+    """Return the state of every group that has classes."""
     size, drift, rates = len(GROUPS), monitor.group_drift, monitor.expected.groups
     classes = np.bincount(monitor.group, minlength=size)
     histogram = np.stack([monitor.window.histogram[monitor.group == g].sum(0) for g in range(size)])
     predicted = histogram.sum(1)
     total = int(predicted.sum())
     shares = monitor.prevalence.estimate(predicted)
-    found, direction, values = drift.found, drift.direction, drift.values
-    intervals = _intervals(predicted, total)
-    expected_intervals = _pairs(*monitor.group_band)
+    found, direction, e_values = drift.found, drift.direction, drift.e_values
+    intervals = _intervals(*binomial_interval(predicted, total, COVERAGE))
+    expected_intervals = _intervals(*monitor.group_interval)
     return tuple(
         GroupState(
             group=group,
@@ -208,16 +183,48 @@ def _groups(monitor: TailMonitor) -> tuple[GroupState, ...]:
             ratio=int(predicted[g]) / (total * float(rates.mean[g])) if total else math.nan,
             prevalence=float(shares.share[g]),
             prevalence_interval=Interval(float(shares.low[g]), float(shares.high[g])),
-            e_value=float(values[g]),
-            verdict=_verdict(bool(found[g]), int(direction[g]), silent=False),
-            confidence=_quantiles(histogram[g]),
+            e_value=float(e_values[g]),
+            verdict=_status(bool(found[g]), int(direction[g]), silent=False),
+            confidence=Quantiles.of(histogram[g]),
         )
         for g, group in enumerate(GROUPS)
         if classes[g]
     )
 
 
-def _verdict(found: bool, direction: int, silent: bool) -> ClassStatus:
+def class_state(monitor: TailMonitor, index: int) -> ClassState:
+    """Refresh the monitor and return the state of the class with this index."""
+    monitor.refresh()
+    drift, silence, rates = monitor.drift, monitor.silence, monitor.expected.classes
+    counts = monitor.window.counts
+    predicted, total = int(counts[index]), int(counts.sum())
+    expected = total * float(rates.mean[index])
+    doubled_odds = 2 * rates.mean / (1 - rates.mean)
+    doubled: Doubles = doubled_odds / (1 + doubled_odds)
+    watched = np.flatnonzero(silence.indices == index)
+    last_seen = float(monitor.last_seen[index])
+    return ClassState(
+        label=monitor.profile.labels[index],
+        group=monitor.profile.groups[index],
+        predicted=predicted,
+        expected=expected,
+        interval=_intervals(*binomial_interval(counts[[index]], total, COVERAGE))[0],
+        expected_interval=_intervals(*rates.at(index).interval(COVERAGE))[0],
+        ratio=predicted / expected if total else math.nan,
+        chance=silence.chance(index, predicted, total),
+        e_value=float(drift.e_values[index]),
+        verdict=_status(
+            bool(drift.found[index]), int(drift.direction[index]), bool(silence.found[index])
+        ),
+        silence_e_value=float(silence.evidence.e_values[watched[0]]) if watched.size else None,
+        silence_delay=float(silence.delay()[watched[0]]) if watched.size else None,
+        doubling_delay=float(drift.delay(doubled)[index]),
+        confidence=Quantiles.of(monitor.window.histogram[index]),
+        last_seen=None if math.isnan(last_seen) else last_seen,
+    )
+
+
+def _status(found: bool, direction: int, silent: bool) -> ClassStatus:
     if silent:
         return "silent"
     if not found:
@@ -225,20 +232,5 @@ def _verdict(found: bool, direction: int, silent: bool) -> ClassStatus:
     return "more" if direction > 0 else "fewer"
 
 
-def _intervals(counts: Indices, total: int) -> list[Interval]:
-    return _pairs(*binomial_interval(counts, total, COVERAGE))
-
-
-def _pairs(low: Doubles, high: Doubles) -> list[Interval]:
-    return [Interval(*one) for one in zip(low.tolist(), high.tolist(), strict=True)]
-
-
-def _quantiles(histogram: Indices) -> Quantiles | None:
-    if not histogram.any():
-        return None
-    low, median, high = quantiles(histogram[None])[0].tolist()
-    return Quantiles(low, median, high)
-
-
-def _time(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else float(seconds)
+def _intervals(low: Doubles, high: Doubles) -> list[Interval]:
+    return [Interval(*bounds) for bounds in zip(low.tolist(), high.tolist(), strict=True)]

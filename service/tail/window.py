@@ -1,4 +1,4 @@
-"""What was predicted of late, class by class, in bounded memory."""
+"""Recent predictions, class by class, in bounded memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from taillift.service.tail.distributions import Doubles, Indices
 
-# Of confidence from 0 to 1.
+# Of the confidence, from 0 to 1.
 BINS: Final = 50
 BUCKETS: Final = 12
 QUANTILES: Final = (0.1, 0.5, 0.9)
@@ -17,17 +17,17 @@ QUANTILES: Final = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Bucket:
-    """One part of the window: `number` counts such parts since 1970."""
+    """One part of the window. `number` is its position among such parts since 1970."""
 
     number: int
     histogram: npt.NDArray[np.uint32]
 
 
 class Window:
-    """Histograms [C, 50] of confidence over the last `seconds`, of which the counts follow.
+    """Histograms [C, 50] of the confidence over the last `seconds`; their sums are the counts.
 
-    Kept as a ring of 12 parts and their sum, so that what is older than the window is forgotten a
-    twelfth of it at a time: 200 C bytes a part, whatever the traffic.
+    The window is a ring of 12 buckets and their sum, so that it forgets a twelfth of itself at a
+    time. A bucket takes 200 C bytes, however many predictions there are.
     """
 
     def __init__(self, classes: int, seconds: float) -> None:
@@ -37,7 +37,7 @@ class Window:
         self.histogram = np.zeros(self._shape, np.int64)
 
     def number(self, now: float) -> int:
-        """Of the part that `now`, in seconds since 1970, belongs to."""
+        """Return the number of the bucket that `now`, in seconds since 1970, belongs to."""
         return int(now // self._bucket_seconds)
 
     def add(self, labels: Indices, confidences: Doubles, now: float) -> None:
@@ -46,18 +46,18 @@ class Window:
         if not self.buckets or self.buckets[-1].number < number:
             self.buckets.append(Bucket(number, np.zeros(self._shape, np.uint32)))
         bins = (confidences * BINS).astype(np.int64).clip(0, BINS - 1)
-        places, counts = np.unique(labels * BINS + bins, return_counts=True)
-        self.buckets[-1].histogram.reshape(-1)[places] += counts.astype(np.uint32)
-        self.histogram.reshape(-1)[places] += counts
+        cells, counts = np.unique(labels * BINS + bins, return_counts=True)
+        self.buckets[-1].histogram.reshape(-1)[cells] += counts.astype(np.uint32)
+        self.histogram.reshape(-1)[cells] += counts
 
     def forget(self, now: float) -> None:
-        """Drop the parts that the window at `now` no longer reaches."""
+        """Drop the buckets that are older than the window at `now`."""
         oldest = self.number(now) - BUCKETS
         while self.buckets and self.buckets[0].number <= oldest:
             self.histogram -= self.buckets.pop(0).histogram
 
     def restore(self, buckets: Sequence[Bucket]) -> None:
-        """Put kept parts, oldest first, in the place of what is there."""
+        """Replace the content of the window by saved `buckets`, the oldest first."""
         self.buckets = list(buckets)
         self.histogram = np.zeros(self._shape, np.int64)
         for bucket in buckets:
@@ -65,24 +65,24 @@ class Window:
 
     @property
     def counts(self) -> Indices:
-        """[C]"""
+        """[C], the predictions of each class."""
         counts: Indices = self.histogram.sum(1)
         return counts
 
 
 def quantiles(histogram: Indices) -> Doubles:
-    """[K, 3]: the confidence below which 10, 50 and 90 of 100 lie; NaN without any.
+    """Return the 10 %, 50 % and 90 % quantiles [K, 3] of the confidence; NaN without predictions.
 
-    Of histograms [K, 50], linear within a bin: 0.02 off at most.
+    `histogram` is [K, 50]. The quantiles are linear within a bin, so they are off by 0.02 at most.
     """
     below = np.cumsum(histogram, axis=1)
     totals = below[:, -1]
     result = np.full((len(histogram), len(QUANTILES)), np.nan)
-    seen = np.flatnonzero(totals)
+    predicted = np.flatnonzero(totals)
     for column, share in enumerate(QUANTILES):
-        wanted = share * totals[seen]
-        bins = (below[seen] < wanted[:, None]).sum(1)
-        inside = histogram[seen, bins]
-        into = (wanted - (below[seen, bins] - inside)) / inside
-        result[seen, column] = (bins + into) / BINS
+        wanted = share * totals[predicted]
+        bins = (below[predicted] < wanted[:, None]).sum(1)
+        inside = histogram[predicted, bins]
+        into_bin = (wanted - (below[predicted, bins] - inside)) / inside
+        result[predicted, column] = (bins + into_bin) / BINS
     return result

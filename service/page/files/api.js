@@ -1,8 +1,8 @@
-// Questions to the service. A key is asked for when it wants one, and kept in this tab.
+// Requests to the service. If it needs a key, the page asks for one and keeps it in this tab.
 
 import { askForKey, storedKey } from "./key.js";
 
-/** What went wrong, in the service's own words where it has any. */
+/** A failed request, with the message of the service if it sent one. */
 export class Problem extends Error {
   constructor(detail, status = 0) {
     super(detail);
@@ -10,7 +10,7 @@ export class Problem extends Error {
   }
 }
 
-/** The JSON at `path`; throws `Problem`, and what an aborted `signal` throws. */
+/** Return the JSON at `path`; throws `Problem`, or the reason of an aborted `signal`. */
 export async function ask(path, options = {}) {
   for (;;) {
     const key = storedKey();
@@ -41,7 +41,7 @@ async function problemOf(response) {
     const { detail } = await response.json();
     if (typeof detail === "string" && detail) return new Problem(detail, response.status);
   } catch {
-    // A proxy's answer, perhaps: its status has to do.
+    // Perhaps the answer of a proxy: only its status is known.
   }
   return new Problem(`The service answered with status ${response.status}.`, response.status);
 }

@@ -1,4 +1,4 @@
-// One photo and what the service said of it.
+// One photo and its classification.
 
 import { chip, drawn, element } from "./dom.js";
 import { many, percent } from "./format.js";

@@ -1,5 +1,5 @@
-// Predicted against expected of every class, in order of frequency: a handful of paths, so that
-// thousands of classes cost no more than a hundred.
+// Predicted against expected counts of all classes, in order of frequency. The chart is a handful of
+// paths, so that thousands of classes are as cheap as a hundred.
 
 import { byId, drawn, element, say } from "./dom.js";
 import { count, expected, many, seen, times } from "./format.js";
@@ -18,7 +18,7 @@ const LEGEND = [
   ["mark fewer", "fewer than expected"],
 ];
 
-// Around the point where each begins; told apart by shape as well as by colour: a crossed ring, a
+// Paths around the starting point. The marks differ in shape as well as in colour: a crossed ring, a
 // triangle up, a triangle down.
 const MARKS = {
   silent: "m-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0zm1.8-4.2l8.4 8.4",
@@ -34,35 +34,34 @@ export function connectChart() {
   const scrub = byId("scrub");
   new ResizeObserver(() => classes.length && draw()).observe(chart);
   scrub.addEventListener("input", () => choose(Number(scrub.value)));
-  chart.addEventListener("pointermove", (event) => choose(placeAt(event)));
-  chart.addEventListener("pointerdown", (event) => choose(placeAt(event)));
+  chart.addEventListener("pointermove", (event) => choose(indexAt(event)));
+  chart.addEventListener("pointerdown", (event) => choose(indexAt(event)));
   byId("legend").append(...LEGEND.map(([kind, text]) => element("li", {}, sample(kind), text)));
 }
 
-/** `ordered`: as GET /classes gives them, by falling number of training photos. */
+/** Draw the classes of GET /classes, ordered from most to fewest training photos. */
 export function drawChart(ordered) {
   classes = ordered;
   byId("scrub").max = classes.length - 1;
   draw();
 }
 
-function placeAt(event) {
+function indexAt(event) {
   const { left, width } = byId("chart").getBoundingClientRect();
-  const place = Math.floor((classes.length * (event.clientX - left - LEFT)) / (width - LEFT));
-  return Math.min(Math.max(place, 0), classes.length - 1);
+  const index = Math.floor((classes.length * (event.clientX - left - LEFT)) / (width - LEFT));
+  return Math.min(Math.max(index, 0), classes.length - 1);
 }
 
-function choose(place) {
+function choose(index) {
   if (!classes.length) return;
-  chosen = place;
-  byId("scrub").value = place;
+  chosen = index;
+  byId("scrub").value = index;
   read();
 }
 
-/** Tell the chosen class's figures, and where it stands. */
+/** Show the figures of the chosen class, and mark it in the chart. */
 function read() {
-  const one = classes[Math.min(chosen, classes.length - 1)];
-  const text = readingText(one);
+  const text = readingText(classes[Math.min(chosen, classes.length - 1)]);
   say(byId("reading"), text);
   byId("scrub").setAttribute("aria-valuetext", text);
   const { x } = scales();
@@ -70,7 +69,7 @@ function read() {
   byId("chart").querySelector(".cursor")?.setAttribute("d", line);
 }
 
-/** What was found of a class: `silent`, `more`, `fewer`, or null. */
+/** The finding about a class: `silent`, `more`, `fewer`, or null. */
 export const stateOf = ({ silent, direction }) => (silent ? "silent" : direction);
 
 export function stateText(live) {
@@ -101,7 +100,7 @@ function scales() {
     step,
     most,
     base,
-    x: (place) => LEFT + (place + 0.5) * step,
+    x: (index) => LEFT + (index + 0.5) * step,
     y: (value) => base - unit * Math.log1p(value),
   };
 }
@@ -135,12 +134,12 @@ function grid({ width, most, base, y }) {
   ]);
 }
 
-/** The groups' names above, and a line between one and the next. */
+/** The names of the groups at the top, and lines between them. */
 function zones({ step, base }) {
   return GROUPS.flatMap((group) => {
-    const first = classes.findIndex((one) => one.group === group);
+    const first = classes.findIndex((info) => info.group === group);
     if (first < 0) return [];
-    const number = classes.filter((one) => one.group === group).length;
+    const number = classes.filter((info) => info.group === group).length;
     const start = LEFT + first * step;
     const room = number * step;
     const name = room > 110 ? `${group}: ${many(number, "class", "classes")}` : group;
@@ -152,27 +151,27 @@ function zones({ step, base }) {
 }
 
 function bars({ step, base, x, y }, group) {
-  const lines = classes.map(({ live, group: own }, place) => {
+  const lines = classes.map(({ live, group: own }, index) => {
     if (own !== group || !live.predicted) return "";
-    return `M${x(place).toFixed(1)} ${base}V${y(live.predicted).toFixed(1)}`;
+    return `M${x(index).toFixed(1)} ${base}V${y(live.predicted).toFixed(1)}`;
   });
   const width = Math.min(Math.max(0.7 * step, 1), WIDEST_BAR);
   return drawn("path", { class: `bars ${group}`, d: lines.join(""), "stroke-width": width });
 }
 
 function expectedLine({ step, x, y }) {
-  const steps = classes.map(({ live }, place) => {
-    const start = (x(place) - step / 2).toFixed(1);
-    return `${place ? "L" : "M"}${start} ${y(live.expected).toFixed(1)}h${step.toFixed(2)}`;
+  const steps = classes.map(({ live }, index) => {
+    const start = (x(index) - step / 2).toFixed(1);
+    return `${index ? "L" : "M"}${start} ${y(live.expected).toFixed(1)}h${step.toFixed(2)}`;
   });
   return steps.join("");
 }
 
 function marks({ x, y }, kind) {
-  const places = [...classes.keys()].filter((place) => stateOf(classes[place].live) === kind);
-  const points = places.map((place) => {
-    const { predicted, expected: wanted } = classes[place].live;
-    return [x(place), kind === "silent" ? y(wanted) : y(predicted) - 10];
+  const indices = [...classes.keys()].filter((index) => stateOf(classes[index].live) === kind);
+  const points = indices.map((index) => {
+    const { predicted, expected: wanted } = classes[index].live;
+    return [x(index), kind === "silent" ? y(wanted) : y(predicted) - 10];
   });
   return marksAt(kind, points);
 }

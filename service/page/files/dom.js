@@ -1,4 +1,4 @@
-// Elements made of names, attributes and children. Text only ever becomes text, never markup.
+// Elements built from names, attributes and children. Text stays text and never becomes markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -20,12 +20,12 @@ function filled(node, attributes, children) {
   return node;
 }
 
-/** Set the text only where it differs, so that a live region does not speak twice. */
+/** Set the text only if it differs, so that a live region is not read out twice. */
 export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Show a problem in its place, or hide the place where there is none. */
+/** Show the text of a problem in `node`, or hide the node if there is none. */
 export function showProblem(node, text) {
   node.hidden = !text;
   say(node, text ?? "");

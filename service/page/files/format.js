@@ -31,12 +31,12 @@ export function percent(share) {
   return `${(share % 1 ? tenths : whole).format(100 * share)}${SPACE}%`;
 }
 
-/** A share and where it may lie, or where others of its kind do, in per cent. */
+/** A share and an interval around it, in per cent. */
 export function percentWithin(share, low, high) {
   return `${percent(share)} (${tenths.format(100 * low)} to ${tenths.format(100 * high)})`;
 }
 
-/** How many times as often. */
+/** A ratio, as how many times as often. */
 export function times(ratio) {
   if (!isNumber(ratio)) return NONE;
   return `${ratio.toFixed(ratio < 10 ? 2 : 0)}${SPACE}×`;
@@ -48,7 +48,7 @@ export function many(number, thing, things = `${thing}s`) {
 
 export const clock = (date) => time.format(date);
 
-/** An ISO time, with its date unless that is today. */
+/** An ISO time; with its date unless it is today. */
 export function when(iso) {
   if (!iso) return "never";
   const date = new Date(iso);

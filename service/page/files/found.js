@@ -1,14 +1,14 @@
-// The classes that the monitor has found to be silent or to drift, the strongest evidence first.
+// Lists of the silent and of the drifting classes, the strongest evidence first.
 
 import { chip, element } from "./dom.js";
 import { count, expected, many, seen } from "./format.js";
 
 const MOST = 12;
 
-/** `state` tells what a class was found to be. */
+/** Fill a list with classes; `state` returns the finding to show for a class. */
 export function listFound(list, classes, state) {
-  const strongest = classes.toSorted((one, other) => other.live.evidence - one.live.evidence);
-  const items = strongest.slice(0, MOST).map((one) => foundItem(one, state(one)));
+  const strongest = classes.toSorted((a, b) => b.live.evidence - a.live.evidence);
+  const items = strongest.slice(0, MOST).map((info) => foundItem(info, state(info)));
   const left = classes.length - MOST;
   if (left > 0) items.push(quiet("li", `and ${count(left)} more in the table`));
   if (!classes.length) items.push(quiet("li", "none"));

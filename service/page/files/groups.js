@@ -1,10 +1,10 @@
-// Many, medium and few: their shares of the predictions against what is expected.
+// The groups many, medium and few: their shares of the predictions, compared with the expected.
 
 import { byId, chip, drawn, element } from "./dom.js";
 import { count, expected, many, percent, percentWithin, times } from "./format.js";
 
 export function showGroups(groups) {
-  const cards = Object.entries(groups).map(([name, one]) => groupCard(name, one));
+  const cards = Object.entries(groups).map(([name, group]) => groupCard(name, group));
   byId("groups").replaceChildren(...cards);
 }
 
@@ -51,7 +51,7 @@ function confidenceText(quantiles) {
   return percentWithin(quantiles.median, quantiles.low, quantiles.high);
 }
 
-/** A bar for the share, a line across it for what is expected, a whisker for the prevalence. */
+/** A bar for the share, a line across it for the expected share, a whisker for the prevalence. */
 function sharesDrawing(name, { share, expected_share: wanted, prevalence }) {
   const most = 1.1 * Math.max(share ?? 0, wanted, prevalence.high, 0.001);
   const at = (value) => `${(100 * (value ?? 0)) / most}%`;

@@ -2,17 +2,17 @@
 
 import { byId, showProblem } from "./dom.js";
 
-const PLACE = "taillift-key";
+const STORAGE_KEY = "taillift-key";
 
 let asking = null;
 let declined = false;
 
-export const storedKey = () => sessionStorage.getItem(PLACE);
+export const storedKey = () => sessionStorage.getItem(STORAGE_KEY);
 
 /**
- * Ask for another key than `refused`, once for all who wait. Resolves to whether there is one.
- * Whoever was refused with a key that has been replaced meanwhile gets the new one at once, and
- * whoever has closed the dialog is not asked again, but has a button for it.
+ * Ask for a key other than `refused`; resolves to whether there is one. Requests that fail at the
+ * same time share one dialog. If the key was replaced in the meantime, the new one is used without
+ * asking. After the dialog was cancelled it opens again only with the button.
  */
 export async function askForKey(problem, refused) {
   if (storedKey() !== refused) return true;
@@ -34,7 +34,7 @@ function dialogAnswer(problem) {
   });
 }
 
-/** `changed` is called when a key was given without the service having asked at that moment. */
+/** `changed` is called when the user has entered a key with the button. */
 export function connectKey(changed) {
   const dialog = byId("key");
   const form = dialog.querySelector("form");
@@ -46,7 +46,7 @@ export function connectKey(changed) {
   byId("key-cancel").addEventListener("click", () => dialog.close(""));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    sessionStorage.setItem(PLACE, form.elements.key.value);
+    sessionStorage.setItem(STORAGE_KEY, form.elements.key.value);
     dialog.close("use");
   });
 }

@@ -1,25 +1,25 @@
-// What the service serves: its name for the heading, how it prepares photos, what can be asked for.
+// The served model: its name for the heading, its preprocessing, and the settings it supports.
 
 import { Problem, ask } from "./api.js";
 import { byId, element, say, showProblem } from "./dom.js";
 import { many } from "./format.js";
 
-let asked = null;
+let request = null;
 let summary = null;
 
-/** The answer of GET /model, asked for once; throws what `ask` throws. */
+/** Return the answer of GET /model, requested once; throws what `ask` throws. */
 export function knownModel() {
-  asked ??= ask("model").then(use, (error) => {
-    asked = null;
+  request ??= ask("model").then(use, (error) => {
+    request = null;
     throw error;
   });
-  return asked;
+  return request;
 }
 
-/** Sizes of canvas and views; null until the model is known. */
+/** The sizes of canvas and views; null until the model is known. */
 export const preprocessing = () => summary?.preprocessing ?? null;
 
-/** Show what the service serves, or why that is not known. */
+/** Show the served model, or why it is unknown. */
 export async function showModel() {
   try {
     await knownModel();
@@ -36,9 +36,9 @@ function use(model) {
   const { ensemble, prior, coverage } = byId("settings").elements;
   if (!model.exit) {
     ensemble.value = "full";
-    withhold(optionOf(ensemble, "adaptive"), "the bundle has no exit rule");
+    disable(optionOf(ensemble, "adaptive"), "the bundle has no exit rule");
   }
-  if (!model.sets) withhold(coverage, "the bundle has no calibration for them");
+  if (!model.sets) disable(coverage, "the bundle has no calibration for them");
   const own = model.priors.filter((name) => !optionOf(prior, name));
   prior.append(...own.map((name) => element("option", { value: name }, name)));
   return model;
@@ -46,8 +46,8 @@ function use(model) {
 
 const optionOf = (select, value) => [...select.options].find((option) => option.value === value);
 
-/** Show that something cannot be asked for, and why. */
-function withhold(control, reason) {
+/** Disable a control, and show why. */
+function disable(control, reason) {
   control.disabled = true;
   const words = control.labels?.[0] ?? control;
   words.append(` (${reason})`);

@@ -5,13 +5,13 @@ import { connectKey } from "./key.js";
 import { showModel } from "./model.js";
 import { connectPhotos } from "./photos.js";
 import { connectTabs } from "./tabs.js";
-import { connectTail, lookWhile, lookWithKey } from "./tail.js";
+import { connectTail, updateWhile, updateWithKey } from "./tail.js";
 
 connectPhotos();
 connectTail();
-connectTabs(document.querySelector("[role=tablist]"), (panel) => lookWhile(panel === "tail"));
+connectTabs(document.querySelector("[role=tablist]"), (panel) => updateWhile(panel === "tail"));
 connectKey(() => {
   showModel();
-  lookWithKey();
+  updateWithKey();
 });
 showModel();

@@ -1,4 +1,4 @@
-// Photos in, classes out.
+// The photos tab: takes photos and shows their classes.
 
 import { Problem, ask } from "./api.js";
 import { PhotoCard } from "./card.js";
@@ -6,7 +6,7 @@ import { byId, say } from "./dom.js";
 import { many, percent } from "./format.js";
 import { knownModel } from "./model.js";
 
-// In flight together: enough for the service to batch, and it stays fair to others.
+// Requests in flight: enough for the service to form batches, and fair to other clients.
 const AT_ONCE = 4;
 
 const cards = new Set();
@@ -24,12 +24,12 @@ export function connectPhotos() {
   addEventListener("paste", (event) => add(event.clipboardData?.files ?? []));
   byId("settings").addEventListener("submit", (event) => event.preventDefault());
   byId("settings").addEventListener("change", (event) => {
-    if (event.target.name) again([...cards]);
+    if (event.target.name) classifyAgain([...cards]);
   });
   byId("draw-views").addEventListener("change", drawOrNot);
   drawOrNot();
   byId("clear").addEventListener("click", clear);
-  byId("results").addEventListener("retry", (event) => again([event.detail]));
+  byId("results").addEventListener("retry", (event) => classifyAgain([event.detail]));
 }
 
 function connectDrop() {
@@ -61,8 +61,8 @@ function add(files) {
   enqueue(added);
 }
 
-/** Classify anew; an answer to the settings of before is not wanted any more. */
-function again(some) {
+/** Classify again; if these are all photos, drop the requests with the former settings. */
+function classifyAgain(some) {
   if (some.length === cards.size) {
     stop.abort();
     stop = new AbortController();
@@ -101,7 +101,7 @@ async function classify(file, signal) {
   const { results } = await ask(`classify?${query}`, {
     method: "POST",
     body: file,
-    // The service looks at the bytes; what the file says of itself could make it a form.
+    // The service looks at the bytes only; the type of the file itself could make it a form.
     headers: { "Content-Type": "application/octet-stream" },
     signal,
   });

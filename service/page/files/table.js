@@ -1,4 +1,4 @@
-// Every class with its figures: searched, sorted and turned page by page.
+// The table of all classes, with search, sorting and pages.
 
 import { stateOf, stateText } from "./chart.js";
 import { byId, chip, element, say } from "./dom.js";
@@ -6,22 +6,22 @@ import { count, expected, many, percent, times, when } from "./format.js";
 
 const ROWS = 50;
 
-const median = (one) => one.live.confidence?.median;
-const accuracy = (one) => one.accuracy && one.accuracy.full / 100;
-const labelCell = (one) => element("span", { class: "label", dir: "auto" }, one.label);
+const median = (info) => info.live.confidence?.median;
+const accuracy = (info) => info.accuracy && info.accuracy.full / 100;
+const labelCell = (info) => element("span", { class: "label", dir: "auto" }, info.label);
 
-// Heading, what the rows are sorted by, what stands in the cell, and whether that is a number.
+// Heading, sort key, content of the cell, and whether the content is a number.
 const COLUMNS = [
-  ["Class", (one) => one.label, labelCell],
-  ["Group", (one) => -one.count, (one) => chip(one.group)],
-  ["Training photos", (one) => one.count, (one) => count(one.count), true],
-  ["Predicted", (one) => one.live.predicted, (one) => count(one.live.predicted), true],
-  ["Expected", (one) => one.live.expected, (one) => expected(one.live.expected), true],
-  ["Ratio", (one) => one.live.ratio, (one) => times(one.live.ratio), true],
-  ["Median confidence", median, (one) => percent(median(one)), true],
-  ["Accuracy", accuracy, (one) => percent(accuracy(one)), true],
-  ["Last seen", (one) => one.live.last_seen, (one) => when(one.live.last_seen)],
-  ["State", (one) => stateText(one.live), (one) => stateCell(one.live)],
+  ["Class", (info) => info.label, labelCell],
+  ["Group", (info) => -info.count, (info) => chip(info.group)],
+  ["Training photos", (info) => info.count, (info) => count(info.count), true],
+  ["Predicted", (info) => info.live.predicted, (info) => count(info.live.predicted), true],
+  ["Expected", (info) => info.live.expected, (info) => expected(info.live.expected), true],
+  ["Ratio", (info) => info.live.ratio, (info) => times(info.live.ratio), true],
+  ["Median confidence", median, (info) => percent(median(info)), true],
+  ["Accuracy", accuracy, (info) => percent(accuracy(info)), true],
+  ["Last seen", (info) => info.live.last_seen, (info) => when(info.live.last_seen)],
+  ["State", (info) => stateText(info.live), (info) => stateCell(info.live)],
 ];
 
 let classes = [];
@@ -32,48 +32,48 @@ export function connectTable() {
   byId("classes").tHead.rows[0].append(...COLUMNS.map(heading));
   const filter = byId("filter");
   filter.addEventListener("submit", (event) => event.preventDefault());
-  filter.addEventListener("input", () => turn(0));
-  byId("previous").addEventListener("click", () => turn(page - 1));
-  byId("next").addEventListener("click", () => turn(page + 1));
+  filter.addEventListener("input", () => turnTo(0));
+  byId("previous").addEventListener("click", () => turnTo(page - 1));
+  byId("next").addEventListener("click", () => turnTo(page + 1));
 }
 
-/** `ordered`: as GET /classes gives them, by falling number of training photos. */
+/** Fill in the classes of GET /classes, ordered from most to fewest training photos. */
 export function fillTable(ordered) {
   classes = ordered;
-  turn(page);
+  turnTo(page);
 }
 
-function heading([name, , , number], column) {
+function heading([name, , , isNumber], column) {
   const button = element("button", { type: "button" }, name);
   button.addEventListener("click", () => {
-    const falling = sorting.column === column ? !sorting.falling : Boolean(number);
+    const falling = sorting.column === column ? !sorting.falling : Boolean(isNumber);
     sorting = { column, falling };
-    turn(0);
+    turnTo(0);
   });
-  return element("th", { scope: "col", class: number ? "number" : null }, button);
+  return element("th", { scope: "col", class: isNumber ? "number" : null }, button);
 }
 
-function turn(to) {
+function turnTo(number) {
   const rows = sorted(classes.filter(wanted()));
   const last = Math.max(Math.ceil(rows.length / ROWS) - 1, 0);
-  page = Math.min(Math.max(to, 0), last);
+  page = Math.min(Math.max(number, 0), last);
   const start = page * ROWS;
   const shown = rows.slice(start, start + ROWS);
   byId("classes").tBodies[0].replaceChildren(...shown.map(tableRow));
   byId("previous").disabled = page === 0;
   byId("next").disabled = page === last;
-  const places = `${count(start + 1)} to ${count(start + shown.length)} of `;
-  say(byId("page-number"), `${shown.length ? places : ""}${many(rows.length, "class", "classes")}`);
+  const shownRows = `${count(start + 1)} to ${count(start + shown.length)} of `;
+  say(byId("page-number"), `${shown.length ? shownRows : ""}${many(rows.length, "class", "classes")}`);
   markSorting();
 }
 
 function wanted() {
   const { text, group, found } = byId("filter").elements;
   const part = text.value.trim().toLocaleLowerCase();
-  return (one) =>
-    one.label.toLocaleLowerCase().includes(part) &&
-    (!group.value || one.group === group.value) &&
-    (!found.checked || one.live.silent || one.live.drifting);
+  return (info) =>
+    info.label.toLocaleLowerCase().includes(part) &&
+    (!group.value || info.group === group.value) &&
+    (!found.checked || info.live.silent || info.live.drifting);
 }
 
 function sorted(rows) {
@@ -81,14 +81,14 @@ function sorted(rows) {
   if (column === null) return rows;
   const key = COLUMNS[column][1];
   const sign = falling ? -1 : 1;
-  return rows.toSorted((one, other) => compare(key(one), key(other), sign));
+  return rows.toSorted((a, b) => compare(key(a), key(b), sign));
 }
 
-/** What has no value comes last, whichever way. */
-function compare(one, other, sign) {
-  if (one == null || other == null) return (one == null) - (other == null);
-  if (typeof one === "string") return sign * one.localeCompare(other);
-  return sign * (one - other);
+/** Order two keys; those without a value come last in either direction. */
+function compare(a, b, sign) {
+  if (a == null || b == null) return (a == null) - (b == null);
+  if (typeof a === "string") return sign * a.localeCompare(b);
+  return sign * (a - b);
 }
 
 function markSorting() {
@@ -98,14 +98,14 @@ function markSorting() {
   });
 }
 
-function tableRow(one) {
+function tableRow(info) {
   const [first, ...others] = COLUMNS;
   return element(
     "tr",
     {},
-    element("th", { scope: "row" }, first[2](one)),
-    ...others.map(([, , content, number]) =>
-      element("td", { class: number ? "number" : null }, content(one)),
+    element("th", { scope: "row" }, first[2](info)),
+    ...others.map(([, , content, isNumber]) =>
+      element("td", { class: isNumber ? "number" : null }, content(info)),
     ),
   );
 }

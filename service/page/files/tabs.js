@@ -1,20 +1,20 @@
-// Tabs as the ARIA Authoring Practices have them: arrows, Home and End move and select.
+// Tabs after the ARIA Authoring Practices: arrows, Home and End move and select.
 
 import { byId } from "./dom.js";
 
 const STEPS = { ArrowRight: 1, ArrowLeft: -1 };
 
-/** `shown` is called with the id of the panel whenever one is shown. */
+/** `shown` is called with the id of a panel whenever it becomes visible. */
 export function connectTabs(tablist, shown) {
   const tabs = [...tablist.querySelectorAll("[role=tab]")];
   const panelOf = (tab) => tab.getAttribute("aria-controls");
 
   function select(tab) {
-    for (const one of tabs) {
-      const chosen = one === tab;
-      one.setAttribute("aria-selected", String(chosen));
-      one.tabIndex = chosen ? 0 : -1;
-      byId(panelOf(one)).hidden = !chosen;
+    for (const other of tabs) {
+      const chosen = other === tab;
+      other.setAttribute("aria-selected", String(chosen));
+      other.tabIndex = chosen ? 0 : -1;
+      byId(panelOf(other)).hidden = !chosen;
     }
     shown(panelOf(tab));
   }

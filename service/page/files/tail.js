@@ -1,4 +1,4 @@
-// The tail's state, asked for again and again while somebody looks.
+// The state of the tail, requested again and again while it is visible.
 
 import { Problem, ask } from "./api.js";
 import { connectChart, drawChart } from "./chart.js";
@@ -8,14 +8,14 @@ import { clock, count, duration, many, when } from "./format.js";
 import { showGroups } from "./groups.js";
 import { connectTable, fillTable } from "./table.js";
 
-const EVERY = 5_000;
-// At most this part of the time is the service kept busy by one who looks.
-const SHARE = 1 / 20;
+const INTERVAL = 5_000;
+// A visible page keeps the service busy for at most this share of the time.
+const BUSY_SHARE = 1 / 20;
 
 let open = false;
 let paused = false;
 let refused = false;
-let looking = false;
+let updating = false;
 let timer = null;
 
 export function connectTail() {
@@ -25,14 +25,14 @@ export function connectTail() {
   document.addEventListener("visibilitychange", schedule);
 }
 
-/** Look as long as `shown`: the tab is the one that is open. */
-export function lookWhile(shown) {
+/** Update while `shown`: while the tab is open. */
+export function updateWhile(shown) {
   open = shown;
   schedule();
 }
 
-/** Look again, now that there is another key. */
-export function lookWithKey() {
+/** Update again, now that there is another key. */
+export function updateWithKey() {
   refused = false;
   schedule();
 }
@@ -45,14 +45,14 @@ function pause(wanted) {
 
 const wanted = () => open && !paused && !refused && !document.hidden;
 
-/** Look after `delay` milliseconds, or not at all while nobody does. */
+/** Update after `delay` milliseconds; not at all while the tail is not visible. */
 function schedule(delay = 0) {
   clearTimeout(timer);
-  if (wanted() && !looking) timer = setTimeout(look, Number(delay) || 0);
+  if (wanted() && !updating) timer = setTimeout(update, Number(delay) || 0);
 }
 
-async function look() {
-  looking = true;
+async function update() {
+  updating = true;
   const began = performance.now();
   try {
     show(await ask("classes"));
@@ -62,22 +62,22 @@ async function look() {
     showProblem(byId("tail-problem"), error.message);
     refused = error.status === 401;
   } finally {
-    looking = false;
-    schedule(Math.max(EVERY, (performance.now() - began) / SHARE));
+    updating = false;
+    schedule(Math.max(INTERVAL, (performance.now() - began) / BUSY_SHARE));
   }
 }
 
 function show({ classes, groups, window }) {
-  const ordered = classes.toSorted((one, other) => other.count - one.count);
+  const ordered = classes.toSorted((a, b) => b.count - a.count);
   byId("tail-state").hidden = false;
   say(byId("tail-window"), windowText(window));
   showGroups(groups);
   drawChart(ordered);
   fillTable(ordered);
-  const silent = ordered.filter((one) => one.live.silent);
-  const drifting = ordered.filter((one) => one.live.drifting);
+  const silent = ordered.filter(({ live }) => live.silent);
+  const drifting = ordered.filter(({ live }) => live.drifting);
   listFound(byId("silent"), silent, () => "silent");
-  listFound(byId("drifting"), drifting, (one) => one.live.direction);
+  listFound(byId("drifting"), drifting, ({ live }) => live.direction);
   say(byId("silent-count"), count(silent.length));
   say(byId("drifting-count"), count(drifting.length));
   say(byId("tail-news"), news(silent.length, drifting.length));

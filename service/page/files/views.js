@@ -1,4 +1,4 @@
-// Where on a photo the model looked: the same places as models/bundle/images.py computes.
+// The views on a photo, at the places that models/bundle/images.py computes.
 
 import { drawn } from "./dom.js";
 
@@ -7,13 +7,13 @@ const ALL = NAMES.length;
 
 let masks = 0;
 
-/** To the nearest whole number, halves to the even one, as Python rounds. */
+/** Round to the nearest integer, halves to the even one, as Python does. */
 function rounded(value) {
   const near = Math.round(value);
   return near - value === 0.5 && near % 2 ? near - 1 : near;
 }
 
-/** The size of the canvas that a photo of `width` x `height` is laid on. */
+/** Return [width, height] of the canvas of a photo of `width` x `height`. */
 export function canvasSize(width, height, { size, expand, resize_mode: mode }) {
   const short = size + expand;
   if (mode === "squash") return [short, short];
@@ -21,7 +21,7 @@ export function canvasSize(width, height, { size, expand, resize_mode: mode }) {
   return [width, height].map((side) => Math.max(short, rounded(side * scale)));
 }
 
-/** [left, top] of the first `count` views: the centre, then the four corners. */
+/** Return [left, top] of the first `count` views: the centre, then the four corners. */
 export function places([width, height], size, count) {
   const right = width - size;
   const bottom = height - size;
@@ -35,7 +35,7 @@ export function viewNames(count) {
   return count === 1 ? `1 view: ${names}` : `${count} views: ${names}`;
 }
 
-/** A drawing to lay over the photo: each view framed, and what no view saw dimmed. */
+/** Return a drawing to lay over the photo: views framed, and what no view covers dimmed. */
 export function viewsDrawing(canvas, size, count) {
   const [width, height] = canvas;
   const boxes = places(canvas, size, count).map(([x, y]) => ({ x, y, width: size, height: size }));

@@ -1,4 +1,4 @@
-"""What a scrape shows of the rare classes, from the first one on."""
+"""The metrics of a scrape, complete from the first one on."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.support.palette import CLASSES, palette_manifest, photo, write_bundle
 from tests.support.serving import form, running, sample, scrape, until
 
 
-def test_everything_is_there_at_zero_before_the_first_request(bundle: Path) -> None:
+def test_every_series_exists_at_zero_before_the_first_request(bundle: Path) -> None:
     with running(bundle) as client:
         values = {
             (name, *sorted(labels)): value for (name, labels), value in scrape(client).items()
@@ -91,9 +91,9 @@ def test_expected_rates_are_those_of_the_reference(known: Path) -> None:
     assert black + white == pytest.approx(few)
 
 
-def test_expected_rates_go_through_the_models_confusions(tmp_path: Path) -> None:
+def test_expected_rates_include_the_confusions_of_the_model(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "palette")
-    # Half of what is white is taken for black.
+    # Half of the white images are classified as black.
     write_confusion(bundle, {("white", "white"): 5_000, ("white", "black"): 5_000})
     with running(bundle, reference="uniform") as client:
         black = sample(client, "taillift_class_expected_rate", class_="black", group="few")
@@ -114,9 +114,7 @@ def test_each_stage_is_timed(bundle: Path) -> None:
     assert 1 <= counts["infer"] <= 2
 
 
-def test_an_image_that_waits_for_its_turn_to_be_decoded_is_seen_to_wait(
-    bundle: Path, gate: Event
-) -> None:
+def test_the_wait_for_decoding_is_measured(bundle: Path, gate: Event) -> None:
     name, stage = "taillift_stage_seconds", "decode_queue"
     with running(bundle, decode_threads=1) as client, ThreadPoolExecutor(1) as pool:
         files = form(*[(name, photo((0, 0, 0))) for name in "abcd"])
@@ -144,7 +142,7 @@ def test_the_model_and_its_provider_are_named(bundle: Path) -> None:
     assert {("name", "palette"), ("provider", "cpu")} <= labels
 
 
-def test_a_scrape_has_the_content_type_that_was_asked_for(client: httpx.Client) -> None:
+def test_a_scrape_has_the_requested_content_type(client: httpx.Client) -> None:
     assert client.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
     response = client.get("/metrics", headers=accept)
@@ -170,7 +168,7 @@ def test_every_class_has_series_up_to_a_limit(
 def test_over_the_limit_only_few_shot_classes_that_moved_have_series(tmp_path: Path) -> None:
     size = MAX_CLASSES + 1
     counts = [200] * 100 + [1] * (size - 100)
-    labels = [f"class {place}" for place in range(size)]
+    labels = [f"class {index}" for index in range(size)]
     manifest = palette_manifest("v", {}).model_copy(
         update={"classes": classes_from(labels, labels, counts, Thresholds(), [None] * size)}
     )
@@ -183,34 +181,34 @@ def test_over_the_limit_only_few_shot_classes_that_moved_have_series(tmp_path: P
     metrics.registry.register(TailSeries(monitoring, ClassSeries.MOVED))
     answers = np.eye(size)
     flooded = range(size - MAX_MOVED - 50, size)
-    for place in [0, *flooded] * 30:
-        monitoring.observe(answers[place])
-    samples = [one for family in metrics.registry.collect() for one in family.samples]
-    drifting = {one.labels["class"] for one in samples if one.name == "taillift_class_drift"}
+    for index in [0, *flooded] * 30:
+        monitoring.observe(answers[index])
+    samples = [entry for family in metrics.registry.collect() for entry in family.samples]
+    drifting = {entry.labels["class"] for entry in samples if entry.name == "taillift_class_drift"}
     counted = {
-        one.labels["class"]: one.value
-        for one in samples
-        if one.name == "taillift_class_predictions_total"
+        entry.labels["class"]: entry.value
+        for entry in samples
+        if entry.name == "taillift_class_predictions_total"
     }
     assert len(drifting) == MAX_MOVED
-    assert drifting <= {labels[place] for place in flooded}
+    assert drifting <= {labels[index] for index in flooded}
     assert counted == dict.fromkeys(drifting, 30)
-    (found,) = [
-        one.value
-        for one in samples
-        if one.name == "taillift_drifting_classes" and one.labels["group"] == "few"
+    (drifting_few,) = [
+        entry.value
+        for entry in samples
+        if entry.name == "taillift_drifting_classes" and entry.labels["group"] == "few"
     ]
-    assert found == len(flooded)
+    assert drifting_few == len(flooded)
 
 
-def test_without_series_by_class_the_groups_remain(bundle: Path) -> None:
+def test_without_series_by_class_those_of_the_groups_remain(bundle: Path) -> None:
     with running(bundle, class_metrics="off") as client:
         client.post("/classify", content=photo((0, 0, 0)))
         assert not [name for name, _ in scrape(client) if name.startswith("taillift_class")]
         assert sample(client, "taillift_predictions_total", group="few") == 1
 
 
-def test_a_label_of_any_text_is_a_label(tmp_path: Path) -> None:
+def test_a_label_may_be_any_text(tmp_path: Path) -> None:
     classes = tuple(
         ClassInfo(label=label, prompt=label, count=1, group="few", prior=1 / 7)
         for label in ('a "b"', "c\\d", "e\nf", "é", "{}", " ", "g")

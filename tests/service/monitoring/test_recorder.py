@@ -1,4 +1,4 @@
-"""What the running service tells of a stream: of classes that come and of those that do not."""
+"""The monitor in a running service, for classes whose images come and for one that is lost."""
 
 import signal
 import time
@@ -25,7 +25,7 @@ PHOTOS = {label: photo(colour) for label, (colour, _) in CLASSES.items()}
 
 
 def send(client: httpx.Client, labels: list[str]) -> None:
-    """Classify a photo of each, in order."""
+    """Classify one photo per label, in order."""
     for start in range(0, len(labels), BATCH):
         files = form(*[("x", PHOTOS[label]) for label in labels[start : start + BATCH]])
         client.post("/classify", params={"ensemble": "off"}, files=files).raise_for_status()
@@ -33,7 +33,7 @@ def send(client: httpx.Client, labels: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def lost(known: Path) -> Iterator[httpx.Client]:
-    """A service that sees all classes equally often but one, which no longer comes."""
+    """A service that has classified all classes equally often, except one that never came."""
     with running(known, reference="uniform") as client:
         send(client, REST * 60)
         yield client
@@ -60,7 +60,7 @@ def test_a_scrape_shows_the_lost_class(
     assert sample(lost, f"taillift_{name}", **labels) == pytest.approx(wanted, rel=0.01), part
 
 
-def test_only_what_was_found_has_series_of_drift_and_silence(lost: httpx.Client) -> None:
+def test_only_classes_that_were_found_have_series_of_drift_and_silence(lost: httpx.Client) -> None:
     found = {
         name: dict(labels)
         for name, labels in scrape(lost)
@@ -70,12 +70,14 @@ def test_only_what_was_found_has_series_of_drift_and_silence(lost: httpx.Client)
         "taillift_class_drift": {"class": LOST, "group": "few", "direction": "fewer"},
         "taillift_class_silent": {"class": LOST, "group": "few"},
     }
-    # A class of 7 is found from an e-value of 7 / 0.03 on.
+    # With 7 classes, a class is found at an e-value of 7 / 0.03.
     drift = sample(lost, "taillift_class_drift", class_=LOST, group="few", direction="fewer")
     assert 2.3 < drift < 5
 
 
-def test_the_share_of_a_group_has_an_interval_around_what_was_sent(lost: httpx.Client) -> None:
+def test_the_prevalence_of_a_group_has_an_interval_around_the_true_share(
+    lost: httpx.Client,
+) -> None:
     low, middle, high = (
         sample(lost, "taillift_prevalence", group="few", bound=bound)
         for bound in ("low", "estimate", "high")
@@ -85,14 +87,14 @@ def test_the_share_of_a_group_has_an_interval_around_what_was_sent(lost: httpx.C
     assert high - low < 0.15
 
 
-def test_series_are_bounded_whatever_is_sent(known: Path) -> None:
+def test_the_number_of_series_is_bounded_for_any_requests(known: Path) -> None:
     with running(known, reference="uniform") as client:
         before = set(scrape(client))
         send(client, REST * 10)
         client.post("/classify?top_k=7&prior=nobody", content=PHOTOS["red"])
         client.get("/classes/nobody")
         new = {(name, labels) for name, labels in set(scrape(client)) - before}
-    # What has no value before the first prediction, and what was found.
+    # Those without a value before the first prediction, and those of classes that were found.
     assert {name for name, _ in new} <= {
         "taillift_observed_ratio",
         "taillift_class_observed_ratio",
@@ -104,9 +106,9 @@ def test_series_are_bounded_whatever_is_sent(known: Path) -> None:
     assert len(new) < 4 * len(CLASSES)
 
 
-def test_classes_tells_of_every_class(lost: httpx.Client) -> None:
+def test_get_classes_lists_every_class(lost: httpx.Client) -> None:
     answer = lost.get("/classes").json()
-    classes = {one["label"]: one for one in answer["classes"]}
+    classes = {info["label"]: info for info in answer["classes"]}
     assert list(classes) == list(CLASSES)
     black, white = classes[LOST]["live"], classes["white"]["live"]
     assert (classes[LOST]["count"], classes[LOST]["group"]) == (5, "few")
@@ -124,7 +126,7 @@ def test_classes_tells_of_every_class(lost: httpx.Client) -> None:
     assert abs(datetime.fromisoformat(white["last_seen"]).timestamp() - time.time()) < 600
 
 
-def test_classes_tells_of_the_groups_and_the_window(lost: httpx.Client) -> None:
+def test_get_classes_shows_the_groups_and_the_window(lost: httpx.Client) -> None:
     answer = lost.get("/classes").json()
     few, many = answer["groups"]["few"], answer["groups"]["many"]
     assert (few["predicted"], few["classes"], few["silent"], few["drifting"]) == (60, 2, 1, 1)
@@ -138,12 +140,14 @@ def test_classes_tells_of_the_groups_and_the_window(lost: httpx.Client) -> None:
     assert 0 <= time.time() - since < window["seconds"] / 12 + 60
 
 
-def test_one_class_tells_the_same_and_how_soon_a_change_would_be_found(lost: httpx.Client) -> None:
-    listed = {one["label"]: one for one in lost.get("/classes").json()["classes"]}
-    one = lost.get(f"/classes/{LOST}").json()
-    assert one["live"].keys() == listed[LOST]["live"].keys()
-    assert one["live"] == pytest.approx(listed[LOST]["live"])
-    details = one["details"]
+def test_get_one_class_shows_the_same_and_how_soon_a_change_would_be_found(
+    lost: httpx.Client,
+) -> None:
+    listed = {info["label"]: info for info in lost.get("/classes").json()["classes"]}
+    shown = lost.get(f"/classes/{LOST}").json()
+    assert shown["live"].keys() == listed[LOST]["live"].keys()
+    assert shown["live"] == pytest.approx(listed[LOST]["live"])
+    details = shown["details"]
     assert details["verdict"] == "silent"
     assert details["chance"] == pytest.approx((6 / 7) ** 360, rel=0.2)
     assert details["silence_evidence"] > 1.8
@@ -153,7 +157,7 @@ def test_one_class_tells_the_same_and_how_soon_a_change_would_be_found(lost: htt
     assert red["silence_delay"] is red["silence_evidence"] is None
 
 
-def test_an_unknown_class_is_not_found_and_the_nearest_named(lost: httpx.Client) -> None:
+def test_an_unknown_class_gives_404_and_the_nearest_label(lost: httpx.Client) -> None:
     response = lost.get("/classes/blak")
     assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
@@ -162,7 +166,7 @@ def test_an_unknown_class_is_not_found_and_the_nearest_named(lost: httpx.Client)
     assert "GET /classes lists them" in lost.get("/classes/%25%2F").json()["detail"]
 
 
-def test_a_class_of_any_label_can_be_asked_for(tmp_path: Path) -> None:
+def test_a_class_with_any_label_can_be_requested(tmp_path: Path) -> None:
     labels = ("a/b", "é ?", "#", "c\\d", "%2F", "e&f", "g")
     classes = tuple(
         ClassInfo(label=label, prompt=label, count=1, group="few", prior=1 / 7) for label in labels
@@ -172,9 +176,9 @@ def test_a_class_of_any_label_can_be_asked_for(tmp_path: Path) -> None:
             assert client.get(f"/classes/{quote(label)}").json()["label"] == label
 
 
-def test_predictions_count_under_the_uniform_prior_whatever_is_asked_for(bundle: Path) -> None:
+def test_predictions_count_under_the_uniform_prior_for_any_requested_prior(bundle: Path) -> None:
     with running(bundle) as client:
-        # Between black and red, nearer to black; red has sixty times the training images.
+        # A colour between black and red, nearer to black; red has 60 times the training images.
         body = photo((117, 0, 0))
         for prior, label in (("uniform", "black"), ("train", "red")):
             query = {"prior": prior, "ensemble": "off"}
@@ -195,7 +199,7 @@ def test_a_restart_loses_nothing(known: Path, tmp_path: Path) -> None:
     with process(known, *flags) as (_, client):
         assert client.get("/classes").json() == before
         assert sample(client, "taillift_class_silent", class_=LOST, group="few") == 1
-        # What Prometheus expects of a counter.
+        # Prometheus expects counters to start at 0 again.
         assert sample(client, "taillift_predictions_total", group="few") == 0
     assert before["window"]["predictions"] == 360
 
@@ -221,7 +225,7 @@ def test_another_bundle_version_begins_anew(
         (["--tail-level", "1.5"], ["tail_level", "less than 1"]),
     ],
 )
-def test_what_cannot_be_monitored_is_one_line_at_the_start(
+def test_a_bad_setting_of_the_monitor_is_one_line_at_the_start(
     bundle: Path, tmp_path: Path, flags: list[str], words: list[str]
 ) -> None:
     damaged = tmp_path / "damaged.sqlite"
@@ -235,7 +239,7 @@ def test_what_cannot_be_monitored_is_one_line_at_the_start(
         assert word in str(error)
 
 
-def test_the_operators_own_reference_is_expected(bundle: Path, tmp_path: Path) -> None:
+def test_the_reference_of_the_operator_is_used(bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "own.csv"
     weights = {label: 93 if label == "red" else 1 for label in CLASSES}
     rows = [f"{label},{weight}" for label, weight in weights.items()]
@@ -245,8 +249,8 @@ def test_the_operators_own_reference_is_expected(bundle: Path, tmp_path: Path) -
         assert sample(client, "taillift_expected_rate", group="many") > 0.7
 
 
-def test_openapi_describes_both_addresses(client: httpx.Client) -> None:
+def test_openapi_describes_both_endpoints(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert "200" in paths["/classes"]["get"]["responses"]
-    one = next(path for name, path in paths.items() if name.startswith("/classes/"))
-    assert {"200", "404"} <= set(one["get"]["responses"])
+    one_class = next(path for name, path in paths.items() if name.startswith("/classes/"))
+    assert {"200", "404"} <= set(one_class["get"]["responses"])

@@ -1,4 +1,4 @@
-"""Past predictions through the statistics that watch a service."""
+"""Past predictions, replayed through the drift monitor."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.streams import sharp
+from benchmarks.streams import few_shot_bundle
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.errors import UserError
-from taillift.service.monitoring.recorder import facts as bundle_facts
+from taillift.service.monitoring.recorder import model_profile
 from taillift.service.monitoring.replay import (
     PastPrediction,
     classify_folder,
     print_report,
     read_predictions,
-    watch,
+    replay_predictions,
 )
 from taillift.service.tail.monitor import ModelProfile, Rules
 from taillift.service.tail.reference import Source
@@ -25,9 +25,9 @@ LABELS = ["a", "b"]
 UNIFORM = Rules(Source.UNIFORM)
 
 
-def facts() -> ModelProfile:
-    bundle = sharp(20)
-    labels = tuple(f"[/class] {place}" for place in range(20))
+def profile() -> ModelProfile:
+    bundle = few_shot_bundle(20)
+    labels = tuple(f"[/class] {index}" for index in range(20))
     return ModelProfile(
         "v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs)
     )
@@ -37,25 +37,27 @@ def predictions(count: int, lost: int | None = None) -> list[PastPrediction]:
     mix = np.ones(20)
     if lost is not None:
         mix[lost] = 0
-    drawn = np.random.default_rng(0).choice(20, count, p=mix / mix.sum() @ sharp(20).matrix)
+    drawn = np.random.default_rng(0).choice(
+        20, count, p=mix / mix.sum() @ few_shot_bundle(20).matrix
+    )
     return [PastPrediction(label, 0.8, None) for label in drawn.tolist()]
 
 
 def printed(items: list[PastPrediction]) -> str:
     console = Console(width=160, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
-        print_report(watch(facts(), items, UNIFORM), console)
+        print_report(replay_predictions(profile(), items, UNIFORM), console)
     return captured.get()
 
 
-def test_a_lost_class_is_named_with_when_it_was_found() -> None:
-    report = watch(facts(), predictions(2_000) + predictions(3_000, lost=3), UNIFORM)
-    assert [one.label for one in report.classes] == ["[/class] 3"]
+def test_a_lost_class_is_named_with_the_time_when_it_was_found() -> None:
+    report = replay_predictions(profile(), predictions(2_000) + predictions(3_000, lost=3), UNIFORM)
+    assert [state.label for state in report.classes] == ["[/class] 3"]
     assert report.classes[0].verdict == "silent"
     assert 2_000 < report.first_found["[/class] 3"] < 3_500
 
 
-def test_the_report_can_be_read() -> None:
+def test_the_report_lists_the_lost_class() -> None:
     text = printed(predictions(2_000) + predictions(3_000, lost=3))
     assert "│ [/class] 3 │ few   │ silent" in text
     assert "silent few-shot classes: 1; drifting classes: 1" in text
@@ -63,7 +65,7 @@ def test_the_report_can_be_read() -> None:
     assert "The loss of any of 20 few-shot classes (of 20)" in text
 
 
-def test_expected_predictions_and_none_at_all_make_a_report() -> None:
+def test_expected_predictions_and_no_predictions_make_a_report() -> None:
     assert "silent few-shot classes: 0; drifting classes: 0." in printed(predictions(1_000))
     assert "0 predictions against the reference uniform" in printed([])
 
@@ -72,7 +74,7 @@ def test_times_move_the_window() -> None:
     week = Rules(Source.UNIFORM).window_seconds
     old = [PastPrediction(0, 0.5, 0.0)] * 50
     new = [PastPrediction(1, 0.5, 3 * week)] * 30
-    assert watch(facts(), old + new, UNIFORM).state.window_predictions == 30
+    assert replay_predictions(profile(), old + new, UNIFORM).state.window_predictions == 30
 
 
 def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
         ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_row_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "past.csv"
     path.write_text(text, "utf-8")
     with pytest.raises(UserError, match=words):
@@ -115,30 +117,30 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(tmp_path: Path) -> None:
     assert list(read_predictions(path, LABELS)) == [PastPrediction(1, 1.0, None)]
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo((0, 0, 0)))
-    with pytest.raises(UserError, match="no text in UTF-8"):
+    with pytest.raises(UserError, match="not text in UTF-8"):
         list(read_predictions(path, LABELS))
     with pytest.raises(UserError, match="cannot be read: No such file"):
         list(read_predictions(tmp_path / "none.csv", LABELS))
 
 
-def test_a_folder_of_photos_is_classified_and_what_is_no_photo_is_told(
+def test_a_folder_of_photos_is_classified_and_bad_files_are_named(
     tmp_path: Path, bundle: Path
 ) -> None:
     (tmp_path / "sub").mkdir()
-    for place, label in enumerate(("red", "black", "red")):
-        (tmp_path / "sub" / f"{place}.png").write_bytes(photo(CLASSES[label][0]))
+    for number, label in enumerate(("red", "black", "red")):
+        (tmp_path / "sub" / f"{number}.png").write_bytes(photo(CLASSES[label][0]))
     (tmp_path / "a.jpg").write_bytes(b"text")
     (tmp_path / "notes.txt").write_text("none")
     refused: list[Path] = []
-    found = list(classify_folder(bundle, tmp_path, lambda path, _: refused.append(path)))
+    classified = list(classify_folder(bundle, tmp_path, lambda path, _: refused.append(path)))
     labels = read_manifest(bundle).labels
-    assert [labels[one.label] for one in found] == ["red", "black", "red"]
-    assert all(0 < one.confidence <= 1 for one in found)
+    assert [labels[prediction.label] for prediction in classified] == ["red", "black", "red"]
+    assert all(0 < prediction.confidence <= 1 for prediction in classified)
     assert refused == [tmp_path / "a.jpg"]
-    report = watch(bundle_facts(bundle, read_manifest(bundle)), found, UNIFORM)
+    report = replay_predictions(model_profile(bundle, read_manifest(bundle)), classified, UNIFORM)
     assert report.state.classes.predicted[labels.index("red")] == 2
 
 

@@ -1,4 +1,4 @@
-"""The file that lets a restart lose nothing."""
+"""The tail file, with which a restart loses nothing."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from taillift.models.errors import UserError
 from taillift.service.monitoring.store import Store
 
 
-def test_what_was_saved_is_there_after_a_restart(tmp_path: Path) -> None:
+def test_saved_arrays_are_loaded_after_a_restart(tmp_path: Path) -> None:
     arrays = {
         "counts": np.arange(6, dtype=np.uint32).reshape(2, 3),
         "number": np.array(7),
@@ -33,7 +33,7 @@ def test_what_was_saved_is_there_after_a_restart(tmp_path: Path) -> None:
     kept["counts"] += 1
 
 
-def test_the_last_saving_counts_and_nothing_of_those_before(tmp_path: Path) -> None:
+def test_each_save_replaces_the_one_before(tmp_path: Path) -> None:
     with Store(tmp_path / "tail.db") as store:
         store.save("v1", {"old": np.ones(2), "both": np.ones(2)})
         store.save("v1", {"new": np.ones(3), "both": np.zeros(2)})
@@ -93,7 +93,7 @@ def test_a_file_of_another_schema_is_left_alone(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"tail\.db cannot be used"):
         Store(tmp_path / "file" / "tail.db")
@@ -101,12 +101,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
-def test_a_process_that_is_killed_leaves_the_last_saving_whole(tmp_path: Path) -> None:
-    """Every saving writes the same number everywhere; so must what is read."""
+def test_a_process_that_is_killed_leaves_a_complete_save(tmp_path: Path) -> None:
+    """Every save writes one number everywhere, so everything that is loaded must be equal."""
     program = """
 import sys, numpy as np
 from pathlib import Path
-from service.tail.store import Store
+from taillift.service.monitoring.store import Store
 store = Store(Path(sys.argv[1]))
 for number in range(10**6):
     store.save("v", {name: np.full(20_000, number) for name in "abcd"})

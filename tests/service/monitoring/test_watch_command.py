@@ -1,4 +1,4 @@
-"""`taillift watch`: the same monitoring, offline."""
+"""`taillift watch`: the monitor, applied to past predictions."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ def watch(*arguments: object) -> Result:
 
 @pytest.fixture
 def past(tmp_path: Path) -> Path:
-    """All classes equally often but one."""
+    """Predictions of all classes equally often, except one that never comes."""
     path = tmp_path / "past.csv"
     rows = [f"{second},{label},0.9" for second, label in enumerate(REST * 60)]
     path.write_text("\n".join(["time,label,confidence", *rows]))
     return path
 
 
-def test_the_report_names_the_class_that_no_longer_comes(known: Path, past: Path) -> None:
+def test_the_report_names_the_lost_class(known: Path, past: Path) -> None:
     result = watch(known, past, "--reference", "uniform")
     assert result.exit_code == 0
     (row,) = [line for line in result.stdout.splitlines() if "│ black" in line]
@@ -36,38 +36,38 @@ def test_the_report_names_the_class_that_no_longer_comes(known: Path, past: Path
     assert "silent few-shot classes: 1; drifting classes: 1." in result.stdout
 
 
-def test_json_has_everything(known: Path, past: Path) -> None:
+def test_json_has_the_whole_report(known: Path, past: Path) -> None:
     report = json.loads(watch(known, past, "--reference", "uniform", "--json").stdout)
     state = report["state"]
     assert (state["reference"], state["predictions"]) == ("uniform", 360)
     assert state["classes"]["predicted"] == [60] * 6 + [0]
     assert state["classes"]["silent"] == [False] * 6 + [True]
     assert state["classes"]["last_seen"] == [354, 355, 356, 357, 358, 359, None]
-    assert [one["label"] for one in report["classes"]] == ["black"]
+    assert [state["label"] for state in report["classes"]] == ["black"]
     assert 0 < report["first_found"]["black"] <= 360
-    assert [one["group"] for one in state["groups"]] == ["many", "medium", "few"]
+    assert [group["group"] for group in state["groups"]] == ["many", "medium", "few"]
 
 
-def test_it_says_what_the_service_says_of_the_same_predictions(known: Path, past: Path) -> None:
+def test_it_agrees_with_the_service_on_the_same_predictions(known: Path, past: Path) -> None:
     state = json.loads(watch(known, past, "--reference", "uniform", "--json").stdout)["state"]
     with running(known, reference="uniform") as client:
         served = served_classes(client)
-    assert [one["predicted"] for one in served] == state["classes"]["predicted"]
-    assert [one["expected"] for one in served] == pytest.approx(state["classes"]["expected"])
-    assert [one["silent"] for one in served] == state["classes"]["silent"]
-    assert [one["drifting"] for one in served] == state["classes"]["found"]
+    assert [live["predicted"] for live in served] == state["classes"]["predicted"]
+    assert [live["expected"] for live in served] == pytest.approx(state["classes"]["expected"])
+    assert [live["silent"] for live in served] == state["classes"]["silent"]
+    assert [live["drifting"] for live in served] == state["classes"]["found"]
 
 
 def served_classes(client: httpx.Client) -> list[dict[str, object]]:
     for _ in range(6):
         files = form(*[("x", photo(CLASSES[label][0])) for label in REST * 10])
         client.post("/classify?ensemble=off", files=files).raise_for_status()
-    return [one["live"] for one in client.get("/classes").json()["classes"]]
+    return [info["live"] for info in client.get("/classes").json()["classes"]]
 
 
-def test_photos_are_classified_and_what_is_none_is_a_line(bundle: Path, tmp_path: Path) -> None:
-    for place, label in enumerate(("red", "red", "black")):
-        (tmp_path / f"{place}.png").write_bytes(photo(CLASSES[label][0]))
+def test_photos_are_classified_and_a_bad_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
+    for number, label in enumerate(("red", "red", "black")):
+        (tmp_path / f"{number}.png").write_bytes(photo(CLASSES[label][0]))
     (tmp_path / "text.jpg").write_text("no photo")
     result = watch(bundle, tmp_path, "--json")
     assert result.exit_code == 0
@@ -85,7 +85,7 @@ def test_photos_are_classified_and_what_is_none_is_a_line(bundle: Path, tmp_path
         ("past.csv", ["--tail-level", "2"], ["tail_level", "less than 1"]),
     ],
 )
-def test_what_is_wrong_is_one_line(
+def test_a_wrong_argument_is_one_line(
     bundle: Path, past: Path, name: str, flags: list[str], words: list[str]
 ) -> None:
     error = watch(bundle, past.with_name(name), *flags).exception

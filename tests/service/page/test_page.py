@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 
@@ -25,9 +25,9 @@ HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
 LONG = "a label that goes on and on " * 12 + "withoutaspace" * 40
 RED, GREEN, WHITE = (CLASSES[label][0] for label in ("red", "green", "white"))
 BETWEEN: Colour = (140, 120, 0)
-# What the browser itself says where a request fails.
+# The browser's own message if a request fails.
 FAILED = "Failed to load resource:"
-# Milliseconds after which the tail is looked at again.
+# Milliseconds after which the page has certainly requests for the tail again.
 PAUSE = 60_000
 ONE_VIEW = "1 view: the centre"
 FIVE_VIEWS = "5 views: the centre and the four corners"
@@ -35,19 +35,19 @@ FIVE_VIEWS = "5 views: the centre and the four corners"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
         pytest.fail("the page is tested in a real browser: run `apt-get install chromium`")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
 def service(known: Path) -> Iterator[httpx.Client]:
-    """Its tail is as expected, but for two classes: black has never come, red comes too often."""
+    """A service whose tail is as expected except for two classes: no black, too much red."""
     with running(known) as client:
         feed(
             client, {"red": 900, "green": 300, "blue": 200, "yellow": 120, "cyan": 40, "white": 24}
@@ -63,28 +63,28 @@ def page(browser: Browser, service: httpx.Client) -> Iterator[Page]:
 
 @contextmanager
 def opened(browser: Browser, client: httpx.Client, path: str = "") -> Iterator[Page]:
-    """The page; where it breaks its policy, fails or asks elsewhere, so does the test."""
+    """Open the page; fail if it raises an error, breaks its policy or contacts another host."""
     complaints: list[str] = []
     with browser.new_context(reduced_motion="reduce") as context:
         page = context.new_page()
         page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
         page.goto(f"{client.base_url}{path}")
         yield page
         assert page.title() == "taillift"
         own = (str(client.base_url), f"blob:{client.base_url}")
-        assert [url for url in asked if not url.startswith(own)] == []
+        assert [url for url in requests if not url.startswith(own)] == []
     assert [text for text in complaints if not text.startswith(FAILED)] == []
 
 
 def feed(client: httpx.Client, photos: dict[str, int]) -> None:
     for label, number in photos.items():
-        one = photo(CLASSES[label][0])
+        image = photo(CLASSES[label][0])
         for start in range(0, number, 50):
-            files = [("images", ("x", one))] * min(50, number - start)
+            files = [("images", ("x", image))] * min(50, number - start)
             assert client.post("/classify", files=files).status_code == 200
 
 
@@ -106,15 +106,15 @@ def show_tail(page: Page) -> None:
 
 
 def sideways(page: Page) -> int:
-    """Pixels by which the page is wider than its window."""
+    """Return by how many pixels the page is wider than its window."""
     width: int = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
     return width
 
 
-# What it shows of photos
+# Photos
 
 
-def test_photos_are_named_with_confidence_group_and_training_photos(page: Page) -> None:
+def test_photos_get_labels_with_confidence_group_and_training_photos(page: Page) -> None:
     choose(page, file("a.png", photo(RED)), file("b.png", photo(WHITE)))
     expect(page.get_by_role("status").first).to_have_text("2 photos classified")
     first, second = card(page, 0), card(page, 1)
@@ -128,7 +128,7 @@ def test_photos_are_named_with_confidence_group_and_training_photos(page: Page) 
     )
 
 
-def test_one_photo_is_told_to_a_screen_reader(page: Page) -> None:
+def test_the_result_for_one_photo_is_announced_to_a_screen_reader(page: Page) -> None:
     choose(page, file("a.png", photo(GREEN)))
     expect(page.get_by_role("status").first).to_have_text(
         re.compile(r"^1 photo classified: green, .*%$")
@@ -141,9 +141,9 @@ def test_a_bar_is_as_long_as_the_confidence(page: Page, service: httpx.Client) -
     choose(page, file("between.png", photo(BETWEEN)))
     expect(card(page).locator(".predictions > li")).to_have_count(5)
     widths = page.locator(".confidence rect").evaluate_all(
-        "all => all.map((one) => parseFloat(one.getAttribute('width')) / 100)"
+        "all => all.map((bar) => parseFloat(bar.getAttribute('width')) / 100)"
     )
-    wanted = [one["confidence"] for one in answer["results"][0]["predictions"]]
+    wanted = [entry["confidence"] for entry in answer["results"][0]["predictions"]]
     assert widths == pytest.approx(wanted)
     assert 0.05 < wanted[1] < wanted[0] < 0.95
 
@@ -159,10 +159,10 @@ def test_views_are_drawn_where_the_model_looks(page: Page) -> None:
         drawing = card(page, number).locator(".views")
         assert drawing.get_attribute("viewBox") == f"0 0 {width} {height}"
         places = drawing.locator(".frame").evaluate_all(
-            "all => all.map((one) => ['y', 'x'].map((side) => Number(one.getAttribute(side))))"
+            "all => all.map((box) => ['y', 'x'].map((side) => Number(box.getAttribute(side))))"
         )
-        # The first is drawn last, on top.
-        assert [tuple(place) for place in places[::-1]] == offsets(height, width, how.size)
+        # The first view is drawn last, on top.
+        assert [tuple(corner) for corner in places[::-1]] == offsets(height, width, how.size)
         box, image = drawing.bounding_box(), card(page, number).get_by_role("img").bounding_box()
         assert box is not None
         assert image is not None
@@ -209,10 +209,10 @@ def test_another_setting_classifies_the_photos_again(page: Page) -> None:
 
 
 def test_decision_and_prediction_set_are_shown(page: Page) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def answer(route: Route) -> None:
-        asked.append(route.request.url)
+        requests.append(route.request.url)
         response = route.fetch(url=route.request.url.split("&coverage")[0])
         document = response.json()
         document["results"][0] |= {"decision": "review", "set": ["red", HOSTILE]}
@@ -230,10 +230,10 @@ def test_decision_and_prediction_set_are_shown(page: Page) -> None:
     expect(card(page).get_by_text("review", exact=True)).to_be_visible()
     expect(card(page).get_by_text("Prediction set (2 classes)")).to_be_visible()
     expect(card(page).get_by_text(HOSTILE)).to_be_visible()
-    assert "coverage=0.9" in asked[0]
+    assert "coverage=0.9" in requests[0]
 
 
-def test_sets_that_the_bundle_cannot_give_are_not_offered(page: Page) -> None:
+def test_prediction_sets_are_disabled_if_the_bundle_has_none(page: Page) -> None:
     box = page.get_by_label("Prediction sets")
     expect(box).to_be_disabled()
     expect(page.get_by_text("the bundle has no calibration for them")).to_be_visible()
@@ -249,7 +249,7 @@ def test_photos_are_cleared(page: Page) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_photos_are_dropped_anywhere_or_pasted(page: Page, kind: str) -> None:
+def test_photos_can_be_dropped_anywhere_or_pasted(page: Page, kind: str) -> None:
     page.evaluate(
         """([kind, bytes]) => {
             const data = new DataTransfer();
@@ -268,10 +268,10 @@ def test_photos_are_dropped_anywhere_or_pasted(page: Page, kind: str) -> None:
     expect(card(page, 1).get_by_role("heading")).to_have_text("two.png")
 
 
-# What goes wrong
+# Errors
 
 
-def test_a_bad_image_shows_what_the_service_says_and_the_others_are_named(page: Page) -> None:
+def test_a_bad_image_shows_the_error_and_the_others_are_classified(page: Page) -> None:
     damaged = file("damaged.png", photo(RED)[:60])
     choose(page, damaged, file("notes.txt", b"no image"), file("good.png", photo(RED)))
     expect(page.get_by_role("status").first).to_have_text("1 photo classified, 2 failed")
@@ -280,7 +280,7 @@ def test_a_bad_image_shows_what_the_service_says_and_the_others_are_named(page: 
     expect(card(page, 2).locator(".label").first).to_have_text("red")
 
 
-def test_a_photo_is_tried_again(page: Page) -> None:
+def test_a_photo_can_be_tried_again(page: Page) -> None:
     page.route("**/classify?*", lambda route: route.abort())
     choose(page, file("a.png", photo(RED)))
     expect(card(page).locator(".problem")).to_have_text(re.compile("cannot be reached"))
@@ -317,7 +317,7 @@ def guarded(known: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_key_is_asked_for_where_one_is_needed_and_kept_in_the_tab(
+def test_a_key_is_requested_if_needed_and_kept_in_the_tab(
     browser: Browser, guarded: httpx.Client
 ) -> None:
     with opened(browser, guarded) as page:
@@ -340,7 +340,7 @@ def test_a_key_is_asked_for_where_one_is_needed_and_kept_in_the_tab(
         assert page.context.cookies() == []
 
 
-def test_whoever_gives_no_key_sees_why_nothing_comes(
+def test_without_a_key_the_page_says_what_is_missing(
     browser: Browser, guarded: httpx.Client
 ) -> None:
     with opened(browser, guarded, "#tail") as page:
@@ -376,11 +376,11 @@ def test_silent_and_drifting_classes_are_marked_and_listed(page: Page) -> None:
     expect(groups.nth(2)).to_have_text(re.compile("few.*2 classes.*expected.*Prevalence.*Silent"))
 
 
-def test_the_tail_is_live_while_it_is_seen(page: Page, service: httpx.Client) -> None:
+def test_the_tail_is_updated_only_while_it_is_visible(page: Page, service: httpx.Client) -> None:
     page.clock.install()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    looks: Callable[[], int] = lambda: sum(url.endswith("/classes") for url in asked)  # noqa: E731
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    looks: Callable[[], int] = lambda: sum(url.endswith("/classes") for url in requests)  # noqa: E731
     page.clock.fast_forward(60_000)
     assert looks() == 0
     show_tail(page)
@@ -415,7 +415,7 @@ def test_a_failure_is_shown_in_place_and_the_last_state_stays(page: Page) -> Non
     expect(page.locator("#tail-problem")).to_be_hidden()
 
 
-def test_every_class_is_read_from_the_chart_by_keyboard(page: Page) -> None:
+def test_every_class_can_be_read_from_the_chart_by_keyboard(page: Page) -> None:
     show_tail(page)
     scrub = page.get_by_role("slider", name="Class by frequency")
     scrub.focus()
@@ -428,7 +428,7 @@ def test_every_class_is_read_from_the_chart_by_keyboard(page: Page) -> None:
     expect(page.locator("#reading")).to_have_text(re.compile("^red: many"))
 
 
-def test_the_table_is_sorted_and_searched(page: Page) -> None:
+def test_the_table_can_be_sorted_and_searched(page: Page) -> None:
     show_tail(page)
     labels = page.locator("#classes tbody th")
     expect(labels).to_have_text(list(CLASSES))
@@ -450,12 +450,12 @@ def test_thousands_of_classes_stay_a_small_page(page: Page, service: httpx.Clien
     answer = service.get("/classes").json()
     own, size = answer["classes"], 8_142
     answer["classes"] = [
-        own[place % len(own)] | {"label": f"class {place}", "count": size - place}
-        for place in range(size)
+        own[index % len(own)] | {"label": f"class {index}", "count": size - index}
+        for index in range(size)
     ]
     page.route("**/classes", lambda route: route.fulfill(json=answer))
     show_tail(page)
-    silent = sum(one["live"]["silent"] for one in answer["classes"])
+    silent = sum(info["live"]["silent"] for info in answer["classes"])
     assert silent == size // len(own)
     marks = page.locator("#chart .mark.silent").get_attribute("d") or ""
     assert marks.count("M") == silent
@@ -467,10 +467,10 @@ def test_thousands_of_classes_stay_a_small_page(page: Page, service: httpx.Clien
     assert page.evaluate("document.querySelectorAll('*').length") < 2_500
 
 
-# For everybody
+# Accessibility
 
 
-def test_tabs_are_used_by_keyboard_and_have_addresses(page: Page, service: httpx.Client) -> None:
+def test_tabs_can_be_used_by_keyboard_and_have_addresses(page: Page, service: httpx.Client) -> None:
     photos, tail = (page.get_by_role("tab", name=name) for name in ("Photos", "Tail"))
     photos.focus()
     page.keyboard.press("ArrowRight")
@@ -490,7 +490,7 @@ def test_tabs_are_used_by_keyboard_and_have_addresses(page: Page, service: httpx
     expect(page.get_by_role("tabpanel", name="Tail")).to_be_visible()
 
 
-def test_photos_are_chosen_by_keyboard(page: Page) -> None:
+def test_photos_can_be_chosen_by_keyboard(page: Page) -> None:
     page.on("filechooser", lambda chooser: chooser.set_files([file("a.png", photo(RED))]))
     page.get_by_role("tab", name="Photos").focus()
     page.keyboard.press("Tab")
@@ -503,28 +503,34 @@ def test_photos_are_chosen_by_keyboard(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 320])
-def test_everybody_can_read_and_use_it(page: Page, scheme: Any, width: int) -> None:
+def test_the_page_has_no_accessibility_violations(page: Page, scheme: Any, width: int) -> None:
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 800})
     choose(page, file("a.png", photo(RED)), file("bad.png", b"bad"))
     expect(page.get_by_role("status").first).to_have_text("1 photo classified, 1 failed")
-    assert barriers(page) == []
+    assert violations(page) == []
     assert sideways(page) == 0
     show_tail(page)
-    assert barriers(page) == []
+    assert violations(page) == []
     assert sideways(page) == 0
 
 
-def test_the_dialog_can_be_read_and_used(browser: Browser, guarded: httpx.Client) -> None:
+def test_the_dialog_has_no_accessibility_violations(
+    browser: Browser, guarded: httpx.Client
+) -> None:
     with opened(browser, guarded) as page:
         expect(page.get_by_role("dialog")).to_be_visible()
-        assert barriers(page) == []
+        assert violations(page) == []
 
 
-def barriers(page: Page) -> Sequence[str]:
-    """What axe finds, by WCAG 2.2 AA and good practice."""
-    found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
+def violations(page: Page) -> Sequence[str]:
+    """Return the violations of WCAG 2.2 AA and good practice that axe finds."""
+    response = Axe().run(page).response
+    return [
+        f"{violation['id']}: {node['html'][:200]}"
+        for violation in response["violations"]
+        for node in violation["nodes"]
+    ]
 
 
 def test_dark_and_light_follow_the_system(page: Page) -> None:
@@ -539,10 +545,10 @@ def test_dark_and_light_follow_the_system(page: Page) -> None:
     assert sum(map(int, re.findall(r"\d+", light))) > 650
 
 
-# What is served
+# Files
 
 
-def test_every_part_is_fresh_and_named_relatively(service: httpx.Client) -> None:
+def test_every_part_is_revalidated_and_has_a_relative_address(service: httpx.Client) -> None:
     first = service.get("/")
     assert first.headers["content-type"].startswith("text/html")
     parts = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
@@ -556,6 +562,6 @@ def test_every_part_is_fresh_and_named_relatively(service: httpx.Client) -> None
     assert re.findall(r"<script[^>]*>[^<]|style=|\son\w+=", first.text) == []
 
 
-def test_nothing_else_of_the_package_is_served(service: httpx.Client) -> None:
+def test_no_other_file_of_the_package_is_served(service: httpx.Client) -> None:
     for path in ("/page/__init__.py", "/page/../app.py", "/page/%2e%2e/__init__.py", "/page/"):
         assert service.get(path).status_code == 404

@@ -1,4 +1,4 @@
-"""The exact tails against scipy's."""
+"""Distribution functions, compared with scipy's."""
 
 import numpy as np
 import pytest
@@ -20,24 +20,24 @@ shapes = st.floats(0.05, 1e5)
 
 
 @given(st.lists(st.floats(1e-6, 1e9), min_size=1))
-def test_log_gamma_is_scipys(values: list[float]) -> None:
+def test_log_gamma_equals_scipys(values: list[float]) -> None:
     np.testing.assert_allclose(log_gamma(values), special.gammaln(values), rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0, 1), shapes, shapes)
-def test_the_beta_distribution_is_scipys(x: float, a: float, b: float) -> None:
+def test_the_beta_distribution_equals_scipys(x: float, a: float, b: float) -> None:
     np.testing.assert_allclose(beta_cdf(x, a, b), special.betainc(a, b, x), rtol=1e-8, atol=1e-12)
 
 
-def test_a_fraction_ends_once_each_of_its_values_has_been_found(
+def test_a_fraction_stops_when_each_of_its_values_has_converged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    divisors, away = [], distributions._away_from_zero
+    divisors, away_from_zero = [], distributions._away_from_zero
 
     def counted(value: Doubles) -> Doubles:
         divisors.append(value)
-        return away(value)
+        return away_from_zero(value)
 
     monkeypatch.setattr(distributions, "_away_from_zero", counted)
     values = np.geomspace(1e-10, 1e-6, 300)
@@ -48,38 +48,40 @@ def test_a_fraction_ends_once_each_of_its_values_has_been_found(
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(1e-6, 1 - 1e-6), st.floats(0.5, 1e4), st.floats(0.5, 1e6))
-def test_beta_quantiles_are_scipys(p: float, a: float, b: float) -> None:
+def test_beta_quantiles_equal_scipys(p: float, a: float, b: float) -> None:
     np.testing.assert_allclose(beta_quantile(p, a, b), special.betaincinv(a, b, p), rtol=1e-7)
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 10), (10, 10), (3, 10), (1, 1), (5, 200_000)])
-def test_intervals_of_shares_are_clopper_and_pearsons(count: int, total: int) -> None:
+def test_binomial_intervals_are_clopper_and_pearsons(count: int, total: int) -> None:
     wanted = stats.binomtest(count, total).proportion_ci(0.95, "exact")
     low, high = binomial_interval([count, count], total)
     np.testing.assert_allclose([low[1], high[0]], [wanted.low, wanted.high], rtol=1e-8)
 
 
 @pytest.mark.parametrize(("count", "total"), [(501, 1_100), (501, 10**7), (40_000, 50_000)])
-def test_intervals_of_many_counts_are_nearly_clopper_and_pearsons(count: int, total: int) -> None:
+def test_binomial_intervals_of_large_counts_are_nearly_clopper_and_pearsons(
+    count: int, total: int
+) -> None:
     wanted = stats.binomtest(count, total).proportion_ci(0.95, "exact")
     low, high = binomial_interval([count], total)
     np.testing.assert_allclose([low[0], high[0]], [wanted.low, wanted.high], rtol=1e-3)
 
 
-def test_nothing_observed_leaves_every_share_open() -> None:
+def test_without_any_trial_every_share_is_possible() -> None:
     low, high = binomial_interval([0], 0)
     assert (low[0], high[0]) == (0, 1)
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 500), (3, 500), (500, 500)])
-def test_the_chance_of_so_few_is_scipys(count: int, total: int) -> None:
+def test_beta_binomial_equals_scipys(count: int, total: int) -> None:
     wanted = stats.betabinom(total, 3.5, 400).cdf(count)
     assert beta_binomial_at_most(count, total, 3.5, 400) == pytest.approx(wanted, rel=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 20_000), st.floats(0.05, 1e3), st.floats(1e-4, 0.99))
-def test_so_it_is_for_any_count_and_any_rate(
+def test_beta_binomial_equals_scipys_for_any_count_and_rate(
     data: st.DataObject, total: int, a: float, mean: float
 ) -> None:
     b = a / mean - a
@@ -98,13 +100,15 @@ def test_so_it_is_for_any_count_and_any_rate(
         (999_000, 1_000_000, 900, 0.5),
     ],
 )
-def test_so_it_is_for_many_predictions(count: int, total: int, a: float, b: float) -> None:
+def test_beta_binomial_equals_scipys_for_many_predictions(
+    count: int, total: int, a: float, b: float
+) -> None:
     wanted = stats.betabinom(total, a, b).cdf(count)
     assert beta_binomial_at_most(count, total, a, b) == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("total", [1, 10, 10**6, 10**12])
-def test_where_every_rate_is_as_likely_every_count_is(total: int) -> None:
+def test_if_every_rate_is_equally_likely_so_is_every_count(total: int) -> None:
     for count in (0, total // 3, total - 1, total):
         wanted = (count + 1) / (total + 1)
         assert beta_binomial_at_most(count, total, 1, 1) == pytest.approx(wanted, rel=1e-6)

@@ -1,11 +1,11 @@
-"""What the sequential tests find, how soon, and how seldom they err."""
+"""The sequential test for drift: what it finds, how soon, and how rarely it is wrong."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.streams import Simulated, batches, sharp, simulate
+from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import Drift, Evidence, discoveries
 from taillift.service.tail.reference import Expected, Reference, Source, expect, reference_from
@@ -13,33 +13,35 @@ from taillift.service.tail.reference import Expected, Reference, Source, expect,
 LOOK = 100
 
 
-def expectation(bundle: Simulated, source: Source = Source.UNIFORM) -> tuple[Reference, Expected]:
+def expectation(
+    bundle: SimulatedBundle, source: Source = Source.UNIFORM
+) -> tuple[Reference, Expected]:
     confusion = bundle.confusion
     reference = reference_from(source, bundle.counts, confusion)
     return reference, expect(reference, confusion)
 
 
-def settled(bundle: Simulated, looks: int, seed: int) -> tuple[Drift, Doubles]:
-    """A test that has seen `looks` of expected traffic, and the shares of the true classes."""
+def settled(bundle: SimulatedBundle, looks: int, seed: int) -> tuple[Drift, Doubles]:
+    """Return a test after `looks` at expected traffic, and the shares of the true classes."""
     reference, expected = expectation(bundle)
     drift = Drift(expected.classes)
     rng = np.random.default_rng(seed)
     for counts in batches(rng, reference.prior @ bundle.matrix, LOOK, looks):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     return drift, reference.prior.copy()
 
 
-def found_after(drift: Drift, rates: Doubles, place: int, looks: int, seed: int) -> float:
-    """Predictions after which the class is found; infinite where it is not."""
+def found_after(drift: Drift, rates: Doubles, index: int, looks: int, seed: int) -> float:
+    """Return the predictions after which the class is found, infinite if it is not."""
     for look, counts in enumerate(batches(np.random.default_rng(seed), rates, LOOK, looks), 1):
-        drift.look(counts, LOOK)
-        if drift.found[place]:
+        drift.update(counts, LOOK)
+        if drift.found[index]:
             return look * LOOK
     return float("inf")
 
 
 def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
-    """E[e] <= 1, at a fixed time and at the time when it looks most convincing so far."""
+    """E[e] <= 1, at a fixed time and at the first time when the evidence looks convincing."""
     rng = np.random.default_rng(0)
     rates = np.full(4_000, 0.05)
     evidence = Evidence(2, rates, cap=1e9)
@@ -49,8 +51,8 @@ def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
         hits = rng.binomial(20, rates)
         hit, miss = np.log(bets / rates), np.log((1 - bets) / (1 - rates))
         evidence.update(hits * hit + (20 - hits) * miss, 20)
-        stopped = np.where(np.isnan(stopped) & (evidence.values > 2), evidence.values, stopped)
-    at_stop = np.where(np.isnan(stopped), evidence.values, stopped)
+        stopped = np.where(np.isnan(stopped) & (evidence.e_values > 2), evidence.e_values, stopped)
+    at_stop = np.where(np.isnan(stopped), evidence.e_values, stopped)
     error = at_stop.std() / np.sqrt(len(at_stop))
     assert at_stop.mean() <= 1 + 3 * error
     assert at_stop.mean() > 0.9
@@ -59,26 +61,26 @@ def test_the_mean_evidence_of_an_expected_stream_is_at_most_one() -> None:
 
 @pytest.mark.parametrize("held_out", [1, 5, 20])
 @pytest.mark.parametrize("source", [Source.UNIFORM, Source.TRAIN])
-def test_expected_traffic_raises_nothing_however_few_photos_were_held_out(
+def test_expected_traffic_raises_no_alarm_however_few_photos_were_held_out(
     held_out: int, source: Source
 ) -> None:
-    """Of 8 bundles with 30 classes, each looked at 100 times, 5 % may raise something."""
+    """Each of 8 bundles with 30 classes is looked at 100 times; 5 % may raise an alarm."""
     alarms = 0
     for seed in range(8):
         bundle = simulate(seed, held_out)
         reference, expected = expectation(bundle, source)
         drift = Drift(expected.classes)
-        ever = False
+        alarm = False
         rng = np.random.default_rng(seed)
         for counts in batches(rng, reference.prior @ bundle.matrix, LOOK, 100):
-            drift.look(counts, LOOK)
-            ever |= bool(drift.found.any())
-        alarms += ever
+            drift.update(counts, LOOK)
+            alarm |= bool(drift.found.any())
+        alarms += alarm
     assert alarms <= 1
 
 
 def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     late = 0
     for seed in range(10):
         drift, mix = settled(bundle, 100, seed)
@@ -86,7 +88,7 @@ def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
         mix[3] = 0
         rates = mix / mix.sum() @ bundle.matrix
         promise = float(drift.delay(rates)[3])
-        # An expected one in 22 predictions: about 50 of them.
+        # The class is expected once in 22 predictions: about 50 of its own.
         assert promise < 1_500
         late += found_after(drift, rates, 3, 40, seed + 100) > promise + LOOK
         assert drift.direction[3] == -1
@@ -94,7 +96,7 @@ def test_a_class_that_dies_late_is_found_within_the_promised_delay() -> None:
 
 
 def test_a_class_that_doubles_is_found_within_the_promised_delay() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     late = 0
     for seed in range(5):
         drift, mix = settled(bundle, 300, seed)
@@ -108,14 +110,14 @@ def test_a_class_that_doubles_is_found_within_the_promised_delay() -> None:
 
 
 def test_two_swapped_classes_are_found_and_no_other() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     mix = np.where(np.arange(20) == 0, 4.0, 1.0) / 23
     confusion = bundle.confusion
     expected = expect(Reference(Source.OWN, mix), confusion)
     drift = Drift(expected.classes)
     for counts in batches(np.random.default_rng(0), mix @ bundle.matrix, LOOK, 100):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert not drift.found.any()
     mix[[0, 1]] = mix[[1, 0]]
     rates = mix @ bundle.matrix
@@ -126,20 +128,20 @@ def test_two_swapped_classes_are_found_and_no_other() -> None:
 
 
 def test_a_class_that_comes_back_is_cleared() -> None:
-    bundle = sharp(20)
+    bundle = few_shot_bundle(20)
     drift, mix = settled(bundle, 50, 0)
     gone = mix.copy()
     gone[3] = 0
     for counts in batches(np.random.default_rng(1), gone @ bundle.matrix, LOOK, 200):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert drift.found[3]
     for counts in batches(np.random.default_rng(2), mix @ bundle.matrix, LOOK, 40):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert not drift.found.any()
 
 
-def test_the_stream_narrows_the_band_but_a_dying_class_does_not_take_it_along() -> None:
-    bundle = sharp(20, held_out=5)
+def test_the_stream_narrows_the_band_but_a_dying_class_does_not_lower_it() -> None:
+    bundle = few_shot_bundle(20, held_out=5)
     drift, mix = settled(bundle, 0, 0)
     at_first = drift.band.low.copy()
     drift, mix = settled(bundle, 200, 0)
@@ -151,38 +153,38 @@ def test_the_stream_narrows_the_band_but_a_dying_class_does_not_take_it_along() 
     mix[3] = 0
     found_after(drift, mix @ bundle.matrix, 3, 200, 1)
     for counts in batches(np.random.default_rng(2), mix @ bundle.matrix, LOOK, 400):
-        drift.look(counts, LOOK)
+        drift.update(counts, LOOK)
     assert drift.band.low[3] >= learned[3]
     assert drift.found[3]
 
 
-def test_one_large_batch_convicts_as_many_small_ones_do() -> None:
-    bundle = sharp(20)
+def test_one_large_batch_finds_what_many_small_ones_find() -> None:
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     once, often = Drift(expected.classes), Drift(expected.classes)
     gone = np.full(20, 50)
     gone[3] = 0
-    once.look(20 * gone, int(20 * gone.sum()))
+    once.update(20 * gone, int(20 * gone.sum()))
     for _ in range(20):
-        often.look(gone, int(gone.sum()))
+        often.update(gone, int(gone.sum()))
     assert np.flatnonzero(once.found).tolist() == np.flatnonzero(often.found).tolist() == [3]
 
 
-def test_the_evidence_stays_finite_whatever_comes() -> None:
-    bundle = sharp(20)
+def test_the_evidence_stays_finite_for_any_counts() -> None:
+    bundle = few_shot_bundle(20)
     _, expected = expectation(bundle)
     drift = Drift(expected.classes)
     everything = np.zeros(20, np.int64)
     everything[3] = 10**9
     for _ in range(3):
-        drift.look(everything, 10**9)
-        drift.look(np.zeros(20, np.int64), 0)
-    assert np.isfinite(drift.values).all()
+        drift.update(everything, 10**9)
+        drift.update(np.zeros(20, np.int64), 0)
+    assert np.isfinite(drift.e_values).all()
     assert drift.found.all()
 
 
-def test_a_change_within_the_band_is_never_promised() -> None:
-    bundle = sharp(20, held_out=1)
+def test_a_change_within_the_band_has_an_infinite_delay() -> None:
+    bundle = few_shot_bundle(20, held_out=1)
     drift, mix = settled(bundle, 0, 0)
     assert np.isinf(drift.delay(mix @ bundle.matrix * 1.05)).all()
 
@@ -201,12 +203,12 @@ def test_discoveries_are_the_largest_set_that_e_bh_allows(
 
 
 def test_false_discoveries_are_rare_among_true_ones() -> None:
-    bundle = sharp(40)
+    bundle = few_shot_bundle(40)
     shares = []
     for seed in range(8):
         drift, mix = settled(bundle, 50, seed)
         mix[:8] = 0
-        # The others' shares grow by less than the tolerance: those are not to be found.
+        # The shares of the others grow by less than the tolerance: they must not be found.
         mix[8:] = (1 - 0.15) / 32 * 1.0
         mix[8] += 1 - mix.sum()
         found_after(drift, mix @ bundle.matrix, 39, 60, seed)

@@ -1,4 +1,4 @@
-"""One call a prediction, and what is read of it."""
+"""The monitor: one call per prediction, and the state that is read from it."""
 
 import math
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.streams import Simulated, sharp, simulate
+from benchmarks.streams import SimulatedBundle, few_shot_bundle, simulate
 from taillift.service.monitoring.store import Store
 from taillift.service.tail.monitor import WEEK, ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.snapshot import recall, remember
+from taillift.service.tail.snapshot import restore, to_arrays
 from taillift.service.tail.state import class_state, tail_state
 
 START = 1.7e9
@@ -25,10 +25,10 @@ class Clock:
         return self.now
 
 
-def facts(bundle: Simulated, version: str = "v1") -> ModelProfile:
+def profile(bundle: SimulatedBundle, version: str = "v1") -> ModelProfile:
     return ModelProfile(
         version=version,
-        labels=tuple(f"class {place}" for place in range(len(bundle.groups))),
+        labels=tuple(f"class {index}" for index in range(len(bundle.groups))),
         groups=tuple(bundle.groups),
         counts=tuple(bundle.counts),
         pairs=tuple(bundle.pairs),
@@ -36,9 +36,13 @@ def facts(bundle: Simulated, version: str = "v1") -> ModelProfile:
 
 
 def feed(
-    monitor: TailMonitor, clock: Clock, bundle: Simulated, predictions: int, lost: int | None = None
+    monitor: TailMonitor,
+    clock: Clock,
+    bundle: SimulatedBundle,
+    predictions: int,
+    lost: int | None = None,
 ) -> None:
-    """Images of all classes equally often, save one, at one a minute."""
+    """Observe one image a minute, of all classes equally often except the `lost` one."""
     mix = np.ones(len(bundle.groups))
     if lost is not None:
         mix[lost] = 0
@@ -49,69 +53,69 @@ def feed(
         monitor.observe(label, 0.9 if label % 2 else 0.5)
 
 
-def test_a_new_monitor_has_everything_and_claims_nothing() -> None:
-    monitor = TailMonitor(facts(simulate(0, 5)), UNIFORM, Clock())
+def test_a_new_monitor_shows_every_class_and_finds_none() -> None:
+    monitor = TailMonitor(profile(simulate(0, 5)), UNIFORM, Clock())
     state = tail_state(monitor)
     assert (state.predictions, state.drifting, state.silent) == (0, 0, 0)
     assert [group.group for group in state.groups] == ["many", "medium", "few"]
     assert state.groups[2].prevalence == pytest.approx(1 / 3)
     assert state.groups[2].verdict == "as expected"
-    one = class_state(monitor, 29)
-    assert (one.predicted, one.chance, one.confidence, one.last_seen) == (0, 1, None, None)
-    assert math.isnan(one.ratio)
-    assert (one.interval.low, one.interval.high) == (0, 1)
+    shown = class_state(monitor, 29)
+    assert (shown.predicted, shown.chance, shown.confidence, shown.last_seen) == (0, 1, None, None)
+    assert math.isnan(shown.ratio)
+    assert (shown.interval.low, shown.interval.high) == (0, 1)
 
 
-def test_expected_traffic_is_told_as_such() -> None:
-    bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+def test_expected_traffic_is_as_expected() -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 5_000)
-    state, one = tail_state(monitor), class_state(monitor, 3)
+    state, shown = tail_state(monitor), class_state(monitor, 3)
     assert (state.drifting, state.silent, state.window_predictions) == (0, 0, 5_000)
     assert state.classes.predicted.sum() == 5_000
     assert state.classes.expected.sum() == pytest.approx(5_000)
-    assert one.predicted == state.classes.predicted[3]
-    assert one.expected == pytest.approx(250, rel=0.1)
-    assert one.interval.low < one.predicted / 5_000 < one.interval.high
-    assert one.expected_interval.low < 0.05 < one.expected_interval.high
-    assert one.ratio == pytest.approx(1, abs=0.25)
-    assert one.verdict == "as expected"
-    assert one.confidence is not None
-    assert one.confidence.median == pytest.approx(0.91, abs=0.011)
+    assert shown.predicted == state.classes.predicted[3]
+    assert shown.expected == pytest.approx(250, rel=0.1)
+    assert shown.interval.low < shown.predicted / 5_000 < shown.interval.high
+    assert shown.expected_interval.low < 0.05 < shown.expected_interval.high
+    assert shown.ratio == pytest.approx(1, abs=0.25)
+    assert shown.verdict == "as expected"
+    assert shown.confidence is not None
+    assert shown.confidence.median == pytest.approx(0.91, abs=0.011)
     assert (state.groups[0].share, state.groups[0].prevalence) == (1, 1)
 
 
-def test_a_lost_class_is_told_by_name() -> None:
-    bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+def test_a_lost_class_is_silent() -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 2_000)
     promise = class_state(monitor, 3).silence_delay
     assert promise is not None
     feed(monitor, clock, bundle, math.ceil(promise), lost=3)
-    state, one = tail_state(monitor), class_state(monitor, 3)
+    state, shown = tail_state(monitor), class_state(monitor, 3)
     assert np.flatnonzero(state.classes.silent).tolist() == [3]
-    assert one.verdict == "silent"
-    assert one.silence_e_value is not None
-    assert one.silence_e_value > 600
-    assert one.ratio < 1
+    assert shown.verdict == "silent"
+    assert shown.silence_e_value is not None
+    assert shown.silence_e_value > 600
+    assert shown.ratio < 1
 
 
-def test_the_window_forgets_and_the_evidence_does_not() -> None:
-    bundle, clock = sharp(20), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+def test_the_window_forgets_but_the_evidence_does_not() -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 3_000, lost=3)
     clock.now += WEEK
-    state, one = tail_state(monitor), class_state(monitor, 3)
-    assert (state.window_predictions, one.predicted, one.confidence) == (0, 0, None)
+    state, shown = tail_state(monitor), class_state(monitor, 3)
+    assert (state.window_predictions, shown.predicted, shown.confidence) == (0, 0, None)
     assert state.predictions == 3_000
-    assert one.verdict == "silent"
-    assert one.last_seen is not None
-    assert START < one.last_seen < clock.now - WEEK
+    assert shown.verdict == "silent"
+    assert shown.last_seen is not None
+    assert START < shown.last_seen < clock.now - WEEK
 
 
 def test_group_shares_are_corrected() -> None:
     bundle, clock = simulate(3, 50), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 3_000)
     few = tail_state(monitor).groups[2]
     assert few.prevalence_interval.low < 1 / 3 < few.prevalence_interval.high
@@ -119,32 +123,32 @@ def test_group_shares_are_corrected() -> None:
     assert few.expected_interval.low < few.expected_share < few.expected_interval.high
 
 
-def test_looking_often_changes_no_count() -> None:
-    bundle = sharp(5)
+def test_frequent_looks_change_no_count() -> None:
+    bundle = few_shot_bundle(5)
     clocks = [Clock(), Clock()]
-    seldom, often = (TailMonitor(facts(bundle), UNIFORM, clock) for clock in clocks)
-    for place in range(100):
-        for monitor, clock in zip((seldom, often), clocks, strict=True):
+    rarely, often = (TailMonitor(profile(bundle), UNIFORM, clock) for clock in clocks)
+    for number in range(100):
+        for monitor, clock in zip((rarely, often), clocks, strict=True):
             clock.now += 60
-            monitor.observe(place % 5, 0.5)
+            monitor.observe(number % 5, 0.5)
         tail_state(often)
-    states = [tail_state(monitor).classes for monitor in (seldom, often)]
+    states = [tail_state(monitor).classes for monitor in (rarely, often)]
     np.testing.assert_array_equal(states[0].predicted, states[1].predicted)
     np.testing.assert_array_equal(states[0].last_seen, states[1].last_seen)
 
 
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
-    bundle, clock = sharp(20), Clock()
-    before = TailMonitor(facts(bundle), UNIFORM, clock)
+    bundle, clock = few_shot_bundle(20), Clock()
+    before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
     wanted = tail_state(before)
     with Store(tmp_path / "tail.db") as store:
-        store.save("v1", remember(before))
+        store.save("v1", to_arrays(before))
     later = Clock()
     later.now = clock.now
-    after = TailMonitor(facts(bundle), UNIFORM, later)
+    after = TailMonitor(profile(bundle), UNIFORM, later)
     with Store(tmp_path / "tail.db") as store:
-        recall(after, store.load("v1"))
+        restore(after, store.load("v1"))
     got = tail_state(after)
     assert got.groups == wanted.groups
     for name, values in vars(wanted.classes).items():
@@ -155,32 +159,32 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     assert tail_state(before).classes.e_value == pytest.approx(tail_state(after).classes.e_value)
 
 
-def test_what_was_remembered_stays_as_it_was_when_the_monitor_goes_on() -> None:
-    bundle, clock = sharp(5), Clock()
-    monitor = TailMonitor(facts(bundle), UNIFORM, clock)
+def test_saved_arrays_do_not_change_when_the_monitor_goes_on() -> None:
+    bundle, clock = few_shot_bundle(5), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 300)
-    monitor.look()
-    kept = remember(monitor)
-    copies = {name: array.copy() for name, array in kept.items()}
+    monitor.refresh()
+    arrays = to_arrays(monitor)
+    copies = {name: array.copy() for name, array in arrays.items()}
     feed(monitor, clock, bundle, 300)
-    monitor.look()
+    monitor.refresh()
     for name, array in copies.items():
-        np.testing.assert_array_equal(kept[name], array)
+        np.testing.assert_array_equal(arrays[name], array)
 
 
-def test_under_another_reference_the_evidence_begins_anew_and_the_window_does_not() -> None:
-    bundle, clock = sharp(20), Clock()
-    before = TailMonitor(facts(bundle), UNIFORM, clock)
+def test_under_another_level_the_evidence_begins_anew_and_the_window_does_not() -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    before = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(before, clock, bundle, 3_000, lost=3)
-    before.look()
-    after = TailMonitor(facts(bundle), Rules(Source.UNIFORM, level=0.01), clock)
-    recall(after, remember(before))
+    before.refresh()
+    after = TailMonitor(profile(bundle), Rules(Source.UNIFORM, level=0.01), clock)
+    restore(after, to_arrays(before))
     state = tail_state(after)
     assert (state.predictions, state.window_predictions) == (0, 3_000)
     assert state.silent == 0
 
 
-def test_nothing_remembered_is_a_fresh_start() -> None:
-    monitor = TailMonitor(facts(sharp(5)), UNIFORM, Clock())
-    recall(monitor, {})
+def test_without_saved_arrays_the_monitor_starts_fresh() -> None:
+    monitor = TailMonitor(profile(few_shot_bundle(5)), UNIFORM, Clock())
+    restore(monitor, {})
     assert tail_state(monitor).predictions == 0

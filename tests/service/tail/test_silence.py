@@ -1,10 +1,10 @@
-"""Few-shot classes that have gone silent, and those that cannot be seen to."""
+"""Few-shot classes that have gone silent, and those whose loss would be hidden."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.streams import Simulated, batches, sharp, simulate
+from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.service.tail.confusion import estimate_confusion
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import Drift
@@ -15,9 +15,9 @@ LOOK = 100
 
 
 class Watch:
-    """Drift and silence of one bundle under the uniform reference."""
+    """The drift test and the silence test of one bundle under the uniform reference."""
 
-    def __init__(self, bundle: Simulated, seed: int) -> None:
+    def __init__(self, bundle: SimulatedBundle, seed: int) -> None:
         confusion = bundle.confusion
         self.mix = reference_from(Source.UNIFORM, bundle.counts, confusion).prior.copy()
         self.expected = expect(reference_from(Source.UNIFORM, bundle.counts, confusion), confusion)
@@ -27,12 +27,12 @@ class Watch:
         self.silence = Silence(self.expected, few, self.drift)
         self._rng = np.random.default_rng(seed)
 
-    def go_on(self, mix: Doubles, looks: int, until: int | None = None) -> float:
-        """Predictions until the class `until` is silent; infinite where it is not."""
+    def run(self, mix: Doubles, looks: int, until: int | None = None) -> float:
+        """Return the predictions until the class `until` is silent, infinite if it is not."""
         rates = mix / mix.sum() @ self.matrix
         for look, counts in enumerate(batches(self._rng, rates, LOOK, looks), 1):
-            self.silence.look(counts, LOOK)
-            self.drift.look(counts, LOOK)
+            self.silence.update(counts, LOOK)
+            self.drift.update(counts, LOOK)
             if until is not None and self.silence.found[until]:
                 return look * LOOK
         return float("inf")
@@ -42,23 +42,23 @@ class Watch:
 def test_a_lost_class_is_called_silent_within_the_promised_delay(before: int) -> None:
     late = 0
     for seed in range(10):
-        watch = Watch(sharp(20), seed)
-        watch.go_on(watch.mix, before)
+        watch = Watch(few_shot_bundle(20), seed)
+        watch.run(watch.mix, before)
         promise = float(watch.silence.delay()[3])
         assert promise < 1_200
         mix = watch.mix.copy()
         mix[3] = 0
-        late += watch.go_on(mix, 40, until=3) > promise + LOOK
+        late += watch.run(mix, 40, until=3) > promise + LOOK
         assert np.flatnonzero(watch.silence.found).tolist() in ([3], [])
     assert late <= 1
 
 
-def test_a_class_that_comes_half_as_often_drifts_and_is_not_silent() -> None:
-    watch = Watch(sharp(20, held_out=50), 0)
-    watch.go_on(watch.mix, 200)
+def test_a_class_that_is_half_as_frequent_drifts_and_is_not_silent() -> None:
+    watch = Watch(few_shot_bundle(20, held_out=50), 0)
+    watch.run(watch.mix, 200)
     mix = watch.mix.copy()
     mix[3] /= 2
-    watch.go_on(mix, 200)
+    watch.run(mix, 200)
     assert watch.drift.found[3]
     assert not watch.silence.found.any()
 
@@ -67,7 +67,7 @@ def test_a_class_that_comes_half_as_often_drifts_and_is_not_silent() -> None:
 def test_expected_traffic_silences_nothing(held_out: int) -> None:
     for seed in range(5):
         watch = Watch(simulate(seed, held_out), seed)
-        watch.go_on(watch.mix, 100)
+        watch.run(watch.mix, 100)
         assert not watch.silence.found.any()
 
 
@@ -75,21 +75,21 @@ def test_only_few_shot_classes_are_called_silent() -> None:
     watch = Watch(simulate(1, 20), 1)
     mix = watch.mix.copy()
     mix[0] = 0
-    watch.go_on(mix, 150)
+    watch.run(mix, 150)
     assert watch.drift.found[0]
     assert not watch.silence.found.any()
 
 
-def test_a_loss_that_others_mistakes_hide_is_promised_never() -> None:
+def test_a_hidden_loss_has_an_infinite_delay() -> None:
     confusion = estimate_confusion(
         ["many", "few"], [(0, 0, 500), (0, 1, 500), (1, 1, 500), (1, 0, 500)]
     )
     expected = expect(reference_from(Source.UNIFORM, [1, 1], confusion), confusion)
     drift = Drift(expected.classes)
     silence = Silence(expected, np.array([False, True]), drift)
-    assert silence.blind.tolist() == [True]
+    assert silence.hidden.tolist() == [True]
     assert np.isinf(silence.delay()).all()
-    silence.look(np.array([1_000, 0]), 1_000)
+    silence.update(np.array([1_000, 0]), 1_000)
     assert not silence.found.any()
 
 
@@ -97,12 +97,12 @@ def test_without_few_shot_classes_nothing_is_watched() -> None:
     confusion = estimate_confusion(["many", "medium"], [])
     expected = expect(reference_from(Source.UNIFORM, [1, 1], confusion), confusion)
     silence = Silence(expected, np.array([False, False]), Drift(expected.classes))
-    silence.look(np.array([1_000, 0]), 1_000)
+    silence.update(np.array([1_000, 0]), 1_000)
     assert (len(silence.delay()), silence.found.tolist()) == (0, [False, False])
 
 
-def test_the_chance_of_so_few_takes_in_what_held_out_photos_leave_open() -> None:
-    watch = Watch(sharp(20), 0)
+def test_the_chance_of_so_few_includes_what_held_out_photos_leave_open() -> None:
+    watch = Watch(few_shot_bundle(20), 0)
     rates = watch.expected.classes
     chance = watch.silence.chance(3, 2, 150)
     assert chance == pytest.approx(stats.betabinom(150, rates.a[3], rates.b[3]).cdf(2), rel=1e-9)

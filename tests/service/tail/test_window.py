@@ -1,4 +1,4 @@
-"""What was predicted of late."""
+"""The window of recent predictions."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def add(window: Window, label: int, confidence: float, now: float) -> None:
     window.add(np.array([label]), np.array([confidence]), now)
 
 
-def test_what_is_older_than_the_window_is_forgotten() -> None:
+def test_predictions_older_than_the_window_are_forgotten() -> None:
     window = Window(3, BUCKETS * HOUR)
     add(window, 0, 0.5, 0)
     add(window, 1, 0.5, 5 * HOUR)
@@ -28,9 +28,11 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.floats(0, 1), st.floats(0, 30)), max_size=40))
-def test_counts_are_those_of_the_last_twelve_parts(events: list[tuple[int, float, float]]) -> None:
+def test_counts_are_those_of_the_last_twelve_buckets(
+    events: list[tuple[int, float, float]],
+) -> None:
     window = Window(3, BUCKETS * HOUR)
-    events.sort(key=lambda one: one[2])
+    events.sort(key=lambda event: event[2])
     for label, confidence, hour in events:
         add(window, label, confidence, hour * HOUR)
     last = int(events[-1][2]) if events else 0
@@ -40,7 +42,7 @@ def test_counts_are_those_of_the_last_twelve_parts(events: list[tuple[int, float
     assert window.histogram.sum() == sum(bucket.histogram.sum() for bucket in window.buckets)
 
 
-def test_a_clock_that_goes_back_loses_nothing() -> None:
+def test_a_clock_that_goes_back_loses_no_prediction() -> None:
     window = Window(1, BUCKETS * HOUR)
     add(window, 0, 0.5, 5 * HOUR)
     add(window, 0, 0.5, 3 * HOUR)
@@ -48,7 +50,7 @@ def test_a_clock_that_goes_back_loses_nothing() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=200))
-def test_quantiles_are_right_to_one_bin(confidences: list[float]) -> None:
+def test_quantiles_are_accurate_to_one_bin(confidences: list[float]) -> None:
     window = Window(1, HOUR)
     window.add(np.zeros(len(confidences), np.int64), np.array(confidences), 0)
     wanted = np.quantile(confidences, [0.1, 0.5, 0.9], method="inverted_cdf")
