@@ -1,4 +1,4 @@
-"""The wheel, as a user installs it: one top-level name, all of its data, next to any other package."""
+"""The wheel, as a user installs it: one top-level name, all its data, next to any other package."""
 
 import os
 import shutil
