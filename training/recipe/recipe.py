@@ -114,6 +114,7 @@ class Recipe(Part):
     @field_validator("tuners")
     @classmethod
     def check_tuners_differ(cls, tuners: tuple[AnyTuner, ...]) -> tuple[AnyTuner, ...]:
+        """Refuse a tuner that is listed twice."""
         names = [tuner.name for tuner in tuners]
         if len(set(names)) < len(names):
             raise ValueError("a tuner can be used only once")
@@ -121,12 +122,14 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def fill_title(self) -> Self:
+        """Use the name as the title if there is none."""
         if not self.title:
             object.__setattr__(self, "title", self.name)
         return self
 
     @model_validator(mode="after")
     def check_margin_scale(self) -> Self:
+        """Refuse an LDAM loss whose scale is not that of the cosine head."""
         cosine = self.head.kind == "cosine"
         if cosine and isinstance(self.loss, Ldam) and self.loss.scale != self.head.scale:
             raise ValueError(

@@ -172,15 +172,15 @@ def test_a_list_of_the_size_of_places_lt_has_its_counts_and_groups(tmp_path: Pat
     counts[131 + 162] = 100
     assert 100 < counts[1] <= 4980
     path = tmp_path / "Places_LT_train.txt"
-    found, groups = counted(path, write_published(path, counts))
-    assert found == counts
-    assert (sum(found), max(found), min(found)) == (62_500, 4_980, 5)
+    actual, groups = counted(path, write_published(path, counts))
+    assert actual == counts
+    assert (sum(actual), max(actual), min(actual)) == (62_500, 4_980, 5)
     assert (groups["many"], groups["medium"], groups["few"]) == (131, 163, 71)
 
 
 def test_a_list_of_the_size_of_inaturalist_has_every_class(tmp_path: Path) -> None:
     """iNaturalist 2018 has 8,142 classes; here each has three photos."""
     path = tmp_path / "iNaturalist18_train.txt"
-    found, groups = counted(path, write_published(path, [3] * 8142))
-    assert found == [3] * 8142
+    actual, groups = counted(path, write_published(path, [3] * 8142))
+    assert actual == [3] * 8142
     assert groups == {"few": 8142}
