@@ -78,7 +78,7 @@ def write_wardrobe(target: Path) -> Path:
 def draw(
     rng: np.random.Generator, size: int, predictions: Predictions, without: str = ""
 ) -> list[str]:
-    """Draw the predictions of `size` photos in which all classes but one are equally frequent."""
+    """Draw the predictions of `size` photos, with all classes except `without` equally frequent."""
     labels = list(read_counts())
     true = [label for label in labels if label != without]
     photos = np.array([[predictions.get((row, column), 0) for column in labels] for row in true])

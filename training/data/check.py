@@ -70,13 +70,13 @@ def content_digests(photos: Sequence[Photo], cached: Path) -> dict[Photo, int]:
     The file `cached` keeps them for the next run.
     """
     try:
-        known = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
+        remembered = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
     except (OSError, ValueError, EOFError):
-        known = {}
+        remembered = {}
     # Raw pixels need no check: damage would have shown when their whole file was read.
     stored = [photo for photo in photos if isinstance(photo, StoredPhoto)]
     states = {photo: _state_of(photo) for photo in stored}
-    new = [photo for photo, state in states.items() if state not in known]
+    new = [photo for photo, state in states.items() if state not in remembered]
     problems: dict[Photo, str] = {}
     good: dict[int, int] = {}
     try:
@@ -92,14 +92,14 @@ def content_digests(photos: Sequence[Photo], cached: Path) -> dict[Photo, int]:
                     good[states[photo]] = result
     finally:
         if good and len(photos) >= LEAST_CACHED:
-            rows = np.array(sorted((known | good).items()), np.uint64)
+            rows = np.array(sorted((remembered | good).items()), np.uint64)
             write_cache_file(cached, lambda file: np.save(file, rows))
     for unusable, problem in list(problems.items())[:MOST_NAMED]:
         logger.warning("%s is left out: %s", unusable, problem)
     if len(problems) > MOST_NAMED:
         logger.warning("%d more photos are left out for such reasons", len(problems) - MOST_NAMED)
     raw = {photo: hash64(photo.pixels.tobytes()) for photo in photos if isinstance(photo, RawPhoto)}
-    digests = known | good
+    digests = remembered | good
     return raw | {photo: digests[state] for photo, state in states.items() if photo not in problems}
 
 

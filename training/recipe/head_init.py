@@ -131,7 +131,9 @@ class ClassMeanInit(HeadInit):
     """The mean feature of each class's training photos."""
 
     name: Literal["class-mean"] = "class-mean"
-    images: int | None = Field(None, ge=1, description="most photos a class; None: all")
+    images: int | None = Field(
+        None, ge=1, description="largest number of photos of a class; None: all"
+    )
 
 
 class PrototypesInit(TemplateInit):

@@ -82,7 +82,7 @@ class Augmentation(Part):
         None, description="in training and evaluation; None: the backbone's"
     )
     crops: int = Field(300, ge=1, description="augmented crops a class, with a frozen stem")
-    copies: int = Field(10, ge=1, description="most of these crops from one photo")
+    copies: int = Field(10, ge=1, description="largest number of these crops from one photo")
 
 
 class Recipe(Part):
@@ -104,7 +104,7 @@ class Recipe(Part):
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
     steps: int | None = Field(
-        None, ge=1, description="replaces epochs: as many, at least 2, as give so many steps"
+        None, ge=1, description="replaces epochs by the number, at least 2, that these steps take"
     )
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
@@ -234,8 +234,8 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(path)
     match first["type"]:
         case "extra_forbidden":
-            known = list(model.model_fields)
-            hint = did_you_mean(path[-1], known) or f": the fields are {', '.join(known)}"
+            fields = list(model.model_fields)
+            hint = did_you_mean(path[-1], fields) or f": the fields are {', '.join(fields)}"
             return f"there is no field {key}{hint}"
         case "union_tag_invalid":
             tag, names = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")

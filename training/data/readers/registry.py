@@ -73,7 +73,7 @@ def read_source(source: str) -> Listing:
         raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
     if path.is_dir() and (tables := sorted(path.glob("*.csv"))):
         raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
-    known = "; ".join(layout.description for layout in LAYOUTS)
+    descriptions = "; ".join(layout.description for layout in LAYOUTS)
     raise UserError(
-        f"{path} is not a set of photos: give one of {known}; or a sample set ({samples})"
+        f"{path} is not a set of photos: give one of {descriptions}; or a sample set ({samples})"
     )
