@@ -1,7 +1,7 @@
-"""How a model is made: photos in, a bundle out.
+"""Turns photos into a bundle.
 
-`dataset` is a set of photos, which `data` finds and reads, `inputs` brings them to the tower,
-`recipe` says what is trained and how, `fit` trains it, `checkpoint` keeps it, `evaluation` measures
-it, and `export` makes the bundle. `compare` trains and measures several recipes, each an `outcome`;
-`results` are their rows, `verdict` is what they say of heavy fine-tuning, `report` shows it all.
+`data` finds and reads the photos, and `recipe` says what is trained and how. `train` tells a
+training run from start to end; `fit` holds its parts. `evaluation` measures the result and
+`calibration` makes its confidences right. `export` writes the bundle. `comparison` trains and
+evaluates several recipes and says what heavy fine-tuning gains; `report` shows the results.
 """

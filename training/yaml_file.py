@@ -1,10 +1,10 @@
-"""YAML that a person wrote."""
+"""Parses YAML that users write."""
 
 import yaml
 
 
 def parse_yaml(text: str) -> object:
-    """The value that it says; raises `ValueError` with the reason in one line where it is none."""
+    """Return the value of a YAML text; raises `ValueError` with the reason in one line."""
     try:
         return yaml.safe_load(text)
     except Exception as error:  # Converting a value, such as month 13, may raise anything.

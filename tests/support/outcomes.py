@@ -1,4 +1,4 @@
-"""Made-up outcomes of a comparison, for tests of what is made of them."""
+"""Invented outcomes of a comparison, for the tests of tables, verdicts and reports."""
 
 from collections.abc import Sequence
 
@@ -30,11 +30,11 @@ FAILED = "the loss is nan after epoch 3: lower the learning rates"
 
 
 class NoPhoto:
-    """Stands where only the number of photos counts."""
+    """A placeholder for photos in tests that need only their number."""
 
 
 def dataset_of(counts: Sequence[int], name: str = "made-up") -> Dataset:
-    """Classes c0, c1 and so on with so many training photos, none of which can be opened."""
+    """Return a set of classes c0, c1, ... with `counts` training photos, which cannot be read."""
     labels = tuple(index for index, count in enumerate(counts) for _ in range(count))
     classes = tuple(f"c{index}" for index in range(len(counts)))
     photos = tuple(NoPhoto() for _ in labels)
@@ -42,14 +42,17 @@ def dataset_of(counts: Sequence[int], name: str = "made-up") -> Dataset:
 
 
 def tail_of(classes: int) -> list[int]:
-    """Counts from 500 down to 3."""
-    return [max(3, int(500 * 150 ** (-place / (classes - 1)))) for place in range(classes)]
+    """Return counts that fall from 500 to 3 along a long tail."""
+    return [max(3, int(500 * 150 ** (-index / (classes - 1)))) for index in range(classes)]
 
 
 def outcome_of(
     name: str, seed: int, rates: Sequence[float | None], counts: Sequence[int]
 ) -> Outcome:
-    """A run whose class accuracies are `rates` with five views and a point less with one."""
+    """Return a run with the class accuracies `rates` with five views, and one point less with one.
+
+    A class without test photos has None.
+    """
     groups = Thresholds().groups(counts)
     full = np.array([np.nan if rate is None else rate for rate in rates])
     return Outcome(
@@ -75,6 +78,7 @@ def outcome_of(
 
 
 def failed(outcome: Outcome) -> Outcome:
+    """Return the outcome as if its training had failed."""
     return outcome.model_copy(
         update={
             "evaluation": None,
@@ -87,8 +91,8 @@ def failed(outcome: Outcome) -> Outcome:
 
 def _scores(rates: np.ndarray, groups: Sequence[str]) -> Scores:
     def over(group: str) -> float | None:
-        known = [rate for rate, one in zip(rates, groups, strict=True) if one == group]
-        return float(np.nanmean(known)) if known else None
+        members = [rate for rate, its in zip(rates, groups, strict=True) if its == group]
+        return float(np.nanmean(members)) if members else None
 
     return Scores(
         overall=float(np.nanmean(rates)),

@@ -1,7 +1,8 @@
-"""A small bundle with known right answers: its graph names the colour of the upper half of a view.
+"""A small bundle whose right answers are known: it classifies the colour of a view's upper half.
 
-The graph follows the contract of every bundle's graph (`pixels` in, `logits` and `features` out).
-Two colours make trouble: `SLOW` keeps the device busy, `POISON` makes ONNX Runtime fail.
+Its graph has the inputs and outputs of every bundle's graph (`pixels` in, `logits` and `features`
+out). Two colours cause trouble on purpose: `SLOW` keeps the device busy for nearly a second, and
+`POISON` makes ONNX Runtime fail.
 """
 
 import io
@@ -10,6 +11,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -47,8 +49,8 @@ SIZE: Final = 8
 EXPAND: Final = 2
 SHARPNESS: Final = 20.0
 TEMPERATURE: Final = 2.0
-# An image whose best class is less ahead after the centre view takes all five.
-LEAD: Final = 5.0
+# An image with a smaller margin after the centre view is classified from all five views.
+MARGIN: Final = 5.0
 COLD: Final = Temperatures(pooled=1.0, groups={})
 WARM: Final = Temperatures(pooled=TEMPERATURE, groups={})
 CALIBRATION: Final = Calibration(
@@ -64,7 +66,7 @@ CALIBRATION: Final = Calibration(
 )
 RULE: Final = ExitRule(
     stages=(1, VIEWS),
-    leads=(LEAD,),
+    leads=(MARGIN,),
     tolerance=0.5,
     data="none",
     source="validation",
@@ -76,34 +78,35 @@ RULE: Final = ExitRule(
     certified=False,
 )
 
-# Rounds of a 256 x 256 matrix product that one slow image costs: somewhat under a second.
+# How often a slow image multiplies a 256 x 256 matrix: this takes a little under a second.
 SLOW_ROUNDS: Final = 1_000
 NEAR: Final = 0.01
 
 
 def photo(colour: Colour, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
-    """An image file of one colour."""
+    """Return an image file of one colour."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind)
     return file.getvalue()
 
 
-def canvases(colours: list[Colour]) -> np.ndarray:
-    """uint8 [N, S, S, 3], each of one colour."""
+def canvases(colours: list[Colour]) -> NDArray[np.uint8]:
+    """Return one canvas of each colour, uint8 [N, S, S, 3]."""
     rows = np.array(colours, np.uint8)[:, None, None]
     return np.broadcast_to(rows, (len(colours), SIZE, SIZE, 3)).copy()
 
 
-def logits_of(colours: list[Colour]) -> np.ndarray:
-    """float32 [N, C]: what the graph must give, computed without it."""
+def logits_of(colours: list[Colour]) -> NDArray[np.float32]:
+    """Compute the logits that the graph must give, float32 [N, C], without the graph."""
     mean = np.array(colours, np.float32) / 255
     centres = _centres()
     distances = np.square(mean[:, None] - centres).sum(-1)
-    return (SHARPNESS * (np.square(mean).sum(-1, keepdims=True) - distances)).astype(np.float32)
+    logits = SHARPNESS * (np.square(mean).sum(-1, keepdims=True) - distances)
+    return np.asarray(logits, np.float32)
 
 
 def write_bundle(target: Path, **changes: object) -> Path:
-    """Write the bundle; `changes` replace fields of its manifest."""
+    """Write the bundle to `target` and return it; `changes` replace fields of the manifest."""
     colours = [colour for colour, _ in CLASSES.values()]
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
@@ -116,9 +119,12 @@ def write_bundle(target: Path, **changes: object) -> Path:
 
 
 def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
-    """How often held-out photos of a class were taken for which; others were always right."""
-    seen = {true for true, _ in photos}
-    right = {(label, label): 10_000 for label in CLASSES if label not in seen}
+    """Write a confusion matrix of held-out photos into the bundle's report.
+
+    `photos` counts them by true and predicted class. Classes that are not in it were always right.
+    """
+    listed = {true for true, _ in photos}
+    right = {(label, label): 10_000 for label in CLASSES if label not in listed}
     rows = [f"{true},{predicted},{count}" for (true, predicted), count in (photos | right).items()]
     report = bundle / "report"
     report.mkdir(exist_ok=True)
@@ -126,6 +132,7 @@ def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
 
 
 def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
+    """Return the bundle's manifest."""
     counts = [count for _, count in CLASSES.values()]
     accuracy = Accuracy(single=90.0, full=100.0)
     return Manifest(
@@ -155,12 +162,15 @@ def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
     )
 
 
-def _centres() -> np.ndarray:
-    return np.array([colour for colour, _ in CLASSES.values()], np.float32) / 255
+def _centres() -> NDArray[np.float32]:
+    return np.array([colour for colour, _ in CLASSES.values()], np.float32) / np.float32(255)
 
 
 def graph() -> onnx.ModelProto:
-    """logits = sharpness * (2 mean · centre - |centre|^2), plus zeros that make the trouble."""
+    """Return the graph: logits = sharpness * (2 mean · centre - |centre|^2).
+
+    Two zeros are added to the logits; computing them is what causes the trouble.
+    """
     centres = _centres()
     constants = {
         "weights": 2 * SHARPNESS * centres.T,
@@ -222,7 +232,7 @@ def graph() -> onnx.ModelProto:
 
 
 def _is_near(name: str) -> list[onnx.NodeProto]:
-    """int64 [N] `is_NAME`: 1 where the mean colour is that of the constant `NAME`."""
+    """Return nodes for `is_NAME`, int64 [N]: 1 if the mean colour is the constant `NAME`."""
     return [
         helper.make_node("Sub", ["mean", name], [f"{name}_gap"]),
         helper.make_node(

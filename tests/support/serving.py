@@ -1,4 +1,4 @@
-"""A real server on a real port, for the tests of the service."""
+"""Starts a real server on a real port, in a thread or in a process, and talks to it."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ SERVE = [sys.executable, "-c", "from taillift.service.serve_cli import app; app(
 
 @contextmanager
 def running(bundle: Path, **settings: object) -> Iterator[httpx.Client]:
-    """Serve `bundle` in a thread until the block ends; yields a client of the ready service."""
+    """Serve `bundle` in a thread until the block ends, and yield a client once it is ready."""
     engine = Engine(read_settings(bundle=bundle, port=0, **settings))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200 or engine.failure is not None)
@@ -30,6 +30,7 @@ def running(bundle: Path, **settings: object) -> Iterator[httpx.Client]:
 
 @contextmanager
 def serving(engine: Engine, port: int = 0) -> Iterator[httpx.Client]:
+    """Run a server of `engine` in a thread until the block ends, and yield a client at once."""
     listener = listen("127.0.0.1", port)
     server = Server(engine)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -46,7 +47,7 @@ def serving(engine: Engine, port: int = 0) -> Iterator[httpx.Client]:
 
 @contextmanager
 def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    """A ready service in a process of its own."""
+    """Serve `bundle` in a separate process, and yield it and a client once it is ready."""
     command = [*SERVE, str(bundle), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
@@ -60,15 +61,15 @@ def process(bundle: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for `condition`; fails after `seconds`."""
+    """Wait until `condition` is true, and fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come true in time"
+        assert time.monotonic() < end, f"the condition is still false after {seconds} s"
         time.sleep(0.02)
 
 
 def scrape(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample of a real scrape, by name and labels."""
+    """Scrape the metrics and return every sample by its name and labels."""
     families = text_string_to_metric_families(client.get("/metrics").text)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -78,16 +79,17 @@ def scrape(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]],
 
 
 def sample(client: httpx.Client, name: str, **labels: str) -> float:
-    """One sample of a scrape; `class_` stands for the label `class`."""
+    """Return one sample of a scrape; `class_` stands for the label `class`."""
     wanted = frozenset((key.rstrip("_"), value) for key, value in labels.items())
     return scrape(client)[name, wanted]
 
 
 def top_labels(response: httpx.Response) -> list[str]:
-    """The surest label of each image, in order."""
+    """Return the most probable label of each image, in order."""
     assert response.status_code == 200, response.text
     return [result["predictions"][0]["label"] for result in response.json()["results"]]
 
 
 def form(*files: tuple[str, bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    """Return the upload of files, each a name and its content, in the form that httpx takes."""
     return [("images", file) for file in files]

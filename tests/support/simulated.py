@@ -1,14 +1,15 @@
-"""Held-out photos of a model whose right confidence is known."""
+"""Simulates held-out photos of a model whose right temperatures are known."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.held_out import HeldOut
 
-# Of nine classes, three a group.
+# The groups of nine classes, three in each.
 NINE: list[Group] = [group for group in GROUPS for _ in range(3)]
 
 
@@ -18,9 +19,11 @@ def held_out(
     seed: int = 0,
     groups: Sequence[Group] = NINE,
 ) -> HeldOut:
-    """Views alike, and the right temperature of each group of the predicted class.
+    """Return photos whose views are all the same and whose right temperatures are given.
 
-    Labels are drawn from the softmax of random scores, which the logits are a multiple of.
+    `temperatures` holds one for each group; the group of a photo is that of its predicted class.
+    Labels are drawn from the softmax of random scores. The logits are these scores times the
+    temperature.
     """
     random = np.random.default_rng(seed)
     scores = random.normal(0, 2.0, (photos, len(groups)))
@@ -29,13 +32,15 @@ def held_out(
     return seen(scores * np.array(temperatures)[predicted, None], labels, groups)
 
 
-def seen(logits: np.ndarray, labels: np.ndarray, groups: Sequence[Group] = NINE) -> HeldOut:
-    """Five views with the same logits [N, C]."""
+def seen(
+    logits: NDArray[np.floating], labels: NDArray[np.integer], groups: Sequence[Group] = NINE
+) -> HeldOut:
+    """Return photos whose five views have the same logits [N, C]."""
     rows = np.repeat(logits[:, None].astype(np.float32), VIEWS, axis=1)
     return HeldOut("simulated photos", "validation", rows, labels.astype(np.int64), groups)
 
 
-def draw(weights: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A column of each row, as often as its weight [N, C] says."""
+def draw(weights: NDArray[np.floating], random: np.random.Generator) -> NDArray[np.int64]:
+    """Draw a column of each row, int64 [N], in proportion to its weights [N, C]."""
     sums = weights.cumsum(1)
     return np.asarray((random.random((len(sums), 1)) * sums[:, -1:] > sums).sum(1))

@@ -1,4 +1,4 @@
-"""The scheduler with a plain function for a device, so that it can be watched and made to fail."""
+"""Runs the scheduler on a plain function in place of a device, which tests can watch and break."""
 
 import asyncio
 import threading
@@ -14,16 +14,16 @@ from taillift.service.inference.jobs import ImageOutputs
 from taillift.service.inference.runner import Infer, Runner
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
-from tests.support.palette import palette_manifest
+from tests.support.palette import RULE, palette_manifest
 
 T = TypeVar("T")
 
 LONG = 20.0
-LEAD = 5.0
+MARGIN = 5.0
 
 
 def image(value: int, count: int = 5) -> Pixels:
-    """Views that tell whose they are and which: [value, number] in each pixel."""
+    """Return views whose pixels say which image they are of and which view: [value, number]."""
     views = np.zeros((count, 2, 2, 3), np.uint8)
     views[..., 0] = value
     views[..., 1] = np.arange(count)[:, None, None]
@@ -31,30 +31,30 @@ def image(value: int, count: int = 5) -> Pixels:
 
 
 def logits_of(views: Pixels) -> Floats:
-    """Three classes; an even image is sure at once, an odd one never; the last column is the view.
+    """Return logits of three classes: an even image has a large margin, an odd one none.
 
-    Far below the others, so that it does not change how far the first class leads.
+    The last class tells image and view. Its logits are so small that they do not change the margin.
     """
     values, numbers = views[:, 0, 0, 0].astype(np.float32), views[:, 0, 0, 1].astype(np.float32)
-    lead = np.where(values % 2 == 0, 2 * LEAD, 0)
-    return np.stack([lead, np.zeros_like(lead), -1000 - 8 * values - numbers], 1).astype("f4")
+    margin = np.where(values % 2 == 0, 2 * MARGIN, 0)
+    rows = np.stack([margin, np.zeros_like(margin), -1000 - 8 * values - numbers], 1)
+    return rows.astype(np.float32)
 
 
 def mean_of(value: int, count: int) -> Floats:
-    """What the first `count` views of an image must give."""
-    return logits_of(image(value, count)).mean(0)
+    """Return the mean logits of the first `count` views of an image."""
+    return np.asarray(logits_of(image(value, count)).mean(0), np.float32)
 
 
 def rule(*stages: int) -> ExitRule:
-    """By the lead alone; what it was measured to cost is nobody's concern here."""
-    leads = (LEAD,) * (len(stages) - 1)
-    return ExitRule.model_construct(stages=stages, leads=leads, mean_views=2.0)
+    """Return an exit rule with these stages and the same margin after each."""
+    return RULE.model_copy(update={"stages": stages, "leads": (MARGIN,) * (len(stages) - 1)})
 
 
 class Device:
-    """Keeps the batches it ran, fails on some images' values, and waits while `free` is not set.
+    """A device that records its batches, fails on the images `poison`, and waits for `free`.
 
-    From the batch `break_at` on it fails on everything, until it is loaded again.
+    From the batch `break_at` on it fails on every image, until it is loaded again.
     """
 
     def __init__(self, poison: Sequence[int] = ()) -> None:
@@ -91,7 +91,7 @@ def run(
     load: Callable[[], Infer] | None = None,
     metrics: Metrics | None = None,
 ) -> T:
-    """What `ask` gives of a scheduler that is started before and closed after it."""
+    """Start a scheduler, return what `ask` gives with it, and close it."""
 
     async def main() -> T:
         runner = Runner(load or (lambda: infer), warm)
@@ -107,6 +107,7 @@ def run(
 
 
 def new_metrics() -> Metrics:
+    """Return the metrics of a service that has just started."""
     return Metrics(palette_manifest("v", {}), "cpu")
 
 
@@ -117,16 +118,16 @@ def sent(
     owner: object = None,
     exit_rule: ExitRule | None = None,
 ) -> "asyncio.Task[ImageOutputs]":
-    """An image of a request of its own, unless it has an `owner`."""
+    """Send an image to the scheduler, as a request of its own unless it has an `owner`."""
     owner = object() if owner is None else owner
     return asyncio.create_task(scheduler.answer(views, Deadline.after(seconds), owner, exit_rule))
 
 
 async def settle() -> None:
-    """Let the loop hand what waits to the device."""
+    """Give the event loop time to hand waiting images to the device."""
     await asyncio.sleep(0.05)
 
 
 def values(answers: Sequence[ImageOutputs]) -> list[int]:
-    """Whose answers they are."""
+    """Return which images the answers are of."""
     return [int((-answer.logits[2] - 1000) // 8) for answer in answers]

@@ -1,7 +1,8 @@
-"""Small random models of every kind that a backbone can be, known to open_clip and timm by name.
+"""Small random models of every kind of backbone, registered with open_clip and timm by name.
 
-`write` puts one into a file; its name says how to load it. All parameters are random, affine norms
-and positions among them: fresh ones hide what a converter forgets.
+`write` puts the weights of one into a file and returns the name that loads it. All parameters are
+random, also those of norms and positions: with their usual start values of zero and one, a
+converter that forgets them would pass its tests.
 """
 
 import json
@@ -52,7 +53,7 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
 }
 KINDS: Final = (*CONFIGS, TEXTLESS)
 
-# timm finds a module's configs by this name.
+# timm looks for a module's configs under this name.
 default_cfgs = generate_default_cfgs(
     {
         name: {
@@ -71,24 +72,22 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
 def vit_plain_test(pretrained: bool = False, **changes: Any) -> nn.Module:
+    """Build a plain vision transformer with layer scale."""
     del pretrained
     return _vit("vit_plain_test", changes, init_values=0.5)
 
 
-@register_model
 def vit_hybrid_test(pretrained: bool = False, **changes: Any) -> nn.Module:
-    """As MobileCLIP-B: a stem with batch norms, and no position for the class token."""
+    """Build one like MobileCLIP-B: a stem with batch norms, no position for the class token."""
     del pretrained
     stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 1), kernel_size=(4, 2, 1), padding=0)
     embed = partial(HybridEmbed, backbone=stem, proj=False)
     return _vit("vit_hybrid_test", changes, embed_layer=embed, patch_size=1, no_embed_class=True)
 
 
-@register_model
 def vit_map_test(pretrained: bool = False, **changes: Any) -> nn.Module:
-    """As SigLIP: no class token, attention pooling, the tanh form of GELU."""
+    """Build one like SigLIP: no class token, attention pooling, the tanh form of GELU."""
     del pretrained
     return _vit(
         "vit_map_test", changes, class_token=False, global_pool="map", act_layer="gelu_tanh"
@@ -101,8 +100,12 @@ def _vit(name: str, changes: dict[str, Any], **shape: Any) -> nn.Module:
     return model
 
 
+for build in (vit_plain_test, vit_hybrid_test, vit_map_test):
+    register_model(build)
+
+
 def register(folder: Path) -> None:
-    """Make the architectures known to open_clip."""
+    """Register the architectures with open_clip, by config files in `folder`."""
     for name, config in CONFIGS.items():
         text = {"embed_dim": 24, "text_cfg": TEXT, **config}
         (folder / f"{name}.json").write_text(json.dumps(text))
@@ -110,7 +113,7 @@ def register(folder: Path) -> None:
 
 
 def make(kind: str) -> nn.Module:
-    """A whole open_clip model, or for `TEXTLESS` a timm model with its classifier."""
+    """Return a whole open_clip model or, for `TEXTLESS`, a timm model with its classifier."""
     torch.manual_seed(0)
     if kind == TEXTLESS:
         return randomised(timm.create_model(kind.removeprefix("timm:")))
@@ -118,7 +121,7 @@ def make(kind: str) -> nn.Module:
 
 
 def write(kind: str, folder: Path) -> tuple[str, nn.Module]:
-    """A backbone's name, which leads to a file of weights, and the model that they came from."""
+    """Write a model's weights to `folder`; return the backbone's name, KIND:PATH, and the model."""
     source = make(kind)
     path = folder / f"{kind.replace(':', '-')}.safetensors"
     save_file(source.state_dict(), path)
@@ -127,12 +130,15 @@ def write(kind: str, folder: Path) -> tuple[str, nn.Module]:
 
 @torch.no_grad()
 def randomised(module: nn.Module) -> nn.Module:
+    """Give random values to all parameters and statistics of `module`, in place, and return it."""
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
         if "logit" not in name:
             parameter.add_((0.3 if parameter.ndim == 1 else 0.1) * torch.randn_like(parameter))
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
             part.running_mean.normal_(0, 0.3)
             part.running_var.uniform_(0.5, 2)
     return module.eval()

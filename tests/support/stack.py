@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager, for the tests of what they are provisioned with."""
+"""Starts a real Prometheus and Alertmanager, to test the rules and configurations given to them."""
 
 import json
 import shutil
@@ -25,6 +25,7 @@ PACKAGES = {
 
 
 def installed(command: str) -> str:
+    """Return the path of a command, or skip the test if it is not installed."""
     path = shutil.which(command)
     if path is None:
         pytest.skip(f"{command} is not installed (apt-get install {PACKAGES[command]})")
@@ -32,7 +33,7 @@ def installed(command: str) -> str:
 
 
 def check(command: str, *arguments: str | Path) -> None:
-    """Run it; fails where it finds fault."""
+    """Run a command that checks files, and fail with its output if it finds a fault."""
     result = subprocess.run(
         [installed(command), *arguments], capture_output=True, text=True, check=False
     )
@@ -43,7 +44,7 @@ def check(command: str, *arguments: str | Path) -> None:
 def prometheus(
     target: str, folder: Path, configuration: Mapping[str, object] | None = None
 ) -> Iterator[httpx.Client]:
-    """A Prometheus that scrapes `target` (host:port) five times a second."""
+    """Run a Prometheus that scrapes `target` (host:port) five times a second; yield a client."""
     scrape = {"job_name": "taillift", "static_configs": [{"targets": [target]}]}
     base: dict[str, object] = {
         "global": {"scrape_interval": "200ms", "evaluation_interval": "200ms"},
@@ -63,6 +64,7 @@ def prometheus(
 
 @contextmanager
 def alertmanager(configuration: Mapping[str, object], folder: Path) -> Iterator[httpx.Client]:
+    """Run an Alertmanager until the block ends; yield a client of it."""
     (folder / "alertmanager.yml").write_text(json.dumps(configuration))
     address = f"127.0.0.1:{free_port()}"
     command = [
@@ -98,17 +100,19 @@ def _is_ready(client: httpx.Client) -> bool:
 
 
 def free_port() -> int:
+    """Return a TCP port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 def rows(client: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    """Prometheus' answer now: rows with a `metric` of labels and a `value`."""
+    """Ask Prometheus for an expression's value: rows with a `metric` of labels and a `value`."""
     answer = client.get("/api/v1/query", params={"query": expression}).raise_for_status()
-    found: list[dict[str, Any]] = answer.json()["data"]["result"]
-    return found
+    result: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return result
 
 
 def values(client: httpx.Client, expression: str) -> list[float]:
+    """Ask Prometheus for an expression's value, without the labels."""
     return [float(row["value"][1]) for row in rows(client, expression)]

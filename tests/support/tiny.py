@@ -1,4 +1,4 @@
-"""A small random open_clip model and small photo folders, for tests that need no good answers."""
+"""Writes a small random backbone and small photo folders, for tests that need no good accuracy."""
 
 import json
 import zlib
@@ -26,13 +26,13 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 200)}
 
 
 def register(folder: Path) -> None:
-    """Make the architecture known to open_clip."""
+    """Register the architecture with open_clip, by a config file in `folder`."""
     (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(CONFIG))
     open_clip.add_model_config(folder)
 
 
 def write_backbone(folder: Path, seed: int = 0) -> str:
-    """Random weights in a file; returns the backbone's name, ARCH:PATH."""
+    """Write random weights to a file in `folder`; return the backbone's name, ARCH:PATH."""
     register(folder)
     torch.manual_seed(seed)
     path = folder / f"tiny-{seed}.safetensors"
@@ -41,7 +41,7 @@ def write_backbone(folder: Path, seed: int = 0) -> str:
 
 
 def write_photo(path: Path, colour: tuple[int, int, int], seed: int = 0) -> None:
-    """A noisy patch of colour."""
+    """Write an image of a colour with noise."""
     noise = np.random.default_rng(seed).integers(-30, 30, (48, 64, 3))
     pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write_photo(path: Path, colour: tuple[int, int, int], seed: int = 0) -> None
 
 
 def write_photos(root: Path, counts: dict[str, int], splits: tuple[str, ...] = ("train",)) -> Path:
-    """SPLIT/COLOUR/*.png: `counts` photos of each colour in train, two in every other split."""
+    """Write SPLIT/COLOUR/*.png: `counts` photos of each colour in train, two in other splits."""
     for split in splits:
         for name, count in counts.items():
             for index in range(count if split == "train" else 2):

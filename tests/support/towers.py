@@ -1,4 +1,4 @@
-"""Small transformer models with random weights, and tuners as if they had been trained."""
+"""Small transformer models with random weights, and tuners with weights as if after training."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from taillift.models.lift.head import CosineHead, Head
 from taillift.models.lift.model import Model, Normalise
 from taillift.models.lift.pooling import Embed, MeanPool, Pool
 from taillift.models.lift.tower import Tower
-from taillift.models.lift.tuners import Spec
+from taillift.models.lift.tuners import Tuner
 from taillift.models.lift.tuners.base import Attachment
 
 WIDTH, BLOCKS, CLASSES = 32, 3, 7
@@ -27,9 +27,10 @@ def tiny(
     mean: bool = False,
     head: Head | None = None,
 ) -> Model:
-    """Random weights everywhere, affine norms and layer scales among them; always the same ones.
+    """Return a model with random weights everywhere, also in norms and layer scales.
 
-    `mean` pools all patches, so that the last block gives all its tokens.
+    The weights are the same in every call. With `mean` the tower pools all patches, so that the
+    last block must return all its tokens.
     """
     torch.manual_seed(0)
     blocks = [Block(WIDTH, 4, 4 * WIDTH, act or nn.GELU(), eps, scaled) for _ in range(BLOCKS)]
@@ -47,15 +48,16 @@ def tiny(
     return Model(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), tower, head).eval()
 
 
-def attach(model: Model, specs: Sequence[Spec]) -> Model:
-    for spec in specs:
-        spec.resolved(CLASSES, BLOCKS, WIDTH).attach(model.tower.blocks)
+def attach(model: Model, tuners: Sequence[Tuner]) -> Model:
+    """Attach tuners to the model's blocks, in place, and return the model."""
+    for tuner in tuners:
+        tuner.resolved(CLASSES, BLOCKS, WIDTH).attach(model.tower.blocks)
     return model
 
 
 @torch.no_grad()
 def shake(model: Model, seed: int = 1) -> Model:
-    """Move everything that is trained in the tower away from where it started."""
+    """Add noise to all trainable parameters of the tower, in place, and return the model."""
     generator = torch.Generator().manual_seed(seed)
     attached = {
         id(parameter)
@@ -73,10 +75,11 @@ def shake(model: Model, seed: int = 1) -> Model:
 
 @torch.no_grad()
 def features(model: Model) -> Tensor:
-    found: Tensor = model.tower(model.normalise(PIXELS))
-    return found
+    """Return the tower's features of `PIXELS`."""
+    result: Tensor = model.tower(model.normalise(PIXELS))
+    return result
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    """Relative, over all entries."""
-    return ((found - expected).norm() / expected.norm()).item()
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference, relative to that of `expected`."""
+    return float((actual - expected).norm() / expected.norm())

@@ -1,16 +1,16 @@
-"""Training in processes of its own, which torchrun starts or a test kills."""
+"""Trains in separate processes, which torchrun starts or which a test kills."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from pydantic import TypeAdapter
 
-import taillift.models.lift
-import taillift.training.fit.resume
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import load_dataset
+from taillift.training.fit import resume
 from taillift.training.fit.checkpoint import save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
@@ -20,7 +20,7 @@ RECIPES = TypeAdapter(tuple[Recipe, ...])
 
 
 def run(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
-    """Train each recipe, on the CPU, and leave NAME.safetensors in `out`."""
+    """Train each recipe on the CPU and write NAME.safetensors to `out`."""
     import open_clip
 
     torch.set_num_threads(1)
@@ -33,9 +33,9 @@ def run(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
 
 
 def run_saving_often(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
-    """The same, with a state after every step."""
-    taillift.training.fit.resume.SAVE_EVERY = 0.0
-    run(backbone, data, recipes, out)
+    """Do the same as `run`, and save the state of the run after every step."""
+    with patch.object(resume, "SAVE_EVERY", 0.0):
+        run(backbone, data, recipes, out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""The demo bundle's classes and what it takes wardrobe-lt's test photos for, without its weights.
+"""A bundle with the classes and the report of the demo bundle, but with a graph that sees colours.
 
-A graph that names a photo's colour stands in for the demo bundle's: a photo of a class's colour is
-classified as that class, so that real requests repeat the predictions that its report records.
+Each class has a colour, and a photo of this colour is classified as this class. So a test can send
+real requests that repeat the predictions which the demo bundle's report records.
 """
 
 import csv
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
@@ -24,7 +25,7 @@ from tests.support.palette import SHARPNESS, SIZE, Colour, palette_manifest
 
 DEMO: Final = Path(__file__).parents[2] / "docker" / "demo-bundle.tar.gz"
 
-# (true, predicted) -> photos
+# The number of photos by (true class, predicted class).
 Predictions = Mapping[tuple[str, str], int]
 
 
@@ -37,24 +38,26 @@ def _member(name: str) -> str:
 
 
 def read_counts() -> dict[str, int]:
-    """Training photos by class."""
-    return {one["label"]: one["count"] for one in json.loads(_member("manifest.json"))["classes"]}
+    """Return the number of training photos of each class."""
+    classes = json.loads(_member("manifest.json"))["classes"]
+    return {entry["label"]: entry["count"] for entry in classes}
 
 
 def read_predictions() -> Predictions:
-    """The demo bundle's own, of every test photo, as `taillift export` recorded them."""
+    """Return the demo bundle's predictions for all test photos, as `taillift export` wrote them."""
     table = csv.DictReader(io.StringIO(_member("report/confusion.csv")))
     return {(row["true"], row["predicted"]): int(row["photos"]) for row in table}
 
 
 def colours() -> dict[str, Colour]:
-    """By class, far apart."""
-    levels = product((0, 128, 255), repeat=3)
+    """Return a colour for each class, far apart from each other."""
+    level = (0, 128, 255)
+    levels: Iterable[Colour] = product(level, level, level)
     return dict(zip(read_counts(), levels, strict=False))
 
 
 def write_wardrobe(target: Path) -> Path:
-    """A bundle with the demo bundle's classes and report."""
+    """Write the bundle to `target`, and return `target`."""
     counts = read_counts()
     numbers, nothing = list(counts.values()), [None] * len(counts)
     classes = classes_from(list(counts), list(counts), numbers, Thresholds(), nothing)
@@ -75,26 +78,26 @@ def write_wardrobe(target: Path) -> Path:
 def draw(
     rng: np.random.Generator, size: int, predictions: Predictions, without: str = ""
 ) -> list[str]:
-    """What `size` photos are taken for: every class but one as often as any other."""
+    """Draw the predictions of `size` photos, with all classes except `without` equally frequent."""
     labels = list(read_counts())
     true = [label for label in labels if label != without]
-    photos = np.array([[predictions.get((one, label), 0) for label in labels] for one in true])
+    photos = np.array([[predictions.get((row, column), 0) for column in labels] for row in true])
     mix = (photos / photos.sum(1, keepdims=True)).mean(0)
-    return [labels[place] for place in rng.choice(len(labels), size, p=mix)]
+    return [labels[index] for index in rng.choice(len(labels), size, p=mix)]
 
 
-def _centres() -> np.ndarray:
-    return np.array(list(colours().values()), np.float32) / 255
+def _centres() -> NDArray[np.float32]:
+    return np.array(list(colours().values()), np.float32) / np.float32(255)
 
 
-def _logits() -> np.ndarray:
+def _logits() -> NDArray[np.float32]:
     centres = _centres()
     biases = np.square(centres).sum(-1)
-    return (SHARPNESS * (2 * centres @ centres.T - biases)).astype(np.float32)
+    return np.asarray(SHARPNESS * (2 * centres @ centres.T - biases), np.float32)
 
 
 def _graph() -> onnx.ModelProto:
-    """logits = sharpness * (2 mean · centre - |centre|^2)"""
+    """Return the graph: logits = sharpness * (2 mean · centre - |centre|^2)."""
     centres = _centres()
     constants = {
         "weights": 2 * SHARPNESS * centres.T,

@@ -1,7 +1,6 @@
-"""Where labelled photos come from.
+"""Finds and reads labelled photos.
 
-`source` finds out how a set is laid out and has it read: `folders`, `lists`, `table`, `shards` and
-`cifar` each know one layout and return a `Listing`. A new layout is one such module and one line in
-`source.KINDS`. `check` leaves out what cannot be decoded, `tail` cuts a set to a long tail and
-`holdout` sets photos aside; `training.dataset` puts the pieces together.
+`readers.registry` recognises the layout of a set and has it read. Each module in `readers` knows
+one layout and returns a `Listing`. `check` leaves out photos that cannot be decoded, `long_tail`
+cuts a set to a long tail, and `dataset` puts these pieces together.
 """

@@ -1,4 +1,4 @@
-"""What is kept between runs and can be made again at any time."""
+"""The user's cache: data that can be made again at any time, and the unpacked sample sets."""
 
 import hashlib
 import logging
@@ -12,22 +12,28 @@ from taillift.models.bundle.atomic import atomic_file, atomic_folder
 from taillift.models.bundle.folder import file_record
 from taillift.models.errors import UserError
 
+SAMPLES: Final = Path(__file__).parent / "samples"
+SAMPLE_NAMES: Final = tuple(sorted(path.stem for path in SAMPLES.glob("*.tar")))
+
 logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """`taillift` in the user's cache: $XDG_CACHE_HOME, or ~/.cache."""
+    """Return the folder `taillift` in the user's cache: $XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taillift"
 
 
 def cache_file(kind: str, subject: Path, suffix: str) -> Path:
-    """Where the cache keeps what it knows of the file or folder `subject`."""
+    """Return the path of the cached file of one `kind` about the file or folder `subject`."""
     digest = hashlib.sha256(os.fsencode(subject.resolve())).hexdigest()[:24]
     return cache_folder() / kind / f"{digest}{suffix}"
 
 
-def keep(target: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file that becomes `target`; where that fails, warn and go on without."""
+def write_cache_file(target: Path, write: Callable[[Path], object]) -> None:
+    """Write `target` by calling `write` with a temporary path, which is then renamed.
+
+    Logs a warning if this fails: the cache only saves time.
+    """
     try:
         with atomic_file(target) as temporary:
             write(temporary)
@@ -35,30 +41,23 @@ def keep(target: Path, write: Callable[[Path], object]) -> None:
         logger.warning("%s: the work is repeated next time", error)
 
 
-SAMPLES: Final = Path(__file__).parent / "samples"
-SAMPLE_NAMES: Final = tuple(sorted(path.stem for path in SAMPLES.glob("*.tar")))
-
-
 def unpack_sample(name: str) -> Path:
-    """Unpack a sample set to the user's cache on first use; returns its folder.
+    """Unpack a sample set to the user's cache on first use, and return its folder.
 
-    Raises `UserError` where it cannot be written there.
+    Raises `UserError` if it cannot be written there.
     """
     source = SAMPLES / f"{name}.tar"
     target = cache_folder() / file_record(source).sha256[:12] / name
-    if not target.is_dir():
-        try:
-            _unpack(source, target)
-        except UserError:
-            # Of several processes at once the first one's folder stays.
-            if not target.is_dir():
-                raise
+    if target.is_dir():
+        return target
+    try:
+        with atomic_folder(target) as folder, tarfile.open(source) as archive:
+            for member in archive:
+                # All members are in one folder, which has the name of the set.
+                member.name = member.name.removeprefix(name).lstrip("/") or "."
+                archive.extract(member, folder, filter="data")
+    except UserError:
+        # If several processes unpack at once, the first one's folder stays.
+        if not target.is_dir():
+            raise
     return target
-
-
-def _unpack(source: Path, target: Path) -> None:
-    with atomic_folder(target) as folder, tarfile.open(source) as archive:
-        for member in archive:
-            # The archive holds one folder of the set's own name.
-            member.name = member.name.removeprefix(source.stem).lstrip("/") or "."
-            archive.extract(member, folder, filter="data")

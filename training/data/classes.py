@@ -1,4 +1,4 @@
-"""The classes that the labels of a set may name."""
+"""The classes of a set: their names in labels, their order, and their names in prompts."""
 
 import json
 import logging
@@ -6,25 +6,39 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from taillift.models.bundle.text import did_you_mean
 from taillift.models.errors import UserError
+
+CLASS_LIST: Final = "classnames.txt"
+PROMPT_NAMES: Final = "classnames.json"
+
+# Lines like `3 polar bear`, and lines like `/a/airfield 3`, as Places365 publishes its classes.
+NUMBERED: Final = (
+    re.compile(r"(?P<label>\d+)\s+(?P<name>.+)"),
+    re.compile(r"(?:/[a-z]/)?(?P<name>.+?)\s+(?P<label>\d+)"),
+)
+# A class name after its WordNet number, as in ImageNet's lists.
+SYNSET: Final = re.compile(r"n\d{8}\s+(?P<name>\S.*)")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`classes` in the set's own order, and for messages where they stand.
+    """The classes that the labels of a set may name, in the set's own order.
 
-    `called` says what a person calls those whose name does not say it. Raises `UserError` where
-    the classes are fewer than two, one stands twice, or one cannot be written down.
+    `source` says in messages where the classes are listed. `shared_names` holds the name in prompts
+    of every class that shares this name with another class on purpose. Raises `UserError` if there
+    are fewer than two classes, if one is listed twice, or if a name is not valid UTF-8.
     """
 
     classes: tuple[str, ...]
     source: str
-    called: Mapping[str, str] = field(default_factory=dict)
+    shared_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -34,158 +48,139 @@ class Vocabulary:
         if count > 1:
             raise UserError(f"{self.source} has the class {name!r} twice: rename one")
         for name in self.classes:
-            if not _is_utf8(name):
-                raise UserError(f"{self.source}: the class {name!r} is not UTF-8: rename it")
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{self.source}: the class {name!r} is not UTF-8: rename it"
+                ) from None
 
-    def named(self, name: str, where: str) -> int:
-        """The number of the class `name`, which stands at `where`.
+    @cached_property
+    def indices(self) -> dict[str, int]:
+        """The index of each class, by its name."""
+        return {name: index for index, name in enumerate(self.classes)}
 
-        Raises `UserError` where there is none, with the nearest name.
+    def index_of(self, name: str, where: str) -> int:
+        """Return the index of the class `name`, which a label at `where` gives.
+
+        Raises `UserError` with the most similar name if there is no such class.
         """
-        if name in self._numbers:
-            return self._numbers[name]
-        near = get_close_matches(name, self.classes, 1)
-        advice = f"did you mean {near[0]!r}?" if near else "add it there, or remove it here"
-        raise UserError(f"{where}: {self.source} has no class {name!r}; {advice}")
+        if name not in self.indices:
+            raise UserError(
+                f"{where}: {self.source} has no class {name!r}{did_you_mean(name, self.classes)}: "
+                "add it there, or correct the label"
+            )
+        return self.indices[name]
 
-    def numbered(self, label: str, where: str) -> int:
-        """The number written as `label` at `where`; raises `UserError` where it is not one."""
+    def parse_index(self, label: str, where: str) -> int:
+        """Return the class index that the label at `where` gives as a decimal number.
+
+        Raises `UserError` if it is not a number or not the index of a class.
+        """
         try:
-            number = int(label)
+            index = int(label)
         except ValueError:
             raise UserError(
                 f"{where}: the label {label!r} is not a number: write one from 0 to "
                 f"{len(self.classes) - 1}"
             ) from None
-        if not 0 <= number < len(self.classes):
+        if not 0 <= index < len(self.classes):
             raise UserError(
-                f"{where}: there is no class {number}: {self.source} has classes 0 to "
+                f"{where}: there is no class {index}: {self.source} has classes 0 to "
                 f"{len(self.classes) - 1}"
             )
-        return number
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.classes)}
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-CLASS_LIST: Final = "classnames.txt"
-HUMAN_NAMES: Final = "classnames.json"
-
-# Lines as `3 polar bear` and as `/a/airfield 3`, which is how Places365 publishes its classes.
-NUMBERED: Final = (
-    re.compile(r"(?P<label>\d+)\s+(?P<name>.+)"),
-    re.compile(r"(?:/[a-z]/)?(?P<name>.+?)\s+(?P<label>\d+)"),
-)
-# ImageNet's number of a thing, in front of its name.
-SYNSET: Final = re.compile(r"n\d{8}\s+(?P<name>\S.*)")
-
-logger = logging.getLogger(__name__)
+        return index
 
 
 def class_name(folder: str) -> str:
-    """A folder's name as a person would write it."""
+    """Return a folder's name with spaces in place of underscores."""
     return folder.replace("_", " ")
 
 
 def read_class_list(path: Path) -> Vocabulary:
-    """Read one class a line: in the order of the labels, or each with its label before or behind.
+    """Read a list with one class a line.
 
-    ImageNet's number in front of a name is left out, unless others have the name, too: CLIP calls
-    two things a missile. Raises `UserError` where the file is missing or not UTF-8 text, its labels
-    are not those from 0 on, or what `Vocabulary` raises.
+    The lines are in the order of the labels, or each has its label before or after the name. The
+    WordNet number before a name, as in ImageNet's lists, is removed unless another class has the
+    same name: CLIP calls two of them "missile". Raises `UserError` if the file is missing or is not
+    UTF-8 text, if its labels are not the numbers from 0 on, and for the reasons of `Vocabulary`.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: labels are numbers, and it names their classes, one a line from "
-            "label 0 on"
+            f"{path} is missing: the labels are numbers, so it must name the classes, one a line, "
+            "starting with label 0"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
     classes = _in_label_order([line.strip() for line in lines if line.strip()], path)
-    synsets = [match for one in classes if (match := SYNSET.fullmatch(one))]
+    synsets = [match for line in classes if (match := SYNSET.fullmatch(line))]
     if len(synsets) < len(classes):
         return Vocabulary(classes, str(path))
-    found = Counter(match["name"] for match in synsets)
-    called = {match[0]: match["name"] for match in synsets if found[match["name"]] > 1}
-    alone = (match[0] if match[0] in called else match["name"] for match in synsets)
-    return Vocabulary(tuple(alone), str(path), called)
+    counts = Counter(match["name"] for match in synsets)
+    shared = {match[0]: match["name"] for match in synsets if counts[match["name"]] > 1}
+    names = (match[0] if match[0] in shared else match["name"] for match in synsets)
+    return Vocabulary(tuple(names), str(path), shared)
 
 
-def human_names(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """What each class is called in prompts.
+def prompt_names(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Return the name of each class in prompts.
 
-    classnames.json in `folder` says it, else what the vocabulary calls the class, else its name
-    without underscores. Raises `UserError` where the file is no JSON object of names, or where two
-    classes are called the same and the vocabulary does not want it.
+    It is the name in `folder`'s classnames.json, else the vocabulary's shared name, else the class
+    with spaces in place of underscores. Raises `UserError` if the file is not a JSON object of
+    names, or if two classes have the same name in prompts and the vocabulary does not intend it.
     """
-    classes = vocabulary.classes
-    given = _read_human_names(folder / HUMAN_NAMES)
-    if unknown := sorted(set(given) - set(classes)):
-        logger.warning(
-            "%s names %d classes that the set has not, such as %s",
-            folder / HUMAN_NAMES,
-            len(unknown),
-            unknown[0],
-        )
-    names = {one: given.get(one, vocabulary.called.get(one, class_name(one))) for one in classes}
-    _check_distinct(names, vocabulary.called, folder / HUMAN_NAMES)
-    return tuple(names.values())
-
-
-def _check_distinct(names: Mapping[str, str], called: Mapping[str, str], path: Path) -> None:
-    """No two classes have the same name, but those that are `called` so."""
-    first: dict[str, str] = {}
-    for one, name in names.items():
-        other = first.setdefault(name, one)
-        if other != one and not called.get(one) == called.get(other) == name:
-            raise UserError(
-                f"{path}: the classes {other!r} and {one!r} are both called {name!r}, and nothing "
-                "tells their prompts apart: give one another name there"
-            )
-
-
-def _in_label_order(lines: list[str], path: Path) -> tuple[str, ...]:
-    misnumbered = False
-    for pattern in NUMBERED:
-        matches = [match for line in lines if (match := pattern.fullmatch(line))]
-        found = sorted((int(match["label"]), match["name"]) for match in matches)
-        numbers, names = {number for number, _ in found}, {name for _, name in found}
-        # `class 0`, `class 1`, and so on are names, not one name numbered.
-        if len(found) < len(lines) or len(names) == 1:
-            continue
-        if numbers == set(range(len(lines))):
-            return tuple(name for _, name in found)
-        # So are cars with their years, in which models and years repeat.
-        misnumbered |= len(lines) in (len(numbers), len(names))
-    if misnumbered:
-        raise UserError(
-            f"{path}: the numbers of its {len(lines)} lines are not those from 0 to "
-            f"{len(lines) - 1}: put these in front of the names, or write names alone in the order "
-            "of the labels"
-        )
-    return tuple(lines)
-
-
-def _read_human_names(path: Path) -> dict[str, str]:
+    path = folder / PROMPT_NAMES
     try:
         given = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        return {}
+        given = {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(given, dict) or not all(
         isinstance(name, str) and name.strip() for name in given.values()
     ):
         raise UserError(f'{path} is not an object of names, like {{"t-shirt_01": "t-shirt"}}')
-    return given
+    if unknown := sorted(set(given) - set(vocabulary.classes)):
+        logger.warning(
+            "%s names %d classes that are not in the set, such as %s",
+            path,
+            len(unknown),
+            unknown[0],
+        )
+    shared = vocabulary.shared_names
+    names: list[str] = []
+    first: dict[str, str] = {}
+    for label in vocabulary.classes:
+        name = given.get(label, shared.get(label, class_name(label)))
+        other = first.setdefault(name, label)
+        if other != label and not shared.get(label) == shared.get(other) == name:
+            raise UserError(
+                f"{path}: the classes {other!r} and {label!r} are both called {name!r}, so their "
+                "prompts would be the same: give one of them another name there"
+            )
+        names.append(name)
+    return tuple(names)
+
+
+def _in_label_order(lines: list[str], path: Path) -> tuple[str, ...]:
+    """Return the names in `lines`, sorted by the labels next to them if there are any."""
+    misnumbered = False
+    for pattern in NUMBERED:
+        matches = [match for line in lines if (match := pattern.fullmatch(line))]
+        classes = sorted((int(match["label"]), match["name"]) for match in matches)
+        labels, names = {label for label, _ in classes}, {name for _, name in classes}
+        # `class 0`, `class 1` and so on are whole names, not one name with several labels.
+        if len(classes) < len(lines) or len(names) == 1:
+            continue
+        if labels == set(range(len(lines))):
+            return tuple(name for _, name in classes)
+        # Cars with their years are whole names, too: both the models and the years repeat.
+        misnumbered |= len(lines) in (len(labels), len(names))
+    if misnumbered:
+        raise UserError(
+            f"{path}: the numbers of its {len(lines)} lines are not those from 0 to "
+            f"{len(lines) - 1}: correct them, or write the names alone in the order of the labels"
+        )
+    return tuple(lines)

@@ -1,4 +1,4 @@
-"""One photo of a set: where it lies, and the bytes of its image file."""
+"""A photo of a set: where it is stored, and the bytes of its image file."""
 
 import io
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from taillift.models.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class StoredPhoto:
-    """An image file, or `size` bytes of a shard from byte `start` on.
+    """An image file, or the `size` bytes of a shard that begin at byte `start`.
 
-    `file` is relative to `root`; `member` is the photo's own name in a shard. `changed` is the
+    `file` is relative to `root`. In a shard, `member` is the photo's own name. `changed` is the
     file's time of change in nanoseconds.
     """
 
@@ -31,7 +31,7 @@ class StoredPhoto:
 
     @property
     def name(self) -> str:
-        """The same wherever the set is moved to."""
+        """The photo's name, which stays the same if the set is moved."""
         return f"{self.file}/{self.member}" if self.member else self.file
 
     @property
@@ -39,7 +39,10 @@ class StoredPhoto:
         return self.root / self.file
 
     def read(self) -> bytes:
-        """Raises `UserError` where the file is gone, forbidden or shorter than it was."""
+        """Return the bytes of the image file.
+
+        Raises `UserError` if the file is missing, may not be read or has become shorter.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(self.start)
@@ -49,7 +52,9 @@ class StoredPhoto:
                 f"{self} cannot be read ({error.strerror}): put it back, or remove it from the set"
             ) from error
         if len(data) < self.size:
-            raise UserError(f"{self} is shorter than it was: let files be while they are read")
+            raise UserError(
+                f"{self} has shrunk since it was listed: do not change files during a run"
+            )
         return data
 
     def __str__(self) -> str:
@@ -58,7 +63,7 @@ class StoredPhoto:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawPhoto:
-    """Pixels that come without an image file: uint8 [3, height, width], RGB."""
+    """Pixels without an image file: uint8 [3, height, width], RGB."""
 
     name: str
     pixels: npt.NDArray[np.uint8]
@@ -68,7 +73,7 @@ class RawPhoto:
         return self.pixels.nbytes
 
     def read(self) -> bytes:
-        """As a PNG file, which loses nothing."""
+        """Return the photo as a PNG file, which is lossless."""
         buffer = io.BytesIO()
         image = Image.fromarray(np.ascontiguousarray(self.pixels.transpose(1, 2, 0)))
         image.save(buffer, "PNG", compress_level=1)
@@ -83,8 +88,8 @@ Photo = StoredPhoto | RawPhoto
 
 @contextmanager
 def naming(photo: Photo) -> Iterator[None]:
-    """What is wrong with the image that is decoded in the block is said with the photo's name."""
+    """Turn an `ImageError` from the block into a `UserError` that names the photo."""
     try:
         yield
     except ImageError as error:
-        raise UserError(f"{photo}: {error}; mend it, or remove it from the set") from error
+        raise UserError(f"{photo}: {error}; repair it, or remove it from the set") from error

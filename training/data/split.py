@@ -1,4 +1,4 @@
-"""Labelled photos that are used together."""
+"""Labelled photos with one purpose: training, validation or testing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ SPLITS: Final[tuple[SplitName, ...]] = get_args(SplitName)
 
 @dataclass(frozen=True)
 class Split:
-    """Photos and the index of each one's class in the classes of their set."""
+    """Photos, and for each the index of its class in the classes of the set."""
 
     photos: tuple[Photo, ...]
     labels: tuple[int, ...]
@@ -21,12 +21,12 @@ class Split:
         return len(self.photos)
 
     def only(self, indices: Iterable[int]) -> "Split":
-        """The photos at `indices`, in that order."""
+        """Return the photos at `indices`, in that order."""
         kept = list(indices)
         return Split(
             tuple(self.photos[index] for index in kept), tuple(self.labels[index] for index in kept)
         )
 
     def relabelled(self, labels: Sequence[int]) -> "Split":
-        """The same photos, with `labels[old]` for every label."""
+        """Return the same photos with `labels[old]` in place of every label `old`."""
         return Split(self.photos, tuple(labels[label] for label in self.labels))

@@ -12,17 +12,17 @@ from taillift.models.lift.backbone import Backbone, ImageSpec
 from taillift.models.lift.head import into_space, new_head
 from taillift.models.lift.model import Model, Normalise
 from taillift.training.recipe.head_init import (
-    ClassMeanInitial,
-    FromText,
-    InitialSpec,
-    LinearProbeInitial,
-    PrototypesInitial,
-    RandomInitial,
-    check_text,
+    ClassMeanInit,
+    HeadInit,
+    LinearProbeInit,
+    PromptsInit,
+    PrototypesInit,
+    RandomInit,
     class_means,
     linear_probe,
     prototypes,
     random_weights,
+    require_text,
     text_weights,
 )
 from taillift.training.recipe.recipe import HeadConfig, Recipe
@@ -50,11 +50,11 @@ def initial_weight(
     asks for text and the backbone has none.
     """
     initial = recipe.head.initial
-    check_text(initial, backbone.name, backbone.has_text)
+    require_text(initial, backbone.name, backbone.has_text)
     projected = recipe.head.space == "projected"
 
     def text() -> Tensor:
-        assert isinstance(initial, FromText)
+        assert isinstance(initial, PromptsInit)
         projection = None if projected else backbone.projection
         return text_weights(backbone.encode_text, initial.prompts(names), projection)
 
@@ -65,15 +65,15 @@ def initial_weight(
         return found, labels
 
     match initial:
-        case PrototypesInitial():
+        case PrototypesInit():
             return prototypes(text(), *photos(), names, initial.text_share)
-        case FromText():
+        case PromptsInit():
             return text()
-        case ClassMeanInitial():
+        case ClassMeanInit():
             return class_means(*photos(), names, initial.images)
-        case LinearProbeInitial():
+        case LinearProbeInit():
             return linear_probe(*photos(), names)
-        case RandomInitial():
+        case RandomInit():
             generator = torch.Generator().manual_seed(recipe.seed)
             return random_weights(*weight_shape(backbone, recipe.head, len(names)), generator)
 
@@ -109,9 +109,9 @@ def weight_shape(backbone: Backbone, head: HeadConfig, classes: int) -> tuple[in
     return classes, backbone.tower.width
 
 
-def prompts_for(names: Sequence[str], initial: InitialSpec) -> tuple[str, ...]:
+def prompts_for(names: Sequence[str], initial: HeadInit) -> tuple[str, ...]:
     """What the text tower was told of each class, the first prompt of several."""
-    if isinstance(initial, FromText):
+    if isinstance(initial, PromptsInit):
         return tuple(prompts[0] for prompts in initial.prompts(names))
     return tuple(names)
 

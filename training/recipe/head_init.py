@@ -1,10 +1,12 @@
-"""The head's initial weights: from text, from photos, or random (LIFT, section 3.4)."""
+"""The initial weights of the head: from text, from photos, or random (LIFT, section 3.4).
 
-import difflib
+Each kind is a class of options, as a recipe states them, and a function that computes the weights.
+"""
+
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -13,138 +15,161 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, split
 
+from taillift.models.bundle.text import did_you_mean
 from taillift.models.errors import UserError
 from taillift.models.lift.head import text_weight
-from taillift.training.data.classes import class_name
 from taillift.training.yaml_file import parse_yaml
 
-# Classes whose prompts are encoded together: what bounds the memory of 80 prompts a class.
+# The prompts of so many classes are encoded together. This limits the memory for 80 prompts each.
 CLASSES_AT_ONCE: Final = 256
 
+Sentences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+DESCRIPTIONS: Final = TypeAdapter(dict[str, Sentences])
 
-class InitialSpec(BaseModel, ABC):
-    """What the head starts from: the backbone's text tower, its features of photos, or neither."""
+
+class HeadInit(BaseModel, ABC):
+    """The options of one kind of initial weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     needs_text: ClassVar[bool] = False
 
     def contents(self) -> list[object]:
-        """What the files say that it names, to tell one start from another.
+        """Return the contents of the files that the options name, to detect changes in them.
 
-        Raises `UserError` where one cannot be read.
+        Raises `UserError` if a file cannot be read.
         """
         return []
 
 
-class FromText(InitialSpec):
+class PromptsInit(HeadInit):
+    """Weights from the backbone's text tower, which encodes prompts with the names of classes."""
+
     needs_text = True
 
-    @abstractmethod
     def prompts(self, classes: Sequence[str]) -> list[list[str]]:
-        """One or more prompts for each class, whose names may hold underscores for spaces."""
+        """Return one or more prompts for each class. Underscores in names become spaces."""
+        return self.prompts_for([name.replace("_", " ") for name in classes])
+
+    @abstractmethod
+    def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
+        """Return one or more prompts for each name, which has no underscores."""
 
 
-class FromTemplate(FromText):
+class TemplateInit(PromptsInit):
     """One prompt a class."""
 
     template: str = Field("a photo of a {}.", pattern=r"\{\}", description="{} is the class")
 
-    def prompts(self, classes: Sequence[str]) -> list[list[str]]:
-        return [[self.template.replace("{}", class_name(one))] for one in classes]
+    def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
+        return [[self.template.replace("{}", name)] for name in names]
 
 
-class TextInitial(FromTemplate):
+class TextInit(TemplateInit):
+    """The text feature of one prompt a class."""
+
     name: Literal["text"] = "text"
 
 
-class EnsembleInitial(FromText):
-    """CLIP's 80 templates for ImageNet (Radford et al. 2021, section 3.1.4)."""
+class EnsembleInit(PromptsInit):
+    """The mean over CLIP's 80 templates for ImageNet (Radford et al. 2021, section 3.1.4)."""
 
     name: Literal["ensemble"] = "ensemble"
 
-    def prompts(self, classes: Sequence[str]) -> list[list[str]]:
-        # Only behind models.lift, which makes torchvision importable.
+    def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
+        # `models.lift`, which makes torchvision importable, must be imported before open_clip.
         from open_clip import OPENAI_IMAGENET_TEMPLATES as TEMPLATES
 
-        return [[template(class_name(one)) for template in TEMPLATES] for one in classes]
+        return [[template(name) for template in TEMPLATES] for name in names]
 
 
-class ClassNameInitial(FromText):
-    """The bare name of the class."""
+class ClassNameInit(PromptsInit):
+    """The text feature of the bare class name."""
 
     name: Literal["classname"] = "classname"
 
-    def prompts(self, classes: Sequence[str]) -> list[list[str]]:
-        return [[class_name(one)] for one in classes]
+    def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
+        return [[name] for name in names]
 
 
-class DescriptionsInitial(FromText):
-    """Sentences about each class, from a JSON or YAML file {class: [sentence, ...]}."""
+class DescriptionsInit(PromptsInit):
+    """The mean over sentences about each class, from a file {class: [sentence, ...]}.
+
+    The file is JSON or YAML.
+    """
 
     name: Literal["descriptions"] = "descriptions"
     path: Path
 
-    def prompts(self, classes: Sequence[str]) -> list[list[str]]:
-        """Raises `UserError` where the file cannot be read, or lacks a class or has another."""
-        found = {class_name(key): lines for key, lines in read_descriptions(self.path).items()}
-        names = [class_name(one) for one in classes]
+    def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
+        """Return the sentences about each class.
+
+        Raises `UserError` if the file cannot be read, if it lacks a class, or if it has another.
+        """
+        sentences = {
+            key.replace("_", " "): lines for key, lines in read_descriptions(self.path).items()
+        }
         for name in names:
-            if name not in found:
+            if name not in sentences:
                 raise UserError(
-                    f"{self.path} does not describe class {name!r}{_nearest(name, found)}: add it"
+                    f"{self.path} does not describe class {name!r}{did_you_mean(name, sentences)}: "
+                    "add it, or correct the name there"
                 )
-        for name in found:
+        for name in sentences:
             if name not in names:
                 raise UserError(
                     f"{self.path} describes {name!r}, which is not a class"
-                    f"{_nearest(name, names)}: correct or remove it"
+                    f"{did_you_mean(name, names)}: correct or remove it"
                 )
-        return [found[name] for name in names]
+        return [sentences[name] for name in names]
 
     def contents(self) -> list[object]:
         return [read_descriptions(self.path)]
 
 
-class ClassMeanInitial(InitialSpec):
+class ClassMeanInit(HeadInit):
     """The mean feature of each class's training photos."""
 
     name: Literal["class-mean"] = "class-mean"
-    images: int | None = Field(None, ge=1, description="photos of a class at most; None: all")
+    images: int | None = Field(
+        None, ge=1, description="largest number of photos of a class; None: all"
+    )
 
 
-class PrototypesInitial(FromTemplate):
-    """Half of what each class's photos show, half of what its text says."""
+class PrototypesInit(TemplateInit):
+    """A mixture of each class's mean feature and its text feature, by default half of each."""
 
     name: Literal["prototypes"] = "prototypes"
     text_share: float = Field(0.5, ge=0, le=1)
 
 
-class LinearProbeInitial(InitialSpec):
-    """The weights of a logistic regression on the training photos' features."""
+class LinearProbeInit(HeadInit):
+    """The weights of a logistic regression on the features of the training photos."""
 
     name: Literal["linear-probe"] = "linear-probe"
 
 
-class RandomInitial(InitialSpec):
+class RandomInit(HeadInit):
+    """Random directions."""
+
     name: Literal["random"] = "random"
 
 
-Initial = Annotated[
-    TextInitial
-    | EnsembleInitial
-    | ClassNameInitial
-    | DescriptionsInitial
-    | ClassMeanInitial
-    | PrototypesInitial
-    | LinearProbeInitial
-    | RandomInitial,
+AnyHeadInit = Annotated[
+    TextInit
+    | EnsembleInit
+    | ClassNameInit
+    | DescriptionsInit
+    | ClassMeanInit
+    | PrototypesInit
+    | LinearProbeInit
+    | RandomInit,
     Field(discriminator="name"),
 ]
 
 
-def check_text(initial: InitialSpec, backbone: str, has_text: bool) -> None:
-    """Raises `UserError` where the head is to start from text and the backbone has none."""
+def require_text(initial: HeadInit, backbone: str, has_text: bool) -> None:
+    """Raise `UserError` if the head is to start from text and the backbone has no text tower."""
     if initial.needs_text and not has_text:
         raise UserError(
             f"backbone {backbone} has no text tower, so its head cannot start from text: pass "
@@ -157,75 +182,83 @@ def text_weights(
     prompts: Sequence[Sequence[str]],
     projection: Tensor | None = None,
 ) -> Tensor:
-    """Unit class weights [C, E] from each class's prompts, or [C, D] with `projection` [D, E].
+    """Return unit class weights [C, E] from each class's prompts, or [C, D] with `projection`.
 
-    `encode` maps prompts to unit features [len(prompts), E], as `Backbone.encode_text`. A class's
-    are averaged, pulled back through the projection, and normalised only then.
+    `encode` maps prompts to unit features [len(prompts), E], as `Backbone.encode_text` does;
+    `projection` is [D, E]. The features of a class are averaged, then multiplied by the transposed
+    projection, and only then normalised.
     """
-    means = torch.stack(list(_mean_features(encode, prompts)))
-    return text_weight(means, projection)
+    means: list[Tensor] = []
+    for start in range(0, len(prompts), CLASSES_AT_ONCE):
+        chunk = prompts[start : start + CLASSES_AT_ONCE]
+        features = encode([prompt for of_class in chunk for prompt in of_class])
+        means += [part.mean(0) for part in split(features, [len(of_class) for of_class in chunk])]
+    return text_weight(torch.stack(means), projection)
 
 
 def class_means(
     features: Tensor, labels: Tensor, classes: Sequence[str], images: int | None = None
 ) -> Tensor:
-    """Unit class weights [C, D]: the normalised mean of each class's first `images` features.
+    """Return unit class weights [C, D]: the normalised mean feature of each class.
 
-    `features` are float [N, D] as the tower gives them, `labels` int64 [N]. Raises `UserError`
-    where a class has none.
+    `features` are float [N, D] as the tower gives them, `labels` int64 [N]. `images` limits the
+    mean to the first features of a class. Raises `UserError` if a class has no feature.
     """
-    grouped = split(features[labels.argsort(stable=True)], _counts(labels, classes))
-    return F.normalize(torch.stack([one[:images].mean(0) for one in grouped]), dim=-1)
+    grouped = split(features[labels.argsort(stable=True)], _checked_counts(labels, classes))
+    return F.normalize(torch.stack([part[:images].mean(0) for part in grouped]), dim=-1)
 
 
 def prototypes(
     text: Tensor, features: Tensor, labels: Tensor, classes: Sequence[str], text_share: float
 ) -> Tensor:
-    """Unit class weights [C, D] between the mean of each class's features and its text weight.
+    """Return unit class weights [C, D] between each class's mean feature and its text weight.
 
-    Both are centred over the classes and of unit length again before they are mixed. Centring takes
-    away what images, or texts, of all classes have in common, which keeps the two apart in CLIP's
-    space (Liang et al. 2022). Raises `UserError` where a class has no feature.
+    Both are centred over the classes and normalised again before they are mixed. Centring removes
+    what the images of all classes, or their texts, have in common, which separates images from
+    texts in CLIP's space (Liang et al. 2022). Raises `UserError` if a class has no feature.
     """
     means = class_means(F.normalize(features, dim=-1), labels, classes)
-    seen, told = (F.normalize(one - one.mean(0), dim=-1) for one in (means, text))
-    return F.normalize((1 - text_share) * seen + text_share * told, dim=-1)
+    image_part, text_part = (F.normalize(rows - rows.mean(0), dim=-1) for rows in (means, text))
+    return F.normalize((1 - text_share) * image_part + text_share * text_part, dim=-1)
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """Unit class weights [C, D] of a logistic regression in which all classes weigh the same.
+    """Return unit class weights [C, D] of a logistic regression that weights all classes equally.
 
     `features` are float [N, D] as the tower gives them, `labels` int64 [N]. The intercepts are
-    dropped. Raises `UserError` where a class has no feature.
+    dropped. Raises `UserError` if a class has no feature.
     """
-    # Takes a second to import, and only this needs it.
+    # The import takes a second, and only this function needs it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    _counts(labels, classes)
+    _checked_counts(labels, classes)
     probe = LogisticRegression(solver="lbfgs", max_iter=100, class_weight="balanced")
     with warnings.catch_warnings():
-        # A hundred steps are what the method asks for: it need not have converged.
+        # The method stops after a hundred steps, whether or not it has converged.
         warnings.simplefilter("ignore", ConvergenceWarning)
         probe.fit(features.cpu().numpy(), labels.cpu().numpy())
     weight = torch.as_tensor(probe.coef_).to(features)
     if len(classes) == 2:
-        # Of two classes it fits only the second; the first is its opposite.
+        # For two classes it fits only the second; the first is its opposite.
         weight = torch.cat([-weight, weight])
     return F.normalize(weight, dim=-1)
 
 
 def random_weights(classes: int, width: int, generator: torch.Generator) -> Tensor:
-    """Float [classes, width] of unit rows, drawn uniformly from (-1, 1) before."""
+    """Return float [classes, width]: rows drawn uniformly from (-1, 1) and then normalised."""
     return F.normalize(torch.rand(classes, width, generator=generator) * 2 - 1, dim=-1)
 
 
 def read_descriptions(path: Path) -> dict[str, list[str]]:
-    """A JSON (by its name) or YAML file {class: [sentence, ...]}; `UserError` if it is not one."""
+    """Return the content {class: [sentence, ...]} of a JSON file (by its suffix) or YAML file.
+
+    Raises `UserError` if the file cannot be read or has another content.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix.lower() == ".json" else parse_yaml(text)
-        return _DESCRIPTIONS.validate_python(content, strict=True)
+        return DESCRIPTIONS.validate_python(content, strict=True)
     except OSError as error:
         reason = error.strerror
     except ValidationError as error:
@@ -236,21 +269,8 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
     raise UserError(f"descriptions {path}: {reason}; write CLASS: [SENTENCE, ...] in JSON or YAML")
 
 
-_Sentences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-_DESCRIPTIONS: Final = TypeAdapter(dict[str, _Sentences])
-
-
-def _mean_features(
-    encode: Callable[[Sequence[str]], Tensor], prompts: Sequence[Sequence[str]]
-) -> Iterator[Tensor]:
-    for start in range(0, len(prompts), CLASSES_AT_ONCE):
-        chunk = prompts[start : start + CLASSES_AT_ONCE]
-        features = encode([prompt for one in chunk for prompt in one])
-        for of_class in split(features, [len(one) for one in chunk]):
-            yield of_class.mean(0)
-
-
-def _counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
+def _checked_counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
+    """Return the number of photos of each class. Raises `UserError` if a class has none."""
     counts: list[int] = labels.bincount(minlength=len(classes)).tolist()
     for name, count in zip(classes, counts, strict=True):
         if count == 0:
@@ -259,8 +279,3 @@ def _counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
                 "pass --set head.initial.name=text, or set it in the recipe"
             )
     return counts
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""

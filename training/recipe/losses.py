@@ -1,6 +1,6 @@
-"""Losses for long-tailed training, each as data (what a recipe says) and what it builds.
+"""Losses for long-tailed training: the options that a recipe states, and the modules they build.
 
-A built loss is a `Criterion`. Adding one is a class here and its name in `Loss`.
+A new loss is a class of options, a `Criterion` that it builds, and its name in `AnyLoss`.
 """
 
 import math
@@ -17,12 +17,12 @@ from taillift.models.errors import UserError
 
 
 class Criterion(nn.Module, ABC):
-    """Logits [N, C] of any float type and labels int64 [N] to a loss for each example, [N].
+    """A loss [N], one for each example, from logits [N, C] of any float type and labels int64 [N].
 
-    The losses are float32 (float64 for float64 logits), under autocast too. A batch's loss is
-    their sum divided by N. Weighted losses too are divided by N and not, as torch's
-    `cross_entropy(weight=...)` does it, by the sum of the weights that the batch happens to hold:
-    so the parts of a batch may be added up.
+    The losses are float32 (float64 for float64 logits), also under autocast. The loss of a batch is
+    their sum divided by N. This holds for weighted losses, too, while torch's
+    `cross_entropy(weight=...)` divides by the sum of the weights in the batch. So the losses of the
+    parts of a batch can be added up.
     """
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,39 +32,45 @@ class Criterion(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The same, of logits that are float32 or float64."""
+        """Return the losses [N] for logits that are float32 or float64."""
 
 
 class LossSpec(BaseModel, ABC):
-    """A loss's name and options."""
+    """The name and the options of a loss."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Whether it says of a batch what it does not say of its parts.
+    # Whether the loss of a batch is more than the sum over its parts.
     whole_batch: ClassVar[bool] = False
 
     @abstractmethod
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        """The prior in the logits: shares float64 [C] of classes with `counts` training photos.
+        """Return the class prior that this loss leaves in the logits, float64 [C], of sum 1.
 
-        The softmax of logits that make the loss smallest is the classes' posterior under it.
-        Raises `UserError` where a class has no photo.
+        `counts` are the training photos of each class. The softmax of the logits with the smallest
+        loss is the posterior of the classes under this prior. Raises `UserError` if a class has no
+        photo.
         """
 
     @abstractmethod
     def build(self, counts: Sequence[int]) -> Criterion:
-        """The loss for classes with `counts` training photos; `UserError` where one has none."""
+        """Return the loss for classes with `counts` training photos.
+
+        Raises `UserError` if a class has none.
+        """
 
 
 class CrossEntropy(LossSpec):
+    """The plain cross-entropy."""
+
     name: Literal["cross-entropy"] = "cross-entropy"
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # The softmax itself is the posterior of the training photos.
+        # The softmax is the posterior under the training photos' prior.
         return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return WeightedCrossEntropy(torch.ones_like(_checked(counts)))
+        return WeightedCrossEntropy(torch.ones_like(_checked_counts(counts)))
 
 
 class LogitAdjusted(LossSpec):
@@ -74,80 +80,82 @@ class LogitAdjusted(LossSpec):
     tau: float = Field(1.0, ge=0, description="strength of the adjustment")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # softmax(logits + tau log prior) is the training photos' posterior: prior^tau is outside.
-        return _power(counts, 1 - self.tau)
+        # softmax(logits + tau log prior) has the training prior, so the logits lack prior^tau.
+        return _prior_power(counts, 1 - self.tau)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return ShiftedCrossEntropy(self.tau * _prior(counts).log())
 
 
 class BalancedSoftmax(LossSpec):
-    """Softmax weighted by the counts (Ren et al. 2020, equation 4): logit adjustment at tau 1."""
+    """Softmax weighted by the counts (Ren et al. 2020, equation 4): logit adjustment with tau 1."""
 
     name: Literal["balanced-softmax"] = "balanced-softmax"
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
         # The counts in the softmax are the whole training prior.
-        return _uniform(counts)
+        return _prior_power(counts, 0)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return ShiftedCrossEntropy(_checked(counts).log())
+        return ShiftedCrossEntropy(_checked_counts(counts).log())
 
 
 class Focal(LossSpec):
     """(1 - p)^gamma times the cross-entropy -log p (Lin et al. 2017, equation 4)."""
 
     name: Literal["focal"] = "focal"
-    gamma: float = Field(2.0, ge=0, description="how much less an easy example counts")
+    gamma: float = Field(2.0, ge=0, description="how much the weight of easy examples falls")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # It bends the posterior, alike for all classes, and balances nothing: as cross-entropy.
+        # It distorts the posterior in the same way for all classes and balances nothing.
         return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        _checked(counts)
+        _checked_counts(counts)
         return FocalCrossEntropy(self.gamma)
 
 
 class Ldam(LossSpec):
-    """Cross-entropy with a margin that falls with n^(1/4) (LDAM, Cao et al. 2019, equation 13).
+    """Cross-entropy with a margin ~ n^(-1/4) of n photos (LDAM, Cao et al. 2019, equation 13).
 
-    Margins are cosines; the rarest class has `margin`. Since a cosine head's logits carry its
-    scale already, what is taken from the true class's logit is `scale` times its margin.
+    Margins are cosines; the rarest class has `margin`. The logits of a cosine head are already
+    multiplied by its scale. So `scale` times the margin is subtracted from the true class's logit.
     """
 
     name: Literal["ldam"] = "ldam"
-    margin: float = Field(0.5, ge=0, le=2, description="of the rarest class, as a cosine")
-    scale: float = Field(25.0, gt=0, description="the cosine head's")
+    margin: float = Field(0.5, ge=0, le=2, description="margin of the rarest class, as a cosine")
+    scale: float = Field(25.0, gt=0, description="scale of the cosine head")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # Margins are for training only; what they balance is no prior: as cross-entropy.
+        # Margins act in training only, and they do not stand for a prior.
         return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        falling = _checked(counts) ** -0.25
-        return MarginCrossEntropy(self.scale * self.margin * falling / falling.max())
+        relative = _checked_counts(counts) ** -0.25
+        return MarginCrossEntropy(self.scale * self.margin * relative / relative.max())
 
 
 class ClassBalanced(LossSpec):
     """Cross-entropy weighted by 1 / effective number of photos (Cui et al. 2019, section 4).
 
-    Weights (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes.
+    The weights are (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes.
     """
 
     name: Literal["class-balanced"] = "class-balanced"
-    beta: float = Field(0.9999, ge=0, lt=1, description="0: no weights; towards 1: 1 / count")
+    beta: float = Field(0.9999, ge=0, lt=1, description="0: no weights; near 1: 1 / count")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # A photo of weight w counts like w photos: the training prior times the weights.
-        return _shares(_prior(counts) * self._weights(counts))
+        # A photo of weight w counts as w photos: the training prior times the weights.
+        weighted = _prior(counts) * self.class_weights(counts)
+        return weighted / weighted.sum()
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return WeightedCrossEntropy(self._weights(counts))
+        return WeightedCrossEntropy(self.class_weights(counts))
 
-    def _weights(self, counts: Sequence[int]) -> Tensor:
+    def class_weights(self, counts: Sequence[int]) -> Tensor:
+        """Return 1 / effective number of photos of each class, float64 [C]."""
         beta = torch.tensor(self.beta, dtype=torch.float64)
-        effective = -torch.expm1(_checked(counts) * beta.log()) / (1 - beta)
+        effective = -torch.expm1(_checked_counts(counts) * beta.log()) / (1 - beta)
         return 1 / effective
 
 
@@ -162,34 +170,34 @@ class Reweighted(LossSpec):
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
         # As for class-balanced weights: prior * (1 / prior)^rho.
-        return _power(counts, 1 - self.rho)
+        return _prior_power(counts, 1 - self.rho)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return WeightedCrossEntropy(_prior(counts) ** -self.rho)
 
 
 class Lade(LossSpec):
-    """PC-softmax cross-entropy and a bound on each logit's scale (LADE, Hong et al. 2021).
+    """PC-softmax cross-entropy and a regulariser of the logits (LADE, Hong et al. 2021).
 
-    See `LadeCriterion`, also for what it means to train a batch in parts.
+    See `LadeCriterion`, also for batches that are trained in parts.
     """
 
     whole_batch = True
 
     name: Literal["lade"] = "lade"
-    weight: float = Field(0.1, ge=0, description="of the estimator beside the cross-entropy")
-    penalty: float = Field(0.1, ge=0, description="on the squared log-partition (ReMINE's lambda)")
+    weight: float = Field(0.1, ge=0, description="weight of the regulariser")
+    penalty: float = Field(0.1, ge=0, description="of the squared log-partition (ReMINE's lambda)")
 
     def implied_prior(self, counts: Sequence[int]) -> Tensor:
-        # The cross-entropy has the whole prior outside the logits, and the other term wants
-        # them right where classes are equally frequent.
-        return _uniform(counts)
+        # The cross-entropy adds the whole prior to the logits, and the regulariser fits them to
+        # equally frequent classes.
+        return _prior_power(counts, 0)
 
     def build(self, counts: Sequence[int]) -> Criterion:
         return LadeCriterion(_prior(counts), self.weight, self.penalty)
 
 
-Loss = Annotated[
+AnyLoss = Annotated[
     CrossEntropy
     | LogitAdjusted
     | BalancedSoftmax
@@ -216,7 +224,7 @@ class ShiftedCrossEntropy(Criterion):
 
 
 class WeightedCrossEntropy(Criterion):
-    """Cross-entropy times the true class's weight; `weight` [C] is scaled to a mean of 1."""
+    """Cross-entropy times the weight of the true class; `weight` [C] is scaled to a mean of 1."""
 
     weight: Tensor
 
@@ -229,19 +237,21 @@ class WeightedCrossEntropy(Criterion):
 
 
 class FocalCrossEntropy(Criterion):
+    """Cross-entropy times (1 - p)^gamma, with the probability p of the true class."""
+
     def __init__(self, gamma: float) -> None:
         super().__init__()
         self.gamma = gamma
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         entropy = F.cross_entropy(logits, labels, reduction="none")
-        # Where p is 1, the slope of (1 - p)^gamma with gamma < 1 would be infinite.
+        # At p = 1 the slope of (1 - p)^gamma with gamma < 1 would be infinite.
         miss = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
         return miss**self.gamma * entropy
 
 
 class MarginCrossEntropy(Criterion):
-    """Cross-entropy after `margin` [C], in units of the logits, is taken from the true logit."""
+    """Cross-entropy after subtracting `margin` [C], in logits, from the true class's logit."""
 
     margin: Tensor
 
@@ -262,14 +272,14 @@ class LadeCriterion(Criterion):
 
         penalty * (log Z_c)^2 + log Z_c - (mean of logit c over the examples of class c),
 
-    where Z_c is the mean of exp(logit c) over the batch, an example of class y counting
-    (1/C) / prior_y times: an estimate for equally frequent classes (Hong et al. 2021, section 3;
-    the authors' code weights by the logit's class c instead of the example's class y).
+    where Z_c is the mean of exp(logit c) over the batch, in which an example of class y has the
+    weight (1/C) / prior_y. This estimates Z_c for equally frequent classes (Hong et al. 2021,
+    section 3; the authors' code weights by the logit's class c instead of the example's class y).
 
-    The sum is a statistic of the whole batch: every example gets the same, so that the mean of
-    the losses is the batch's loss. Where a batch is trained in parts (gradient accumulation,
-    several processes), each part has its own sum, from fewer examples: not quite the loss of the
-    whole batch. In a class that a batch lacks, the last term is missing.
+    The sum is a statistic of the whole batch. Every example gets the same sum, so that the mean of
+    the losses is the batch's loss. If a batch is trained in parts (gradient accumulation, several
+    processes), each part has its own sum from fewer examples, which is not quite the loss of the
+    whole batch. For a class that is not in the batch, the last term is left out.
     """
 
     prior: Tensor
@@ -285,6 +295,7 @@ class LadeCriterion(Criterion):
         return entropy + self.weight * self.regulariser(logits, labels)
 
     def regulariser(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum over the classes, a scalar."""
         true = _is_true(logits, labels)
         own = logits.where(true, 0).sum(0) / true.sum(0).clamp_min(1)
         importance = -(self.prior[labels] * len(self.prior)).log()
@@ -293,33 +304,27 @@ class LadeCriterion(Criterion):
 
 
 def _is_true(logits: Tensor, labels: Tensor) -> Tensor:
-    """Bool [N, C]: where a logit is the true class's."""
+    """Return bool [N, C]: whether a logit is that of the true class."""
     return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 
-def _checked(counts: Sequence[int]) -> Tensor:
-    """The counts as float64 [C]."""
-    for position, count in enumerate(counts):
+def _checked_counts(counts: Sequence[int]) -> Tensor:
+    """Return the counts as float64 [C]. Raises `UserError` if one is below 1."""
+    for label, count in enumerate(counts):
         if count < 1:
             raise UserError(
-                f"class {position} has {count} training photos: the loss needs at least one of "
-                "every class; add some or remove the class"
+                f"class {label} has {count} training photos: the loss needs at least one of every "
+                "class; add some or remove the class"
             )
     return torch.tensor(counts, dtype=torch.float64)
 
 
 def _prior(counts: Sequence[int]) -> Tensor:
-    return _shares(_checked(counts))
+    """Return each class's share of the training photos, float64 [C]."""
+    photos = _checked_counts(counts)
+    return photos / photos.sum()
 
 
-def _uniform(counts: Sequence[int]) -> Tensor:
-    return _power(counts, 0)
-
-
-def _power(counts: Sequence[int], exponent: float) -> Tensor:
-    """Shares as the prior's to the power of `exponent`, however large that is."""
+def _prior_power(counts: Sequence[int], exponent: float) -> Tensor:
+    """Return the prior to the power of `exponent`, which may be large, scaled to a sum of 1."""
     return (exponent * _prior(counts).log()).softmax(0)
-
-
-def _shares(weights: Tensor) -> Tensor:
-    return weights / weights.sum()

@@ -1,3 +1,5 @@
+"""Tests of the check for unusable and duplicate photos."""
+
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ def test_a_corrupt_photo_is_left_out_with_a_warning_that_names_it(
     assert "cannot be decoded" in message
 
 
-def test_of_many_corrupt_photos_the_first_are_named_and_the_others_counted(
+def test_only_the_first_of_many_corrupt_photos_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_photos(tmp_path, {"red": 1, "blue": 2})
@@ -52,7 +54,7 @@ def test_a_split_without_a_readable_photo_is_named(tmp_path: Path) -> None:
         load_dataset(str(root))
 
 
-def test_a_photo_to_train_and_to_measure_on_is_warned_of(
+def test_a_photo_in_two_splits_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for seed, name in enumerate("ab"):
@@ -67,14 +69,14 @@ def test_a_photo_to_train_and_to_measure_on_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("copy", "told"),
+    ("copy", "warning"),
     [
         ("test/red/copied.png", "1 photos are in two splits, such as"),
         ("train/blue/copied.png", "1 photos are of two classes, such as"),
     ],
 )
-def test_a_copy_under_another_name_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, copy: str, told: str
+def test_a_duplicate_under_another_name_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, copy: str, warning: str
 ) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / copy).parent.mkdir(parents=True, exist_ok=True)
@@ -82,22 +84,22 @@ def test_a_copy_under_another_name_is_warned_of(
     with caplog.at_level(logging.WARNING):
         load_dataset(str(root))
     (message,) = caplog.messages
-    assert told in message
+    assert warning in message
     assert copy in message
     assert "train/red/001.png" in message
 
 
 @pytest.fixture
-def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small sets are remembered like large ones."""
-    monkeypatch.setattr(check, "WORTHWHILE", 1)
+def cached_when_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the check use the cache for small sets, too."""
+    monkeypatch.setattr(check, "LEAST_CACHED", 1)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the photos that were decoded to check them."""
+    """The names of the photos that the check decoded, in this order."""
     names: list[str] = []
-    real = check._look
+    real = check.inspect_photo
 
     def spy(photo: StoredPhoto) -> int | str:
         names.append(photo.name)
@@ -105,7 +107,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise KeyboardInterrupt
         return real(photo)
 
-    monkeypatch.setattr(check, "_look", spy)
+    monkeypatch.setattr(check, "inspect_photo", spy)
     return names
 
 
@@ -117,8 +119,8 @@ def stored(root: Path, files: Sequence[str]) -> list[StoredPhoto]:
     return photos
 
 
-@pytest.mark.usefixtures("remembering")
-def test_photos_are_decoded_once_but_for_those_that_changed_or_failed(
+@pytest.mark.usefixtures("cached_when_small")
+def test_only_changed_and_failed_photos_are_decoded_again(
     tmp_path: Path, decoded: list[str]
 ) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
@@ -131,19 +133,19 @@ def test_photos_are_decoded_once_but_for_those_that_changed_or_failed(
     assert sorted(decoded) == ["train/blue/001.png", "train/red/bad.png"]
 
 
-@pytest.mark.usefixtures("remembering")
-def test_an_interrupted_check_goes_on_where_it_was(
+@pytest.mark.usefixtures("cached_when_small")
+def test_an_interrupted_check_continues_where_it_stopped(
     tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "CHUNK", 2)
     root = write_photos(tmp_path, {"red": 3})
     (root / "train/stop").touch()
     files = [f"train/red/{index:03}.png" for index in range(3)]
-    memory = tmp_path / "memory.npy"
+    cached = tmp_path / "cached.npy"
     with pytest.raises(KeyboardInterrupt):
-        check.readable(stored(root, [*files[:2], "train/stop"]), memory)
+        check.content_digests(stored(root, [*files[:2], "train/stop"]), cached)
     decoded.clear()
-    assert len(check.readable(stored(root, files), memory)) == len(files)
+    assert len(check.content_digests(stored(root, files), cached)) == len(files)
     assert decoded == files[2:]
 
 
@@ -152,16 +154,16 @@ def test_a_small_set_leaves_nothing_in_the_cache(tmp_path: Path, cache: Path) ->
     assert not cache.exists()
 
 
-@pytest.mark.usefixtures("remembering")
-def test_a_memory_that_cannot_be_read_or_written_is_done_without(
+@pytest.mark.usefixtures("cached_when_small")
+def test_a_cache_that_cannot_be_read_or_written_stops_nothing(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     load_dataset(str(root))
-    (memory,) = (cache / "seen").iterdir()
-    memory.write_bytes(memory.read_bytes()[:-3])
+    (cached,) = (cache / "seen").iterdir()
+    cached.write_bytes(cached.read_bytes()[:-3])
     assert load_dataset(str(root)).counts == [3, 2]
-    memory.unlink()
+    cached.unlink()
     (cache / "seen").rmdir()
     (cache / "seen").touch()
     with caplog.at_level(logging.WARNING):

@@ -1,15 +1,14 @@
+"""Tests of data sets: classes, splits and fingerprints."""
+
 import shutil
 from pathlib import Path
 
-import pytest
-
 from taillift.models.bundle.manifest import Thresholds
-from taillift.models.errors import UserError
-from taillift.training.data.dataset import Dataset, hold_out, load_dataset
+from taillift.training.data.dataset import Dataset, load_dataset
 from tests.support.tiny import write_photo, write_photos
 
 
-def test_classes_come_in_frequency_order_then_by_name(tmp_path: Path) -> None:
+def test_classes_are_sorted_by_frequency_then_by_name(tmp_path: Path) -> None:
     dataset = load_dataset(str(write_photos(tmp_path, {"red": 2, "green": 2, "blue": 3})))
     assert dataset.classes == ("blue", "green", "red")
     assert dataset.counts == [3, 2, 2]
@@ -17,9 +16,7 @@ def test_classes_come_in_frequency_order_then_by_name(tmp_path: Path) -> None:
     assert labels == [photo.name.split("/")[1] for photo in dataset.train.photos]
 
 
-def test_models_are_measured_on_test_else_on_val_else_not_at_all(
-    colours: Dataset, tmp_path: Path
-) -> None:
+def test_the_held_out_split_is_test_else_val_else_none(colours: Dataset, tmp_path: Path) -> None:
     assert colours.held_out == ("test", colours.test)
     counts = {"red": 2, "blue": 2}
     with_val = load_dataset(str(write_photos(tmp_path / "a", counts, ("train", "val"))))
@@ -37,33 +34,11 @@ def test_an_imbalance_cuts_training_photos_only(tmp_path: Path) -> None:
     assert load_dataset(str(root), imbalance=9) == dataset
 
 
-def test_photos_held_out_leave_training_and_keep_their_class(tmp_path: Path) -> None:
-    root = write_photos(tmp_path, {"red": 10, "green": 2, "blue": 1}, ("train", "test"))
-    dataset = load_dataset(str(root))
-    held = hold_out(dataset, share=0.3)
-    assert held.val is not None
-    assert held.counts == [7, 1, 1]
-    assert held.val.labels == (1, 0, 0, 0)
-    assert (held.classes, held.test) == (dataset.classes, dataset.test)
-    assert {*held.train.photos, *held.val.photos} == set(dataset.train.photos)
-    for split in (held.train, held.val):
-        named = [held.classes[label] for label in split.labels]
-        assert named == [photo.name.split("/")[1] for photo in split.photos]
-    assert hold_out(held) is held
-
-
-def test_single_photos_cannot_be_held_out(tmp_path: Path) -> None:
-    dataset = load_dataset(str(write_photos(tmp_path, {"red": 1, "blue": 1})))
-    with pytest.raises(UserError, match="none can be set aside"):
-        hold_out(dataset)
-
-
-def test_a_fingerprint_is_the_set_s_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_the_set_and_not_on_its_folder(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "a", {"red": 3, "blue": 2}, ("train", "test"))
     before = load_dataset(str(root)).fingerprint
     moved = Path(shutil.copytree(root, tmp_path / "b"))
     assert load_dataset(str(moved)).fingerprint == before
-    assert hold_out(load_dataset(str(moved))).fingerprint != before
     (moved / "classnames.json").write_text('{"red": "scarlet"}')
     assert load_dataset(str(moved)).fingerprint != before
     (moved / "classnames.json").unlink()
@@ -71,7 +46,7 @@ def test_a_fingerprint_is_the_set_s_wherever_it_lies(tmp_path: Path) -> None:
     assert load_dataset(str(moved)).fingerprint != before
 
 
-def test_a_fingerprint_tells_another_photo_from_the_one_before(tmp_path: Path) -> None:
+def test_a_fingerprint_changes_with_a_photo(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     before = load_dataset(str(root)).fingerprint
     write_photo(root / "train/red/000.png", (1, 2, 3), seed=5)
@@ -87,7 +62,3 @@ def test_the_sample_set_has_its_long_tail() -> None:
     assert dataset.test is not None
     assert dataset.val is not None
     assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (1303, 166, 332)
-
-
-def test_a_set_that_has_val_keeps_it(colours: Dataset) -> None:
-    assert hold_out(colours) is colours

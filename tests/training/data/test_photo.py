@@ -1,3 +1,5 @@
+"""Tests of photos that are stored in files."""
+
 from pathlib import Path
 
 import pytest
@@ -17,17 +19,17 @@ def test_a_part_of_a_file_is_read(tmp_path: Path) -> None:
     assert photo.name == "shard/a.jpg"
 
 
-def test_a_file_that_went_away_or_shrank_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_or_shrunk_file_names_it(tmp_path: Path) -> None:
     photo = StoredPhoto(tmp_path, "red/a.png", size=30, changed=0)
     with pytest.raises(UserError, match=r"red/a\.png cannot be read \(No such file"):
         photo.read()
     (tmp_path / "red").mkdir()
     (tmp_path / "red/a.png").write_bytes(b"short")
-    with pytest.raises(UserError, match=r"red/a\.png is shorter than it was"):
+    with pytest.raises(UserError, match=r"red/a\.png has shrunk since it was listed"):
         photo.read()
 
 
-def test_a_photo_that_broke_since_it_was_checked_is_named_when_its_turn_comes(
+def test_the_error_for_a_photo_damaged_after_the_check_names_it(
     tmp_path: Path,
 ) -> None:
     preprocessing = Preprocessing(
@@ -45,5 +47,5 @@ def test_a_photo_that_broke_since_it_was_checked_is_named_when_its_turn_comes(
     inputs = evaluation_photos(Split(tuple(photos), (0, 1)), preprocessing)
     assert len(list(inputs.batches([(0, 0), (1, 0)], 1))) == 2
     (tmp_path / "b.png").write_bytes(bytes(photos[1].size))
-    with pytest.raises(UserError, match=f"^{tmp_path}/b.png: .*; mend it, or remove it"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/b.png: .*; repair it, or remove it"):
         list(inputs.batches([(0, 0), (1, 0)], 1))

@@ -1,3 +1,5 @@
+"""Tests of the losses for long-tailed training."""
+
 import math
 from collections.abc import Callable
 from typing import get_args
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from taillift.models.errors import UserError
 from taillift.training.recipe.losses import (
+    AnyLoss,
     BalancedSoftmax,
     ClassBalanced,
     CrossEntropy,
@@ -20,7 +23,6 @@ from taillift.training.recipe.losses import (
     LadeCriterion,
     Ldam,
     LogitAdjusted,
-    Loss,
     LossSpec,
     MarginCrossEntropy,
     Reweighted,
@@ -28,14 +30,14 @@ from taillift.training.recipe.losses import (
 )
 
 LOSSES: dict[str, type[LossSpec]] = {
-    one.model_fields["name"].default: one for one in get_args(get_args(Loss)[0])
+    kind.model_fields["name"].default: kind for kind in get_args(get_args(AnyLoss)[0])
 }
 COUNTS = [70, 20, 10]
 PRIOR = torch.tensor([0.7, 0.2, 0.1])
 LOGITS = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 2, 1])
 
-every_loss = pytest.mark.parametrize("spec", [one() for one in LOSSES.values()], ids=list(LOSSES))
+every_loss = pytest.mark.parametrize("spec", [kind() for kind in LOSSES.values()], ids=list(LOSSES))
 
 
 def entropy(logits: Tensor, labels: Tensor = LABELS) -> Tensor:
@@ -55,19 +57,19 @@ def margin_of(spec: LossSpec, counts: list[int]) -> Tensor:
 
 
 @every_loss
-def test_its_name_finds_it_and_it_survives_json(spec: LossSpec) -> None:
-    adapter: TypeAdapter[LossSpec] = TypeAdapter(Loss)
-    found = adapter.validate_json(spec.model_dump_json())
-    assert (type(found), found) == (type(spec), spec)
+def test_the_name_selects_the_loss_and_the_options_survive_json(spec: LossSpec) -> None:
+    adapter: TypeAdapter[LossSpec] = TypeAdapter(AnyLoss)
+    again = adapter.validate_json(spec.model_dump_json())
+    assert (type(again), again) == (type(spec), spec)
 
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(ValidationError, match="tau"):
-        TypeAdapter(Loss).validate_python({"name": "focal", "tau": 1})
+        TypeAdapter(AnyLoss).validate_python({"name": "focal", "tau": 1})
 
 
 @every_loss
-def test_a_class_without_photos_is_refused_by_its_number(spec: LossSpec) -> None:
+def test_the_error_for_a_class_without_photos_gives_its_number(spec: LossSpec) -> None:
     with pytest.raises(UserError, match="class 1 has 0 training photos"):
         spec.build([3, 0, 2])
 
@@ -109,21 +111,24 @@ def test_the_prior_that_a_loss_leaves_in_the_logits(spec: LossSpec, weights: lis
     ids=lambda spec: spec.model_dump_json(),
 )
 def test_the_best_logits_are_the_posterior_under_the_implied_prior(spec: LossSpec) -> None:
-    """Photos of four kinds, each with its likelihood under three classes: no other is as good."""
+    """At these logits the gradient of the expected loss is zero.
+
+    There are four kinds of photos, each with a likelihood under each of three classes.
+    """
     likelihood = torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.1, 0.1, 0.2, 0.6]])
     likelihood = likelihood.double()
-    seen = PRIOR.double()[:, None] * likelihood
+    joint = PRIOR.double()[:, None] * likelihood
     implied = spec.implied_prior(COUNTS)
     best = (implied[:, None] * likelihood).log().T.clone().requires_grad_()
     kinds, labels = torch.cartesian_prod(torch.arange(4), torch.arange(3)).T
     losses = spec.build(COUNTS).double()(best[kinds], labels)
-    (losses * seen[labels, kinds]).sum().backward()
+    (losses * joint[labels, kinds]).sum().backward()
     assert best.grad is not None
     torch.testing.assert_close(best.grad, torch.zeros_like(best), atol=1e-7, rtol=0)
 
 
 @every_loss
-def test_every_example_has_a_loss_of_its_own_and_a_finite_gradient(spec: LossSpec) -> None:
+def test_every_example_has_its_own_loss_and_a_finite_gradient(spec: LossSpec) -> None:
     logits = torch.cat([LOGITS, torch.tensor([[100.0, 0.0, -100.0]])]).requires_grad_()
     losses = spec.build(COUNTS)(logits, torch.cat([LABELS, torch.tensor([0])]))
     assert losses.shape == (6,)
@@ -135,7 +140,9 @@ def test_every_example_has_a_loss_of_its_own_and_a_finite_gradient(spec: LossSpe
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_computed_in_fp32(spec: LossSpec, dtype: torch.dtype) -> None:
+def test_losses_of_half_precision_logits_are_computed_in_fp32(
+    spec: LossSpec, dtype: torch.dtype
+) -> None:
     criterion = spec.build(COUNTS)
     half = LOGITS.to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
@@ -145,24 +152,24 @@ def test_half_precision_logits_are_computed_in_fp32(spec: LossSpec, dtype: torch
 
 
 @every_loss
-def test_its_gradient_is_that_of_finite_differences(spec: LossSpec) -> None:
+def test_the_gradient_equals_finite_differences(spec: LossSpec) -> None:
     criterion = spec.build(COUNTS).double()
     logits = LOGITS.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda given: criterion(given, LABELS), logits, fast_mode=True)
 
 
 @every_loss
-def test_its_buffers_move_with_it(spec: LossSpec) -> None:
+def test_the_buffers_move_with_the_loss(spec: LossSpec) -> None:
     criterion = spec.build(COUNTS).to("meta")
     assert criterion.losses(LOGITS.to("meta"), LABELS.to("meta")).device.type == "meta"
 
 
 @pytest.mark.parametrize(
     "spec",
-    [one() for name, one in LOSSES.items() if name != "lade"],
+    [kind() for name, kind in LOSSES.items() if name != "lade"],
     ids=[name for name in LOSSES if name != "lade"],
 )
-def test_the_parts_of_a_batch_add_up_to_it(spec: LossSpec) -> None:
+def test_the_losses_of_the_parts_of_a_batch_add_up(spec: LossSpec) -> None:
     criterion = spec.build(COUNTS)
     parts = criterion(LOGITS[:2], LABELS[:2]).sum() + criterion(LOGITS[2:], LABELS[2:]).sum()
     assert torch.allclose(parts / 5, criterion(LOGITS, LABELS).mean())
@@ -214,12 +221,12 @@ def test_logit_adjustment_adds_tau_log_prior_to_the_logits() -> None:
     assert torch.allclose(LogitAdjusted(tau=2).build(COUNTS)(LOGITS, LABELS), expected)
 
 
-def test_undecided_logits_cost_the_surprise_of_the_class() -> None:
+def test_equal_logits_cost_the_negative_log_prior_of_the_class() -> None:
     losses = LogitAdjusted().build([99, 1])(torch.zeros(2, 2), torch.tensor([0, 1]))
     assert losses.tolist() == pytest.approx([-math.log(0.99), -math.log(0.01)], rel=1e-5)
 
 
-def test_balanced_softmax_is_logit_adjustment_at_tau_one() -> None:
+def test_balanced_softmax_is_logit_adjustment_with_tau_one() -> None:
     adjusted = LogitAdjusted(tau=1).build(COUNTS)(LOGITS, LABELS)
     assert torch.allclose(BalancedSoftmax().build(COUNTS)(LOGITS, LABELS), adjusted)
 
@@ -229,12 +236,12 @@ def test_balanced_softmax_weights_the_exponentials_by_the_counts() -> None:
     assert loss.item() == pytest.approx(-math.log(2 / (3 + 2)))
 
 
-def test_focal_at_gamma_zero_is_cross_entropy() -> None:
+def test_focal_with_gamma_zero_is_cross_entropy() -> None:
     assert torch.allclose(Focal(gamma=0).build(COUNTS)(LOGITS, LABELS), entropy(LOGITS))
 
 
 @pytest.mark.parametrize(("gamma", "factor"), [(1, 0.2), (2, 0.04)])
-def test_focal_weighs_an_example_by_what_is_missing_to_certainty(
+def test_focal_weights_an_example_by_a_power_of_one_minus_its_probability(
     gamma: float, factor: float
 ) -> None:
     logits = torch.tensor([[math.log(0.8), math.log(0.2)]])
@@ -242,7 +249,7 @@ def test_focal_weighs_an_example_by_what_is_missing_to_certainty(
     assert loss.item() == pytest.approx(-factor * math.log(0.8), rel=1e-5)
 
 
-def test_focal_below_gamma_one_has_a_gradient_where_the_answer_is_certain() -> None:
+def test_focal_with_gamma_below_one_has_a_finite_gradient_at_probability_one() -> None:
     logits = torch.tensor([[200.0, 0.0]]).requires_grad_()
     Focal(gamma=0.5).build([1, 1])(logits, torch.tensor([0])).sum().backward()
     assert logits.grad is not None
@@ -254,33 +261,33 @@ def test_ldam_margins_fall_with_the_fourth_root_of_the_count() -> None:
     assert margin.tolist() == pytest.approx([10 / 5, 10 / 3, 10 / 2, 10])
 
 
-def test_ldam_takes_the_scaled_margin_from_the_true_logit_only() -> None:
+def test_ldam_subtracts_the_scaled_margin_from_the_true_logit_only() -> None:
     loss = Ldam(margin=0.5, scale=20).build([16, 1])(torch.zeros(2, 2), torch.tensor([0, 1]))
     expected = [math.log(1 + math.exp(5)), math.log(1 + math.exp(10))]
     assert loss.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_ldam_of_scaled_cosines_is_the_scaled_loss_of_cosines_less_margins() -> None:
-    """As the paper has it: the margin is taken from the cosine, then all are scaled."""
+def test_ldam_of_scaled_cosines_equals_the_papers_form() -> None:
+    """The paper subtracts the margin from the cosine and then scales all of them."""
     cosines = torch.tanh(LOGITS)
-    lessened = cosines.clone()
+    reduced = cosines.clone()
     margins = 0.3 * (torch.tensor(COUNTS) / 10) ** -0.25
     for row, label in enumerate(LABELS.tolist()):
-        lessened[row, label] -= margins[label]
+        reduced[row, label] -= margins[label]
     losses = Ldam(margin=0.3, scale=30).build(COUNTS)(30 * cosines, LABELS)
-    assert torch.allclose(losses, entropy(30 * lessened), rtol=1e-5)
+    assert torch.allclose(losses, entropy(30 * reduced), rtol=1e-5)
 
 
-def test_class_balanced_weights_are_of_known_effective_numbers() -> None:
+def test_class_balanced_weights_follow_from_the_effective_numbers() -> None:
     """With beta 0.5, one photo counts as 1, two as 1.5 and three as 1.75."""
     expected = torch.tensor([1 / 1.75, 1 / 1.5, 1.0])
-    found = weight_of(ClassBalanced(beta=0.5), [3, 2, 1])
-    assert torch.allclose(found, expected / expected.mean())
+    weight = weight_of(ClassBalanced(beta=0.5), [3, 2, 1])
+    assert torch.allclose(weight, expected / expected.mean())
 
 
 def test_class_balanced_with_beta_near_one_is_reweighting() -> None:
-    found = weight_of(ClassBalanced(beta=1 - 1e-10), COUNTS)
-    assert torch.allclose(found, weight_of(Reweighted(), COUNTS))
+    weight = weight_of(ClassBalanced(beta=1 - 1e-10), COUNTS)
+    assert torch.allclose(weight, weight_of(Reweighted(), COUNTS))
 
 
 @pytest.mark.parametrize("spec", [ClassBalanced(beta=0), Reweighted(rho=0)])
@@ -289,7 +296,7 @@ def test_weights_can_be_switched_off(spec: LossSpec) -> None:
 
 
 @pytest.mark.parametrize(("rho", "ratio"), [(1, 7), (0.5, math.sqrt(7)), (2, 49)])
-def test_reweighting_is_by_a_power_of_the_count(rho: float, ratio: float) -> None:
+def test_reweighting_follows_a_power_of_the_count(rho: float, ratio: float) -> None:
     weight = weight_of(Reweighted(rho=rho), COUNTS)
     assert (weight[2] / weight[0]).item() == pytest.approx(ratio)
 
@@ -302,7 +309,7 @@ def test_weights_have_a_mean_of_one_and_favour_the_rare(counts: list[int]) -> No
         assert weight[counts.index(min(counts))] == weight.max()
 
 
-def test_weighted_losses_are_weight_times_cross_entropy_whatever_else_is_in_the_batch() -> None:
+def test_weighted_losses_do_not_depend_on_the_rest_of_the_batch() -> None:
     criterion = Reweighted().build(COUNTS)
     weight = torch.tensor([1 / 7, 1 / 2, 1.0])
     expected = (weight / weight.mean())[LABELS] * entropy(LOGITS)
@@ -316,20 +323,20 @@ def test_lade_without_its_regulariser_is_logit_adjustment() -> None:
 
 
 def test_lades_regulariser_of_two_photos_by_hand() -> None:
-    """Priors 3/4 and 1/4 weigh the two photos 2/3 and 2."""
+    """The priors 3/4 and 1/4 give the two photos the weights 2/3 and 2."""
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     log_z = [math.log((2 / 3 * math.e + 2) / 2), math.log((2 / 3 + 2 * math.e**2) / 2)]
     expected = sum(
-        prior * (0.3 * one**2 + one - own)
-        for prior, one, own in zip((0.75, 0.25), log_z, (1.0, 2.0), strict=True)
+        prior * (0.3 * log_mean**2 + log_mean - own)
+        for prior, log_mean, own in zip((0.75, 0.25), log_z, (1.0, 2.0), strict=True)
     )
     criterion = Lade(penalty=0.3).build([3, 1])
     assert isinstance(criterion, LadeCriterion)
-    found = criterion.regulariser(logits, torch.tensor([0, 1]))
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    actual = criterion.regulariser(logits, torch.tensor([0, 1]))
+    assert actual.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_lades_mean_is_cross_entropy_and_the_weighted_regulariser() -> None:
+def test_lades_mean_is_cross_entropy_plus_the_weighted_regulariser() -> None:
     criterion = Lade(weight=0.5).build(COUNTS)
     assert isinstance(criterion, LadeCriterion)
     expected = entropy(LOGITS + PRIOR.log()).mean() + 0.5 * criterion.regulariser(LOGITS, LABELS)
@@ -346,26 +353,32 @@ def test_lades_estimate_for_equal_counts_has_no_importance_weights() -> None:
     )
 
 
-def test_lade_bears_a_batch_that_lacks_a_class() -> None:
+def test_lade_is_finite_for_a_batch_that_lacks_a_class() -> None:
     losses = Lade().build(COUNTS)(LOGITS[:2], torch.tensor([0, 0]))
     assert losses.isfinite().all()
 
 
 @pytest.mark.parametrize("spec", [LogitAdjusted(), BalancedSoftmax(), Lade(weight=0)])
-def test_prior_adjusting_losses_are_least_at_the_log_likelihoods(spec: LossSpec) -> None:
-    """Of alike photos that belong to a class with prior * likelihood: not at the posterior's."""
+def test_prior_adjusting_losses_are_smallest_at_the_log_likelihoods(spec: LossSpec) -> None:
+    """All photos look the same; they belong to each class with prior * likelihood.
+
+    The loss is not smallest at the logarithm of the posterior.
+    """
     best = torch.tensor([0.2, 0.3, 0.5]).log()
     joint = PRIOR * best.exp()
     share = joint / joint.sum()
     criterion = spec.build(COUNTS)
 
     def expected(logits: Tensor) -> Tensor:
-        return (share * criterion(logits.expand(3, 3), torch.arange(3))).sum()
+        losses: Tensor = criterion(logits.expand(3, 3), torch.arange(3))
+        return (share * losses).sum()
 
-    assert is_least_at(expected, best)
-    assert not is_least_at(expected, share.log())
+    assert has_minimum_at(expected, best)
+    assert not has_minimum_at(expected, share.log())
 
 
-def is_least_at(function: Callable[[Tensor], Tensor], point: Tensor) -> bool:
-    found = torch.autograd.functional.jacobian(function, point)
-    return bool(found.norm() < 1e-5)
+def has_minimum_at(function: Callable[[Tensor], Tensor], point: Tensor) -> bool:
+    """Return whether the gradient is zero at `point`; the losses are convex."""
+    variable = point.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(variable), variable)
+    return bool(gradient.norm() < 1e-5)

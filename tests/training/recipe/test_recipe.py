@@ -1,4 +1,4 @@
-"""Recipes as a user writes them: what is right loads, what is wrong is told in one line."""
+"""Tests of recipes: valid ones load, and errors in others are reported in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from taillift.models.errors import UserError
 from taillift.models.lift.tuners import AdaptFormer, LoRA, adaptive_rank
-from taillift.training.recipe.head_init import ClassMeanInitial, PrototypesInitial, TextInitial
+from taillift.training.recipe.head_init import ClassMeanInit, PrototypesInit, TextInit
 from taillift.training.recipe.losses import Focal, LogitAdjusted
 from taillift.training.recipe.recipe import (
     FEWEST_EPOCHS,
@@ -30,7 +30,7 @@ def written(folder: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
+def test_every_shipped_recipe_loads_and_has_a_title(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.title
@@ -39,25 +39,25 @@ def test_every_shipped_recipe_loads_and_says_what_it_is(name: str) -> None:
 
 def test_shipped_recipes_differ_in_name_title_and_content() -> None:
     recipes = [load_recipe(name) for name in NAMES]
-    assert len({one.title for one in recipes}) == len(NAMES)
-    contents = {one.model_dump_json(exclude={"name", "title"}) for one in recipes}
+    assert len({recipe.title for recipe in recipes}) == len(NAMES)
+    contents = {recipe.model_dump_json(exclude={"name", "title"}) for recipe in recipes}
     assert len(contents) == len(NAMES)
 
 
-def test_the_methods_of_the_paper_are_among_them() -> None:
+def test_the_methods_of_the_paper_are_shipped() -> None:
     lift, head, full = (load_recipe(name) for name in ("lift", "head", "full"))
-    assert [one.name for one in lift.tuners] == ["adaptformer"]
+    assert [tuner.name for tuner in lift.tuners] == ["adaptformer"]
     assert head.tuners == ()
-    assert [one.name for one in full.tuners] == ["full"]
+    assert [tuner.name for tuner in full.tuners] == ["full"]
     assert (full.blocks, load_recipe("last-block").blocks) == (None, 1)
     assert load_recipe("zero-shot").epochs == 0
-    for one in (lift, head, full):
-        assert one.loss == LogitAdjusted(tau=1.0)
-        assert one.head.kind == "cosine"
-    assert load_recipe("zero-shot").head.initial == TextInitial(template="a photo of a {}.")
+    for recipe in (lift, head, full):
+        assert recipe.loss == LogitAdjusted(tau=1.0)
+        assert recipe.head.kind == "cosine"
+    assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of a {}.")
 
 
-def test_a_recipe_of_ones_own_is_called_as_its_file_unless_it_says_otherwise(
+def test_a_users_recipe_has_the_name_of_its_file_unless_it_gives_another(
     tmp_path: Path,
 ) -> None:
     source = written(tmp_path, "tuners: [{name: lora, rank: 4}]")
@@ -66,7 +66,7 @@ def test_a_recipe_of_ones_own_is_called_as_its_file_unless_it_says_otherwise(
     assert (load_recipe(source).name, load_recipe(source).title) == ("other", "Another one")
 
 
-def test_unions_are_told_apart_by_name(tmp_path: Path) -> None:
+def test_the_name_selects_the_kind_of_a_part(tmp_path: Path) -> None:
     source = written(
         tmp_path,
         "tuners: [{name: lora, rank: 4}, {name: adaptformer}]\n"
@@ -75,49 +75,52 @@ def test_unions_are_told_apart_by_name(tmp_path: Path) -> None:
     )
     recipe = load_recipe(source)
     assert recipe.tuners == (LoRA(rank=4), AdaptFormer())
-    assert isinstance(recipe.head.initial, ClassMeanInitial)
+    assert isinstance(recipe.head.initial, ClassMeanInit)
     assert recipe.loss == Focal(gamma=1.5)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("epoch: 3", "there is no field epoch: did you mean epochs?"),
+        ("epoch: 3", 'there is no field epoch (did you mean "epochs"?)'),
         ("wombats: 3", "there is no field wombats: the fields are name, title, tuners"),
-        ("head: {scael: 3}", "there is no field head.scael: did you mean scale?"),
-        ("optimiser: {tuner_rte: 1}", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
-        ("augmentation: {flipp: no}", "no field augmentation.flipp: did you mean flip?"),
-        ("loss: {name: focal, gama: 2}", "there is no field loss.gama: did you mean gamma?"),
+        ("head: {scael: 3}", 'there is no field head.scael (did you mean "scale"?)'),
+        ("optimiser: {tuner_rte: 1}", 'no field optimiser.tuner_rte (did you mean "tuner_rate"?)'),
+        ("augmentation: {flipp: no}", 'no field augmentation.flipp (did you mean "flip"?)'),
+        ("loss: {name: focal, gama: 2}", 'there is no field loss.gama (did you mean "gamma"?)'),
         ("loss: {gama: 2}", "there is no field loss.gama: the fields are name, tau"),
         ("tuners: [{rank: 4}]", "tuners.0 needs a name"),
         (
             "head: {initial: {name: text, templat: x}}",
-            "there is no field head.initial.templat: did you mean template?",
+            'there is no field head.initial.templat (did you mean "template"?)',
         ),
         (
             "tuners: [{name: lora}, {name: adaptformer, rnak: 2}]",
-            "there is no field tuners.1.rnak: did you mean rank?",
+            'there is no field tuners.1.rnak (did you mean "rank"?)',
         ),
     ],
 )
-def test_an_unknown_field_is_told_with_the_nearest_right_one(
-    tmp_path: Path, text: str, told: str
+def test_the_error_for_an_unknown_field_suggests_the_most_similar_one(
+    tmp_path: Path, text: str, message: str
 ) -> None:
     source = written(tmp_path, text)
     with pytest.raises(UserError) as raised:
         load_recipe(source)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert str(raised.value).startswith(f"{source}: ")
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("loss: {name: focl}", "loss.name = focl: did you mean focal?"),
-        ("loss: {name: wombat}", "loss.name = wombat: it is one of cross-entropy, logit-adjusted"),
-        ("tuners: [{name: adapformer}]", "tuners.0.name = adapformer: did you mean adaptformer?"),
-        ("head: {initial: {name: txt}}", "head.initial.name = txt: did you mean text?"),
+        ("loss: {name: focl}", 'loss.name = focl (did you mean "focal"?)'),
+        ("loss: {name: wombat}", "loss.name = wombat: give one of cross-entropy, logit-adjusted"),
+        (
+            "tuners: [{name: adapformer}]",
+            'tuners.0.name = adapformer (did you mean "adaptformer"?)',
+        ),
+        ("head: {initial: {name: txt}}", 'head.initial.name = txt (did you mean "text"?)'),
         ("optimiser: {name: adam}", "optimiser.name = adam: "),
         ("precision: fp8", "precision = fp8: "),
         ("epochs: -1", "epochs = -1: Input should be greater than or equal to 0"),
@@ -132,45 +135,49 @@ def test_an_unknown_field_is_told_with_the_nearest_right_one(
         (f"seed: {LARGEST_SEED + 1}", "seed = 18446744073709551616: Input should be less than"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_place(tmp_path: Path, text: str, told: str) -> None:
+def test_the_error_for_a_wrong_value_names_its_field(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(UserError) as raised:
         load_recipe(written(tmp_path, text))
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("a: [1", "no YAML"),
-        ("a: b: c", "no YAML"),
-        ("title: 2024-13-45", "no YAML: month must be in"),
-        ("flip: !!bool x", "no YAML"),
-        ("- 1\n- 2", "is no mapping of fields to values"),
-        ("", "is no mapping of fields to values"),
-        ("!!python/object/apply:os.system ['true']", "no YAML"),
+        ("a: [1", "not valid YAML"),
+        ("a: b: c", "not valid YAML"),
+        ("title: 2024-13-45", "not valid YAML: month must be in"),
+        ("flip: !!bool x", "not valid YAML"),
+        ("- 1\n- 2", "is not a mapping of fields to values"),
+        ("", "is not a mapping of fields to values"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(UserError, match=told) as raised:
+def test_the_error_for_a_file_without_a_recipe_is_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
         load_recipe(written(tmp_path, text))
     assert "\n" not in str(raised.value)
     assert "mine.yaml" in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
-        ("lit", "there is no recipe 'lit': did you mean lift?"),
-        ("wombat", "there is no recipe 'wombat': they are adapter, "),
+        ("lit", "there is no recipe 'lit' (did you mean \"lift\"?)"),
+        ("wombat", "there is no recipe 'wombat': give one of adapter, "),
         ("absent.yaml", "recipe absent.yaml cannot be read"),
         ("recipe.txt", "there is no recipe 'recipe.txt'"),
     ],
 )
-def test_a_recipe_that_is_not_there_is_told_with_those_that_are(source: str, told: str) -> None:
+def test_the_error_for_an_unknown_recipe_lists_the_known_ones(source: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
         load_recipe(source)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_changes_reach_nested_fields_and_items_and_leave_the_rest() -> None:
@@ -183,92 +190,94 @@ def test_changes_reach_nested_fields_and_items_and_leave_the_rest() -> None:
     assert changed.tuners == (AdaptFormer(rank=8, least_rank=32),)
     assert (changed.epochs, changed.loss) == (3, Focal())
     assert changed.head == plain.head
-    assert load_recipe("lift") == plain, "what is loaded is not changed by what was before"
+    assert load_recipe("lift") == plain, "changes do not affect later loads"
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
-        ("optimiser.tuner_rte", "no field optimiser.tuner_rte: did you mean tuner_rate?"),
-        ("tuners.1.rank", "tuners.1.rank: '1' is none of the 1 items"),
-        ("tuners.².rank", "tuners.².rank: '²' is none of the 1 items"),
-        ("tuners.²", "tuners.²: '²' is none of the 1 items"),
-        ("tuners.lora.rank", "tuners.lora.rank: 'lora' is none of the 1 items"),
+        ("optimiser.tuner_rte", 'no field optimiser.tuner_rte (did you mean "tuner_rate"?)'),
+        ("tuners.1.rank", "tuners.1.rank: '1' is not one of the 1 items"),
+        ("tuners.².rank", "tuners.².rank: '²' is not one of the 1 items"),
+        ("tuners.²", "tuners.²: '²' is not one of the 1 items"),
+        ("tuners.lora.rank", "tuners.lora.rank: 'lora' is not one of the 1 items"),
         ("title.big", "title.big: title has no fields"),
         ("head.scale.x", "head.scale"),
     ],
 )
-def test_a_change_of_what_is_not_there_is_told(key: str, told: str) -> None:
+def test_the_error_for_a_change_of_an_unknown_field_names_it(key: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
         load_recipe("lift", {key: 1})
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_field_of_a_part_that_the_recipe_does_not_name_is_the_defaults() -> None:
+def test_a_field_of_a_part_without_a_name_belongs_to_the_default_kind() -> None:
     assert load_recipe("lift", {"loss.tau": 0.5}).loss == LogitAdjusted(tau=0.5)
     zero_shot = load_recipe("zero-shot", {"head.initial.template": "a {}"})
-    assert zero_shot.head.initial == TextInitial(template="a {}")
+    assert zero_shot.head.initial == TextInit(template="a {}")
     assert zero_shot.head.space == "projected"
     lift = load_recipe("lift", {"head.initial.text_share": 0.2})
-    assert lift.head.initial == PrototypesInitial(text_share=0.2), "what it names stays"
+    assert lift.head.initial == PrototypesInit(text_share=0.2), (
+        "the kind that the recipe names stays"
+    )
 
 
-def test_the_largest_seed_is_one_that_generators_take() -> None:
+def test_the_largest_seed_is_the_largest_that_generators_accept() -> None:
     seed = load_recipe("lift", {"seed": LARGEST_SEED}).seed
     assert torch.Generator().manual_seed(seed).initial_seed() == seed
     with pytest.raises((ValueError, RuntimeError)):
         torch.Generator().manual_seed(seed + 1)
 
 
-def test_epochs_and_steps_are_not_both_set() -> None:
+def test_epochs_and_steps_cannot_both_be_set() -> None:
     with pytest.raises(UserError, match="epochs and steps each say how long to train"):
         load_recipe("lift", {"epochs": 5, "steps": 10})
     recipe = load_recipe("lift", {"epochs": 5, "steps": None})
     assert (recipe.epochs, recipe.steps) == (5, None)
 
 
-def test_assignments_are_read_as_yaml() -> None:
+def test_values_in_assignments_are_yaml() -> None:
     assert parse_changes(["a.b=0.5", "c=null", "d=[1, 2]", "e=x=y", "f=true", "g="]) == {
         **{"a.b": 0.5, "c": None, "d": [1, 2], "e": "x=y", "f": True, "g": None}
     }
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a", "KEY=VALUE"),
         ("=1", "KEY=VALUE"),
         ("a=[", "a=["),
-        ("a=2024-13-45", "a=2024-13-45: no YAML: month"),
+        ("a=2024-13-45", "a=2024-13-45: not valid YAML: month"),
     ],
 )
-def test_an_assignment_that_is_none_is_told(text: str, told: str) -> None:
+def test_a_text_that_is_not_an_assignment_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
         parse_changes([text])
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 @given(
     st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1).filter(lambda key: key.strip(".")),
     st.one_of(st.integers(), st.floats(), st.booleans(), st.text("abc"), st.lists(st.integers())),
 )
-def test_no_change_ends_in_anything_but_a_recipe_or_one_line(key: str, value: Any) -> None:
-    told = ""
+def test_every_change_gives_a_recipe_or_an_error_of_one_line(key: str, value: Any) -> None:
+    message = ""
     try:
         load_recipe("lift", {key: value})
     except UserError as error:
-        told = str(error)
-    assert "\n" not in told
+        message = str(error)
+    assert "\n" not in message
 
 
 @given(st.dictionaries(st.sampled_from(["epochs", "batch", "seed"]), st.integers(1, 10**6)))
-def test_a_recipe_written_as_yaml_is_the_same_when_read(changes: dict[str, int]) -> None:
+def test_a_recipe_survives_yaml(changes: dict[str, int]) -> None:
     recipe = load_recipe("lora", changes)
     again = Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
     assert again == recipe
 
 
-def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
+def test_sizes_are_settled_for_the_classes_and_the_tuned_blocks() -> None:
     counts = [10] * 100
     recipe = load_recipe("lift-published").resolved(counts, blocks=12, width=768)
     (tuner,) = recipe.tuners
@@ -278,32 +287,34 @@ def test_sizes_are_settled_for_the_data_and_the_blocks_that_are_tuned() -> None:
     (fewer,) = published.resolved(counts, blocks=12, width=768).tuners
     assert isinstance(fewer, AdaptFormer)
     assert fewer.rank == adaptive_rank(100, 3) == 16
-    assert recipe.resolved(counts, blocks=12, width=768) == recipe, "settled stays settled"
+    assert recipe.resolved(counts, blocks=12, width=768) == recipe, (
+        "a settled recipe does not change"
+    )
 
 
 @pytest.mark.parametrize(("classes", "rank"), [(17, 32), (1_000, 32), (8_142, 256)])
-def test_few_classes_get_a_least_rank_and_many_the_papers(classes: int, rank: int) -> None:
+def test_few_classes_get_the_least_rank_and_many_the_papers_rank(classes: int, rank: int) -> None:
     (tuner,) = load_recipe("lift").resolved([10] * classes, blocks=12, width=768).tuners
     assert isinstance(tuner, AdaptFormer)
     assert tuner.rank == rank
 
 
-def test_epochs_that_are_asked_for_are_not_taken_over_by_a_files_steps(tmp_path: Path) -> None:
+def test_a_files_steps_do_not_replace_requested_epochs(tmp_path: Path) -> None:
     source = written(tmp_path, "steps: 250")
     assert load_recipe(source, {"epochs": 5}).resolved([10], 12, 768).epochs == 5
     assert load_recipe(source, {"batch": 25}).resolved([10], 12, 768).epochs == 625
 
 
-def test_steps_become_the_epochs_that_make_them() -> None:
+def test_steps_become_whole_epochs() -> None:
     recipe = load_recipe("lift", {"steps": 100, "batch": 10})
     assert recipe.resolved([100, 100], 12, 768).epochs == 5
     assert recipe.resolved([100, 101], 12, 768).epochs == 5, "rounded up to whole epochs"
-    assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than that"
+    assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than this"
     nothing = load_recipe("zero-shot", {"steps": 100})
     assert nothing.resolved([100], 12, 768).epochs == 0
 
 
-def test_ldams_margins_are_in_the_heads_scale() -> None:
+def test_ldams_scale_must_be_that_of_the_head() -> None:
     with pytest.raises(UserError, match=r"loss\.scale = 25 and head\.scale = 16"):
         load_recipe("lift", {"loss": {"name": "ldam"}})
     assert load_recipe("lift", {"loss": {"name": "ldam", "scale": 16}}).loss.name == "ldam"

@@ -1,4 +1,4 @@
-"""What a reader found in a source, before any photo is opened."""
+"""The result of every reader: the photos and classes of a source, before a photo is opened."""
 
 import os
 from collections import Counter
@@ -13,9 +13,9 @@ from taillift.training.data.split import Split, SplitName
 
 @dataclass(frozen=True)
 class Listing:
-    """`classes` in the source's own order, `names` as a person would write them, and the splits.
+    """The photos of a source by split, with `classes` in the source's own order.
 
-    A class's number is its place in `classes`, whichever split has photos of it.
+    `names` are the classes' names in prompts. Labels are indices into `classes` in every split.
     """
 
     source: Path
@@ -26,17 +26,18 @@ class Listing:
 
     @property
     def counts(self) -> list[int]:
-        """Training photos of each class."""
+        """The number of training photos of each class."""
         counted = Counter(self.splits["train"].labels)
         return [counted[index] for index in range(len(self.classes))]
 
 
 def stored_photos(
-    root: Path, files: Sequence[str], places: Sequence[str]
+    root: Path, files: Sequence[str], origins: Sequence[str]
 ) -> tuple[StoredPhoto, ...]:
-    """The files under `root`; `places` says for each where it is named.
+    """Return the photos in `files`, which are relative to `root`.
 
-    Raises `UserError` with the first that is no file there, and how many more are not.
+    `origins` says for each file where it is listed. Raises `UserError` with the first file that
+    does not exist, and with the number of the others.
     """
     photos: list[StoredPhoto] = []
     missing: list[int] = []
@@ -44,14 +45,14 @@ def stored_photos(
         path = root / file
         try:
             status = path.stat()
-        except (OSError, ValueError):  # `ValueError`: no path can have a NUL in it.
+        except (OSError, ValueError):  # A path with a NUL raises `ValueError`.
             missing.append(index)
             continue
         photos.append(StoredPhoto(root, os.path.normpath(file), status.st_size, status.st_mtime_ns))
     if missing:
         more = f" ({len(missing) - 1:,} more are missing, too)" if len(missing) > 1 else ""
         raise UserError(
-            f"{places[missing[0]]} names {files[missing[0]]!r}, which is not in {root}{more}: "
+            f"{origins[missing[0]]} names {files[missing[0]]!r}, which is not in {root}{more}: "
             "check where the photos are"
         )
     return tuple(photos)

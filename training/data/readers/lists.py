@@ -1,4 +1,4 @@
-"""List files of `PATH LABEL`, as ImageNet-LT, Places-LT and iNaturalist 2018 are published."""
+"""Reads list files of `PATH LABEL` lines, as ImageNet-LT, Places-LT and iNaturalist 2018 have."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taillift.models.errors import UserError
-from taillift.training.data.classes import CLASS_LIST, Vocabulary, human_names, read_class_list
+from taillift.training.data.classes import CLASS_LIST, Vocabulary, prompt_names, read_class_list
 from taillift.training.data.readers.listing import Listing, stored_photos
 from taillift.training.data.split import SPLITS, Split, SplitName
 from taillift.training.yaml_file import parse_yaml
@@ -16,9 +16,9 @@ DESCRIPTION: Final = "dataset.yaml"
 
 
 class Description(BaseModel):
-    """What `dataset.yaml` says: list files, the folder that their paths start from, the classes.
+    """The content of `dataset.yaml`: the lists, the folder of their paths, and the class list.
 
-    All are relative to the file's own folder.
+    All of them are relative to the folder of the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,7 +32,7 @@ class Description(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ListRow:
-    """One line of a list: a photo's path and the number of its class."""
+    """A line of a list file: its number, a photo's path and the index of its class."""
 
     line: int
     file: str
@@ -40,32 +40,48 @@ class ListRow:
 
 
 def is_lists(source: Path) -> bool:
+    """Return whether `source` is a folder with a list of training photos."""
     return bool(source.is_dir() and _list_files(source, "train"))
 
 
 def is_description(source: Path) -> bool:
+    """Return whether `source` is a YAML file."""
     return source.suffix in {".yaml", ".yml"} and source.is_file()
 
 
 def read_lists(folder: Path) -> Listing:
-    """A folder with `train.txt` (or one `*_train.txt`), val and test alike, and classnames.txt.
+    """List the photos of a folder with `train.txt` or one `*_train.txt`, and classnames.txt.
 
-    The paths in them start from the folder. Raises `UserError` where a list is malformed, names a
-    photo that is not there or a class that classnames.txt has not.
+    val and test have the same form. Paths in the lists are relative to the folder. Raises
+    `UserError` if there are two lists for one split, if a list is malformed, or if it names a photo
+    that does not exist or a class that is not in classnames.txt.
     """
-    found = {name: _list_file(folder, name) for name in SPLITS}
-    return _read(folder, folder.resolve().name, Description.model_validate(found))
+    lists: dict[SplitName, str] = {}
+    for split in SPLITS:
+        files = _list_files(folder, split)
+        if len(files) > 1:
+            raise UserError(
+                f"{folder} has {files[0].name} and {files[1].name}: say in {folder / DESCRIPTION} "
+                f"which is meant, as `{split}: {files[0].name}`"
+            )
+        if files:
+            lists[split] = files[0].name
+    return _read(folder, folder.resolve().name, Description.model_validate(lists))
 
 
 def read_description(path: Path) -> Listing:
-    """Lists that a YAML file names; raises `UserError` where it is not a `Description`, too."""
+    """List the photos of the list files that a YAML file names.
+
+    Raises `UserError` if the file is not a valid `Description`, and for the reasons of
+    `read_lists`.
+    """
     try:
         description = Description.model_validate(parse_yaml(path.read_text("utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(
-            f"{path} is not valid at {where} ({first['msg']}): it takes "
+            f"{path} is not valid at {where} ({first['msg']}): the fields are "
             f"{', '.join(Description.model_fields)}"
         ) from error
     except (OSError, ValueError) as error:
@@ -76,10 +92,10 @@ def read_description(path: Path) -> Listing:
 
 
 def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
-    """Read the lines of a list file; opens no photo.
+    """Return the lines of a list file; opens no photo.
 
-    Raises `UserError` with file and line where one is not `PATH LABEL`, or with the file where it
-    has none.
+    Raises `UserError` with file and line if a line is not `PATH LABEL`, and with the file if it has
+    no lines.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -93,7 +109,8 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
         if len(parts) < 2:
             raise UserError(f"{path}:{number}: {line.strip()!r} is not a path, a space and a label")
         file, label = parts
-        rows.append(ListRow(number, file.strip(), vocabulary.numbered(label, f"{path}:{number}")))
+        index = vocabulary.parse_index(label, f"{path}:{number}")
+        rows.append(ListRow(number, file.strip(), index))
     if not rows:
         raise UserError(f"{path} has no photo: add some, or remove the list")
     return rows
@@ -101,30 +118,18 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
 
 def _read(folder: Path, name: str, description: Description) -> Listing:
     vocabulary = read_class_list(folder / description.classes)
-    root = folder / description.root
-    files = {split: getattr(description, split) for split in SPLITS}
-    splits = {
-        split: _read_split(folder / file, root, vocabulary) for split, file in files.items() if file
-    }
-    names = human_names(folder, vocabulary)
-    return Listing(folder, name, vocabulary.classes, names, splits)
-
-
-def _read_split(path: Path, root: Path, vocabulary: Vocabulary) -> Split:
-    rows = read_list(path, vocabulary)
-    places = [f"{path}:{row.line}" for row in rows]
-    photos = stored_photos(root, [row.file for row in rows], places)
-    return Split(photos, tuple(row.label for row in rows))
-
-
-def _list_file(folder: Path, split: SplitName) -> str | None:
-    files = _list_files(folder, split)
-    if len(files) > 1:
-        raise UserError(
-            f"{folder} has {files[0].name} and {files[1].name}: say in {folder / DESCRIPTION} "
-            f"which is meant, as `{split}: {files[0].name}`"
-        )
-    return files[0].name if files else None
+    splits: dict[SplitName, Split] = {}
+    for split in SPLITS:
+        if file := getattr(description, split):
+            path = folder / file
+            rows = read_list(path, vocabulary)
+            photos = stored_photos(
+                folder / description.root,
+                [row.file for row in rows],
+                [f"{path}:{row.line}" for row in rows],
+            )
+            splits[split] = Split(photos, tuple(row.label for row in rows))
+    return Listing(folder, name, vocabulary.classes, prompt_names(folder, vocabulary), splits)
 
 
 def _list_files(folder: Path, split: SplitName) -> list[Path]:

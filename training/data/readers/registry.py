@@ -1,4 +1,8 @@
-"""How a set is laid out, found out by looking at it."""
+"""The layouts that a set of photos can have on disk, and the choice of its reader.
+
+A new layout is a module next to this one, with a test for it and a function that reads it, and one
+line in `LAYOUTS`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,54 +26,54 @@ from taillift.training.data.readers.shards import is_shards, read_shards
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A layout: what it looks like to a reader, whether a source has it, and what reads it."""
+class Layout:
+    """A layout: its description for users, a test whether a path has it, and its reader."""
 
-    looks: str
-    fits: Callable[[Path], bool]
+    description: str
+    matches: Callable[[Path], bool]
     read: Callable[[Path], Listing]
 
 
-KINDS: Final = (
-    Kind("class folders (train/CLASS/*.jpg)", is_folders, read_folders),
-    Kind("list files (train.txt, classnames.txt)", is_lists, read_lists),
-    Kind(f"a description of lists ({DESCRIPTION})", is_description, read_description),
-    Kind("a CSV file with the columns path and label", is_table, read_table),
-    Kind("WebDataset shards (train-*.tar)", is_shards, read_shards),
-    Kind("CIFAR-100's files (cifar-100-python, .tar.gz)", is_cifar, read_cifar),
+LAYOUTS: Final = (
+    Layout("class folders (train/CLASS/*.jpg)", is_folders, read_folders),
+    Layout("list files (train.txt, classnames.txt)", is_lists, read_lists),
+    Layout(f"a description of lists ({DESCRIPTION})", is_description, read_description),
+    Layout("a CSV file with the columns path and label", is_table, read_table),
+    Layout("WebDataset shards (train-*.tar)", is_shards, read_shards),
+    Layout("CIFAR-100's files (cifar-100-python, .tar.gz)", is_cifar, read_cifar),
 )
 
 
 def read_source(source: str) -> Listing:
-    """List what `source` holds: a path in one of the layouts of `KINDS`, or a sample set's name.
+    """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
-    A folder with a `dataset.yaml` is read as that says. Raises `UserError` where the source has no
-    such layout or several, and what the layout's own reader raises.
+    In a folder with a `dataset.yaml`, this file says which lists are read. Raises `UserError` if
+    the source has no known layout or several, and for the reasons of the layout's reader.
     """
     path = Path(source)
     if (path / DESCRIPTION).is_file():
         path = path / DESCRIPTION
-    kinds = [kind for kind in KINDS if kind.fits(path)]
-    if not kinds and source in SAMPLE_NAMES:
-        return read_folders(unpack_sample(source))
-    if not kinds:
-        raise UserError(_unknown(path))
-    if len(kinds) > 1:
+    layouts = [layout for layout in LAYOUTS if layout.matches(path)]
+    if len(layouts) > 1:
         raise UserError(
-            f"{path} holds {kinds[0].looks} and {kinds[1].looks}: keep one, or say in "
-            f"{path / DESCRIPTION} which lists are meant"
+            f"{path} holds {layouts[0].description} and {layouts[1].description}: keep one, or say "
+            f"in {path / DESCRIPTION} which lists are meant"
         )
-    try:
-        return kinds[0].read(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read ({error.strerror})") from error
-
-
-def _unknown(path: Path) -> str:
+    if layouts:
+        try:
+            return layouts[0].read(path)
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or path} cannot be read ({error.strerror})"
+            ) from error
+    if source in SAMPLE_NAMES:
+        return read_folders(unpack_sample(source))
     samples = ", ".join(SAMPLE_NAMES)
     if not path.exists():
-        return f"{path} does not exist, and is no sample set either ({samples})"
+        raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
     if path.is_dir() and (tables := sorted(path.glob("*.csv"))):
-        return f"{path} is a folder: name the CSV file itself, like {tables[0]}"
-    looks = "; ".join(kind.looks for kind in KINDS)
-    return f"{path} is no set of photos: give one of {looks}; or a sample set ({samples})"
+        raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
+    descriptions = "; ".join(layout.description for layout in LAYOUTS)
+    raise UserError(
+        f"{path} is not a set of photos: give one of {descriptions}; or a sample set ({samples})"
+    )

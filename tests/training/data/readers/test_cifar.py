@@ -1,3 +1,5 @@
+"""Tests of the reader of CIFAR-100's files."""
+
 import io
 import os
 import pickle
@@ -19,7 +21,7 @@ EACH = [label for label in range(100) for _ in range(3)]
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All 60,000 photos, black, their classes in turn."""
+    """A set of 60,000 black photos, whose classes follow each other in turn."""
     folder = tmp_path_factory.mktemp("full") / "cifar-100-python"
     return write_python(folder, list(range(100)) * 500, list(range(100)) * 100)
 
@@ -38,7 +40,7 @@ def test_the_long_tails_have_their_published_counts(full: Path, ratio: float, to
 
 
 def test_the_photos_that_stay_are_those_of_the_published_sets(full: Path) -> None:
-    """Cao et al. 2019: seed 0, then each class's indices shuffled in label order."""
+    """Cao et al. 2019 seed with 0 and shuffle each class's indices, in label order."""
     dataset = load_dataset(str(full), imbalance=100)
     labels = np.array(list(range(100)) * 500)
     random = np.random.RandomState(0)
@@ -47,7 +49,9 @@ def test_the_photos_that_stay_are_those_of_the_published_sets(full: Path) -> Non
         indices = np.where(labels == label)[0]
         random.shuffle(indices)
         expected.update(indices[: int(500 * 0.01 ** (label / 99))].tolist())
-    assert {photo.name for photo in dataset.train.photos} == {f"train/{one}" for one in expected}
+    assert {photo.name for photo in dataset.train.photos} == {
+        f"train/{index}" for index in expected
+    }
 
 
 def test_pixels_come_through_unchanged(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_pixels_come_through_unchanged(tmp_path: Path) -> None:
     assert np.array_equal(image, pixels[7].reshape(3, 32, 32).transpose(1, 2, 0))
 
 
-def facts(dataset: Dataset) -> tuple[object, ...]:
+def contents(dataset: Dataset) -> tuple[object, ...]:
     assert dataset.test is not None
     return dataset.classes, dataset.train.labels, dataset.test.labels
 
@@ -69,14 +73,16 @@ def test_every_form_of_the_files_is_the_same_set(tmp_path: Path) -> None:
     packed = tmp_path / "cifar-100-python.tar.gz"
     with tarfile.open(packed, "w:gz", compresslevel=1) as archive:
         archive.add(python, "cifar-100-python")
-    expected = facts(load_dataset(str(python)))
+    expected = contents(load_dataset(str(python)))
     for source in (python.parent, binary, binary.parent, packed):
-        assert facts(load_dataset(str(source))) == expected
+        assert contents(load_dataset(str(source))) == expected
     photo = load_dataset(str(binary)).train.photos[5]
     assert np.all(np.asarray(Image.open(io.BytesIO(photo.read()))) == 5)
 
 
 class Malice:
+    """An object whose pickle runs a command when it is loaded."""
+
     def __init__(self, target: Path) -> None:
         self.target = target
 
@@ -89,18 +95,19 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, name: str)
     folder = write_python(tmp_path / "c", EACH, EACH)
     (folder / name).write_bytes(pickle.dumps({b"data": Malice(tmp_path / "ran")}))
     with pytest.raises(
-        UserError, match=rf"{name} is damaged or no CIFAR file \(it asks for .*syst"
+        UserError, match=rf"{name} is damaged or not a CIFAR file \(it asks for .*syst"
     ):
         load_dataset(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
 def cut(path: Path) -> None:
+    """Remove the last 100 bytes of a file."""
     path.write_bytes(path.read_bytes()[:-100])
 
 
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("damage", "message"),
     [
         (lambda folder: cut(folder / "train"), "train is damaged"),
         (lambda folder: (folder / "meta").unlink(), "lacks CIFAR-100's file meta"),
@@ -112,15 +119,18 @@ def cut(path: Path) -> None:
             ),
             "test has labels from 100 to 100, and there are 100 classes",
         ),
-        (lambda folder: (folder / "meta").write_bytes(pickle.dumps([1])), "meta is no CIFAR file"),
+        (
+            lambda folder: (folder / "meta").write_bytes(pickle.dumps([1])),
+            "meta is not a CIFAR file",
+        ),
         (lambda folder: (folder / "meta").write_bytes(pickled({})), "meta has no list"),
     ],
 )
 def test_damaged_files_are_named(
-    tmp_path: Path, break_it: Callable[[Path], object], message: str
+    tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     folder = write_python(tmp_path / "c", EACH, EACH)
-    break_it(folder)
+    damage(folder)
     with pytest.raises(UserError, match=message) as error:
         load_dataset(str(folder))
     assert "\n" not in str(error.value)

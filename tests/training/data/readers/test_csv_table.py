@@ -1,3 +1,5 @@
+"""Tests of the reader of CSV files."""
+
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,11 @@ def test_without_a_split_every_row_is_for_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ROWS.replace("d.png,red", "d.png,rad"), r"csv:5: .* no class 'rad'; did you mean 'red'\?"),
-        (ROWS.replace("d.png,red", "d.png,zzz"), r"csv:5: .* no class 'zzz'; add it there"),
+        (
+            ROWS.replace("d.png,red", "d.png,rad"),
+            r"csv:5: .* no class 'rad' \(did you mean \"red\"\?\)",
+        ),
+        (ROWS.replace("d.png,red", "d.png,zzz"), r"csv:5: .* no class 'zzz': add it there"),
         (ROWS.replace("red,test", "red,tset"), r"csv:5: the split is 'tset'"),
         (ROWS.replace("b.png,red,train", "b.png"), r"csv:3: the label is empty"),
         (ROWS.replace("b.png,red", "b.png,red,x"), r"csv:3 has more cells than the first line"),
@@ -50,13 +55,13 @@ def test_without_a_split_every_row_is_for_training(tmp_path: Path) -> None:
         ('path,label\n"a', "cannot be read as CSV"),
     ],
 )
-def test_a_row_that_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_the_wrong_row(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load_dataset(write_table(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_with_a_table_in_it_is_told_from_the_table(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_names_the_table_in_it(tmp_path: Path) -> None:
     path = write_table(tmp_path, ROWS)
     with pytest.raises(UserError, match=f"is a folder: name the CSV file itself, like {path}"):
         load_dataset(str(tmp_path))

@@ -1,3 +1,5 @@
+"""Tests of the reader of class folders."""
+
 import json
 import logging
 import os
@@ -10,7 +12,7 @@ from taillift.training.data.dataset import load_dataset
 from tests.support.tiny import write_photo, write_photos
 
 
-def test_labels_are_the_photos_folders(tmp_path: Path) -> None:
+def test_labels_are_the_folders_of_the_photos(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 2, "green": 2, "blue": 3}, ("train", "test"))
     dataset = load_dataset(str(root))
     for split in (dataset.train, dataset.test):
@@ -19,7 +21,7 @@ def test_labels_are_the_photos_folders(tmp_path: Path) -> None:
         assert labels == [photo.name.split("/")[1] for photo in split.photos]
 
 
-def test_classnames_json_says_what_classes_are_called(tmp_path: Path) -> None:
+def test_classnames_json_gives_the_names_in_prompts(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 2, "blue": 3})
     (root / "train/red").rename(root / "train/deep_red")
     assert load_dataset(str(root)).names == ("blue", "deep red")
@@ -29,7 +31,7 @@ def test_classnames_json_says_what_classes_are_called(tmp_path: Path) -> None:
     assert dataset.names == ("navy blue", "deep red")
 
 
-def test_two_classes_that_are_called_the_same_are_refused(tmp_path: Path) -> None:
+def test_two_classes_with_the_same_name_in_prompts_are_refused(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 2, "blue": 3})
     (root / "classnames.json").write_text(json.dumps({"blue": "red"}))
     with pytest.raises(UserError, match=r"classes 'blue' and 'red' are both called 'red'"):
@@ -37,14 +39,14 @@ def test_two_classes_that_are_called_the_same_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"red": 3}', '{"red": " "}', "{"])
-def test_names_that_are_no_names_are_refused(tmp_path: Path, text: str) -> None:
+def test_a_classnames_json_without_names_is_refused(tmp_path: Path, text: str) -> None:
     root = write_photos(tmp_path, {"red": 2, "blue": 3})
     (root / "classnames.json").write_text(text)
     with pytest.raises(UserError, match=r"classnames\.json (is not an object|cannot be read)"):
         load_dataset(str(root))
 
 
-def test_what_is_no_photo_is_left_out_with_a_warning(
+def test_files_that_are_not_photos_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
@@ -54,11 +56,11 @@ def test_what_is_no_photo_is_left_out_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert load_dataset(str(root)).counts == [3, 2]
     (message,) = caplog.messages
-    assert "train: 2 entries are no JPEG, PNG or WebP files" in message
+    assert "train: 2 entries are not JPEG, PNG or WebP files" in message
     assert "red/more.jpg" in message
 
 
-def test_only_folders_that_no_person_made_are_no_classes(tmp_path: Path) -> None:
+def test_folders_that_tools_create_are_not_classes(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "train/red").rename(root / "train/@home")
     (root / "train/blue").rename(root / "train/__background__")
@@ -68,7 +70,7 @@ def test_only_folders_that_no_person_made_are_no_classes(tmp_path: Path) -> None
     assert (dataset.classes, dataset.counts) == (("@home", "__background__"), [3, 2])
 
 
-def test_a_class_name_that_cannot_be_written_down_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "train/red").rename(root / "train" / "r\udcff")
     with pytest.raises(UserError, match="not UTF-8"):
@@ -80,17 +82,19 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         load_dataset(str(write_photos(tmp_path, {"red": 3})))
 
 
-def test_a_held_out_class_that_is_not_trained_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_the_error_for_an_untrained_held_out_class_suggests_a_trained_one(
+    tmp_path: Path,
+) -> None:
     root = write_photos(tmp_path, {"red": 2, "green": 2}, ("train", "test"))
     (root / "test/green").rename(root / "test/greens")
     with pytest.raises(
-        UserError, match=r"test/greens: .*train has no class 'greens'; did you mean 'green'\?"
+        UserError, match=r"test/greens: .*train has no class 'greens' \(did you mean \"green\"\?\)"
     ):
         load_dataset(str(root))
 
 
-def test_a_class_without_held_out_photos_shifts_no_other(tmp_path: Path) -> None:
-    """red is in train only, and blue, behind it, keeps its number and its group."""
+def test_a_class_without_held_out_photos_does_not_shift_the_others(tmp_path: Path) -> None:
+    """red is only in train. blue, which follows it, keeps its index and its group."""
     root = write_photos(tmp_path, {"green": 4, "red": 3, "blue": 2}, ("train", "test"))
     for path in (root / "test/red").iterdir():
         path.unlink()
@@ -102,7 +106,7 @@ def test_a_class_without_held_out_photos_shifts_no_other(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+def test_the_error_for_a_forbidden_folder_is_one_line(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 2, "green": 2})
     (root / "train/red").chmod(0)
     with pytest.raises(UserError, match=r"train/red cannot be read \(Permission"):
@@ -110,7 +114,7 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
     (root / "train/red").chmod(0o700)
 
 
-def test_photos_of_every_kind_that_is_served_are_found(tmp_path: Path) -> None:
+def test_photos_of_every_format_that_is_served_are_found(tmp_path: Path) -> None:
     for suffix in ("jpg", "JPEG", "png", "webp"):
         write_photo(tmp_path / f"train/red/a.{suffix}", (200, 40, 40))
     write_photo(tmp_path / "train/blue/a.png", (40, 60, 200))

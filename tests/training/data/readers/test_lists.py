@@ -1,3 +1,5 @@
+"""Tests of the reader of list files."""
+
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from tests.support.tiny import COLOURS, write_photo
 
 
 def write_lists(folder: Path, prefix: str = "") -> Path:
-    """Three classes, of which green, label 1, has most photos and none in the test list."""
+    """Write lists of three classes; green, label 1, has most photos but none in the test list."""
     for name in ("a", "b", "c", "d", "e f"):
         write_photo(folder / f"images/{name}.png", COLOURS["red"])
     (folder / "classnames.txt").write_text("red\ndark_green\nblue\n")
@@ -23,9 +25,7 @@ def write_lists(folder: Path, prefix: str = "") -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["", "Places_LT_", "iNaturalist18_"])
-def test_lists_are_found_by_their_plain_and_their_published_names(
-    tmp_path: Path, prefix: str
-) -> None:
+def test_lists_are_found_by_plain_and_by_published_names(tmp_path: Path, prefix: str) -> None:
     dataset = load_dataset(str(write_lists(tmp_path / "places", prefix)))
     assert dataset.name == "places"
     assert dataset.classes == ("dark_green", "blue", "red")
@@ -65,14 +65,16 @@ def test_a_description_says_where_lists_and_photos_are(tmp_path: Path) -> None:
         ('train: x\nclasses: "a\\0b"', "cannot be read as UTF-8 text: embedded null byte"),
     ],
 )
-def test_a_description_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_for_an_invalid_description_is_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "dataset.yaml").write_text(text)
     with pytest.raises(UserError, match=message) as error:
         load_dataset(str(tmp_path))
     assert "\n" not in str(error.value)
 
 
-def test_a_list_whose_path_is_none_is_one_line(tmp_path: Path) -> None:
+def test_the_error_for_a_path_that_cannot_exist_is_one_line(tmp_path: Path) -> None:
     (write_lists(tmp_path) / "dataset.yaml").write_text('train: "a\\0b"')
     with pytest.raises(UserError, match="cannot be read as UTF-8 text: embedded null byte"):
         load_dataset(str(tmp_path))
@@ -93,7 +95,7 @@ def test_a_list_whose_path_is_none_is_one_line(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_an_error_names_the_wrong_line(tmp_path: Path, line: str, message: str) -> None:
     folder = write_lists(tmp_path)
     with (folder / "train.txt").open("a") as file:
         file.write(f"{line}\n")
@@ -126,7 +128,7 @@ def test_an_empty_list_is_refused(tmp_path: Path) -> None:
         load_dataset(str(folder))
 
 
-def test_two_lists_of_one_split_are_not_chosen_between(tmp_path: Path) -> None:
+def test_two_lists_for_one_split_are_refused(tmp_path: Path) -> None:
     folder = write_lists(tmp_path)
     (folder / "more_train.txt").write_text("images/d.png 1\n")
     with pytest.raises(
@@ -135,7 +137,7 @@ def test_two_lists_of_one_split_are_not_chosen_between(tmp_path: Path) -> None:
         load_dataset(str(folder))
 
 
-def test_two_things_of_one_name_are_two_classes_with_the_same_prompt(tmp_path: Path) -> None:
+def test_two_imagenet_classes_of_one_name_have_the_same_prompt(tmp_path: Path) -> None:
     folder = write_lists(tmp_path, "ImageNet_LT_")
     names = ["n03773504 missile", "n04008634 missile", "n01440764 tench"]
     (folder / "classnames.txt").write_text("\n".join(names))
@@ -145,7 +147,7 @@ def test_two_things_of_one_name_are_two_classes_with_the_same_prompt(tmp_path: P
 
 
 def write_published(path: Path, counts: list[int]) -> Vocabulary:
-    """A list with so many lines of each class, of photos that need not be there."""
+    """Write a list with `counts` lines of each class; its photos need not exist."""
     with path.open("w") as file:
         for label, count in enumerate(counts):
             file.writelines(f"{label}/{index:08}.jpg {label}\n" for index in range(count))
@@ -153,14 +155,14 @@ def write_published(path: Path, counts: list[int]) -> Vocabulary:
 
 
 def counted(path: Path, vocabulary: Vocabulary) -> tuple[list[int], dict[str, int]]:
-    """Photos of each class, and classes of each group."""
+    """Return the number of photos of each class, and of classes of each group."""
     labels = Counter(row.label for row in read_list(path, vocabulary))
     counts = [labels[label] for label in range(len(vocabulary.classes))]
     return counts, Counter(Thresholds().group(count) for count in counts)
 
 
 def test_a_list_of_the_size_of_places_lt_has_its_counts_and_groups(tmp_path: Path) -> None:
-    """Places-LT: 62,500 photos, 4,980 down to 5 of a class, 131 many, 163 medium and 71 few."""
+    """Places-LT has 62,500 photos, from 4,980 to 5 a class; 131 many, 163 medium, 71 few."""
     many = [4980] + [450] * 114 + [101] * 16
     medium, few = [20] * 162, [19] * 2 + [5] * 69
     medium.append(0)
@@ -170,15 +172,15 @@ def test_a_list_of_the_size_of_places_lt_has_its_counts_and_groups(tmp_path: Pat
     counts[131 + 162] = 100
     assert 100 < counts[1] <= 4980
     path = tmp_path / "Places_LT_train.txt"
-    found, groups = counted(path, write_published(path, counts))
-    assert found == counts
-    assert (sum(found), max(found), min(found)) == (62_500, 4_980, 5)
+    actual, groups = counted(path, write_published(path, counts))
+    assert actual == counts
+    assert (sum(actual), max(actual), min(actual)) == (62_500, 4_980, 5)
     assert (groups["many"], groups["medium"], groups["few"]) == (131, 163, 71)
 
 
 def test_a_list_of_the_size_of_inaturalist_has_every_class(tmp_path: Path) -> None:
-    """iNaturalist 2018: 8,142 classes; here with three photos each."""
+    """iNaturalist 2018 has 8,142 classes; here each has three photos."""
     path = tmp_path / "iNaturalist18_train.txt"
-    found, groups = counted(path, write_published(path, [3] * 8142))
-    assert found == [3] * 8142
+    actual, groups = counted(path, write_published(path, [3] * 8142))
+    assert actual == [3] * 8142
     assert groups == {"few": 8142}

@@ -1,3 +1,5 @@
+"""Tests of the choice of a reader, and of the sample sets."""
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -10,16 +12,16 @@ from taillift.training.data.dataset import load_dataset
 from tests.support.tiny import write_photos
 
 
-def test_what_is_no_set_names_what_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no set of photos: .*train/CLASS.*wardrobe-lt"):
+def test_the_error_for_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a set of photos: .*train/CLASS.*wardrobe-lt"):
         load_dataset(str(tmp_path))
     with pytest.raises(
-        UserError, match=r"/none does not exist, and is no sample set .*wardrobe-lt"
+        UserError, match=r"/none does not exist, and it is not a sample set .*wardrobe-lt"
     ):
         load_dataset(str(tmp_path / "none"))
 
 
-def test_of_two_layouts_none_is_chosen_but_by_a_description(tmp_path: Path) -> None:
+def test_a_description_chooses_between_two_layouts(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "ImageNet_LT_train.txt").write_text("train/red/000.png 1\ntrain/blue/000.png 0\n")
     (root / "classnames.txt").write_text("blue\nred\n")
@@ -39,7 +41,7 @@ def test_a_sample_set_is_unpacked_once(cache: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["wardrobe-lt"]
 
 
-def test_of_several_that_unpack_a_sample_set_at_once_each_gets_it(cache: Path) -> None:
+def test_a_sample_set_can_be_unpacked_several_times_at_once(cache: Path) -> None:
     together = Barrier(3)
 
     def unpack(_: int) -> Path:
@@ -62,7 +64,7 @@ def test_a_sample_set_that_cannot_be_unpacked_says_why(
         unpack_sample("wardrobe-lt")
 
 
-def test_a_folder_of_ones_own_comes_before_a_sample_set_of_its_name(
+def test_a_users_folder_comes_before_a_sample_set_of_the_same_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     write_photos(tmp_path / "wardrobe-lt", {"red": 3, "blue": 2})

@@ -1,3 +1,5 @@
+"""Tests of the reader of WebDataset shards."""
+
 import gzip
 import io
 import json
@@ -35,21 +37,21 @@ def write_shard(path: Path, members: Members) -> Path:
 
 
 def write_set(folder: Path) -> Path:
-    """Two training shards with numbers for labels and one test shard; green, 1, is most frequent.
+    """Write two training shards and a test shard. Labels are numbers; green, 1, has most photos.
 
-    A photo's brightness is its label's hundredfold plus its place in the shard.
+    A photo's brightness is a hundred times its label plus its position in the shard.
     """
     for shard, labels in (("train-000", [1, 0]), ("train-001", [1, 1, 2, 0]), ("test-0", [2])):
         members = {}
-        for place, label in enumerate(labels):
-            members[f"{place:03}.png"] = photo(100 * label + place)
-            members[f"{place:03}.cls"] = f"{label}\n".encode()
+        for position, label in enumerate(labels):
+            members[f"{position:03}.png"] = photo(100 * label + position)
+            members[f"{position:03}.cls"] = f"{label}\n".encode()
         write_shard(folder / f"{shard}.tar", members)
     (folder / "classnames.txt").write_text("red\ngreen\nblue\n")
     return folder
 
 
-def test_photos_are_read_where_they_lie_in_their_shards(tmp_path: Path) -> None:
+def test_photos_are_read_from_their_places_in_the_shards(tmp_path: Path) -> None:
     dataset = load_dataset(str(write_set(tmp_path / "colours")))
     assert dataset.name == "colours"
     assert dataset.classes == ("green", "red", "blue")
@@ -58,14 +60,15 @@ def test_photos_are_read_where_they_lie_in_their_shards(tmp_path: Path) -> None:
     assert dataset.test is not None
     assert dataset.test.labels == (2,)
     levels = [
-        int(np.asarray(Image.open(io.BytesIO(one.read())))[0, 0, 0]) for one in dataset.train.photos
+        int(np.asarray(Image.open(io.BytesIO(stored.read())))[0, 0, 0])
+        for stored in dataset.train.photos
     ]
     assert levels == [100, 1, 100, 101, 202, 3]
     assert dataset.train.labels == (0, 1, 0, 0, 2, 1)
     assert str(dataset.train.photos[1]).endswith("colours/train-000.tar/001.png")
 
 
-def test_a_pattern_chooses_training_shards(tmp_path: Path) -> None:
+def test_a_pattern_selects_training_shards(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     dataset = load_dataset(f"{folder}/train-{{001..001}}.tar")
     assert dataset.counts == [2, 1, 1]
@@ -74,9 +77,9 @@ def test_a_pattern_chooses_training_shards(tmp_path: Path) -> None:
         load_dataset(f"{folder}/train-{{000..003}}.tar")
 
 
-def test_a_pattern_that_stands_for_no_shard_is_refused(tmp_path: Path) -> None:
+def test_a_pattern_that_matches_no_shard_is_refused(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
-    with pytest.raises(UserError, match=r"train-\{010\.\.000\}\.tar stands for no shard"):
+    with pytest.raises(UserError, match=r"train-\{010\.\.000\}\.tar matches no shard"):
         load_dataset(f"{folder}/train-{{010..000}}.tar")
 
 
@@ -92,7 +95,7 @@ def test_braces_stand_for_numbers(pattern: str, names: list[str]) -> None:
     assert expand(pattern) == names
 
 
-def test_labels_may_be_names(tmp_path: Path) -> None:
+def test_labels_can_be_names(tmp_path: Path) -> None:
     write_shard(
         tmp_path / "train-0.tar",
         {
@@ -107,7 +110,9 @@ def test_labels_may_be_names(tmp_path: Path) -> None:
     assert dataset.classes == ("blue", "deep_red")
     assert dataset.names == ("blue", "deep red")
     write_shard(tmp_path / "val-0.tar", {"a.png": photo(0), "a.txt": b"blu"})
-    with pytest.raises(UserError, match=r"val-0\.tar/a\.png: .* no class 'blu'; did you mean 'blu"):
+    with pytest.raises(
+        UserError, match=r"val-0\.tar/a\.png: .* no class 'blu' \(did you mean \"blu"
+    ):
         load_dataset(str(tmp_path))
 
 
@@ -116,13 +121,13 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
 ) -> None:
     folder = write_set(tmp_path)
     read: list[str] = []
-    real = shards._read_shard
+    real = shards.read_shard
 
     def spy(path: Path) -> list[shards.ShardRow]:
         read.append(path.name)
         return real(path)
 
-    monkeypatch.setattr(shards, "_read_shard", spy)
+    monkeypatch.setattr(shards, "read_shard", spy)
     first = load_dataset(str(folder))
     assert sorted(read) == ["test-0.tar", "train-000.tar", "train-001.tar"]
     assert load_dataset(str(folder)) == first
@@ -156,7 +161,7 @@ def test_a_shard_is_indexed_once_and_again_when_it_changes(
         ],
     ],
 )
-def test_a_photo_without_a_label_that_can_be_used_is_named(
+def test_the_error_for_an_unusable_label_names_the_photo(
     tmp_path: Path, members: Members, message: str
 ) -> None:
     write_shard(write_set(tmp_path) / "train-9.tar", members)
@@ -188,9 +193,9 @@ def test_compressed_shards_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 100, 600, 1024 + 256, 2048, 3072])
-def test_a_shard_that_was_cut_anywhere_is_named(tmp_path: Path, length: int) -> None:
-    """Headers and contents take 512 bytes each; two photos and two labels, so 4,096 in all."""
+def test_the_error_for_a_cut_shard_names_it(tmp_path: Path, length: int) -> None:
+    """Two photos and two labels with their headers of 512 bytes each take 4,096 bytes."""
     path = write_set(tmp_path) / "train-000.tar"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"train-000\.tar (is no whole tar file|ends too early)"):
+    with pytest.raises(UserError, match=r"train-000\.tar (is not a whole tar file|ends too early)"):
         load_dataset(str(tmp_path))

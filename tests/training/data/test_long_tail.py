@@ -1,3 +1,5 @@
+"""Tests of the cut to a long tail."""
+
 import logging
 from collections import Counter
 
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.errors import UserError
-from taillift.training.data.subsets import tail_counts, tail_indices
+from taillift.training.data.long_tail import tail_counts, tail_indices
 
 
 @pytest.mark.parametrize(("ratio", "total"), [(10, 19_573), (50, 12_608), (100, 10_847)])
@@ -17,13 +19,13 @@ def test_counts_are_those_of_cifar_100_lt(ratio: float, total: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [2, 7, 49, 50])
-def test_the_ratio_comes_out_exactly_where_it_divides_the_largest(ratio: int) -> None:
+def test_the_ratio_is_exact_if_it_divides_the_largest_count(ratio: int) -> None:
     counts = tail_counts(3 * ratio, 4, ratio)
     assert counts[0] / counts[-1] == ratio
 
 
 def kept_of(counts: list[int], ratio: float) -> list[int]:
-    """How many photos each class keeps."""
+    """Return how many photos each class keeps."""
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     names = [f"{label:02}" for label in range(len(counts))]
     kept = Counter(labels[index] for index in tail_indices(labels, names, ratio))
@@ -38,7 +40,7 @@ def kept_of(counts: list[int], ratio: float) -> list[int]:
         ([9, 300, 20, 5], 100, [9, 300, 20, 3]),
     ],
 )
-def test_an_uneven_set_gets_the_ratio_that_was_asked_for(
+def test_an_uneven_set_gets_the_requested_ratio(
     counts: list[int], ratio: float, kept: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -47,19 +49,19 @@ def test_an_uneven_set_gets_the_ratio_that_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("counts", "ratio", "told"),
+    ("counts", "ratio", "warning"),
     [
-        ([30, 21, 1], 10, "the photos give 30: 30 of the largest class, 1 of the smallest"),
-        ([5, 5, 5], 10, "the photos give 5: 5 of the largest class, 1 of the smallest"),
-        ([19, 19], 10, "the photos give 19: 19 of the largest class, 1 of the smallest"),
+        ([30, 21, 1], 10, "ratio of 30 instead of 10: the largest class has 30, the smallest 1"),
+        ([5, 5, 5], 10, "ratio of 5 instead of 10: the largest class has 5, the smallest 1"),
+        ([19, 19], 10, "ratio of 19 instead of 10: the largest class has 19, the smallest 1"),
     ],
 )
-def test_a_ratio_that_the_photos_do_not_give_is_warned_of(
-    counts: list[int], ratio: float, told: str, caplog: pytest.LogCaptureFixture
+def test_another_ratio_than_the_requested_one_is_warned_of(
+    counts: list[int], ratio: float, warning: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         kept_of(counts, ratio)
-    assert caplog.messages == [f"an imbalance ratio of 10 was asked for, and {told}"]
+    assert caplog.messages == [f"the photos give an imbalance {warning}"]
 
 
 def test_equal_classes_shrink_in_the_order_of_their_names() -> None:
@@ -68,7 +70,7 @@ def test_equal_classes_shrink_in_the_order_of_their_names() -> None:
     assert Counter(labels[index] for index in kept) == {1: 100, 2: 10, 0: 1}
     assert kept == sorted(kept)
     assert kept == tail_indices(labels, ["c", "a", "b"], 100)
-    assert kept[:1] != [0], "the one that stays is drawn, not the first"
+    assert kept[:1] != [0], "the photo that stays is drawn at random; it is not the first"
 
 
 @given(
