@@ -22,6 +22,7 @@ PATTERNS = {
     re.compile(r"\bbeside\b", re.IGNORECASE): "write: besides, next to, as well as",
     re.compile(r"(?<![Tt]here )\b[Ii]s no (?!longer\b|more\b|less\b)"): "write: is not a ...",
 }
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 DOCSTRING_START = re.compile(r"(What|Of)\b")
 
 MAX_PRIVATE_PER_1000_LINES = 12
@@ -65,7 +66,7 @@ def code_violations() -> Iterator[str]:
         text = path.read_text("utf-8")
         nodes = list(ast.walk(ast.parse(text)))
         for node in nodes:
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if not isinstance(node, DOCUMENTED):
                 continue
             start = ast.get_docstring(node)
             if start and DOCSTRING_START.match(start):
