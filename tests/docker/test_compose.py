@@ -68,12 +68,12 @@ def test_variables_of_the_compose_files_are_no_settings_of_the_service(file: Pat
 
 def test_every_setting_reaches_the_container_from_the_shell_or_stands_in_the_file() -> None:
     given = services()["taillift"]["environment"]
-    known = {f"TAILLIFT_{name.upper()}" for name in Settings.model_fields}
-    assert set(given) <= known
-    # The image sets these, or their change would break what is around the container.
-    assert known - set(given) == {
-        f"TAILLIFT_{name}" for name in ("BUNDLE", "HOST", "PORT", "METRICS_PORT", "PROVIDER")
-    }
+    # The image sets these, or a change of them would break what is around the container.
+    fixed = {"bundle", "host", "port", "metrics_port", "provider"}
+    variables = [f"TAILLIFT_{name.upper()}" for name in Settings.model_fields if name not in fixed]
+    assert set(given) == set(variables), "add the setting to compose.yaml"
+    passed = [name for name, value in given.items() if value is None]
+    assert passed == [name for name in variables if name in passed], "keep the order of Settings"
     assert given["TAILLIFT_KEYS"] is None
 
 

@@ -59,13 +59,13 @@ def test_a_device_that_hangs_does_not_keep_the_process(
 # The service's, but one image, which is marked behind its end, is never decoded.
 HANGING = """
 from threading import Event
-from service import decoder
+from taillift.service.inference import decoder
 opened = decoder.open_image
 def hangs(data, max_pixels):
     if data.endswith(b"for ever"): Event().wait()
     return opened(data, max_pixels)
 decoder.open_image = hangs
-from service.cli import app; app()
+from taillift.service.serve_cli import app; app()
 """
 
 
@@ -128,8 +128,9 @@ def test_a_wrong_setting_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPat
 def test_a_bundle_found_wrong_after_the_start_ends_the_process(bundle: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from service.server import serve; from service.settings import read_settings\n"
-        "from models import UserError\n"
+        "from taillift.service.server import serve\n"
+        "from taillift.service.settings import read_settings\n"
+        "from taillift.models.errors import UserError\n"
         "try: serve(read_settings(bundle=Path(sys.argv[1]), port=0))\n"
         "except UserError as error: sys.exit(f'error: {error}')\n"
     )
@@ -147,8 +148,9 @@ def test_a_bundle_found_wrong_after_the_start_ends_the_process(bundle: Path) -> 
 
 def test_the_service_imports_no_torch() -> None:
     code = (
-        "import service.cli, service.server, sys;"
-        "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'training', 'models.lift'}"
+        "import taillift.service.serve_cli, taillift.service.server, sys;"
+        "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'taillift.training',"
+        " 'taillift.models.lift'}"
         " & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from taillift.service.inference.engine import Engine
 from taillift.service.server import Server, listen
 from taillift.service.settings import read_settings
 
-SERVE = [sys.executable, "-c", "from service.cli import app; app()", "serve"]
+SERVE = [sys.executable, "-c", "from taillift.service.serve_cli import app; app()", "serve"]
 
 
 @contextmanager
