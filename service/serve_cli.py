@@ -47,17 +47,16 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
 def setting_parameter(name: str) -> inspect.Parameter:
     """Return the command-line parameter of a setting: a flag, or an argument if it is required."""
     field = Settings.model_fields[name]
-    variable = f"{PREFIX}{name.upper()}"
+    variable, kind = f"{PREFIX}{name.upper()}", inspect.Parameter.KEYWORD_ONLY
+    annotation: Any = field.annotation
     if field.is_required():
         argument = typer.Argument(envvar=variable, help=field.description)
-        annotation: Any = Annotated[field.annotation, argument]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+        return inspect.Parameter(name, kind, annotation=Annotated[annotation, argument])
     option = typer.Option(
         envvar=variable, help=field.description, show_default=default_text(name) or False
     )
-    annotation = Annotated[field.annotation | None, option]
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        name, kind, default=None, annotation=Annotated[annotation | None, option]
     )
 
 

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 from taillift.models.errors import UserError
 from taillift.service.http.app import create_app
 from taillift.service.http.connection import Connection
-from taillift.service.http.middleware import MetricsPort, SecurityHeaders
+from taillift.service.http.middleware import MetricsPort, RequestLog, SecurityHeaders
 from taillift.service.inference.engine import Engine
+from taillift.service.logs import logging_to_stderr
 from taillift.service.settings import Settings
 
 
@@ -27,10 +28,11 @@ class Server(uvicorn.Server):
         connection = partial(Connection, engine.settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                SecurityHeaders(_application(engine)),
+                SecurityHeaders(RequestLog(_application(engine), engine.settings.access_log)),
                 http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
+                log_config=None,
                 log_level="warning",
                 access_log=False,
                 server_header=False,
@@ -50,32 +52,33 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, answer what was accepted, and return.
 
-    Where the device or a decoding hangs, the process ends with 1 after `drain_seconds`.
+    If the device or a decoder hangs, the process ends with status 1 after `drain_seconds`.
 
-    Raises `UserError` where the bundle, the provider, the address, the API keys or the settings
-    are wrong.
+    Raises `UserError` if the bundle, the provider, the address, the API keys or the settings are
+    wrong.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    engine = Engine(settings)
-    server = Server(engine)
-    listener = listen(settings.host, settings.port)
-    sockets = [listener]
-    if settings.metrics_port is not None:
-        sockets.append(listen(settings.host, settings.metrics_port))
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    manifest = engine.manifest
-    print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
-    try:
-        server.run(sockets=sockets)
-    finally:
-        if engine.hung:
-            # An orderly end would wait for the thread that hangs.
-            os._exit(1)
-    if engine.failure is not None:
-        raise engine.failure
+    with logging_to_stderr(settings.log_format):
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        engine = Engine(settings)
+        server = Server(engine)
+        listener = listen(settings.host, settings.port)
+        sockets = [listener]
+        if settings.metrics_port is not None:
+            sockets.append(listen(settings.host, settings.metrics_port))
+        host, port = listener.getsockname()[:2]
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        manifest = engine.manifest
+        print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+        try:
+            server.run(sockets=sockets)
+        finally:
+            if engine.hung:
+                # An orderly exit would wait for the thread that hangs.
+                os._exit(1)
+        if engine.failure is not None:
+            raise engine.failure
 
 
 def _application(engine: Engine) -> ASGIApp:

@@ -51,13 +51,14 @@ class Keys:
     def needed(self) -> bool:
         return bool(self._given) or self._file is not None
 
-    def known(self, key: str) -> bool:
-        """Whether it is one of the keys; how long that takes tells nothing about them."""
+    def find(self, sent: str) -> Key | None:
+        """Return the key that was sent, or None; the time it takes says nothing about the keys."""
         self._reload()
-        digest, found = _digest(key), False
-        for one in (*self._given, *self._filed):
-            found |= hmac.compare_digest(one.digest, digest)
-        return found
+        digest, match = _digest(sent), None
+        for key in (*self._given, *self._filed):
+            if hmac.compare_digest(key.digest, digest):
+                match = key
+        return match
 
     def _reload(self) -> None:
         """Read a file that has changed; where it is wrong now, the keys stay as they were."""
@@ -131,5 +132,6 @@ async def require_key(
         raise UnauthorisedError(
             "send an API key in the header `Authorization: Bearer KEY` or `X-API-Key: KEY`"
         )
-    if not keys.known(sent):
+    if (key := keys.find(sent)) is None:
         raise UnauthorisedError("the API key is none of those that are allowed")
+    request.state.key = key.name

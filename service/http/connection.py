@@ -7,8 +7,16 @@ from typing import Any, Final, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from taillift.service.http.handlers import MEDIA_TYPE
+from taillift.service.http.access_log import (
+    REQUEST_ID,
+    VALID_ID,
+    AccessRecord,
+    log_access,
+    new_request_id,
+)
+from taillift.service.http.handlers import respond
 from taillift.service.http.middleware import HEADERS
+from taillift.service.logs import request_id
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import (
     HeadersTooLargeError,
@@ -39,6 +47,7 @@ class Connection(HttpToolsProtocol):
         self._timers: dict[Awaited, TimerHandle] = {}
         self._in_head = True
         self._refused = False
+        self._use_request_id(new_request_id())
         self._start_head()
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -62,6 +71,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._in_head:
             self._await_head()
+        request_id.set(self._request_id)
         whole = self._begun
         super().data_received(data)
         if whole and self._in_head and self._begun:
@@ -80,6 +90,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._use_request_id(new_request_id())
         self._start_head()
         self._begun = True
         self._await_head()
@@ -92,8 +103,11 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
         self._bytes += len(name) + len(value)
         self._lines += 1
-        if not self._in_head and self._head_is_too_large():
-            self.transport.abort()  # These are trailers, and the request has begun.
+        if self._in_head:
+            if name.lower() == b"x-request-id" and VALID_ID.fullmatch(value):
+                self._use_request_id(value.decode("ascii"))
+        elif self._head_is_too_large():
+            self.transport.abort()  # These are trailers: the request is already being answered.
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -103,6 +117,7 @@ class Connection(HttpToolsProtocol):
         if self._head_is_too_large():
             self._refuse(self._too_large())
         else:
+            self.scope["state"]["request_id"] = self._request_id
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -124,8 +139,13 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(MalformedError(msg))
 
+    def _use_request_id(self, value: str) -> None:
+        self._request_id = value
+        request_id.set(value)
+
     def _start_head(self) -> None:
         self._begun = False
+        self._since = self.loop.time()
         self._bytes = self._lines = self._fed = 0
 
     def _head_is_too_large(self) -> bool:
@@ -172,8 +192,23 @@ class Connection(HttpToolsProtocol):
             # Requests before this one are being answered; the last of them closes the connection.
             self.cycle.keep_alive = False
             return
-        self.transport.write(_answer(problem))
+        request_id.set(self._request_id)
+        headers = {"Connection": "close", REQUEST_ID: self._request_id, **HEADERS}
+        answer = respond(problem.document(), problem.status, {**headers, **(problem.headers or {})})
+        lines = [b"HTTP/1.1 %d %s" % (problem.status, HTTPStatus(problem.status).phrase.encode())]
+        lines += [b"%s: %s" % header for header in answer.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.write_eof()
+        record = AccessRecord(
+            method=None,
+            path=self.url.partition(b"?")[0].decode("latin-1") if self._begun else None,
+            status=problem.status,
+            seconds=self.loop.time() - self._since,
+            bytes_in=0,
+            bytes_out=len(answer.body),
+            client=self.client and self.client[0],
+        )
+        log_access(record, self._settings.access_log)
         self._await("end", LINGER_SECONDS, self.transport.abort)
 
     def _await(self, awaited: Awaited, seconds: float, otherwise: Callable[[], object]) -> None:
@@ -183,17 +218,3 @@ class Connection(HttpToolsProtocol):
     def _came(self, awaited: Awaited) -> None:
         if (timer := self._timers.pop(awaited, None)) is not None:
             timer.cancel()
-
-
-def _answer(problem: ServiceError) -> bytes:
-    body = problem.document().model_dump_json().encode()
-    headers = {
-        "content-type": MEDIA_TYPE,
-        "content-length": str(len(body)),
-        "connection": "close",
-        **HEADERS,
-        **(problem.headers or {}),
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    phrase = HTTPStatus(problem.status).phrase
-    return f"HTTP/1.1 {problem.status} {phrase}\r\n{head}\r\n".encode() + body

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from taillift.service.logs import request_id
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import (
     DISCONNECTED,
@@ -26,11 +27,15 @@ MEDIA_TYPE: Final = "application/problem+json"
 # Nobody reads it. The number is the one that proxies log.
 CLIENT_GONE: Final = 499
 
+UNEXPECTED: Final = "unexpected: the service's log says more"
+
 
 def respond(
     document: ProblemDocument, status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    return JSONResponse(document.model_dump(), status, headers, MEDIA_TYPE)
+    """Return `document` as an answer, with the id of the current request."""
+    content = {**document.model_dump(), "request_id": request_id.get()}
+    return JSONResponse(content, status, headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
@@ -58,7 +63,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return Response(status_code=CLIENT_GONE)
 
     async def on_exception(request: Request, _error: Exception) -> Response:
-        return await on_problem(request, InternalError("unexpected: the service's log says more"))
+        return await on_problem(request, InternalError(UNEXPECTED))
 
     app.exception_handler(ServiceError)(on_problem)
     app.exception_handler(RequestValidationError)(on_validation_error)
