@@ -5,6 +5,7 @@ Two colours make trouble: `SLOW` keeps the device busy, `POISON` makes ONNX Runt
 """
 
 import io
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -131,7 +132,7 @@ def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
     return Manifest(
         name="palette",
         version=version,
-        taillift_version="0.1.0",
+        taillift_version=metadata.version("taillift"),
         backbone=BackboneInfo(architecture="mean-colour", pretrained="none", sha256="0" * 64),
         method=Method(name="none", rank=None, trainable_parameters=0, loss="none"),
         classes=classes_from(
