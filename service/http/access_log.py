@@ -13,6 +13,7 @@ logger = logging.getLogger("taillift.access")
 logger.setLevel(logging.INFO)
 
 REQUEST_ID: Final = "X-Request-Id"
+REQUEST_ID_BYTES: Final = REQUEST_ID.lower().encode()
 VALID_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 READINESS: Final = "/readyz"

@@ -31,14 +31,14 @@ class Confidences(BaseModel):
     high: float
 
 
-class CountingWindow(BaseModel):
+class WindowSummary(BaseModel):
     seconds: float
     predictions: int
     since: datetime | None = Field(description="when the oldest part that is counted began")
     reference: Source
 
 
-class ExpectedShare(BaseModel):
+class ShareEstimate(BaseModel):
     """Of the images, corrected for the model's confusions; `low` to `high`: 95 % interval."""
 
     share: float
@@ -60,7 +60,7 @@ class Traffic(BaseModel):
     direction: Direction | None = Field(description="where it drifts")
 
 
-class ClassLive(Traffic):
+class ClassTraffic(Traffic):
     last_seen: datetime | None
     silent: bool
     hidden: bool = Field(description="its loss could not be seen: others are taken for it")
@@ -72,20 +72,20 @@ class ClassSummary(BaseModel):
     group: Group
     count: int = Field(description="training images")
     accuracy: Accuracy | None = Field(description="on held-out images, in per cent")
-    live: ClassLive
+    live: ClassTraffic
 
 
 class GroupSummary(Traffic):
     classes: int
     expected_share: float
-    prevalence: ExpectedShare
+    prevalence: ShareEstimate
     silent: int = Field(description="classes that are")
     drifting: int = Field(description="classes that are")
 
 
 class Classes(BaseModel):
     model: ModelId
-    window: CountingWindow
+    window: WindowSummary
     groups: dict[Group, GroupSummary]
     classes: list[ClassSummary]
 
@@ -94,7 +94,7 @@ class Details(BaseModel):
     """Of one class. Delays are in predictions of any class; null: it would not be found."""
 
     verdict: ClassStatus
-    expected_share: ExpectedShare = Field(
+    expected_share: ShareEstimate = Field(
         description="of predictions; what the held-out photos leave open"
     )
     chance: float = Field(
@@ -112,7 +112,7 @@ class Details(BaseModel):
 
 
 class ClassDetails(ClassSummary):
-    window: CountingWindow
+    window: WindowSummary
     details: Details
 
 
@@ -123,7 +123,7 @@ class Snapshot(NamedTuple):
     """
 
     manifest: Manifest
-    window: CountingWindow
+    window: WindowSummary
     state: TailState
     histogram: npt.NDArray[np.int64]
 
@@ -170,10 +170,10 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     )
 
 
-def _window(monitoring: Monitoring, state: TailState) -> CountingWindow:
+def _window(monitoring: Monitoring, state: TailState) -> WindowSummary:
     window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
     began = window.buckets[0].number * seconds / BUCKETS if window.buckets else None
-    return CountingWindow(
+    return WindowSummary(
         seconds=seconds,
         predictions=state.window_predictions,
         since=_time(began),
@@ -230,7 +230,7 @@ def _summaries(seen: Snapshot, places: Sequence[int]) -> list[ClassSummary]:
     return [
         _summary(
             seen.manifest.classes[place],
-            ClassLive(
+            ClassTraffic(
                 predicted=predicted,
                 expected=expected,
                 low=lower,
@@ -264,7 +264,7 @@ def _summaries(seen: Snapshot, places: Sequence[int]) -> list[ClassSummary]:
     ]
 
 
-def _summary(info: ClassInfo, live: ClassLive) -> ClassSummary:
+def _summary(info: ClassInfo, live: ClassTraffic) -> ClassSummary:
     return ClassSummary(
         label=info.label, group=info.group, count=info.count, accuracy=info.accuracy, live=live
     )
@@ -275,8 +275,8 @@ def _confidences(values: Sequence[float]) -> Confidences:
     return Confidences(low=low, median=median, high=high)
 
 
-def _share(share: float, interval: Interval) -> ExpectedShare:
-    return ExpectedShare(share=share, low=interval.low, high=interval.high)
+def _share(share: float, interval: Interval) -> ShareEstimate:
+    return ShareEstimate(share=share, low=interval.low, high=interval.high)
 
 
 def _finite(value: float | None) -> float | None:

@@ -12,8 +12,8 @@ from taillift.service.logs import request_id
 from taillift.service.problems import InternalError, ProblemDocument
 from taillift.service.settings import AccessLevel
 
-# Pages load what the service itself serves, run no script that stands in them, and are shown in
-# no frame. Styles set from scripts are what the documentation page is made with.
+# Pages load only what the service itself serves, run no inline scripts and are shown in no frame.
+# Inline styles are allowed because the documentation page sets styles from its script.
 POLICY: Final = "; ".join(
     [
         "default-src 'none'",
@@ -35,7 +35,7 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` to every answer."""
+    """ASGI middleware that adds the security headers, `HEADERS`, to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -111,9 +111,9 @@ HEALTH: Final = frozenset({"/healthz", READINESS})
 
 
 class MetricsPort:
-    """ASGI middleware that answers /metrics on `port` only, and there nothing but that and health.
+    """ASGI middleware that answers /metrics on `port` only, and only it and health checks there.
 
-    So the port of the clients can be opened to the world, and this one to Prometheus.
+    The port of the clients can then be open to the world, and this one to Prometheus.
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
@@ -122,15 +122,13 @@ class MetricsPort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and not self._serves(scope):
-            app = respond(
-                ProblemDocument(
-                    type="about:blank", title="Not Found", status=404, detail="Not Found"
-                ),
-                404,
-            )
+        if scope["type"] == "http" and scope["path"] not in HEALTH:
+            here = scope["server"][1] == self._port
+            if (scope["path"] == METRICS) != here:
+                app = respond(
+                    ProblemDocument(
+                        type="about:blank", title="Not Found", status=404, detail="Not Found"
+                    ),
+                    404,
+                )
         await app(scope, receive, send)
-
-    def _serves(self, scope: Scope) -> bool:
-        here = scope["server"][1] == self._port
-        return scope["path"] in HEALTH or (scope["path"] == METRICS) == here

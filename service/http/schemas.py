@@ -107,19 +107,19 @@ class ConfidenceOfImage(ImageResult):
     groups: dict[Group, float] = Field(description="sums over all classes of each group")
 
 
-class InferenceAnswer(BaseModel):
+class InferenceResponse(BaseModel):
     model: ModelId
     ensemble: Ensemble
     prior: str
 
 
-class Classification(InferenceAnswer):
+class Classification(InferenceResponse):
     """`results` are in the order of the images."""
 
     results: list[ClassifiedImage | FailedImage]
 
 
-class Confidence(InferenceAnswer):
+class Confidence(InferenceResponse):
     """`results` are in the order of the images."""
 
     results: list[ConfidenceOfImage | FailedImage]
@@ -212,7 +212,7 @@ def confidences(
 
 
 def confidence_json(
-    answer: InferenceAnswer, results: Iterable[ConfidenceOfImage | FailedImage]
+    answer: InferenceResponse, results: Iterable[ConfidenceOfImage | FailedImage]
 ) -> bytes:
     """`answer` and `results` as the JSON of a `Confidence`.
 
