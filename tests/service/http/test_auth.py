@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
-from taillift.service.http.auth import Keys, read_keys
+from taillift.service.http.auth import Keys, parse_keys
 from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, photo
 from tests.support.serving import running, sample, top_labels
@@ -63,7 +63,7 @@ def test_a_known_key_lets_in_by_either_header(guarded: httpx.Client) -> None:
 )
 def test_what_tells_of_the_model_needs_a_key(guarded: httpx.Client, method: str, path: str) -> None:
     assert "send an API key" in refused(guarded.request(method, path))
-    assert "none of those" in refused(guarded.request(method, path, headers=bearer(OTHER)))
+    assert "not one of those" in refused(guarded.request(method, path, headers=bearer(OTHER)))
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
@@ -175,11 +175,11 @@ def test_without_keys_none_is_needed() -> None:
 
 
 def test_a_key_is_not_kept_and_not_shown() -> None:
-    keys = read_keys([f"{FIRST} gate"], "here")
+    keys = parse_keys([f"{FIRST} gate"], "here")
     assert [key.name for key in keys] == ["gate"]
     assert FIRST not in repr(keys)
     with pytest.raises(UserError) as caught:
-        read_keys([FIRST, "secret"], "here")
+        parse_keys([FIRST, "secret"], "here")
     assert str(caught.value).startswith("here, key 2: an API key has at least 16 characters")
     assert "secret" not in str(caught.value)
 

@@ -82,7 +82,7 @@ def coded(client: httpx.Client, charset: str, name: str, filename: str) -> httpx
 
 
 @pytest.mark.parametrize(
-    ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is no text")]
+    ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is not valid text")]
 )
 def test_a_form_in_a_charset_of_no_use_is_malformed(
     client: httpx.Client, charset: str, words: str
@@ -91,7 +91,7 @@ def test_a_form_in_a_charset_of_no_use_is_malformed(
 
 
 def test_a_form_field_whose_name_is_no_text_is_malformed(client: httpx.Client) -> None:
-    refused(coded(client, "utf-7", "+2AA-", "a.png"), 400, "a field's name is no text")
+    refused(coded(client, "utf-7", "+2AA-", "a.png"), 400, "a field's name is not valid text")
 
 
 @pytest.mark.parametrize("name", ["images", "\\ud800", "+2AA-", "xn--é"])
