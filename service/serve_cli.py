@@ -128,10 +128,10 @@ def classify(
         return classified(str(photo), prediction.asked, manifest.classes, top_k, views, decision)
 
     results = [
-        FailedImage(filename=str(photo), error=problems[place].document())
-        if place in problems
+        FailedImage(filename=str(photo), error=problems[index].document())
+        if index in problems
         else answer(photo)
-        for place, photo in enumerate(photos)
+        for index, photo in enumerate(photos)
     ]
     if as_json:
         everything = Classification(
@@ -176,29 +176,29 @@ def _canvases(
     from taillift.models.bundle.images import ImageError
     from taillift.service.problems import UndecodableError, image_problem
 
-    for place, photo in enumerate(photos):
+    for index, photo in enumerate(photos):
         try:
             canvas = classifier.canvas(photo.read_bytes())
         except ImageError as error:
-            problems[place] = image_problem(error)
+            problems[index] = image_problem(error)
         except OSError as error:
-            problems[place] = UndecodableError(str(error.strerror))
+            problems[index] = UndecodableError(str(error.strerror))
         else:
             yield canvas
             continue
-        typer.echo(f"{photo}: {problems[place].detail}", err=True)
+        typer.echo(f"{photo}: {problems[index].detail}", err=True)
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("photo", "label", "group")
+    table = Table("image", "label", "group")
     table.add_column("confidence", justify="right")
     for result in results:
-        for rank, one in enumerate(result.predictions):
+        for rank, prediction in enumerate(result.predictions):
             name = result.filename if rank == 0 else ""
-            table.add_row(name, one.label, one.group, f"{one.confidence:.1%}")
+            table.add_row(name, prediction.label, prediction.group, f"{prediction.confidence:.1%}")
         table.add_section()
     # Labels and paths are text of any kind: "[/x]" is not markup and ":x:" is not an emoji.
     Console(markup=False, emoji=False, highlight=False).print(table)

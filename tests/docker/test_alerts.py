@@ -1,4 +1,4 @@
-"""Alert rules and Alertmanager's configuration, as Prometheus' own tools judge them."""
+"""Alert rules and Alertmanager's configuration, checked by Prometheus' own tools."""
 
 import json
 import re
@@ -55,13 +55,13 @@ def test_an_alert_has_a_case_that_fires_and_one_that_does_not(name: str) -> None
 
 
 def cases(name: str) -> list[bool]:
-    """Of each point in time at which the unit tests look for the alert, whether it fires."""
+    """Return whether the alert fires, for each moment at which the unit tests check it."""
     looks = [look for test in unit_tests() for look in test.get("alert_rule_test", [])]
     return [bool(look["exp_alerts"]) for look in looks if look["alertname"] == name]
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_an_alert_says_how_grave_it_is_and_what_to_do(name: str) -> None:
+def test_an_alert_has_a_severity_and_says_what_to_do(name: str) -> None:
     alert = alerts()[name]
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert "\n" not in alert["annotations"]["summary"]
@@ -78,7 +78,7 @@ def test_alertmanager_accepts_its_configuration(name: str, tmp_path: Path) -> No
     content = alertmanager_configuration(name)
     for receiver in content["receivers"]:
         for webhook in receiver.get("webhook_configs", []):
-            # Alertmanager reads a URL from a file since 0.26, Debian's is older.
+            # Alertmanager reads a URL from a file since 0.26; Debian's version is older.
             assert webhook.pop("url_file") == "/etc/alertmanager/webhook-url"
             webhook["url"] = "http://127.0.0.1/"
     file = tmp_path / "alertmanager.yml"
@@ -89,7 +89,7 @@ def test_alertmanager_accepts_its_configuration(name: str, tmp_path: Path) -> No
 def test_the_two_configurations_of_alertmanager_differ_in_the_receiver_only() -> None:
     nobody, webhook = map(alertmanager_configuration, ("nobody", "webhook"))
     assert nobody.pop("receivers") == [{"name": "operator"}]
-    assert [one["name"] for one in webhook.pop("receivers")] == ["operator"]
+    assert [receiver["name"] for receiver in webhook.pop("receivers")] == ["operator"]
     assert nobody == webhook
 
 

@@ -1,4 +1,4 @@
-"""The compose files, without an engine."""
+"""The compose files, checked without a Docker engine."""
 
 import re
 import subprocess
@@ -22,8 +22,8 @@ def services() -> dict[str, Any]:
 
 
 def mounts() -> list[tuple[str, str]]:
-    """(source, target) of what `compose.yaml` mounts from the repository."""
-    volumes = [volume for one in services().values() for volume in one.get("volumes", [])]
+    """Return (source, target) of each folder that `compose.yaml` mounts from the repository."""
+    volumes = [volume for service in services().values() for volume in service.get("volumes", [])]
     pairs = [volume.split(":")[:2] for volume in volumes if volume.startswith("./")]
     return [(source, target) for source, target in pairs]
 
@@ -61,7 +61,7 @@ def test_every_target_is_built_by_the_dockerfile() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_variables_of_the_compose_files_are_no_settings_of_the_service(file: Path) -> None:
+def test_variables_of_the_compose_files_are_not_settings_of_the_service(file: Path) -> None:
     names = re.findall(r"\$\{TAILLIFT_(\w+)", file.read_text())
     assert not {name.lower() for name in names} & set(Settings.model_fields)
 
@@ -84,7 +84,7 @@ def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
     assert float(usual[1]) > Settings.model_fields["drain_seconds"].default
 
 
-def test_what_the_shell_may_not_set_is_named_where_it_may_set_the_rest() -> None:
+def test_the_readme_names_what_the_shell_cannot_set() -> None:
     (passage,) = re.findall(r"^`TAILLIFT_PUBLISHED_PORT`.*$", README.read_text(), re.MULTILINE)
     for name in ("TAILLIFT_METRICS_PORT", "TAILLIFT_PROVIDER", "TAILLIFT_STOP_GRACE"):
         assert name in passage

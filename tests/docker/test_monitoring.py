@@ -1,4 +1,4 @@
-"""Prometheus' and Grafana's provisioning, against what the service exports."""
+"""The configuration of Prometheus and Grafana, checked against what the service exports."""
 
 import json
 import re
@@ -23,7 +23,7 @@ GRAFANA = DOCKER / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/taillift.json").read_text())
 EMPTY_WHEN_ALL_IS_WELL = {"Silent classes", "Top drifting classes", "Alerts"}
 
-# What Grafana puts in the place of its variables.
+# Values that Grafana substitutes for its variables.
 VARIABLES = {"$__rate_interval": "20s"}
 
 
@@ -31,12 +31,12 @@ def expressions(panel: dict[str, Any]) -> list[str]:
     return [target["expr"] for target in panel["targets"]]
 
 
-EXPRESSIONS = [one for panel in DASHBOARD["panels"] for one in expressions(panel)]
+EXPRESSIONS = [expression for panel in DASHBOARD["panels"] for expression in expressions(panel)]
 
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that is known to be always right."""
+    """Write a bundle with held-out photos that were all recognised."""
     bundle = write_bundle(tmp_path_factory.mktemp("known") / "palette")
     write_confusion(bundle, {})
     return bundle
@@ -65,11 +65,11 @@ def test_prometheus_accepts_every_expression_of_the_dashboard(tmp_path: Path) ->
 def test_the_service_exports_every_metric_of_the_dashboard_and_the_alerts(bundle: Path) -> None:
     families = list(Engine(read_settings(bundle=bundle)).metrics.registry.collect())
     exported = {sample.name for family in families for sample in family.samples}
-    # What is empty when all is well.
+    # Some families have no samples while all is well.
     exported |= {family.name for family in families}
     asked = [*EXPRESSIONS, *(file.read_text() for file in RULES.glob("*.yml"))]
-    # Not what recording rules make, which have colons in their names.
-    shown = {name for one in asked for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", one)}
+    # Names with colons come from recording rules, not from the service.
+    shown = {name for text in asked for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", text)}
     assert shown
     assert shown <= exported
 
@@ -79,7 +79,8 @@ def test_every_metric_and_endpoint_is_on_the_page_of_the_monitoring(bundle: Path
     engine = Engine(read_settings(bundle=bundle))
     families = engine.metrics.registry.collect()
     described = set(re.findall(r"`(taillift_\w+?)(?:_total)?(?:\{[^`]*)?`", page))
-    named = {one.name.removesuffix("_total") for one in families if one.name.startswith("taillift")}
+    names = {family.name.removesuffix("_total") for family in families}
+    named = {name for name in names if name.startswith("taillift")}
     assert {name.removesuffix("_info") for name in described} >= named
     for path, operations in create_app(engine).openapi()["paths"].items():
         for method in operations:
@@ -108,7 +109,7 @@ def test_every_expression_has_an_answer_once_a_class_is_lost(known: Path, tmp_pa
 
 @contextmanager
 def watched(bundle: Path, folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
-    """A service and a Prometheus that scrapes it, with the shipped rules."""
+    """Run a service and a Prometheus that scrapes it, with the rules of this repository."""
     rules = {"rule_files": [str(RULES / "*.yml")]}
     with (
         running(bundle, reference="uniform") as service,
@@ -120,7 +121,7 @@ def watched(bundle: Path, folder: Path) -> Iterator[tuple[httpx.Client, httpx.Cl
 
 def send(service: httpx.Client, labels: list[str]) -> None:
     for start in range(0, len(labels), 60):
-        files = form(*((one, photo(CLASSES[one][0])) for one in labels[start : start + 60]))
+        files = form(*((label, photo(CLASSES[label][0])) for label in labels[start : start + 60]))
         service.post("/classify", files=files).raise_for_status()
 
 
@@ -141,11 +142,9 @@ def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
 def test_every_panel_asks_the_provisioned_datasource() -> None:
     text = (GRAFANA / "provisioning/datasources/prometheus.yaml").read_text()
     (source,) = yaml.safe_load(text)["datasources"]
-    places = [
-        *DASHBOARD["panels"],
-        *(one for panel in DASHBOARD["panels"] for one in panel["targets"]),
-    ]
-    assert {place["datasource"]["uid"] for place in places} == {source["uid"]}
+    panels = DASHBOARD["panels"]
+    queries = [*panels, *(target for panel in panels for target in panel["targets"])]
+    assert {query["datasource"]["uid"] for query in queries} == {source["uid"]}
 
 
 def test_grafana_knows_how_often_prometheus_scrapes() -> None:
@@ -158,11 +157,11 @@ def test_grafana_knows_how_often_prometheus_scrapes() -> None:
 def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24

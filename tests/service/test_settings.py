@@ -12,7 +12,7 @@ from taillift.service.serve_cli import app, serve
 from taillift.service.settings import Settings, batch_views, read_settings, settings_table
 
 
-def test_every_setting_has_a_flag_but_a_secret() -> None:
+def test_every_setting_except_a_secret_has_a_flag() -> None:
     # Every user of a machine can list its processes with their flags.
     assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - {"keys"}
 
@@ -22,7 +22,7 @@ def test_every_setting_says_what_happens() -> None:
         assert field.description, name
 
 
-def test_the_environment_sets_what_no_flag_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAILLIFT_PORT", "9000")
     monkeypatch.setenv("TAILLIFT_MAX_IMAGES", "3")
     settings = read_settings(bundle=Path("b"), port=9001, max_images=None)
@@ -34,7 +34,7 @@ def test_a_wrong_value_is_named_with_its_setting() -> None:
         read_settings(bundle=Path("b"), provider="tpu")
 
 
-def test_a_batch_is_small_on_a_cpu_unless_asked_for() -> None:
+def test_a_batch_is_small_on_a_cpu_by_default() -> None:
     assert read_settings(bundle=Path("b")).batch_views == 10
     assert read_settings(bundle=Path("b"), provider="cuda").batch_views == 40
     assert read_settings(bundle=Path("b"), batch_views=7).batch_views == 7

@@ -38,7 +38,7 @@ def connected(client: httpx.Client) -> Iterator[socket.socket]:
 
 
 def raw_answer(client: httpx.Client, request: bytes) -> tuple[int, str, dict[str, Any]]:
-    """Send bytes and return the status, the header's id and the problem document."""
+    """Send bytes; return the status, the id in the header and the problem document."""
     parts = []
     with connected(client) as connection:
         connection.sendall(request)
@@ -110,7 +110,7 @@ def test_every_problem_document_has_the_id(
     assert response.json()["request_id"] == "mine"
 
 
-def test_so_has_that_of_several_images_but_not_each_image_in_it(client: httpx.Client) -> None:
+def test_a_document_about_several_images_has_the_id_once(client: httpx.Client) -> None:
     files = [("images", ("a", b"text")), ("images", ("b", b"text"))]
     document = client.post("/classify", files=files, headers=sent("mine")).json()
     assert document["request_id"] == "mine"
@@ -119,18 +119,18 @@ def test_so_has_that_of_several_images_but_not_each_image_in_it(client: httpx.Cl
     ] * 2
 
 
-def test_so_has_a_refusal_for_want_of_a_key(strict: httpx.Client) -> None:
+def test_a_refusal_without_a_key_has_the_id(strict: httpx.Client) -> None:
     response = strict.get("/model", headers=sent("mine"))
     assert (response.status_code, response.headers["x-request-id"]) == (401, "mine")
     assert response.json()["request_id"] == "mine"
 
 
-def test_so_has_the_answer_of_a_service_that_is_not_ready(
+def test_the_answer_of_a_service_that_is_not_ready_has_the_id(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(_: Engine) -> None: ...
+    async def never_ready(_: Engine) -> None: ...
 
-    monkeypatch.setattr(Engine, "start", never)
+    monkeypatch.setattr(Engine, "start", never_ready)
     with serving(Engine(read_settings(bundle=bundle, port=0))) as client:
         for method, path in (("GET", "/readyz"), ("POST", "/classify")):
             response = client.request(method, path, content=RED, headers=sent("mine"))
@@ -139,7 +139,7 @@ def test_so_has_the_answer_of_a_service_that_is_not_ready(
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_so_has_the_answer_to_an_unexpected_failure(
+def test_the_answer_to_an_unexpected_failure_has_the_id(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     async def fails(*_: object) -> None:
@@ -202,8 +202,8 @@ def test_a_connection_over_the_limit_and_the_metrics_port_have_one_too(bundle: P
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ("--max-connections", "2", "--metrics-port", str(port))
-    with process(bundle, *flags) as (_, client), ExitStack() as open_ones:
-        open_ones.enter_context(connected(client))
+    with process(bundle, *flags) as (_, client), ExitStack() as stack:
+        stack.enter_context(connected(client))
         status, value, document = raw_answer(client, b"")
         assert (status, document["request_id"]) == (429, value)
         assert MADE.fullmatch(value)
@@ -295,7 +295,7 @@ def test_the_setting_decides_which_requests_are_logged(
 def lines_of_a_service(
     bundle: Path, capfd: pytest.CaptureFixture[str], *flags: str
 ) -> tuple[list[str], httpx.Response]:
-    """The log of a service that answered well, failed, and was sent something else than HTTP."""
+    """Return the log of a service after an answer, a failure, a 404 and a malformed request."""
     with process(bundle, *flags) as (server, client):
         client.post("/classify", content=RED, headers=sent("good"))
         failed = client.post("/classify", content=photo(POISON), headers=sent("failed"))
@@ -398,9 +398,11 @@ def test_a_line_outside_of_requests_has_no_id() -> None:
 def test_the_description_has_the_header_and_the_member(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     operations = [operation for path in paths.values() for operation in path.values()]
-    assert len(operations) == 8
+    assert operations
     for operation in operations:
-        (parameter,) = [one for one in operation["parameters"] if one["name"] == "X-Request-Id"]
+        (parameter,) = [
+            entry for entry in operation["parameters"] if entry["name"] == "X-Request-Id"
+        ]
         assert (parameter["in"], parameter["required"]) == ("header", False)
         for response in operation["responses"].values():
             assert response["headers"]["X-Request-Id"]["required"]
