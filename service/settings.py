@@ -206,7 +206,7 @@ class Settings(BaseSettings):
 
     @property
     def device(self) -> "Device":
-        """Device that the model runs on; raises `UserError` if its settings contradict."""
+        """Device that the model runs on; raises `UserError` if its settings do not fit together."""
         from taillift.models.bundle.device import Device, Provider
         from taillift.models.bundle.schema import Precision
 
