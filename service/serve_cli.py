@@ -33,12 +33,14 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
-        own = [it for it in signature.parameters.values() if it.kind is not it.VAR_KEYWORD]
         flags = [setting_parameter(name) for name in names]
-        parameters = [it.replace(kind=it.KEYWORD_ONLY) for it in (*own, *flags)]
-        command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=parameters
-        )
+        parameters = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for parameter in (*signature.parameters.values(), *flags)
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        signature = signature.replace(parameters=parameters)
+        command.__signature__ = signature  # type: ignore[attr-defined]
         return command
 
     return decorate
