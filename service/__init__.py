@@ -1,5 +1,6 @@
-"""How a model is offered: HTTP, batching, and what the rare classes are doing.
+"""The service: it serves a bundle over HTTP and monitors what happens to the rare classes.
 
-A request's way: `app` (routes), `upload` (bytes), `engine` (decode), `scheduler` (batches for the
-device), `answers` (from logits to JSON). `errors` and `metrics` are used along all of it.
+The way of a request: `http.app` (routes), `http.uploads` (its images), `inference.pipeline` (decode
+and queue), `inference.scheduler` (batches for the device), `http.schemas` (logits to JSON).
+`problems` and `monitoring.counters` are used on all of it.
 """

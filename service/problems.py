@@ -1,4 +1,7 @@
-"""Every way to refuse or to fail: one class each, which carries its status (RFC 9457)."""
+"""Every way to refuse or to fail: one class each, with its HTTP status and document (RFC 9457).
+
+`reason` is the name of a problem in the metrics and, with hyphens, in the document's `type`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, get_args
@@ -18,7 +21,7 @@ LATE: Final[tuple[Late, ...]] = get_args(Late)
 
 
 class ProblemDocument(BaseModel):
-    """RFC 9457. `type` names the kind of problem and never changes; `detail` is for people."""
+    """Problem document of RFC 9457: `type` never changes, `detail` is written for people."""
 
     type: str = Field(examples=["urn:taillift:problem:undecodable"])
     title: str = Field(examples=["The image is damaged"])
@@ -27,11 +30,13 @@ class ProblemDocument(BaseModel):
 
 
 class NoImageDocument(ProblemDocument):
-    images: list[ProblemDocument] = Field(description="each image's problem, in their order")
+    images: list[ProblemDocument] = Field(
+        description="the problem of each image, in the order of the images"
+    )
 
 
 class ServiceError(Exception):
-    """What a client is told. `reason` is its name in the metrics and in the document's type."""
+    """Problem that the service answers a request with; `detail` says what to do about it."""
 
     status: int
     reason: str
@@ -43,6 +48,7 @@ class ServiceError(Exception):
         self.detail = detail
 
     def document(self) -> ProblemDocument:
+        """Return the document to answer with; `respond` adds the request's id."""
         return ProblemDocument(
             type=f"urn:taillift:problem:{self.reason.replace('_', '-')}",
             title=self.title,
@@ -78,7 +84,7 @@ class BodyTimeoutError(ServiceError):
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
-        self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
+        self.headers = {"Connection": "close"}  # The rest of the body is not read.
 
 
 class UnknownClassError(ServiceError):
@@ -86,7 +92,7 @@ class UnknownClassError(ServiceError):
 
 
 class DeadlineError(ServiceError):
-    """`stage` is where the request was when its time was over, or was seen not to be enough."""
+    """Deadline that passed, or that cannot be met; `stage` is where the request was then."""
 
     status, reason, title = 408, "deadline", "The request cannot be answered in time"
 
@@ -94,7 +100,7 @@ class DeadlineError(ServiceError):
         super().__init__(detail)
         self.stage = stage
         if stage == "read":
-            self.headers = {"Connection": "close"}  # The rest of the body is not waited for.
+            self.headers = {"Connection": "close"}  # The rest of the body is not read.
 
 
 class BodyTooLargeError(ServiceError):
@@ -102,7 +108,7 @@ class BodyTooLargeError(ServiceError):
 
 
 class OverloadedError(ServiceError):
-    """`retry_after` is in seconds."""
+    """Too much work in progress; the client may come back after `retry_after` seconds."""
 
     status, reason, title = 429, "overloaded", "The service is overloaded"
 
@@ -120,7 +126,7 @@ class InternalError(ServiceError):
 
 
 class PerImageError(ServiceError):
-    """One image's problem; the others of its request are answered."""
+    """Problem of one image; the other images of its request are answered."""
 
 
 class UnsupportedTypeError(PerImageError):
@@ -144,7 +150,10 @@ class InferenceError(PerImageError):
 
 
 class NoImageError(PerImageError):
-    """Several images, and none can be used: with their status where they share one, else 422."""
+    """Problem of several images that are all unusable.
+
+    The status is the one that they share, or 422 if they differ.
+    """
 
     reason, title = "no_image", "None of the images can be used"
 
@@ -170,12 +179,13 @@ IMAGE_PROBLEMS: Final[Mapping[type[ImageError], type[PerImageError]]] = {
 
 
 def image_problem(error: ImageError) -> PerImageError:
+    """Return the problem that the service answers an unusable image with."""
     return IMAGE_PROBLEMS[type(error)](str(error))
 
 
 DISCONNECTED: Final = "disconnected"
 
-# Closed, so that each exists in the metrics from the first scrape.
+# The complete list, so that each reason is in the metrics from the first scrape.
 REASONS: Final = (
     *(
         problem.reason

@@ -1,13 +1,14 @@
 """The commands `serve`, `classify` and `watch`."""
 
-# What is imported here slows down every `taillift --help`: the heavy parts are in the commands.
-from collections.abc import Iterator, Sequence
+# Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
-from taillift.service.settings import Settings, read_settings
+from taillift.service.settings import PREFIX, Settings, default_text, read_settings
 
 if TYPE_CHECKING:
     from taillift.models.bundle.classifier import Classifier
@@ -17,57 +18,55 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+Command = TypeVar("Command", bound=Callable[..., None])
 
-def flag(name: str) -> "typer.models.OptionInfo":
-    """The flag of a setting, with the setting's own description, default and variable."""
+# A secret must not be a flag: every user of a machine can list its processes with their flags.
+NOT_FLAGS: Final = frozenset({"keys"})
+
+
+def takes_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command one parameter for each of these settings, in place of its `**given`.
+
+    Each has the setting's own type, description, environment variable and default. What the user
+    leaves out arrives as None, so that `read_settings` can tell it from a given value.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        flags = [setting_parameter(name) for name in names]
+        parameters = [
+            parameter.replace(kind=parameter.KEYWORD_ONLY)
+            for parameter in (*signature.parameters.values(), *flags)
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        signature = signature.replace(parameters=parameters)
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def setting_parameter(name: str) -> inspect.Parameter:
+    """Return the command-line parameter of a setting: a flag, or an argument if it is required."""
     field = Settings.model_fields[name]
-    option: typer.models.OptionInfo = typer.Option(
-        help=field.description,
-        envvar=f"TAILLIFT_{name.upper()}",
-        show_default=str(field.get_default(call_default_factory=True, validated_data={})),
+    variable, kind = f"{PREFIX}{name.upper()}", inspect.Parameter.KEYWORD_ONLY
+    annotation: Any = field.annotation
+    if field.is_required():
+        argument = typer.Argument(envvar=variable, help=field.description)
+        return inspect.Parameter(name, kind, annotation=Annotated[annotation, argument])
+    option = typer.Option(
+        envvar=variable, help=field.description, show_default=default_text(name) or False
     )
-    return option
+    return inspect.Parameter(
+        name, kind, default=None, annotation=Annotated[annotation | None, option]
+    )
 
 
 @app.command()
-def serve(
-    bundle: Annotated[Path, typer.Argument(envvar="TAILLIFT_BUNDLE", help="The bundle's folder.")],
-    host: Annotated[str | None, flag("host")] = None,
-    port: Annotated[int | None, flag("port")] = None,
-    metrics_port: Annotated[int | None, flag("metrics_port")] = None,
-    provider: Annotated[
-        Literal["cpu", "cuda", "tensorrt", "openvino"] | None, flag("provider")
-    ] = None,
-    precision: Annotated[Literal["auto", "fp32", "fp16", "int8"] | None, flag("precision")] = None,
-    device_memory_bytes: Annotated[int | None, flag("device_memory_bytes")] = None,
-    engines: Annotated[Path | None, flag("engines")] = None,
-    threads: Annotated[int | None, flag("threads")] = None,
-    decode_threads: Annotated[int | None, flag("decode_threads")] = None,
-    keys_file: Annotated[Path | None, flag("keys_file")] = None,
-    priors: Annotated[Path | None, flag("priors")] = None,
-    max_connections: Annotated[int | None, flag("max_connections")] = None,
-    max_header_bytes: Annotated[int | None, flag("max_header_bytes")] = None,
-    max_headers: Annotated[int | None, flag("max_headers")] = None,
-    header_seconds: Annotated[float | None, flag("header_seconds")] = None,
-    max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
-    body_seconds: Annotated[float | None, flag("body_seconds")] = None,
-    max_images: Annotated[int | None, flag("max_images")] = None,
-    max_pixels: Annotated[int | None, flag("max_pixels")] = None,
-    decode_pixels: Annotated[int | None, flag("decode_pixels")] = None,
-    answer_seconds: Annotated[float | None, flag("answer_seconds")] = None,
-    batch_views: Annotated[int | None, flag("batch_views")] = None,
-    queue_views: Annotated[int | None, flag("queue_views")] = None,
-    queue_bytes: Annotated[int | None, flag("queue_bytes")] = None,
-    stall_seconds: Annotated[float | None, flag("stall_seconds")] = None,
-    drain_seconds: Annotated[int | None, flag("drain_seconds")] = None,
-    class_metrics: Annotated[Literal["auto", "on", "off"] | None, flag("class_metrics")] = None,
-    reference: Annotated[str | None, flag("reference")] = None,
-    tail_window_seconds: Annotated[float | None, flag("tail_window_seconds")] = None,
-    tail_level: Annotated[float | None, flag("tail_level")] = None,
-    tail_file: Annotated[Path | None, flag("tail_file")] = None,
-) -> None:
+@takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
+def serve(**given: Any) -> None:
     """Serve a bundle over HTTP until stopped."""
-    settings = read_settings(**locals())
+    settings = read_settings(**given)
     from taillift.service import server
 
     server.serve(settings)
@@ -75,29 +74,35 @@ def serve(
 
 @app.command()
 def classify(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP.")],
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to name, the surest first.")] = 3,
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG or WebP files.")
+    ],
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Number of classes to name, the most probable first.")
+    ] = 3,
     ensemble: Annotated[
         Literal["full", "off", "adaptive"] | None,
         typer.Option(
-            help="full: the mean of five views; off: the centre view only; adaptive: the others "
-            "only where they are worth their cost.",
-            show_default="adaptive where the bundle has a rule for it, else full",
+            help="full: the mean of five views; off: the centre view only; adaptive: the other "
+            "views only if the centre view leaves doubt.",
+            show_default="adaptive if the bundle has a rule for it, else full",
         ),
     ] = None,
     prior: Annotated[
         Literal["uniform", "train"],
-        typer.Option(help="How often the classes are expected: equally, or as in training."),
+        typer.Option(
+            help="How often the classes are expected: equally, or as often as in training."
+        ),
     ] = "uniform",
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs.")
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what POST /classify would answer.")
+        bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
     ] = False,
 ) -> None:
-    """Classify photos without a server; ends with 1 where a photo cannot be used."""
+    """Classify images without a server; the exit status is 1 if an image cannot be used."""
     from taillift.models.bundle.classifier import Classifier
     from taillift.models.bundle.ensemble import Ensemble
     from taillift.models.bundle.posterior import Prior, log_prior
@@ -125,10 +130,10 @@ def classify(
         return classified(str(photo), prediction.asked, manifest.classes, top_k, views, decision)
 
     results = [
-        FailedImage(filename=str(photo), error=problems[place].document())
-        if place in problems
+        FailedImage(filename=str(photo), error=problems[index].document())
+        if index in problems
         else answer(photo)
-        for place, photo in enumerate(photos)
+        for index, photo in enumerate(photos)
     ]
     if as_json:
         everything = Classification(
@@ -142,29 +147,24 @@ def classify(
 
 
 @app.command()
+@takes_settings("reference", "tail_level", "tail_window_seconds")
 def watch(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.")],
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     past: Annotated[
         Path,
         typer.Argument(
             metavar="FOLDER|FILE.csv",
-            help="Photos to classify, or past predictions: label, confidence and perhaps time.",
+            help="A folder of images to classify, or past predictions with the columns "
+            "label,confidence and optionally time.",
         ),
     ],
-    reference: Annotated[str, flag("reference")] = "train",
-    tail_level: Annotated[float, flag("tail_level")] = 0.05,
-    tail_window_seconds: Annotated[float, flag("tail_window_seconds")] = 604_800,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything, as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
+    **given: Any,
 ) -> None:
-    """Tell what became of the rare classes, by the statistics that watch the service."""
+    """Replay past predictions through the drift monitor."""
     from taillift.service.monitoring.replay import replay, show
 
-    settings = read_settings(
-        bundle=bundle,
-        reference=reference,
-        tail_level=tail_level,
-        tail_window_seconds=tail_window_seconds,
-    )
+    settings = read_settings(bundle=bundle, **given)
     show(
         replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
         as_json,
@@ -174,33 +174,33 @@ def watch(
 def _canvases(
     classifier: "Classifier", photos: Sequence[Path], problems: dict[int, "PerImageError"]
 ) -> Iterator["Pixels"]:
-    """Each photo's canvas; one that cannot be used is named, and has its problem at its place."""
+    """Yield each image's canvas; print the problem of one that cannot be used and store it."""
     from taillift.models.bundle.images import ImageError
     from taillift.service.problems import UndecodableError, image_problem
 
-    for place, photo in enumerate(photos):
+    for index, photo in enumerate(photos):
         try:
             canvas = classifier.canvas(photo.read_bytes())
         except ImageError as error:
-            problems[place] = image_problem(error)
+            problems[index] = image_problem(error)
         except OSError as error:
-            problems[place] = UndecodableError(str(error.strerror))
+            problems[index] = UndecodableError(str(error.strerror))
         else:
             yield canvas
             continue
-        typer.echo(f"{photo}: {problems[place].detail}", err=True)
+        typer.echo(f"{photo}: {problems[index].detail}", err=True)
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("photo", "label", "group")
+    table = Table("image", "label", "group")
     table.add_column("confidence", justify="right")
     for result in results:
-        for rank, one in enumerate(result.predictions):
+        for rank, prediction in enumerate(result.predictions):
             name = result.filename if rank == 0 else ""
-            table.add_row(name, one.label, one.group, f"{one.confidence:.1%}")
+            table.add_row(name, prediction.label, prediction.group, f"{prediction.confidence:.1%}")
         table.add_section()
-    # Labels and paths are anybody's text: "[/x]" is no markup and ":x:" no emoji.
+    # Labels and paths are text of any kind: "[/x]" is not markup and ":x:" is not an emoji.
     Console(markup=False, emoji=False, highlight=False).print(table)

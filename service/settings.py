@@ -1,8 +1,12 @@
-"""What can be set, by a flag of `taillift serve` or by its twin in the environment."""
+"""The settings of the service: each is a flag of `taillift serve` and an environment variable.
+
+This is the only list of them. The flags, the table in docs/service.md and the tests are made from
+it; `python -m taillift.service.settings` prints the table.
+"""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,147 +17,200 @@ from taillift.models.errors import UserError
 if TYPE_CHECKING:
     from taillift.models.bundle.device import Device
 
+PREFIX: Final = "TAILLIFT_"
+
+LogFormat = Literal["text", "json"]
+AccessLevel = Literal["off", "errors", "all"]
+
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def batch_views(settings: dict[str, Any]) -> int:
-    """On a CPU a view costs the same from a batch of one on, and a small batch is over sooner."""
+    """Return the default batch size for the provider.
+
+    On a CPU every view costs the same in a batch of any size, and a small batch ends sooner.
+    """
     return 40 if settings.get("provider") in ("cuda", "tensorrt") else 10
 
 
+COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
+
+
 class Settings(BaseSettings):
-    """What is not given is read from `TAILLIFT_*`, and what is not there has its default."""
+    """The settings of one service: given values first, then `TAILLIFT_*`, then the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="TAILLIFT_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    bundle: Path = Field(description="The bundle's folder.")
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    bundle: Path = Field(description="Folder of the bundle to serve.")
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 listens on all interfaces."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="Port for /metrics alone; none: /metrics is on `port`."
+        None,
+        ge=1,
+        le=65535,
+        description="Separate port for /metrics. Unset: /metrics is on the main port.",
     )
     provider: Literal["cpu", "cuda", "tensorrt", "openvino"] = Field(
-        "cpu", description="Device; where it is not to be had, the service does not start."
+        "cpu",
+        description="Device to run on. The service refuses to start if it is unavailable.",
     )
     precision: Literal["auto", "fp32", "fp16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the model; auto: the fastest here whose accuracy is within 0.3 "
-        "points of fp32's.",
+        description="Numeric precision of the model; auto picks the fastest one on this machine "
+        "whose accuracy is within 0.3 points of fp32.",
     )
     device_memory_bytes: int | None = Field(
-        None, ge=1, description="Bytes of a GPU's memory that the model may take; none: all."
+        None, ge=1, description="GPU memory that the model may use, in bytes. Unset: all of it."
     )
     engines: Path | None = Field(
-        None, description="Folder that keeps TensorRT's engines; none: built at every start."
+        None,
+        description="Cache directory for TensorRT engines. Unset: rebuild at every start.",
     )
-    # Decoding and inference share the cores: each is bounded by them and the kernel divides.
+    # Decoding and inference share the cores: each may use all of them, and the kernel divides.
     threads: int = Field(
-        default_factory=cores, ge=1, description="Threads that compute one batch on the CPU."
+        default_factory=cores, ge=1, description="CPU threads that compute one batch."
     )
     decode_threads: int = Field(
-        default_factory=cores, ge=1, description="Images that are decoded at the same time."
+        default_factory=cores, ge=1, description="Number of images decoded in parallel."
     )
     keys: SecretStr | None = Field(
-        None, description="API keys, separated by commas; none, here and in a file: no key needed."
+        None,
+        description="API keys, separated by commas. If neither this nor keys_file is set, clients "
+        "need no key.",
     )
     keys_file: Path | None = Field(
-        None, description="File with an API key and perhaps a name on each line; may be changed."
+        None,
+        description="File with one API key per line, optionally followed by a name; changes are "
+        "picked up without a restart.",
     )
     priors: Path | None = Field(
-        None, description="JSON file of priors by name, {name: {label: weight}}, for prior=NAME."
+        None,
+        description="JSON file of named priors, {name: {label: weight}}, for requests with "
+        "prior=NAME.",
     )
     max_connections: int = Field(
         800,
         ge=1,
-        description="Open connections beyond which one more is refused (429), but on metrics_port.",
+        description="Open connections beyond which new ones are refused (429), except on "
+        "metrics_port.",
     )
     max_header_bytes: int = Field(
-        32 * 2**10, ge=1, description="Bytes of headers beyond which a request is refused (431)."
+        32 * 2**10,
+        ge=1,
+        description="Size of a request's headers beyond which it is refused (431), in bytes.",
     )
     max_headers: int = Field(
-        100, ge=1, description="Headers beyond which a request is refused (431)."
+        100, ge=1, description="Number of headers beyond which a request is refused (431)."
     )
     header_seconds: float = Field(
-        10, gt=0, description="Seconds to send the headers, after which it is refused (408)."
+        10,
+        gt=0,
+        description="Time a client has to send the headers before the request is refused (408), "
+        "in seconds.",
     )
     max_body_bytes: int = Field(
-        32 * 2**20, ge=1, description="Bytes of a body beyond which a request is refused (413)."
+        32 * 2**20,
+        ge=1,
+        description="Size of a body beyond which the request is refused (413), in bytes.",
     )
     body_seconds: float = Field(
-        60, gt=0, description="Seconds to send a body, after which a request is refused (408)."
+        60,
+        gt=0,
+        description="Time a client has to send a body before the request is refused (408), in "
+        "seconds.",
     )
-    max_images: int = Field(64, ge=1, description="Images beyond which a request is refused (400).")
+    max_images: int = Field(
+        64, ge=1, description="Number of images beyond which a request is refused (400)."
+    )
     max_pixels: int = Field(
-        MAX_PIXELS, ge=1, description="Pixels beyond which an image is refused (413)."
+        MAX_PIXELS, ge=1, description="Number of pixels beyond which an image is refused (413)."
     )
     decode_pixels: int = Field(
-        2 * MAX_PIXELS, ge=1, description="Pixels that are decoded at the same time."
+        2 * MAX_PIXELS,
+        ge=1,
+        description="Total pixels of the images being decoded at the same time.",
     )
     answer_seconds: float = Field(
         60,
         gt=0,
-        description="Seconds to answer a request, after which it is given up (408); the header "
-        "X-Request-Timeout allows fewer.",
+        description="Time to answer a request before it is given up (408), in seconds; the header "
+        "X-Request-Timeout can shorten it.",
     )
     batch_views: int = Field(
         default_factory=batch_views,
         ge=1,
-        description="Views that the device is given at once: by default 10 of a CPU, 40 of a GPU.",
+        description="Largest batch, in views: 10 by default on a CPU, 40 on a GPU.",
     )
     queue_views: int = Field(
-        1_000, ge=1, description="Views in work beyond which requests are rejected (429)."
+        1_000, ge=1, description="Views in progress beyond which requests are refused (429)."
     )
     queue_bytes: int = Field(
         512 * 2**20,
         ge=1,
-        description="Bytes of bodies and views in work beyond which requests are rejected (429).",
+        description="Bytes of request bodies and views in progress beyond which requests are "
+        "refused (429).",
     )
     stall_seconds: float = Field(
         60,
         gt=0,
-        description="Seconds of a batch, or of one image in every decode thread, after which the "
-        "service is not ready (503).",
+        description="Time without a finished batch, or without a decoded image if all decode "
+        "threads are busy, after which the service is not ready (503), in seconds.",
     )
     drain_seconds: int = Field(
-        30, ge=1, description="Seconds to answer what was accepted, once told to stop."
+        30,
+        ge=1,
+        description="Time to answer the accepted requests when the service is stopped, in seconds.",
     )
     class_metrics: Literal["auto", "on", "off"] = Field(
-        "auto", description="Metrics by class; auto: up to 2,000 classes. Groups always have them."
+        "auto",
+        description="Metrics for every class; auto: only if there are at most 2,000 classes. "
+        "Groups always have them.",
     )
     reference: str = Field(
         "train",
         min_length=1,
-        description="How often classes are expected: train, uniform, measured, or a CSV file "
-        "class,weight.",
+        description="How often each class is expected: train, uniform, measured, or a CSV file "
+        "with the columns class,weight.",
     )
     tail_window_seconds: float = Field(
-        604_800, ge=60, description="Seconds of predictions that counts and confidences are of."
+        604_800,
+        ge=60,
+        description="Length of the sliding window for counts and confidences, in seconds.",
     )
     tail_level: float = Field(
         0.05,
         gt=0,
         lt=1,
-        description="Share of false findings among the drifting or silent classes, in the mean "
-        "at most.",
+        description="False discovery rate for drifting and silent classes.",
     )
     tail_file: Path | None = Field(
         None,
-        description="SQLite file that keeps the tail's statistics over a restart; none: they begin "
-        "anew.",
+        description="SQLite file that keeps the monitoring state across restarts. Unset: "
+        "monitoring starts afresh.",
+    )
+    log_format: LogFormat = Field(
+        "text", description="Format of the log on standard error; json: one JSON object per line."
+    )
+    access_log: AccessLevel = Field(
+        "errors",
+        description="Requests to log: off, errors (status 500 and above, except a failed readiness "
+        "probe), or all.",
     )
 
     @property
     def device(self) -> "Device":
-        """Raises `UserError` where the settings of the device do not fit together."""
+        """Device that the model runs on; raises `UserError` if its settings do not fit together."""
         from taillift.models.bundle.device import Device, Provider
         from taillift.models.bundle.schema import Precision
 
-        # The other providers take it from the graph.
+        # The other providers read the precision from the graph.
         half = (self.provider, self.precision) == ("tensorrt", "fp16")
         return Device(
             provider=Provider(self.provider),
@@ -166,10 +223,36 @@ class Settings(BaseSettings):
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from what is given (None: not given) and the environment; raises `UserError`."""
+    """Return the settings from the given values and the environment; None means "not given".
+
+    Raises `UserError` with the name of the first setting that is wrong.
+    """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"setting {where}: {first['msg']} (given: {first['input']!r})") from None
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"setting {name}: {first['msg']} (given: {first['input']!r})") from None
+
+
+def default_text(name: str) -> str | None:
+    """Return the default of a setting as text; None if it has none and may stay unset."""
+    field = Settings.model_fields[name]
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return COMPUTED_DEFAULTS[field.default_factory]
+    return None if field.default is None else str(field.default)
+
+
+def settings_table() -> str:
+    """Return the Markdown table of all settings."""
+    rows = [
+        f"| `{name}` | {default_text(name) or 'unset'} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(["| setting | default | what it does |", "| --- | --- | --- |", *rows])
+
+
+if __name__ == "__main__":
+    print(settings_table())

@@ -1,10 +1,11 @@
-"""The command's front door. Each room brings its own commands; the serving image lacks training."""
+"""The command `taillift`: the commands of training and of the service, whichever are installed."""
 
 import logging
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,12 +17,33 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# The serving image is built without training.
 for module in ("taillift.training.train_cli", "taillift.service.serve_cli"):
     if find_spec(module.rpartition(".")[0]):
         app.add_typer(import_module(module).app)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, if the user asked for it."""
+    if wanted:
+        print(f"taillift {version('taillift')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
+    """Run a command; print an error that the user can fix as one line and exit with status 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app()
@@ -35,6 +57,7 @@ def main() -> None:
 
 
 def fail(line: str) -> NoReturn:
-    # A progress bar that was interrupted as it began may still hold sys.stderr.
+    """Print an error and exit with status 1."""
+    # A progress bar that was interrupted at its start may have replaced sys.stderr.
     print(f"error: {line}", file=sys.__stderr__)
     sys.exit(1)

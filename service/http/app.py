@@ -25,8 +25,8 @@ from taillift.service.http.schemas import (
     ConfidenceOfImage,
     ConfidenceQuery,
     FailedImage,
-    InferenceAnswer,
     InferenceQuery,
+    InferenceResponse,
     ModelSummary,
     Status,
     chosen_classes,
@@ -145,7 +145,7 @@ async def confidence(
     def result(upload: Upload, prediction: Prediction, views: int) -> ConfidenceOfImage:
         return confidences(upload.filename, prediction.asked, engine.manifest, chosen, views)
 
-    answer = InferenceAnswer(
+    answer = InferenceResponse(
         model=model_id(engine.manifest), ensemble=asked.ensemble, prior=query.prior
     )
     # Within the request's hold, because its images are in memory until then.

@@ -1,4 +1,4 @@
-"""The API keys that open the service, and the question for one."""
+"""The API keys of the service, and the check of a request's key."""
 
 import hmac
 import logging
@@ -17,30 +17,30 @@ from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Shorter ones can be guessed.
+# Shorter keys can be guessed.
 MIN_LENGTH: Final = 16
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key is kept as its SHA-256, so that neither a log nor a dump of the memory shows it."""
+    """API key, kept as its SHA-256 so that neither a log nor a memory dump shows it."""
 
     digest: bytes
     name: str | None
 
 
 class Keys:
-    """The keys of `given`, separated by commas, and those that `file` holds at the moment.
+    """The keys in `given`, separated by commas, and those that `file` contains at the moment.
 
-    Each is one line (or part) `KEY` or `KEY NAME`; what follows a # is not read. Raises
-    `UserError` where `given` or `file` holds no key, or something else.
+    Each line of the file, and each part of `given`, is `KEY` or `KEY NAME`; a # starts a comment.
+    Raises `UserError` if `given` or `file` contains no key, or anything else.
     """
 
     def __init__(self, given: str | None, file: Path | None) -> None:
-        self._given = [] if given is None else read_keys(given.split(","), "TAILLIFT_KEYS")
+        self._given = [] if given is None else parse_keys(given.split(","), "TAILLIFT_KEYS")
         self._file = file
-        self._version = _version(file)
-        self._filed = [] if file is None else _read_file(file)
+        self._file_version = file_version(file)
+        self._from_file = [] if file is None else read_key_file(file)
 
     @classmethod
     def of(cls, settings: Settings) -> "Keys":
@@ -51,72 +51,67 @@ class Keys:
     def needed(self) -> bool:
         return bool(self._given) or self._file is not None
 
-    def known(self, key: str) -> bool:
-        """Whether it is one of the keys; how long that takes tells nothing about them."""
+    def find(self, sent: str) -> Key | None:
+        """Return the key that was sent, or None; the time it takes says nothing about the keys."""
         self._reload()
-        digest, found = _digest(key), False
-        for one in (*self._given, *self._filed):
-            found |= hmac.compare_digest(one.digest, digest)
-        return found
+        digest, match = sha256(sent.encode()).digest(), None
+        for key in (*self._given, *self._from_file):
+            if hmac.compare_digest(key.digest, digest):
+                match = key
+        return match
 
     def _reload(self) -> None:
-        """Read a file that has changed; where it is wrong now, the keys stay as they were."""
-        version = _version(self._file)
-        if self._file is None or version == self._version:
+        """Read the file again if it has changed; keep the old keys if it is wrong now."""
+        version = file_version(self._file)
+        if self._file is None or version == self._file_version:
             return
-        self._version = version
+        self._file_version = version
         try:
-            self._filed = _read_file(self._file)
+            self._from_file = read_key_file(self._file)
         except UserError as error:
             logger.error("%s; the keys stay as they were", error)
         else:
-            names = ", ".join(key.name or "without a name" for key in self._filed)
-            logger.warning("%s has changed: %d keys (%s)", self._file, len(self._filed), names)
+            names = ", ".join(key.name or "without a name" for key in self._from_file)
+            logger.warning("%s has changed: %d keys (%s)", self._file, len(self._from_file), names)
 
 
-def read_keys(lines: Iterable[str], where: str) -> Sequence[Key]:
-    """Raises `UserError` with `where` they are from; it shows no part of a key."""
-    keys = [
-        _read_key(words, f"{where}, key {number}")
-        for number, line in enumerate(lines, 1)
-        if (words := line.partition("#")[0].split(maxsplit=1))
-    ]
+def parse_keys(lines: Iterable[str], origin: str) -> Sequence[Key]:
+    """Return the keys in `lines`; raise `UserError` with their `origin` and no part of a key."""
+    keys = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split(maxsplit=1)
+        if not words:
+            continue
+        key, name = words[0], words[1].strip() if len(words) > 1 else None
+        if len(key) < MIN_LENGTH or not key.isascii():
+            raise UserError(
+                f"{origin}, key {number}: an API key has at least {MIN_LENGTH} characters, all "
+                "ASCII; make one with `openssl rand -hex 32`"
+            )
+        keys.append(Key(sha256(key.encode()).digest(), name))
     if not keys:
-        raise UserError(f"{where} holds no API key: add one, or leave the setting out")
+        raise UserError(f"{origin} holds no API key: add one, or leave the setting out")
     return keys
 
 
-def _read_key(words: Sequence[str], where: str) -> Key:
-    key = words[0]
-    if len(key) < MIN_LENGTH or not key.isascii():
-        raise UserError(
-            f"{where}: an API key has at least {MIN_LENGTH} characters, all ASCII; make one with "
-            "`openssl rand -hex 32`"
-        )
-    return Key(_digest(key), words[1].strip() if len(words) > 1 else None)
-
-
-def _read_file(file: Path) -> Sequence[Key]:
+def read_key_file(file: Path) -> Sequence[Key]:
+    """Return the keys in `file`; raise `UserError` if it cannot be read or contains none."""
     try:
         text = file.read_text("utf-8-sig")
     except OSError as error:
         raise UserError(f"the API keys in {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise UserError(f"the API keys in {file} cannot be read: it is not UTF-8") from None
-    return read_keys(text.splitlines(), str(file))
+    return parse_keys(text.splitlines(), str(file))
 
 
-def _version(file: Path | None) -> Sequence[int] | None:
-    """Differs whenever the file has been written or replaced; None where it is not there."""
+def file_version(file: Path | None) -> Sequence[int] | None:
+    """Return a value that changes whenever `file` is written or replaced; None if it is missing."""
     try:
-        found = None if file is None else file.stat()
+        status = None if file is None else file.stat()
     except OSError:
         return None
-    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode()).digest()
+    return status and (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 async def require_key(
@@ -124,12 +119,13 @@ async def require_key(
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
     header: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))],
 ) -> None:
-    """Let a request pass that has one of the application's keys; raises `UnauthorisedError`."""
+    """Raise `UnauthorisedError` unless the request has one of the application's keys."""
     keys: Keys = request.app.state.keys
     sent = header if bearer is None else bearer.credentials
     if not sent:
         raise UnauthorisedError(
             "send an API key in the header `Authorization: Bearer KEY` or `X-API-Key: KEY`"
         )
-    if not keys.known(sent):
-        raise UnauthorisedError("the API key is none of those that are allowed")
+    if (key := keys.find(sent)) is None:
+        raise UnauthorisedError("the API key is not one of those that are allowed")
+    request.state.key = key.name

@@ -1,4 +1,4 @@
-"""What GET /classes tells: what is known of each class, and what becomes of it."""
+"""The report of GET /classes: what is known about each class, and its recent predictions."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, Field
 
-from taillift.models.bundle.manifest import Accuracy, ClassInfo, Manifest
+from taillift.models.bundle.manifest import Accuracy, Manifest
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
@@ -17,29 +17,29 @@ from taillift.service.problems import UnknownClassError
 from taillift.service.tail.distributions import binomial_interval
 from taillift.service.tail.monitor import COVERAGE
 from taillift.service.tail.reference import Source
-from taillift.service.tail.state import ClassStatus, Interval, TailState
+from taillift.service.tail.state import ClassStatus, TailState
 from taillift.service.tail.window import BUCKETS, quantiles
 
 Direction = Literal["more", "fewer"]
 
 
 class Confidences(BaseModel):
-    """Confidence below which 10, 50 and 90 of 100 images of the window are."""
+    """Confidences that 10, 50 and 90 per cent of the window's images are below."""
 
     low: float
     median: float
     high: float
 
 
-class CountingWindow(BaseModel):
+class WindowSummary(BaseModel):
     seconds: float
     predictions: int
-    since: datetime | None = Field(description="when the oldest part that is counted began")
+    since: datetime | None = Field(description="start of the oldest part that is counted")
     reference: Source
 
 
-class ExpectedShare(BaseModel):
-    """Of the images, corrected for the model's confusions; `low` to `high`: 95 % interval."""
+class ShareEstimate(BaseModel):
+    """Share of the images, corrected for the model's confusions, with its 95 % interval."""
 
     share: float
     low: float
@@ -47,172 +47,174 @@ class ExpectedShare(BaseModel):
 
 
 class Traffic(BaseModel):
-    """Within the window; `silent` and `drifting` are what was found since monitoring began."""
+    """Predictions within the window; `silent` and `drifting` are since monitoring began."""
 
     predicted: int
     expected: float = Field(description="predictions expected under the reference")
-    low: float = Field(description="`predicted` and its 95 % interval")
-    high: float
+    low: float = Field(description="lower end of the 95 % interval of `predicted`")
+    high: float = Field(description="upper end of the 95 % interval of `predicted`")
     ratio: float | None = Field(description="predicted / expected")
-    share: float | None = Field(description="of the window's predictions")
+    share: float | None = Field(description="share of the window's predictions")
     confidence: Confidences | None
     evidence: float = Field(description="logarithm to base 10 of the drift test's e-value")
-    direction: Direction | None = Field(description="where it drifts")
+    direction: Direction | None = Field(description="direction of the drift, if there is one")
 
 
-class ClassLive(Traffic):
+class ClassTraffic(Traffic):
     last_seen: datetime | None
     silent: bool
-    hidden: bool = Field(description="its loss could not be seen: others are taken for it")
+    hidden: bool = Field(
+        description="its loss could not be detected, because other classes are taken for it"
+    )
     drifting: bool
 
 
 class ClassSummary(BaseModel):
     label: str
     group: Group
-    count: int = Field(description="training images")
-    accuracy: Accuracy | None = Field(description="on held-out images, in per cent")
-    live: ClassLive
+    count: int = Field(description="number of training images")
+    accuracy: Accuracy | None = Field(description="accuracy on held-out images, in per cent")
+    live: ClassTraffic
 
 
 class GroupSummary(Traffic):
     classes: int
     expected_share: float
-    prevalence: ExpectedShare
-    silent: int = Field(description="classes that are")
-    drifting: int = Field(description="classes that are")
+    prevalence: ShareEstimate
+    silent: int = Field(description="number of silent classes")
+    drifting: int = Field(description="number of drifting classes")
 
 
 class Classes(BaseModel):
     model: ModelId
-    window: CountingWindow
+    window: WindowSummary
     groups: dict[Group, GroupSummary]
     classes: list[ClassSummary]
 
 
 class Details(BaseModel):
-    """Of one class. Delays are in predictions of any class; null: it would not be found."""
+    """More about one class. A delay counts predictions of any class; null: never detected."""
 
     verdict: ClassStatus
-    expected_share: ExpectedShare = Field(
-        description="of predictions; what the held-out photos leave open"
+    expected_share: ShareEstimate = Field(
+        description="expected share of the predictions; the interval is the uncertainty that the "
+        "held-out images leave"
     )
     chance: float = Field(
-        description="of so few predictions, or fewer, under the reference; for one look"
+        description="probability of so few predictions, or fewer, under the reference, for a "
+        "single look"
     )
     doubling_delay: float | None = Field(
-        description="predictions within which 95 of 100 doublings from now on are found"
+        description="predictions within which 95 per cent of doublings from now on are detected"
     )
     silence_evidence: float | None = Field(
-        description="logarithm to base 10 of the e-value that it is lost; null: not few-shot"
+        description="logarithm to base 10 of the e-value that the class is lost; null: not few-shot"
     )
     silence_delay: float | None = Field(
-        description="predictions within which 95 of 100 losses from now on are found"
+        description="predictions within which 95 per cent of losses from now on are detected"
     )
 
 
 class ClassDetails(ClassSummary):
-    window: CountingWindow
+    window: WindowSummary
     details: Details
 
 
 class Snapshot(NamedTuple):
-    """The statistics as they were at one moment: they change no more, so any thread may read them.
+    """Statistics of one moment. They no longer change, so any thread may read them.
 
     `histogram` int64 [C, bins] counts the window's predictions by class and confidence.
     """
 
     manifest: Manifest
-    window: CountingWindow
+    window: WindowSummary
     state: TailState
     histogram: npt.NDArray[np.int64]
 
 
 def take_snapshot(monitoring: Monitoring) -> Snapshot:
-    """For the event loop alone, and short."""
+    """Copy the statistics. Call it from the event loop only, which it blocks for a short time."""
     state = monitoring.state()
-    histogram = monitoring.monitor.window.histogram.copy()
-    return Snapshot(monitoring.manifest, _window(monitoring, state), state, histogram)
+    window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
+    summary = WindowSummary(
+        seconds=seconds,
+        predictions=state.window_predictions,
+        since=_time(window.buckets[0].number * seconds / BUCKETS if window.buckets else None),
+        reference=state.reference,
+    )
+    return Snapshot(monitoring.manifest, summary, state, window.histogram.copy())
 
 
-def classes(seen: Snapshot) -> Classes:
-    """Of every class and group; with thousands of classes it takes a part of a second."""
+def classes(snapshot: Snapshot) -> Classes:
+    """Return the report on every class and group; thousands of classes take a part of a second."""
+    state, arrays = snapshot.state, snapshot.state.classes
+    group_index = np.array([GROUPS.index(info.group) for info in snapshot.manifest.classes])
+    groups = {}
+    for group in state.groups:
+        members = group_index == GROUPS.index(group.group)
+        interval = group.prevalence_interval
+        groups[group.group] = GroupSummary(
+            predicted=group.predicted,
+            expected=group.expected,
+            low=group.interval.low * state.window_predictions,
+            high=group.interval.high * state.window_predictions,
+            ratio=_finite(group.ratio),
+            share=_finite(group.share),
+            confidence=None
+            if group.confidence is None
+            else Confidences.model_validate(group.confidence, from_attributes=True),
+            evidence=log10(group.e_value),
+            direction=group.verdict if group.verdict in {"more", "fewer"} else None,
+            classes=group.classes,
+            expected_share=group.expected_share,
+            prevalence=ShareEstimate(share=group.prevalence, low=interval.low, high=interval.high),
+            silent=int(arrays.silent[members].sum()),
+            drifting=int(arrays.found[members].sum()),
+        )
     return Classes(
-        model=model_id(seen.manifest),
-        window=seen.window,
-        groups=_groups(seen),
-        classes=_summaries(seen, range(len(seen.manifest.classes))),
+        model=model_id(snapshot.manifest),
+        window=snapshot.window,
+        groups=groups,
+        classes=class_summaries(snapshot, range(len(snapshot.manifest.classes))),
     )
 
 
 def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
-    """Raises `UnknownClassError`."""
+    """Return the report on one class; raise `UnknownClassError` if there is no such class."""
     labels = monitoring.manifest.labels
     if label not in labels:
         raise UnknownClassError(unknown_class(label, labels))
-    place = labels.index(label)
-    seen = take_snapshot(monitoring)
-    (summary,) = _summaries(seen, [place])
-    one = monitoring.class_state(place)
+    index = labels.index(label)
+    snapshot = take_snapshot(monitoring)
+    (summary,) = class_summaries(snapshot, [index])
+    state = monitoring.class_state(index)
     return ClassDetails(
         **dict(summary),
-        window=seen.window,
+        window=snapshot.window,
         details=Details(
-            verdict=one.verdict,
-            expected_share=_share(
-                float(monitoring.monitor.expected.classes.mean[place]), one.expected_interval
+            verdict=state.verdict,
+            expected_share=ShareEstimate(
+                share=float(monitoring.monitor.expected.classes.mean[index]),
+                low=state.expected_interval.low,
+                high=state.expected_interval.high,
             ),
-            chance=one.chance,
-            doubling_delay=_finite(one.doubling_delay),
-            silence_evidence=None if one.silence_e_value is None else log10(one.silence_e_value),
-            silence_delay=_finite(one.silence_delay),
+            chance=state.chance,
+            doubling_delay=_finite(state.doubling_delay),
+            silence_evidence=None
+            if state.silence_e_value is None
+            else log10(state.silence_e_value),
+            silence_delay=_finite(state.silence_delay),
         ),
     )
 
 
-def _window(monitoring: Monitoring, state: TailState) -> CountingWindow:
-    window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
-    began = window.buckets[0].number * seconds / BUCKETS if window.buckets else None
-    return CountingWindow(
-        seconds=seconds,
-        predictions=state.window_predictions,
-        since=_time(began),
-        reference=state.reference,
-    )
-
-
-def _groups(seen: Snapshot) -> dict[Group, GroupSummary]:
-    state, found = seen.state, seen.state.classes
-    group = np.array([GROUPS.index(info.group) for info in seen.manifest.classes])
-    return {
-        one.group: GroupSummary(
-            predicted=one.predicted,
-            expected=one.expected,
-            low=one.interval.low * state.window_predictions,
-            high=one.interval.high * state.window_predictions,
-            ratio=_finite(one.ratio),
-            share=_finite(one.share),
-            confidence=None
-            if one.confidence is None
-            else Confidences.model_validate(one.confidence, from_attributes=True),
-            evidence=log10(one.e_value),
-            direction=one.verdict if one.verdict in {"more", "fewer"} else None,
-            classes=one.classes,
-            expected_share=one.expected_share,
-            prevalence=_share(one.prevalence, one.prevalence_interval),
-            silent=int(found.silent[group == GROUPS.index(one.group)].sum()),
-            drifting=int(found.found[group == GROUPS.index(one.group)].sum()),
-        )
-        for one in state.groups
-    }
-
-
-def _summaries(seen: Snapshot, places: Sequence[int]) -> list[ClassSummary]:
-    """Of the classes with the indices `places`, in that order."""
-    chosen, total, arrays = np.asarray(places), seen.state.window_predictions, seen.state.classes
+def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSummary]:
+    """Return the summaries of the classes with these indices, in the same order."""
+    state, chosen = snapshot.state, np.asarray(indices)
+    arrays, total = state.classes, state.window_predictions
     low, high = binomial_interval(arrays.predicted[chosen], total, COVERAGE)
     columns = zip(
-        places,
+        indices,
         arrays.predicted[chosen].tolist(),
         arrays.expected[chosen].tolist(),
         (low * total).tolist(),
@@ -224,59 +226,51 @@ def _summaries(seen: Snapshot, places: Sequence[int]) -> list[ClassSummary]:
         arrays.silent[chosen].tolist(),
         arrays.hidden[chosen].tolist(),
         arrays.last_seen[chosen].tolist(),
-        quantiles(seen.histogram[chosen]).tolist(),
+        quantiles(snapshot.histogram[chosen]).tolist(),
         strict=True,
     )
-    return [
-        _summary(
-            seen.manifest.classes[place],
-            ClassLive(
-                predicted=predicted,
-                expected=expected,
-                low=lower,
-                high=upper,
-                ratio=_finite(ratio),
-                share=predicted / total if total else None,
-                confidence=_confidences(confidence) if predicted else None,
-                evidence=evidence,
-                direction=("more" if direction > 0 else "fewer") if drifts else None,
-                last_seen=_time(last_seen),
-                silent=silent,
-                hidden=hidden,
-                drifting=drifts,
-            ),
+    summaries = []
+    for (
+        index,
+        predicted,
+        expected,
+        lower,
+        upper,
+        ratio,
+        evidence,
+        direction,
+        drifting,
+        silent,
+        hidden,
+        last_seen,
+        (tenth, median, ninetieth),
+    ) in columns:
+        traffic = ClassTraffic(
+            predicted=predicted,
+            expected=expected,
+            low=lower,
+            high=upper,
+            ratio=_finite(ratio),
+            share=predicted / total if total else None,
+            confidence=Confidences(low=tenth, median=median, high=ninetieth) if predicted else None,
+            evidence=evidence,
+            direction=("more" if direction > 0 else "fewer") if drifting else None,
+            last_seen=_time(last_seen),
+            silent=silent,
+            hidden=hidden,
+            drifting=drifting,
         )
-        for (
-            place,
-            predicted,
-            expected,
-            lower,
-            upper,
-            ratio,
-            evidence,
-            direction,
-            drifts,
-            silent,
-            hidden,
-            last_seen,
-            confidence,
-        ) in columns
-    ]
-
-
-def _summary(info: ClassInfo, live: ClassLive) -> ClassSummary:
-    return ClassSummary(
-        label=info.label, group=info.group, count=info.count, accuracy=info.accuracy, live=live
-    )
-
-
-def _confidences(values: Sequence[float]) -> Confidences:
-    low, median, high = values
-    return Confidences(low=low, median=median, high=high)
-
-
-def _share(share: float, interval: Interval) -> ExpectedShare:
-    return ExpectedShare(share=share, low=interval.low, high=interval.high)
+        info = snapshot.manifest.classes[index]
+        summaries.append(
+            ClassSummary(
+                label=info.label,
+                group=info.group,
+                count=info.count,
+                accuracy=info.accuracy,
+                live=traffic,
+            )
+        )
+    return summaries
 
 
 def _finite(value: float | None) -> float | None:
@@ -284,5 +278,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def _time(seconds: float | None) -> datetime | None:
-    known = _finite(seconds)
-    return None if known is None else datetime.fromtimestamp(known, UTC)
+    finite = _finite(seconds)
+    return None if finite is None else datetime.fromtimestamp(finite, UTC)

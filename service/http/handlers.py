@@ -1,4 +1,4 @@
-"""From exceptions to problem documents."""
+"""Problem documents: every exception becomes one, with the id of its request."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
     DISCONNECTED,
     DeadlineError,
@@ -23,14 +24,18 @@ from taillift.service.problems import (
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-# Nobody reads it. The number is the one that proxies log.
+# The status of a request whose client has gone. Nobody receives it; proxies log the same number.
 CLIENT_GONE: Final = 499
+
+UNEXPECTED: Final = "unexpected error: the service's log has more under this request_id"
 
 
 def respond(
     document: ProblemDocument, status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    return JSONResponse(document.model_dump(), status, headers, MEDIA_TYPE)
+    """Return `document` as an answer, with the id of the current request."""
+    content = {**document.model_dump(), "request_id": request_id.get()}
+    return JSONResponse(content, status, headers, MEDIA_TYPE)
 
 
 def add_handlers(app: FastAPI, metrics: Metrics) -> None:
@@ -39,12 +44,13 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     async def on_problem(_: Request, error: ServiceError) -> Response:
         if isinstance(error, DeadlineError):
             metrics.count_missed_deadline(error.stage)
-        if not isinstance(error, PerImageError):  # which was counted where it failed
+        if not isinstance(error, PerImageError):  # These are counted for each image.
             metrics.count_rejection(error.reason)
         return respond(error.document(), error.status, error.headers)
 
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
-        return await on_problem(request, MalformedError(_validation_detail(error)))
+        details = "; ".join(map(parameter_detail, error.errors()))
+        return await on_problem(request, MalformedError(details))
 
     async def on_http_exception(_: Request, error: HTTPException) -> Response:
         title = HTTPStatus(error.status_code).phrase
@@ -58,7 +64,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         return Response(status_code=CLIENT_GONE)
 
     async def on_exception(request: Request, _error: Exception) -> Response:
-        return await on_problem(request, InternalError("unexpected: the service's log says more"))
+        return await on_problem(request, InternalError(UNEXPECTED))
 
     app.exception_handler(ServiceError)(on_problem)
     app.exception_handler(RequestValidationError)(on_validation_error)
@@ -67,13 +73,10 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     app.exception_handler(Exception)(on_exception)
 
 
-def _validation_detail(error: RequestValidationError) -> str:
-    return "; ".join(_one_detail(one) for one in error.errors())
-
-
-def _one_detail(error: Mapping[str, Any]) -> str:
-    place = "header" if error["loc"][0] == "header" else "query parameter"
+def parameter_detail(error: Mapping[str, Any]) -> str:
+    """Return one sentence for one of pydantic's errors about a header or a query parameter."""
+    kind = "header" if error["loc"][0] == "header" else "query parameter"
     name = ".".join(str(part) for part in error["loc"][1:])[:80]
     if error["type"] == "extra_forbidden":
         return f"unknown query parameter `{name}`"
-    return f"{place} `{name}`: {error['msg']}, not {str(error['input'])[:80]!r}"
+    return f"{kind} `{name}`: {error['msg']}, not {str(error['input'])[:80]!r}"

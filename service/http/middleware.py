@@ -1,15 +1,19 @@
-"""What a browser is told about every answer."""
+"""ASGI middleware: the request's id and log line, the security headers, and the metrics port."""
 
+from time import perf_counter
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taillift.service.http.handlers import respond
-from taillift.service.problems import ProblemDocument
+from taillift.service.http.access_log import READINESS, REQUEST_ID, AccessRecord, log_access
+from taillift.service.http.handlers import UNEXPECTED, respond
+from taillift.service.monitoring.logs import request_id
+from taillift.service.problems import InternalError, ProblemDocument
+from taillift.service.settings import AccessLevel
 
-# Pages load what the service itself serves, run no script that stands in them, and are shown in
-# no frame. Styles set from scripts are what the documentation page is made with.
+# Pages load only what the service itself serves, run no inline scripts and are shown in no frame.
+# Inline styles are allowed because the documentation page sets styles from its script.
 POLICY: Final = "; ".join(
     [
         "default-src 'none'",
@@ -31,7 +35,7 @@ HEADERS: Final = {
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds `HEADERS` to every answer."""
+    """ASGI middleware that adds the security headers, `HEADERS`, to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -45,14 +49,71 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
+class RequestLog:
+    """ASGI middleware that puts the request's id on its answer and its log lines, and logs it.
+
+    The id is the one that `Connection` has put into the scope's state.
+    """
+
+    def __init__(self, app: ASGIApp, level: AccessLevel) -> None:
+        self._app = app
+        self._level = level
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, state = perf_counter(), scope["state"]
+        status = bytes_in = bytes_out = 0
+        # Not reset afterwards: the server logs a failure of the request in the same task.
+        request_id.set(state["request_id"])
+
+        async def counting_receive() -> Message:
+            nonlocal bytes_in
+            message = await receive()
+            bytes_in += len(message.get("body", b""))
+            return message
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status, bytes_out
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = state["request_id"]
+            elif scope["method"] != "HEAD":
+                bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, counting_receive, counting_send)
+        except BaseException:
+            if not status:
+                problem = InternalError(UNEXPECTED)
+                answer = respond(problem.document(), problem.status)
+                await answer(scope, counting_receive, counting_send)
+            raise
+        finally:
+            client = scope["client"]
+            record = AccessRecord(
+                method=scope["method"],
+                path=scope["raw_path"].decode("ascii", "backslashreplace"),
+                status=status,
+                seconds=perf_counter() - start,
+                bytes_in=bytes_in,
+                bytes_out=bytes_out,
+                client=client and client[0],
+                key=state.get("key"),
+            )
+            log_access(record, self._level)
+
+
 METRICS: Final = "/metrics"
-HEALTH: Final = frozenset({"/healthz", "/readyz"})
+HEALTH: Final = frozenset({"/healthz", READINESS})
 
 
 class MetricsPort:
-    """ASGI middleware that answers /metrics on `port` only, and there nothing but that and health.
+    """ASGI middleware that answers /metrics on `port` only, and only it and health checks there.
 
-    So the port of the clients can be opened to the world, and this one to Prometheus.
+    The port of the clients can then be open to the world, and this one to Prometheus.
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:
@@ -60,14 +121,14 @@ class MetricsPort:
         self._port = port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app if scope["type"] != "http" or self._serves(scope) else NOT_FOUND
+        app = self._app
+        if scope["type"] == "http" and scope["path"] not in HEALTH:
+            here = scope["server"][1] == self._port
+            if (scope["path"] == METRICS) != here:
+                app = respond(
+                    ProblemDocument(
+                        type="about:blank", title="Not Found", status=404, detail="Not Found"
+                    ),
+                    404,
+                )
         await app(scope, receive, send)
-
-    def _serves(self, scope: Scope) -> bool:
-        here = scope["server"][1] == self._port
-        return scope["path"] in HEALTH or (scope["path"] == METRICS) == here
-
-
-NOT_FOUND: Final = respond(
-    ProblemDocument(type="about:blank", title="Not Found", status=404, detail="Not Found"), 404
-)

@@ -1,6 +1,6 @@
-"""What the OpenAPI description cannot know by itself, and the page that shows it.
+"""The parts of the OpenAPI description that FastAPI cannot derive, and the page that shows it.
 
-The first are bodies read by hand, and every problem.
+They are the bodies that the routes read themselves, the problem documents and the request's id.
 """
 
 from importlib.resources import files
@@ -10,21 +10,52 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
 from taillift.service.http.uploads import FIELD
 
-_PROBLEM: Final = {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}
+_REQUEST_ID: Final = {
+    "type": "string",
+    "pattern": "^[!-~]{1,128}$",
+    "description": "id of the request in its answer and in the service's log",
+}
+_SENT_REQUEST_ID: Final = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "required": False,
+    "description": "id to use for this request: 1 to 128 visible ASCII characters; without it, or "
+    "if it is anything else, the service makes one",
+    "schema": {"type": "string"},
+}
+_ANSWERED_REQUEST_ID: Final = {
+    "required": True,
+    "description": _REQUEST_ID["description"],
+    "schema": _REQUEST_ID,
+}
+
+_PROBLEM: Final = {
+    "schema": {
+        "allOf": [
+            {"$ref": "#/components/schemas/ProblemDocument"},
+            {
+                "type": "object",
+                "required": ["request_id"],
+                "properties": {"request_id": _REQUEST_ID},
+            },
+        ]
+    }
+}
 
 _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
-    401: "An API key is needed, and none or an unknown one was sent",
-    404: "The model has no class of this label; the nearest one may be named",
+    401: "No API key was sent, or an unknown one",
+    404: "The model has no class with this label; the detail may name the nearest one",
     408: "The body was not complete in time, or there is no answer before the deadline",
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image",
-    422: "The image is damaged or longer than 32:1; or none of several images can be used",
+    422: "The image is damaged or longer than 32:1, or none of several images can be used",
     429: "Overloaded: try again after the seconds in the header Retry-After",
-    500: "The model failed on the image, or the service did",
+    500: "The model failed on the image, or the service failed",
     503: "Not ready: starting, stalled or shutting down",
 }
 
@@ -32,7 +63,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def problems(*statuses: int) -> Responses:
-    """The problem documents that a route can answer with."""
+    """Return the description of the problem documents that a route can answer with."""
     return {
         status: {"description": _PROBLEMS[status], "content": {MEDIA_TYPE: _PROBLEM}}
         for status in statuses
@@ -62,8 +93,8 @@ IMAGES_BODY: Final = {
     }
 }
 
-# Relative addresses, for a proxy that serves it below a path; and nothing from elsewhere, for a
-# network without a way out.
+# Addresses are relative, so that a proxy can serve the page below a path, and nothing is loaded
+# from another host, so that it works without internet access.
 _PAGE: Final = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -96,6 +127,18 @@ async def script() -> Response:
 
 
 def add_docs(app: FastAPI) -> None:
-    """Show the description of `app` at /docs, without the internet and without inline scripts."""
+    """Complete the description of `app`, and show it at /docs without other hosts."""
+    describe = app.openapi
+
+    def describe_with_request_id() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for path in describe()["paths"].values():
+                for operation in path.values():
+                    operation.setdefault("parameters", []).append(_SENT_REQUEST_ID)
+                    for response in operation["responses"].values():
+                        response.setdefault("headers", {})[REQUEST_ID] = _ANSWERED_REQUEST_ID
+        return describe()
+
+    app.openapi = describe_with_request_id  # type: ignore[method-assign]
     app.include_router(_pages)
     app.mount("/swagger", StaticFiles(directory=str(files("fastapi_offline") / "static")))

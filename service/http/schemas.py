@@ -1,4 +1,4 @@
-"""What a client asks (query) and gets (JSON)."""
+"""Queries of the requests and JSON of the answers."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessin
 from taillift.models.bundle.temperature import Calibration
 from taillift.service.problems import MalformedError, ProblemDocument
 
-MOST_NAMED: Final = 100
-# Labels beyond which the nearest one is not looked for: it would keep requests waiting.
-MOST_COMPARED: Final = 1_000
-CONFIDENCE: Final = "probability, 0 to 1; calibrated where GET /model says so"
+MAX_TOP_K: Final = 100
+# With more labels the nearest one is not searched for: the search would delay other requests.
+MAX_COMPARED: Final = 1_000
+CONFIDENCE: Final = "probability from 0 to 1; calibrated if GET /model says so"
 
 
 class InferenceQuery(BaseModel):
@@ -30,14 +30,15 @@ class InferenceQuery(BaseModel):
 
     ensemble: Ensemble | None = Field(
         None,
-        description="off: the centre view only; full: the mean of five views; adaptive: the others "
-        "only where they are worth their cost. By default adaptive where GET /model has an exit "
-        "rule, else full",
+        description="off: the centre view only; full: the mean of five views; adaptive: the other "
+        "views only if the centre view leaves doubt. The default is adaptive if GET /model has an "
+        "exit rule, else full",
     )
     prior: str = Field(
         Prior.UNIFORM,
-        description="how often the classes are expected: `uniform`, equally; `train`, as in the "
-        "training images; or a name from the service's priors, which GET /model lists",
+        description="how often the classes are expected: `uniform` (equally often), `train` (as "
+        "often as in the training images) or the name of one of the service's priors, which GET "
+        "/model lists",
     )
 
 
@@ -45,20 +46,21 @@ class ClassifyQuery(InferenceQuery):
     top_k: int = Field(
         5,
         ge=1,
-        le=MOST_NAMED,
-        description="how many classes to name, the surest first; of all: POST /confidence",
+        le=MAX_TOP_K,
+        description="number of classes to name, the most probable first; POST /confidence "
+        "returns all of them",
     )
     coverage: float | None = Field(
         None,
         ge=LEAST,
         le=MOST,
-        description="add to each result a set of labels that holds the right one so often, in "
-        "rare classes too",
+        description="add to each result a set of labels that contains the right one with this "
+        "probability, for rare classes too",
     )
 
 
 class ConfidenceQuery(InferenceQuery):
-    classes: list[str] = Field([], description="labels to answer for; none: all")
+    classes: list[str] = Field([], description="labels of the classes to return; none: all")
 
 
 class ModelId(BaseModel):
@@ -70,7 +72,7 @@ class LabelConfidence(BaseModel):
     label: str
     group: Group
     confidence: float = Field(description=CONFIDENCE)
-    count: int = Field(description="training images of the class")
+    count: int = Field(description="number of training images of the class")
 
 
 class ImageResult(BaseModel):
@@ -82,16 +84,16 @@ class FailedImage(ImageResult):
 
 
 class ClassifiedImage(ImageResult):
-    views: int = Field(description="views that the answer took")
+    views: int = Field(description="number of views that were looked at")
     predictions: list[LabelConfidence]
     decision: Decision | None = Field(
         None,
-        description="accept: the errors among such answers are certified, or else only estimated, "
-        "to stay within the risk in GET /model (`review`); "
-        "review: a person should look at it; null: the bundle or the prior does not tell",
+        description="accept: the share of errors among such answers is certified, or only "
+        "estimated, to stay within the risk that GET /model states (`review`); review: a person "
+        "should check the answer; null: the bundle or the prior allows no decision",
     )
     set: list[str] | None = Field(
-        None, description="asked for with `coverage`; the most probable first"
+        None, description="the set for `coverage`, the most probable label first"
     )
 
 
@@ -102,31 +104,35 @@ class ClassConfidence(BaseModel):
 
 
 class ConfidenceOfImage(ImageResult):
-    views: int = Field(description="views that the answer took")
+    views: int = Field(description="number of views that were looked at")
     classes: list[ClassConfidence]
-    groups: dict[Group, float] = Field(description="sums over all classes of each group")
+    groups: dict[Group, float] = Field(
+        description="sum of the confidence of all classes of the group"
+    )
 
 
-class InferenceAnswer(BaseModel):
+class InferenceResponse(BaseModel):
+    """How the images of a request were classified."""
+
     model: ModelId
     ensemble: Ensemble
     prior: str
 
 
-class Classification(InferenceAnswer):
+class Classification(InferenceResponse):
     """`results` are in the order of the images."""
 
     results: list[ClassifiedImage | FailedImage]
 
 
-class Confidence(InferenceAnswer):
+class Confidence(InferenceResponse):
     """`results` are in the order of the images."""
 
     results: list[ConfidenceOfImage | FailedImage]
 
 
 class ModelSummary(BaseModel):
-    """The manifest in short, and what runs it."""
+    """Summary of the manifest, and what the model runs on."""
 
     name: str
     version: str
@@ -134,21 +140,22 @@ class ModelSummary(BaseModel):
     backbone: BackboneInfo
     method: Method
     classes: int
-    groups: dict[Group, int] = Field(description="classes in each group")
+    groups: dict[Group, int] = Field(description="number of classes in each group")
     preprocessing: Preprocessing
     calibrated: bool
     calibration: Calibration | None
-    exit: ExitRule | None = Field(description="of ensemble=adaptive")
-    sets: PredictionSets | None = Field(description="of coverage=")
-    review: Review | None = Field(description="behind each result's decision")
+    exit: ExitRule | None = Field(description="rule of ensemble=adaptive")
+    sets: PredictionSets | None = Field(description="basis of the sets for `coverage`")
+    review: Review | None = Field(description="basis of each result's decision")
     evaluation: Evaluation | None
-    notes: list[str] = Field(description="why the parts that are absent are")
-    priors: list[str] = Field(description="that may be asked for")
+    notes: list[str] = Field(description="reasons for the parts that are missing")
+    priors: list[str] = Field(description="names that a request may use as prior")
     provider: Provider
     precision: Precision
     precision_reason: str
     made: str | None = Field(
-        description="how this precision's graph was made and how near it is to fp32's; null for it"
+        description="how the graph of this precision was made and how close it is to fp32; null "
+        "for fp32 itself"
     )
 
 
@@ -169,7 +176,10 @@ def classified(
     decision: Decision | None = None,
     members: Sequence[int] | None = None,
 ) -> ClassifiedImage:
-    """The `top_k` surest of one image's probabilities [C], and the `members` of its set."""
+    """Return the result for one image: its `top_k` most probable classes and its set.
+
+    `probabilities` is [C]; `members` are the class indices of the set.
+    """
     predictions = [
         LabelConfidence(
             label=classes[index].label,
@@ -195,7 +205,10 @@ def confidences(
     chosen: Sequence[int],
     views: int,
 ) -> ConfidenceOfImage:
-    """One image's probabilities [C] of the `chosen` classes and of every group."""
+    """Return one image's probabilities: those of the `chosen` classes and of every group.
+
+    `probabilities` is [C].
+    """
     return ConfidenceOfImage(
         filename=filename,
         views=views,
@@ -212,32 +225,32 @@ def confidences(
 
 
 def confidence_json(
-    answer: InferenceAnswer, results: Iterable[ConfidenceOfImage | FailedImage]
+    answer: InferenceResponse, results: Iterable[ConfidenceOfImage | FailedImage]
 ) -> bytes:
-    """`answer` and `results` as the JSON of a `Confidence`.
+    """Return the JSON of a `Confidence` with these `results`.
 
     Each result is written before the next is made: as objects they take many times the memory.
     """
     head = answer.model_dump_json().removesuffix("}").encode()
-    texts = b",".join([one.model_dump_json().encode() for one in results])
+    texts = b",".join([result.model_dump_json().encode() for result in results])
     return b'%s,"results":[%s]}' % (head, texts)
 
 
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
-    """Indices of `labels`, of every class where there are none.
+    """Return the class indices of `labels`, or those of all classes if there are no labels.
 
-    Raises `MalformedError` where a class is not known.
+    Raises `MalformedError` if a label is unknown.
     """
-    known = {label: index for index, label in enumerate(manifest.labels)}
+    indices = {label: index for index, label in enumerate(manifest.labels)}
     for label in labels:
-        if label not in known:
+        if label not in indices:
             raise MalformedError(unknown_class(label, manifest.labels))
-    return [known[label] for label in labels] or range(len(known))
+    return [indices[label] for label in labels] or range(len(indices))
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:
-    """Names the nearest of `labels`, where they are not too many."""
-    near = get_close_matches(label, labels, n=1) if len(labels) <= MOST_COMPARED else []
+    """Return the error for an unknown label, with the nearest of `labels` if they are not many."""
+    near = get_close_matches(label, labels, n=1) if len(labels) <= MAX_COMPARED else []
     hint = f"did you mean `{near[0]}`?" if near else "GET /classes lists them"
     return f"unknown class `{label[:80]}`: {hint}"
 
@@ -245,6 +258,7 @@ def unknown_class(label: str, labels: Sequence[str]) -> str:
 def model_summary(
     predictor: Predictor, device: Device, priors: Sequence[str], reason: str
 ) -> ModelSummary:
+    """Return the summary of the served model; `reason` says why its precision was chosen."""
     manifest, variant = predictor.manifest, predictor.variant
     groups = Counter(info.group for info in manifest.classes)
     return ModelSummary(
@@ -272,9 +286,9 @@ def model_summary(
 
 
 def known_prior(name: str, priors: Mapping[str, Doubles]) -> Doubles:
-    """The log shares [C] of a prior; raises `MalformedError` with the nearest name."""
+    """Return the log prior [C] with this name; raise `MalformedError` with the nearest name."""
     if name not in priors:
         near = get_close_matches(name, priors, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(priors)}"
+        hint = f"did you mean `{near[0]}`?" if near else f"the known priors are {', '.join(priors)}"
         raise MalformedError(f"query parameter `prior`: `{name[:80]}` is not known; {hint}")
     return priors[name]

@@ -1,4 +1,4 @@
-"""The images in a request's body: `images` of a form, or the body itself."""
+"""The images in a request's body: files in the form field `images`, or one image as the body."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastapi import Request
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from taillift.service.problems import BodyTimeoutError, BodyTooLargeError, MalformedError
@@ -24,7 +24,7 @@ class Upload:
 
 
 def body_bytes(request: Request, limit: int) -> int:
-    """The most bytes that the body can have: Content-Length, or `limit` where there is none.
+    """Return the largest size that the body can have: its Content-Length, or `limit` without one.
 
     Raises `BodyTooLargeError`.
     """
@@ -37,25 +37,33 @@ def body_bytes(request: Request, limit: int) -> int:
 async def read_uploads(
     request: Request, max_body_bytes: int, max_images: int, seconds: float
 ) -> list[Upload]:
-    """At least one image and at most `max_images`.
+    """Return the images of a request: at least one, and at most `max_images`.
 
-    Raises `BodyTooLargeError`, `BodyTimeoutError` after `seconds` and `MalformedError`.
+    Raises `BodyTooLargeError`, `BodyTimeoutError` after `seconds`, and `MalformedError`.
     """
     try:
         async with (
             asyncio.timeout(seconds),
-            aclosing(_bounded(request, max_body_bytes)) as body,
+            aclosing(limited_stream(request, max_body_bytes)) as body,
         ):
             if request.headers.get("content-type", "").lower().startswith("multipart/"):
-                return await _form(_Parser(request.headers, body, max_body_bytes, max_images))
-            return [await _image(body)]
+                form = FormParser(request.headers, body, max_body_bytes, max_images)
+                return await form.uploads()
+            data = b"".join([chunk async for chunk in body])
     except TimeoutError:
         raise BodyTimeoutError(
             f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
         ) from None
+    if not data:
+        raise MalformedError(
+            "the request has no image: send it as the body, or one or more in the multipart "
+            f"field `{FIELD}`"
+        )
+    return [Upload(None, data)]
 
 
-async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of the body; raise `BodyTooLargeError` after `limit` bytes."""
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -64,18 +72,8 @@ async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
         yield chunk
 
 
-async def _image(body: AsyncGenerator[bytes, None]) -> Upload:
-    data = b"".join([chunk async for chunk in body])
-    if not data:
-        raise MalformedError(
-            "the request has no image: send it as the body, or one or more in the multipart "
-            f"field `{FIELD}`"
-        )
-    return Upload(None, data)
-
-
-class _Parser(MultiPartParser):
-    """Keeps files in memory and refuses a form that breaks off."""
+class FormParser(MultiPartParser):
+    """Parser of a multipart form that keeps files in memory and refuses a truncated form."""
 
     def __init__(
         self,
@@ -84,12 +82,13 @@ class _Parser(MultiPartParser):
         max_body_bytes: int,
         max_images: int,
     ) -> None:
-        super().__init__(headers, self._whole(body), max_files=max_images, max_fields=max_images)
-        # The body is bounded, and the file system may be read-only: no temporary files.
+        super().__init__(headers, self._complete(body), max_files=max_images, max_fields=max_images)
+        # The size of the body is limited, and the file system may be read-only: no temporary files.
         self.spool_max_size = max_body_bytes
         self._ended = False
 
-    async def _whole(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _complete(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield all chunks, and raise `MultiPartException` if the form has not ended by then."""
         async for chunk in body:
             yield chunk
         if not self._ended:
@@ -98,38 +97,44 @@ class _Parser(MultiPartParser):
     def on_end(self) -> None:
         self._ended = True
 
+    async def uploads(self) -> list[Upload]:
+        """Return the images of the form; raise `MalformedError` if it holds anything else."""
+        try:
+            form = await self.parse()
+        except MultiPartException as error:
+            raise MalformedError(f"the form cannot be read: {error.message}") from error
+        except UnicodeError as error:
+            raise MalformedError(
+                "the form cannot be read: it is not in the charset that it names"
+            ) from error
+        uploads = []
+        try:
+            for name, part in form.multi_items():
+                if name != FIELD:
+                    field = checked_text(name, "a field's name")
+                    raise MalformedError(
+                        f"unknown form field `{field[:80]}`: images go into `{FIELD}`"
+                    )
+                if isinstance(part, str):
+                    raise MalformedError(
+                        f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
+                    )
+                filename = checked_text(part.filename or "", "a file's name")
+                uploads.append(Upload(filename or None, await part.read()))
+        finally:
+            await form.close()
+        if not uploads:
+            raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
+        return uploads
 
-async def _form(parser: _Parser) -> list[Upload]:
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise MalformedError(f"the form cannot be read: {error.message}") from error
-    except UnicodeError as error:
-        raise MalformedError("the form cannot be read in the charset that it names") from error
-    try:
-        uploads = [await _upload(name, part) for name, part in form.multi_items()]
-    finally:
-        await form.close()
-    if not uploads:
-        raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
-    return uploads
 
+def checked_text(text: str, what: str) -> str:
+    """Return `text`; raise `MalformedError` if it has half a surrogate pair.
 
-async def _upload(name: str, part: UploadFile | str) -> Upload:
-    if name != FIELD:
-        field = _sendable(name, "a field's name")
-        raise MalformedError(f"unknown form field `{field[:80]}`: images go into `{FIELD}`")
-    if isinstance(part, str):
-        raise MalformedError(
-            f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
-        )
-    return Upload(_sendable(part.filename or "", "a file's name") or None, await part.read())
-
-
-def _sendable(text: str, what: str) -> str:
-    """Raises `MalformedError` for half a character, which no answer can repeat."""
+    No answer could repeat such a text, because UTF-8 cannot encode it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise MalformedError(f"{what} is no text") from error
+        raise MalformedError(f"{what} is not valid text") from error
     return text

@@ -12,6 +12,7 @@ import numpy as np
 from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views
 from taillift.models.bundle.images import Pixels
 from taillift.service.inference.deadline import Deadline
+from taillift.service.monitoring.logs import request_id
 
 
 class ImageOutputs(NamedTuple):
@@ -39,6 +40,7 @@ class ImageJob:
     passes: int = 1
     rows: list[Floats] = field(default_factory=list)
     goal: int = field(init=False)
+    request_id: str | None = field(default_factory=request_id.get)
 
     def __post_init__(self) -> None:
         self.goal = self._next_stage()

@@ -185,7 +185,11 @@ class Scheduler:
         """
         sound = await self._revive(batch)
         if sound and len(batch) == 1:
-            logger.error("the model failed on an image", exc_info=error)
+            logger.error(
+                "the model failed on an image",
+                exc_info=error,
+                extra={"request_id": batch[0].work.request_id},
+            )
             self._drop(batch[0].work, _failed())
             return
         for piece in batch:
@@ -198,7 +202,9 @@ class Scheduler:
             try:
                 rows = await self._run([piece])
             except Exception:
-                logger.exception("the model failed on an image")
+                logger.exception(
+                    "the model failed on an image", extra={"request_id": piece.work.request_id}
+                )
                 if await self._revive(batch):
                     break
             else:

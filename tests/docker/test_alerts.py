@@ -55,7 +55,7 @@ def test_an_alert_has_a_case_that_fires_and_one_that_does_not(name: str) -> None
 
 
 def cases(name: str) -> list[bool]:
-    """Return, for each time at which the unit tests check the alert, whether it fires."""
+    """Return whether the alert fires, for each moment at which the unit tests check it."""
     looks = [look for test in unit_tests() for look in test.get("alert_rule_test", [])]
     return [bool(look["exp_alerts"]) for look in looks if look["alertname"] == name]
 
@@ -78,7 +78,7 @@ def test_alertmanager_accepts_its_configuration(name: str, tmp_path: Path) -> No
     content = alertmanager_configuration(name)
     for receiver in content["receivers"]:
         for webhook in receiver.get("webhook_configs", []):
-            # Alertmanager reads a URL from a file since 0.26, Debian's is older.
+            # Alertmanager reads a URL from a file since 0.26; Debian's version is older.
             assert webhook.pop("url_file") == "/etc/alertmanager/webhook-url"
             webhook["url"] = "http://127.0.0.1/"
     file = tmp_path / "alertmanager.yml"

@@ -1,4 +1,4 @@
-"""The compose files, without an engine."""
+"""The compose files, checked without a Docker engine."""
 
 import re
 import subprocess
@@ -22,8 +22,8 @@ def services() -> dict[str, Any]:
 
 
 def mounts() -> list[tuple[str, str]]:
-    """(source, target) of what `compose.yaml` mounts from the repository."""
-    volumes = [volume for one in services().values() for volume in one.get("volumes", [])]
+    """Return (source, target) of each folder that `compose.yaml` mounts from the repository."""
+    volumes = [volume for service in services().values() for volume in service.get("volumes", [])]
     pairs = [volume.split(":")[:2] for volume in volumes if volume.startswith("./")]
     return [(source, target) for source, target in pairs]
 
@@ -61,19 +61,19 @@ def test_every_target_is_built_by_the_dockerfile() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_variables_of_the_compose_files_are_no_settings_of_the_service(file: Path) -> None:
+def test_variables_of_the_compose_files_are_not_settings_of_the_service(file: Path) -> None:
     names = re.findall(r"\$\{TAILLIFT_(\w+)", file.read_text())
     assert not {name.lower() for name in names} & set(Settings.model_fields)
 
 
 def test_every_setting_reaches_the_container_from_the_shell_or_stands_in_the_file() -> None:
     given = services()["taillift"]["environment"]
-    known = {f"TAILLIFT_{name.upper()}" for name in Settings.model_fields}
-    assert set(given) <= known
-    # The image sets these, or their change would break what is around the container.
-    assert known - set(given) == {
-        f"TAILLIFT_{name}" for name in ("BUNDLE", "HOST", "PORT", "METRICS_PORT", "PROVIDER")
-    }
+    # The image sets these, or a change of them would break what is around the container.
+    fixed = {"bundle", "host", "port", "metrics_port", "provider"}
+    variables = [f"TAILLIFT_{name.upper()}" for name in Settings.model_fields if name not in fixed]
+    assert set(given) == set(variables), "add the setting to compose.yaml"
+    passed = [name for name, value in given.items() if value is None]
+    assert passed == [name for name in variables if name in passed], "keep the order of Settings"
     assert given["TAILLIFT_KEYS"] is None
 
 
@@ -84,7 +84,7 @@ def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
     assert float(usual[1]) > Settings.model_fields["drain_seconds"].default
 
 
-def test_what_the_shell_may_not_set_is_named_where_it_may_set_the_rest() -> None:
+def test_the_readme_names_what_the_shell_cannot_set() -> None:
     (passage,) = re.findall(r"^`TAILLIFT_PUBLISHED_PORT`.*$", README.read_text(), re.MULTILINE)
     for name in ("TAILLIFT_METRICS_PORT", "TAILLIFT_PROVIDER", "TAILLIFT_STOP_GRACE"):
         assert name in passage

@@ -1,4 +1,4 @@
-"""The Dockerfile, without an engine; `scripts/test-docker` builds and runs it."""
+"""The Dockerfile, checked without a Docker engine; `scripts/test-docker` builds and runs it."""
 
 import json
 import os
@@ -17,7 +17,7 @@ DOCKERFILE = ROOT / "docker/Dockerfile"
 
 
 def copied() -> list[str]:
-    """Paths that the Dockerfile takes from the repository."""
+    """Return the paths that the Dockerfile copies from the repository."""
     lines = re.findall(r"^(?:COPY|ADD) (?!--from)(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     return sorted({path for line in lines for path in line.split()[:-1]})
 

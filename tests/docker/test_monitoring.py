@@ -1,4 +1,4 @@
-"""The provisioning of Prometheus and Grafana, compared with what the service exports."""
+"""The configuration of Prometheus and Grafana, checked against what the service exports."""
 
 import json
 import re
@@ -23,7 +23,7 @@ GRAFANA = DOCKER / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/taillift.json").read_text())
 EMPTY_WHEN_ALL_IS_WELL = {"Silent classes", "Top drifting classes", "Alerts"}
 
-# Values in place of Grafana's variables.
+# Values that Grafana substitutes for its variables.
 VARIABLES = {"$__rate_interval": "20s"}
 
 
@@ -36,7 +36,7 @@ EXPRESSIONS = [expression for panel in DASHBOARD["panels"] for expression in exp
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose confusions are known: it is always right."""
+    """Write a bundle with held-out photos that were all recognised."""
     bundle = write_bundle(tmp_path_factory.mktemp("known") / "palette")
     write_confusion(bundle, {})
     return bundle
@@ -65,11 +65,11 @@ def test_prometheus_accepts_every_expression_of_the_dashboard(tmp_path: Path) ->
 def test_the_service_exports_every_metric_of_the_dashboard_and_the_alerts(bundle: Path) -> None:
     families = list(Engine(read_settings(bundle=bundle)).metrics.registry.collect())
     exported = {sample.name for family in families for sample in family.samples}
-    # Those that are empty when all is well.
+    # Some families have no samples while all is well.
     exported |= {family.name for family in families}
-    used = [*EXPRESSIONS, *(file.read_text() for file in RULES.glob("*.yml"))]
-    # Series of recording rules have colons in their names, and are left out.
-    shown = {name for text in used for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", text)}
+    asked = [*EXPRESSIONS, *(file.read_text() for file in RULES.glob("*.yml"))]
+    # Names with colons come from recording rules, not from the service.
+    shown = {name for text in asked for name in re.findall(r"(?<!:)\btaillift_\w+(?!:)\b", text)}
     assert shown
     assert shown <= exported
 
@@ -79,11 +79,8 @@ def test_every_metric_and_endpoint_is_on_the_page_of_the_monitoring(bundle: Path
     engine = Engine(read_settings(bundle=bundle))
     families = engine.metrics.registry.collect()
     described = set(re.findall(r"`(taillift_\w+?)(?:_total)?(?:\{[^`]*)?`", page))
-    named = {
-        family.name.removesuffix("_total")
-        for family in families
-        if family.name.startswith("taillift")
-    }
+    names = {family.name.removesuffix("_total") for family in families}
+    named = {name for name in names if name.startswith("taillift")}
     assert {name.removesuffix("_info") for name in described} >= named
     for path, operations in create_app(engine).openapi()["paths"].items():
         for method in operations:
@@ -112,7 +109,7 @@ def test_every_expression_has_an_answer_once_a_class_is_lost(known: Path, tmp_pa
 
 @contextmanager
 def watched(bundle: Path, folder: Path) -> Iterator[tuple[httpx.Client, httpx.Client]]:
-    """Run a service and a Prometheus that scrapes it, with the shipped rules."""
+    """Run a service and a Prometheus that scrapes it, with the rules of this repository."""
     rules = {"rule_files": [str(RULES / "*.yml")]}
     with (
         running(bundle, reference="uniform") as service,
@@ -145,10 +142,8 @@ def test_a_panel_says_what_it_shows(panel: dict[str, Any]) -> None:
 def test_every_panel_asks_the_provisioned_datasource() -> None:
     text = (GRAFANA / "provisioning/datasources/prometheus.yaml").read_text()
     (source,) = yaml.safe_load(text)["datasources"]
-    queries = [
-        *DASHBOARD["panels"],
-        *(target for panel in DASHBOARD["panels"] for target in panel["targets"]),
-    ]
+    panels = DASHBOARD["panels"]
+    queries = [*panels, *(target for panel in panels for target in panel["targets"])]
     assert {query["datasource"]["uid"] for query in queries} == {source["uid"]}
 
 

@@ -1,4 +1,4 @@
-"""`taillift classify`: photos to a table, without a server."""
+"""`taillift classify`: images to a table, without a server."""
 
 import json
 from pathlib import Path
@@ -33,12 +33,12 @@ def test_each_photo_is_a_row_with_its_class(bundle: Path, photos: dict[str, Path
         assert label in row.split("│")[2]
 
 
-def test_json_is_what_the_service_answers(
+def test_json_is_the_answer_of_the_service(
     bundle: Path, photos: dict[str, Path], client: httpx.Client
 ) -> None:
     flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train"]
     printed = json.loads(classify(bundle, photos["cyan"], *flags).stdout)
-    query = {"top_k": 2, "ensemble": "off", "prior": "train"}
+    query = {"top_k": "2", "ensemble": "off", "prior": "train"}
     files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
     answer = client.post("/classify", params=query, files=files).json()
     assert printed == answer
@@ -52,7 +52,7 @@ def test_a_precision_that_the_bundle_lacks_is_one_line(
     assert "has no int8 variant (it has fp32)" in str(result.exception)
 
 
-def test_json_has_an_error_in_the_place_of_a_bad_photo(
+def test_json_has_an_error_in_the_position_of_a_bad_photo(
     bundle: Path, photos: dict[str, Path], tmp_path: Path, client: httpx.Client
 ) -> None:
     text = tmp_path / "text.jpg"

@@ -1,4 +1,4 @@
-"""The process: how it starts, how it ends, and what it says when it cannot."""
+"""The process: how it starts, how it ends, and what it prints if it cannot start."""
 
 import signal
 import socket
@@ -19,7 +19,7 @@ from tests.support.serving import process, sample, top_labels, until
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_it_answer_what_it_accepted_and_end_well(
+def test_after_a_signal_it_answers_what_it_accepted_and_ends_with_0(
     bundle: Path, number: signal.Signals
 ) -> None:
     labels = list(CLASSES)
@@ -32,13 +32,13 @@ def test_a_signal_lets_it_answer_what_it_accepted_and_end_well(
         until(lambda: sample(client, "taillift_stage_seconds_count", stage="decode") == 8)
         server.send_signal(number)
         assert slow.result().status_code == 200
-        assert [top_labels(one.result()) for one in fast] == [[label] for label in labels]
+        assert [top_labels(future.result()) for future in fast] == [[label] for label in labels]
         assert server.wait(timeout=20) == 0
         with pytest.raises(httpx.ConnectError):
             client.get("/healthz")
 
 
-def test_a_device_that_hangs_does_not_keep_the_process(
+def test_a_device_that_hangs_does_not_keep_the_process_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(palette, "SLOW_ROUNDS", 10_000_000)
@@ -56,20 +56,20 @@ def test_a_device_that_hangs_does_not_keep_the_process(
     assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
 
 
-# The service's, but one image, which is marked behind its end, is never decoded.
+# A service that never finishes decoding one image, which is marked after its end.
 HANGING = """
 from threading import Event
-from service import decoder
+from taillift.service.inference import decoder
 opened = decoder.open_image
 def hangs(data, max_pixels):
     if data.endswith(b"for ever"): Event().wait()
     return opened(data, max_pixels)
 decoder.open_image = hangs
-from service.cli import app; app()
+from taillift.service.serve_cli import app; app()
 """
 
 
-def test_a_decoding_that_hangs_keeps_neither_the_process_nor_the_tail(
+def test_a_decoder_that_hangs_neither_keeps_the_process_alive_nor_loses_the_tail(
     known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tail = ("--tail-file", str(tmp_path / "tail"))
@@ -103,8 +103,9 @@ def test_metrics_can_have_a_port_of_their_own(bundle: Path) -> None:
             assert watcher.get(path).status_code == 404
         assert watcher.post("/classify", content=photo(CLASSES["red"][0])).status_code == 404
         assert top_labels(client.post("/classify", content=photo(CLASSES["red"][0]))) == ["red"]
-        for one in (client, watcher):
-            assert one.get("/readyz").status_code == one.get("/healthz").status_code == 200
+        for port_client in (client, watcher):
+            for path in ("/readyz", "/healthz"):
+                assert port_client.get(path).status_code == 200
 
 
 def test_a_port_in_use_is_one_line(bundle: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_port_in_use_is_one_line(bundle: Path) -> None:
     assert_one_line(result.exception, "Address already in use", port)
 
 
-def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["serve", str(tmp_path)])
     assert_one_line(result.exception, str(tmp_path), "no bundle")
 
@@ -128,8 +129,9 @@ def test_a_wrong_setting_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPat
 def test_a_bundle_found_wrong_after_the_start_ends_the_process(bundle: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from service.server import serve; from service.settings import read_settings\n"
-        "from models import UserError\n"
+        "from taillift.service.server import serve\n"
+        "from taillift.service.settings import read_settings\n"
+        "from taillift.models.errors import UserError\n"
         "try: serve(read_settings(bundle=Path(sys.argv[1]), port=0))\n"
         "except UserError as error: sys.exit(f'error: {error}')\n"
     )
@@ -147,8 +149,9 @@ def test_a_bundle_found_wrong_after_the_start_ends_the_process(bundle: Path) -> 
 
 def test_the_service_imports_no_torch() -> None:
     code = (
-        "import service.cli, service.server, sys;"
-        "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'training', 'models.lift'}"
+        "import taillift.service.serve_cli, taillift.service.server, sys;"
+        "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'taillift.training',"
+        " 'taillift.models.lift'}"
         " & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,17 +1,18 @@
-"""Each setting has a flag and a twin in the environment."""
+"""Each setting has a flag, an environment variable and a row in the documentation."""
 
 import inspect
 from pathlib import Path
 
 import pytest
 from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
-from taillift.service.serve_cli import serve
-from taillift.service.settings import Settings, batch_views, read_settings
+from taillift.service.serve_cli import app, serve
+from taillift.service.settings import Settings, batch_views, read_settings, settings_table
 
 
-def test_every_setting_has_a_flag_but_a_secret() -> None:
+def test_every_setting_except_a_secret_has_a_flag() -> None:
     # Every user of a machine can list its processes with their flags.
     assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - {"keys"}
 
@@ -21,7 +22,7 @@ def test_every_setting_says_what_happens() -> None:
         assert field.description, name
 
 
-def test_the_environment_sets_what_no_flag_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAILLIFT_PORT", "9000")
     monkeypatch.setenv("TAILLIFT_MAX_IMAGES", "3")
     settings = read_settings(bundle=Path("b"), port=9001, max_images=None)
@@ -33,7 +34,7 @@ def test_a_wrong_value_is_named_with_its_setting() -> None:
         read_settings(bundle=Path("b"), provider="tpu")
 
 
-def test_a_batch_is_small_on_a_cpu_unless_asked_for() -> None:
+def test_a_batch_is_small_on_a_cpu_by_default() -> None:
     assert read_settings(bundle=Path("b")).batch_views == 10
     assert read_settings(bundle=Path("b"), provider="cuda").batch_views == 40
     assert read_settings(bundle=Path("b"), batch_views=7).batch_views == 7
@@ -44,15 +45,62 @@ def test_an_unknown_setting_is_refused() -> None:
         read_settings(bundle=Path("b"), prot=1)
 
 
+@pytest.mark.parametrize("command", ["serve", "watch"])
+def test_help_describes_every_flag_with_its_variable_and_default(command: str) -> None:
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, "--help"])
+    options = {
+        name for name in Settings.model_fields if f"--{name.replace('_', '-')} " in result.output
+    }
+    assert (
+        options
+        == {
+            "serve": set(Settings.model_fields) - {"keys", "bundle"},
+            "watch": {"reference", "tail_level", "tail_window_seconds"},
+        }[command]
+    )
+    for name in options:
+        (line,) = [
+            line for line in result.output.splitlines() if f"--{name.replace('_', '-')} " in line
+        ]
+        field = Settings.model_fields[name]
+        assert field.description
+        assert field.description in line
+        assert f"[env var: TAILLIFT_{name.upper()}]" in line
+        if (text := default(field)) != "unset":
+            assert f"[default: ({text})]" in line
+
+
+def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Settings] = []
+    monkeypatch.setattr("taillift.service.server.serve", served.append)
+    monkeypatch.setenv("TAILLIFT_PORT", "9000")
+    monkeypatch.setenv("TAILLIFT_DRAIN_SECONDS", "7")
+    monkeypatch.setenv("TAILLIFT_KEYS", "secret")
+    result = CliRunner().invoke(app, ["serve", "b", "--port", "9001", "--class-metrics", "off"])
+    assert result.exit_code == 0, result.output
+    (settings,) = served
+    assert settings.bundle == Path("b")
+    assert (settings.port, settings.drain_seconds, settings.class_metrics) == (9001, 7, "off")
+    assert settings.keys is not None
+
+
+@pytest.mark.parametrize("flag", ["--keys", "--prot"])
+def test_an_unknown_flag_is_refused(flag: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "b", flag, "x"])
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+
+
 def test_the_document_has_every_setting_with_its_default_and_what_it_does() -> None:
     text = (Path(__file__).parents[2] / "docs" / "service.md").read_text("utf-8")
     for name, field in Settings.model_fields.items():
         assert f"| `{name}` | {default(field)} | {field.description} |" in text
+    assert f"\n\n{settings_table()}\n\n" in text, "run scripts/settings-table"
 
 
 def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default_factory is not None:
-        return "10 or 40" if field.default_factory is batch_views else "one a core"
-    return "none" if field.default is None else str(field.default)
+        return "10 or 40" if field.default_factory is batch_views else "one per core"
+    return "unset" if field.default is None else str(field.default)

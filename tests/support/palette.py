@@ -6,6 +6,7 @@ out). Two colours cause trouble on purpose: `SLOW` keeps the device busy for nea
 """
 
 import io
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -138,7 +139,7 @@ def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
     return Manifest(
         name="palette",
         version=version,
-        taillift_version="0.1.0",
+        taillift_version=metadata.version("taillift"),
         backbone=BackboneInfo(architecture="mean-colour", pretrained="none", sha256="0" * 64),
         method=Method(name="none", rank=None, trainable_parameters=0, loss="none"),
         classes=classes_from(

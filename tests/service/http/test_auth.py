@@ -1,4 +1,4 @@
-"""API keys: where they are from, whom they let in, and that a file of them may change."""
+"""API keys: where they come from, what they allow, and that their file may change."""
 
 import logging
 import socket
@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
-from taillift.service.http.auth import Keys, read_keys
+from taillift.service.http.auth import Keys, parse_keys
 from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, photo
 from tests.support.serving import running, sample, top_labels
@@ -22,7 +22,7 @@ RED = photo(CLASSES["red"][0])
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("keys") / "keys.txt"
-    file.write_text(f"# who may ask\n\n{FIRST} the camera at the gate\n{SECOND}  # temporary\n")
+    file.write_text(f"# the clients\n\n{FIRST} the camera at the gate\n{SECOND}  # temporary\n")
     return file
 
 
@@ -45,7 +45,7 @@ def refused(response: httpx.Response) -> str:
     return detail
 
 
-def test_a_known_key_lets_in_by_either_header(guarded: httpx.Client) -> None:
+def test_a_known_key_is_accepted_in_either_header(guarded: httpx.Client) -> None:
     for headers in (bearer(FIRST), bearer(SECOND), {"X-API-Key": FIRST}):
         response = guarded.post("/classify", content=RED, headers=headers)
         assert top_labels(response) == ["red"]
@@ -61,13 +61,15 @@ def test_a_known_key_lets_in_by_either_header(guarded: httpx.Client) -> None:
         ("GET", "/model"),
     ],
 )
-def test_what_tells_of_the_model_needs_a_key(guarded: httpx.Client, method: str, path: str) -> None:
+def test_every_answer_about_the_model_needs_a_key(
+    guarded: httpx.Client, method: str, path: str
+) -> None:
     assert "send an API key" in refused(guarded.request(method, path))
-    assert "none of those" in refused(guarded.request(method, path, headers=bearer(OTHER)))
+    assert "not one of those" in refused(guarded.request(method, path, headers=bearer(OTHER)))
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"])
-def test_health_metrics_and_documentation_need_none(guarded: httpx.Client, path: str) -> None:
+def test_health_metrics_and_documentation_need_no_key(guarded: httpx.Client, path: str) -> None:
     assert guarded.get(path).status_code == 200
 
 
@@ -87,7 +89,7 @@ def test_health_metrics_and_documentation_need_none(guarded: httpx.Client, path:
 def test_another_scheme_or_nearly_a_key_is_refused(
     guarded: httpx.Client, headers: dict[str, str]
 ) -> None:
-    encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+    encoded = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
     refused(guarded.get("/model", headers=encoded))
 
 
@@ -101,7 +103,7 @@ def test_refusals_are_counted(guarded: httpx.Client) -> None:
     assert sample(guarded, "taillift_rejections_total", reason="unauthorised") == before + 1
 
 
-def test_a_body_is_not_asked_for_without_a_key(guarded: httpx.Client) -> None:
+def test_a_body_is_not_read_without_a_key(guarded: httpx.Client) -> None:
     address = (guarded.base_url.host, guarded.base_url.port)
     head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
     with socket.create_connection(address, timeout=10) as connection:
@@ -113,7 +115,7 @@ def test_a_body_is_not_asked_for_without_a_key(guarded: httpx.Client) -> None:
         assert connection.recv(12) == b"HTTP/1.1 100"
 
 
-def test_the_description_asks_for_a_key_where_one_is_needed(
+def test_the_description_asks_for_a_key_if_one_is_needed(
     guarded: httpx.Client, client: httpx.Client
 ) -> None:
     paths = guarded.get("/openapi.json").json()["paths"]
@@ -174,12 +176,12 @@ def test_without_keys_none_is_needed() -> None:
     assert Keys(FIRST, None).needed
 
 
-def test_a_key_is_not_kept_and_not_shown() -> None:
-    keys = read_keys([f"{FIRST} gate"], "here")
+def test_a_key_is_neither_kept_nor_shown() -> None:
+    keys = parse_keys([f"{FIRST} gate"], "here")
     assert [key.name for key in keys] == ["gate"]
     assert FIRST not in repr(keys)
     with pytest.raises(UserError) as caught:
-        read_keys([FIRST, "secret"], "here")
+        parse_keys([FIRST, "secret"], "here")
     assert str(caught.value).startswith("here, key 2: an API key has at least 16 characters")
     assert "secret" not in str(caught.value)
 
@@ -188,7 +190,7 @@ def test_a_key_is_not_kept_and_not_shown() -> None:
     ("content", "words"),
     [
         (b"", "holds no API key"),
-        (b"# nobody\n\n", "holds no API key"),
+        (b"# no client\n\n", "holds no API key"),
         (b"tooshort\n", "at least 16 characters"),
         (b"\xff" * 20, "not UTF-8"),
         ("ä".encode() * 20, "all ASCII"),

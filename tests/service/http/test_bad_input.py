@@ -1,4 +1,4 @@
-"""Bad input gets a clear answer of its own, and strange but good input a right one."""
+"""Bad input gets a clear error of its own, and unusual but valid input the right answer."""
 
 import io
 import random
@@ -26,7 +26,7 @@ def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png_bomb(side: int) -> bytes:
-    """A small PNG file that says of itself to be `side` x `side` pixels, and is."""
+    """Return a small PNG file that declares `side` x `side` pixels, and has them."""
     rows = zlib.compressobj(9)
     row = bytes(1 + (side + 7) // 8)
     data = b"".join(rows.compress(row) for _ in range(side)) + rows.flush()
@@ -43,7 +43,7 @@ def png_bomb(side: int) -> bytes:
 
 
 def refused(response: httpx.Response, status: int, *words: str) -> None:
-    """Assert a problem document with all `words` in its detail, and a service that goes on."""
+    """Assert that the answer is a problem document with all `words` in its detail."""
     assert response.headers["content-type"] == "application/problem+json"
     document = response.json()
     assert (response.status_code, document["status"]) == (status, status)
@@ -73,7 +73,7 @@ def test_a_form_without_boundary_is_malformed(client: httpx.Client) -> None:
 
 
 def coded(client: httpx.Client, charset: str, name: str, filename: str) -> httpx.Response:
-    """A form of one photo, of which `charset` tells how the names are to be read."""
+    """Send a form of one image whose names are declared to be in `charset`."""
     parts = f'form-data; name="{name}"; filename="{filename}"'
     head = f"--b\r\nContent-Disposition: {parts}\r\n\r\n".encode()
     kind = f"multipart/form-data; charset={charset}; boundary=b".encode()
@@ -82,16 +82,16 @@ def coded(client: httpx.Client, charset: str, name: str, filename: str) -> httpx
 
 
 @pytest.mark.parametrize(
-    ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is no text")]
+    ("charset", "words"), [("undefined", "charset"), ("utf-7", "a file's name is not valid text")]
 )
-def test_a_form_in_a_charset_of_no_use_is_malformed(
+def test_a_form_in_an_unusable_charset_is_malformed(
     client: httpx.Client, charset: str, words: str
 ) -> None:
     refused(coded(client, charset, "images", "+2AA-"), 400, words)
 
 
-def test_a_form_field_whose_name_is_no_text_is_malformed(client: httpx.Client) -> None:
-    refused(coded(client, "utf-7", "+2AA-", "a.png"), 400, "a field's name is no text")
+def test_a_form_field_whose_name_is_not_text_is_malformed(client: httpx.Client) -> None:
+    refused(coded(client, "utf-7", "+2AA-", "a.png"), 400, "a field's name is not valid text")
 
 
 @pytest.mark.parametrize("name", ["images", "\\ud800", "+2AA-", "xn--é"])
@@ -124,7 +124,7 @@ def test_text_called_jpg_is_not_an_image(client: httpx.Client) -> None:
     refused(response, 415, "not a JPEG, PNG or WebP")
 
 
-def test_a_gif_is_not_taken(client: httpx.Client) -> None:
+def test_a_gif_is_not_accepted(client: httpx.Client) -> None:
     refused(client.post("/classify", content=photo(RED, "GIF")), 415, "not a JPEG, PNG or WebP")
 
 
@@ -145,7 +145,7 @@ def test_a_pixel_bomb_is_too_large(client: httpx.Client) -> None:
     refused(client.post("/classify", content=bomb), 413, "20000 x 20000", "50,000,000")
 
 
-def test_a_very_long_image_is_told_so_and_not_that_it_is_damaged(client: httpx.Client) -> None:
+def test_a_very_long_image_is_called_long_and_not_damaged(client: httpx.Client) -> None:
     response = client.post("/classify", content=photo(RED, size=(700, 20)))
     refused(response, 422, "700 x 20", "more than 32 times the other")
     assert response.json()["type"] == "urn:taillift:problem:too-long"
@@ -194,7 +194,7 @@ def test_an_unknown_class_is_malformed_and_the_nearest_is_named(client: httpx.Cl
     refused(response, 400, "`1234`", "GET /classes")
 
 
-def test_one_bad_image_fails_in_its_own_place(client: httpx.Client) -> None:
+def test_one_bad_image_fails_in_its_position(client: httpx.Client) -> None:
     files = form(("a.png", photo(RED)), ("b.txt", b"text"), ("c.jpg", photo(BLUE, "JPEG")))
     response = client.post("/classify", files=files)
     assert response.status_code == 200
@@ -208,21 +208,21 @@ def test_one_bad_image_fails_in_its_own_place(client: httpx.Client) -> None:
 def test_images_that_all_fail_alike_give_their_status(client: httpx.Client) -> None:
     response = client.post("/classify", files=form(("a", b"text"), ("b", photo(RED, "GIF"))))
     refused(response, 415, "none of the 2 images")
-    assert [one["status"] for one in response.json()["images"]] == [415, 415]
+    assert [image["status"] for image in response.json()["images"]] == [415, 415]
 
 
 def test_images_that_fail_differently_give_422(client: httpx.Client) -> None:
     files = form(("a", b"text"), ("b", photo(RED, "JPEG")[:-50]))
     response = client.post("/classify", files=files)
     refused(response, 422, "none of the 2 images")
-    assert [one["status"] for one in response.json()["images"]] == [415, 422]
+    assert [image["status"] for image in response.json()["images"]] == [415, 422]
 
 
 def test_one_pixel_is_enough(client: httpx.Client) -> None:
     assert top_labels(client.post("/classify", content=photo(BLUE, size=(1, 1)))) == ["blue"]
 
 
-def test_cmyk_is_seen_in_its_colours(client: httpx.Client) -> None:
+def test_cmyk_is_converted_to_its_colours(client: httpx.Client) -> None:
     data = file_of(Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "JPEG")
     assert top_labels(client.post("/classify", content=data)) == ["red"]
 
@@ -234,7 +234,7 @@ def test_16_bit_grey_keeps_its_brightness(client: httpx.Client, level: int, labe
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_is_turned_as_a_person_sees_it(client: httpx.Client, orientation: int) -> None:
+def test_an_image_is_rotated_as_its_exif_says(client: httpx.Client, orientation: int) -> None:
     seen = Image.new("RGB", (32, 32), BLUE)
     seen.paste(RED, (0, 0, 32, 16))
     undo = {
@@ -255,7 +255,7 @@ def test_an_image_is_turned_as_a_person_sees_it(client: httpx.Client, orientatio
     assert top_labels(response) == ["red"]
 
 
-def test_transparency_is_laid_on_white(client: httpx.Client) -> None:
+def test_transparency_becomes_white(client: httpx.Client) -> None:
     data = file_of(Image.new("RGBA", (20, 20), (0, 0, 0, 0)), "PNG")
     assert top_labels(client.post("/classify", content=data)) == ["white"]
 
@@ -276,7 +276,7 @@ def test_an_unknown_path_and_method_are_problem_documents(client: httpx.Client) 
     assert response.headers["allow"] == "POST"
 
 
-def test_whatever_a_form_looks_like_the_answer_is_documented(client: httpx.Client) -> None:
+def test_any_broken_form_gets_a_documented_answer(client: httpx.Client) -> None:
     files = form(("a.png", photo(RED)), ("b.jpg", photo(BLUE, "JPEG")))
     request = client.build_request("POST", "/classify", files=files)
     body, choose = request.read(), random.Random(0)

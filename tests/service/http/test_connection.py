@@ -1,4 +1,4 @@
-"""Slow, large and many: what a connection may cost, over raw sockets."""
+"""Limits of a connection, over raw sockets: slow clients, large requests, many connections."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def connected(client: httpx.Client) -> Iterator[socket.socket]:
 
 
 def read(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """Return everything that arrives until the other side closes."""
     parts = []
     try:
         while part := connection.recv(65_536):
@@ -57,7 +57,7 @@ def read(connection: socket.socket) -> bytes:
 
 
 def problem(answer: bytes) -> tuple[int, str]:
-    """Status and kind of a problem document, which has to be the whole answer."""
+    """Return status and kind of a problem document, which must be the whole answer."""
     head, _, body = answer.partition(b"\r\n\r\n")
     document = json.loads(body)
     assert b"content-type: application/problem+json" in head.lower()
@@ -78,7 +78,7 @@ def test_headers_that_do_not_end_are_refused(hasty: httpx.Client) -> None:
     assert rejections(hasty, "header_timeout") == before + 1
 
 
-def test_headers_that_trickle_are_refused_though_something_always_comes(
+def test_headers_that_trickle_are_refused_although_bytes_keep_coming(
     hasty: httpx.Client,
 ) -> None:
     with connected(hasty) as connection:
@@ -108,7 +108,7 @@ def test_a_connection_on_which_no_request_begins_is_closed(
         assert read(connection) == b""
 
 
-def test_so_is_one_that_was_used_and_then_sends_nothing_but_line_ends(
+def test_a_used_connection_that_then_sends_only_line_ends_is_closed(
     hasty: httpx.Client,
 ) -> None:
     with connected(hasty) as connection:
@@ -118,7 +118,7 @@ def test_so_is_one_that_was_used_and_then_sends_nothing_but_line_ends(
         assert read(connection) == b""
 
 
-def test_slow_headers_of_a_second_request_do_not_cost_the_first_its_answer(
+def test_slow_headers_of_a_second_request_do_not_lose_the_answer_to_the_first(
     hasty: httpx.Client,
 ) -> None:
     body = photo(SLOW)
@@ -200,7 +200,7 @@ def test_what_is_not_http_is_a_problem_document(hasty: httpx.Client) -> None:
     ],
     ids=["a request", "another too large", "one without an end", "what is not HTTP"],
 )
-def test_what_came_along_with_a_refused_request_is_not_answered(
+def test_what_arrives_with_a_refused_request_is_not_answered(
     hasty: httpx.Client, rest: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     counted = ("headers_too_large", "malformed", "unknown_class")
@@ -212,7 +212,7 @@ def test_what_came_along_with_a_refused_request_is_not_answered(
         connection.sendall(refused[-2:] + rest)
         assert problem(read(connection)) == (431, "headers-too-large")
     assert [rejections(hasty, reason) for reason in counted] == [before[0] + 1, *before[1:]]
-    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_body_that_trickles_is_refused(hasty: httpx.Client) -> None:
@@ -221,7 +221,7 @@ def test_a_body_that_trickles_is_refused(hasty: httpx.Client) -> None:
         assert problem(read(connection)) == (408, "body-timeout")
 
 
-def test_a_body_that_nobody_reads_is_not_waited_for(hasty: httpx.Client) -> None:
+def test_a_body_that_is_not_read_is_not_waited_for(hasty: httpx.Client) -> None:
     with connected(hasty) as connection:
         connection.sendall(GET + b"Content-Length: 1000000\r\n\r\n")
         assert connection.recv(1_000).startswith(b"HTTP/1.1 200")
@@ -230,7 +230,7 @@ def test_a_body_that_nobody_reads_is_not_waited_for(hasty: httpx.Client) -> None
         assert time.monotonic() - start < 5
 
 
-def test_a_line_end_behind_a_body_does_not_cost_the_answer(hasty: httpx.Client) -> None:
+def test_a_line_end_after_a_body_does_not_lose_the_answer(hasty: httpx.Client) -> None:
     body = photo(SLOW)
     head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with connected(hasty) as connection:
@@ -241,13 +241,13 @@ def test_a_line_end_behind_a_body_does_not_cost_the_answer(hasty: httpx.Client) 
 
 
 async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """One answer that no buffer of the system holds."""
+    """Send one answer that is larger than any buffer of the system."""
     headers = [(b"content-length", str(LARGE).encode()), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": bytes(LARGE)})
 
 
-def test_an_answer_that_is_taken_slowly_is_sent_to_its_end(bundle: Path) -> None:
+def test_an_answer_that_is_read_slowly_is_sent_completely(bundle: Path) -> None:
     settings = read_settings(bundle=bundle, body_seconds=0.5)
     protocol = partial(Connection, settings, Metrics(read_manifest(bundle), "cpu"))
     config = uvicorn.Config(
@@ -267,7 +267,7 @@ def test_an_answer_that_is_taken_slowly_is_sent_to_its_end(bundle: Path) -> None
     assert taken > LARGE
 
 
-def test_an_answer_that_is_not_taken_is_not_kept(hasty: httpx.Client) -> None:
+def test_an_answer_that_is_not_read_is_dropped(hasty: httpx.Client) -> None:
     with connected(hasty) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         script = b"GET /swagger/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -284,9 +284,9 @@ def test_an_answer_that_is_not_taken_is_not_kept(hasty: httpx.Client) -> None:
 
 
 def test_connections_over_the_limit_are_refused_and_the_others_served(bundle: Path) -> None:
-    with running(bundle, max_connections=4, header_seconds=5) as client, ExitStack() as open_ones:
+    with running(bundle, max_connections=4, header_seconds=5) as client, ExitStack() as stack:
         client.get("/healthz")
-        held = [open_ones.enter_context(connected(client)) for _ in range(3)]
+        held = [stack.enter_context(connected(client)) for _ in range(3)]
         with connected(client) as one_more:
             assert problem(read(one_more)) == (429, "too-many-connections")
         assert top_labels(client.post("/classify", content=RED)) == ["red"]
@@ -298,16 +298,16 @@ def test_connections_over_the_limit_are_refused_and_the_others_served(bundle: Pa
             assert read(one_more).startswith(b"HTTP/1.1 200")
 
 
-def test_who_watches_sees_a_service_that_is_full(bundle: Path) -> None:
+def test_prometheus_sees_a_service_that_is_full(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ("--max-connections", "2", "--metrics-port", str(port))
-    with process(bundle, *flags) as (_, client), ExitStack() as open_ones:
-        open_ones.enter_context(connected(client))
+    with process(bundle, *flags) as (_, client), ExitStack() as stack:
+        stack.enter_context(connected(client))
         metrics = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
         with connected(client) as one_more:
             assert problem(read(one_more)) == (429, "too-many-connections")
-        assert rejections(open_ones.enter_context(metrics), "too_many_connections") == 1
+        assert rejections(stack.enter_context(metrics), "too_many_connections") == 1
         assert metrics.get("/healthz").status_code == 200
 
 
@@ -321,4 +321,4 @@ def test_many_slow_senders_do_not_keep_the_others_out(hasty: httpx.Client) -> No
 
         slow = [pool.submit(hold, number) for number in range(50)]
         assert top_labels(hasty.post("/classify", content=RED)) == ["red"]
-        assert {one.result() for one in slow} == {(408, "header-timeout")}
+        assert {future.result() for future in slow} == {(408, "header-timeout")}

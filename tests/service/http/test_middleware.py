@@ -1,4 +1,4 @@
-"""What a browser is told, and that the documentation page obeys it."""
+"""The security headers, and a documentation page that complies with them."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,9 @@ def test_every_answer_has_the_headers(client: httpx.Client, path: str) -> None:
     assert {name: response.headers.get(name) for name in HEADERS} == HEADERS
 
 
-def test_so_has_a_failure_and_a_refusal(client: httpx.Client, small: httpx.Client) -> None:
+def test_failures_and_refusals_have_the_headers_too(
+    client: httpx.Client, small: httpx.Client
+) -> None:
     failed = client.post("/classify", content=photo(POISON))
     large = small.post("/classify", content=bytes(2_000))
     assert (failed.status_code, large.status_code) == (500, 413)

@@ -1,4 +1,4 @@
-"""What a good request is answered."""
+"""Answers to valid requests."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,9 +27,10 @@ COUNTS = np.array([count for _, count in CLASSES.values()], float)
 
 
 def expected(colour: tuple[int, int, int], temperature: float, prior: np.ndarray) -> np.ndarray:
-    """Probabilities [C] by the definition: softmax(logits / T + log prior)."""
+    """Return the probabilities [C] by definition: softmax(logits / T + log prior)."""
     weights = prior * np.exp(logits_of([colour])[0].astype(float) / temperature)
-    return weights / weights.sum()
+    probabilities: np.ndarray = weights / weights.sum()
+    return probabilities
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_classify_answers_confidence_under_the_prior_at_the_bundles_temperature(
     weights: np.ndarray,
 ) -> None:
     grey = (120, 110, 100)
-    query = {"ensemble": ensemble, "prior": prior, "top_k": 7}
+    query = {"ensemble": ensemble, "prior": prior, "top_k": "7"}
     answer = client.post("/classify", params=query, content=photo(grey)).json()
     assert (answer["ensemble"], answer["prior"]) == (ensemble, prior)
     assert answer["model"]["name"] == "palette"
@@ -53,18 +54,20 @@ def test_classify_answers_confidence_under_the_prior_at_the_bundles_temperature(
     assert (result["filename"], result["views"]) == (None, views)
     probabilities = expected(grey, temperature, weights)
     order = np.argsort(-probabilities)
-    assert [one["label"] for one in result["predictions"]] == [list(CLASSES)[i] for i in order]
-    confidences = [one["confidence"] for one in result["predictions"]]
+    assert [prediction["label"] for prediction in result["predictions"]] == [
+        list(CLASSES)[i] for i in order
+    ]
+    confidences = [prediction["confidence"] for prediction in result["predictions"]]
     np.testing.assert_allclose(confidences, probabilities[order], rtol=1e-4)
 
 
-def test_a_prediction_tells_group_and_training_count(client: httpx.Client) -> None:
+def test_a_prediction_has_group_and_training_count(client: httpx.Client) -> None:
     result = client.post("/classify", content=photo((0, 0, 0))).json()["results"][0]
     best = result["predictions"][0]
     assert (best["label"], best["group"], best["count"]) == ("black", "few", 5)
 
 
-def test_classify_names_five_classes_unless_told_otherwise(client: httpx.Client) -> None:
+def test_classify_names_five_classes_by_default(client: httpx.Client) -> None:
     def predictions(**query: int) -> int:
         answer = client.post("/classify", params=query, content=photo(RED)).json()
         return len(answer["results"][0]["predictions"])
@@ -76,18 +79,18 @@ def test_classify_names_five_classes_unless_told_otherwise(client: httpx.Client)
 
 def test_confidence_covers_every_class_and_group(client: httpx.Client) -> None:
     result = client.post("/confidence", content=photo(RED)).json()["results"][0]
-    assert [one["label"] for one in result["classes"]] == list(CLASSES)
-    assert sum(one["confidence"] for one in result["classes"]) == pytest.approx(1)
+    assert [entry["label"] for entry in result["classes"]] == list(CLASSES)
+    assert sum(entry["confidence"] for entry in result["classes"]) == pytest.approx(1)
     assert sum(result["groups"].values()) == pytest.approx(1)
-    few = sum(one["confidence"] for one in result["classes"] if one["group"] == "few")
+    few = sum(entry["confidence"] for entry in result["classes"] if entry["group"] == "few")
     assert result["groups"]["few"] == pytest.approx(few)
 
 
-def test_confidence_of_some_classes_is_that_among_all(client: httpx.Client) -> None:
+def test_confidence_of_some_classes_is_the_same_as_among_all(client: httpx.Client) -> None:
     everything = client.post("/confidence", content=photo(RED)).json()["results"][0]
     query = {"classes": ["cyan", "red"]}
     some = client.post("/confidence", params=query, content=photo(RED)).json()["results"][0]
-    by_label = {one["label"]: one for one in everything["classes"]}
+    by_label = {entry["label"]: entry for entry in everything["classes"]}
     assert some["classes"] == [by_label["cyan"], by_label["red"]]
     assert some["groups"] == everything["groups"]
 
@@ -104,7 +107,7 @@ def test_confidence_is_written_as_its_description_says(client: httpx.Client) -> 
     answer = client.post("/confidence", params={"prior": "train"}, files=files)
     assert answer.headers["content-type"] == "application/json"
     described = Confidence.model_validate_json(answer.content)
-    kinds = [type(one) for one in described.results]
+    kinds = [type(result) for result in described.results]
     assert kinds == [ConfidenceOfImage, FailedImage, ConfidenceOfImage]
     assert answer.text == described.model_dump_json()
 
@@ -116,7 +119,7 @@ def test_confidence_of_many_images_is_never_in_memory_together(
     together = []
 
     def counted(*arguments: Any) -> ConfidenceOfImage:
-        together.append(sum(one() is not None for one in made))
+        together.append(sum(reference() is not None for reference in made))
         result = confidences(*arguments)
         made.append(ref(result))
         return result
@@ -125,12 +128,12 @@ def test_confidence_of_many_images_is_never_in_memory_together(
     files = form(*[("a.png", photo(RED))] * 8)
     with running(bundle) as client, ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda _: client.post("/confidence", files=files), range(4))
-        assert [one.status_code for one in answers] == [200] * 4
+        assert [answer.status_code for answer in answers] == [200] * 4
     assert len(together) == 32
     assert max(together) <= 1
 
 
-def test_a_request_is_in_work_until_its_answer_is_written(
+def test_a_request_is_in_progress_until_its_answer_is_written(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, written = Event(), Event()
@@ -152,7 +155,7 @@ def test_a_request_is_in_work_until_its_answer_is_written(
         assert client.post("/confidence", content=body).status_code == 200
 
 
-def test_the_nearest_of_too_many_labels_is_not_looked_for() -> None:
+def test_the_nearest_of_too_many_labels_is_not_searched_for() -> None:
     labels = [f"label {number}" for number in range(1_001)]
     assert unknown_class("label", labels[:1_000]).startswith("unknown class `label`: did you mean")
     assert unknown_class("label", labels) == "unknown class `label`: GET /classes lists them"
@@ -160,7 +163,7 @@ def test_the_nearest_of_too_many_labels_is_not_looked_for() -> None:
 
 def test_classes_are_listed_in_order(client: httpx.Client) -> None:
     answer = client.get("/classes").json()
-    assert [one["label"] for one in answer["classes"]] == list(CLASSES)
+    assert [entry["label"] for entry in answer["classes"]] == list(CLASSES)
     assert answer["classes"][0].pop("live")
     assert answer["classes"][0] == {
         "label": "red",
@@ -170,7 +173,7 @@ def test_classes_are_listed_in_order(client: httpx.Client) -> None:
     }
 
 
-def test_the_model_tells_what_runs_it(client: httpx.Client) -> None:
+def test_the_model_summary_says_what_runs_it(client: httpx.Client) -> None:
     answer = client.get("/model").json()
     assert (answer["name"], answer["provider"], answer["precision"]) == ("palette", "cpu", "fp32")
     assert answer["groups"] == {"many": 3, "medium": 2, "few": 2}

@@ -326,7 +326,7 @@ def test_a_key_is_requested_if_needed_and_kept_in_the_tab(
         expect(dialog.get_by_role("alert")).to_be_hidden()
         page.keyboard.type("not-the-right-key-at-all")
         page.keyboard.press("Enter")
-        expect(dialog.get_by_role("alert")).to_have_text(re.compile("none of those"))
+        expect(dialog.get_by_role("alert")).to_have_text(re.compile("not one of those"))
         page.keyboard.type(KEY)
         page.keyboard.press("Enter")
         expect(dialog).to_be_hidden()
