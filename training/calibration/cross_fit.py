@@ -47,7 +47,7 @@ def cross_fit(
         return {}
     folds = [distinct[fold].tolist() for fold in assigned]
     parts = [
-        logits_without(
+        _logits_without(
             trainer,
             recipe,
             write,
@@ -127,7 +127,7 @@ def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
     return shares
 
 
-def logits_without(
+def _logits_without(
     trainer: Trainer,
     recipe: Recipe,
     write: Write,

@@ -50,14 +50,14 @@ class HeldOut:
         notes = []
         if self.source == "cross-fitting":
             notes.append(
-                "measured on models that were trained without these photos, not on this one"
+                "measured on models that were trained without these photos, not on this model"
             )
         if self.duplicates:
             total = self.duplicates + len(self)
             notes.append(
                 f"{self.duplicates} of {total} photos are duplicates of others and count once"
             )
-        images = len(set(self.image_hashes))
+        images = len(set(self._image_hashes))
         if images < len(self):
             notes.append(
                 f"the {len(self)} photos show only {images} different images, with several labels"
@@ -68,12 +68,12 @@ class HeldOut:
     def distinct(self) -> npt.NDArray[np.int64]:
         """The indices of the photos that are not duplicates of an earlier one with its label."""
         first: dict[tuple[bytes, int], int] = {}
-        for index, photo in enumerate(zip(self.image_hashes, self.labels.tolist(), strict=True)):
+        for index, photo in enumerate(zip(self._image_hashes, self.labels.tolist(), strict=True)):
             first.setdefault(photo, index)
         return np.array(list(first.values()), np.int64)
 
     @cached_property
-    def image_hashes(self) -> list[bytes]:
+    def _image_hashes(self) -> list[bytes]:
         """A hash of each photo's logits, [N]; equal for equal images."""
         # Adding 0.0 turns minus zero, which has other bytes, into zero.
         rounded = (logits.round(DECIMALS) + 0.0 for logits in self.view_logits)

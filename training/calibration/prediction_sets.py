@@ -47,7 +47,7 @@ def fit_coverage(
     scores = HeldOutScores(
         labels,
         {
-            ensemble: of_label(probabilities, labels).astype(np.float32)
+            ensemble: _of_label(probabilities, labels).astype(np.float32)
             for ensemble, probabilities in ensembles.items()
         },
     )
@@ -58,7 +58,7 @@ def fit_coverage(
         }
         for interpolation in CANDIDATES
     }
-    chosen = min(CANDIDATES, key=lambda interpolation: cost(estimates[interpolation]))
+    chosen = min(CANDIDATES, key=lambda interpolation: _cost(estimates[interpolation]))
     any_scores = next(iter(scores.ensembles.values()))
     reach = Coverage(any_scores, labels, groups, chosen).reach
     sets = PredictionSets(
@@ -76,7 +76,7 @@ def cross_validate(
     probabilities: Doubles, labels: Labels, groups: Sequence[Group], interpolation: Interpolation
 ) -> tuple[CoverageScores, ...]:
     """Return the coverage at `TARGETS`, each photo's sets from thresholds fitted without it."""
-    scores = of_label(probabilities, labels).astype(np.float32)
+    scores = _of_label(probabilities, labels).astype(np.float32)
     sets = np.zeros((len(TARGETS), *probabilities.shape), np.bool_)
     folds = stratified_folds(labels)
     for number in range(FOLDS):
@@ -94,7 +94,7 @@ def measure_coverage(
     sets: Sets, labels: Labels, groups: Sequence[Group], target: float
 ) -> CoverageScores:
     """Return how sets [N, C] for a coverage `target` (0 to 1) cover the true classes int64 [N]."""
-    covered = 100 * of_label(sets.astype(np.float64), labels)
+    covered = 100 * _of_label(sets.astype(np.float64), labels)
     sizes = sets.sum(axis=1).astype(np.float64)
     weights = class_weights(labels)
     of_group = group_indices(groups)[labels]
@@ -123,7 +123,7 @@ def measure_coverage(
     )
 
 
-def cost(estimates: Mapping[Ensemble, Sequence[CoverageScores]]) -> float:
+def _cost(estimates: Mapping[Ensemble, Sequence[CoverageScores]]) -> float:
     """Return a cost in points: what classes and groups miss of the target, and the size of sets."""
     total = 0.0
     for scores in (scores for of_targets in estimates.values() for scores in of_targets):
@@ -139,7 +139,7 @@ def cost(estimates: Mapping[Ensemble, Sequence[CoverageScores]]) -> float:
     return total
 
 
-def of_label(values: Doubles, labels: Labels) -> Doubles:
+def _of_label(values: Doubles, labels: Labels) -> Doubles:
     """Return the value [N] of each row's true class, from values [N, C]."""
     chosen: Doubles = values[np.arange(len(labels)), labels]
     return chosen

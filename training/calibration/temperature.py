@@ -62,7 +62,7 @@ def fit_temperatures(held: HeldOut, adaptive: MeanLogits | None = None) -> Fitte
     the data could not show.
     """
     fits = [EnsembleFit(predictions) for predictions in predictions_on(held, adaptive)]
-    calibration = assemble(held, fits, np.arange(len(held)))
+    calibration = _assemble(held, fits, np.arange(len(held)))
     scored = [
         (fit.predictions, fit.predictions.at(temperatures))
         for fit, temperatures in zip(fits, cross_validated(held, fits), strict=True)
@@ -114,7 +114,7 @@ class EnsembleFit:
         return nll_curve(self.nll_grid[rows], self.predictions.weights[rows])
 
 
-def assemble(held: HeldOut, fits: Sequence[EnsembleFit], rows: Indices) -> Calibration:
+def _assemble(held: HeldOut, fits: Sequence[EnsembleFit], rows: Indices) -> Calibration:
     """Return the temperatures of every ensemble, fitted on the photos at `rows`."""
     fitted = [fit.temperatures(rows) for fit in fits]
     neutral = Temperatures(pooled=1.0, groups={})
@@ -134,7 +134,7 @@ def cross_validated(held: HeldOut, fits: Sequence[EnsembleFit]) -> list[Doubles]
     folds = stratified_folds(held.labels)
     for number in np.unique(folds):
         fold = np.flatnonzero(folds == number)
-        calibration = assemble(held, fits, np.flatnonzero(folds != number))
+        calibration = _assemble(held, fits, np.flatnonzero(folds != number))
         for own, fit in zip(temperatures, fits, strict=True):
             photos = fit.predictions
             own[fold] = calibration.temperatures(
@@ -238,7 +238,7 @@ def temperature_notes(held: HeldOut, ensembles: Sequence[Predictions]) -> tuple[
                 f"{name}: every answer is {outcome}, so its temperature is a cautious guess"
             )
         for views in np.unique(predictions.views).tolist():
-            if thin := groups_with_few(predictions, views):
+            if thin := _groups_with_few(predictions, views):
                 kind = f"{name}, {views} views" if name is Ensemble.ADAPTIVE else name
                 notes.append(
                     f"{kind}: too few photos for temperatures of their own, by the answer's group: "
@@ -247,7 +247,7 @@ def temperature_notes(held: HeldOut, ensembles: Sequence[Predictions]) -> tuple[
     return tuple(notes)
 
 
-def groups_with_few(predictions: Predictions, views: int) -> list[str]:
+def _groups_with_few(predictions: Predictions, views: int) -> list[str]:
     """Return the groups that have few answers after `views` views, with their numbers of photos."""
     thin = []
     for index, group in enumerate(GROUPS):

@@ -157,7 +157,7 @@ def degenerate() -> dict[str, tuple[HeldOut, str]]:
         "one image, all labels": (alike, "the 60 photos show only 1 different images"),
         "cross-fitting": (
             replace(simulated(labels), source="cross-fitting"),
-            "trained without these photos, not on this one",
+            "trained without these photos, not on this model",
         ),
     }
 

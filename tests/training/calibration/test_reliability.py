@@ -62,8 +62,8 @@ def test_perfect_confidence_stays_under_the_detectable_error_19_times_of_20(phot
 
 @pytest.mark.parametrize("off_by", [-20.0, 10.0])
 def test_the_plain_error_is_a_constant_gap_too(off_by: float) -> None:
-    found = scored(50_000, off_by)
-    assert expected_error(found) == pytest.approx(abs(off_by), abs=1)
+    predictions = scored(50_000, off_by)
+    assert expected_error(predictions) == pytest.approx(abs(off_by), abs=1)
 
 
 def test_the_plain_error_is_the_mean_gap_of_15_equal_bins() -> None:
@@ -71,12 +71,12 @@ def test_the_plain_error_is_the_mean_gap_of_15_equal_bins() -> None:
     confidence = np.linspace(0.495, 0.505, 60)
     right = np.arange(60) % 2 == 0
     right[:4], right[-4:] = False, True
-    found = expected_error(
+    error = expected_error(
         ScoredPredictions(confidence, right, np.zeros(60, np.int64), np.ones(60))
     )
     bins_of_four = confidence.reshape(15, 4).mean(1), right.reshape(15, 4).mean(1)
-    assert found == pytest.approx(100 * np.abs(bins_of_four[0] - bins_of_four[1]).mean())
-    assert found == pytest.approx(100 / 15, abs=0.5)
+    assert error == pytest.approx(100 * np.abs(bins_of_four[0] - bins_of_four[1]).mean())
+    assert error == pytest.approx(100 / 15, abs=0.5)
 
 
 def test_the_plain_error_uses_the_weights_of_the_photos() -> None:
@@ -87,16 +87,18 @@ def test_the_plain_error_uses_the_weights_of_the_photos() -> None:
     groups = np.zeros(1000, np.int64)
     even = np.ones(1000)
     heavy = np.where(np.arange(1000) < 900, 1.0, 9.0)
-    found = [expected_error(ScoredPredictions(confidence, right, groups, w)) for w in (even, heavy)]
-    assert found == pytest.approx([5, 25], abs=1)
+    errors = [
+        expected_error(ScoredPredictions(confidence, right, groups, w)) for w in (even, heavy)
+    ]
+    assert errors == pytest.approx([5, 25], abs=1)
 
 
 def test_chance_makes_the_plain_error_larger_than_the_other() -> None:
     perfect = scored(300)
-    found = change(perfect, perfect)
-    assert found.after is not None
-    assert found.ece_after == found.ece_before == expected_error(perfect)
-    assert found.ece_after > found.after
+    errors = change(perfect, perfect)
+    assert errors.after is not None
+    assert errors.ece_after == errors.ece_before == expected_error(perfect)
+    assert errors.ece_after > errors.after
 
 
 @given(st.integers(1, 2000), st.integers(0, 99))
@@ -128,10 +130,10 @@ def test_weights_count_like_photos() -> None:
 
 def test_too_few_photos_give_no_error() -> None:
     few, enough = scored(MIN_PHOTOS - 1), scored(MIN_PHOTOS)
-    found = change(few, few)
-    assert (found.photos, found.before, found.after, found.enough) == (99, None, None, False)
-    assert found.ece_before is None
-    assert found.ece_after is None
+    errors = change(few, few)
+    assert (errors.photos, errors.before, errors.after, errors.enough) == (99, None, None, False)
+    assert errors.ece_before is None
+    assert errors.ece_after is None
     assert change(enough, enough).after is not None
 
 
@@ -149,16 +151,23 @@ def test_a_group_without_answers_has_no_bins() -> None:
 def test_errors_say_which_groups_have_too_few_photos() -> None:
     many: Group = "many"
     ensembles = predictions_on(held_out(250, [0.4] * 3, groups=[*[many] * 7, "few"]))
-    found = errors_of("simulated photos", [(one, one.at(np.full(250, 0.4))) for one in ensembles])
-    assert found.off.overall.enough
-    assert found.off.groups["many"].enough
-    assert found.off.groups["medium"].photos == 0
-    assert found.notes == (
+    errors = errors_of(
+        "simulated photos",
+        [(predictions, predictions.at(np.full(250, 0.4))) for predictions in ensembles],
+    )
+    assert errors.off.overall.enough
+    assert errors.off.groups["many"].enough
+    assert errors.off.groups["medium"].photos == 0
+    assert errors.notes == (
         "off: fewer than 100 photos, too few for an error: few",
         "full: fewer than 100 photos, too few for an error: few",
     )
     sure = errors_of(
-        "simulated photos", [(one, one.uncalibrated()) for one in predictions_on(held_out(400))]
+        "simulated photos",
+        [
+            (predictions, predictions.uncalibrated())
+            for predictions in predictions_on(held_out(400))
+        ],
     )
     assert sure.notes[-1] == (
         "full: too few photos to tell half the error from none: overall, many, medium, few"

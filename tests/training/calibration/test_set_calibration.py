@@ -43,10 +43,10 @@ def test_sets_of_new_photos_cover_as_estimated() -> None:
         )
         images, classes = photos([100] * 16, 100 + seed)
         for target, estimate in zip(TARGETS, fitted.estimates[Ensemble.FULL], strict=True):
-            found = measure_coverage(coverage.sets(images, target), classes, TAIL, target)
+            measured = measure_coverage(coverage.sets(images, target), classes, TAIL, target)
             assert estimate.macro is not None
-            assert found.macro is not None
-            errors.append([found.macro - 100 * target, found.macro - estimate.macro])
+            assert measured.macro is not None
+            errors.append([measured.macro - 100 * target, measured.macro - estimate.macro])
     # There are 40 photos of few-shot classes in each of five draws: a standard error of 2 points.
     np.testing.assert_allclose(np.mean(errors, axis=0), 0, atol=4)
 
@@ -74,16 +74,16 @@ def test_each_ensemble_keeps_its_own_scores() -> None:
 def test_coverage_and_size_are_counted_by_photo_class_and_group() -> None:
     labels = np.array([0, 0, 0, 1])
     sets = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 0]], np.bool_)
-    found = measure_coverage(sets, labels, ["many", "few", "medium"], 0.9)
-    assert found.target == pytest.approx(90)
-    assert found.marginal == pytest.approx(75)
-    assert found.macro == pytest.approx((100 * 2 / 3 + 100) / 2)
-    assert found.gap == pytest.approx((90 - 100 * 2 / 3) / 2)
-    assert found.size == pytest.approx((5 / 3 + 1) / 2)
-    assert found.groups["many"].coverage == pytest.approx(100 * 2 / 3)
-    assert found.groups["many"].size == pytest.approx(5 / 3)
-    assert found.groups["few"].coverage == pytest.approx(100)
-    assert (found.groups["medium"].photos, found.groups["medium"].coverage) == (0, None)
+    scores = measure_coverage(sets, labels, ["many", "few", "medium"], 0.9)
+    assert scores.target == pytest.approx(90)
+    assert scores.marginal == pytest.approx(75)
+    assert scores.macro == pytest.approx((100 * 2 / 3 + 100) / 2)
+    assert scores.gap == pytest.approx((90 - 100 * 2 / 3) / 2)
+    assert scores.size == pytest.approx((5 / 3 + 1) / 2)
+    assert scores.groups["many"].coverage == pytest.approx(100 * 2 / 3)
+    assert scores.groups["many"].size == pytest.approx(5 / 3)
+    assert scores.groups["few"].coverage == pytest.approx(100)
+    assert (scores.groups["medium"].photos, scores.groups["medium"].coverage) == (0, None)
 
 
 def test_a_missing_class_is_noted() -> None:

@@ -29,24 +29,24 @@ def temperatures_of(held: HeldOut, adaptive: MeanLogits | None = None) -> Calibr
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
 def test_the_temperature_that_made_the_logits_is_found(true: float) -> None:
-    found = temperatures_of(held_out(4000, [true] * 3))
-    for temperatures in (found.off, found.full):
+    calibration = temperatures_of(held_out(4000, [true] * 3))
+    for temperatures in (calibration.off, calibration.full):
         assert temperatures.pooled == pytest.approx(true, rel=0.05)
         assert list(temperatures.groups.values()) == pytest.approx([true] * 3, rel=0.1)
-    assert found.adaptive == {}
+    assert calibration.adaptive == {}
 
 
 def test_one_view_and_all_views_have_temperatures_of_their_own() -> None:
     held = held_out(4000, [2.0] * 3)
     held.view_logits[:, 1:] /= 4
-    found = temperatures_of(held)
-    assert found.off.pooled == pytest.approx(2.0, rel=0.05)
-    assert found.full.pooled == pytest.approx(2.0 * (1 + 4 / 4) / 5, rel=0.05)
+    calibration = temperatures_of(held)
+    assert calibration.off.pooled == pytest.approx(2.0, rel=0.05)
+    assert calibration.full.pooled == pytest.approx(2.0 * (1 + 4 / 4) / 5, rel=0.05)
 
 
 def test_groups_of_the_predicted_class_have_their_own_if_photos_are_many() -> None:
-    found = temperatures_of(held_out(6000, [0.5, 1.0, 2.0]))
-    assert list(found.off.groups.values()) == pytest.approx([0.5, 1.0, 2.0], rel=0.1)
+    calibration = temperatures_of(held_out(6000, [0.5, 1.0, 2.0]))
+    assert list(calibration.off.groups.values()) == pytest.approx([0.5, 1.0, 2.0], rel=0.1)
 
 
 def test_images_that_stop_early_have_a_temperature_of_their_own() -> None:
@@ -54,11 +54,11 @@ def test_images_that_stop_early_have_a_temperature_of_their_own() -> None:
     sure = np.sort(held.view_logits[:, 0], 1)
     views = np.where(sure[:, -1] - sure[:, -2] > 2, 1, 5)
     logits = held.view_logits[:, 0] * np.where(views == 1, 3.0, 0.5)[:, None]
-    found = temperatures_of(held, MeanLogits(logits.astype(np.float32), views))
-    assert set(found.adaptive) == {1, 5}
-    assert found.adaptive[1].pooled == pytest.approx(3.0, rel=0.1)
-    assert found.adaptive[5].pooled == pytest.approx(0.5, rel=0.1)
-    at = found.temperatures(logits, views, Ensemble.ADAPTIVE, group_indices(NINE))
+    calibration = temperatures_of(held, MeanLogits(logits.astype(np.float32), views))
+    assert set(calibration.adaptive) == {1, 5}
+    assert calibration.adaptive[1].pooled == pytest.approx(3.0, rel=0.1)
+    assert calibration.adaptive[5].pooled == pytest.approx(0.5, rel=0.1)
+    at = calibration.temperatures(logits, views, Ensemble.ADAPTIVE, group_indices(NINE))
     assert at[views == 1].min() > 2 > 1 > at[views == 5].max()
 
 
@@ -80,9 +80,9 @@ def test_a_posterior_lies_between_the_prior_and_what_the_photos_say(
 ) -> None:
     curve = curve_of(held_out(photos, [2.0] * 3, seed=photos))
     alone = posterior(curve, LogTemperature(mean, 100.0)).mean
-    found = posterior(curve, LogTemperature(mean, variance))
-    assert min(alone, mean) - 0.05 <= found.mean <= max(alone, mean) + 0.05
-    assert found.variance <= variance * 1.05
+    result = posterior(curve, LogTemperature(mean, variance))
+    assert min(alone, mean) - 0.05 <= result.mean <= max(alone, mean) + 0.05
+    assert result.variance <= variance * 1.05
 
 
 def curve_of(held: HeldOut) -> np.ndarray:
@@ -157,13 +157,15 @@ def test_unusual_data_give_sane_temperatures_and_a_note(name: str) -> None:
     logits, labels, note = UNUSUAL[name]
     held = seen(logits, labels)
     views = np.where(np.arange(len(labels)) % 2, 1, 5)
-    found = temperatures_of(held, MeanLogits(held.view_logits[:, 0], views))
-    assert any(note in text for text in found.notes), found.notes
-    for temperatures in (found.off, found.full, *found.adaptive.values()):
+    calibration = temperatures_of(held, MeanLogits(held.view_logits[:, 0], views))
+    assert any(note in text for text in calibration.notes), calibration.notes
+    for temperatures in (calibration.off, calibration.full, *calibration.adaptive.values()):
         for temperature in (temperatures.pooled, *temperatures.groups.values()):
             assert 1 / 12.2 < temperature < 12.2
-    assert Calibration.model_validate_json(found.model_dump_json()) == found
-    at = found.temperatures(held.view_logits[:, 0], views, Ensemble.ADAPTIVE, group_indices(NINE))
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+    at = calibration.temperatures(
+        held.view_logits[:, 0], views, Ensemble.ADAPTIVE, group_indices(NINE)
+    )
     assert np.isfinite(at).all()
     assert len(at) == len(labels)
 
@@ -178,17 +180,20 @@ def test_temperatures_are_bounded_for_any_photos(data: st.DataObject) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 99)))
     scale = data.draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0]))
     held = seen(scale * random.normal(size=(photos, len(counts))), np.array(labels, int), groups)
-    found = temperatures_of(held)
-    assert found.notes
-    assert all(1 / 12.2 < temperature < 12.2 for temperature in (*found.off.row, *found.full.row))
+    calibration = temperatures_of(held)
+    assert calibration.notes
+    assert all(
+        1 / 12.2 < temperature < 12.2
+        for temperature in (*calibration.off.row, *calibration.full.row)
+    )
 
 
 def test_groups_without_classes_make_no_note() -> None:
-    found = temperatures_of(held_out(2000, groups=["many"] * 5))
-    assert found.notes == ()
-    assert set(found.off.groups) == set(GROUPS)
+    calibration = temperatures_of(held_out(2000, groups=["many"] * 5))
+    assert calibration.notes == ()
+    assert set(calibration.off.groups) == set(GROUPS)
 
 
 def test_drawn_labels_are_as_frequent_as_their_weights() -> None:
-    found = draw(np.tile([1.0, 2.0, 1.0], (4000, 1)), np.random.default_rng(0))
-    np.testing.assert_allclose(np.bincount(found) / 4000, [0.25, 0.5, 0.25], atol=0.03)
+    labels = draw(np.tile([1.0, 2.0, 1.0], (4000, 1)), np.random.default_rng(0))
+    np.testing.assert_allclose(np.bincount(labels) / 4000, [0.25, 0.5, 0.25], atol=0.03)

@@ -13,7 +13,10 @@ from tests.support.simulated import held_out
 
 def test_the_diagram_takes_any_number_of_photos(tmp_path: Path) -> None:
     ensembles = [predictions_on(held)[0] for held in (held_out(700), held_out(0))]
-    scored = [(one.uncalibrated(), one.at(np.full(len(one), 2.0))) for one in ensembles]
+    scored = [
+        (predictions.uncalibrated(), predictions.at(np.full(len(predictions), 2.0)))
+        for predictions in ensembles
+    ]
     draw_reliability(tmp_path / "reliability.png", dict(zip(Ensemble, scored, strict=False)))
     with Image.open(tmp_path / "reliability.png") as image:
         colours = image.convert("RGB").getcolors(2**24)
