@@ -240,7 +240,7 @@ def compare(
             chosen,
             folder,
             replace=replace,
-            tell=console.print,
+            log=console.print,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None

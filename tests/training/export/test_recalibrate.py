@@ -136,7 +136,7 @@ def test_what_cannot_be_calibrated_on_is_one_line(
     [
         ((0, 0, 1, 1), False, "1 of 3 classes have no held-out photo"),
         ((0, 1, 2), False, "so few photos (3) leave every temperature near 1 or uncertain"),
-        ((0, 0, 0, 1, 1, 2), True, "are copies of others and count once"),
+        ((0, 0, 0, 1, 1, 2), True, "are duplicates of others and count once"),
         ((1,), False, "2 of 3 classes have no held-out photo"),
     ],
     ids=["a class is missing", "one photo a class", "identical photos", "one photo"],
