@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from taillift.models.lift.block import Block
-from taillift.models.lift.convert import PatchConv
+from taillift.models.lift.embedding import Embed, PatchConv
 from taillift.models.lift.head import CosineHead, Head
 from taillift.models.lift.model import Model, Normalise
-from taillift.models.lift.pooling import Embed, MeanPool, Pool
+from taillift.models.lift.pooling import MeanPool, Pool
 from taillift.models.lift.tower import Tower
-from taillift.models.lift.tuners import Spec
+from taillift.models.lift.tuners import Tuner
 from taillift.models.lift.tuners.base import Attachment
 
 WIDTH, BLOCKS, CLASSES = 32, 3, 7
@@ -47,7 +47,7 @@ def tiny(
     return Model(Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), tower, head).eval()
 
 
-def attach(model: Model, specs: Sequence[Spec]) -> Model:
+def attach(model: Model, specs: Sequence[Tuner]) -> Model:
     for spec in specs:
         spec.resolved(CLASSES, BLOCKS, WIDTH).attach(model.tower.blocks)
     return model
