@@ -1,4 +1,4 @@
-"""The error that every command reports as one line without a traceback, and parts of its text."""
+"""The error that every command reports as one line without a traceback, and help for its text."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return a question that names the known names nearest to `name`, or `otherwise` if none is."""
+    """Return "did you mean ...?" with the known names nearest to `name`, or `otherwise`."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
 

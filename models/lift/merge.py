@@ -12,7 +12,7 @@ from taillift.models.lift.tuners.base import Attachment, Wrapper
 
 
 def merge(model: Model) -> Model:
-    """Return a copy with the same outputs, its tuners in the tower's weights, and a plain head.
+    """Return a copy with the same outputs, its tuners folded into the tower, and a plain head.
 
     An attachment that cannot be merged stays as it is; `unmerged` names its method.
     """

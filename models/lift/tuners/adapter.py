@@ -23,7 +23,7 @@ class Adapter(BottleneckTuner):
 
 
 class AdapterBranch(Bottleneck):
-    """The branch in one block."""
+    """The bottleneck of one block."""
 
     METHOD = "adapter"
 

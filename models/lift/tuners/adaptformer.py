@@ -42,8 +42,8 @@ class AdaptFormerBranch(Bottleneck):
     def merge(self, block: Block) -> bool:
         """Fold the branch into the block's MLP as `rank` more hidden units, which use ReLU.
 
-        The branch's norm and `norm2` normalise the same vector. So both can leave their affine
-        part to the linear layer that follows, and what remains of them is the same.
+        The branch's norm and `norm2` normalise the same vector. With their affine parts moved into
+        the linear layers after them, the two norms are the same, and one MLP can use both layers.
         """
         self.absorb_norm()
         if block.after_mlp:
