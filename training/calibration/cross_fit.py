@@ -13,7 +13,8 @@ import numpy.typing as npt
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
-from taillift.models.lift.model import Model, merge
+from taillift.models.lift.merge import merge
+from taillift.models.lift.model import Model
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
 from taillift.training.data.split import Split
 from taillift.training.recipe.recipe import Recipe

@@ -36,8 +36,8 @@ from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.merge import unmerged
-from taillift.models.lift.model import Model, merge
+from taillift.models.lift.merge import merge, unmerged
+from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator

@@ -9,7 +9,7 @@ from torch import Tensor
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, ImageSpec
-from taillift.models.lift.head import into_space, new_head
+from taillift.models.lift.head import new_head, project_features
 from taillift.models.lift.model import Model, Normalise
 from taillift.training.recipe.head_init import (
     ClassMeanInit,
@@ -61,7 +61,7 @@ def initial_weight(
     def photos() -> tuple[Tensor, Tensor]:
         found, labels = features()
         if projected:
-            found = into_space(found, backbone.projection, backbone.projection_bias)
+            found = project_features(found, backbone.projection, backbone.projection_bias)
         return found, labels
 
     match initial:
