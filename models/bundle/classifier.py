@@ -14,7 +14,8 @@ from taillift.models.bundle.images import Pixels, load, views
 from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.schema import FILES, Precision
-from taillift.models.bundle.session import CPU, Session, first_line
+from taillift.models.bundle.session import CPU, Session
+from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError
 
 BATCH_VIEWS: Final = 40

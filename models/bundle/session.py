@@ -23,6 +23,7 @@ from taillift.models.bundle.device import (
 from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.tensorrt_cache import engine_folder, engine_key
+from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError
 
 CPU: Final = Device()
@@ -186,12 +187,3 @@ def placement(graph: ort.InferenceSession) -> list[tuple[str, str]]:
         for part in graph.get_provider_graph_assignment_info()
         for node in part.get_nodes()
     ]
-
-
-def first_line(error: Exception) -> str:
-    """ONNX Runtime's messages have many lines, of which the first says it.
-
-    But where operators are missing, the line that names them does.
-    """
-    lines = str(error).splitlines() or [""]
-    return next((line for line in lines if "does not support" in line), lines[0])

@@ -1,6 +1,5 @@
 """Priors by name: the reserved ones, and those that a file gives."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from types import MappingProxyType
 
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import Doubles, Prior, log_prior, log_shares
+from taillift.models.bundle.text import did_you_mean
 from taillift.models.errors import UserError
 
 Pairs = list[tuple[str, object]]
@@ -58,9 +58,8 @@ def _log_shares(where: str, pairs: Pairs, labels: Sequence[str]) -> Doubles:
     weights: dict[str, float] = {}
     for label, weight in pairs:
         if label not in known:
-            near = difflib.get_close_matches(label, labels, n=1, cutoff=0)
             raise UserError(
-                f"{where}: the bundle has no class {label!r}; the nearest is {near[0]!r}"
+                f"{where}: the bundle has no class {label!r}{did_you_mean(label, labels)}"
             )
         if label in weights:
             raise UserError(f"{where}: class {label!r} stands there twice; remove one")

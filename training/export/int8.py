@@ -27,7 +27,8 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
+from taillift.models.bundle.session import Session
+from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError
 from taillift.training.export.onnx_graph import Fidelity, fidelity, folded, logits_of, products
 

@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto
 from taillift.models.bundle.arrays import chunks
 from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
+from taillift.models.bundle.session import Session
+from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError
 
 PRODUCTS: Final = ("Conv", "MatMul", "Gemm")

@@ -57,7 +57,7 @@ def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -
         ({"uniform": EVEN}, "'uniform' .* the name is taken"),
         ({"train": EVEN}, "'train' .* the name is taken"),
         ({"winter": [1]}, "'winter' .* must be an object"),
-        ({"winter": {**EVEN, "yelow": 1}}, "no class 'yelow'; the nearest is 'yellow'"),
+        ({"winter": {**EVEN, "yelow": 1}}, r"no class 'yelow' \(did you mean \"yellow\"\?\)"),
         ({"winter": {"red": 1}}, "class 'green' and 5 more missing"),
         ({"winter": {k: v for k, v in EVEN.items() if k != "cyan"}}, "class 'cyan' missing"),
         ({"winter": dict.fromkeys(CLASSES, 0)}, "every weight is 0"),
