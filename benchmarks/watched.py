@@ -11,6 +11,7 @@ from typing import Final, Literal
 import numpy as np
 from prometheus_client import generate_latest
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import (
     BackboneInfo,
     ClassInfo,
@@ -20,7 +21,6 @@ from taillift.models.bundle.manifest import (
     Variant,
     classes_from,
 )
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import Precision, Preprocessing
 from taillift.service.http import class_report
 from taillift.service.monitoring.counters import Metrics

@@ -10,8 +10,8 @@ import typer
 from taillift.service.settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from taillift.models.bundle.arrays import Pixels
     from taillift.models.bundle.classifier import Classifier
-    from taillift.models.bundle.images import Pixels
     from taillift.service.http.schemas import ClassifiedImage
     from taillift.service.problems import PerImageError
 

@@ -1,6 +1,7 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and the hash that identifies a file."""
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -44,6 +45,12 @@ def atomic_folder(target: Path, replace: str | None = None) -> Iterator[Path]:
         _check_replaceable(target, replace)
         _swap(temporary, target, folder / "old")
         _sync(target.parent)
+
+
+def file_sha256(path: Path) -> "hashlib._Hash":
+    """Return the sha256 of a file's bytes, to which more can be added."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def require_writable(target: Path) -> None:

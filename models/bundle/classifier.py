@@ -7,11 +7,10 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle import folder as layout
-from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.arrays import Counts, Doubles, Pixels, chunks
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.ensemble import Counts, Ensemble, MeanLogits, Stages, run_stages
-from taillift.models.bundle.images import Pixels, load, views
-from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.ensemble import Ensemble, MeanLogits, Stages, run_stages
+from taillift.models.bundle.images import load, views
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import CPU, Session

@@ -6,13 +6,11 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
+from taillift.models.bundle.arrays import Counts, Flags, Floats
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import Group, SchemaModel
-
-Floats = npt.NDArray[np.float32]
 
 
 class Ensemble(StrEnum):
@@ -40,8 +38,6 @@ def mean_over_views(logits: Floats, views: int) -> Floats:
     return mean
 
 
-Booleans = npt.NDArray[np.bool_]
-Counts = npt.NDArray[np.int64]
 Fill = Callable[[Counts, int, int], None]
 
 
@@ -64,7 +60,7 @@ class Stages(SchemaModel):
             raise ValueError(f"{len(self.stages)} stages need {len(self.stages) - 1} leads")
         return self
 
-    def stops(self, logits: Floats, views: int) -> Booleans:
+    def stops(self, logits: Floats, views: int) -> Flags:
         """[N]: which images need no more views, of their mean logits [N, C] over `views` views.
 
         Raises `ValueError` where `views` is no stage of this rule.
@@ -72,7 +68,7 @@ class Stages(SchemaModel):
         stage = self.stages.index(views)
         if stage == len(self.leads):
             return np.ones(len(logits), np.bool_)
-        stopped: Booleans = margin(logits) >= self.leads[stage]
+        stopped: Flags = margin(logits) >= self.leads[stage]
         return stopped
 
 

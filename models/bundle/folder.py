@@ -12,10 +12,10 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
-from taillift.models.bundle.atomic import atomic_folder
-from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.arrays import Floats, Labels
+from taillift.models.bundle.atomic import atomic_folder, file_sha256
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import FileRecord, Manifest
-from taillift.models.bundle.prediction_sets import Labels
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 
@@ -93,9 +93,8 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def file_record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(sha256=digest, size=path.stat().st_size)
+    """Return a file's sha256, in hex, and its size in bytes."""
+    return FileRecord(sha256=file_sha256(path).hexdigest(), size=path.stat().st_size)
 
 
 def content_version(files: dict[str, FileRecord]) -> str:

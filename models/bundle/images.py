@@ -7,14 +7,12 @@ import io
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.image_guard import JPEG, PNG, too_many_parts
 from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS, Preprocessing
 from taillift.models.errors import UserError
-
-Pixels = npt.NDArray[np.uint8]
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 SIGNATURES: Final = (JPEG, PNG)

@@ -6,11 +6,9 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Doubles, Floats
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import GROUPS, Group
-
-Doubles = npt.NDArray[np.float64]
 
 
 class Prior(StrEnum):

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
-from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.arrays import Doubles, Flags, Floats, Labels
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
 
 LEAST: Final = 0.5
@@ -21,10 +21,6 @@ MOST: Final = 0.99
 STEP: Final = 0.001
 # Sums of shares are off by less.
 SLACK: Final = 1e-9
-
-Doubles = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
-Sets = npt.NDArray[np.bool_]
 
 
 class Interpolation(SchemaModel):
@@ -139,13 +135,13 @@ class Coverage:
         """The highest coverage that each group's own photos can support, 0 to 1."""
         return {group: pool.reach for group, pool in zip(GROUPS, self._groups, strict=True)}
 
-    def sets(self, probabilities: Doubles, coverage: float) -> Sets:
+    def sets(self, probabilities: Doubles, coverage: float) -> Flags:
         """Which labels each image's set has, [N, C]; the most probable is always among them.
 
         `probabilities` [N, C] are the calibrated ones under the uniform prior, and `coverage` is
         from `LEAST` to `MOST`, else `ValueError`.
         """
-        held: Sets = probabilities.astype(np.float32) >= self.thresholds(coverage)
+        held: Flags = probabilities.astype(np.float32) >= self.thresholds(coverage)
         held[np.arange(len(held)), probabilities.argmax(axis=1)] = True
         return held
 

@@ -5,18 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import Counts, Ensemble, ExitRule, Floats
+from taillift.models.bundle.arrays import Counts, Doubles, Flags, Floats
+from taillift.models.bundle.ensemble import Ensemble, ExitRule
 from taillift.models.bundle.folder import HeldOutScores, read_scores
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import (
-    Doubles,
-    Prior,
-    log_prior,
-    log_shares,
-    posterior,
-    without_prior,
-)
-from taillift.models.bundle.prediction_sets import Coverage, Sets
+from taillift.models.bundle.posterior import Prior, log_prior, log_shares, posterior, without_prior
+from taillift.models.bundle.prediction_sets import Coverage
 from taillift.models.bundle.review import Decision
 from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.temperature import group_indices
@@ -110,7 +104,7 @@ class Predictor:
             return Prediction(uniform, uniform)
         return Prediction(posterior(rows, log_target, temperatures)[0], uniform)
 
-    def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
+    def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Flags | None:
         """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
 
         None where the bundle has no held-out photos to make sets from.

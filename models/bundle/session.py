@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnxruntime as ort
 
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.device import (
     EXECUTION_PROVIDERS,
     GPU,
@@ -20,8 +21,6 @@ from taillift.models.bundle.device import (
     execution_providers,
     misplaced,
 )
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.tensorrt_cache import engine_folder, engine_key
 from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError

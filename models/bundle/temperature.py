@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, PositiveFloat
 
-from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.arrays import Doubles, Floats, Indices
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
-
-Indices = npt.NDArray[np.int64]
 
 
 class Temperatures(SchemaModel):
@@ -88,14 +86,14 @@ class Calibration(SchemaModel):
 
     def temperatures(
         self, logits: Floats, views: Indices, ensemble: Ensemble, groups: Indices
-    ) -> npt.NDArray[np.float64]:
+    ) -> Doubles:
         """The temperature [N] of each image's combined logits [N, C] from `views` [N].
 
         `groups` [C] are `group_indices`. A number of views that calibration has not met has the
         temperature of the nearest that it has.
         """
         table = np.array([self._stopping_at(count, ensemble).row for count in range(1, VIEWS + 1)])
-        row: npt.NDArray[np.float64] = table[views - 1, groups[logits.argmax(axis=1)]]
+        row: Doubles = table[views - 1, groups[logits.argmax(axis=1)]]
         return row
 
     def _stopping_at(self, views: int, ensemble: Ensemble) -> Temperatures:

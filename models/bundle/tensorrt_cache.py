@@ -1,13 +1,13 @@
 """TensorRT's engines, which take minutes to build, kept from one start to the next."""
 
 import fcntl
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from taillift.models.bundle.atomic import file_sha256
 from taillift.models.errors import UserError
 
 COMPLETE: Final = "complete"
@@ -15,8 +15,7 @@ COMPLETE: Final = "complete"
 
 def engine_key(graph: Path, *conditions: object) -> str:
     """Names what an engine is good for: the graph's bytes and the conditions it is built under."""
-    with graph.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+    digest = file_sha256(graph)
     digest.update(repr(conditions).encode())
     return digest.hexdigest()[:16]
 

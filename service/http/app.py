@@ -9,8 +9,9 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from prometheus_client.exposition import choose_encoder
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.posterior import Doubles, Prior
+from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key

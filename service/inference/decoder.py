@@ -9,7 +9,8 @@ from threading import Condition
 from time import perf_counter
 from typing import Final, NamedTuple
 
-from taillift.models.bundle.images import Pixels, load_opened, open_image, views
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.images import load_opened, open_image, views
 from taillift.models.bundle.schema import Preprocessing
 from taillift.service.inference.latency import LatencyModel
 from taillift.service.monitoring.counters import Metrics

@@ -9,10 +9,11 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
-from taillift.models.bundle.images import VIEWS, Pixels
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.ensemble import ExitRule, mean_over_views
 from taillift.service.inference.deadline import Deadline
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
-from taillift.models.bundle.images import VIEWS, ImageError, Pixels
+from taillift.models.bundle.images import VIEWS, ImageError
 from taillift.service.http.uploads import Upload
 from taillift.service.inference.admission import Admission, Load, Reservation, total
 from taillift.service.inference.deadline import Deadline

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import Doubles, Prior, log_prior, log_shares
+from taillift.models.bundle.posterior import Prior, log_prior, log_shares
 from taillift.models.bundle.text import did_you_mean
 from taillift.models.errors import UserError
 

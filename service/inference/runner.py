@@ -10,8 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.service.inference.latency import LatencyModel
 
 logger = logging.getLogger(__name__)

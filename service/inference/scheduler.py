@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.ensemble import ExitRule
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.jobs import ImageJob, ImageOutputs, ViewSlice, WaitingJobs, settle
 from taillift.service.inference.runner import Runner

@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.review import Decision
 from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics

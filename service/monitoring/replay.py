@@ -14,11 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.arrays import Pixels, chunks
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
-from taillift.models.bundle.images import ImageError, Pixels
+from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import facts, source

@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
+from taillift.models.bundle.arrays import Doubles, Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble, margin, mean_over_views
-from taillift.models.bundle.images import ImageError, Pixels, views
-from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.images import ImageError, views
 from taillift.models.bundle.schema import MAX_ASPECT
 from taillift.service.problems import InferenceError, image_problem
 from tests.support.palette import CLASSES, POISON, SLOW, photo

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.ensemble import ExitRule
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.jobs import ImageOutputs
 from taillift.service.inference.runner import Infer, Runner

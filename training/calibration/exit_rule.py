@@ -10,17 +10,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from taillift.models.bundle.ensemble import (
-    Counts,
-    ExitRule,
-    Floats,
-    Loss,
-    Stages,
-    margin,
-    mean_over_views,
-)
+from taillift.models.bundle.arrays import Counts, Doubles, Floats
+from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, margin, mean_over_views
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import (
     Losses,

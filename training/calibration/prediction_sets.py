@@ -5,18 +5,16 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles, Flags, Labels
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.prediction_sets import (
     MOST,
     Coverage,
     CoverageScores,
-    Doubles,
     GroupCoverage,
     Interpolation,
-    Labels,
     PredictionSets,
-    Sets,
 )
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import class_weights
@@ -66,7 +64,7 @@ def fit_coverage(
 
 
 def measure_coverage(
-    sets: Sets, labels: Labels, groups: Sequence[Group], target: float
+    sets: Flags, labels: Labels, groups: Sequence[Group], target: float
 ) -> CoverageScores:
     """How sets [N, C] asked for at `target` (0 to 1) cover the true classes int64 [N]."""
     held = 100 * _of_label(sets.astype(np.float64), labels)

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.prediction_sets import Doubles, Labels
+from taillift.models.bundle.arrays import Doubles, Labels
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import class_weights

@@ -25,8 +25,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.session import Session
 from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError

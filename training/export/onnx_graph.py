@@ -11,9 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels, chunks
 from taillift.models.bundle.session import Session
 from taillift.models.bundle.text import first_line
 from taillift.models.errors import UserError

@@ -111,8 +111,8 @@ def test_what_may_not_be_read_is_told_with_the_remedy(copy: Path, name: str) -> 
     copy.parent.chmod(0o755)
     code = (
         "import os; from pathlib import Path\n"
-        "from models import UserError\n"
-        "from models.bundle.folder import read_manifest, verify_files\n"
+        "from taillift.models.errors import UserError\n"
+        "from taillift.models.bundle.folder import read_manifest, verify_files\n"
         "if os.geteuid() == 0: os.setuid(10001)\n"  # Root may read everything.
         "try: verify_files(Path('copy'), read_manifest(Path('copy')))\n"
         "except UserError as error: print(error)\n"

@@ -150,7 +150,7 @@ def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> Non
     Image.new(mode, (side, side)).save(path, compress_level=1)
     code = (
         "import sys; from pathlib import Path; from resource import RUSAGE_SELF, getrusage\n"
-        "from models.bundle.images import decode\n"
+        "from taillift.models.bundle.images import decode\n"
         "data = Path(sys.argv[1]).read_bytes()\n"
         "before = getrusage(RUSAGE_SELF).ru_maxrss; decode(data, 248)\n"
         "print(getrusage(RUSAGE_SELF).ru_maxrss - before)\n"

@@ -40,7 +40,7 @@ def test_the_engine_of_a_start_that_failed_is_removed(tmp_path: Path) -> None:
 def test_the_engine_of_a_process_that_died_is_built_again(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from models.bundle.engines import engine_folder\n"
+        "from taillift.models.bundle.tensorrt_cache import engine_folder\n"
         "with engine_folder(Path(sys.argv[1]), 'key') as folder:\n"
         "    (folder / 'engine.bin').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -11,8 +11,8 @@ from weakref import ReferenceType, ref
 import httpx
 import pytest
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.session import Outputs, Session
 from taillift.models.errors import UserError
 from taillift.service.http.app import create_app

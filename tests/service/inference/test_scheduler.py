@@ -6,8 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.service.inference.jobs import ImageOutputs
 from taillift.service.inference.runner import Infer
 from taillift.service.inference.scheduler import Scheduler
