@@ -42,7 +42,6 @@ class Model:
 
     def labels(self, batch: Sequence[Pixels]) -> list[str]:
         """The surest class of each image, from its views."""
-        rows = self._classifier.session.run(np.concatenate(batch)).logits
-        logits = mean_over_views(self._classifier.predictor.without_prior(rows), VIEWS)
+        logits = mean_over_views(self._classifier.run(np.concatenate(batch)).logits, VIEWS)
         labels = self._classifier.manifest.labels
         return [labels[index] for index in logits.argmax(1)]

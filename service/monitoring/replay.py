@@ -14,12 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taillift.models.bundle.arrays import Pixels, chunks
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
-from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import facts, source
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
@@ -33,8 +31,6 @@ from taillift.service.tail.state import (
 )
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Photos whose canvases are in memory together.
-PHOTOS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -114,24 +110,14 @@ def classify_folder(
     if not photos:
         raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
     classifier = Classifier.open(bundle)
-    uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
-    for canvases in chunks(_canvases(classifier, photos, refused), PHOTOS):
-        logits, taken = classifier.mean_logits(canvases, Ensemble.FULL)
-        shares = classifier.predictor.probabilities(logits, taken, Ensemble.FULL, uniform)
-        for row in shares:
+    for photo, prediction in zip(
+        photos, classifier.predictions(photos, Ensemble.FULL), strict=True
+    ):
+        if isinstance(prediction, ImageError):
+            refused(photo, str(prediction))
+        else:
+            row = prediction.uniform
             yield PastPrediction(int(row.argmax()), float(row.max()), None)
-
-
-def _canvases(
-    classifier: Classifier, photos: list[Path], refused: Callable[[Path, str], None]
-) -> Iterator[Pixels]:
-    for photo in photos:
-        try:
-            yield classifier.canvas(photo.read_bytes())
-        except ImageError as error:
-            refused(photo, str(error))
-        except OSError as error:
-            refused(photo, str(error.strerror))
 
 
 # Predictions between two looks, as between two scrapes of a service.

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from taillift.models.bundle.arrays import Counts, Doubles, Floats
-from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, margin, mean_over_views
+from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import (
@@ -139,7 +139,10 @@ class HeldOutViews:
         self.held = held
         flat = self.held.view_logits
         means = {k: mean_over_views(flat[:, :k].reshape(-1, flat.shape[-1]), k) for k in STAGES}
-        self.leads: dict[int, Floats] = {k: margin(one) for k, one in means.items()}
+        # All that an exit rule looks at, kept because every candidate needs it.
+        self.best_two: dict[int, Floats] = {
+            k: np.partition(one, -2, axis=1)[:, -2:] for k, one in means.items()
+        }
         self.answers: dict[int, Counts] = {k: one.argmax(axis=1) for k, one in means.items()}
         self.changes = _changes(means)
 
@@ -204,10 +207,10 @@ class Candidate:
     @cached_property
     def taken(self) -> Counts:
         """[N], views."""
-        views = np.full(len(self.photos), VIEWS)
-        stops = zip(self.stages.stages, self.stages.leads, strict=False)
-        for k, least in reversed([*stops]):
-            views[self.photos.leads[k] >= least] = k
+        views = self.stages.next(self.photos.best_two[VIEWS], 0)
+        for k in self.stages.stages:
+            rows = np.flatnonzero(views == k)
+            views[rows] = self.stages.next(self.photos.best_two[k][rows], k)
         return views
 
     @cached_property

@@ -10,7 +10,7 @@ from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Manifest, Variant
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.bundle.prediction_sets import Interpolation, PredictionSets
-from taillift.models.bundle.predictor import Prediction, Predictor
+from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
@@ -88,19 +88,19 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     assert np.flatnonzero(off[0]).tolist() == [0], "the answer is in its set always"
     assert np.flatnonzero(full[0]).tolist() == [0, 1, 2]
     assert found.sets(shares, Ensemble.ADAPTIVE, 0.9) is None
-    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, 0.9) == [0, 1, 2]
-    assert found.members(Prediction(shares[0, ::-1], shares[0]), Ensemble.FULL, 0.9) == [6, 2, 0, 1]
-    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, None) is None
+    assert found.members(shares[0], shares[0], Ensemble.FULL, 0.9) == [0, 1, 2]
+    assert found.members(shares[0, ::-1], shares[0], Ensemble.FULL, 0.9) == [6, 2, 0, 1]
+    assert found.members(shares[0], shares[0], Ensemble.FULL, None) is None
 
 
 def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
     found = predictor(review=Review(risk=5, level=95, data="others", groups={"many": group}))
     rows = [np.array([top, 1 - top, 0, 0, 0, 0, 0]) for top in (0.59, 0.6)]
-    assert [found.decide(Prediction(row, row)) for row in rows] == ["review", "accept"]
+    assert [found.decide(row) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]
-    assert found.decide(Prediction(few, few)) == "review", "nothing is known of few"
-    assert predictor(review=None).decide(Prediction(few, few)) is None
+    assert found.decide(few) == "review", "nothing is known of few"
+    assert predictor(review=None).decide(few) is None
 
 
 def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:

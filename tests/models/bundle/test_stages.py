@@ -28,7 +28,7 @@ def test_an_image_stops_at_the_first_stage_that_lets_it(
     assert (mean_logits.dtype, mean_logits.shape) == (np.float32, (len(view_logits), 3))
     for image, row, views in zip(view_logits, mean_logits, taken, strict=True):
         means = {k: image[:k].mean(axis=0, dtype="f4") for k in rule.stages}
-        stopped = [k for k in rule.stages if rule.stops(means[k][None], k)[0]]
+        stopped = [k for k in rule.stages if rule.next(means[k][None], k)[0] == k]
         assert views == stopped[0]
         np.testing.assert_allclose(row, means[views], atol=1e-5)
 
@@ -64,11 +64,12 @@ def test_a_lead_is_the_best_class_less_the_second_and_enough_when_equal() -> Non
     logits = np.array([[1, 3.5, 2], [0, 0, -1]], "f4")
     np.testing.assert_array_equal(margin(logits), [1.5, 0])
     rule = Stages(stages=(1, 3, 5), leads=(1.5, 2))
-    np.testing.assert_array_equal(rule.stops(logits, 1), [True, False])
-    np.testing.assert_array_equal(rule.stops(logits, 3), [False, False])
-    np.testing.assert_array_equal(rule.stops(logits, 5), [True, True])
+    np.testing.assert_array_equal(rule.next(logits, 1), [1, 3])
+    np.testing.assert_array_equal(rule.next(logits, 3), [5, 5])
+    np.testing.assert_array_equal(rule.next(logits, 5), [5, 5])
+    np.testing.assert_array_equal(rule.next(logits, 0), [1, 1])
     with pytest.raises(ValueError, match="tuple"):
-        rule.stops(logits, 2)
+        rule.next(logits, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taillift.models.bundle.ensemble import ImageOutputs, all_views
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import ImageJob, ImageOutputs, WaitingJobs
+from taillift.service.inference.jobs import ImageJob, WaitingJobs
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.problems import DeadlineError, InferenceError
 from tests.support.simulated_device import Device, image, mean_of, new_metrics, rule, run, sent
@@ -74,7 +75,6 @@ def test_every_image_is_answered_once_with_its_own_logits(
             lambda scheduler: outcomes(scheduler, images),
             batch_views,
             warm=[image(LOST, 1)],
-            load=device.load,
             metrics=metrics,
         )
     cancelled = {n // 2 for n, one in enumerate(images) if one.fate == "cancel"}
@@ -83,6 +83,9 @@ def test_every_image_is_answered_once_with_its_own_logits(
             sure = len(one.stages) > 1 and value % 2 == 0
             assert outcome.views == (one.stages[0] if sure else one.stages[-1])
             np.testing.assert_allclose(outcome.logits, mean_of(value, outcome.views), rtol=1e-6)
+            np.testing.assert_allclose(
+                outcome.features, [value, (outcome.views - 1) / 2], rtol=1e-6
+            )
             assert not one.poison
             assert one.fate != "expired"
         elif isinstance(outcome, asyncio.CancelledError):
@@ -106,7 +109,7 @@ def test_requests_take_turns_and_keep_their_own_order(counts: list[int]) -> None
     async def works() -> list[ImageJob]:
         loop, deadline = asyncio.get_running_loop(), Deadline.after(1)
         return [
-            ImageJob(image(number, 1), loop.create_future(), deadline, owner)
+            ImageJob(image(number, 1), loop.create_future(), deadline, owner, all_views(1))
             for owner, count in enumerate(counts)
             for number in range(count)
         ]

@@ -61,7 +61,8 @@ def write(
 
 
 def opened(bundle: Path, **settings: object) -> tuple[Precision, str]:
-    classifier, reason = open_classifier(read_settings(bundle=bundle, **settings))
+    chosen = read_settings(bundle=bundle, **settings)
+    classifier, reason = open_classifier(bundle, chosen.precision, chosen.device)
     return classifier.predictor.precision, reason
 
 

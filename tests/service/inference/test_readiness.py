@@ -141,7 +141,7 @@ def test_a_bundle_that_was_exchanged_meanwhile_is_not_opened_again(
         assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
         assert client.get("/readyz").status_code == 503
     assert "has been exchanged for another bundle" in caplog.text
-    assert f"instead of {engine.manifest.version}: restart the service" in caplog.text
+    assert f"instead of {engine.bundle.manifest.version}: restart the service" in caplog.text
 
 
 def test_it_is_not_ready_until_the_bundle_can_be_opened_again(
