@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from os import PathLike
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -128,7 +129,7 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, path: str | Path, precision: str, provider: str, threads: int | None
+        cls, path: str | PathLike[str], precision: str, provider: str, threads: int | None
     ) -> "Classifier":
         """Open a bundle with options that are given by their names; raises `UserError`."""
         chosen, place = named(Precision, precision), named(Provider, provider)

@@ -1,0 +1,1 @@
+"""The model in service: admission, decoding, batches for the device, readiness."""
