@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.arrays import Counts, Doubles, Flags, Floats
+from taillift.models.bundle.arrays import Counts, Doubles, Flags, Floats, group_indices
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs, Stages, all_views
 from taillift.models.bundle.folder import HeldOutScores, read_scores
 from taillift.models.bundle.manifest import Manifest
@@ -19,7 +19,6 @@ from taillift.models.bundle.posterior import (
 from taillift.models.bundle.prediction_sets import Coverage
 from taillift.models.bundle.review import Decision
 from taillift.models.bundle.schema import Precision
-from taillift.models.bundle.temperature import group_indices
 from taillift.models.errors import UserError
 
 

@@ -71,7 +71,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["compare", "photos"], "error: photos has neither test/ nor val/"),
         (
             ["calibrate", "photos", "photos", "--out", "new"],
-            "error: photos is no bundle (it has no",
+            "error: photos is not a bundle (it has no",
         ),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
     ],

@@ -5,11 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
-from taillift.models.bundle.arrays import Doubles, Floats, Indices
+from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import posterior
-from taillift.models.bundle.temperature import Calibration, group_indices
+from taillift.models.bundle.temperature import Calibration
 from taillift.training.calibration.betting import class_weights
 from taillift.training.calibration.held_out import HeldOut
 

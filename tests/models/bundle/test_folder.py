@@ -57,8 +57,8 @@ def test_golden_views_come_back_as_written(bundle: Path) -> None:
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    assert "is no bundle" in refusal(tmp_path)
-    assert "is no bundle" in refusal(tmp_path / "nowhere")
+    assert "is not a bundle" in refusal(tmp_path)
+    assert "is not a bundle" in refusal(tmp_path / "nowhere")
 
 
 def test_an_altered_file_is_named(copy: Path) -> None:
