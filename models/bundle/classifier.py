@@ -46,7 +46,7 @@ AnyImage = str | Path | bytes | Image | Pixels
 Name = TypeVar("Name", bound=StrEnum)
 
 
-class Options(TypedDict, total=False):
+class ClassifyOptions(TypedDict, total=False):
     """The options of `Classifier.classify`."""
 
     ensemble: str | None
@@ -140,7 +140,11 @@ class Classifier:
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # A path is iterable, too.
-        self, images: AnyImage, *, errors: Literal["raise"] = "raise", **options: Unpack[Options]
+        self,
+        images: AnyImage,
+        *,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
     ) -> Result: ...
 
     @overload
@@ -149,17 +153,21 @@ class Classifier:
         images: Iterable[AnyImage],
         *,
         errors: Literal["raise"] = "raise",
-        **options: Unpack[Options],
+        **options: Unpack[ClassifyOptions],
     ) -> list[Result]: ...
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, images: AnyImage, *, errors: Literal["return"], **options: Unpack[Options]
+        self, images: AnyImage, *, errors: Literal["return"], **options: Unpack[ClassifyOptions]
     ) -> Result | ImageError: ...
 
     @overload
     def classify(
-        self, images: Iterable[AnyImage], *, errors: Literal["return"], **options: Unpack[Options]
+        self,
+        images: Iterable[AnyImage],
+        *,
+        errors: Literal["return"],
+        **options: Unpack[ClassifyOptions],
     ) -> list[Result | ImageError]: ...
 
     def classify(

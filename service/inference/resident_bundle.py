@@ -26,8 +26,8 @@ STARTING: Final = "the bundle is being checked and warmed"
 class ResidentBundle:
     """One bundle in a process: its manifest, priors and monitoring; once open, its model too.
 
-    It is the `Model` that the runner opens and runs in its own thread. Everything else is for the
-    event loop.
+    It is the `DeviceModel` that the runner opens and runs in its own thread. Everything else is for
+    the event loop.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class ResidentBundle:
     def open(self) -> None:
         """Check the files and load the model.
 
-        When it is loaded again, it has the graph that was served before, whichever would be the
-        fastest now. Raises `UserError`, also if the folder holds another bundle by then.
+        If it is loaded again, the graph stays the one that was served before, even if another is
+        faster by now. Raises `UserError`, also if the folder holds another bundle by then.
         """
         self.close()
         if self._predictor is None:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Model(Protocol):
+class DeviceModel(Protocol):
     """A model on a device. One thread opens and runs it."""
 
     def open(self) -> None:
@@ -37,7 +37,7 @@ class Runner:
     device itself has failed.
     """
 
-    def __init__(self, model: Model, warm: Sequence[Pixels], runs: int = 1) -> None:
+    def __init__(self, model: DeviceModel, warm: Sequence[Pixels], runs: int = 1) -> None:
         self.latency = LatencyModel()
         self._model = model
         # The largest first, which takes the memory for all.

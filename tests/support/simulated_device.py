@@ -11,7 +11,7 @@ from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.ensemble import ExitRule, ImageOutputs
 from taillift.models.bundle.session import Outputs
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.runner import Model, Runner
+from taillift.service.inference.runner import DeviceModel, Runner
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
 from tests.support.palette import palette_manifest
@@ -88,7 +88,7 @@ class Device:
 
 
 def run(
-    model: Model,
+    model: DeviceModel,
     ask: Callable[[Scheduler], Coroutine[None, None, T]],
     batch_views: int = 10,
     warm: Sequence[Pixels] = (),
