@@ -50,7 +50,7 @@ def test_rows_are_in_the_order_of_the_images(
     logits, views = classifier.mean_logits(
         (classifier.canvas(photo(one)) for one in colours), ensemble
     )
-    assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.float32, (count,))
+    assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.dtype("f4"), (count,))
     np.testing.assert_array_equal(logits.argmax(1), (list(range(7)) * 8)[:count])
 
 
@@ -81,13 +81,18 @@ def test_without_a_rule_adaptive_is_refused_in_one_line(tmp_path: Path) -> None:
         classifier.mean_logits([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
 
 
-def refusal(folder: Path, **changes: object) -> str:
-    """The one line that the palette's bundle is refused with, some of it changed.
+def refusal(
+    folder: Path,
+    pixels: np.ndarray | None = None,
+    logits: np.ndarray | None = None,
+    **changes: object,
+) -> str:
+    """Return the one line that the palette's bundle is refused with if some of it is changed.
 
-    `pixels` and `logits` are golden, the others are fields of the manifest.
+    `pixels` and `logits` are the golden ones; `changes` are fields of the manifest.
     """
-    pixels = changes.pop("pixels", canvases(COLOURS))
-    logits = changes.pop("logits", logits_of(COLOURS))
+    pixels = canvases(COLOURS) if pixels is None else pixels
+    logits = logits_of(COLOURS) if logits is None else logits
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update=changes)

@@ -14,7 +14,7 @@ def test_rows_are_the_means_over_each_images_own_views(
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, 20, (images, count, classes)).astype("f4")
     mean_logits = mean_over_views(logits.reshape(-1, classes), count)
-    assert (mean_logits.shape, mean_logits.dtype) == ((images, classes), np.float32)
+    assert (mean_logits.shape, mean_logits.dtype) == ((images, classes), np.dtype("f4"))
     np.testing.assert_allclose(mean_logits, logits.mean(1), rtol=1e-4, atol=1e-4)
 
 

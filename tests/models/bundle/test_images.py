@@ -68,8 +68,8 @@ def test_views_lie_in_the_canvas_the_centre_first_then_the_corners(
 def test_views_are_cut_from_the_canvas(more_height: int, more_width: int, count: int) -> None:
     pixels = noise(8 + more_height, 8 + more_width)
     cut = views(pixels, 8, count)
-    assert (cut.shape, cut.dtype) == ((count, 8, 8, 3), np.uint8)
-    for view, (top, left) in zip(cut, offsets(*pixels.shape[:2], 8), strict=False):
+    assert (cut.shape, cut.dtype) == ((count, 8, 8, 3), np.dtype("u1"))
+    for view, (top, left) in zip(cut, offsets(pixels.shape[0], pixels.shape[1], 8), strict=False):
         np.testing.assert_array_equal(view, pixels[top : top + 8, left : left + 8])
 
 
@@ -155,7 +155,7 @@ def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> Non
         "before = getrusage(RUSAGE_SELF).ru_maxrss; decode(data, 248)\n"
         "print(getrusage(RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    command = [sys.executable, "-c", code, path]
+    command = [sys.executable, "-c", code, str(path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(run.stdout) * 1_024 < 10 * side**2
 

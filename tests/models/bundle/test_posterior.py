@@ -47,9 +47,9 @@ def test_equal_logits_leave_the_prior(logits: np.ndarray) -> None:
 
 @given(LOGITS)
 def test_the_prior_only_multiplies_the_odds(logits: np.ndarray) -> None:
-    counts = [300, 50, 20, 5]
-    uniform = posterior(logits / 10, log_prior(Prior.UNIFORM, counts))
-    train = posterior(logits / 10, log_prior(Prior.TRAIN, counts))
+    counts, tenth = [300, 50, 20, 5], (logits / 10).astype(np.float32)
+    uniform = posterior(tenth, log_prior(Prior.UNIFORM, counts))
+    train = posterior(tenth, log_prior(Prior.TRAIN, counts))
     odds = (train[:, 0] / train[:, 3]) / (uniform[:, 0] / uniform[:, 3])
     np.testing.assert_allclose(odds, 60, rtol=1e-6)
 

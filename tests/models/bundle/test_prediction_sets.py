@@ -26,7 +26,8 @@ def held_out(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Group]]:
 
 def shares(classes: int, images: int = 20) -> np.ndarray:
     raw = np.random.default_rng(classes).gamma(0.3, size=(images, classes)) + 1e-9
-    return raw / raw.sum(axis=1, keepdims=True)
+    rows: np.ndarray = raw / raw.sum(axis=1, keepdims=True)
+    return rows
 
 
 def simulated(counts: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +41,8 @@ def simulated(counts: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def of_labels(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return values[np.arange(len(labels)), labels]
+    picked: np.ndarray = values[np.arange(len(labels)), labels]
+    return picked
 
 
 @given(held_out(), PULLS, st.floats(0.5, 0.99), st.floats(0.5, 0.99))
@@ -77,7 +79,8 @@ def test_every_threshold_is_a_score_or_between_scores(
 def test_macro_and_group_coverage_are_what_was_asked_for(target: float, pull: float) -> None:
     """Ten draws of long-tailed held-out photos, each checked on balanced new ones."""
     counts = [300] * 4 + [60] * 8 + [6] * 12
-    groups: list[Group] = ["many"] * 4 + ["medium"] * 8 + ["few"] * 12
+    sizes = zip(GROUPS, (4, 8, 12), strict=True)
+    groups: list[Group] = [group for group, size in sizes for _ in range(size)]
     covered = []
     for seed in range(10):
         probabilities, labels = simulated(counts, seed)
@@ -142,7 +145,8 @@ def test_without_photos_a_set_is_the_answer_alone() -> None:
 def test_of_identical_photos_each_has_the_same_set() -> None:
     scores = np.full(30, 0.25, np.float32)
     labels = np.repeat([0, 1, 2], 10)
-    coverage = Coverage(scores, labels, ["few"] * 3, Interpolation(pull=10))
+    few: list[Group] = ["few"] * 3
+    coverage = Coverage(scores, labels, few, Interpolation(pull=10))
     np.testing.assert_allclose(coverage.thresholds(0.9), 0.25)
     assert coverage.sets(np.array([[0.25, 0.25, 0.5]]), 0.9).all()
 

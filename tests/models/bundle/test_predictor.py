@@ -31,7 +31,8 @@ def predictor(**variant: object) -> Predictor:
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+    shares: np.ndarray = weights / weights.sum(-1, keepdims=True)
+    return shares
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     found = Predictor(
         plain.model_copy(update={"variants": {Precision.FP32: variant}}),
         Precision.FP32,
-        HeldOutScores(labels, {"off": sure, "full": unsure}),
+        HeldOutScores(labels, {Ensemble.OFF: sure, Ensemble.FULL: unsure}),
     )
     shares = np.array([[0.5, 0.2, 0.2, 0.05, 0.03, 0.01, 0.01]])
     off, full = (found.sets(shares, one, 0.9) for one in (Ensemble.OFF, Ensemble.FULL))

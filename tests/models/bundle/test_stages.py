@@ -25,7 +25,7 @@ def test_an_image_stops_at_the_first_stage_that_lets_it(
     rule: Stages, view_logits: np.ndarray
 ) -> None:
     mean_logits, taken = run_stages(rule, view_logits)
-    assert (mean_logits.dtype, mean_logits.shape) == (np.float32, (len(view_logits), 3))
+    assert (mean_logits.dtype, mean_logits.shape) == (np.dtype("f4"), (len(view_logits), 3))
     for image, row, views in zip(view_logits, mean_logits, taken, strict=True):
         means = {k: image[:k].mean(axis=0, dtype="f4") for k in rule.stages}
         stopped = [k for k in rule.stages if rule.next(means[k][None], k)[0] == k]

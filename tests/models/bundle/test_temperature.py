@@ -1,3 +1,5 @@
+"""Tests of the temperature that each answer gets."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,7 +35,8 @@ def found(ensemble: Ensemble, views: list[int], answers: list[int]) -> list[floa
     logits = np.eye(4, dtype=np.float32)[answers]
     of = CALIBRATION.temperatures(logits, np.array(views), ensemble, group_indices(GROUPS))
     assert of.dtype == np.float64
-    return of.tolist()
+    values: list[float] = of.tolist()
+    return values
 
 
 def test_the_predicted_class_decides_by_its_group() -> None:
@@ -50,7 +53,7 @@ def test_a_number_of_views_never_met_has_that_of_the_nearest() -> None:
 
 
 def test_without_an_exit_rule_adaptive_answers_are_like_the_others() -> None:
-    plain = CALIBRATION.model_copy(update={Ensemble.ADAPTIVE: {}})
+    plain = CALIBRATION.model_copy(update={"adaptive": {}})
     logits = np.eye(4, dtype=np.float32)[[0, 0]]
     groups = group_indices(GROUPS)
     assert plain.temperatures(logits, np.array([1, 5]), Ensemble.ADAPTIVE, groups).tolist() == [

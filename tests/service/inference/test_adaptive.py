@@ -37,8 +37,10 @@ def test_an_unsure_image_is_answered_as_with_all_views(client: httpx.Client) -> 
         client.post("/confidence", params={"ensemble": name}, files=photos).json()["results"][0]
         for name in ("adaptive", "full")
     )
-    pairs = [[one["confidence"] for one in result["classes"]] for result in (found, full)]
-    np.testing.assert_allclose(*pairs, rtol=1e-6)
+    adaptive, all_views = (
+        [row["confidence"] for row in result["classes"]] for result in (found, full)
+    )
+    np.testing.assert_allclose(adaptive, all_views, rtol=1e-6)
 
 
 def test_answers_belong_to_their_images_when_passes_mix(client: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,9 +105,10 @@ def test_every_image_is_answered_once_with_its_own_logits(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_requests_take_turns_and_keep_their_own_order(counts: list[int]) -> None:
-    waiting, place = WaitingJobs(), dict.fromkeys(range(len(counts)), 0)
+    waiting = WaitingJobs()
+    popped: dict[Hashable, int] = dict.fromkeys(range(len(counts)), 0)
 
-    async def works() -> list[ImageJob]:
+    async def jobs() -> list[ImageJob]:
         loop, deadline = asyncio.get_running_loop(), Deadline.after(1)
         return [
             ImageJob(image(number, 1), loop.create_future(), deadline, owner, all_views(1))
@@ -114,11 +116,11 @@ def test_requests_take_turns_and_keep_their_own_order(counts: list[int]) -> None
             for number in range(count)
         ]
 
-    for work in asyncio.run(works()):
-        waiting.add(work)
+    for job in asyncio.run(jobs()):
+        waiting.add(job)
     while waiting:
-        work = waiting.pop()
-        assert work.views[0, 0, 0, 0] == place[work.owner]
-        place[work.owner] += 1
-        behind = [done for owner, done in place.items() if done < counts[owner]]
-        assert not behind or place[work.owner] <= min(behind) + 1
+        job = waiting.pop()
+        assert job.views[0, 0, 0, 0] == popped[job.owner]
+        popped[job.owner] += 1
+        behind = [popped[owner] for owner, count in enumerate(counts) if popped[owner] < count]
+        assert not behind or popped[job.owner] <= min(behind) + 1

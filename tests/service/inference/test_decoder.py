@@ -8,7 +8,8 @@ from time import perf_counter, sleep
 import pytest
 
 from taillift.models.bundle.arrays import Pixels
-from taillift.models.bundle.images import MAX_PIXELS, BrokenImageError
+from taillift.models.bundle.images import BrokenImageError
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.service.inference.decoder import Decoder, PixelRoom
 from taillift.service.monitoring.counters import Metrics
 from tests.support.palette import palette_manifest, photo

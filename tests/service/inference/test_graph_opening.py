@@ -36,10 +36,13 @@ def variant(few: float, mean_class: float = 60.0) -> Variant:
 def heavy() -> onnx.ModelProto:
     """The palette's graph, which takes long over blank views."""
     model = graph()
-    changes = {"slow": np.zeros((1, 3), np.float32), "rounds": np.array(20, np.int64)}
-    for one in model.graph.initializer:
-        if one.name in changes:
-            one.CopyFrom(numpy_helper.from_array(changes[one.name], one.name))
+    changes: dict[str, np.ndarray] = {
+        "slow": np.zeros((1, 3), np.float32),
+        "rounds": np.array(20, np.int64),
+    }
+    for constant in model.graph.initializer:
+        if constant.name in changes:
+            constant.CopyFrom(numpy_helper.from_array(changes[constant.name], constant.name))
     return model
 
 

@@ -151,7 +151,7 @@ def test_cancelled_work_never_reaches_the_device() -> None:
         await asyncio.sleep(0)
         assert metrics.registry.get_sample_value("taillift_queue_views") == 10
         device.free.set()
-        return await asyncio.gather(tasks[0], tasks[2])
+        return [await tasks[0], await tasks[2]]
 
     assert values(run(device, ask, metrics=metrics)) == [1, 3]
     assert sum(device.sizes) == 11
@@ -260,11 +260,9 @@ def test_an_image_that_fails_in_its_second_pass_fails_alone(
     with caplog.at_level(logging.CRITICAL):
         found = run(Unlucky(), ask)
     assert isinstance(found.pop(2), InferenceError)
-    assert [(one.views, value) for one, value in zip(found, (1, 2, 5), strict=True)] == [
-        (5, 1),
-        (1, 2),
-        (5, 5),
-    ]
+    answers = [answer for answer in found if isinstance(answer, ImageOutputs)]
+    assert [answer.views for answer in answers] == [5, 1, 5]
+    assert values(answers) == [1, 2, 5]
 
 
 def test_the_loop_survives_a_device_that_answers_nonsense(
