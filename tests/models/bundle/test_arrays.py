@@ -1,4 +1,4 @@
-"""Batches of whatever comes."""
+"""Tests of the array types and of `chunks`."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whole or not at all."""
+"""Tests that files and folders appear whole or not at all."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A bundle, opened."""
+"""Tests of an open bundle."""
 
 from pathlib import Path
 
@@ -55,14 +55,14 @@ def test_rows_are_in_the_order_of_the_images(
 
 
 def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
-    """A canvas of two colours side by side."""
+    """Return a canvas of two colours side by side."""
     canvas = np.empty((10, 10, 3), np.uint8)
     canvas[:, :5], canvas[:, 5:] = left, right
     return canvas
 
 
 def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
-    """And what it gets then is the full ensemble's, whatever stands beside it."""
+    """Then it gets the full ensemble's logits, whatever the other images of its batch are."""
     doubtful = halves((255, 0, 0), (255, 230, 0))
     every = [halves(one, one) for one in COLOURS[:3]]
     every.insert(1, doubtful)

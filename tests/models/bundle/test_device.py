@@ -1,4 +1,4 @@
-"""Each provider's options, and what is refused before a session is made."""
+"""Tests of each provider's options, and of what is refused before a session exists."""
 
 import json
 from pathlib import Path

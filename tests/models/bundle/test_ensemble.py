@@ -1,4 +1,4 @@
-"""Several views, one row."""
+"""Tests of the mean over views."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A bundle is whole or refused, and what is refused is named in one line."""
+"""Tests that a bundle is whole, or is refused with one line that names the fault."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """The one line that the folder is refused with."""
+    """Return the one line that the folder is refused with."""
     with pytest.raises(UserError) as caught:
         verify_files(folder, read_manifest(folder))
     assert "\n" not in str(caught.value)

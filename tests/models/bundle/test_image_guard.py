@@ -1,4 +1,4 @@
-"""Files whose many parts would take longer than their pixels, and honest ones that have many."""
+"""Tests of files with too many parts, and of honest files that have many."""
 
 import io
 import random
@@ -28,7 +28,7 @@ def saved(kind: str, image: Image.Image | None = None, **options: object) -> byt
 
 
 def jpeg_of_scans(count: int) -> bytes:
-    """Progressive, its last scan repeated."""
+    """Return a progressive JPEG whose last scan is repeated."""
     data = saved("JPEG", progressive=True)
     last = data[data.rindex(SCAN) : -len(END)]
     return data[: -len(END)] + (count - data.count(SCAN)) * last + END
@@ -46,7 +46,7 @@ def png_with(*chunks: bytes) -> bytes:
 
 
 def png_of_small_chunks() -> bytes:
-    """Each byte of the pixels in a chunk of its own."""
+    """Return a PNG with each byte of its pixels in a chunk of its own."""
     data = saved("PNG")
     place = data.index(b"IDAT") - 4
     start, length = place + 8, int.from_bytes(data[place : place + 4], "big")

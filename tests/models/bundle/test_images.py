@@ -1,4 +1,4 @@
-"""From bytes to views."""
+"""Tests of the way from an image file's bytes to its views."""
 
 import io
 import random
@@ -221,7 +221,7 @@ def exif() -> Image.Exif:
         lambda: file_of(Image.fromarray(noise(30, 30, 4)), "WEBP", exif=exif()),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on what is damaged.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of some kinds of damage.
 def test_whatever_is_damaged_ends_in_an_image_error(make: Callable[[], bytes]) -> None:
     data = make()
     choose = random.Random(0)

@@ -1,4 +1,4 @@
-"""From logits to confidence."""
+"""Tests of the way from logits to confidence."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ TARGETS = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
 def test_a_prior_in_the_logits_gives_way_to_another_exactly(
     implied: list[float], target: list[float]
 ) -> None:
-    """Bayes: what the logits were right for does not matter."""
+    """By Bayes' rule the result does not depend on the prior that the logits carried."""
     joint = LIKELIHOOD.T * shares_of(implied)
     logits = np.log(joint / joint.sum(1, keepdims=True))
     shares = posterior(logits - log_shares(implied), log_shares(target))

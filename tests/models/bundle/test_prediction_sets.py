@@ -1,4 +1,4 @@
-"""Sets hold the right label as often as asked, and say what they rest on."""
+"""Tests that sets hold the right label as often as is asked for."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ PULLS = st.builds(Interpolation, pull=st.floats(0, 1000))
 
 @st.composite
 def held_out(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Group]]:
-    """Scores, labels and groups: any number of photos, classes and groups with and without."""
+    """Draw scores, labels and groups; classes and groups may have no photos."""
     groups = draw(st.lists(st.sampled_from(GROUPS), min_size=2, max_size=6))
     photos = draw(
         st.lists(st.tuples(st.floats(0, 1, width=32), st.integers(0, len(groups) - 1)), max_size=40)
@@ -31,7 +31,7 @@ def shares(classes: int, images: int = 20) -> np.ndarray:
 
 
 def simulated(counts: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Photos of classes that differ in how well they are told apart: probabilities and labels."""
+    """Return probabilities and labels of photos; some classes are recognised better than others."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
     logits = random.normal(size=(len(labels), len(counts)))
@@ -77,7 +77,7 @@ def test_every_threshold_is_a_score_or_between_scores(
 @pytest.mark.parametrize("target", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize("pull", [30, 1000])
 def test_macro_and_group_coverage_are_what_was_asked_for(target: float, pull: float) -> None:
-    """Ten draws of long-tailed held-out photos, each checked on balanced new ones."""
+    """Check ten draws of long-tailed held-out photos, each on new balanced ones."""
     counts = [300] * 4 + [60] * 8 + [6] * 12
     sizes = zip(GROUPS, (4, 8, 12), strict=True)
     groups: list[Group] = [group for group, size in sizes for _ in range(size)]

@@ -1,4 +1,4 @@
-"""From combined logits to answers."""
+"""Tests of the way from an image's outputs to its prediction."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_without_calibration_it_is_the_softmax() -> None:
 
 
 def test_logits_that_carry_the_training_prior_lose_it() -> None:
-    """A head trained with cross-entropy answers as one with the logit-adjusted loss."""
+    """A head trained with cross-entropy gives the same answers as one with logit adjustment."""
     plain = palette_manifest("v", {})
     shares = np.array(COUNTS) / sum(COUNTS)
     classes = tuple(

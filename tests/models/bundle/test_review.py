@@ -1,4 +1,4 @@
-"""An answer is accepted at its group's threshold, and else reviewed."""
+"""Tests that an answer is accepted from its group's threshold on, and reviewed otherwise."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The scores behind prediction sets come back whole, or are refused in one line."""
+"""Tests that the scores behind prediction sets are read whole, or refused in one line."""
 
 from pathlib import Path
 

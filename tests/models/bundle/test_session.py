@@ -1,4 +1,4 @@
-"""A session as far as it goes without a GPU: its memory, its padding, its refusals."""
+"""Tests of a session without a GPU: its memory, its padding and its errors."""
 
 from collections import Counter
 from pathlib import Path

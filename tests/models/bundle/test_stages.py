@@ -1,4 +1,4 @@
-"""When an image needs no more views."""
+"""Tests of the rule that says when an image needs no more views."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A folder of engines is whole, or it is made again; and one process at a time makes it."""
+"""Tests that a folder of engines is whole or built again, by one process at a time."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from taillift.models.errors import UserError
 
 
 def build(root: Path, content: str = "engine") -> bool:
-    """Use the folder, and say whether an engine was there already."""
+    """Use the folder, and return whether an engine was there already."""
     with engine_folder(root, "key") as folder:
         engine = folder / "engine.bin"
         found = engine.exists()

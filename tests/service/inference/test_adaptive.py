@@ -1,4 +1,4 @@
-"""Adaptive ensembling through HTTP: as many views as an image needs."""
+"""Tests of adaptive ensembling through HTTP."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from tests.support.palette import CLASSES, photo, write_bundle
 from tests.support.serving import form, running, sample, top_labels
 
 ADAPTIVE = {"ensemble": "adaptive"}
-# Near the middle between two classes: the best leads by less than the rule asks for.
+# Near the middle between two classes: the margin is smaller than the rule asks for.
 UNSURE = {"red": (140, 0, 0), "green": (0, 140, 0), "cyan": (0, 140, 255)}
 
 

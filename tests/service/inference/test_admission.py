@@ -1,4 +1,4 @@
-"""How much may be in work at once, and who is let in."""
+"""Tests of how much work is accepted at once, and of who is let in."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from taillift.service.problems import DeadlineError, OverloadedError
 
 
 def of(max_views: int = 10, max_bytes: int = 100, pace: float = 0.1) -> Admission:
-    """A view takes `pace` seconds, and a byte to decode nothing."""
+    """Return an admission that predicts `pace` seconds for each view and none for decoding."""
     return Admission(max_views, max_bytes, lambda load, _raw: pace * load)
 
 

@@ -1,4 +1,4 @@
-"""Whatever comes together: every image is answered once, with its own logits, or told why not."""
+"""Tests that every image is answered once, with its own outputs or with a reason."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ LOST = 200
 
 @dataclass(frozen=True)
 class Sent:
-    """One image: of which request, how many views, and what happens to it."""
+    """One image: its request, its stages, and what happens to it."""
 
     owner: int
     stages: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How many pixels are decoded at once and whose, and what becomes of decoding that does not end."""
+"""Tests of how many pixels are decoded at once, in which order, and of decoding that hangs."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor

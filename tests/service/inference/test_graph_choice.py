@@ -1,3 +1,5 @@
+"""Tests of the choice of a precision."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

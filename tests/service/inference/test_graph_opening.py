@@ -1,4 +1,4 @@
-"""Which of a bundle's graphs is served, and what /model says of the choice."""
+"""Tests of which graph of a bundle is served, and of what GET /model says about the choice."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def variant(few: float, mean_class: float = 60.0) -> Variant:
 
 
 def heavy() -> onnx.ModelProto:
-    """The palette's graph, which takes long over blank views."""
+    """Return the palette's graph, changed so that blank views take long."""
     model = graph()
     changes: dict[str, np.ndarray] = {
         "slow": np.zeros((1, 3), np.float32),
@@ -49,7 +49,10 @@ def heavy() -> onnx.ModelProto:
 def write(
     target: Path, variants: dict[Precision, Variant], int8: float = 0.0, light: Precision = INT8
 ) -> Path:
-    """The palette with variants: all slow but `light`; int8's golden logits are `int8` off."""
+    """Write the palette with variants.
+
+    All but `light` are slow, and int8's golden logits are off by `int8`.
+    """
     colours = [colour for colour, _ in CLASSES.values()]
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
@@ -126,7 +129,7 @@ def test_a_precision_that_is_asked_for_is_served_whatever_it_costs(tmp_path: Pat
 def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no card here: the graph is opened on the CPU instead."""
+    """Without a GPU here, the graph is opened on the CPU instead."""
     bundle = write(tmp_path / "bundle", {FP32: variant(50)})
     on_cpu = Classifier.open
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Many clients at once: every answer is for its image, and nobody's trouble is another's."""
+"""Tests with many clients: every answer is for its own image, and no client harms another."""
 
 import random
 import socket
@@ -82,7 +82,7 @@ def test_over_the_queue_limit_clients_are_told_when_to_come_back(bundle: Path) -
 
 
 def send(client: httpx.Client, content: bytes, times: int, stack: ExitStack) -> None:
-    """Over so many connections, which stay open until the end of `stack`."""
+    """Send `content` over so many connections, which stay open until the end of `stack`."""
     for _ in range(times):
         address = (client.base_url.host, client.base_url.port)
         stack.enter_context(socket.create_connection(address)).sendall(content)
@@ -137,7 +137,7 @@ def test_a_body_that_does_not_come_is_given_up(bundle: Path) -> None:
     ):
         connection.sendall(head)
         with connection.makefile("rb") as answer:
-            text = answer.read()  # To the end: the service hangs up.
+            text = answer.read()  # Up to the end: the service closes the connection.
         assert text.startswith(b"HTTP/1.1 408 ")
         assert b"not complete after 0.2 seconds" in text
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]

@@ -1,3 +1,5 @@
+"""Tests of the priors that a file gives."""
+
 import json
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Ready means: an image sent now is answered."""
+"""Tests that the service is ready if, and only if, an image sent now is answered."""
 
 import asyncio
 import shutil
@@ -28,7 +28,7 @@ def lost(_: Pixels) -> Outputs:
 
 
 def ask(engine: Engine, method: str, path: str) -> httpx.Response:
-    """One request to an app that was not started."""
+    """Send one request to an app that was not started."""
 
     async def answer() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(engine))
@@ -85,7 +85,7 @@ def test_it_is_not_ready_while_no_image_is_decoded(bundle: Path, gate: Event) ->
 
 @dataclass
 class Sessions:
-    """The last one, and how many of all their graphs were in memory when the next was opened."""
+    """The last session, and how many earlier graphs were in memory when each was opened."""
 
     last: Session | None = None
     graphs: list[ReferenceType[object]] = field(default_factory=list)
@@ -118,7 +118,7 @@ def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions
         assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
         assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 1
         assert client.get("/readyz").status_code == 200
-    # The memory of a lost one may be what the next one lacks.
+    # The next session may need the memory of the lost one.
     assert sessions.alive == [0, 0]
 
 

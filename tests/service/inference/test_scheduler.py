@@ -1,4 +1,4 @@
-"""Batches, seen from inside."""
+"""Tests of the batches that the scheduler makes."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def numbers(batch: list[tuple[int, int]]) -> list[int]:
 
 
 async def while_busy(scheduler: Scheduler, device: Device) -> None:
-    """Have the device busy with an image, so that what comes next must wait."""
+    """Keep the device busy with an image, so that whatever comes next must wait."""
     device.free.clear()
     sent(scheduler, image(0, 1))
     await settle()
