@@ -132,11 +132,11 @@ class Classifier:
         cls, path: str | PathLike[str], precision: str, provider: str, threads: int | None
     ) -> "Classifier":
         """Open a bundle with options that are given by their names; raises `UserError`."""
-        chosen, place = named(Precision, precision), named(Provider, provider)
-        if chosen is Precision.FP16 and place is Provider.TENSORRT:
+        graph, runs_on = named(Precision, precision), named(Provider, provider)
+        if graph is Precision.FP16 and runs_on is Provider.TENSORRT:
             # TensorRT makes fp16 of the fp32 graph by itself.
-            return cls.open(Path(path), Device(place, threads, Precision.FP16))
-        return cls.open(Path(path), Device(place, threads), chosen)
+            return cls.open(Path(path), Device(runs_on, threads, Precision.FP16))
+        return cls.open(Path(path), Device(runs_on, threads), graph)
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # A path is iterable, too.
@@ -237,6 +237,7 @@ class Classifier:
         The arguments are those of `Predictor.predict`. Raises `UserError` if `ensemble` is adaptive
         and the bundle has no exit rule.
         """
+        self.predictor.stages(ensemble)  # Raises before any image is read.
         for batch in chunks(images, BATCH_VIEWS // ensemble.views):
             canvases: list[Pixels | ImageError] = []
             for image in batch:

@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 class Predictor:
     """Turns the outputs of one of a bundle's graphs into predictions.
 
-    All logits it is given, except those of `without_prior`, carry no prior (`Classifier.run`).
+    The logits that its methods take carry no prior, except those of `without_prior`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Predictor:
         variant = manifest.variants[precision]
         if not variant.sets:
             return cls(manifest, precision)
-        ensembles = [one for one in Ensemble if one is not Ensemble.ADAPTIVE or variant.exit]
+        ensembles = [name for name in Ensemble if name is not Ensemble.ADAPTIVE or variant.exit]
         scores = read_scores(bundle, precision, ensembles, len(manifest.classes))
         return cls(manifest, precision, scores)
 
@@ -114,8 +114,8 @@ class Predictor:
         """Predict one image's class.
 
         `ensemble` is the one that was requested, `log_prior` [C] the requested prior (None: the
-        uniform one) and `coverage` (`LEAST` to `MOST`) the share of sets that shall hold the right
-        label (None: no set).
+        uniform one) and `coverage` (`LEAST` to `MOST`) how often sets shall hold the right label
+        (None: no set).
         """
         logits = outputs.logits[None]
         temperature = self.temperatures(logits, np.array([outputs.views]), ensemble)

@@ -95,14 +95,14 @@ class Calibration(SchemaModel):
         `groups` [C] are the `group_indices`. A number of views that calibration has not met has the
         temperature of the nearest number that it has met.
         """
-        known = {
+        fitted = {
             Ensemble.OFF: {1: self.off},
             Ensemble.FULL: {VIEWS: self.full},
             Ensemble.ADAPTIVE: self.adaptive or {1: self.off, VIEWS: self.full},
         }[ensemble]
         table = np.array(
             [
-                known[min(known, key=lambda met: abs(met - count))].row
+                fitted[min(fitted, key=lambda views: abs(views - count))].row
                 for count in range(1, VIEWS + 1)
             ]
         )

@@ -82,8 +82,8 @@ class Engine:
         side = bundle.manifest.preprocessing.size
         blank = [np.zeros((size, side, side, CHANNELS), np.uint8) for size in sizes]
         runner = Runner(bundle, blank, 1 if batches is None else GPU_RUNS)
-        # The runner's thread also checks the files: at its end the event loop waits without a limit
-        # for the threads of its own.
+        # The runner's thread also checks the files. A thread of the event loop would not do: at its
+        # end the loop waits for its threads without a limit.
         await runner.open()
         scheduler = Scheduler(runner, settings.batch_views, self.metrics)
         scheduler.start()

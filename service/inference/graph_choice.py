@@ -91,10 +91,10 @@ def _advantage(
     parts = [f"{variant}: {times:.1f} times as fast as fp32 here"]
     for name, loss in losses(measured, fp32).items():
         points = f"{abs(loss):.1f}"
-        place = f"{points} points {'below' if loss > 0 else 'above'}"
+        relation = f"{points} points {'below' if loss > 0 else 'above'}"
         if float(points) == 0:
-            place = "equal to"
-        parts.append(f"{MEASURES[name]} accuracy {place} fp32's")
+            relation = "equal to"
+        parts.append(f"{MEASURES[name]} accuracy {relation} fp32's")
     return ", ".join(parts)
 
 
@@ -133,7 +133,10 @@ def open_classifier(bundle: Path, precision: str, device: Device) -> tuple[Class
         except UserError as error:
             return fp32, f"fp32: {variant} does not work here ({error})"
     evaluations = {variant: variants[variant].evaluation for variant in opened}
-    scores = {variant: found.full if found else None for variant, found in evaluations.items()}
+    scores = {
+        variant: evaluation.full if evaluation else None
+        for variant, evaluation in evaluations.items()
+    }
     rare = any(info.group == "few" for info in fp32.manifest.classes)
     seconds = view_seconds(opened) if len(opened) > 1 else {}
     choice = choose(scores, seconds, device.provider, rare)

@@ -32,7 +32,7 @@ def read_priors(path: Path | None, manifest: Manifest) -> Mapping[str, Doubles]:
         if name in set(Prior):
             raise UserError(f"{where}: the name is taken (the service has it); choose another")
         if name in priors:
-            raise UserError(f"{where} stands there twice: remove or rename one")
+            raise UserError(f"{where} appears twice: remove or rename one")
         if not isinstance(weights, JsonObject):
             raise UserError(f"{where} must be an object of the form {{label: weight}}")
         by_label = read_weights(where, weights, manifest.labels)
@@ -63,7 +63,7 @@ def read_weights(where: str, weights: JsonObject, labels: list[str]) -> dict[str
             hint = did_you_mean(label, labels)
             raise UserError(f"{where}: the bundle has no class {label!r}{hint}")
         if label in by_label:
-            raise UserError(f"{where}: class {label!r} stands there twice; remove one")
+            raise UserError(f"{where}: class {label!r} appears twice; remove one")
         by_label[label] = read_weight(where, label, weight)
     if missing := [label for label in labels if label not in by_label]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -11,6 +11,7 @@ from taillift.models.bundle.classifier import Classifier, top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.images import views
 from taillift.models.bundle.manifest import FileRecord, Manifest, Variant
 from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.session import Session
@@ -74,9 +75,23 @@ def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
     np.testing.assert_allclose(found.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
 
 
+@pytest.mark.parametrize("ensemble", Ensemble)
+def test_features_are_the_mean_over_the_views_that_an_image_took(
+    classifier: Classifier, ensemble: Ensemble
+) -> None:
+    canvases = [halves(COLOURS[0], COLOURS[0]), halves((255, 0, 0), (255, 230, 0))]
+    size = classifier.manifest.preprocessing.size
+    for canvas, outputs in zip(canvases, classifier.outputs(canvases, ensemble), strict=True):
+        rows = classifier.run(views(canvas, size, outputs.views))
+        np.testing.assert_allclose(outputs.features, rows.features.mean(0), atol=1e-5)
+        np.testing.assert_allclose(outputs.logits, rows.logits.mean(0), atol=1e-4)
+
+
 def test_without_a_rule_adaptive_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "raw", variants={Precision.FP32: Variant()})
     classifier = Classifier.open(folder)
+    with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
+        classifier.classify([], ensemble="adaptive")
     with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
         classifier.mean_logits([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Manifest, Variant
 from taillift.models.bundle.posterior import Prior, log_prior
@@ -102,6 +102,25 @@ def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     few = np.eye(7)[6]
     assert found.decide(few) == "review", "nothing is known of few"
     assert predictor(review=None).decide(few) is None
+
+
+@pytest.mark.parametrize(("ensemble", "views"), VIEWS.items())
+def test_one_call_gives_everything_that_is_said_of_an_image(ensemble: Ensemble, views: int) -> None:
+    group = GroupReview(photos=9, threshold=0.0, certified=False, accepted=50, error=1)
+    review = Review(risk=5, level=95, data="others", groups={"many": group})
+    one = predictor(review=review)
+    outputs = ImageOutputs(LOGITS[1], np.zeros(3, np.float32), views)
+    many = LOGITS[1:], np.array([views]), ensemble
+    train = log_prior(Prior.TRAIN, COUNTS)
+    uniform, other = one.predict(outputs, ensemble), one.predict(outputs, ensemble, train)
+    np.testing.assert_array_equal(uniform.requested, one.probabilities(*many)[0])
+    np.testing.assert_array_equal(other.requested, one.probabilities(*many, train)[0])
+    for prediction in (uniform, other):
+        np.testing.assert_array_equal(prediction.uniform, uniform.requested)
+        assert prediction.temperature == (TEMPERATURE if views == 5 else 1)
+        assert prediction.views == views
+        assert prediction.members is None
+    assert (uniform.decision, other.decision) == ("accept", None)
 
 
 def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -
         ({"winter": {**EVEN, "red": float("nan")}}, "'red' has weight 'nan'"),
         ({"winter": {**EVEN, "red": float("inf")}}, "'red' has weight 'inf'"),
         ({"winter": {**EVEN, "red": 10**400}}, "'red' has weight '10000"),
-        ('{"winter": {"red": 1, "red": 2}}', "'red' stands there twice"),
-        (f'{{"w": {json.dumps(EVEN)}, "w": {json.dumps(EVEN)}}}', "'w' .* stands there twice"),
+        ('{"winter": {"red": 1, "red": 2}}', "'red' appears twice"),
+        (f'{{"w": {json.dumps(EVEN)}, "w": {json.dumps(EVEN)}}}', "'w' .* appears twice"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(path: Path, content: object, problem: str) -> None:
