@@ -63,7 +63,7 @@ class RankedClass(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What `Classifier.classify` says of one image.
+    """One image's answer from `Classifier.classify`.
 
     `label`, `confidence` (0 to 1) and `group` are those of the most probable class, the first of
     `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or

@@ -1,4 +1,4 @@
-"""What runs a graph, and every option that ONNX Runtime is given for it."""
+"""The device that runs a graph, and every option that ONNX Runtime is given for it."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What a bundle says about itself: `manifest.json`, schema version 1."""
+"""A bundle's description of itself: `manifest.json`, schema version 1."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -55,7 +55,7 @@ class CoverageScores(SchemaModel):
 
 
 class PredictionSets(SchemaModel):
-    """What `coverage=` is answered from, and what held-out photos say about it."""
+    """The basis of `coverage=`, and what held-out photos say about it."""
 
     interpolation: Interpolation
     photos: int = Field(description="photos that the thresholds were fitted on")

@@ -10,7 +10,7 @@ Decision = Literal["accept", "review"]
 
 
 class GroupReview(SchemaModel):
-    """What holds for answers with a class of one group; photos of every class weigh the same."""
+    """The threshold for answers of one group's classes; photos of every class weigh the same."""
 
     photos: int = Field(description="held-out photos that are answered with a class of this group")
     threshold: float | None = Field(

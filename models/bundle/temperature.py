@@ -62,7 +62,7 @@ class ErrorChanges(SchemaModel):
 
 
 class CalibrationErrors(SchemaModel):
-    """What calibration changes, for each ensemble; photos of every class weigh the same."""
+    """Calibration errors of each ensemble, before and after calibration; photos of every class weigh the same."""
 
     data: str = Field(description="what it was measured on")
     off: ErrorChanges

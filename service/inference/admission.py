@@ -14,7 +14,7 @@ MARGIN: Final = 1.6
 
 
 class Load(NamedTuple):
-    """What a request has in work.
+    """The work of a request.
 
     `views` and `size` (bytes) are the most that it may take: they bound memory. `expected_views`,
     by experience, and `raw` bytes, which are not decoded yet, predict the wait.

@@ -33,7 +33,7 @@ CLOSE_SECONDS: Final = 1
 
 @dataclass(frozen=True)
 class Opened:
-    """What exists once the bundle is open."""
+    """The parts that exist once the bundle is open."""
 
     scheduler: Scheduler
     pipeline: Pipeline
