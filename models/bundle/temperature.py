@@ -62,7 +62,7 @@ class ErrorChanges(SchemaModel):
 
 
 class CalibrationErrors(SchemaModel):
-    """Calibration errors of each ensemble, before and after calibration; photos of every class weigh the same."""
+    """Each ensemble's calibration error before and after; all classes weigh the same."""
 
     data: str = Field(description="what it was measured on")
     off: ErrorChanges
