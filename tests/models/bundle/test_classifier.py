@@ -154,14 +154,14 @@ def test_a_version_of_other_files_is_refused(tmp_path: Path) -> None:
     assert "says version 0123 and lists" in refusal(tmp_path / "wrong", version="0123")
 
 
-def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / MODEL).write_bytes(b"no graph")
     with pytest.raises(UserError, match="ONNX Runtime cannot load") as caught:
         Session(tmp_path / MODEL)
     assert "\n" not in str(caught.value)
 
 
-def test_a_provider_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
+def test_a_provider_that_is_not_available_is_refused(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
     onnx.save(graph(), tmp_path / MODEL)

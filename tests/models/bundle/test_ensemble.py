@@ -23,7 +23,7 @@ def test_one_view_is_its_own_mean() -> None:
     np.testing.assert_array_equal(mean_over_views(logits, 1), logits)
 
 
-def test_rows_that_are_no_multiple_of_the_views_are_refused() -> None:
+def test_rows_that_are_not_a_multiple_of_the_views_are_refused() -> None:
     with pytest.raises(ValueError, match="reshape"):
         mean_over_views(np.zeros((7, 3), "f4"), 5)
 

@@ -56,7 +56,7 @@ def test_golden_views_come_back_as_written(bundle: Path) -> None:
     assert (pixels.shape, logits.shape) == ((7, 8, 8, 3), (7, 7))
 
 
-def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     assert "is not a bundle" in refusal(tmp_path)
     assert "is not a bundle" in refusal(tmp_path / "nowhere")
 
@@ -106,7 +106,7 @@ def test_a_version_that_is_not_that_of_the_files_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.npz", "."])
-def test_what_may_not_be_read_is_told_with_the_remedy(copy: Path, name: str) -> None:
+def test_a_file_that_may_not_be_read_is_named_with_the_remedy(copy: Path, name: str) -> None:
     (copy / name).chmod(0)
     copy.parent.chmod(0o755)
     code = (

@@ -192,7 +192,7 @@ def test_a_very_long_image_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"GIF89a", photo((0, 0, 0), "BMP")])
-def test_what_is_no_image_of_ours_is_told_from_what_is_damaged(data: bytes) -> None:
+def test_an_unsupported_format_differs_from_a_damaged_image(data: bytes) -> None:
     with pytest.raises(NotAnImageError):
         decode(data, 16)
 

@@ -39,7 +39,7 @@ def test_scores_come_back_as_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.ensembles[ensemble], values)
 
 
-def test_no_photo_at_all_comes_back_too(tmp_path: Path) -> None:
+def test_scores_of_no_photo_are_read_too(tmp_path: Path) -> None:
     none = np.zeros(0, np.float32)
     write_scores(tmp_path, FP32, HeldOutScores(np.zeros(0, np.int64), {OFF: none, FULL: none}))
     assert len(read_scores(tmp_path, FP32, [OFF, FULL], 3).labels) == 0

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, margin, run_stages
 
-LEADS = st.floats(0, 6, width=32)
+MARGINS = st.floats(0, 6, width=32)
 STAGES = st.sets(st.integers(1, 5), min_size=1).flatmap(
-    lambda views: st.lists(LEADS, min_size=len(views) - 1, max_size=len(views) - 1).map(
+    lambda views: st.lists(MARGINS, min_size=len(views) - 1, max_size=len(views) - 1).map(
         lambda leads: Stages(stages=tuple(sorted(views)), leads=tuple(leads))
     )
 )
@@ -49,8 +49,8 @@ def test_views_are_asked_for_once_and_only_where_they_are_needed(
         np.testing.assert_array_equal(found, expected)
 
 
-@given(LOGITS, LEADS, LEADS)
-def test_a_smaller_lead_takes_no_more_views(
+@given(LOGITS, MARGINS, MARGINS)
+def test_a_smaller_margin_never_takes_more_views(
     view_logits: np.ndarray, one: float, other: float
 ) -> None:
     taken = [
@@ -60,7 +60,7 @@ def test_a_smaller_lead_takes_no_more_views(
     assert (taken[0] <= taken[1]).all()
 
 
-def test_a_lead_is_the_best_class_less_the_second_and_enough_when_equal() -> None:
+def test_a_margin_is_the_best_class_less_the_second_and_enough_when_equal() -> None:
     logits = np.array([[1, 3.5, 2], [0, 0, -1]], "f4")
     np.testing.assert_array_equal(margin(logits), [1.5, 0])
     rule = Stages(stages=(1, 3, 5), leads=(1.5, 2))
@@ -76,7 +76,7 @@ def test_a_lead_is_the_best_class_less_the_second_and_enough_when_equal() -> Non
     ("stages", "leads"),
     [((5, 1), (1.0,)), ((1, 1, 5), (1.0, 1.0)), ((0, 5), (1.0,)), ((1, 6), (1.0,)), ((1, 5), ())],
 )
-def test_stages_that_make_no_sense_are_refused(
+def test_stages_that_do_not_fit_together_are_refused(
     stages: tuple[int, ...], leads: tuple[float, ...]
 ) -> None:
     with pytest.raises(ValidationError, match="stages"):

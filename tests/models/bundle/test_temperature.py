@@ -96,7 +96,7 @@ def test_a_temperature_is_positive() -> None:
 @pytest.mark.parametrize(
     ("before", "resolution", "enough"), [(8.0, 4.0, True), (7.9, 4.0, False), (None, None, False)]
 )
-def test_there_is_enough_where_half_the_error_can_be_told_from_none(
+def test_there_is_enough_if_half_the_error_can_be_detected(
     before: float | None, resolution: float | None, enough: bool
 ) -> None:
     change = ErrorChange(photos=200, before=before, after=before, resolution=resolution)

@@ -135,7 +135,7 @@ def test_of_a_large_request_only_as_many_images_are_ahead() -> None:
         assert admission.wait(1000) == pytest.approx(10.2)
 
 
-def test_who_would_wait_too_long_is_told_when_it_is_worth_while() -> None:
+def test_a_request_that_would_wait_too_long_learns_when_to_come_back() -> None:
     admission = of(max_views=1000, pace=1)
     with (
         held(admission, images(10)),
@@ -148,7 +148,7 @@ def test_who_would_wait_too_long_is_told_when_it_is_worth_while() -> None:
     assert refused.value.headers == {"Retry-After": "5"}
 
 
-def test_who_could_not_be_in_time_alone_is_told_so() -> None:
+def test_a_request_that_takes_too_long_by_itself_is_refused() -> None:
     admission = of(max_views=1000, pace=1)
     with (
         held(admission, images(1)),
@@ -159,7 +159,7 @@ def test_who_could_not_be_in_time_alone_is_told_so() -> None:
     assert missed.value.stage == "admission"
 
 
-def test_a_prediction_alone_refuses_nobody() -> None:
+def test_a_prediction_alone_refuses_no_request() -> None:
     with held(of(pace=1e6), images(1), seconds=0.001):
         pass
 
@@ -169,7 +169,7 @@ def test_a_prediction_alone_refuses_nobody() -> None:
     count=st.integers(1, 50),
     seconds=st.floats(1, 200),
 )
-def test_retry_after_is_enough_if_nobody_else_comes(
+def test_retry_after_is_enough_if_no_other_request_comes(
     others: list[int], count: int, seconds: float
 ) -> None:
     admission = of(max_views=10_000, pace=1)

@@ -72,7 +72,7 @@ def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
     assert order == ["large", "small"]
 
 
-def test_it_stalls_where_no_thread_ends_its_image(gate: Event) -> None:
+def test_it_stalls_if_no_thread_finishes_its_image(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=2)
         works = [sent(decoder)]
@@ -92,7 +92,7 @@ def test_it_stalls_where_no_thread_ends_its_image(gate: Event) -> None:
     asyncio.run(main())
 
 
-def test_what_is_given_up_while_it_waits_is_no_progress(gate: Event) -> None:
+def test_giving_up_an_image_that_waits_is_not_progress(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=1)
         sent(decoder)

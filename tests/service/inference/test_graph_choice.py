@@ -74,7 +74,7 @@ def test_each_provider_has_its_own_variants() -> None:
     )
 
 
-def test_a_set_without_rare_classes_is_judged_by_the_mean() -> None:
+def test_without_rare_classes_only_the_mean_counts() -> None:
     unmeasured = {FP32: scored(few=None), INT8: scored(few=None)}
     without = choose(unmeasured, TWICE, Provider.CPU, rare=False)
     assert without.reason.endswith("here, mean-class accuracy equal to fp32's")

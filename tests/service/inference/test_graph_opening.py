@@ -115,7 +115,7 @@ def test_a_variant_that_computes_otherwise_here_leaves_fp32_to_serve(tmp_path: P
         opened(bundle, precision="int8")
 
 
-def test_another_processors_arithmetic_is_no_error_in_int8(tmp_path: Path) -> None:
+def test_another_processors_arithmetic_is_not_an_error_in_int8(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: variant(50)}, int8=0.2)
     assert opened(bundle, precision="int8") == (INT8, "int8: it was asked for")
 
@@ -149,7 +149,7 @@ def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
         ("fp16", "provider cpu does not run fp16: set the precision to auto"),
     ],
 )
-def test_a_precision_that_is_not_to_be_had_is_one_line(
+def test_a_precision_that_is_not_available_is_refused_in_one_line(
     bundle: Path, precision: str, line: str
 ) -> None:
     with pytest.raises(UserError) as raised:

@@ -88,7 +88,7 @@ def send(client: httpx.Client, content: bytes, times: int, stack: ExitStack) -> 
         stack.enter_context(socket.create_connection(address)).sendall(content)
 
 
-def test_announced_bodies_that_do_not_come_keep_nobody_out(bundle: Path) -> None:
+def test_announced_bodies_that_do_not_come_keep_no_request_out(bundle: Path) -> None:
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:

@@ -89,7 +89,7 @@ def test_a_file_that_is_not_there_is_named(path: Path) -> None:
 
 @given(st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.integers())))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-def test_what_is_no_prior_of_these_classes_is_a_users_error(
+def test_a_file_without_a_prior_of_these_classes_is_a_user_error(
     path: Path, content: dict[str, dict[str, int]]
 ) -> None:
     if content:

@@ -47,7 +47,7 @@ def test_it_is_alive_and_not_ready_before_the_bundle_is_checked(bundle: Path) ->
     assert "taillift_ready 0.0" in ask(engine, "GET", "/metrics").text
 
 
-def test_who_probes_is_not_counted_among_the_rejected(bundle: Path) -> None:
+def test_a_probe_is_not_counted_among_the_rejected_requests(bundle: Path) -> None:
     engine = Engine(read_settings(bundle=bundle))
     probed = ask(engine, "GET", "/readyz")
     assert probed.headers["content-type"] == "application/problem+json"
@@ -108,7 +108,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
     return sessions
 
 
-def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions: Sessions) -> None:
+def test_a_lost_device_is_opened_again_without_an_error(bundle: Path, sessions: Sessions) -> None:
     engine = Engine(read_settings(bundle=bundle))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200)

@@ -37,7 +37,7 @@ async def while_busy(scheduler: Scheduler, device: Device) -> None:
     await settle()
 
 
-def test_a_lone_image_waits_for_nobody() -> None:
+def test_a_lone_image_does_not_wait() -> None:
     device = Device()
 
     async def ask(scheduler: Scheduler) -> ImageOutputs:
@@ -220,7 +220,7 @@ def test_what_cannot_be_in_time_behind_the_others_is_dropped_at_once() -> None:
     assert 2 not in {value for batch in device.batches for value in numbers(batch)}
 
 
-def test_a_prediction_that_is_wrong_stops_nobody() -> None:
+def test_a_wrong_prediction_stops_no_image() -> None:
     async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         scheduler._runner.latency.fit([1, 10], [1e6, 1e7])
         return [await sent(scheduler, image(n), seconds=5) for n in (1, 2)]
