@@ -78,7 +78,8 @@ def test_without_options_it_is_as_a_request_without_options(
 ) -> None:
     result = classifier.classify(photo(RED))
     answer = client.post("/classify", content=photo(RED)).json()["results"][0]
-    assert [one.label for one in result.ranking] == [one["label"] for one in answer["predictions"]]
+    labels = [served["label"] for served in answer["predictions"]]
+    assert [ranked.label for ranked in result.ranking] == labels
     assert (result.views, result.label, result.group) == (answer["views"], "red", "many")
     assert result.confidence == result.ranking[0].confidence
     assert result.labels_in_set is None
@@ -255,7 +256,7 @@ def test_coverage_adds_a_set_of_labels(tmp_path: Path) -> None:
         HeldOutScores(np.repeat(np.arange(7), 40), dict.fromkeys(Ensemble, scores)),
     )
     result = classifier.classify(photo(DOUBTFUL), coverage=0.9, top_k=7)
-    expected = tuple(one.label for one in result.ranking if one.confidence >= 0.1)
+    expected = tuple(ranked.label for ranked in result.ranking if ranked.confidence >= 0.1)
     assert result.labels_in_set == expected
     assert len(expected) > 1
 

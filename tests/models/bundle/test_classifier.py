@@ -49,7 +49,7 @@ def test_rows_are_in_the_order_of_the_images(
 ) -> None:
     colours = (COLOURS * 8)[:count]
     logits, views = classifier.mean_logits(
-        (classifier.canvas(photo(one)) for one in colours), ensemble
+        (classifier.canvas(photo(colour)) for colour in colours), ensemble
     )
     assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.dtype("f4"), (count,))
     np.testing.assert_array_equal(logits.argmax(1), (list(range(7)) * 8)[:count])
@@ -65,14 +65,14 @@ def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarra
 def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
     """Then it gets the full ensemble's logits, whatever the other images of its batch are."""
     doubtful = halves((255, 0, 0), (255, 230, 0))
-    every = [halves(one, one) for one in COLOURS[:3]]
-    every.insert(1, doubtful)
-    found = classifier.mean_logits(every, Ensemble.ADAPTIVE)
-    assert found.views.tolist() == [1, 5, 1, 1]
-    centre = classifier.mean_logits(every, Ensemble.OFF).logits
-    full = classifier.mean_logits(every, Ensemble.FULL).logits
-    np.testing.assert_allclose(found.logits[1], full[1], atol=1e-4)
-    np.testing.assert_allclose(found.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
+    images = [halves(colour, colour) for colour in COLOURS[:3]]
+    images.insert(1, doubtful)
+    adaptive = classifier.mean_logits(images, Ensemble.ADAPTIVE)
+    assert adaptive.views.tolist() == [1, 5, 1, 1]
+    centre = classifier.mean_logits(images, Ensemble.OFF).logits
+    full = classifier.mean_logits(images, Ensemble.FULL).logits
+    np.testing.assert_allclose(adaptive.logits[1], full[1], atol=1e-4)
+    np.testing.assert_allclose(adaptive.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
 
 
 @pytest.mark.parametrize("ensemble", Ensemble)

@@ -29,4 +29,5 @@ def test_rows_that_are_not_a_multiple_of_the_views_are_refused() -> None:
 
 
 def test_off_takes_one_view_full_five_and_adaptive_no_more() -> None:
-    assert [one.views for one in (Ensemble.OFF, Ensemble.FULL, Ensemble.ADAPTIVE)] == [1, 5, 5]
+    views = {ensemble: ensemble.views for ensemble in Ensemble}
+    assert views == {Ensemble.OFF: 1, Ensemble.FULL: 5, Ensemble.ADAPTIVE: 5}

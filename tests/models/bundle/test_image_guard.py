@@ -41,17 +41,17 @@ def jpeg_with(*segments: bytes) -> bytes:
 
 def png_with(*chunks: bytes) -> bytes:
     data = saved("PNG")
-    place = data.index(b"IDAT") - 4
-    return data[:place] + b"".join(chunks) + data[place:]
+    offset = data.index(b"IDAT") - 4
+    return data[:offset] + b"".join(chunks) + data[offset:]
 
 
 def png_of_small_chunks() -> bytes:
     """Return a PNG with each byte of its pixels in a chunk of its own."""
     data = saved("PNG")
-    place = data.index(b"IDAT") - 4
-    start, length = place + 8, int.from_bytes(data[place : place + 4], "big")
-    chunks = [chunk(b"IDAT", bytes([one])) for one in data[start : start + length]]
-    return data[:place] + b"".join(chunks) + data[start + length + 4 :]
+    offset = data.index(b"IDAT") - 4
+    start, length = offset + 8, int.from_bytes(data[offset : offset + 4], "big")
+    chunks = [chunk(b"IDAT", bytes([value])) for value in data[start : start + length]]
+    return data[:offset] + b"".join(chunks) + data[start + length + 4 :]
 
 
 def segment(marker: bytes, content: bytes) -> bytes:

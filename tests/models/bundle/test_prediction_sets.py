@@ -47,10 +47,13 @@ def of_labels(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 @given(held_out(), PULLS, st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 def test_a_set_grows_with_coverage(
-    held: tuple[np.ndarray, np.ndarray, list[Group]], pulls: Interpolation, one: float, other: float
+    held: tuple[np.ndarray, np.ndarray, list[Group]],
+    pulls: Interpolation,
+    first: float,
+    second: float,
 ) -> None:
     coverage, images = Coverage(*held, pulls), shares(len(held[2]))
-    small, large = (coverage.sets(images, target) for target in sorted([one, other]))
+    small, large = (coverage.sets(images, target) for target in sorted([first, second]))
     assert not (small & ~large).any()
 
 

@@ -31,12 +31,12 @@ def refusal(folder: Path, classes: int = 3) -> str:
 
 def test_scores_come_back_as_written(tmp_path: Path) -> None:
     write_scores(tmp_path, FP32, HeldOutScores(LABELS, SCORES))
-    found = read_scores(tmp_path, FP32, [FULL, OFF], 3)
-    assert found.labels.dtype == np.int64
-    assert found.labels.tolist() == LABELS.tolist()
-    assert list(found.ensembles) == [FULL, OFF]
+    read = read_scores(tmp_path, FP32, [FULL, OFF], 3)
+    assert read.labels.dtype == np.int64
+    assert read.labels.tolist() == LABELS.tolist()
+    assert list(read.ensembles) == [FULL, OFF]
     for ensemble, values in SCORES.items():
-        np.testing.assert_array_equal(found.ensembles[ensemble], values)
+        np.testing.assert_array_equal(read.ensembles[ensemble], values)
 
 
 def test_scores_of_no_photo_are_read_too(tmp_path: Path) -> None:

@@ -45,17 +45,17 @@ def test_views_are_asked_for_once_and_only_where_they_are_needed(
 
     mean_logits, taken = run_stages(rule, given_views, fill)
     np.testing.assert_array_equal((~np.isnan(given_views[:, :, 0])).sum(axis=1), taken)
-    for found, expected in zip((mean_logits, taken), run_stages(rule, view_logits), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for result, expected in zip((mean_logits, taken), run_stages(rule, view_logits), strict=True):
+        np.testing.assert_array_equal(result, expected)
 
 
 @given(LOGITS, MARGINS, MARGINS)
 def test_a_smaller_margin_never_takes_more_views(
-    view_logits: np.ndarray, one: float, other: float
+    view_logits: np.ndarray, first: float, second: float
 ) -> None:
     taken = [
         run_stages(Stages(stages=(1, 5), leads=(least,)), view_logits)[1]
-        for least in sorted((one, other))
+        for least in sorted((first, second))
     ]
     assert (taken[0] <= taken[1]).all()
 

@@ -31,7 +31,7 @@ CALIBRATION = Calibration(
 )
 
 
-def found(ensemble: Ensemble, views: list[int], answers: list[int]) -> list[float]:
+def temperatures_of(ensemble: Ensemble, views: list[int], answers: list[int]) -> list[float]:
     logits = np.eye(4, dtype=np.float32)[answers]
     of = CALIBRATION.temperatures(logits, np.array(views), ensemble, group_indices(GROUPS))
     assert of.dtype == np.float64
@@ -40,16 +40,16 @@ def found(ensemble: Ensemble, views: list[int], answers: list[int]) -> list[floa
 
 
 def test_the_predicted_class_decides_by_its_group() -> None:
-    assert found(Ensemble.OFF, [1] * 4, [0, 1, 2, 3]) == [1.1, 1.3, 1.2, 1.3]
-    assert found(Ensemble.FULL, [5] * 4, [3, 2, 1, 0]) == [2.3, 2.2, 2.3, 2.1]
+    assert temperatures_of(Ensemble.OFF, [1] * 4, [0, 1, 2, 3]) == [1.1, 1.3, 1.2, 1.3]
+    assert temperatures_of(Ensemble.FULL, [5] * 4, [3, 2, 1, 0]) == [2.3, 2.2, 2.3, 2.1]
 
 
 def test_an_adaptive_answer_has_the_temperature_of_where_it_stopped() -> None:
-    assert found(Ensemble.ADAPTIVE, [5, 1, 1, 5], [0, 0, 1, 1]) == [5.1, 3.1, 3.3, 5.3]
+    assert temperatures_of(Ensemble.ADAPTIVE, [5, 1, 1, 5], [0, 0, 1, 1]) == [5.1, 3.1, 3.3, 5.3]
 
 
 def test_a_number_of_views_never_met_has_that_of_the_nearest() -> None:
-    assert found(Ensemble.ADAPTIVE, [2, 4], [0, 0]) == [3.1, 5.1]
+    assert temperatures_of(Ensemble.ADAPTIVE, [2, 4], [0, 0]) == [3.1, 5.1]
 
 
 def test_without_an_exit_rule_adaptive_answers_are_like_the_others() -> None:
@@ -68,10 +68,10 @@ def test_a_group_without_a_temperature_has_the_pooled_one() -> None:
 
 def test_no_image_has_no_temperature() -> None:
     none = np.empty((0, 4), np.float32)
-    found = CALIBRATION.temperatures(
+    row = CALIBRATION.temperatures(
         none, np.empty(0, np.int64), Ensemble.FULL, group_indices(GROUPS)
     )
-    assert found.shape == (0,)
+    assert row.shape == (0,)
 
 
 @given(LOGITS, st.lists(st.sampled_from([1, 5]), min_size=3, max_size=3))

@@ -46,14 +46,14 @@ IMAGES = st.lists(
 
 async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[ImageOutputs | BaseException]:
     tasks = []
-    for value, one in enumerate(images):
-        seconds = {"expired": 0.0, "hurry": 0.002}.get(one.fate, 20.0)
-        exit_rule = rule(*one.stages) if len(one.stages) > 1 else None
-        views = image(value, one.stages[-1])
-        tasks.append(sent(scheduler, views, seconds, one.owner, exit_rule))
-        if one.pause:
+    for value, case in enumerate(images):
+        seconds = {"expired": 0.0, "hurry": 0.002}.get(case.fate, 20.0)
+        exit_rule = rule(*case.stages) if len(case.stages) > 1 else None
+        views = image(value, case.stages[-1])
+        tasks.append(sent(scheduler, views, seconds, case.owner, exit_rule))
+        if case.pause:
             await asyncio.sleep(0.0005)
-        if one.fate == "cancel":
+        if case.fate == "cancel":
             tasks[value // 2].cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -67,38 +67,38 @@ async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[ImageOutput
 def test_every_image_is_answered_once_with_its_own_logits(
     images: list[Sent], batch_views: int, break_at: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = Device(poison=[value for value, one in enumerate(images) if one.poison])
+    device = Device(poison=[value for value, case in enumerate(images) if case.poison])
     device.break_at = break_at
     metrics = new_metrics()
     with caplog.at_level(logging.CRITICAL):
-        found = run(
+        answers = run(
             device,
             lambda scheduler: outcomes(scheduler, images),
             batch_views,
             warm=[image(LOST, 1)],
             metrics=metrics,
         )
-    cancelled = {n // 2 for n, one in enumerate(images) if one.fate == "cancel"}
-    for value, (one, outcome) in enumerate(zip(images, found, strict=True)):
+    cancelled = {n // 2 for n, case in enumerate(images) if case.fate == "cancel"}
+    for value, (case, outcome) in enumerate(zip(images, answers, strict=True)):
         if isinstance(outcome, ImageOutputs):
-            sure = len(one.stages) > 1 and value % 2 == 0
-            assert outcome.views == (one.stages[0] if sure else one.stages[-1])
+            sure = len(case.stages) > 1 and value % 2 == 0
+            assert outcome.views == (case.stages[0] if sure else case.stages[-1])
             np.testing.assert_allclose(outcome.logits, mean_of(value, outcome.views), rtol=1e-6)
             np.testing.assert_allclose(
                 outcome.features, [value, (outcome.views - 1) / 2], rtol=1e-6
             )
-            assert not one.poison
-            assert one.fate != "expired"
+            assert not case.poison
+            assert case.fate != "expired"
         elif isinstance(outcome, asyncio.CancelledError):
             assert value in cancelled
         elif isinstance(outcome, DeadlineError):
-            assert one.fate in ("expired", "hurry")
+            assert case.fate in ("expired", "hurry")
         else:
             assert isinstance(outcome, InferenceError)
-            assert one.poison
+            assert case.poison
     assert metrics.registry.get_sample_value("taillift_queue_views") == 0
     ran = {value for batch in device.batches for value, _ in batch}
-    assert not ran & {n for n, one in enumerate(images) if one.fate == "expired"}
+    assert not ran & {n for n, case in enumerate(images) if case.fate == "expired"}
     assert max(device.sizes, default=0) <= batch_views
 
 

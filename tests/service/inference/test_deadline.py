@@ -90,6 +90,6 @@ def test_a_deadline_that_is_none_is_malformed(client: httpx.Client, value: str) 
 
 def test_the_header_is_described(client: httpx.Client) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/classify"]["post"]
-    names = {(one["in"], one["name"]) for one in operation["parameters"]}
+    names = {(parameter["in"], parameter["name"]) for parameter in operation["parameters"]}
     assert ("header", "X-Request-Timeout") in names
     assert "408" in operation["responses"]

@@ -67,8 +67,8 @@ def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
             until(small.running)
             sleep(0.05)
             assert not order
-        for one in (large, small):
-            one.result(timeout=10)
+        for task in (large, small):
+            task.result(timeout=10)
     assert order == ["large", "small"]
 
 

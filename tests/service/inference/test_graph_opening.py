@@ -59,9 +59,12 @@ def write(
         return palette_manifest(version, files).model_copy(update={"variants": variants})
 
     with new_bundle(target, manifest) as folder:
-        for one in variants:
-            onnx.save(graph() if one is light else heavy(), folder / FILES[one])
-        golden = {one: logits_of(colours) + (int8 if one is INT8 else 0) for one in variants}
+        for precision in variants:
+            onnx.save(graph() if precision is light else heavy(), folder / FILES[precision])
+        golden = {
+            precision: logits_of(colours) + (int8 if precision is INT8 else 0)
+            for precision in variants
+        }
         write_golden(folder, canvases(colours), golden)
     return target
 

@@ -20,7 +20,7 @@ def test_answers_belong_to_their_images(client: httpx.Client) -> None:
         kind, ensemble = choose.choice(["PNG", "JPEG", "WEBP"]), choose.choice(["full", "off"])
         files = form(*[(label, photo(CLASSES[label][0], kind)) for label in labels])
         response = client.post("/classify", params={"ensemble": ensemble}, files=files)
-        assert [one["filename"] for one in response.json()["results"]] == labels
+        assert [answer["filename"] for answer in response.json()["results"]] == labels
         return top_labels(response)
 
     with ThreadPoolExecutor(16) as pool:
@@ -42,7 +42,7 @@ def test_views_gather_while_the_device_is_busy(bundle: Path) -> None:
         busy = pool.submit(client.post, "/classify", content=photo(SLOW))
         until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
         waiting = [pool.submit(client.post, "/classify", content=photo((0, 0, 0))) for _ in "1234"]
-        assert [top_labels(one.result()) for one in waiting] == [["black"]] * 4
+        assert [top_labels(answer.result()) for answer in waiting] == [["black"]] * 4
         assert busy.result().status_code == 200
         assert sample(client, "taillift_batch_views_count") <= 3
 

@@ -34,19 +34,19 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_without_a_file_there_are_the_reserved_priors() -> None:
-    found = read_priors(None, MANIFEST)
-    assert set(found) == set(Prior)
-    for name, logs in found.items():
+    priors = read_priors(None, MANIFEST)
+    assert set(priors) == set(Prior)
+    for name, logs in priors.items():
         np.testing.assert_array_equal(logs, log_prior(Prior(name), MANIFEST.counts))
 
 
 def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -> None:
     weights = {label: index for index, label in enumerate(CLASSES)}
-    found = read(path, {"winter": dict(reversed(weights.items())), "even": EVEN})
-    assert list(found) == ["uniform", "train", "winter", "even"]
-    np.testing.assert_allclose(np.exp(found["winter"]), np.arange(7) / 21)
-    assert found["winter"][0] == -np.inf
-    np.testing.assert_allclose(found["even"], found["uniform"])
+    priors = read(path, {"winter": dict(reversed(weights.items())), "even": EVEN})
+    assert list(priors) == ["uniform", "train", "winter", "even"]
+    np.testing.assert_allclose(np.exp(priors["winter"]), np.arange(7) / 21)
+    assert priors["winter"][0] == -np.inf
+    np.testing.assert_allclose(priors["even"], priors["uniform"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_file_without_a_prior_of_these_classes_is_a_user_error(
 @given(st.lists(st.floats(0, 1e300), min_size=7, max_size=7).filter(any))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_weights_become_shares(path: Path, weights: list[float]) -> None:
-    found = read(path, {"season": dict(zip(CLASSES, weights, strict=True))})["season"]
-    assert np.exp(found).sum() == pytest.approx(1)
+    priors = read(path, {"season": dict(zip(CLASSES, weights, strict=True))})["season"]
+    assert np.exp(priors).sum() == pytest.approx(1)
     shares = np.array(weights) / max(weights)
-    assert ((found == -np.inf) == (shares == 0)).all() or max(weights) > 1e290
+    assert ((priors == -np.inf) == (shares == 0)).all() or max(weights) > 1e290

@@ -92,7 +92,7 @@ class Sessions:
     alive: list[int] = field(default_factory=list)
 
     def open(self, path: Path, device: Device, size: int) -> Session:
-        self.alive.append(sum(one() is not None for one in self.graphs))
+        self.alive.append(sum(graph() is not None for graph in self.graphs))
         self.last = Session(path, device, size)
         self.graphs.append(ref(self.last._graph))
         return self.last

@@ -133,11 +133,11 @@ def test_passes_are_counted_in_views() -> None:
         await sent(scheduler, image(2), exit_rule=None)
 
     run(Device(), ask, batch_views=3, metrics=metrics)
-    found = [
+    passes = [
         metrics.registry.get_sample_value("taillift_pass_views_total", {"pass": name})
         for name in ("first", "second")
     ]
-    assert found == [7, 4]
+    assert passes == [7, 4]
 
 
 def test_cancelled_work_never_reaches_the_device() -> None:
@@ -258,9 +258,9 @@ def test_an_image_that_fails_in_its_second_pass_fails_alone(
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with caplog.at_level(logging.CRITICAL):
-        found = run(Unlucky(), ask)
-    assert isinstance(found.pop(2), InferenceError)
-    answers = [answer for answer in found if isinstance(answer, ImageOutputs)]
+        outcomes = run(Unlucky(), ask)
+    assert isinstance(outcomes.pop(2), InferenceError)
+    answers = [answer for answer in outcomes if isinstance(answer, ImageOutputs)]
     assert [answer.views for answer in answers] == [5, 1, 5]
     assert values(answers) == [1, 2, 5]
 
@@ -339,8 +339,8 @@ def test_a_lost_device_is_loaded_again_and_what_waits_is_answered(
         return answers
 
     with caplog.at_level(logging.CRITICAL):
-        found = run(machine, ask, warm=[image(0, 1)], metrics=metrics)
-    assert values(found) == list(range(6))
+        outcomes = run(machine, ask, warm=[image(0, 1)], metrics=metrics)
+    assert values(outcomes) == list(range(6))
     assert machine.loads == 2
     rebuilt = metrics.registry.get_sample_value
     assert rebuilt("taillift_session_rebuilds_total", {"outcome": "ready"}) == 1
