@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views, run_stages
+from taillift.models.bundle.arrays import Floats
+from taillift.models.bundle.ensemble import ExitRule, mean_over_views, run_stages
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
 from taillift.models.bundle.schema import GROUPS, Group

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Floats
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model

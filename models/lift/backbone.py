@@ -194,8 +194,8 @@ def _check_architecture(architecture: str) -> None:
     """Raise `UserError` for an unsupported architecture, before its weights are downloaded."""
     known = open_clip.list_models()
     if architecture not in known:
-        hint = did_you_mean(architecture, known, "see open_clip.list_models()")
-        raise UserError(f"open_clip has no architecture {architecture!r}: {hint}")
+        hint = did_you_mean(architecture, known) or ": see open_clip.list_models()"
+        raise UserError(f"open_clip has no architecture {architecture!r}{hint}")
     config = open_clip.get_model_config(architecture) or {}
     timm_name = config["vision_cfg"].get("timm_model_name", "vit_")
     if "multimodal_cfg" in config:

@@ -37,8 +37,8 @@ def load_trunk(name: str) -> Trunk:
     architecture = get_arch_name(model_name)
     known = timm.list_models("vit_*")
     if architecture not in known:
-        hint = did_you_mean(architecture, known, "see timm.list_models('vit_*')")
-        raise UserError(f"timm has no vision transformer {architecture!r}: {hint}")
+        hint = did_you_mean(architecture, known) or ": see timm.list_models('vit_*')"
+        raise UserError(f"timm has no vision transformer {architecture!r}{hint}")
     if source:
         weights = Path(source).expanduser()
         if not weights.is_file():

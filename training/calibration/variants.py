@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ExitRule, run_stages
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Variant
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.prediction_sets import Coverage, PredictionSets
 from taillift.models.bundle.review import Review
 from taillift.models.bundle.schema import Group, Precision, Preprocessing

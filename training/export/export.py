@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.folder import (
     DELTA,
     MODEL,
@@ -20,7 +20,6 @@ from taillift.models.bundle.folder import (
     write_golden,
     write_scores,
 )
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,

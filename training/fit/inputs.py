@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
+from taillift.models.bundle.arrays import Pixels, chunks
+from taillift.models.bundle.images import RESAMPLING, VIEWS, decode, load, views
 from taillift.models.bundle.schema import Preprocessing
 from taillift.training.data.photo import naming
 from taillift.training.data.split import Split
