@@ -14,7 +14,7 @@ from torch import Tensor
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.optimisation import Learner
+from taillift.training.fit.optimisation import OptimisationState
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
@@ -51,16 +51,16 @@ def whole(trainer: Trainer) -> Run:
 
 def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = None) -> None:
     """Train until so many steps are done, and leave a state after each."""
-    real = Learner.update
+    real = OptimisationState.update
 
-    def update(self: Learner, step: int, factor: float) -> dict[str, float]:
+    def update(self: OptimisationState, step: int, factor: float) -> dict[str, float]:
         if step == after:
             raise KeyboardInterrupt
         return real(self, step, factor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
-        patch.setattr(Learner, "update", update)
+        patch.setattr(OptimisationState, "update", update)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(RECIPE, state, curves)
 
@@ -87,7 +87,7 @@ def test_a_finished_run_whose_checkpoint_was_lost_is_not_repeated(
     trainer: Trainer, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer.train(RECIPE, tmp_path / "run.resume")
-    monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(OptimisationState, "update", lambda *_: pytest.fail("trained again"))
     again = trainer.train(RECIPE, tmp_path / "run.resume")
     assert torch.equal(weights(again), weights(whole))
 
@@ -117,7 +117,7 @@ def test_a_state_that_was_cut_off_is_refused(
 def test_the_curves_hold_every_step_and_the_accuracy_at_the_end(
     trainer: Trainer, tmp_path: Path
 ) -> None:
-    run = trainer.train(RECIPE, curves=tmp_path)
+    run = trainer.train(RECIPE, curves_folder=tmp_path)
     found = read_curves(tmp_path)
     steps = [loss for _, loss in found["loss/step"]]
     assert [step for step, _ in found["loss/step"]] == list(range(STEPS))
@@ -147,7 +147,7 @@ def test_a_run_from_the_beginning_takes_the_place_of_old_curves(
     trainer: Trainer, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        trainer.train(RECIPE, curves=tmp_path)
+        trainer.train(RECIPE, curves_folder=tmp_path)
     assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
 
 
@@ -182,6 +182,6 @@ def test_photos_set_aside_have_no_say_in_what_is_learned(
         Trainer(one, load_backbone(tiny_backbone), torch.device("cpu"))
         for one in (colours, changed)
     ]
-    first, second = (weights(one.train_without(recipe, aside)) for one in trainers)
+    first, second = (weights(one.train(recipe, without=aside)) for one in trainers)
     assert torch.equal(first, second)
     assert not torch.equal(*(weights(one.train(recipe)) for one in trainers))

@@ -135,18 +135,18 @@ def _measured(
     title: str,
 ) -> ViewLogits:
     """Of the photos at `aside` by a model trained on all but those at `without`."""
-    run = trainer.train_without(recipe, set(without))
+    run = trainer.train(recipe, without=set(without))
     train = trainer.dataset.train
-    out = np.bincount(train.only(without).labels, minlength=len(run.facts.counts))
+    out = np.bincount(train.only(without).labels, minlength=len(run.metadata.counts))
     # The prior is that of the photos it was trained on, which are fewer.
-    left = (np.array(run.facts.counts) - out).tolist()
+    left = (np.array(run.metadata.counts) - out).tolist()
     with tempfile.TemporaryDirectory() as folder:
         paths = write(merge(run.model.eval()), Path(folder))
-        size = run.facts.preprocessing.size
+        size = run.metadata.preprocessing.size
         return view_logits(
             {one: Session(path, side=size) for one, path in paths.items()},
             log_shares(carried_prior(recipe, left)),
             train.only(aside),
-            run.facts.preprocessing,
+            run.metadata.preprocessing,
             title,
         )

@@ -22,11 +22,12 @@ from taillift.training.comparison.outcome import (
     write_outcome,
 )
 from taillift.training.comparison.table import labels_of, write_csv
+from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate
-from taillift.training.fit.build import resolve
+from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import read_metadata, restore, save
-from taillift.training.fit.distributed import Processes, is_first
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import read_state, resume_path, run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
@@ -56,7 +57,7 @@ def compare(
         raise UserError(f"{dataset.name} has neither test/ nor val/: nothing to compare on")
     _check_names(recipes)
     require_writable(out / CSV)
-    recipes = [resolve(backbone, one, dataset.counts) for one in recipes]
+    recipes = [resolve_recipe(backbone, one, dataset.counts) for one in recipes]
     keys = [run_key(one, dataset.fingerprint, backbone.sha256) for one in recipes]
     found = [_finished(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)]
     processes = Processes(device)
@@ -146,7 +147,7 @@ def _run(
     try:
         if alone and not replace and _key_of(checkpoint) == key:
             run = Run(*restore(checkpoint, backbone.name))
-            before = run.facts.record.seconds
+            before = run.metadata.record.seconds
         else:
             run = trainer.train(recipe, resume_path(checkpoint))
     except UserError as error:
@@ -156,12 +157,12 @@ def _run(
     measured = _measure(trainer, run)
     seconds = round(before + _since(start), 1)
     # Whether one may be overwritten was asked before all the work.
-    save(checkpoint, run.model, run.facts, replace=True)
+    save(checkpoint, run.model, run.metadata, replace=True)
     return outcome.model_copy(
         update={
-            "trainable_parameters": run.facts.trainable_parameters,
+            "trainable_parameters": run.metadata.trainable_parameters,
             "seconds": seconds,
-            "record": run.facts.record,
+            "record": run.metadata.record,
             **measured,
         }
     )

@@ -52,14 +52,14 @@ def run(colours: Dataset, tiny_backbone: str) -> Run:
 @pytest.fixture
 def checkpoint(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "run" / "lift.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
 @torch.no_grad()
 def test_a_restored_model_gives_the_same_logits(run: Run, checkpoint: Path) -> None:
-    model, facts = restore(checkpoint)
-    assert facts == run.facts
+    model, metadata = restore(checkpoint)
+    assert metadata == run.metadata
     assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
 
 
@@ -70,7 +70,7 @@ def shapes_in(path: Path) -> dict[str, list[int]]:
 
 def test_it_holds_what_was_trained_and_nothing_else(run: Run, checkpoint: Path) -> None:
     size = sum(int(np.prod(shape)) for shape in shapes_in(checkpoint).values())
-    assert size == run.facts.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
+    assert size == run.metadata.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_every_recipes_model_comes_back_without_texts_or_photos(
     """An untrained head of class means cannot be computed again from the backbone alone."""
     run = train(colours, tiny_backbone, recipe_of(**changes))
     path = tmp_path / "run.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("asked for texts"))
     model, _ = restore(path)
     with torch.no_grad():
@@ -103,18 +103,18 @@ def test_every_recipes_model_comes_back_without_texts_or_photos(
 
 
 def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
-    facts = read_metadata(checkpoint)
-    assert facts.classes == facts.names == ("red", "green", "blue")
-    assert facts.counts == (30, 21, 5)
-    assert facts.prompts[2] == "a photo of a blue."
-    assert (facts.preprocessing.size, facts.preprocessing.expand) == (32, 12)
-    assert facts.recipe == recipe_of(**ADAPTFORMER)
+    metadata = read_metadata(checkpoint)
+    assert metadata.classes == metadata.names == ("red", "green", "blue")
+    assert metadata.counts == (30, 21, 5)
+    assert metadata.prompts[2] == "a photo of a blue."
+    assert (metadata.preprocessing.size, metadata.preprocessing.expand) == (32, 12)
+    assert metadata.recipe == recipe_of(**ADAPTFORMER)
 
 
 def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint: Path) -> None:
-    facts = read_metadata(checkpoint)
-    assert facts.data_sha256 == colours.fingerprint
-    record = facts.record
+    metadata = read_metadata(checkpoint)
+    assert metadata.data_sha256 == colours.fingerprint
+    record = metadata.record
     assert record.versions["torch"] == torch.__version__
     assert {"python", "taillift", "open_clip_torch", "timm", "numpy"} <= record.versions.keys()
     assert record.machine.cores >= 1
@@ -125,17 +125,17 @@ def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint
     assert 0 <= record.waiting <= 1
     assert record.seconds > 0
     assert 50e6 < record.peak_memory < 50e9
-    assert facts_in(checkpoint.with_name("lift.safetensors.yaml")) == run.facts
+    assert metadata_in(checkpoint.with_name("lift.safetensors.yaml")) == run.metadata
 
 
-def facts_in(path: Path) -> CheckpointMetadata:
+def metadata_in(path: Path) -> CheckpointMetadata:
     return CheckpointMetadata.model_validate(yaml.safe_load(path.read_text("utf-8")))
 
 
 def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("title: my own\n")
-    save(tmp_path / "mine.safetensors", run.model, run.facts)
+    save(tmp_path / "mine.safetensors", run.model, run.metadata)
     assert recipe.read_text() == "title: my own\n"
 
 
@@ -143,17 +143,17 @@ def test_checkpoints_with_dots_in_their_names_share_no_file(run: Run, tmp_path: 
     one, other = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
     interrupted = resume_path(other)
     interrupted.write_text("of the other's run")
-    save(one, run.model, run.facts)
+    save(one, run.model, run.metadata)
     assert interrupted.exists()
-    save(other, run.model, run.facts.model_copy(update={"data": "other"}))
-    assert [facts_in(metadata_path(path)).data for path in (one, other)] == ["colours", "other"]
+    save(other, run.model, run.metadata.model_copy(update={"data": "other"}))
+    assert [metadata_in(metadata_path(path)).data for path in (one, other)] == ["colours", "other"]
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("name", ["lr0.01", "mine.yaml", ".safetensors"])
 def test_a_checkpoint_is_named_as_one(run: Run, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"end the name in \.safetensors, such as"):
-        save(tmp_path / name, run.model, run.facts, replace=True)
+        save(tmp_path / name, run.model, run.metadata, replace=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -165,8 +165,8 @@ def test_a_file_in_the_place_of_the_facts_is_replaced_only_when_asked(
     with pytest.raises(UserError, match=r"run\.safetensors\.yaml exists already"):
         check_free(path, replace=False)
     assert not path.exists()
-    save(path, run.model, run.facts, replace=True)
-    assert facts_in(metadata_path(path)) == run.facts
+    save(path, run.model, run.metadata, replace=True)
+    assert metadata_in(metadata_path(path)) == run.metadata
 
 
 def test_the_record_names_the_commit_and_whether_files_differ_from_it(
@@ -193,7 +193,7 @@ def test_the_record_names_the_commit_and_whether_files_differ_from_it(
 
 def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
-    other = run.facts.model_copy(update={"data": "other"})
+    other = run.metadata.model_copy(update={"data": "other"})
     with pytest.raises(UserError, match="exists already"):
         save(checkpoint, run.model, other)
     assert checkpoint.read_bytes() == before
@@ -205,7 +205,7 @@ def test_only_the_first_process_writes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    save(tmp_path / "run.safetensors", run.model, run.facts)
+    save(tmp_path / "run.safetensors", run.model, run.metadata)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,9 +222,11 @@ def test_only_the_first_process_writes(
 def test_tensors_that_do_not_fit_are_refused_by_name(
     run: Run, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    """A checkpoint whose facts and tensors disagree never loads quietly with parts missing."""
+    """A checkpoint whose metadata and tensors disagree never loads quietly with parts missing."""
     path = tmp_path / "bad.safetensors"
-    save(path, run.model, CheckpointMetadata.model_validate({**run.facts.model_dump(), **change}))
+    save(
+        path, run.model, CheckpointMetadata.model_validate({**run.metadata.model_dump(), **change})
+    )
     with pytest.raises(UserError, match=r"does not fit its own recipe: (head|tower)\."):
         restore(path)
 
@@ -238,7 +240,7 @@ def test_a_cut_off_file_is_refused(checkpoint: Path) -> None:
     data = checkpoint.read_bytes()
     for length in (0, 5, len(data) // 2, len(data) - 1):
         checkpoint.write_bytes(data[:length])
-        with pytest.raises(UserError, match="is no checkpoint"):
+        with pytest.raises(UserError, match="is not a checkpoint"):
             restore(checkpoint)
 
 

@@ -9,7 +9,7 @@ from taillift.models.bundle.schema import Preprocessing
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.inputs import (
     AREA,
-    Cached,
+    CachedFeatures,
     copy_epochs,
     evaluation_photos,
     minimalist_crop,
@@ -66,7 +66,7 @@ def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -
     assert [len(labels) for _, labels in batches] == [2, 2, 2, 1]
     labels = torch.cat([labels for _, labels in batches])
     assert labels.tolist() == [colours.test.labels[index] for index in order]
-    rows = torch.cat([rows for rows, _ in batches]).unflatten(0, (-1, 5))
+    rows = torch.cat([rows for rows, _ in batches]).view(len(order), 5, 32, 32, 3)
     for index, five in zip(order, rows, strict=True):
         canvas = load(colours.test.photos[index].read(), PREPROCESSING)
         assert np.array_equal(five.numpy(), views(canvas, 32))
@@ -116,7 +116,7 @@ def test_the_copies_of_a_photo_follow_each_other_over_the_epochs() -> None:
     """Three photos with one, three and two copies: tokens 0; 1, 2, 3; 4, 5."""
     tokens = torch.arange(6.0).half().reshape(6, 1, 1)
     copies, labels = torch.tensor([1, 3, 2]), torch.tensor([7, 8, 9])
-    cached = Cached(tokens, copies, labels, stage=1, epochs=4)
+    cached = CachedFeatures(tokens, copies, labels, stage=1, epochs=4)
     for epoch, expected in enumerate([[4, 0, 1], [4, 0, 1], [5, 0, 2], [5, 0, 3]]):
         ((rows, found),) = cached.batches([(2, epoch), (0, epoch), (1, epoch)], 8)
         assert rows.flatten().tolist() == expected

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from taillift.models.errors import UserError
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.resume import Progress, Resume, read_state, run_key
+from taillift.training.fit.progress import Progress
+from taillift.training.fit.resume import Resume, read_state, run_key
 from taillift.training.recipe.recipe import Recipe
 
 
@@ -54,7 +55,7 @@ def test_a_damaged_state_is_told_or_does_no_harm(
     data[int(place * len(data))] ^= change
     damaged = tmp_path / "run.resume"
     damaged.write_bytes(data)
-    refusal = "what an interrupted run left, cannot be read: remove it to start from the beginning"
+    refusal = "left by an interrupted run, cannot be read: remove it to start from the beginning"
     assert content(damaged) in (content(state), f"{damaged}, {refusal}")
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from taillift.training.data.dataset import Dataset
+from taillift.training.data.photo import StoredPhoto
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
@@ -34,6 +35,7 @@ ADAMW = {
 
 def root_of(dataset: Dataset) -> str:
     photo = dataset.train.photos[0]
+    assert isinstance(photo, StoredPhoto)
     return str(photo.root)
 
 

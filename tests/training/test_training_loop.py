@@ -1,5 +1,5 @@
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +14,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.build import build
-from taillift.training.fit.distributed import Processes, settle
-from taillift.training.fit.inputs import Photos, Pick
-from taillift.training.fit.loop import enough_memory, epoch_order, fit, micro_batch
-from taillift.training.fit.optimisation import average_decay, rate_factor
+from taillift.training.fit.build import build_model
+from taillift.training.fit.distributed import Processes, resolve_precision
+from taillift.training.fit.gradients import enough_memory, micro_batch
+from taillift.training.fit.inputs import Photos, Pick, epoch_order
+from taillift.training.fit.optimisation import ema_decay, rate_factor
 from taillift.training.fit.resume import Resume
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Optimiser, Recipe
-from taillift.training.train import Run, Trainer
+from taillift.training.train import Run, Trainer, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -79,9 +79,9 @@ def test_a_recipe_trains_the_tensors_that_its_tuners_name(
 
 def test_no_epoch_trains_nothing(colours: Dataset, tiny_backbone: str) -> None:
     run = train(colours, tiny_backbone, epochs=0)
-    assert run.facts.trainable_parameters == 0
+    assert run.metadata.trainable_parameters == 0
     assert run.losses == ()
-    assert run.facts.record.precision is None
+    assert run.metadata.record.precision is None
 
 
 def test_a_loss_that_is_no_number_ends_the_run(colours: Dataset, tiny_backbone: str) -> None:
@@ -173,8 +173,8 @@ def test_a_cpu_trains_in_bf16_where_it_multiplies_in_it(
     monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert settle("auto", CPU) == precision
-    assert settle("fp32", CPU) == "fp32"
+    assert resolve_precision("auto", CPU) == precision
+    assert resolve_precision("fp32", CPU) == "fp32"
 
 
 def test_adamw_takes_steps_of_the_size_of_its_rate(colours: Dataset, tiny_backbone: str) -> None:
@@ -216,7 +216,7 @@ def test_the_average_follows_the_weights_and_is_the_result(
         expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + step) / (10 + step)))
     assert torch.allclose(averaged.model.head.weight, expected, atol=1e-6)
     assert not torch.allclose(expected, last, atol=1e-4)
-    assert average_decay(0.99, 10**6) == 0.99
+    assert ema_decay(0.99, 10**6) == 0.99
 
 
 def test_half_precision_on_a_cpu_is_refused(colours: Dataset, tiny_backbone: str) -> None:
@@ -228,7 +228,7 @@ def test_bfloat16_trains_about_the_same_and_leaves_weights_whole(
     colours: Dataset, tiny_backbone: str
 ) -> None:
     run = train(colours, tiny_backbone, precision="bf16")
-    assert run.facts.record.precision == "bf16"
+    assert run.metadata.record.precision == "bf16"
     assert {one.dtype for one in run.model.parameters()} == {torch.float32}
     full = train(colours, tiny_backbone)
     assert run.losses == pytest.approx(full.losses, rel=0.05)
@@ -243,7 +243,7 @@ class Endless:
     stage: int = 0
     rows: int = 1
 
-    def batches(self, order: list[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         del order, size
         pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
         yield pixels.expand(2**40, 32, 32, 3), self.labels[:1].expand(2**40)
@@ -264,14 +264,14 @@ def test_a_last_step_that_ends_in_no_numbers_ends_the_run(
     colours: Dataset, tiny_backbone: str
 ) -> None:
     huge = {"head_rate": 0.02, "tuner_rate": 1e38, "tuner_decay": 1e5}
-    with pytest.raises(UserError, match="no numbers after the last step: lower the learning rates"):
+    with pytest.raises(UserError, match="not finite after the last step: lower the learning rates"):
         train(colours, tiny_backbone, epochs=1, batch=56, optimiser=huge)
 
 
 def test_too_little_memory_is_told_with_what_to_do(tiny_backbone: str) -> None:
     backbone, processes = load_backbone(tiny_backbone), Processes(CPU)
     recipe = Recipe.model_validate({**QUICK, "tuners": [], "micro_batch": 2**40})
-    model = build(backbone, recipe, torch.eye(3, 64))
+    model = build_model(backbone, recipe, torch.eye(3, 64))
     inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", processes)
     told = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
     with pytest.raises(UserError, match=told), enough_memory(recipe, processes):
@@ -302,5 +302,5 @@ def test_waiting_for_photos_is_told_apart_from_work(
             yield batch
 
     monkeypatch.setattr(Photos, "batches", slowly)
-    record = train(colours, tiny_backbone).facts.record
+    record = train(colours, tiny_backbone).metadata.record
     assert 0.05 * 21 <= record.waiting * record.seconds < record.seconds
