@@ -1,7 +1,8 @@
 """How a model is made: photos in, a bundle out.
 
-`dataset` is a set of photos, which `data` finds and reads, `inputs` brings them to the tower,
-`recipe` says what is trained and how, `fit` trains it, `checkpoint` keeps it, `evaluation` measures
-it, and `export` makes the bundle. `compare` trains and measures several recipes, each an `outcome`;
-`results` are their rows, `verdict` is what they say of heavy fine-tuning, `report` shows it all.
+From the top down: `train_cli` has the commands, `export` makes a bundle from a checkpoint, `report`
+draws what was measured, `comparison` trains several recipes on the same photos, `calibration` fits
+a model's confidence to photos that it has not seen, `train` tells a training run, `evaluation`
+measures accuracy along the tail, `fit` holds the parts of a run, `recipe` says what is trained and
+how, and `data` finds and reads the photos. Each room imports only rooms below it.
 """

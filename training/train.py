@@ -111,11 +111,11 @@ class Trainer:
         kept = [photo for photo in range(len(dataset.train)) if photo not in aside]
 
         with enough_memory(recipe, processes):
-            # Does an interrupted run with this recipe, data and backbone wait to be continued?
+            # An interrupted run with the same recipe, data and backbone is continued.
             key = run_key(recipe, dataset.fingerprint, backbone.sha256)
             resume = Resume(resume_file, key, processes)
 
-            # The model: the backbone with its tuners, and a head that starts from texts or photos.
+            # The model: the backbone, its tuners, and a head that starts from texts or photos.
             weight = initial_weight(
                 backbone, recipe, dataset.names, lambda: self.centre_features(preprocessing, kept)
             )
@@ -124,7 +124,7 @@ class Trainer:
             with Curves(curves_folder, resume.done) as curves:
                 progress = None
                 if recipe.epochs:
-                    # The photos: random crops, behind the stages of the tower that are frozen.
+                    # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
                     inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
@@ -163,18 +163,6 @@ class Trainer:
                     curves.add(recipe.epochs, accuracies)
         return run
 
-    def view_logits(self, run: Run, split: Split) -> Floats:
-        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch."""
-        preprocessing = run.metadata.preprocessing
-        key = split, preprocessing
-        if key not in self._views:
-            photos = evaluation_photos(split, preprocessing)
-            self._views[key] = FrozenFeatures(
-                photos, [1] * len(split), 1, self._frozen, self._processes
-            )
-        inputs = self._views[key].inputs_for(run.model, preprocessing.size)
-        return view_logits(run.model, inputs, self._processes.device)
-
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.
 
@@ -211,6 +199,18 @@ class Trainer:
             self._centres[preprocessing] = torch.cat([network(rows) for rows, _ in batches])
         chosen = list(kept)
         return self._centres[preprocessing][chosen], views.labels[chosen]
+
+    def view_logits(self, run: Run, split: Split) -> Floats:
+        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch."""
+        preprocessing = run.metadata.preprocessing
+        key = split, preprocessing
+        if key not in self._views:
+            photos = evaluation_photos(split, preprocessing)
+            self._views[key] = FrozenFeatures(
+                photos, [1] * len(split), 1, self._frozen, self._processes
+            )
+        inputs = self._views[key].inputs_for(run.model, preprocessing.size)
+        return view_logits(run.model, inputs, self._processes.device)
 
 
 def fit(

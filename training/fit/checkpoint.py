@@ -119,14 +119,15 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Checkp
     model = build_model(backbone, metadata.recipe, torch.zeros(shape))
     expected = {name: list(tensor.shape) for name, tensor in kept_tensors(model).items()}
     with safe_open(path, "pt") as file:
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        for name in sorted(found.keys() | expected.keys()):
-            if found.get(name) != expected.get(name):
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        for name in sorted(shapes.keys() | expected.keys()):
+            own, needed = shapes.get(name, "absent"), expected.get(name, "absent")
+            if own != needed:
                 raise UserError(
-                    f"{path} does not fit its own recipe: {name} is {found.get(name, 'absent')} in "
-                    f"the file and {expected.get(name, 'absent')} in the model: train again"
+                    f"{path} does not fit its own recipe: {name} is {own} in the file and {needed} "
+                    "in the model: train again"
                 )
-        model.load_state_dict({name: file.get_tensor(name) for name in found}, strict=False)
+        model.load_state_dict({name: file.get_tensor(name) for name in shapes}, strict=False)
     return model, metadata
 
 

@@ -186,10 +186,11 @@ def compiled(module: nn.Module, example: Tensor, device: torch.device) -> Forwar
 
 
 def worthwhile_stages(model: Model, size: int) -> dict[int, int]:
-    """Return the numbers of frozen stages that are worth running once, the largest first.
+    """Return the stages up to which running the tower once is worthwhile, the last one first.
 
-    Each maps to how many numbers one view has behind those stages. Fewer stages than that do too
-    little of the work, which is counted in operations on one image of `size` S, in pixels.
+    Maps each to how many numbers one view has behind it. A stage is worthwhile if all stages up to
+    it are frozen and do at least `WORTHWHILE` of the tower's operations, counted on one image of
+    `size` S, in pixels.
     """
     operations, numbers = [0], [0]
     with torch.no_grad():

@@ -72,19 +72,19 @@ def new_provenance(processes: Processes, progress: Progress | None) -> Provenanc
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect a result, if installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
     # The installed metadata lacks what torch was built for, such as +cu130.
-    found["torch"] = str(torch.__version__)
-    return found
+    installed["torch"] = str(torch.__version__)
+    return installed
 
 
 def machine() -> Machine:
-    """Return the description of this machine."""
+    """Return this machine's processor, number of cores and GPUs."""
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return Machine(

@@ -69,6 +69,7 @@ class Resume:
     def write(self, progress: Progress, optimisation: dict[str, Any]) -> None:
         """Replace the file; the old one stays intact until the new one is complete."""
         if self._path is not None:
+            # On disk, the optimisation state has the name that it had in the first files.
             state = {"key": self._key, "progress": asdict(progress), "learner": optimisation}
             with atomic_file(self._path) as temporary:
                 torch.save(state, temporary)
@@ -88,13 +89,13 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
             if (damaged := archive.testzip()) is not None:
                 raise BadZipFile(f"{damaged} does not match its checksum")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["key"]
+        saved_key = state["key"]
     except Exception as error:  # A damaged file may raise anything.
         raise UserError(
             f"{path}, left by an interrupted run, cannot be read: remove it to start from the "
             "beginning"
         ) from error
-    if found != key:
+    if saved_key != key:
         raise UserError(
             f"{path} was left by an interrupted run with another recipe, other photos or another "
             "backbone: remove it, or write this run's checkpoint elsewhere"
