@@ -36,7 +36,7 @@ def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> 
     recipe = Recipe.model_validate({"name": "short", **quick, **fields})
     run = Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
     path = folder / "short.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 

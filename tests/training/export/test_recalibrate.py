@@ -32,7 +32,7 @@ GRAPHS = ("model.onnx", "delta.safetensors", "golden.npz")
 def trained(dataset: Dataset, backbone: str, path: Path) -> Path:
     recipe = Recipe.model_validate({"name": "short", "epochs": 1, "batch": 16})
     run = Trainer(dataset, load_backbone(backbone), torch.device("cpu")).train(recipe)
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
