@@ -52,11 +52,12 @@ def write(
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update={"variants": variants})
 
-    with new_bundle(target, manifest) as folder:
+    with new_bundle(target) as bundle:
         for one in variants:
-            onnx.save(graph() if one is light else heavy(), folder / FILES[one])
+            onnx.save(graph() if one is light else heavy(), bundle.path / FILES[one])
         golden = {one: logits_of(colours) + (int8 if one is INT8 else 0) for one in variants}
-        write_golden(folder, canvases(colours), golden)
+        write_golden(bundle.path, canvases(colours), golden)
+        bundle.finish(manifest)
     return target
 
 
