@@ -261,7 +261,7 @@ def compare(
 
 def tell(target: Path, manifest: "Manifest") -> None:
     """What is known of a bundle that was made."""
-    from taillift.training.report.bundle import summary
+    from taillift.training.report.summary import summary
 
     for precision, made in manifest.variants.items():
         for line in summary(made):

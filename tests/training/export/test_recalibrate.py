@@ -22,7 +22,7 @@ from taillift.training.export.export import export
 from taillift.training.export.recalibrate import recalibrate
 from taillift.training.fit.checkpoint import save
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.report.bundle import summary
+from taillift.training.report.summary import summary
 from taillift.training.train import Trainer
 from tests.support.tiny import COLOURS, write_photo, write_photos
 

@@ -13,8 +13,9 @@ from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant, calibrate, checked, measure_on
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
-from taillift.training.report.bundle import summary, write_report
-from taillift.training.report.html import UNKNOWN, notes, table
+from taillift.training.report.bundle import write_report
+from taillift.training.report.html import UNKNOWN, merged_notes, without_repeats
+from taillift.training.report.summary import summary
 from tests.support.outcomes import RECORD
 from tests.support.simulated import NINE, held_out, seen
 
@@ -40,11 +41,12 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.rows: list[list[str]] = []
         self.sources: list[str] = []
+        self.in_cell = False
         self.feed(self.source)
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
-        if self.rows and self.rows[-1] and self.lasttag in {"td", "th"}:
+        if self.in_cell:
             self.rows[-1][-1] += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -52,7 +54,12 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in {"td", "th"}:
             self.rows[-1].append("")
+            self.in_cell = True
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"td", "th"}:
+            self.in_cell = False
 
     @property
     def text(self) -> str:
@@ -244,15 +251,13 @@ def test_no_note_is_left_out(page: Page, pair: dict[Precision, CalibratedVariant
 
 
 def test_what_variants_share_is_said_once_and_the_rest_with_a_name() -> None:
-    found = notes({FP32: ["both", "mine", "both too"], INT8: ["yours", "both", "both too"]})
-    items = [one.removesuffix("</li>") for one in found.removesuffix("</ul>").split("<li>")[1:]]
+    items = merged_notes({FP32: ["both", "mine", "both too"], INT8: ["yours", "both", "both too"]})
     assert items == ["both", "fp32: mine", "both too", "int8: yours"]
 
 
 def test_words_of_the_row_above_are_left_out_up_to_the_first_new_one() -> None:
     rows = [["a", "b", "1"], ["a", "c", "1"], ["d", "c", "1"]]
-    found = table(["", "", "n"], rows, words=2).split("<tbody>")[1]
-    cells = [part.split("<")[0] for part in found.replace(" class=n", "").split("<td>")[1:]]
+    cells = [cell for row in without_repeats(rows, words=2) for cell in row]
     assert cells == ["a", "b", "1", "", "c", "1", "d", "c", "1"]
 
 
