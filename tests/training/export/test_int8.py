@@ -151,7 +151,7 @@ def test_fidelity_counts_every_class_alike() -> None:
 
 def test_a_graph_without_products_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
     path = tmp_path / "bare.onnx"
-    shape = ["N", 16, 16, 3]
+    shape: list[str | int | None] = ["N", 16, 16, 3]
     body = helper.make_graph(
         [helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)],
         "bare",

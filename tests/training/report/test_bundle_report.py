@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.training.calibration.held_out import HeldOut
@@ -188,7 +189,7 @@ def test_the_exit_rule_is_told_in_words_and_figures(
     rule = pair[FP32].variant.exit
     assert rule is not None
     assert not rule.certified, "300 photos certify nothing"
-    bounds = {"overall": rule.overall, **rule.groups}
+    bounds = dict([("overall", rule.overall), *rule.groups.items()])
     worst = max(bounds, key=lambda name: bounds[name].bound)
     assert f"only prove a loss of at most {bounds[worst].bound:.1f} ({worst})" in page.text
     rows = page.rows_after("standard error", "bound at 95 %")
@@ -233,7 +234,7 @@ def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
     assert (found.sets.data, found.review.data) == ("made-up test", "made-up test")
     rows = page.rows_after("asked for, %", "macro, %")
     assert [row[2] for row in rows] == ["80", "90", "95"] * 6
-    scores = found.sets.estimates["adaptive"][1]
+    scores = found.sets.estimates[Ensemble.ADAPTIVE][1]
     figures = [scores.marginal, scores.macro, *(one.coverage for one in scores.groups.values())]
     assert rows[7][3:8] == [f"{one:.1f}" for one in figures]
     reviewed = page.rows_after("wrong among them, %")

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -22,6 +23,7 @@ from taillift.training.report.figures import (
     draw_parameters,
     draw_tail,
     neighbours,
+    spread,
 )
 from tests.support.outcomes import tail_of
 
@@ -76,17 +78,29 @@ def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
         points.append(Point(f"recipe {place}", *spot, 0.3, "blue"))
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     (axes,) = drawn[0].axes
-    renderer = FigureCanvasAgg(drawn[0]).get_renderer()
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()  # type: ignore[no-untyped-call]
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
     labels = [one for one in axes.texts if isinstance(one, Annotation)]
     assert {one.get_text() for one in labels} == {point.label for point in points}
-    boxes = [one.get_window_extent(renderer) for one in labels]
-    spots = [axes.transData.transform(one.xy) for one in labels]
+    # Of the words alone, without the line to the point.
+    boxes = [Text.get_window_extent(label, renderer) for label in labels]
+    spots = [axes.transData.transform(label.xy) for label in labels]
     dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
         assert not any(box.overlaps(dot) for dot in dots)
         assert drawn[0].bbox.containsx(box.x0)
         assert drawn[0].bbox.containsx(box.x1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_heights_are_spread_in_their_order_and_within_the_axis(heights: list[float]) -> None:
+    apart = spread(sorted(heights))
+    gap = min(0.05, 1 / len(heights))
+    assert all(above - below > gap - 1e-9 for below, above in pairwise(apart))
+    assert apart[0] >= 0
+    assert apart[-1] <= 1
 
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=400))
