@@ -64,7 +64,8 @@ def changed(graph: Path, path: Path, factor: float) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("factor", "reason"), [(1e7, "has a value beyond 65504"), (2e5, "on its way is beyond 65504")]
+    ("factor", "reason"),
+    [(1e7, "has a value beyond 65504"), (2e5, "intermediate value is beyond 65504")],
 )
 def test_what_does_not_fit_in_fp16_is_refused_and_nothing_is_left(
     factor: float, reason: str, graph: Path, pixels: Pixels, tmp_path: Path

@@ -16,7 +16,7 @@ from taillift.training.export.int8 import (
     QuantisationCandidate,
     best,
     calibrate,
-    groups,
+    product_groups,
     quantise,
     write_int8,
 )
@@ -118,11 +118,11 @@ def test_where_integers_are_too_coarse_the_most_sensitive_groups_stay_in_float(
 def test_groups_end_at_strides_and_attentions(hybrid: Path) -> None:
     model = folded(hybrid)
     names = [node.name for node in products(model)]
-    parts = groups(model.graph.node, set(names))
+    parts = product_groups(model.graph.node, set(names))
     assert [name for part in parts for name in part] == names
     # Two strides in the stem, two blocks.
     assert len(parts) == 4
-    assert groups(model.graph.node, set()) == []
+    assert product_groups(model.graph.node, set()) == []
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 1), st.floats(0, 0.5)), min_size=1, max_size=8))
