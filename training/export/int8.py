@@ -204,7 +204,7 @@ def product_groups(nodes: Sequence[NodeProto], chosen: set[str]) -> list[list[st
     """
     parts: list[list[str]] = [[]]
     for node in nodes:
-        strides = [step for one in node.attribute if one.name == "strides" for step in one.ints]
+        strides = next((each.ints for each in node.attribute if each.name == "strides"), ())
         strided = node.op_type == "Conv" and any(step > 1 for step in strides)
         if strided or node.op_type == "Attention":
             parts.append([])

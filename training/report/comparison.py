@@ -21,12 +21,12 @@ from taillift.training.report.html import Table, embedded, render
 
 KINDS: Final[dict[Kind, str]] = {"frozen": "#777777", "light": "#0077bb", "heavy": "#cc3311"}
 FIGURES: Final = {
-    "groups.png": "Accuracy of every recipe by group. Lines at the bars' ends: standard deviation "
-    "over seeds.",
-    "parameters.png": "Accuracy against what was trained. Red: all weights of blocks; blue: small "
-    "tuners; grey: the tower was left alone.",
-    "tail.png": "Before and after, along the tail: from the class with the most training photos to "
-    "the one with the fewest.",
+    "groups.png": "Accuracy of every recipe by group. The lines at the bars' ends are standard "
+    "deviations over seeds.",
+    "parameters.png": "Accuracy against the number of trained parameters. Red: all weights of "
+    "blocks; blue: small tuners; grey: nothing in the tower.",
+    "tail.png": "Accuracy before and after training along the tail, from the class with the most "
+    "training photos to the one with the fewest.",
 }
 
 TABLE: Final = "results.md"

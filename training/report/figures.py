@@ -175,7 +175,6 @@ def draw_parameters(path: Path, panels: Mapping[str, Sequence[Point]]) -> None:
                 (1.02, height),
                 textcoords="axes fraction",
                 fontsize=7.5,
-                color=point.colour,
                 va="center",
                 arrowprops={**LEADER_LINE, "color": point.colour},
             )

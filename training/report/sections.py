@@ -132,7 +132,7 @@ def exit_verdict(rule: ExitRule) -> str:
 def exit_rules(rules: Mapping[Precision, ExitRule]) -> Table:
     """Return the stages of every variant's exit rule, and what they save."""
     heads = (
-        *("", "stops after (views: lead in logits)", "tolerance, points", "mean views"),
+        *("", "stops after (views: margin in logits)", "tolerance, points", "mean views"),
         *("other answers than five views', %", "certified"),
     )
     rows = []
@@ -156,7 +156,7 @@ def exit_rules(rules: Mapping[Precision, ExitRule]) -> Table:
 def exit_losses(rules: Mapping[Precision, ExitRule]) -> Table:
     """Return the accuracy that every variant's exit rule loses, overall and by group."""
     heads = (
-        *("", "", "photos", "lost by the labels, points", "standard error"),
+        *("", "", "photos", "loss by the labels, points", "standard error"),
         *("expected loss", "bound at 95 %"),
     )
     rows = [
@@ -175,7 +175,16 @@ def exit_losses(rules: Mapping[Precision, ExitRule]) -> Table:
 
 def calibration_errors(calibrations: Mapping[Precision, Calibration]) -> Table:
     """Return every variant's calibration errors before and after, overall and by group."""
-    heads = ("", "", "answered", "photos", "error, points", "resolution", "ECE, points", "halved?")
+    heads = (
+        "",
+        "",
+        "answered",
+        "photos",
+        "error, points",
+        "minimum detectable",
+        "ECE, points",
+        "halved?",
+    )
     rows = []
     for precision, calibration in calibrations.items():
         errors = calibration.errors

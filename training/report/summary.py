@@ -21,7 +21,7 @@ def summary(variant: Variant) -> Iterator[str]:
     yield from headlines(variant)
     parts = (variant.exit, variant.calibration, variant.sets, variant.review)
     if count := sum(len(part.notes) for part in parts if part):
-        yield f"{count} notes on what the photos could not show stand in report/report.html"
+        yield f"{count} notes on what the photos could not show are in report/report.html"
 
 
 def headlines(variant: Variant) -> Iterator[str]:
@@ -35,7 +35,7 @@ def headlines(variant: Variant) -> Iterator[str]:
     if variant.exit:
         yield exit_verdict(variant.exit)
         if variant.exit.source == "cross-fitting":
-            yield f"fitted by cross-fitting, for want of val/: {variant.exit.data}"
+            yield f"fitted by cross-fitting, as there is no val/: {variant.exit.data}"
     if variant.calibration:
         yield from calibration_lines(variant.calibration)
     else:
@@ -98,5 +98,6 @@ def review_line(review: Review) -> str:
     groups = [(name, review.groups[name]) for name in GROUPS if name in review.groups]
     shares = ", ".join(f"{name} {shown(group)}" for name, group in groups if group.photos)
     return (
-        f"to be accepted, at an error of {review.risk:g} %: {shares or 'nothing'} ({review.data})"
+        f"accepted without review, at {review.risk:g} % error: {shares or 'nothing'} "
+        f"({review.data})"
     )
