@@ -13,7 +13,7 @@ from taillift.models.bundle.schema import FILES
 from taillift.models.errors import UserError
 from taillift.training.calibration.variants import VariantCalibrator
 from taillift.training.data.dataset import Dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.export.export import accuracies, write_measurements
 from taillift.training.fit.checkpoint import read_metadata
 

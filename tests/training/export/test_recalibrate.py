@@ -17,7 +17,7 @@ from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.export.export import export
 from taillift.training.export.recalibrate import recalibrate
 from taillift.training.fit.checkpoint import save

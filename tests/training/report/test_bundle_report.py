@@ -307,7 +307,7 @@ def test_the_fits_own_photos_are_said_to_flatter(tmp_path: Path) -> None:
 
 
 def test_no_photo_at_all_makes_a_page_too(tmp_path: Path) -> None:
-    none = seen(np.zeros((0, 9)), np.zeros(0))
+    none = seen(np.zeros((0, 9)), np.zeros(0, np.int64))
     variants = {FP32: calibrated_variant(none, None)}
     page = page_of(tmp_path / "report", variants)
     assert "adaptive saves nothing: every image takes all five views" in page.text
