@@ -1,6 +1,7 @@
 """Progress bars, where there is a terminal to draw them on."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -13,8 +14,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import track as rich_track
-
-from taillift.training.fit.distributed import is_first
 
 Item = TypeVar("Item")
 
@@ -40,4 +39,5 @@ def epochs_bar(title: str, epochs: int) -> Progress:
 
 
 def _is_shown() -> bool:
-    return is_first() and Console().is_terminal
+    # Of several processes that train together, `torchrun` gives the first one the rank 0.
+    return os.environ.get("RANK", "0") == "0" and Console().is_terminal

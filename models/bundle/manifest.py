@@ -151,10 +151,12 @@ def classes_from(
     thresholds: Thresholds,
     accuracies: Sequence[Accuracy | None],
     priors: Sequence[float] | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[ClassInfo, ...]:
     """One `ClassInfo` a class, in the order of the logits; None: these carry no prior."""
     priors = priors or [1 / len(labels)] * len(labels)
-    rows = zip(labels, prompts, counts, thresholds.groups(counts), priors, accuracies, strict=True)
+    groups = groups or thresholds.groups(counts)
+    rows = zip(labels, prompts, counts, groups, priors, accuracies, strict=True)
     return tuple(
         ClassInfo(
             label=label, prompt=prompt, count=count, group=group, prior=prior, accuracy=accuracy

@@ -1,7 +1,35 @@
 """Small pieces of text that error messages share."""
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+from taillift.models.errors import UserError
+
+
+def canonical(name: str) -> str:
+    """Return a name in the one form in which names are compared: Unicode's NFC.
+
+    The accent of `café` may be part of its last letter (as Linux and Windows write it) or follow it
+    (as macOS does in the names of files). Both look the same, and are the same name.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def refuse_two_forms(names: Iterable[str], where: str) -> None:
+    """Raise `UserError` with the code points if two different names have the same canonical form.
+
+    `where` says in the message what holds the names.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(canonical(name), name)
+        if other != name:
+            forms = (" ".join(f"U+{ord(letter):04X}" for letter in one) for one in (other, name))
+            raise UserError(
+                f"{where} has the name {canonical(name)!r} in two Unicode forms, which look the "
+                f"same ({' and '.join(forms)}): write it in one of them"
+            )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

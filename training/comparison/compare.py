@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import require_writable
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.training.comparison.outcome import (
@@ -173,7 +172,7 @@ def _measure(trainer: Trainer, run: Run) -> dict[str, object]:
     name, split = dataset.held_out
     labels = np.asarray(split.labels)
     logits = trainer.view_logits(run, split)
-    groups = Thresholds().groups(dataset.counts)
+    groups = dataset.groups
     return {
         "evaluation": evaluate(f"{dataset.name} {name}", logits, labels, groups),
         "accuracies": tuple(class_accuracies(logits, labels, len(groups))),

@@ -34,6 +34,7 @@ from taillift.models.bundle.manifest import (
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
+from taillift.models.bundle.text import canonical
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.merge import unmerged
@@ -100,7 +101,7 @@ def export(
     merged = merge(model)
     pixels = _centre_views(dataset.train, facts)
     graphs = Graphs(pixels, variants)
-    groups = THRESHOLDS.groups(facts.counts)
+    groups = dataset.groups
     priors = carried_prior(facts.recipe, facts.counts)
     judge = VariantCalibrator(dataset, facts.preprocessing, groups, log_shares(priors))
 
@@ -112,7 +113,7 @@ def export(
     judged: dict[Precision, CalibratedVariant] = {}
 
     def manifest(content_version: str, files: dict[str, FileRecord]) -> Manifest:
-        written.append(_manifest(facts, priors, judged, content_version, files))
+        written.append(_manifest(facts, groups, priors, judged, content_version, files))
         return written[0]
 
     with new_bundle(target, manifest, replace) as folder:
@@ -131,7 +132,8 @@ def export(
 
 
 def _check_classes(checkpoint: Path, facts: CheckpointMetadata, dataset: Dataset) -> None:
-    if (facts.classes, facts.counts) != (dataset.classes, tuple(dataset.counts)):
+    classes = tuple(map(canonical, facts.classes))
+    if (classes, facts.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
             f"{checkpoint} was trained on other photos ({facts.data}, {len(facts.classes)} "
             f"classes, {sum(facts.counts)} photos) than {dataset.name} "
@@ -220,6 +222,7 @@ def _prior_name(priors: Sequence[float], counts: Sequence[int]) -> PriorName:
 
 def _manifest(
     facts: CheckpointMetadata,
+    groups: Sequence[Group],
     priors: Sequence[float],
     judged: Mapping[Precision, CalibratedVariant],
     content_version: str,
@@ -250,6 +253,7 @@ def _manifest(
             THRESHOLDS,
             accuracies(judged, len(facts.classes)),
             priors,
+            groups,
         ),
         thresholds=THRESHOLDS,
         preprocessing=facts.preprocessing,

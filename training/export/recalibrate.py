@@ -10,6 +10,7 @@ from taillift.models.bundle.folder import DELTA, GOLDEN, new_bundle, read_manife
 from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.text import canonical
 from taillift.models.errors import UserError
 from taillift.training.calibration.variants import CalibratedVariant, VariantCalibrator
 from taillift.training.data.dataset import Dataset
@@ -65,7 +66,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
 
 def _as_in(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:
     """The same photos with the bundle's classes, in its order."""
-    places = {label: place for place, label in enumerate(manifest.labels)}
+    places = {canonical(label): place for place, label in enumerate(manifest.labels)}
     if unknown := [label for label in dataset.classes if label not in places]:
         others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(

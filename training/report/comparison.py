@@ -13,7 +13,6 @@ from typing import Final, get_args
 import numpy as np
 
 from taillift.models.bundle.atomic import atomic_file
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeeded
 from taillift.training.comparison.table import Row, caption, failures, headings, markdown, rows_of
@@ -55,7 +54,7 @@ def write_report(
         for name in DRAWN:
             (folder / name).unlink(missing_ok=True)
         return [TABLE]
-    groups = Thresholds().groups(dataset.counts)
+    groups = dataset.groups
     with atomic_file(folder / "groups.png") as path:
         draw_groups(path, {row.label: _bars(row) for row in rows}, _overall(rows))
     with atomic_file(folder / "parameters.png") as path:
