@@ -1,9 +1,9 @@
-"""What adaptive ensembling gains through HTTP, against five views and one.
+"""The throughput of adaptive ensembling through HTTP, compared with five views and one.
 
     python -m benchmarks.ensemble BUNDLE --photos FOLDER
 
-The ensembles take turns in one running service, under clients that send one photo after the
-other; the ratios are within a turn, so that others on the machine slow down both sides.
+The ensembles take turns in one running service, with clients that send one photo after the other.
+Ratios are taken within a turn, so that other load on the machine slows down both sides.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from taillift.models.errors import UserError
 BASE: Final = Ensemble.FULL
 
 
-class Measured(NamedTuple):
-    """`images` a second, and the mean number of views that each took."""
+class Throughput(NamedTuple):
+    """The number of images a second, and the mean number of views that each took."""
 
     images: float
     views: float
 
 
-Turn = Mapping[Ensemble, Measured]
+Turn = Mapping[Ensemble, Throughput]
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--photos", type=Path, help="folder of JPEGs; by default the sample's")
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs; default: the sample photos")
     parser.add_argument("--ensembles", default="adaptive,full,off")
-    parser.add_argument("--seconds", type=float, default=20, help="of every measurement")
+    parser.add_argument("--seconds", type=float, default=20, help="length of every measurement")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "ensemble.md")
     options = parser.parse_args()
@@ -51,9 +51,10 @@ def main() -> None:
     with taillift(options.bundle) as service:
         turns = [
             {
-                one: measure(service, photos, one, options.seconds)
-                # Nobody always comes first.
-                for one in ensembles[turn % len(ensembles) :] + ensembles[: turn % len(ensembles)]
+                ensemble: measure(service, photos, ensemble, options.seconds)
+                # No ensemble comes first in every turn.
+                for ensemble in ensembles[turn % len(ensembles) :]
+                + ensembles[: turn % len(ensembles)]
             }
             for turn in range(options.turns)
         ]
@@ -62,23 +63,25 @@ def main() -> None:
 
 def measure(
     service: Served, photos: Sequence[bytes], ensemble: Ensemble, seconds: float
-) -> Measured:
+) -> Throughput:
+    """Return what the service does for `seconds` at capacity."""
     views, images = (service.metric(f"taillift_views_used_{part}") for part in ("sum", "count"))
     rate = capacity(service, photos, ensemble, seconds)
     more_views = service.metric("taillift_views_used_sum") - views
     more_images = service.metric("taillift_views_used_count") - images
-    return Measured(rate, more_views / more_images)
+    return Throughput(rate, more_views / more_images)
 
 
 def table(turns: Sequence[Turn], ensembles: Sequence[Ensemble]) -> str:
+    """Return a row for each ensemble: medians over the turns, and ratios to `BASE`."""
     rows = []
-    for one in ensembles:
-        ratios = [turn[one].images / turn[BASE].images for turn in turns]
+    for ensemble in ensembles:
+        ratios = [turn[ensemble].images / turn[BASE].images for turn in turns]
         rows.append(
             [
-                one,
-                f"{median(turn[one].images for turn in turns):.2f}",
-                f"{median(turn[one].views for turn in turns):.2f}",
+                ensemble,
+                f"{median(turn[ensemble].images for turn in turns):.2f}",
+                f"{median(turn[ensemble].views for turn in turns):.2f}",
                 f"{median(ratios):.2f}",
                 f"{min(ratios):.2f} to {max(ratios):.2f}",
             ]

@@ -22,11 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.device import Device, Provider
-from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.folder import MODEL, read_golden, read_manifest
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError

@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bundles import random_bundle
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.folder import MANIFEST, MODEL
-from taillift.models.bundle.images import VIEWS, Pixels
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Scores, Thresholds
 from taillift.models.bundle.schema import FILES, Precision, Preprocessing
 from taillift.models.bundle.session import Session

@@ -73,9 +73,9 @@ def train(
     """Fine-tune a backbone on labelled photos and write a checkpoint."""
     from taillift.models.bundle.atomic import require_writable
     from taillift.models.lift.backbone import load_backbone
+    from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
-    from taillift.training.fit.distributed import is_first
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe, parse_changes
     from taillift.training.train import Trainer
@@ -94,11 +94,11 @@ def train(
             f"training was interrupted and {path} not written: run the same command again, and it "
             "goes on from the last epoch"
         ) from None
-    save(path, run.model, run.facts, replace)
+    save(path, run.model, run.metadata, replace)
     if not is_first():
         return
     typer.echo(
-        f"{path}: {run.facts.trainable_parameters:,} parameters trained on "
+        f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
     )
@@ -215,8 +215,8 @@ def compare(
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.table import failures, table
+    from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.distributed import is_first
     from taillift.training.recipe.recipe import load_recipe, parse_changes
     from taillift.training.report.comparison import write_report
 
@@ -240,7 +240,7 @@ def compare(
             chosen,
             folder,
             replace=replace,
-            tell=console.print,
+            log=console.print,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None

@@ -51,7 +51,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["train", "photos", "--set", "tuners.0.rank=0"], "tuners.0.rank = 0: Input should be gre"),
         (["train", "photos", "--set", "optimiser.tuner_rte=1"], '(did you mean "tuner_rate"?)'),
         (["train", "photos", "--set", "epochs"], "error: 'epochs': write KEY=VALUE"),
-        (["train", "photos", "--backbone", "ViT-B16:x"], "did you mean ViT-B-16"),
+        (["train", "photos", "--backbone", "ViT-B16:x"], 'did you mean "ViT-B-16'),
         (["train", "photos", "--seed", "-1"], "seed = -1: Input should be greater"),
         (["train", "photos", "--imbalance", "0.5"], "an imbalance ratio of 0.5 is below 1"),
         (["train", "photos", "--out", "photos"], "error: --out photos: end the name in .safeten"),
@@ -74,7 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["compare", "photos"], "error: photos has neither test/ nor val/"),
         (
             ["calibrate", "photos", "photos", "--out", "new"],
-            "error: photos is no bundle (it has no",
+            "error: photos is not a bundle (it has no",
         ),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""Photos dealt into folds, for answers to those that a fit has not seen."""
+"""Cross-fitting: logits of training photos from models that were not trained on them."""
 
 import hashlib
 import tempfile
@@ -13,63 +13,18 @@ import numpy.typing as npt
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
-from taillift.models.lift.model import Model, merge
+from taillift.models.lift.merge import merge
+from taillift.models.lift.model import Model
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
 from taillift.training.data.split import Split
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Trainer
 
 FOLDS: Final = 5
-# Of one class: the surplus of frequent classes would cost time and teach little.
-MOST: Final = 40
-
-
-def originals(split: Split) -> list[int]:
-    """For each photo the first with the same content and label: its own index, but for copies."""
-    sizes = Counter(photo.size for photo in split.photos)
-    first: dict[tuple[int, int, bytes], int] = {}
-    found = []
-    for index, (photo, label) in enumerate(zip(split.photos, split.labels, strict=True)):
-        # Only what has the same size can be a copy, and has to be read.
-        alike = sizes[photo.size] > 1
-        content = hashlib.sha256(photo.read()).digest() if alike else b""
-        found.append(first.setdefault((photo.size, label, content), index))
-    return found
-
-
-def spread(labels: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
-    """The fold [N] of each of held-out photos, every class in all of them as evenly as can be."""
-    order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
-    fold = np.empty(len(labels), np.int64)
-    fold[order] = np.arange(len(labels)) % FOLDS
-    return fold
-
-
-def deal(
-    labels: Sequence[int], folds: int = FOLDS, most: int = MOST, seed: int = 0
-) -> list[list[int]]:
-    """Indices of the training photos that each fold sets aside, at most `most` of each class.
-
-    A class's photos are spread over the folds, and one of each class stays in training always: a
-    class with a single photo is in no fold. Copies of a photo are to be left out of `labels`.
-    """
-    dealt: list[list[int]] = [[] for _ in range(folds)]
-    counts = np.bincount(labels)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    first = 0
-    for label, indices in enumerate(by_class):
-        if len(indices) < 2:
-            continue
-        chosen = np.random.default_rng((seed, label)).permutation(indices)[:most]
-        for photo in chosen.tolist():
-            dealt[first % folds].append(photo)
-            first += 1
-    return [sorted(fold) for fold in dealt if fold]
-
-
-# Of all classes together: many classes need fewer photos each.
-MOST_OF_ALL: Final = 4000
+# The most photos of one class: the surplus of frequent classes would cost time and teach little.
+MAX_PER_CLASS: Final = 40
+# The most photos of all classes together: many classes need fewer photos each.
+MAX_PHOTOS: Final = 4000
 
 # Writes a merged model's graphs into a folder.
 Write = Callable[[Model, Path], dict[Precision, Path]]
@@ -78,34 +33,34 @@ Write = Callable[[Model, Path], dict[Precision, Path]]
 def cross_fit(
     trainer: Trainer, recipe: Recipe, write: Write, groups: Sequence[Group]
 ) -> dict[Precision, HeldOut]:
-    """Train `FOLDS` times, each time without a part of the photos, and measure that part.
+    """Train `FOLDS` times, each time without a part of the photos, and evaluate that part.
 
-    Each model goes the way to the service: merged, written by `write`, run by ONNX Runtime. There
-    is nothing where every class has a single photo, which has to stay in training. Raises what
-    training raises.
+    Each model is used as the service would use it: merged, written by `write`, run by ONNX Runtime.
+    The result is empty if every class has a single photo, because that one has to stay in training.
+    Raises what training raises.
     """
     train = trainer.dataset.train
-    most = int(np.clip(MOST_OF_ALL // len(groups), 2, MOST))
+    most = int(np.clip(MAX_PHOTOS // len(groups), 2, MAX_PER_CLASS))
     original = np.array(originals(train))
     distinct = np.unique(original)
-    folds = deal(np.asarray(train.labels)[distinct].tolist(), FOLDS, most)
-    if not folds:
+    assigned = assign_folds(np.asarray(train.labels)[distinct].tolist(), FOLDS, most)
+    if not assigned:
         return {}
-    dealt = [distinct[fold].tolist() for fold in folds]
+    folds = [distinct[fold].tolist() for fold in assigned]
     parts = [
-        # What is measured has no copy among what was trained on.
-        _measured(
+        _logits_without(
             trainer,
             recipe,
             write,
-            aside,
-            np.flatnonzero(np.isin(original, aside)).tolist(),
-            f"Measuring fold {number} of {len(dealt)}",
+            fold,
+            # A duplicate of an evaluated photo must not be trained on.
+            np.flatnonzero(np.isin(original, fold)).tolist(),
+            f"Measuring fold {number} of {len(folds)}",
         )
-        for number, aside in enumerate(dealt, 1)
+        for number, fold in enumerate(folds, 1)
     ]
-    labels = np.concatenate([np.asarray(train.labels)[aside] for aside in dealt])
-    data = f"{len(labels)} training photos of {trainer.dataset.name}, in {len(dealt)} folds"
+    labels = np.concatenate([np.asarray(train.labels)[fold] for fold in folds])
+    data = f"{len(labels)} training photos of {trainer.dataset.name}, in {len(folds)} folds"
     return {
         precision: HeldOut(
             data,
@@ -118,35 +73,82 @@ def cross_fit(
     }
 
 
+def originals(split: Split) -> list[int]:
+    """Return, for each photo, the index of the first with the same content and label.
+
+    For a photo that is not a duplicate this is its own index.
+    """
+    sizes = Counter(photo.size for photo in split.photos)
+    first: dict[tuple[int, int, bytes], int] = {}
+    indices = []
+    for index, (photo, label) in enumerate(zip(split.photos, split.labels, strict=True)):
+        # Only a photo that shares its size with another can be a duplicate and has to be read.
+        content = hashlib.sha256(photo.read()).digest() if sizes[photo.size] > 1 else b""
+        indices.append(first.setdefault((photo.size, label, content), index))
+    return indices
+
+
+def assign_folds(
+    labels: Sequence[int], folds: int = FOLDS, most: int = MAX_PER_CLASS, seed: int = 0
+) -> list[list[int]]:
+    """Return the indices of the training photos that each fold holds out.
+
+    There are at most `most` of each class, spread over the folds. At least one photo of each class
+    stays in training in every fold, so a class with a single photo is in no fold. `labels` must not
+    include duplicates of photos.
+    """
+    assigned: list[list[int]] = [[] for _ in range(folds)]
+    counts = np.bincount(labels)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    position = 0
+    for label, indices in enumerate(by_class):
+        if len(indices) < 2:
+            continue
+        chosen = np.random.default_rng((seed, label)).permutation(indices)[:most]
+        for photo in chosen.tolist():
+            assigned[position % folds].append(photo)
+            position += 1
+    return [sorted(fold) for fold in assigned if fold]
+
+
+def stratified_folds(labels: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
+    """Return the fold [N] of each held-out photo, with every class spread evenly over the folds."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % FOLDS
+    return fold
+
+
 def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
-    """Each class's share in the prior that logits carry after training on `counts` photos."""
+    """Return each class's share in the prior that training on `counts` photos leaves in logits."""
     if not recipe.epochs:
         return [1 / len(counts)] * len(counts)
     shares: list[float] = recipe.loss.implied_prior(counts).tolist()
     return shares
 
 
-def _measured(
+def _logits_without(
     trainer: Trainer,
     recipe: Recipe,
     write: Write,
-    aside: Sequence[int],
+    fold: Sequence[int],
     without: Sequence[int],
     title: str,
 ) -> ViewLogits:
-    """Of the photos at `aside` by a model trained on all but those at `without`."""
-    run = trainer.train_without(recipe, set(without))
+    """Return logits of the photos at `fold` from a model trained without those at `without`."""
+    run = trainer.train(recipe, without=set(without))
     train = trainer.dataset.train
-    out = np.bincount(train.only(without).labels, minlength=len(run.facts.counts))
-    # The prior is that of the photos it was trained on, which are fewer.
-    left = (np.array(run.facts.counts) - out).tolist()
+    removed = np.bincount(train.only(without).labels, minlength=len(run.metadata.counts))
+    # The model carries the prior of the photos that it was trained on, which are fewer.
+    remaining = (np.array(run.metadata.counts) - removed).tolist()
     with tempfile.TemporaryDirectory() as folder:
         paths = write(merge(run.model.eval()), Path(folder))
-        size = run.facts.preprocessing.size
+        size = run.metadata.preprocessing.size
         return view_logits(
-            {one: Session(path, side=size) for one, path in paths.items()},
-            log_shares(carried_prior(recipe, left)),
-            train.only(aside),
-            run.facts.preprocessing,
+            {precision: Session(path, side=size) for precision, path in paths.items()},
+            log_shares(carried_prior(recipe, remaining)),
+            train.only(fold),
+            run.metadata.preprocessing,
             title,
         )

@@ -1,7 +1,7 @@
-"""What calibration is fitted on: photos that the model has not seen, view by view."""
+"""Held-out photos, which calibration is fitted on: their logits view by view."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Literal
@@ -9,26 +9,29 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.posterior import Doubles, without_prior
+from taillift.models.bundle.arrays import Doubles, Floats
+from taillift.models.bundle.posterior import without_prior
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.training.console import track
 from taillift.training.data.split import Split
 from taillift.training.fit.inputs import evaluation_photos, first_copies
 
-# Digits after the point to which one photo has the same logits in any batch.
-SAME: Final = 4
+BATCH: Final = 8
+# The logits of one photo agree to this many decimal places, whatever batch it is in.
+DECIMALS: Final = 4
 
 Source = Literal["validation", "cross-fitting"]
+# Float32 [N, 5, C], the centre view first.
+ViewLogits = dict[Precision, Floats]
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Logits float32 [N, 5, C] with the centre view first, and the true classes int64 [N].
 
-    `groups` has one entry a class. `data` says in words what the photos are; so many `copies` of
-    them were left out.
+    `groups` has one entry a class. `data` describes the photos in words. `duplicates` is the number
+    of photos that were left out because they are the same as others.
     """
 
     data: str
@@ -36,57 +39,54 @@ class HeldOut:
     view_logits: Floats
     labels: npt.NDArray[np.int64]
     groups: Sequence[Group]
-    copies: int = 0
+    duplicates: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What holds of everything that is fitted on them."""
-        return tuple(self._cautions())
+        """Notes that belong to everything that is fitted on these photos."""
+        notes = []
+        if self.source == "cross-fitting":
+            notes.append(
+                "measured on models that were trained without these photos, not on this model"
+            )
+        if self.duplicates:
+            total = self.duplicates + len(self)
+            notes.append(
+                f"{self.duplicates} of {total} photos are duplicates of others and count once"
+            )
+        images = len(set(self._image_hashes))
+        if images < len(self):
+            notes.append(
+                f"the {len(self)} photos show only {images} different images, with several labels"
+            )
+        return tuple(notes)
 
     @property
     def distinct(self) -> npt.NDArray[np.int64]:
-        """The photos that are no copies of an earlier one with the same label, in their order."""
+        """The indices of the photos that are not duplicates of an earlier one with its label."""
         first: dict[tuple[bytes, int], int] = {}
-        for row, image in enumerate(zip(self._images, self.labels.tolist(), strict=True)):
-            first.setdefault(image, row)
+        for index, photo in enumerate(zip(self._image_hashes, self.labels.tolist(), strict=True)):
+            first.setdefault(photo, index)
         return np.array(list(first.values()), np.int64)
 
+    @cached_property
+    def _image_hashes(self) -> list[bytes]:
+        """A hash of each photo's logits, [N]; equal for equal images."""
+        # Adding 0.0 turns minus zero, which has other bytes, into zero.
+        rounded = (logits.round(DECIMALS) + 0.0 for logits in self.view_logits)
+        return [hashlib.sha256(logits.tobytes()).digest() for logits in rounded]
+
     def only(self, rows: npt.NDArray[np.int64]) -> "HeldOut":
-        """The photos at `rows`, in that order."""
+        """Return the photos at `rows`, in that order."""
         return replace(self, view_logits=self.view_logits[rows], labels=self.labels[rows])
 
-    def without_copies(self, distinct: npt.NDArray[np.int64]) -> "HeldOut":
-        """The photos at `distinct`; the others are copies of them."""
-        copies = self.copies + len(self) - len(distinct)
-        return replace(self.only(distinct), copies=copies)
-
-    @cached_property
-    def _images(self) -> list[bytes]:
-        """[N], what is the same for the same image: a hash, for logits of many classes are long."""
-        # 0.0: minus zero has other bytes.
-        rounded = (logits.round(SAME) + 0.0 for logits in self.view_logits)
-        return [hashlib.sha256(one.tobytes()).digest() for one in rounded]
-
-    def _cautions(self) -> Iterator[str]:
-        if self.source == "cross-fitting":
-            yield "measured on models that were trained without these photos, not on this model"
-        if self.copies:
-            every = self.copies + len(self)
-            yield f"{self.copies} of {every} photos are copies of others and count once"
-        images = len(set(self._images))
-        if images < len(self):
-            yield (
-                f"the {len(self)} photos show only {images} different images, with several labels"
-            )
-
-
-BATCH: Final = 8
-
-# Float32 [N, 5, C], the centre view first.
-ViewLogits = dict[Precision, Floats]
+    def without_duplicates(self, distinct: npt.NDArray[np.int64]) -> "HeldOut":
+        """Return the photos at `distinct`, of which the others are duplicates."""
+        duplicates = self.duplicates + len(self) - len(distinct)
+        return replace(self.only(distinct), duplicates=duplicates)
 
 
 def view_logits(
@@ -96,10 +96,10 @@ def view_logits(
     preprocessing: Preprocessing,
     title: str,
 ) -> ViewLogits:
-    """Logits float32 [N, 5, C] of each session; a photo is decoded once for all of them.
+    """Return the logits of each session, float32 [N, 5, C]; each photo is decoded only once.
 
-    The `log_prior` [C] that the graph's logits carry is taken out. `title` stands before the
-    progress bar. Raises `UserError` where a photo cannot be read.
+    The `log_prior` [C] that the graph's logits carry is removed. `title` labels the progress bar.
+    Raises `UserError` if a photo cannot be read.
     """
     photos = evaluation_photos(split, preprocessing)
     batches = photos.batches(first_copies(len(split)), BATCH)
@@ -109,4 +109,4 @@ def view_logits(
             logits = session.run(rows.numpy()).logits
             parts[precision].append(without_prior(logits, log_prior))
     shape = len(split), photos.rows, -1
-    return {one: np.concatenate(part).reshape(shape) for one, part in parts.items()}
+    return {precision: np.concatenate(part).reshape(shape) for precision, part in parts.items()}

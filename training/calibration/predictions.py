@@ -1,21 +1,23 @@
-"""The answers that held-out photos get, for each ensemble."""
+"""The model's predictions on held-out photos, for each ensemble."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Ensemble, Floats, MeanLogits, mean_over_views
+from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
+from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles, posterior
-from taillift.models.bundle.temperature import Calibration, Indices, group_indices
-from taillift.training.calibration.betting import class_weights
+from taillift.models.bundle.posterior import posterior
+from taillift.models.bundle.temperature import Calibration
 from taillift.training.calibration.held_out import HeldOut
+from taillift.training.calibration.weights import class_weights
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Combined logits [N, C] of `views` [N], true `labels` [N] and `groups` [C] (indices)."""
+    """Mean logits [N, C] over `views` [N], true `labels` [N] and group indices `groups` [C]."""
 
     ensemble: Ensemble
     logits: Floats
@@ -28,45 +30,48 @@ class Predictions:
 
     @cached_property
     def weights(self) -> Doubles:
-        """[N], with a sum of 1 and the same for every class that has photos.
+        """Weights [N] that sum to 1, with the same sum for every class that has photos.
 
-        So held-out photos, however they are distributed, speak for equally frequent classes.
+        With them, held-out photos stand for equally frequent classes, whatever their own
+        distribution is.
         """
         return class_weights(self.labels) / max(1, len(self))
 
     @cached_property
     def predicted_groups(self) -> Indices:
-        """[N], the group of the class with the largest logit."""
-        found: Indices = self.groups[self.logits.argmax(axis=1)]
-        return found
+        """The group of the class with the largest logit, [N]."""
+        groups: Indices = self.groups[self.logits.argmax(axis=1)]
+        return groups
 
     def probabilities(self, temperatures: Doubles) -> Doubles:
-        """[N, C] where classes are equally frequent, at temperatures [N]."""
+        """Return probabilities [N, C] at temperatures [N], for equally frequent classes."""
         return posterior(self.logits, np.zeros(len(self.groups)), temperatures)
 
     def at(self, temperatures: Doubles) -> "ScoredPredictions":
-        """What the answers say where classes are equally frequent, at temperatures [N]."""
-        shares = self.probabilities(temperatures)
-        best = shares.argmax(axis=1)
+        """Return the answers at temperatures [N], for equally frequent classes."""
+        probabilities = self.probabilities(temperatures)
+        answers = probabilities.argmax(axis=1)
         return ScoredPredictions(
-            shares.max(axis=1), best == self.labels, self.groups[best], self.weights
+            probabilities.max(axis=1), answers == self.labels, self.groups[answers], self.weights
         )
 
     def calibrated(self, calibration: Calibration) -> "ScoredPredictions":
+        """Return the answers at the temperatures of `calibration`."""
         return self.at(
             calibration.temperatures(self.logits, self.views, self.ensemble, self.groups)
         )
 
     def uncalibrated(self) -> "ScoredPredictions":
+        """Return the answers at temperature 1."""
         return self.at(np.ones(len(self)))
 
 
 @dataclass(frozen=True)
 class ScoredPredictions:
-    """Of each photo: the answer's confidence, whether it is right, its group, a weight; all [N]."""
+    """The confidence of each photo's answer, whether it is right, its group and weight; all [N]."""
 
     confidence: Doubles
-    right: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    right: npt.NDArray[np.bool_]
     groups: Indices
     weights: Doubles
 
@@ -74,14 +79,15 @@ class ScoredPredictions:
         return len(self.right)
 
     def of_group(self, group: int) -> "ScoredPredictions":
+        """Return the answers with a class of the group with this index."""
         rows = self.groups == group
         return ScoredPredictions(
             self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
         )
 
 
-def answers(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:
-    """For one view, for all, and for `adaptive` where it is given."""
+def predictions_on(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:
+    """Return the predictions of one view, of all views, and of `adaptive` if it is given."""
     count, _, classes = held.view_logits.shape
     full = mean_over_views(held.view_logits.reshape(-1, classes), VIEWS)
     mean_logits: list[MeanLogits] = [
@@ -95,10 +101,3 @@ def answers(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictio
         Predictions(ensemble, logits, views, held.labels, groups)
         for ensemble, (logits, views) in zip(Ensemble, mean_logits, strict=False)
     ]
-
-
-def effective(weights: Doubles) -> float:
-    """How many equally weighted photos would say as much (Kish 1965): (sum w)^2 / sum w^2."""
-    squares = float(np.square(weights).sum())
-    # Rounded, so that N equal weights are worth N.
-    return round(float(weights.sum()) ** 2 / squares, 6) if squares else 0.0

@@ -1,7 +1,7 @@
-"""Whether answers are right as often as their confidence says."""
+"""Reliability: whether answers are right as often as their confidence says."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,20 +15,25 @@ from taillift.models.bundle.temperature import (
     ErrorChange,
     ErrorChanges,
 )
-from taillift.training.calibration.predictions import Predictions, ScoredPredictions, effective
+from taillift.training.calibration.predictions import Predictions, ScoredPredictions
+from taillift.training.calibration.weights import effective_count
 
-BINS: Final = 15
-# In a bin; of fewer photos there are fewer bins.
-FEWEST_IN_BIN: Final = 20
-# For any statement.
-FEWEST: Final = 100
-# One-sided 95 %.
-SURE: Final = 1.645
+MAX_BINS: Final = 15
+# With fewer photos than this in a bin there are fewer bins.
+MIN_IN_BIN: Final = 20
+# With fewer photos than this there is no error.
+MIN_PHOTOS: Final = 100
+# The one-sided 95 % quantile of the normal distribution.
+QUANTILE_95: Final = 1.645
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Means over the photos of a bin; `share` of the whole, `photos` as equally weighted ones."""
+    """Means over the photos of a bin, which are the part `share` of the whole.
+
+    `photos` is the effective number, as if equally weighted. `chance` is the variance of the
+    accuracy if confidence is perfect.
+    """
 
     confidence: float
     accuracy: float
@@ -38,121 +43,126 @@ class Bin:
 
     @property
     def noise(self) -> float:
-        """Variance of the accuracy; the sample variance (Kumar et al. 2019, section 5)."""
+        """The sample variance of the accuracy (Kumar et al. 2019, section 5)."""
         return self.accuracy * (1 - self.accuracy) / max(1.0, self.photos - 1)
 
 
-def bins(verdicts: ScoredPredictions) -> list[Bin]:
-    """At most `BINS` bins of equal weight, by confidence."""
-    if not len(verdicts):
+def bins(scored: ScoredPredictions) -> list[Bin]:
+    """Return at most `MAX_BINS` bins of equal weight, by confidence."""
+    if not len(scored):
         return []
-    return _equal(verdicts, int(np.clip(effective(verdicts.weights) // FEWEST_IN_BIN, 1, BINS)))
-
-
-def _equal(verdicts: ScoredPredictions, count: int) -> list[Bin]:
-    """`count` bins of equal weight, less those that no photo falls into."""
-    order = np.argsort(verdicts.confidence, kind="stable")
-    weights = verdicts.weights[order] / verdicts.weights.sum()
-    middles = weights.cumsum() - weights / 2
-    places = np.minimum((middles * count).astype(np.int64), count - 1)
-    rows = (order[places == place] for place in range(count))
-    return [_bin(verdicts, one) for one in rows if len(one)]
-
-
-def _bin(verdicts: ScoredPredictions, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Bin:
-    weights = verdicts.weights[rows]
-    confidence = verdicts.confidence[rows]
-    photos = effective(weights)
-    return Bin(
-        confidence=float(np.average(confidence, weights=weights)),
-        accuracy=float(np.average(verdicts.right[rows], weights=weights)),
-        share=float(weights.sum() / verdicts.weights.sum()),
-        photos=photos,
-        chance=float(np.average(confidence * (1 - confidence), weights=weights)) / photos,
+    return equal_bins(
+        scored, int(np.clip(effective_count(scored.weights) // MIN_IN_BIN, 1, MAX_BINS))
     )
 
 
-def calibration_error(every: Sequence[Bin]) -> float:
-    """In points: root of the mean squared gap less its expectation by chance.
+def equal_bins(scored: ScoredPredictions, count: int) -> list[Bin]:
+    """Return `count` bins of equal weight, without those that no photo falls into."""
+    order = np.argsort(scored.confidence, kind="stable")
+    shares = scored.weights[order] / scored.weights.sum()
+    middles = shares.cumsum() - shares / 2
+    numbers = np.minimum((middles * count).astype(np.int64), count - 1)
+    result = []
+    for number in np.unique(numbers):
+        rows = order[numbers == number]
+        weights, confidence = scored.weights[rows], scored.confidence[rows]
+        photos = effective_count(weights)
+        result.append(
+            Bin(
+                confidence=float(np.average(confidence, weights=weights)),
+                accuracy=float(np.average(scored.right[rows], weights=weights)),
+                share=float(weights.sum() / scored.weights.sum()),
+                photos=photos,
+                chance=float(np.average(confidence * (1 - confidence), weights=weights)) / photos,
+            )
+        )
+    return result
 
-    The plug-in estimate grows with the number of bins and falls with the photos, even where
-    confidence is perfect; this one does not (Kumar et al. 2019, section 5, with bins of equal mass
-    as Roelofs et al. 2022, section 6, recommend). Where chance explains more than the gap, it is 0.
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the root mean squared gap over bins, less what chance explains, in points.
+
+    The plug-in estimate grows with the number of bins and falls with the photos, even if confidence
+    is perfect. This one does not (Kumar et al. 2019, section 5, with bins of equal mass as Roelofs
+    et al. 2022, section 6, recommend). It is 0 if chance explains more than the gap.
     """
-    square = sum(one.share * ((one.confidence - one.accuracy) ** 2 - one.noise) for one in every)
+    square = sum(b.share * ((b.confidence - b.accuracy) ** 2 - b.noise) for b in bins)
     return 100 * math.sqrt(max(0.0, square))
 
 
-def expected_error(verdicts: ScoredPredictions) -> float:
-    """In points: the mean gap, without sign, between confidence and accuracy over `BINS` bins.
+def expected_error(scored: ScoredPredictions) -> float:
+    """Return the mean absolute gap between confidence and accuracy over bins, in points.
 
-    The expected calibration error as it is usually given (Guo et al. 2017, equation 3), with bins
-    of equal mass. Chance alone makes it larger the fewer photos there are.
+    This is the expected calibration error as usually reported (Guo et al. 2017, equation 3), with
+    `MAX_BINS` bins of equal mass. Chance alone makes it larger the fewer photos there are.
     """
-    every = _equal(verdicts, BINS)
-    return 100 * sum(one.share * abs(one.confidence - one.accuracy) for one in every)
+    bins = equal_bins(scored, MAX_BINS)
+    return 100 * sum(b.share * abs(b.confidence - b.accuracy) for b in bins)
 
 
-def resolution(every: Sequence[Bin]) -> float:
-    """In points: what perfect confidence stays under with so many photos, 95 times of 100.
+def minimum_detectable_error(bins: Sequence[Bin]) -> float:
+    """Return what the error of perfect confidence stays under 95 times out of 100, in points.
 
-    The squared gap of a bin then has the mean v = E[p (1 - p)] / n, and the variance 2 v^2.
+    With perfect confidence, the squared gap of a bin has the mean v = E[p (1 - p)] / n, and the
+    variance 2 v^2.
     """
-    variance = sum(2 * (one.share * one.chance) ** 2 for one in every)
-    return 100 * math.sqrt(SURE * math.sqrt(variance))
+    variance = sum(2 * (b.share * b.chance) ** 2 for b in bins)
+    return 100 * math.sqrt(QUANTILE_95 * math.sqrt(variance))
 
 
-def measure(calibration: Calibration, data: str, every: Sequence[Predictions]) -> CalibrationErrors:
-    """The error on each ensemble's answers, before a calibration fitted elsewhere and after it."""
-    return changes_of(data, [(one, one.calibrated(calibration)) for one in every])
-
-
-def changes_of(
-    data: str, every: Sequence[tuple[Predictions, ScoredPredictions]]
+def measure_errors(
+    calibration: Calibration, data: str, ensembles: Sequence[Predictions]
 ) -> CalibrationErrors:
-    """The error of each ensemble's answers at temperature 1 and as given."""
-    found = {one.ensemble: _changes(one.uncalibrated(), after) for one, after in every}
+    """Return each ensemble's errors before and after a calibration that was fitted elsewhere."""
+    scored = [(predictions, predictions.calibrated(calibration)) for predictions in ensembles]
+    return errors_of(data, scored)
+
+
+def errors_of(
+    data: str, ensembles: Sequence[tuple[Predictions, ScoredPredictions]]
+) -> CalibrationErrors:
+    """Return the errors of each ensemble at temperature 1 and as scored."""
+    changes: dict[Ensemble, ErrorChanges] = {}
+    notes: list[str] = []
+    for predictions, after in ensembles:
+        ensemble, before = predictions.ensemble, predictions.uncalibrated()
+        by_group = {
+            group: change(before.of_group(index), after.of_group(index))
+            for index, group in enumerate(GROUPS)
+        }
+        changes[ensemble] = ErrorChanges(overall=change(before, after), groups=by_group)
+        with_classes = {GROUPS[index]: by_group[GROUPS[index]] for index in set(predictions.groups)}
+        parts = {"overall": changes[ensemble].overall} | with_classes
+        if unknown := [name for name, part in parts.items() if part.before is None]:
+            notes.append(
+                f"{ensemble}: fewer than {MIN_PHOTOS} photos, too few for an error: "
+                + ", ".join(unknown)
+            )
+        if vague := [
+            name for name, part in parts.items() if part.before is not None and not part.enough
+        ]:
+            notes.append(
+                f"{ensemble}: too few photos to tell half the error from none: " + ", ".join(vague)
+            )
     return CalibrationErrors(
         data=data,
-        off=found[Ensemble.OFF],
-        full=found[Ensemble.FULL],
-        adaptive=found.get(Ensemble.ADAPTIVE),
-        notes=tuple(note for one, _ in every for note in _notes(one, found[one.ensemble])),
-    )
-
-
-def _notes(answers: Predictions, changes: ErrorChanges) -> Iterator[str]:
-    with_classes = {GROUPS[place]: changes.groups[GROUPS[place]] for place in set(answers.groups)}
-    every = {"overall": changes.overall} | with_classes
-    if silent := [name for name, one in every.items() if one.before is None]:
-        names = ", ".join(silent)
-        yield f"{answers.ensemble}: fewer than {FEWEST} photos, too few for an error: {names}"
-    vague = [name for name, one in every.items() if one.before is not None and not one.enough]
-    if vague:
-        names = ", ".join(vague)
-        yield f"{answers.ensemble}: too few photos to tell half the error from none: {names}"
-
-
-def _changes(before: ScoredPredictions, after: ScoredPredictions) -> ErrorChanges:
-    return ErrorChanges(
-        overall=change(before, after),
-        groups={
-            group: change(before.of_group(place), after.of_group(place))
-            for place, group in enumerate(GROUPS)
-        },
+        off=changes[Ensemble.OFF],
+        full=changes[Ensemble.FULL],
+        adaptive=changes.get(Ensemble.ADAPTIVE),
+        notes=tuple(notes),
     )
 
 
 def change(before: ScoredPredictions, after: ScoredPredictions) -> ErrorChange:
-    """None as errors where the photos are worth fewer than `FEWEST`."""
-    if effective(after.weights) < FEWEST:
+    """Return both errors, or None for them if the photos are worth fewer than `MIN_PHOTOS`."""
+    if effective_count(after.weights) < MIN_PHOTOS:
         return ErrorChange(photos=len(after), before=None, after=None, resolution=None)
     calibrated = bins(after)
     return ErrorChange(
         photos=len(after),
         before=calibration_error(bins(before)),
         after=calibration_error(calibrated),
-        resolution=resolution(calibrated),
+        resolution=minimum_detectable_error(calibrated),
         ece_before=expected_error(before),
         ece_after=expected_error(after),
     )

@@ -1,6 +1,10 @@
-"""Temperatures fitted on held-out photos."""
+"""Temperatures fitted on held-out photos, for each ensemble and group.
 
-from collections.abc import Iterator, Mapping, Sequence
+log T has a normal prior. Temperatures of groups are shrunk toward that of all photos (empirical
+Bayes), so a group with few photos cannot have an extreme one.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, NamedTuple
@@ -9,223 +13,114 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
+from taillift.models.bundle.arrays import Doubles, Indices
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS
-from taillift.models.bundle.temperature import Calibration, Indices, Temperatures
-from taillift.training.calibration.cross_fit import spread
+from taillift.models.bundle.temperature import Calibration, Temperatures
+from taillift.training.calibration.cross_fit import stratified_folds
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.predictions import (
     Predictions,
     ScoredPredictions,
-    answers,
-    effective,
+    predictions_on,
 )
-from taillift.training.calibration.reliability import FEWEST, changes_of
+from taillift.training.calibration.reliability import MIN_PHOTOS, errors_of
+from taillift.training.calibration.weights import effective_count
 
-# Logarithms of temperatures, from 1/12 to 12: where losses are computed, and where compared.
+# Logarithms of temperatures, from 1/12 to 12: the log likelihood is computed at the first and
+# interpolated at the second.
 GRID: Final = np.linspace(-2.5, 2.5, 41)
-FINE: Final = np.linspace(-2.5, 2.5, 2001)
-# Prior standard deviation of log T, around 0; it only counts where photos say next to nothing.
+FINE_GRID: Final = np.linspace(-2.5, 2.5, 2001)
+# Prior standard deviation of log T around 0; it matters only if photos say next to nothing.
 WIDE: Final = 1.0
-# How far log T of one kind of answer is expected from all answers', before any photo: a tenth.
+# Prior standard deviation of log T of one kind of answer around that of all answers: a tenth.
 USUAL_SPREAD: Final = 0.1
-ROUNDS: Final = 200
-AT_ONCE: Final = 2**22
-
-
-@dataclass(frozen=True)
-class LogTemperature:
-    """Mean and variance of log T."""
-
-    mean: float
-    variance: float
-
-    @property
-    def temperature(self) -> float:
-        return float(np.exp(self.mean))
-
-
-def nll_grid(answers: Predictions) -> Doubles:
-    """-log p(label) [N, 41] at every log temperature of `GRID`, for equally frequent classes."""
-    found = np.empty((len(answers), len(GRID)))
-    step = max(1, AT_ONCE // answers.logits.shape[1])
-    for start in range(0, len(answers), step):
-        rows = slice(start, start + step)
-        logits, labels = answers.logits[rows].astype(np.float64), answers.labels[rows, None]
-        for place, log_t in enumerate(GRID):
-            scores = logits * np.exp(-log_t)
-            true = np.take_along_axis(scores, labels, axis=1)[:, 0]
-            found[rows, place] = logsumexp(scores, axis=1) - true
-    return found
-
-
-def evidence(nll_grid: Doubles, weights: Doubles) -> Doubles | None:
-    """-log likelihood [2001] along `FINE`, of as many photos as the weights are worth.
-
-    None without photos.
-    """
-    if not len(nll_grid):
-        return None
-    mean = np.average(nll_grid, axis=0, weights=weights)
-    curve: Doubles = effective(weights) * CubicSpline(GRID, mean)(FINE)
-    return curve
-
-
-def posterior_of(evidence: Doubles | None, prior: LogTemperature) -> LogTemperature:
-    """Bayes' rule along `FINE`, from a normal prior of log T."""
-    if evidence is None:
-        return prior
-    surprise = evidence + (FINE - prior.mean) ** 2 / (2 * prior.variance)
-    weights = np.exp(surprise.min() - surprise)
-    weights /= weights.sum()
-    mean = float(weights @ FINE)
-    return LogTemperature(mean, float(weights @ (FINE - mean) ** 2))
-
-
-def shrunk_posteriors(every: Sequence[Doubles | None], pooled: float) -> list[LogTemperature]:
-    """Of several kinds of answers, each drawn to `pooled` (log T) as far as its photos are few.
-
-    A priori log T of kind k ~ N(pooled, s^2): with own estimate t and its variance v, it becomes
-    (t s^2 + pooled v) / (s^2 + v). s^2 is estimated from all kinds by expectation maximisation
-    (Efron and Morris 1973, for log T), with one kind's worth of `USUAL_SPREAD` as its own prior.
-    """
-    spread = USUAL_SPREAD**2
-    for _ in range(ROUNDS):
-        beliefs = [posterior_of(one, LogTemperature(pooled, spread)) for one in every]
-        squares = sum((one.mean - pooled) ** 2 + one.variance for one in beliefs)
-        before, spread = spread, (USUAL_SPREAD**2 + squares) / (1 + len(beliefs))
-        if abs(spread - before) < 1e-3 * before:
-            break
-    return beliefs
-
-
-# Below, a group's answers have mostly the temperature of all.
+MAX_ROUNDS: Final = 200
+LOGITS_AT_ONCE: Final = 2**22
+# With fewer photos, a group's temperature is mostly that of all answers.
 FEW: Final = 30
-# Weights that are worth less than this share of the photos are worth a note.
+# There is a note if the weighted photos are worth less than this share of their number.
 UNEVEN: Final = 0.8
 
-
-def notes_on(held: HeldOut, every: Sequence[Predictions]) -> tuple[str, ...]:
-    """`every` ensemble's answers to the photos of `held`."""
-    if not len(held):
-        return ("there are no held-out photos: every temperature is 1, which no data support",)
-    notes = list(_on_photos(held, effective(every[0].weights)))
-    for one in every:
-        notes += _on_answers(one)
-    return tuple(notes)
-
-
-def _on_photos(held: HeldOut, worth: float) -> Iterator[str]:
-    yield from held.cautions
-    classes = len(held.groups)
-    if missing := classes - len(np.unique(held.labels)):
-        yield f"{missing} of {classes} classes have no photo: they are taken to be like the others"
-    if worth < UNEVEN * len(held):
-        yield f"{len(held)} photos, weighted so that classes count alike, are worth {worth:.0f}"
-    if worth < FEWEST:
-        yield f"so few photos ({worth:.0f}) leave every temperature near 1 or uncertain"
-
-
-def _on_answers(one: Predictions) -> Iterator[str]:
-    right = one.logits.argmax(axis=1) == one.labels
-    if right.all() or not right.any():
-        which = "right" if right.all() else "wrong"
-        yield f"{one.ensemble}: every answer is {which}, so its temperature is a cautious guess"
-    for views in np.unique(one.views).tolist():
-        if thin := list(_thin_groups(one, views)):
-            among = (
-                f"{one.ensemble}, {views} views"
-                if one.ensemble is Ensemble.ADAPTIVE
-                else one.ensemble
-            )
-            yield (
-                f"{among}: too few photos for temperatures of their own, by the answer's group: "
-                + ", ".join(thin)
-            )
-
-
-def _thin_groups(one: Predictions, views: int) -> Iterator[str]:
-    for place, group in enumerate(GROUPS):
-        rows = (one.predicted_groups == place) & (one.views == views)
-        if place in one.groups and effective(one.weights[rows]) < FEW:
-            yield f"{group} {rows.sum()}"
-
-
-# Of each photo's answer before calibration, and after one that was fitted without the photo.
-Unseen = Mapping[Ensemble, tuple[ScoredPredictions, ScoredPredictions]]
+# The answers of each ensemble before calibration and after it.
+BeforeAndAfter = Mapping[Ensemble, tuple[ScoredPredictions, ScoredPredictions]]
 
 
 class FittedTemperatures(NamedTuple):
+    """The fitted temperatures, and each photo's answers at temperatures fitted without it."""
+
     calibration: Calibration
-    verdicts: Unseen
+    scored: BeforeAndAfter
 
 
 def fit_temperatures(held: HeldOut, adaptive: MeanLogits | None = None) -> FittedTemperatures:
-    """Temperatures for every ensemble, and what they change, by cross-validation.
+    """Return temperatures for every ensemble, and what they change, by cross-validation.
 
-    `adaptive` are the combined logits and views of the photos in `held`, which are no copies of
-    each other. Every temperature is between 1/12 and 12, whatever the data are; notes say what
-    these could not.
+    `held` has no duplicates. `adaptive` are the mean logits and views of its photos as the exit
+    rule stops them. Every temperature is between 1/12 and 12, whatever the data are; notes say what
+    the data could not show.
     """
-    every = [Fit(one) for one in answers(held, adaptive)]
-    calibration = _calibration(held, every, np.arange(len(held)))
-    measured = [
-        (one.answers, one.answers.at(at))
-        for one, at in zip(every, _unseen(held, every), strict=True)
+    fits = [EnsembleFit(predictions) for predictions in predictions_on(held, adaptive)]
+    calibration = _assemble(held, fits, np.arange(len(held)))
+    scored = [
+        (fit.predictions, fit.predictions.at(temperatures))
+        for fit, temperatures in zip(fits, cross_validated(held, fits), strict=True)
     ]
-    errors = changes_of(f"{held.data}, cross-validated", measured)
-    notes = notes_on(held, [one.answers for one in every])
+    errors = errors_of(f"{held.data}, cross-validated", scored)
+    notes = temperature_notes(held, [fit.predictions for fit in fits])
     return FittedTemperatures(
         calibration.model_copy(update={"errors": errors, "notes": notes}),
-        {one.ensemble: (one.uncalibrated(), after) for one, after in measured},
+        {before.ensemble: (before.uncalibrated(), after) for before, after in scored},
     )
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One ensemble's answers and how surprising each is at every temperature."""
+class EnsembleFit:
+    """The predictions of one ensemble, and their likelihood at every temperature."""
 
-    answers: Predictions
+    predictions: Predictions
 
     @cached_property
     def nll_grid(self) -> Doubles:
-        return nll_grid(self.answers)
+        """The negative log-likelihood [N, 41] of each photo along `GRID`."""
+        return nll_grid(self.predictions)
 
     def temperatures(self, rows: Indices) -> dict[int, Temperatures]:
-        """By the number of views, from the photos at `rows`."""
-        pooled = posterior_of(self._evidence(rows), LogTemperature(0.0, WIDE**2))
-        views = self.answers.views
+        """Return temperatures by the number of views, from the photos at `rows`."""
+        pooled = posterior(self.nll_curve(rows), LogTemperature(0.0, WIDE**2))
+        views = self.predictions.views[rows]
         counts = np.unique(views).tolist()
-        parts = [rows[views[rows] == count] for count in counts]
-        found = [pooled] if len(counts) == 1 else self._all(parts, pooled)
-        return {
-            count: self._by_group(part, one)
-            for count, part, one in zip(counts, parts, found, strict=True)
-        }
+        parts = [rows[views == count] for count in counts]
+        means = [pooled] if len(counts) == 1 else self.shrunk(parts, pooled)
+        temperatures = {}
+        for count, part, mean in zip(counts, parts, means, strict=True):
+            predicted = self.predictions.predicted_groups[part]
+            by_group = self.shrunk([part[predicted == g] for g in range(len(GROUPS))], mean)
+            temperatures[count] = Temperatures(
+                pooled=mean.temperature,
+                groups={
+                    group: own.temperature for group, own in zip(GROUPS, by_group, strict=True)
+                },
+            )
+        return temperatures
 
-    def _by_group(self, rows: Indices, pooled: LogTemperature) -> Temperatures:
-        groups = self.answers.predicted_groups[rows]
-        found = self._all([rows[groups == place] for place in range(len(GROUPS))], pooled)
-        return Temperatures(
-            pooled=pooled.temperature,
-            groups={group: one.temperature for group, one in zip(GROUPS, found, strict=True)},
-        )
+    def shrunk(self, parts: Sequence[Indices], pooled: "LogTemperature") -> list["LogTemperature"]:
+        """Return log T of each part of the photos, shrunk toward that of all."""
+        return shrunk_posteriors([self.nll_curve(part) for part in parts], pooled.mean)
 
-    def _all(self, parts: Sequence[Indices], pooled: LogTemperature) -> list[LogTemperature]:
-        return shrunk_posteriors([self._evidence(part) for part in parts], pooled.mean)
-
-    def _evidence(self, rows: Indices) -> Doubles | None:
-        return evidence(self.nll_grid[rows], self.answers.weights[rows])
+    def nll_curve(self, rows: Indices) -> Doubles | None:
+        """Return the negative log-likelihood of the photos at `rows`, None without any."""
+        return nll_curve(self.nll_grid[rows], self.predictions.weights[rows])
 
 
-def _calibration(held: HeldOut, every: Sequence[Fit], rows: Indices) -> Calibration:
-    fitted = [one.temperatures(rows) for one in every]
-    none = Temperatures(pooled=1.0, groups={})
+def _assemble(held: HeldOut, fits: Sequence[EnsembleFit], rows: Indices) -> Calibration:
+    """Return the temperatures of every ensemble, fitted on the photos at `rows`."""
+    fitted = [fit.temperatures(rows) for fit in fits]
+    neutral = Temperatures(pooled=1.0, groups={})
     return Calibration(
-        off=fitted[0].get(1, none),
-        full=fitted[1].get(VIEWS, none),
+        off=fitted[0].get(1, neutral),
+        full=fitted[1].get(VIEWS, neutral),
         adaptive=fitted[2] if len(fitted) > 2 else {},
         data=held.data,
         source=held.source,
@@ -233,17 +128,130 @@ def _calibration(held: HeldOut, every: Sequence[Fit], rows: Indices) -> Calibrat
     )
 
 
-def _unseen(held: HeldOut, every: Sequence[Fit]) -> list[Doubles]:
-    """For each ensemble the temperatures [N], of each photo from a fit without it."""
-    labels = every[0].answers.labels
-    found = [np.ones(len(labels)) for _ in every]
-    folds = spread(labels)
+def cross_validated(held: HeldOut, fits: Sequence[EnsembleFit]) -> list[Doubles]:
+    """Return the temperature of each photo from a fit without it, [N] for each ensemble."""
+    temperatures = [np.ones(len(held)) for _ in fits]
+    folds = stratified_folds(held.labels)
     for number in np.unique(folds):
         fold = np.flatnonzero(folds == number)
-        calibration = _calibration(held, every, np.flatnonzero(folds != number))
-        for temperatures, fit in zip(found, every, strict=True):
-            one = fit.answers
-            temperatures[fold] = calibration.temperatures(
-                one.logits[fold], one.views[fold], one.ensemble, one.groups
+        calibration = _assemble(held, fits, np.flatnonzero(folds != number))
+        for own, fit in zip(temperatures, fits, strict=True):
+            photos = fit.predictions
+            own[fold] = calibration.temperatures(
+                photos.logits[fold], photos.views[fold], photos.ensemble, photos.groups
             )
-    return found
+    return temperatures
+
+
+@dataclass(frozen=True)
+class LogTemperature:
+    """The mean and variance of log T."""
+
+    mean: float
+    variance: float
+
+    @property
+    def temperature(self) -> float:
+        """The temperature T at the mean."""
+        return float(np.exp(self.mean))
+
+
+def nll_grid(predictions: Predictions) -> Doubles:
+    """Return -log p(label) [N, 41] at every log T of `GRID`, for equally frequent classes."""
+    nll = np.empty((len(predictions), len(GRID)))
+    step = max(1, LOGITS_AT_ONCE // predictions.logits.shape[1])
+    for start in range(0, len(predictions), step):
+        rows = slice(start, start + step)
+        logits = predictions.logits[rows].astype(np.float64)
+        labels = predictions.labels[rows, None]
+        for column, log_t in enumerate(GRID):
+            scores = logits * np.exp(-log_t)
+            true = np.take_along_axis(scores, labels, axis=1)[:, 0]
+            nll[rows, column] = logsumexp(scores, axis=1) - true
+    return nll
+
+
+def nll_curve(nll_grid: Doubles, weights: Doubles) -> Doubles | None:
+    """Return the negative log-likelihood [2001] along `FINE_GRID`; None without photos.
+
+    It is that of as many photos as the weights are worth.
+    """
+    if not len(nll_grid):
+        return None
+    mean = np.average(nll_grid, axis=0, weights=weights)
+    curve: Doubles = effective_count(weights) * CubicSpline(GRID, mean)(FINE_GRID)
+    return curve
+
+
+def posterior(nll_curve: Doubles | None, prior: LogTemperature) -> LogTemperature:
+    """Return the posterior of log T from a normal `prior`, by Bayes' rule along `FINE_GRID`."""
+    if nll_curve is None:
+        return prior
+    negative_log = nll_curve + (FINE_GRID - prior.mean) ** 2 / (2 * prior.variance)
+    weights = np.exp(negative_log.min() - negative_log)
+    weights /= weights.sum()
+    mean = float(weights @ FINE_GRID)
+    return LogTemperature(mean, float(weights @ (FINE_GRID - mean) ** 2))
+
+
+def shrunk_posteriors(nll_curves: Sequence[Doubles | None], pooled: float) -> list[LogTemperature]:
+    """Return log T of several kinds of answers, each shrunk toward `pooled` (log T).
+
+    The fewer photos a kind has, the more it is shrunk. A priori log T of kind k ~ N(pooled, s^2).
+    With its own estimate t and the variance v of that, it becomes (t s^2 + pooled v) / (s^2 + v).
+    s^2 is estimated from all kinds by expectation maximisation (Efron and Morris 1973, for log T),
+    with `USUAL_SPREAD` as its own prior, which counts as one kind.
+    """
+    variance = USUAL_SPREAD**2
+    for _ in range(MAX_ROUNDS):
+        posteriors = [posterior(curve, LogTemperature(pooled, variance)) for curve in nll_curves]
+        squares = sum((kind.mean - pooled) ** 2 + kind.variance for kind in posteriors)
+        before, variance = variance, (USUAL_SPREAD**2 + squares) / (1 + len(posteriors))
+        if abs(variance - before) < 1e-3 * before:
+            break
+    return posteriors
+
+
+def temperature_notes(held: HeldOut, ensembles: Sequence[Predictions]) -> tuple[str, ...]:
+    """Return notes on what the photos of `held` could not show, overall and by ensemble."""
+    if not len(held):
+        return ("there are no held-out photos: every temperature is 1, which no data support",)
+    notes = [*held.cautions]
+    worth = effective_count(ensembles[0].weights)
+    classes = len(held.groups)
+    if missing := classes - len(np.unique(held.labels)):
+        notes.append(
+            f"{missing} of {classes} classes have no photo: they are treated like the others"
+        )
+    if worth < UNEVEN * len(held):
+        notes.append(
+            f"{len(held)} photos, weighted so that classes count the same, are worth {worth:.0f}"
+        )
+    if worth < MIN_PHOTOS:
+        notes.append(f"so few photos ({worth:.0f}) leave every temperature near 1 or uncertain")
+    for predictions in ensembles:
+        name = predictions.ensemble
+        right = predictions.logits.argmax(axis=1) == predictions.labels
+        if right.all() or not right.any():
+            outcome = "right" if right.all() else "wrong"
+            notes.append(
+                f"{name}: every answer is {outcome}, so its temperature is a cautious guess"
+            )
+        for views in np.unique(predictions.views).tolist():
+            if thin := _groups_with_few(predictions, views):
+                kind = f"{name}, {views} views" if name is Ensemble.ADAPTIVE else name
+                notes.append(
+                    f"{kind}: too few photos for temperatures of their own, by the answer's group: "
+                    + ", ".join(thin)
+                )
+    return tuple(notes)
+
+
+def _groups_with_few(predictions: Predictions, views: int) -> list[str]:
+    """Return the groups that have few answers after `views` views, with their numbers of photos."""
+    thin = []
+    for index, group in enumerate(GROUPS):
+        rows = (predictions.predicted_groups == index) & (predictions.views == views)
+        if index in predictions.groups and effective_count(predictions.weights[rows]) < FEW:
+            thin.append(f"{group} {rows.sum()}")
+    return thin

@@ -1,1 +1,1 @@
-"""Several recipes on the same photos: runs, rows, figures, and what they say of the tail."""
+"""Comparisons of several recipes on the same photos: runs, tables and the verdict."""

@@ -1,4 +1,4 @@
-"""What one run of a comparison came to, kept as a small JSON file beside its checkpoint."""
+"""The outcome of one run of a comparison, kept as a small JSON file next to its checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ Kind = Literal["frozen", "light", "heavy"]
 
 
 class Outcome(BaseModel):
-    """A finished run. `accuracies` are of each class, in the order of the dataset.
+    """A finished run. `accuracies` has one entry a class, in the order of the dataset.
 
-    `seconds` are those of training and measuring. A run that failed says why in `failure`, and has
-    neither record nor evaluation.
+    `seconds` is the time of training and evaluation. A run that failed gives the reason in
+    `failure`, and has neither record nor evaluation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,24 +39,28 @@ class Outcome(BaseModel):
 
 
 def kind_of(recipe: Recipe) -> Kind:
-    """Whether the tower is left alone, gets a small tuner, or has all weights of blocks tuned."""
+    """Return whether the tower stays frozen, gets a small tuner, or has all weights tuned.
+
+    "heavy" means that all weights of some blocks at least are tuned.
+    """
     if not (recipe.epochs and recipe.tuners):
         return "frozen"
-    return "heavy" if any(isinstance(one, Full) for one in recipe.tuners) else "light"
+    return "heavy" if any(isinstance(tuner, Full) for tuner in recipe.tuners) else "light"
 
 
-def place_of(folder: Path, recipe: Recipe, suffix: str) -> Path:
-    """Where a run leaves its checkpoint (".safetensors") and its outcome (".json")."""
+def run_path(folder: Path, recipe: Recipe, suffix: str) -> Path:
+    """Return the path of a run's checkpoint (".safetensors") or outcome (".json")."""
     return folder / f"{recipe.name}-{recipe.seed}{suffix}"
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Write an outcome as JSON."""
     with atomic_file(path) as temporary:
         temporary.write_text(outcome.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """None where there is none, or one that this version of taillift cannot read."""
+    """Read an outcome; None if there is none that this version of taillift can read."""
     try:
         return Outcome.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -64,11 +68,15 @@ def read_outcome(path: Path) -> Outcome | None:
 
 
 def read_outcomes(folder: Path) -> dict[Path, Outcome]:
-    """All in the folder and where they lie, by recipe and seed."""
-    found = [(path, read_outcome(path)) for path in folder.glob("*.json")]
-    outcomes = [(path, one) for path, one in found if one is not None]
-    return dict(sorted(outcomes, key=lambda one: (one[1].recipe.name, one[1].recipe.seed)))
+    """Read all outcomes in the folder by their paths, sorted by recipe and seed."""
+    outcomes = [
+        (path, outcome)
+        for path in folder.glob("*.json")
+        if (outcome := read_outcome(path)) is not None
+    ]
+    return dict(sorted(outcomes, key=lambda pair: (pair[1].recipe.name, pair[1].recipe.seed)))
 
 
 def succeeded(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Evaluation]]:
-    return [(one, one.evaluation) for one in outcomes if one.evaluation is not None]
+    """Return the runs that did not fail, each with its evaluation."""
+    return [(outcome, outcome.evaluation) for outcome in outcomes if outcome.evaluation is not None]

@@ -1,4 +1,4 @@
-"""Does heavy fine-tuning hurt the tail here? The papers' question, answered from the outcomes."""
+"""The verdict: does heavy fine-tuning hurt the tail here? The papers' question, on the outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from taillift.models.bundle.schema import Group
 from taillift.training.comparison.outcome import Outcome, kind_of, succeeded
 from taillift.training.comparison.table import Row, rows_of
 
-Answer = Literal["yes", "no", "cannot tell"]
-Floats = npt.NDArray[np.float64]
-
 DRAWS: Final = 10_000
 DRAWS_AT_ONCE: Final = 250
 # Points that do not matter: heavy fine-tuning that loses fewer does no harm.
-MARGIN: Final = 1.0
-# Below these an interval says too little of what another seed or class would give.
-FEWEST_SEEDS: Final = 2
-FEWEST_CLASSES: Final = 5
+HARMLESS: Final = 1.0
+# With fewer, an interval says too little about another seed or class.
+MIN_SEEDS: Final = 2
+MIN_CLASSES: Final = 5
+
+Floats = npt.NDArray[np.float64]
+Measure = Literal["few", "mean-class"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a heavy recipe minus a light one's, in points, and its 95 % interval."""
+    """The accuracy of a heavy recipe minus a light one's, in points, and its 95 % interval."""
 
     heavy: str
     light: str
-    measure: Literal["few", "mean-class"]
+    measure: Measure
     points: float
     low: float
     high: float
@@ -38,70 +38,116 @@ class Difference:
     classes: int
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> Literal["yes", "no", "cannot tell"]:
         """Whether the heavy recipe does harm."""
-        if self.seeds < FEWEST_SEEDS or self.classes < FEWEST_CLASSES:
+        if self.seeds < MIN_SEEDS or self.classes < MIN_CLASSES:
             return "cannot tell"
-        if self.low > -MARGIN:
+        if self.low > -HARMLESS:
             return "no"
         return "yes" if self.high < 0 else "cannot tell"
 
     @property
     def reason(self) -> str:
         """The answer in a sentence."""
-        what = "few-shot classes" if self.measure == "few" else "all classes on average"
+        classes = "few-shot classes" if self.measure == "few" else "all classes on average"
         side = "worse" if self.points < 0 else "better"
-        found = (
-            f"{self.heavy} is {abs(self.points):.1f} points {side} than {self.light} on {what} "
+        finding = (
+            f"{self.heavy} is {abs(self.points):.1f} points {side} than {self.light} on {classes} "
             f"(95 % interval {self.low:+.1f} to {self.high:+.1f})"
         )
-        if self.seeds < FEWEST_SEEDS:
-            return f"{found}, but one seed cannot tell luck from method"
-        if self.classes < FEWEST_CLASSES:
-            return f"{found}, but {self.classes} classes are too few to go by"
+        if self.seeds < MIN_SEEDS:
+            return f"{finding}, but one seed cannot tell luck from method"
+        if self.classes < MIN_CLASSES:
+            return f"{finding}, but {self.classes} classes are too few to rely on"
         if self.answer == "cannot tell":
-            return f"{found}, and the interval holds harm as well as none"
+            return f"{finding}, and the interval includes harm as well as none"
         if self.answer == "no" and self.low < 0:
-            return f"{found}, so it loses less than {MARGIN:g} point if any"
-        return found
+            return f"{finding}, so it loses less than {HARMLESS:g} point if any"
+        return finding
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All differences, by heavy recipe; the first of each decides."""
+    """All differences, grouped by heavy recipe; the first of each group decides."""
 
     differences: list[list[Difference]]
 
     @property
     def deciding(self) -> list[Difference]:
-        return [ones[0] for ones in self.differences]
+        """The first difference of each heavy recipe."""
+        return [of_recipe[0] for of_recipe in self.differences]
 
     @property
     def headline(self) -> str:
-        answers = {one.answer for one in self.deciding}
+        """The answer if all heavy recipes share it, else the answer for each."""
+        answers = {difference.answer for difference in self.deciding}
         if len(answers) == 1:
             return f"{answers.pop().capitalize()}."
-        return "It depends: " + "; ".join(f"{one.heavy}: {one.answer}" for one in self.deciding)
+        parts = [f"{difference.heavy}: {difference.answer}" for difference in self.deciding]
+        return "It depends: " + "; ".join(parts)
 
 
-def judge(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Verdict | None:
-    """Every heavy recipe against LIFT and the best other light one; `groups` of each class.
+def compare_kinds(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Verdict | None:
+    """Compare every heavy recipe with LIFT and the best other light one.
 
-    Few-shot classes decide, or all where there are none. None where heavy or light is missing.
+    `groups` has one entry a class. Few-shot classes decide, or all classes if there are none. None
+    if a heavy or a light recipe is missing.
     """
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
-    heavy = [row for row in rows if kind_of(row.recipe) == "heavy"]
-    light = _opponents([row for row in rows if kind_of(row.recipe) == "light"])
-    found = [_differences(one, light, groups) for one in heavy]
-    differences = [ones for ones in found if ones]
+    light = [row for row in rows if kind_of(row.recipe) == "light"]
+    lift = [row for row in light if row.recipe.name == "lift"]
+    others = [row for row in light if row.recipe.name != "lift"]
+    best = max(others, key=lambda row: mean(row.values("full", "mean_class")), default=None)
+    opponents = lift + ([best] if best else [])
+    differences = []
+    for heavy in rows:
+        if kind_of(heavy.recipe) == "heavy":
+            of_recipe = [pair for row in opponents for pair in differences_of(heavy, row, groups)]
+            if of_recipe:
+                differences.append(of_recipe)
     return Verdict(differences) if differences else None
 
 
-def interval(differences: Floats) -> tuple[float, float]:
-    """95 % interval of the mean of [S, C], by drawing seeds and classes with replacement.
+def differences_of(heavy: Row, light: Row, groups: Sequence[Group]) -> list[Difference]:
+    """Return the differences on few-shot and on all classes, with five views, over shared seeds.
 
-    The two are drawn independently of each other: the pigeonhole bootstrap (Owen 2007), which
-    rather overstates the variance than understates it.
+    Only classes with held-out photos count. A measure without classes is left out.
+    """
+    rates, other_rates = (
+        {outcome.recipe.seed: class_rates(outcome) for outcome, _ in succeeded(row.outcomes)}
+        for row in (heavy, light)
+    )
+    seeds = sorted(rates.keys() & other_rates.keys())
+    if not seeds:
+        return []
+    points = np.array([rates[seed] - other_rates[seed] for seed in seeds])
+    present = ~np.isnan(points).any(0)
+    few = np.array([group == "few" for group in groups])
+    classes: dict[Measure, npt.NDArray[np.bool_]] = {"few": few & present, "mean-class": present}
+    differences = []
+    for measure, chosen in classes.items():
+        if chosen.any():
+            low, high = interval(points[:, chosen])
+            differences.append(
+                Difference(
+                    heavy=heavy.label,
+                    light=light.label,
+                    measure=measure,
+                    points=float(points[:, chosen].mean()),
+                    low=low,
+                    high=high,
+                    seeds=len(seeds),
+                    classes=int(chosen.sum()),
+                )
+            )
+    return differences
+
+
+def interval(differences: Floats) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of [S, C], by drawing seeds and classes again.
+
+    Both are drawn with replacement and independently of each other: the pigeonhole bootstrap (Owen
+    2007), which tends to overstate the variance and not to understate it.
     """
     random = np.random.default_rng(0)
     seeds, classes = differences.shape
@@ -114,52 +160,6 @@ def interval(differences: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _opponents(light: Sequence[Row]) -> list[Row]:
-    """LIFT, and the best of the others by mean-class accuracy."""
-    lift = [row for row in light if row.recipe.name == "lift"]
-    others = [row for row in light if row.recipe.name != "lift"]
-    best = max(others, key=lambda row: mean(row.values("full", "mean_class")), default=None)
-    return lift + ([best] if best else [])
-
-
-def _differences(heavy: Row, opponents: Sequence[Row], groups: Sequence[Group]) -> list[Difference]:
-    few = np.array([group == "few" for group in groups])
-    found = []
-    for light in opponents:
-        points = _paired(heavy, light)
-        if not len(points):
-            continue
-        present = ~np.isnan(points).any(0)
-        for measure, chosen in (("few", few & present), ("mean-class", present)):
-            if chosen.any():
-                found.append(_difference(heavy, light, measure, points[:, chosen]))
-    return found
-
-
-def _difference(heavy: Row, light: Row, measure: str, points: Floats) -> Difference:
-    low, high = interval(points)
-    return Difference(
-        heavy=heavy.label,
-        light=light.label,
-        measure="few" if measure == "few" else "mean-class",
-        points=float(points.mean()),
-        low=low,
-        high=high,
-        seeds=points.shape[0],
-        classes=points.shape[1],
-    )
-
-
-def _paired(heavy: Row, light: Row) -> Floats:
-    """[S, C]: differences of class accuracies with five views, of the seeds that both have."""
-    one, other = _rates(heavy), _rates(light)
-    return np.array([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
-
-
-def _rates(row: Row) -> dict[int, Floats]:
-    return {one.recipe.seed: class_rates(one) for one, _ in succeeded(row.outcomes)}
-
-
 def class_rates(outcome: Outcome) -> Floats:
-    """[C], accuracy with five views in per cent; NaN without a held-out photo."""
-    return np.array([one.full if one else np.nan for one in outcome.accuracies])
+    """Return the accuracy [C] with five views in per cent; NaN for a class without photos."""
+    return np.array([accuracy.full if accuracy else np.nan for accuracy in outcome.accuracies])

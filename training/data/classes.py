@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from taillift.models.bundle.text import canonical, did_you_mean, refuse_two_forms
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
+from taillift.models.names import canonical, refuse_two_forms
 from taillift.training.data.prompts import is_cut, pieces, prompt_form
 
 # The first of these files in a folder names the classes. iNaturalist 2018 has the second, and

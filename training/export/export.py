@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.folder import (
     DELTA,
     MODEL,
@@ -20,7 +20,6 @@ from taillift.models.bundle.folder import (
     write_golden,
     write_scores,
 )
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
@@ -34,12 +33,12 @@ from taillift.models.bundle.manifest import (
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
-from taillift.models.bundle.text import canonical
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.merge import unmerged
-from taillift.models.lift.model import Model, merge
+from taillift.models.lift.merge import merge, unmerged
+from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
+from taillift.models.names import canonical
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.data.dataset import Dataset, Split

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
-from taillift.models.errors import UserError
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError, first_line
 from taillift.training.export.onnx_graph import (
     Fidelity,
     behind,

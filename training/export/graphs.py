@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph

@@ -25,10 +25,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
-from taillift.models.errors import UserError
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError, first_line
 from taillift.training.export.onnx_graph import Fidelity, fidelity, folded, logits_of, products
 
 # Activations' scales: `dynamic` from each batch, for matrix products alone; `static` from

@@ -11,11 +11,9 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
-from taillift.models.errors import UserError
+from taillift.models.bundle.arrays import Floats, Pixels, chunks
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError, first_line
 
 PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
 

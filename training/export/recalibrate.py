@@ -10,8 +10,8 @@ from taillift.models.bundle.folder import DELTA, GOLDEN, new_bundle, read_manife
 from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import FILES, Precision
-from taillift.models.bundle.text import canonical
 from taillift.models.errors import UserError
+from taillift.models.names import canonical
 from taillift.training.calibration.variants import CalibratedVariant, VariantCalibrator
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.split import Split

@@ -63,7 +63,7 @@ def write_report(
             class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
         )
     if plain.fitted:
-        draw_reliability(folder / "reliability.png", plain.fitted.verdicts)
+        draw_reliability(folder / "reliability.png", plain.fitted.scored)
     (folder / "report.html").write_text(_page(folder, facts, groups, judged), "utf-8")
 
 

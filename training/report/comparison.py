@@ -16,7 +16,13 @@ from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeeded
 from taillift.training.comparison.table import Row, caption, failures, headings, markdown, rows_of
-from taillift.training.comparison.verdict import MARGIN, Difference, Verdict, class_rates, judge
+from taillift.training.comparison.verdict import (
+    HARMLESS,
+    Difference,
+    Verdict,
+    class_rates,
+    compare_kinds,
+)
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
 from taillift.training.report.figures import Bar, Point, draw_groups, draw_parameters, draw_tail
@@ -64,7 +70,7 @@ def write_report(
     page = PAGE.substitute(
         data=escape(dataset.name),
         caption=escape(caption(outcomes)),
-        answer=_answer(judge(outcomes, groups)),
+        answer=_answer(compare_kinds(outcomes, groups)),
         table=_table(outcomes),
         figures="\n".join(_figure(folder / name, text) for name, text in FIGURES.items()),
         facts=_facts(dataset, groups, outcomes, command),
@@ -140,8 +146,8 @@ def _answer(verdict: Verdict | None) -> str:
         f"<th>classes</th><th>does harm</th></tr></thead><tbody>{rows}</tbody></table></div>"
         "<p class=note>Accuracy with five views of heavy fine-tuning minus that of the light "
         "recipe. Intervals draw seeds and classes again (10,000 times, pairs kept together). "
-        f"No: the whole interval is above &minus;{MARGIN:g}. Yes: it is below zero, and reaches "
-        f"&minus;{MARGIN:g}. A light recipe other than LIFT was picked here as the best on these "
+        f"No: the whole interval is above &minus;{HARMLESS:g}. Yes: it is below zero, and reaches "
+        f"&minus;{HARMLESS:g}. A light recipe other than LIFT was picked here as the best on these "
         "very photos, which favours it a little.</p>"
     )
 

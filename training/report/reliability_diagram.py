@@ -10,15 +10,15 @@ from matplotlib.lines import Line2D
 
 from taillift.models.bundle.schema import GROUPS
 from taillift.training.calibration.predictions import ScoredPredictions
-from taillift.training.calibration.reliability import SURE, Bin, bins, change
-from taillift.training.calibration.temperature import Unseen
+from taillift.training.calibration.reliability import QUANTILE_95, Bin, bins, change
+from taillift.training.calibration.temperature import BeforeAndAfter
 from taillift.training.report.figures import COLOURS
 
 BEFORE: Final = "#999999"
 OVERALL: Final = "black"
 
 
-def draw_reliability(path: Path, every: Unseen) -> None:
+def draw_reliability(path: Path, every: BeforeAndAfter) -> None:
     """A row of panels for each ensemble (before, after): overall and by group.
 
     A mark is the mean of a bin, its line what chance alone may do to its accuracy 9 times of 10;
@@ -62,7 +62,7 @@ def _draw_bins(axes: Axes, every: Sequence[Bin], colour: str, style: str, fill: 
 
 def _draw_chance(axes: Axes, every: Sequence[Bin], colour: str) -> None:
     for one in every:
-        reach = SURE * one.noise**0.5
+        reach = QUANTILE_95 * one.noise**0.5
         ends = [100 * (one.accuracy - reach), 100 * (one.accuracy + reach)]
         axes.plot([100 * one.confidence] * 2, ends, color=colour, lw=0.7)
 

@@ -1,11 +1,11 @@
-"""Whole or not at all."""
+"""Tests that files and folders appear whole or not at all."""
 
 import errno
 from pathlib import Path
 
 import pytest
 
-from taillift.models.bundle.atomic import _swap, atomic_file, atomic_folder, require_writable
+from taillift.models.bundle.atomic import atomic_file, atomic_folder, require_writable, swap
 from taillift.models.bundle.folder import new_bundle
 from taillift.models.errors import UserError
 from tests.support.palette import palette_manifest
@@ -109,7 +109,7 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     target = tmp_path / "bundle"
     write_folder(target, "old")
     with pytest.raises(FileNotFoundError):
-        _swap(tmp_path / "vanished", target, tmp_path / "aside")
+        swap(tmp_path / "vanished", target, tmp_path / "aside")
     assert (target / "old").exists()
     assert list(tmp_path.iterdir()) == [target]
 

@@ -1,4 +1,4 @@
-"""The bound on the accuracy that a cheaper answer has lost."""
+"""The upper bound on the accuracy that a cheaper answer loses."""
 
 from itertools import product
 
@@ -8,12 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 
-from taillift.training.calibration.betting import (
-    class_weights,
-    measured,
-    photo_weights,
-    upper_bound,
-)
+from taillift.training.calibration.betting import mean_loss, upper_bound
+from taillift.training.calibration.weights import class_weights, photo_weights
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 12), st.integers(0, 12)).filter(any)
 
@@ -33,18 +29,18 @@ def test_without_a_changed_answer_it_is_the_binomial_bound(photos: int) -> None:
     assert exact <= bound_of(photos, 0, 0) <= 1.01 * exact
 
 
-def test_no_photos_bound_nothing() -> None:
+def test_without_photos_the_bound_is_one() -> None:
     assert upper_bound(losses_of(0, 0, 0), photo_weights(0)) == 1
 
 
 @given(COUNTS)
-def test_it_is_over_the_estimate_and_every_lost_answer_raises_it(
+def test_it_is_above_the_estimate_and_every_lost_answer_raises_it(
     counts: tuple[int, int, int],
 ) -> None:
     same, lost, won = counts
     losses = losses_of(same, lost, won)
     bound = bound_of(same, lost, won)
-    assert measured(losses, photo_weights(len(losses)))[0] <= bound <= 1
+    assert mean_loss(losses, photo_weights(len(losses)))[0] <= bound <= 1
     if same:
         assert bound <= 1.001 * bound_of(same - 1, lost + 1, won)
 
@@ -56,7 +52,7 @@ def test_as_many_photos_again_tighten_it(counts: tuple[int, int, int], times: in
 
 
 @pytest.mark.parametrize("photos", [3, 8, 15])
-def test_it_holds_whatever_the_shares_of_lost_and_won_answers(photos: int) -> None:
+def test_it_holds_for_any_shares_of_lost_and_won_answers(photos: int) -> None:
     outcomes = [
         (photos - lost - won, lost, won)
         for lost, won in product(range(photos + 1), repeat=2)
@@ -81,7 +77,7 @@ def test_it_holds_for_means_over_unequal_classes() -> None:
     assert broken <= binom.ppf(0.999, draws, 0.05)
 
 
-def test_with_many_photos_it_is_near_the_normal_bound() -> None:
+def test_with_many_photos_it_is_close_to_the_normal_bound() -> None:
     losses = losses_of(9700, 150, 150)
     normal = 1.645 * np.sqrt(0.03 / 10_000)
     assert normal < upper_bound(losses, photo_weights(10_000)) < 1.6 * normal
@@ -92,5 +88,5 @@ def test_class_weights_give_the_mean_of_the_class_means(labels: list[int], seed:
     rows = np.array(labels)
     losses = np.random.default_rng(seed).integers(-1, 2, len(rows))
     means = [losses[rows == label].mean() for label in set(labels)]
-    assert measured(losses, class_weights(rows))[0] == pytest.approx(np.mean(means))
+    assert mean_loss(losses, class_weights(rows))[0] == pytest.approx(np.mean(means))
     assert class_weights(rows).mean() == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Photos are measured by models that have not seen them, and by no others."""
+"""Cross-fitting evaluates each photo only with a model that was not trained on it."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.schema import Group, Precision
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
 from taillift.training.data.dataset import Dataset, load_dataset
@@ -22,15 +22,21 @@ PIXELS = np.zeros((2, 32, 32, 3), np.uint8)
 
 
 class Recorded(Trainer):
-    """Remembers which photos each training left out, and what it gave."""
+    """A trainer that remembers which photos each run left out, and the run."""
 
     def __init__(self, dataset: Dataset, backbone: str) -> None:
         super().__init__(dataset, load_backbone(backbone), torch.device("cpu"))
         self.runs: list[tuple[list[int], Run]] = []
 
-    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
-        run = super().train_without(recipe, aside)
-        self.runs.append((sorted(aside), run))
+    def train(
+        self,
+        recipe: Recipe,
+        resume_file: Path | None = None,
+        curves_folder: Path | None = None,
+        without: Collection[int] = (),
+    ) -> Run:
+        run = super().train(recipe, resume_file, curves_folder, without)
+        self.runs.append((sorted(without), run))
         return run
 
 
@@ -45,7 +51,7 @@ def few(tmp_path: Path) -> Dataset:
     return load_dataset(str(write_photos(tmp_path / "few", {"red": 6, "green": 3, "blue": 1})))
 
 
-def test_copies_of_a_photo_are_set_aside_together_and_measured_once(
+def test_duplicates_of_a_photo_are_held_out_together_and_evaluated_once(
     tmp_path: Path, tiny_backbone: str
 ) -> None:
     root = write_photos(tmp_path / "twins", {"red": 4, "green": 3})
@@ -54,45 +60,44 @@ def test_copies_of_a_photo_are_set_aside_together_and_measured_once(
     names = [photo.name for photo in twins.train.photos]
     pair = {names.index("train/red/001.png"), names.index("train/red/zz.png")}
     trainer = Recorded(twins, tiny_backbone)
-    found = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, ["few", "few"])
+    held = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, ["few", "few"])
     assert all(len(pair & set(aside)) != 1 for aside, _ in trainer.runs)
     assert any(pair <= set(aside) for aside, _ in trainer.runs)
-    assert len(found[Precision.FP32]) == 7
+    assert len(held[Precision.FP32]) == 7
 
 
 def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     few: Dataset, tiny_backbone: str
 ) -> None:
     trainer = Recorded(few, tiny_backbone)
-    groups = ["few", "few", "few"]
-    found = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, groups)[
-        Precision.FP32
-    ]
-    dealt = [photo for aside, _ in trainer.runs for photo in aside]
-    assert sorted(dealt) == [index for index, label in enumerate(few.train.labels) if label < 2]
-    assert found.labels.tolist() == [few.train.labels[photo] for photo in dealt]
-    assert (found.source, found.data) == ("cross-fitting", "9 training photos of few, in 5 folds")
+    groups: list[Group] = ["few", "few", "few"]
+    fitted = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, groups)
+    held = fitted[Precision.FP32]
+    held_out = [photo for aside, _ in trainer.runs for photo in aside]
+    assert sorted(held_out) == [index for index, label in enumerate(few.train.labels) if label < 2]
+    assert held.labels.tolist() == [few.train.labels[photo] for photo in held_out]
+    assert (held.source, held.data) == ("cross-fitting", "9 training photos of few, in 5 folds")
     start = 0
     for aside, run in trainer.runs:
-        left = np.bincount([few.train.labels[one] for one in range(10) if one not in aside])
-        photos = evaluation_photos(few.train.only(aside), run.facts.preprocessing)
+        left = np.bincount([few.train.labels[row] for row in range(10) if row not in aside])
+        photos = evaluation_photos(few.train.only(aside), run.metadata.preprocessing)
         expected = view_logits(run.model, photos, torch.device("cpu")) - np.log(left / left.sum())
-        rows = found.view_logits[start : start + len(aside)]
+        rows = held.view_logits[start : start + len(aside)]
         np.testing.assert_allclose(centred(rows), centred(expected), atol=1e-4)
         start += len(aside)
     models = [run.model.head.state_dict() for _, run in trainer.runs]
     assert not all(
-        torch.equal(one, other)
-        for one, other in zip(models[0].values(), models[1].values(), strict=True)
-    ), "other photos, another model"
+        torch.equal(first, second)
+        for first, second in zip(models[0].values(), models[1].values(), strict=True)
+    ), "different photos give a different model"
 
 
 def centred(logits: np.ndarray) -> np.ndarray:
-    """What every class has in common says nothing."""
-    return logits - logits.mean(-1, keepdims=True)
+    """Return logits without the constant that all classes share, which means nothing."""
+    return np.asarray(logits - logits.mean(-1, keepdims=True))
 
 
-def test_nothing_comes_of_photos_that_have_to_stay_in_training(
+def test_photos_that_have_to_stay_in_training_are_not_held_out(
     tiny_backbone: str, tmp_path: Path
 ) -> None:
     ones = load_dataset(str(write_photos(tmp_path / "ones", {"red": 1, "blue": 1})))
@@ -101,7 +106,7 @@ def test_nothing_comes_of_photos_that_have_to_stay_in_training(
     assert trainer.runs == []
 
 
-def test_a_prior_is_carried_only_by_what_was_trained() -> None:
+def test_only_a_trained_model_carries_a_prior() -> None:
     assert carried_prior(recipe("cross-entropy"), [3, 1]) == pytest.approx([0.75, 0.25])
     untrained = recipe("cross-entropy").model_copy(update={"epochs": 0})
     assert carried_prior(untrained, [3, 1]) == [0.5, 0.5]

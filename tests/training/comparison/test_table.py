@@ -1,3 +1,5 @@
+"""Rows, cells and files of a comparison's results."""
+
 import csv
 from io import StringIO
 from pathlib import Path
@@ -7,11 +9,11 @@ from rich.console import Console
 
 from taillift.training.comparison.outcome import Outcome
 from taillift.training.comparison.table import (
+    abbreviate,
     failures,
     markdown,
+    mean_and_deviation,
     rows_of,
-    short,
-    spread,
     table,
     write_csv,
 )
@@ -20,17 +22,17 @@ from tests.support.outcomes import FAILED, failed, outcome_of, tail_of
 COUNTS = tail_of(6)
 
 
-def test_rows_stand_in_the_order_in_which_recipes_were_asked_for() -> None:
+def test_rows_are_in_the_order_in_which_recipes_were_requested() -> None:
     outcomes = [
         outcome_of(name, seed, [50.0] * 6, COUNTS) for seed in (1, 0) for name in ("lora", "head")
     ]
     rows = rows_of(outcomes)
     assert [row.recipe.name for row in rows] == ["lora", "head"]
-    assert [[one.recipe.seed for one in row.outcomes] for row in rows] == [[1, 0], [1, 0]]
+    assert [[outcome.recipe.seed for outcome in row.outcomes] for row in rows] == [[1, 0], [1, 0]]
 
 
 def renamed(outcome: Outcome, name: str) -> Outcome:
-    """The same run of a recipe that has another name and its old title."""
+    """Return the same run of a recipe with another name and its old title."""
     recipe = outcome.recipe.model_copy(update={"name": name})
     return outcome.model_copy(update={"recipe": recipe})
 
@@ -46,22 +48,22 @@ def test_recipes_that_share_a_title_have_rows_with_labels_of_their_own() -> None
 
 
 def test_cells_are_means_and_spreads_over_seeds() -> None:
-    # Groups: 500, 183 and 67 ... the last two classes are few.
+    # The counts are 500, 183, 67 and so on; the last two classes are few-shot.
     outcomes = [
         outcome_of("lift", seed, [80.0, 80, 60, 60, rate, rate], COUNTS)
         for seed, rate in enumerate((30.0, 40.0))
     ]
     (row,) = rows_of(outcomes)
     assert row.cells[0] == "178 k"
-    assert row.cells[1:3] == ["57.3 ±2.4", "34.0 ±7.1"], "one view: a point less"
+    assert row.cells[1:3] == ["57.3 ±2.4", "34.0 ±7.1"], "one view has a point less"
     assert row.cells[-1] == "35.0 ±7.1"
 
 
 @pytest.mark.parametrize(
     ("values", "text"), [([], "-"), ([41.25], "41.2"), ([40.0, 44.0], "42.0 ±2.8")]
 )
-def test_a_spread_needs_two_values(values: list[float], text: str) -> None:
-    assert spread(values) == text
+def test_a_deviation_needs_two_values(values: list[float], text: str) -> None:
+    assert mean_and_deviation(values) == text
 
 
 @pytest.mark.parametrize(
@@ -72,11 +74,11 @@ def test_a_spread_needs_two_values(values: list[float], text: str) -> None:
         (1_200_000_000, "1.20 G"),
     ],
 )
-def test_large_numbers_are_short(number: int, text: str) -> None:
-    assert short(number) == text
+def test_large_numbers_are_abbreviated(number: int, text: str) -> None:
+    assert abbreviate(number) == text
 
 
-def test_a_failed_run_is_a_dash_with_its_reason_and_counts_in_no_mean() -> None:
+def test_a_failed_run_is_a_dash_with_its_reason_and_is_in_no_mean() -> None:
     good = outcome_of("lift", 0, [50.0] * 6, COUNTS)
     outcomes = [
         good,

@@ -1,3 +1,5 @@
+"""The verdict on heavy fine-tuning, from made-up outcomes."""
+
 from zlib import crc32
 
 import numpy as np
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from taillift.models.bundle.manifest import Thresholds
 from taillift.training.comparison.outcome import Outcome
-from taillift.training.comparison.verdict import Difference, interval, judge
+from taillift.training.comparison.verdict import Difference, compare_kinds, interval
 from tests.support.outcomes import failed, outcome_of
 
 COUNTS = [500] * 6 + [50] * 6 + [5] * 8
@@ -16,38 +18,38 @@ FEW = slice(12, 20)
 
 
 def runs(name: str, few: float, others: float = 70.0, seeds: int = 3) -> list[Outcome]:
-    """Classes differ by far more than recipes do, and by the same in all of them."""
+    """Return runs whose classes differ far more than recipes do, and alike in every recipe."""
     random = np.random.default_rng(0)
     own = random.uniform(-20, 20, len(COUNTS))
-    found = []
+    outcomes = []
     for seed in range(seeds):
         rates = own + others
         rates[FEW] = own[FEW] + few
         luck = np.random.default_rng(crc32(f"{name} {seed}".encode())).normal(0, 0.5, len(COUNTS))
-        found.append(outcome_of(name, seed, (rates + luck).tolist(), COUNTS))
-    return found
+        outcomes.append(outcome_of(name, seed, (rates + luck).tolist(), COUNTS))
+    return outcomes
 
 
-def first(outcomes: list[Outcome]) -> Difference:
-    verdict = judge(outcomes, GROUPS)
+def deciding(outcomes: list[Outcome]) -> Difference:
+    verdict = compare_kinds(outcomes, GROUPS)
     assert verdict is not None
     return verdict.deciding[0]
 
 
-def test_harm_to_few_shot_classes_is_told_though_all_others_gain() -> None:
-    found = first(runs("lift", 60.0) + runs("full", 50.0, others=75.0))
-    assert (found.heavy, found.light, found.measure) == ("full, SGD", "LIFT", "few")
-    assert found.points == pytest.approx(-10, abs=1)
-    assert found.low < -10 < found.high < 0
-    assert (found.seeds, found.classes, found.answer) == (3, 8, "yes")
-    assert "points worse than LIFT on few-shot classes" in found.reason
+def test_harm_to_few_shot_classes_is_found_even_if_all_others_gain() -> None:
+    difference = deciding(runs("lift", 60.0) + runs("full", 50.0, others=75.0))
+    assert (difference.heavy, difference.light, difference.measure) == ("full, SGD", "LIFT", "few")
+    assert difference.points == pytest.approx(-10, abs=1)
+    assert difference.low < -10 < difference.high < 0
+    assert (difference.seeds, difference.classes, difference.answer) == (3, 8, "yes")
+    assert "points worse than LIFT on few-shot classes" in difference.reason
 
 
 def test_heavy_fine_tuning_that_gains_does_no_harm() -> None:
-    found = first(runs("lift", 50.0) + runs("full", 60.0))
-    assert found.answer == "no"
-    assert "10." in found.reason or "9." in found.reason
-    assert "points better than LIFT" in found.reason
+    difference = deciding(runs("lift", 50.0) + runs("full", 60.0))
+    assert difference.answer == "no"
+    assert "10." in difference.reason or "9." in difference.reason
+    assert "points better than LIFT" in difference.reason
 
 
 @pytest.mark.parametrize(
@@ -60,58 +62,62 @@ def test_heavy_fine_tuning_that_gains_does_no_harm() -> None:
         (0.1, 0.4, "no"),
     ],
 )
-def test_less_than_a_point_is_no_harm_however_sure(low: float, high: float, answer: str) -> None:
-    found = Difference("full", "LIFT", "few", (low + high) / 2, low, high, seeds=3, classes=100)
-    assert found.answer == answer
+def test_less_than_a_point_is_not_harm_however_certain(
+    low: float, high: float, answer: str
+) -> None:
+    difference = Difference(
+        "full", "LIFT", "few", (low + high) / 2, low, high, seeds=3, classes=100
+    )
+    assert difference.answer == answer
 
 
-def test_a_difference_within_the_noise_cannot_be_told() -> None:
+def test_a_difference_within_the_noise_gives_no_answer() -> None:
     random = np.random.default_rng(1)
     outcomes = [
         outcome_of(name, seed, random.uniform(20, 90, len(COUNTS)).tolist(), COUNTS)
         for name in ("lift", "full")
         for seed in range(3)
     ]
-    found = first(outcomes)
-    assert found.low < -1 < found.high
-    assert found.answer == "cannot tell"
-    assert "holds harm as well as none" in found.reason
+    difference = deciding(outcomes)
+    assert difference.low < -1 < difference.high
+    assert difference.answer == "cannot tell"
+    assert "includes harm as well as none" in difference.reason
 
 
-def test_one_seed_cannot_tell_however_large_the_difference() -> None:
-    found = first(runs("lift", 60.0, seeds=1) + runs("full", 20.0, seeds=1))
-    assert found.high < 0
-    assert found.answer == "cannot tell"
-    assert "one seed" in found.reason
+def test_one_seed_gives_no_answer_however_large_the_difference() -> None:
+    difference = deciding(runs("lift", 60.0, seeds=1) + runs("full", 20.0, seeds=1))
+    assert difference.high < 0
+    assert difference.answer == "cannot tell"
+    assert "one seed" in difference.reason
 
 
-def test_three_classes_cannot_tell() -> None:
+def test_three_classes_give_no_answer() -> None:
     counts = [500] * 6 + [5] * 3
     outcomes = [
         outcome_of(name, seed, [70.0] * 6 + [few] * 3, counts)
         for name, few in (("lift", 60.0), ("full", 20.0))
         for seed in range(3)
     ]
-    verdict = judge(outcomes, Thresholds().groups(counts))
+    verdict = compare_kinds(outcomes, Thresholds().groups(counts))
     assert verdict is not None
     assert verdict.headline == "Cannot tell."
     assert "3 classes are too few" in verdict.deciding[0].reason
 
 
-def test_where_no_class_is_few_shot_all_classes_decide() -> None:
+def test_if_no_class_is_few_shot_all_classes_decide() -> None:
     counts = [500] * 8
     outcomes = [
         outcome_of(name, seed, [rate + seed] * 8, counts)
         for name, rate in (("lift", 60.0), ("full", 50.0))
         for seed in range(2)
     ]
-    verdict = judge(outcomes, ["many"] * 8)
+    verdict = compare_kinds(outcomes, ["many"] * 8)
     assert verdict is not None
-    assert [one.measure for one in verdict.differences[0]] == ["mean-class"]
+    assert [difference.measure for difference in verdict.differences[0]] == ["mean-class"]
     assert verdict.headline == "Yes."
 
 
-def test_every_heavy_recipe_meets_lift_and_the_best_of_the_other_light_ones() -> None:
+def test_every_heavy_recipe_is_compared_with_lift_and_the_best_other_light_one() -> None:
     outcomes = [
         *runs("lift", 60.0),
         *runs("bias", 50.0),
@@ -121,9 +127,9 @@ def test_every_heavy_recipe_meets_lift_and_the_best_of_the_other_light_ones() ->
         *runs("full", 40.0),
         *runs("full-adamw", 70.0),
     ]
-    verdict = judge(outcomes, GROUPS)
+    verdict = compare_kinds(outcomes, GROUPS)
     assert verdict is not None
-    pairs = [(one.heavy, one.light, one.measure) for one in verdict.differences[0]]
+    pairs = [(pair.heavy, pair.light, pair.measure) for pair in verdict.differences[0]]
     assert pairs == [
         ("full, SGD", "LIFT", "few"),
         ("full, SGD", "LIFT", "mean-class"),
@@ -134,17 +140,17 @@ def test_every_heavy_recipe_meets_lift_and_the_best_of_the_other_light_ones() ->
 
 
 def test_without_a_heavy_or_a_light_recipe_there_is_no_verdict() -> None:
-    assert judge(runs("lift", 50.0) + runs("head", 40.0), GROUPS) is None
-    assert judge(runs("full", 50.0) + runs("head", 40.0), GROUPS) is None
-    gone = [failed(one) for one in runs("full", 50.0)]
-    assert judge(runs("lift", 50.0) + gone, GROUPS) is None
+    assert compare_kinds(runs("lift", 50.0) + runs("head", 40.0), GROUPS) is None
+    assert compare_kinds(runs("full", 50.0) + runs("head", 40.0), GROUPS) is None
+    all_failed = [failed(outcome) for outcome in runs("full", 50.0)]
+    assert compare_kinds(runs("lift", 50.0) + all_failed, GROUPS) is None
 
 
 def test_only_seeds_that_both_have_and_classes_with_photos_are_paired() -> None:
     lift, full = runs("lift", 60.0), runs("full", 40.0)
     lost = lift[0].model_copy(update={"accuracies": (*lift[0].accuracies[:-1], None)})
-    found = first([lost, *lift[1:], failed(full[1]), full[0], full[2]])
-    assert (found.seeds, found.classes) == (2, 7)
+    difference = deciding([lost, *lift[1:], failed(full[1]), full[0], full[2]])
+    assert (difference.seeds, difference.classes) == (2, 7)
 
 
 @given(
@@ -153,7 +159,7 @@ def test_only_seeds_that_both_have_and_classes_with_photos_are_paired() -> None:
     st.integers(1, 30),
     st.floats(0, 20),
 )
-def test_an_interval_holds_the_mean_and_moves_with_it(
+def test_an_interval_contains_the_mean_and_moves_with_it(
     shift: float, seeds: int, classes: int, noise: float
 ) -> None:
     points = np.random.default_rng(seeds * classes).normal(0, noise, (seeds, classes))

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.lift.convert import convert
 from taillift.models.lift.head import CosineHead
 from taillift.models.lift.model import Model, Normalise

@@ -17,7 +17,7 @@ from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.model import merge
+from taillift.models.lift.merge import merge
 from taillift.training.data.dataset import Dataset, Split, load_dataset
 from taillift.training.export import export as module
 from taillift.training.export.export import Exported, export
@@ -36,7 +36,7 @@ def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> 
     recipe = Recipe.model_validate({"name": "short", **quick, **fields})
     run = Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
     path = folder / "short.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 

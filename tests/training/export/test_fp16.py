@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.training.export.fp16 import halve

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.training.export import int8 as module

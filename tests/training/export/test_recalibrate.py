@@ -32,7 +32,7 @@ GRAPHS = ("model.onnx", "delta.safetensors", "golden.npz")
 def trained(dataset: Dataset, backbone: str, path: Path) -> Path:
     recipe = Recipe.model_validate({"name": "short", "epochs": 1, "batch": 16})
     run = Trainer(dataset, load_backbone(backbone), torch.device("cpu")).train(recipe)
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_calibrated_on_is_one_line(
     [
         ((0, 0, 1, 1), False, "1 of 3 classes have no held-out photo"),
         ((0, 1, 2), False, "so few photos (3) leave every temperature near 1 or uncertain"),
-        ((0, 0, 0, 1, 1, 2), True, "are copies of others and count once"),
+        ((0, 0, 0, 1, 1, 2), True, "are duplicates of others and count once"),
         ((1,), False, "2 of 3 classes have no held-out photo"),
     ],
     ids=["a class is missing", "one photo a class", "identical photos", "one photo"],

@@ -10,7 +10,7 @@ import pytest
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.variants import CalibratedVariant, calibrate, checked, measure_on
+from taillift.training.calibration.variants import CalibratedVariant, calibrate, measure_on
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.report.bundle import summary, write_report
@@ -93,7 +93,7 @@ def judge(fit: HeldOut, check: HeldOut | None) -> CalibratedVariant:
     if check is None:
         return CalibratedVariant(fitted.variant, fitted=fitted)
     if check is not fit:
-        fitted = checked(fitted, check)
+        fitted = fitted.measured_on(check)
     return CalibratedVariant(measure_on(fitted.variant, check), check, fitted)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from taillift.models.bundle.text import canonical, refuse_two_forms
 from taillift.models.errors import UserError
+from taillift.models.names import canonical, refuse_two_forms
 from taillift.training.data.classes import Vocabulary
 from taillift.training.data.readers.listing import Listing, Unused, stored_photos
 from taillift.training.data.split import SPLITS, Split, SplitName, split_called

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from taillift.models.bundle.text import refuse_two_forms
 from taillift.models.errors import UserError
+from taillift.models.names import refuse_two_forms
 from taillift.training.data.classes import (
     PROMPT_NAMES,
     SYNSET,

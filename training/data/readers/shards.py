@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from taillift.models.bundle.text import refuse_two_forms
 from taillift.models.errors import UserError
+from taillift.models.names import refuse_two_forms
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
 from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
