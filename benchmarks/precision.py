@@ -30,7 +30,7 @@ from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.folder import MANIFEST, MODEL
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import FILES, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
@@ -90,7 +90,7 @@ def measure_accuracy(options: argparse.Namespace, folder: Path) -> None:
     graphs[f"int8 as exported: {done.form}, {len(done.in_float)} products in float"] = kept
     show_speed(manifest["name"], graphs, training[: options.batch], options)
     pixels = all_views(held_out, preprocessing)
-    groups = Thresholds().groups(dataset.counts)
+    groups = dataset.groups
     grid = columns(
         f"{dataset.name} {name}, {len(held_out)} photos, five views",
         *(one.replace("_", "-") for one in MEASURES),

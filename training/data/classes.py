@@ -156,12 +156,22 @@ def names_of_folders(path: Path, folders: Sequence[str]) -> dict[str, str]:
 
 
 def prompt_names(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """Return the name of each class in prompts, as `names_in_prompts` does.
+
+    Raises `UserError` also if a class has no name for a prompt, or if two classes have the same
+    prompt and the vocabulary does not intend it.
+    """
+    names = names_in_prompts(folder, vocabulary)
+    refuse_equal_prompts(folder, vocabulary, names)
+    return names
+
+
+def names_in_prompts(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
     """Return the name of each class in prompts.
 
     It is the name in `folder`'s classnames.json, else the one that the vocabulary gives, else the
-    class with spaces in place of underscores. A warning names a class whose prompt is too long.
-    Raises `UserError` if the file is not a JSON object of names, or if two classes have the same
-    prompt and the vocabulary does not intend it.
+    class with spaces in place of underscores. Warnings tell of names there that are not used, and
+    of prompts that are too long. Raises `UserError` if the file is not a JSON object of names.
     """
     path = folder / PROMPT_NAMES
     given = _read_prompt_names(path)
@@ -176,7 +186,6 @@ def prompt_names(folder: Path, vocabulary: Vocabulary) -> tuple[str, ...]:
     names = [
         given.get(label, published.get(label, class_name(label))) for label in vocabulary.classes
     ]
-    _refuse_equal_prompts(path, vocabulary, names)
     if cut := [name for name in names if is_cut(name)]:
         logger.warning(
             "%s: the prompts of %d classes are longer than CLIP reads, and their ends are ignored, "
@@ -205,7 +214,9 @@ def same_prompts(
     return pairs
 
 
-def _refuse_equal_prompts(path: Path, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+def refuse_equal_prompts(folder: Path, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+    """Raise `UserError` if a name in `names` is empty in a prompt, or two prompts are the same."""
+    path = folder / PROMPT_NAMES
     for label, name in zip(vocabulary.classes, names, strict=True):
         if not pieces(name.replace("_", " ")):
             raise UserError(

@@ -17,7 +17,7 @@ from taillift.training.data.split import Split, SplitName
 SUFFIXES: Final = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp"}
 # Entries that systems and tools create, besides those whose names start with a dot.
 SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
-DOCUMENTS: Final = ("readme", "license", "licence", "citation")
+DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")
 
 
 @dataclass(frozen=True, slots=True)
