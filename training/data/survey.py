@@ -124,7 +124,7 @@ class Survey(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a photo is: the hash of its content, its format, colour profile, and size in pixels.
+    """A look at a photo: the hash of its content, its format, colour profile, and size in pixels.
 
     If it cannot be used, only `problem`, its kind, and `reason` are set.
     """

@@ -138,8 +138,8 @@ def test_profiles_formats_and_sizes_are_those_of_the_photos(tmp_path: Path) -> N
         "Lab identity built-in": 1,
         "broken": 1,
     }
-    assert made.short_sides == [40, 40, 48, 300, 300]
-    assert made.long_sides == [64, 64, 64, 1000, 1000]
+    assert made.short_sides == [40, 48, 48, 300, 300]
+    assert made.long_sides == [64, 64, 64, 400, 1000]
 
 
 def test_a_table_tells_its_separator_and_columns(tmp_path: Path) -> None:
