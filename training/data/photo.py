@@ -1,4 +1,4 @@
-"""A photo of a set, where it is stored and its bytes; and a split, labelled photos with one purpose."""
+"""A photo of a set, stored or raw, and a split: labelled photos with one purpose."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
