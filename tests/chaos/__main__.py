@@ -1,4 +1,4 @@
-"""The program behind `scripts/chaos`: two storms of requests, and the service's state after them."""
+"""The program behind `scripts/chaos`: two storms of requests, and the service after them."""
 
 import argparse
 import asyncio

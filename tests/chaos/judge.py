@@ -20,7 +20,7 @@ Wrong = str
 
 
 class Judge:
-    """Checks answers; `stopped` and `back` are when the service was told to stop and ready again."""
+    """Checks answers; the service was told to stop at `stopped`, and ready again at `back`."""
 
     def __init__(self, labels: list[str]) -> None:
         self._labels = labels

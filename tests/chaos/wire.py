@@ -86,7 +86,7 @@ async def _send(
         if request.leave != "while sending":
             done.sent = monotonic()
     except OSError:
-        # The service may have refused and hung up. Then the reply is there, or the trouble is known.
+        # The service may have refused and hung up. Then the reply is there, or the trouble known.
         return
 
 
