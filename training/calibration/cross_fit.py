@@ -16,7 +16,7 @@ from taillift.models.bundle.session import Session
 from taillift.models.lift.merge import merge
 from taillift.models.lift.model import Model
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Trainer
 

@@ -18,9 +18,8 @@ from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
-from taillift.training.data.photo import Photo, RawPhoto, StoredPhoto
+from taillift.training.data.photo import Photo, RawPhoto, Split, SplitName, StoredPhoto
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import Split, SplitName
 
 CHUNK: Final = 4096
 # Checking fewer photos takes only a moment, so nothing about them is kept in the cache.

@@ -10,9 +10,9 @@ from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import Group
 from taillift.training.data.check import drop_unreadable
 from taillift.training.data.long_tail import tail_indices
+from taillift.training.data.photo import SPLITS, SplitName
+from taillift.training.data.photo import Split as Split
 from taillift.training.data.readers.registry import read_source
-from taillift.training.data.split import SPLITS, SplitName
-from taillift.training.data.split import Split as Split
 
 logger = logging.getLogger(__name__)
 

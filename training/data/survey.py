@@ -28,12 +28,11 @@ from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
 from taillift.training.data.classes import names_in_prompts, refuse_equal_prompts, same_prompts
-from taillift.training.data.photo import Photo, RawPhoto
+from taillift.training.data.photo import SPLITS, Photo, RawPhoto
 from taillift.training.data.prompts import is_cut
 from taillift.training.data.readers.csv_table import read_head
 from taillift.training.data.readers.listing import Listing
 from taillift.training.data.readers.registry import read_source
-from taillift.training.data.split import SPLITS
 
 QUANTILES: Final = (0, 10, 50, 90, 100)
 # Kinds of photos that cannot be used, by the error that they raise.

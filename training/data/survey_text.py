@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from taillift.models.bundle.schema import GROUPS
-from taillift.training.data.split import SPLITS
+from taillift.training.data.photo import SPLITS
 from taillift.training.data.survey import QUANTILES, Finding, Survey
 
 WIDTH: Final = 80

@@ -18,8 +18,7 @@ from torch import Tensor
 from taillift.models.bundle.arrays import Pixels, chunks
 from taillift.models.bundle.images import RESAMPLING, VIEWS, decode, load, views
 from taillift.models.bundle.schema import Preprocessing
-from taillift.training.data.photo import naming
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split, naming
 from taillift.training.fit.distributed import Processes
 from taillift.training.recipe.recipe import Augmentation
 

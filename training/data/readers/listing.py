@@ -11,8 +11,7 @@ from unicodedata import normalize
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import Vocabulary, prompt_names
-from taillift.training.data.photo import StoredPhoto
-from taillift.training.data.split import Split, SplitName
+from taillift.training.data.photo import Split, SplitName, StoredPhoto
 
 SUFFIXES: Final = {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp"}
 # Entries that systems and tools create, besides those whose names start with a dot.
@@ -22,7 +21,7 @@ DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """What a reader has found and does not use: where, how many, in words, and one of them."""
+    """A kind of thing that a reader does not use: where, how many, in words, and one of them."""
 
     where: str
     count: int
