@@ -1,7 +1,7 @@
 """Names of classes, which look the same in two Unicode forms."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from taillift.models.errors import UserError
 
@@ -29,3 +29,14 @@ def refuse_two_forms(names: Iterable[str], where: str) -> None:
                 f"{where} has the name {canonical(name)!r} in two Unicode forms, which look the "
                 f"same ({' and '.join(forms)}): write it in one of them"
             )
+
+
+def indices_by_name(names: Sequence[str]) -> dict[str, int]:
+    """Return the index of each name, by the name itself and by its canonical form."""
+    forms = {canonical(name): index for index, name in enumerate(names)}
+    return forms | {name: index for index, name in enumerate(names)}
+
+
+def index_of_name(name: str, indices: Mapping[str, int]) -> int | None:
+    """Return the index of a name in any Unicode form, from the result of `indices_by_name`."""
+    return indices.get(name, indices.get(canonical(name)))
