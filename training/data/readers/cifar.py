@@ -13,9 +13,9 @@ import numpy.typing as npt
 from numpy._core.multiarray import _reconstruct
 
 from taillift.models.errors import UserError
-from taillift.training.data.classes import Vocabulary
+from taillift.training.data.classes import PROMPT_NAMES, Vocabulary
 from taillift.training.data.photo import RawPhoto, Split, SplitName
-from taillift.training.data.readers.listing import Listing
+from taillift.training.data.readers.listing import Listing, unused_entries
 from taillift.training.data.split_names import split_in
 
 SHAPE: Final = (3, 32, 32)
@@ -26,6 +26,16 @@ LABELS: Final = "fine_label_names"
 PYTHON: Final = ("train", "test", "meta")
 BINARY: Final = ("train.bin", "test.bin", f"{LABELS}.txt")
 FOLDERS: Final = ("cifar-100-python", "cifar-100-binary")
+# All that the authors publish, of which taillift needs a part.
+PUBLISHED: Final = {
+    *PYTHON,
+    *BINARY,
+    *FOLDERS,
+    *(f"{name}.tar.gz" for name in FOLDERS),
+    "file.txt~",
+    "coarse_label_names.txt",
+    PROMPT_NAMES,
+}
 CIFAR_SPLITS: Final[tuple[SplitName, ...]] = ("train", "test")
 ADVICE: Final = "download CIFAR-100 again"
 
@@ -89,7 +99,8 @@ def read_cifar(source: Path) -> Listing:
         splits[split] = Split(photos, tuple(labels))
     folder = source if source.is_dir() else source.parent
     layout = f"CIFAR-100's files {', '.join(files)}"
-    return Listing(source, "cifar-100", vocabulary, folder, splits, layout)
+    unused = unused_entries(source, PUBLISHED) if source.is_dir() else []
+    return Listing(source, "cifar-100", vocabulary, folder, splits, layout, tuple(unused))
 
 
 def _data_folder(source: Path) -> Path | None:
