@@ -122,7 +122,7 @@ def _read_split(split: Path, vocabulary: Vocabulary) -> tuple[Split, list[Unused
 
 def is_photo_name(name: str) -> bool:
     """Return whether a file's name ends as those of JPEG, PNG and WebP files do."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return name.lower().endswith(SUFFIXES)
 
 
 def photos_below(folder: Path) -> list[str]:
@@ -131,5 +131,5 @@ def photos_below(folder: Path) -> list[str]:
         f"{where}/{name}"
         for where, _, names in os.walk(folder)
         for name in names
-        if is_photo_name(name)
+        if is_photo_name(name) and not is_system_name(name)
     )

@@ -14,7 +14,6 @@ from taillift.training.data.readers.folders import photos_below, split_folders
 from taillift.training.data.readers.listing import (
     Listing,
     Unused,
-    is_system_name,
     stored_photos,
     unused_entries,
 )
@@ -183,7 +182,7 @@ def _unlisted(root: Path, listed: Iterable[str]) -> list[Unused]:
         path
         for top in sorted(tops - {".."})
         for path in photos_below(root / top)
-        if path[start:] not in known and not is_system_name(PurePath(path).name)
+        if path[start:] not in known
     ]
     if not missing:
         return []
