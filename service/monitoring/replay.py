@@ -24,6 +24,7 @@ from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
@@ -97,7 +98,7 @@ def read_predictions(
     `taillift classify --out` writes such files; in them, `refused` is called with every photo that
     could not be used and the reason. Raises `UserError` that names the line.
     """
-    indices = {label: index for index, label in enumerate(labels)}
+    indices = indices_by_name(labels)
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -132,7 +133,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
     for column in TOP:
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
-    if row["label"] not in indices:
+    if (index := index_of_name(row["label"], indices)) is None:
         raise UserError(f"{location}: the bundle has no class {row['label']!r}")
     try:
         confidence = float(row["confidence"])
@@ -141,7 +142,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(indices[row["label"]], confidence, time)
+    return PastPrediction(index, confidence, time)
 
 
 def parse_time(text: str) -> float:
