@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +34,34 @@ def test_what_is_copied_is_in_the_repository_and_in_the_build_context(path: str)
     assert (ROOT / path).exists()
     allowed = (ROOT / ".dockerignore").read_text().split()
     assert f"!{path}" in allowed
+
+
+# Imports every module that is there, and so everything that they import.
+IMPORT_ALL = """
+import importlib, pkgutil, taillift
+for module in pkgutil.walk_packages(taillift.__path__, "taillift."):
+    if module.name != "taillift.__main__":
+        importlib.import_module(module.name)
+        print(module.name)
+"""
+
+
+def test_the_code_that_is_copied_needs_no_other_code_of_the_repository(tmp_path: Path) -> None:
+    for path in copied():
+        source, target = ROOT / path, tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True)
+        else:
+            shutil.copy(source, target)
+    (tmp_path / "taillift/training").unlink()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", IMPORT_ALL]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "taillift.service.http.app" in result.stdout.split()
 
 
 def test_the_health_check_asks_the_port_of_the_service(bundle: Path) -> None:
