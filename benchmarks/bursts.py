@@ -163,7 +163,7 @@ def _needed(profile: ModelProfile, change: str, seed: int) -> tuple[float, float
     labels = np.concatenate([before, KINDS["once"].draw(random, rates / rates.sum(), AFTER)])
     needed = [np.inf, np.inf]
     for look, (found, silent) in enumerate(_watch(monitor, labels)):
-        alone.update(labels[look * LOOK : (look + 1) * LOOK], 1.0)
+        alone.update(labels[look * LOOK : (look + 1) * LOOK], 1.0, np.ones(len(rates)))
         after = (look + 1) * LOOK - BEFORE
         if after <= 0:
             continue

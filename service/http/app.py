@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from prometheus_client.exposition import choose_encoder
@@ -43,6 +43,7 @@ from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
+from taillift.service.tail.sightings import group_digest
 
 Result = TypeVar("Result")
 Answered = tuple[Upload, jobs.ImageOutputs | PerImageError]
@@ -93,7 +94,25 @@ Until = Annotated[Deadline, Depends(_deadline)]
 
 @router.post("/classify", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
 async def classify(
-    request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service, deadline: Until
+    request: Request,
+    query: Annotated[ClassifyQuery, Query()],
+    engine: Service,
+    deadline: Until,
+    group: Annotated[
+        str | None,
+        Header(
+            alias="X-Taillift-Group",
+            description="name of the one thing that the images show; images with the same name "
+            "count once for the statistics of the tail",
+        ),
+    ] = None,
+    count: Annotated[
+        Literal["yes", "no"],
+        Header(
+            alias="X-Taillift-Count",
+            description="no: the images, as those of a probe, are answered and not counted",
+        ),
+    ] = "yes",
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
@@ -104,7 +123,11 @@ async def classify(
     def result(upload: Upload, prediction: Prediction, views: int) -> ClassifiedImage:
         decision = predictor.decide(prediction) if query.prior == Prior.UNIFORM else None
         members = predictor.members(prediction, asked.ensemble, query.coverage)
-        engine.monitoring.observe(prediction.uniform, decision, members)
+        if count == "yes":
+            things = [upload.digest, group_digest(group)] if group else [upload.digest]
+            engine.monitoring.observe(prediction.uniform, decision, members, things)
+        else:
+            engine.metrics.count_omission("asked")
         return classified(
             upload.filename,
             prediction.asked,
@@ -116,6 +139,8 @@ async def classify(
         )
 
     async with _answered(request, engine, asked, deadline) as answered:
+        # Computed here and kept, because a large image's digest would hold up the event loop.
+        await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
         results = list(_results(engine, asked, answered, result))
     return Classification(
         model=model_id(engine.manifest),

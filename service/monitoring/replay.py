@@ -6,6 +6,7 @@ The predictions come from a CSV file, or from classifying a folder of photos.
 import csv
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.sightings import group_digest, image_digest
 from taillift.service.tail.state import (
     ClassState,
     GroupState,
@@ -40,17 +42,24 @@ SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 PHOTOS: Final = 64
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
+# Later times are refused: they are in another unit.
+YEAR_2200: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+SMALL_UNITS: Final = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 # Classes that the printed report lists.
 SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
 class PastPrediction:
-    """A top class as an index into the labels; `time` in seconds since 1970, if known."""
+    """A top class as an index into the labels; `time` in seconds since 1970, if known.
+
+    `things` are the digests of what the image shows: predictions that share one count once.
+    """
 
     label: int
     confidence: float
     time: float | None
+    things: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,10 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
 
 
 def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
-    """Yield the rows of a CSV file with the columns label, confidence and perhaps time.
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
+    Rows with the same `group` show one thing.
     Raises `UserError` that names the line.
     """
     indices = {label: index for index, label in enumerate(labels)}
@@ -128,7 +138,8 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(indices[row["label"]], confidence, time)
+    things = (group_digest(row["group"]),) if row.get("group") else ()
+    return PastPrediction(indices[row["label"]], confidence, time, things)
 
 
 def parse_time(text: str) -> float:
@@ -137,9 +148,13 @@ def parse_time(text: str) -> float:
         seconds = float(text)
     except ValueError:
         time = datetime.fromisoformat(text)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        seconds = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
         raise ValueError(f"the time is {text}, neither seconds since 1970 nor ISO 8601")
+    if seconds >= YEAR_2200:
+        fitting = [unit for unit, size in SMALL_UNITS.items() if seconds / size < YEAR_2200]
+        hint = f": are these {fitting[0]}? Give seconds" if fitting else ""
+        raise ValueError(f"the time {text} is beyond the year 2200{hint}")
     return seconds
 
 
@@ -148,8 +163,9 @@ def classify_folder(
 ) -> Iterator[PastPrediction]:
     """Yield the top class of every photo below the folder, in the order of their paths.
 
-    Each photo is classified with five views. `refused` is called with every photo that cannot be
-    used and the reason. Raises `UserError` if there are no photos or the bundle is damaged.
+    Each photo is classified with five views. Photos with the same bytes are one thing. `refused`
+    is called with every photo that cannot be used and the reason. Raises `UserError` if there are
+    no photos or the bundle is damaged.
     """
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not photos:
@@ -157,20 +173,27 @@ def classify_folder(
     classifier = Classifier.open(bundle)
     uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
 
+    digests: deque[int] = deque()
+
     def canvases() -> Iterator[Pixels]:
         for photo in photos:
             try:
-                yield classifier.canvas(photo.read_bytes())
+                data = photo.read_bytes()
+                canvas = classifier.canvas(data)
             except ImageError as error:
                 refused(photo, str(error))
             except OSError as error:
                 refused(photo, str(error.strerror))
+            else:
+                digests.append(image_digest(data))
+                yield canvas
 
     for batch in chunks(canvases(), PHOTOS):
         logits, views = classifier.mean_logits(batch, Ensemble.FULL)
         probabilities = classifier.predictor.probabilities(logits, views, Ensemble.FULL, uniform)
         for row in probabilities:
-            yield PastPrediction(int(row.argmax()), float(row.max()), None)
+            things = (digests.popleft(),)
+            yield PastPrediction(int(row.argmax()), float(row.max()), None, things)
 
 
 def replay_predictions(
@@ -191,7 +214,7 @@ def replay_predictions(
 
     for number, prediction in enumerate(predictions, 1):
         now = now if prediction.time is None else prediction.time
-        monitor.observe(prediction.label, prediction.confidence)
+        monitor.observe(prediction.label, prediction.confidence, prediction.things)
         if number % LOOK == 0:
             look()
     look()
@@ -293,6 +316,11 @@ def _summary(report: Report) -> str:
         f"{state.predictions:,} predictions against the reference {state.reference}: "
         f"silent few-shot classes: {state.silent}; drifting classes: {state.drifting}."
     )
+    if state.design_effect > 1:
+        text += (
+            f" The predictions depend on each other: {state.design_effect:.1f} of them count as "
+            "one independent prediction."
+        )
     if len(report.classes) > SHOWN:
         text += f" The {SHOWN} with the strongest evidence are listed."
     if delays:

@@ -11,7 +11,7 @@ import numpy as np
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.confusion import Pair, estimate_confusion, group_indices
 from taillift.service.tail.dependence import LONGEST, Dependence
-from taillift.service.tail.distributions import Indices
+from taillift.service.tail.distributions import Doubles, Indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
 from taillift.service.tail.prevalence import Prevalence
 from taillift.service.tail.reference import (
@@ -86,19 +86,19 @@ class Findings:
         self.group_drift = Drift(expected.groups, rules.level, rules.tolerance)
         self.silence = Silence(expected, few, self.drift, rules.level)
 
-    def update(self, labels: Indices, design_effect: float) -> None:
-        """Add predictions, with their evidence weakened by the design effect.
+    def update(self, labels: Indices, effect: float, class_effects: Doubles) -> None:
+        """Add predictions, with their evidence weakened by the design effects, also of each class.
 
         A thing that is predicted d times multiplies an e-value by the d-th power of the likelihood
         ratio that it has once. The power 1/d takes it back, and is at most 1 in the mean for any
         thing that is predicted less often (Jensen). It is the tempered likelihood of Grünwald
         (2012).
         """
-        counts = np.bincount(labels, minlength=len(self._group)) / design_effect
-        predictions = len(labels) / design_effect
-        self.silence.update(counts, predictions)
-        self.drift.update(counts, predictions)
-        self.group_drift.update(np.bincount(self._group, counts, len(GROUPS)), predictions)
+        counts = np.bincount(labels, minlength=len(self._group))
+        self.silence.update(counts / class_effects, len(labels) / class_effects)
+        self.drift.update(counts / class_effects, len(labels) / class_effects)
+        in_groups = np.bincount(self._group, counts, len(GROUPS))
+        self.group_drift.update(in_groups / effect, len(labels) / effect)
 
 
 class TailMonitor:
@@ -126,6 +126,7 @@ class TailMonitor:
         # The tests without the predictions that are held, and with them.
         self.settled = Findings(self.expected, self.group, rules)
         self.held = np.zeros(0, np.int64)
+        self._batch_effects: list[float] = []
         self._current: Findings | None = None
         self.group_interval = self.expected.groups.interval(COVERAGE)
         self.prevalence = Prevalence(confusion, self.reference)
@@ -187,17 +188,35 @@ class TailMonitor:
         self.held = np.concatenate([self.held, labels])
         self._current = None
         if len(self.held) >= HELD + BATCH:
-            design_effect = self.dependence.design_effect
-            while len(self.held) >= HELD + BATCH:
-                self.settled.update(self.held[:BATCH], design_effect)
-                self.held = self.held[BATCH:]
+            settled = (len(self.held) - HELD) // BATCH * BATCH
+            self._judge(self.settled, settled)
+            self.held = self.held[settled:]
+            del self._batch_effects[: settled // BATCH]
+
+    def _judge(self, findings: Findings, until: int) -> None:
+        """Add the held predictions up to `until`, weakened by how dependent they are."""
+        effect, classes = self.dependence.design_effect, self.dependence.class_effects
+        for start in range(0, until, BATCH):
+            own = self._batch_effect(start)
+            labels = self.held[start : min(start + BATCH, until)]
+            findings.update(labels, max(effect, own), np.maximum(classes, max(effect, own)))
+
+    def _batch_effect(self, start: int) -> float:
+        """Return the design effect of the held batch from `start` on; an incomplete one is joined
+        with what came before.
+        """
+        until = self.held[: start + BATCH]
+        if len(until) < start + BATCH:
+            return self.dependence.of_batch(until[-BATCH:])
+        while len(self._batch_effects) <= start // BATCH:
+            first = len(self._batch_effects) * BATCH
+            self._batch_effects.append(self.dependence.of_batch(self.held[first : first + BATCH]))
+        return self._batch_effects[start // BATCH]
 
     @property
     def _findings(self) -> Findings:
         """The tests with all predictions, the held ones judged by what is known now."""
         if self._current is None:
             self._current = deepcopy(self.settled)
-            design_effect = self.dependence.design_effect
-            for start in range(0, len(self.held), BATCH):
-                self._current.update(self.held[start : start + BATCH], design_effect)
+            self._judge(self._current, len(self.held))
         return self._current

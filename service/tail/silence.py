@@ -51,15 +51,16 @@ class Silence:
         flags: Flags = self._mistakes > VISIBLE * self._null
         return flags
 
-    def update(self, counts: Indices | Doubles, predictions: float) -> None:
+    def update(self, counts: Indices | Doubles, predictions: Doubles | float) -> None:
         """Add the `counts` [C] of a batch of `predictions`, as `Drift.update` does.
 
         To be called before the drift test's `update`: this bet must not use a band that has
         already seen the batch.
         """
         hits = np.asarray(counts, np.float64)[self.indices]
-        gains = Stakes(self._null, self._bet).gains(hits, predictions)
-        self.evidence.update(np.where(self.hidden, 0.0, gains)[None], predictions)
+        watched = np.broadcast_to(predictions, len(counts))[self.indices]
+        gains = Stakes(self._null, self._bet).gains(hits, watched)
+        self.evidence.update(np.where(self.hidden, 0.0, gains)[None], watched)
 
     @property
     def found(self) -> Flags:

@@ -32,6 +32,7 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     arrays[f"{DEPENDENCE}labels"] = dependence.labels.copy()
     arrays[f"{DEPENDENCE}predictions"] = np.array(dependence.predictions)
     arrays[f"{DEPENDENCE}sums"] = dependence.sums.copy()
+    arrays[f"{DEPENDENCE}class sums"] = dependence.class_sums.copy()
     for bucket in monitor.window.buckets:
         arrays[f"{BUCKET}{bucket.number}"] = bucket.histogram.copy()
     for name, evidence in _evidences(monitor.settled).items():
@@ -40,7 +41,9 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     for name, band in _bands(monitor.settled).items():
         arrays[f"{name}/band"] = band.narrowest.copy()
         arrays[f"{name}/counts"] = band.counts.copy()
-        arrays[f"{name}/learned"] = np.array([band.predictions, band.narrowed_at])
+        arrays[f"{name}/learned"] = np.stack(
+            np.broadcast_arrays(band.predictions, band.narrowed_at)
+        )
     return arrays
 
 
@@ -68,20 +71,25 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         return
     for name, evidence in _evidences(monitor.settled).items():
         evidence.wealth = arrays[f"{name}/wealth"].copy()
-        evidence.predictions = float(arrays[f"{name}/predictions"])
+        evidence.predictions = arrays[f"{name}/predictions"].astype(np.float64)
     for name, band in _bands(monitor.settled).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
-        band.predictions, band.narrowed_at = arrays[f"{name}/learned"].tolist()
+        predictions, narrowed_at = arrays[f"{name}/learned"]
+        band.predictions, band.narrowed_at = (
+            predictions.astype(np.float64),
+            float(narrowed_at.max()),
+        )
     for drift in (monitor.settled.drift, monitor.settled.group_drift):
         drift.place_bets()
-    monitor.predictions = int(arrays.get("predictions", arrays["drift/predictions"]))
+    monitor.predictions = int(arrays.get("predictions", arrays["drift/predictions"]).max())
     if f"{DEPENDENCE}sums" in arrays:
         monitor.held = arrays["held"].copy()
         monitor.dependence.counts = arrays[f"{DEPENDENCE}counts"].copy()
         monitor.dependence.labels = arrays[f"{DEPENDENCE}labels"].copy()
         monitor.dependence.predictions = int(arrays[f"{DEPENDENCE}predictions"])
         monitor.dependence.sums = arrays[f"{DEPENDENCE}sums"].copy()
+        monitor.dependence.class_sums = arrays[f"{DEPENDENCE}class sums"].copy()
 
 
 def _settings(monitor: TailMonitor) -> Doubles:

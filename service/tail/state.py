@@ -222,7 +222,9 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
     watched = np.flatnonzero(silence.indices == index)
     last_seen = float(monitor.last_seen[index])
     dependence, effect = monitor.dependence, monitor.dependence.measured
-    silence_delays, doubling_delays = silence.delay(), drift.delay(doubled)
+    effects = dependence.class_effects
+    silence_delays = dependence.delay(silence.delay(), effects[silence.indices])
+    doubling_delays = dependence.delay(drift.delay(doubled), effects)
     return ClassState(
         label=monitor.profile.labels[index],
         group=monitor.profile.groups[index],
@@ -237,10 +239,8 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
             bool(drift.found[index]), int(drift.direction[index]), bool(silence.found[index])
         ),
         silence_e_value=float(silence.evidence.e_values[watched[0]]) if watched.size else None,
-        silence_delay=(
-            float(dependence.delay(silence_delays)[watched[0]]) if watched.size else None
-        ),
-        doubling_delay=float(dependence.delay(doubling_delays)[index]),
+        silence_delay=(float(silence_delays[watched[0]]) if watched.size else None),
+        doubling_delay=float(doubling_delays[index]),
         confidence=Quantiles.of(monitor.window.histogram[index]),
         last_seen=None if math.isnan(last_seen) else last_seen,
     )
