@@ -1,1 +1,1 @@
-"""What a model is: in torch (`lift`), on disk and at run time (`bundle`), and the embedded one."""
+"""The model: in torch (`lift`), on disk and at run time (`bundle`), and the built-in backbone."""

@@ -1,5 +1,33 @@
-"""The one error that every command reports as a line, without a traceback."""
+"""The error that every command reports as one line without a traceback, and help for its text."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class UserError(Exception):
     """An error the user can fix. The text is one line: what is wrong, where, what to do."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean "x"?)` with the known name most like `name`, or nothing.
+
+    The text begins with a space and belongs directly behind the name in a message.
+    """
+    matches = get_close_matches(name, list(known), n=1)
+    return f' (did you mean "{matches[0]}"?)' if matches else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message.
+
+    ONNX Runtime's messages have many lines, and the first one says what happened. If operators are
+    missing, the line that names them is returned instead.
+    """
+    lines = str(error).splitlines() or [""]
+    return next((line for line in lines if "does not support" in line), lines[0])
+
+
+def first_lines(error: Exception) -> str:
+    """Return the start of an exception's text in one line, or its type if it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:300] or type(error).__name__

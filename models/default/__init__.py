@@ -1,1 +1,1 @@
-"""The embedded backbone's weights and config; `models.lift.backbone` loads them as `default`."""
+"""The built-in backbone's weights and config; `models.lift.backbone` loads them as `default`."""

@@ -1,7 +1,7 @@
-"""`vit_mini_lite2_224`, the image tower of the default backbone, as timm knows it.
+"""`vit_mini_lite2_224`, the image tower of the default backbone, as an architecture of timm.
 
 An EfficientNet-Lite2 up to stride 32 (352 channels, BatchNorm folded into its convolutions) turns
-a photo into 7 x 7 patches for a small pre-norm vision transformer. Importing this module registers
+an image into 7 x 7 patches for a small pre-norm vision transformer. Importing this module registers
 the architecture; the weights come from the open_clip checkpoint in `models/default`.
 """
 
@@ -32,7 +32,7 @@ default_cfgs = generate_default_cfgs(
         }
     }
 )
-# Where each of the stem's module types keeps a convolution and the normalisation behind it.
+# For each module type of the stem: its convolutions, and the normalisation after each.
 FOLDED: Final = {
     "EfficientNetFeatures": {"conv_stem": "bn1"},
     "DepthwiseSeparableConv": {"conv_dw": "bn1", "conv_pw": "bn2"},
@@ -41,15 +41,21 @@ FOLDED: Final = {
 
 
 class LiteStem(nn.Module):
-    """EfficientNet-Lite2 features: float [N, 3, 224, 224] to float [N, 352, 7, 7]."""
+    """The features of EfficientNet-Lite2: float [N, 3, 224, 224] to float [N, 352, 7, 7]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num_features = CHANNELS
         self.net = timm.create_model("tf_efficientnet_lite2", features_only=True, out_indices=(4,))
         for module in self.net.modules():
-            for convolution, norm in FOLDED.get(type(module).__name__, {}).items():
-                _fold_norm(module, convolution, norm)
+            for convolution_name, norm_name in FOLDED.get(type(module).__name__, {}).items():
+                # The weights have the norm folded in: the convolution has a bias instead, and only
+                # the activation of the norm remains.
+                convolution = module.get_submodule(convolution_name)
+                assert isinstance(convolution, nn.Conv2d)
+                convolution.bias = nn.Parameter(torch.zeros(convolution.out_channels))
+                norm = module.get_submodule(norm_name)
+                setattr(module, norm_name, norm.get_submodule("act"))
 
     def forward(self, pixels: Tensor) -> Tensor:
         # Depthwise convolutions are several times faster on a CPU in channels-last order.
@@ -57,17 +63,9 @@ class LiteStem(nn.Module):
         return features
 
 
-def _fold_norm(module: nn.Module, convolution: str, norm: str) -> None:
-    """Give the convolution the folded norm's bias; of the norm keep only the activation."""
-    folded = module.get_submodule(convolution)
-    assert isinstance(folded, nn.Conv2d)
-    folded.bias = nn.Parameter(torch.zeros(folded.out_channels))
-    setattr(module, norm, getattr(module.get_submodule(norm), "act"))  # noqa: B009
-
-
 @register_model  # type: ignore[untyped-decorator]
 def vit_mini_lite2_224(pretrained: bool = False, **changes: Any) -> nn.Module:
-    """The tower with random weights; `pretrained` has nothing to load here."""
+    """Return the tower with random weights; timm passes `pretrained`, which is ignored here."""
     del pretrained
     shape: dict[str, Any] = {
         "img_size": 224,

@@ -1,7 +1,7 @@
-"""Make `import torchvision` work beside a torch that was built without CUDA.
+"""Make `import torchvision` work next to a torch that was built without CUDA.
 
-A CUDA build of torchvision beside a CPU build of torch does not import, since its operator
-library does not load, although open_clip and timm need only its transforms.
+A CUDA build of torchvision cannot be imported next to a CPU build of torch, because its library of
+operators does not load. open_clip and timm need only its transforms.
 """
 
 import importlib
@@ -15,15 +15,15 @@ SCHEMAS: Final = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A torch library takes its operators away with it when it is collected.
+# When a torch library is garbage-collected, its operators are removed: keep it.
 _libraries: list[torch.library.Library] = []
 
 
 def import_torchvision() -> None:
-    """Import torchvision; where its operators are missing, declare them first.
+    """Import torchvision, and declare its operators first if they are missing.
 
-    Does nothing more than the import on a matching installation. Call it before timm or open_clip
-    is imported.
+    On a matching installation this is just the import. Call it before timm or open_clip is
+    imported.
     """
     try:
         importlib.import_module("torchvision")

@@ -1,4 +1,4 @@
-"""The classifiers on top of the tower."""
+"""The classification heads on top of the tower."""
 
 from abc import ABC, abstractmethod
 from typing import Final, Literal
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 HeadName = Literal["cosine", "linear", "l2", "layernorm"]
 Normalisation = Literal["none", "unit", "layernorm"]
-# Of the layer norm over features, as in LIFT.
+# The epsilon of the layer norm over features, as in LIFT.
 EPS: Final = 1e-12
 
 
 class Head(nn.Module, ABC):
-    """logits = W n(x) + b, with n one of three normalisations and W and b what `plain` says.
+    """logits = W n(x) + b, with one of three normalisations n, and W and b from `plain`.
 
-    It works on the tower's features [N, D], or behind a projection into the space that images
-    share with text: x P + p with P [D, E] and p [E].
+    x is the tower's features [N, D], or their projection into the space that images share with
+    text: x P + p with P [D, E] and p [E].
     """
 
     normalisation: Normalisation
@@ -30,7 +30,7 @@ class Head(nn.Module, ABC):
         projection: Tensor | None = None,
         projection_bias: Tensor | None = None,
     ) -> None:
-        """`weight` is [C, D] or, with a projection, [C, E]."""
+        """Copy `weight`, which is [C, D] or, with a projection, [C, E]."""
         super().__init__()
         self.weight = nn.Parameter(weight.clone())
         self.register_buffer("projection", projection)
@@ -38,11 +38,11 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def plain(self) -> tuple[Tensor, Tensor | None]:
-        """W [C, D or E] and b [C], with everything that does not depend on x folded in."""
+        """Return W [C, D or E] and b [C]; all that does not depend on x is folded into them."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D] to logits [N, C] and unit-length features [N, D or E]."""
-        features = into_space(features, self.projection, self.projection_bias)
+        """Map features [N, D] to logits [N, C] and unit-length features [N, D or E]."""
+        features = project_features(features, self.projection, self.projection_bias)
         unit = F.normalize(features, dim=-1)
         match self.normalisation:
             case "unit":
@@ -55,14 +55,15 @@ class Head(nn.Module, ABC):
 
     @torch.no_grad()
     def merged(self) -> "PlainHead":
+        """Return the same classifier as plain weights."""
         return PlainHead(*self.plain(), self.normalisation, self.projection, self.projection_bias)
 
 
 class CosineHead(Head):
     """scale * cos(feature, class weight); LIFT, section 3.2.
 
-    Behind the projection and at the text weights this is zero-shot CLIP. The mean of its logits
-    over views is W times the mean of their unit features.
+    With the projection, and with text features as class weights, this is zero-shot CLIP. The mean
+    of its logits over views is W times the mean of the views' unit features.
     """
 
     normalisation = "unit"
@@ -82,7 +83,7 @@ class CosineHead(Head):
 
 
 class LinearHead(Head):
-    """W x + b, the bias zero at first."""
+    """W x + b, with a bias that starts at zero."""
 
     normalisation = "none"
 
@@ -100,7 +101,7 @@ class LinearHead(Head):
 
 
 class L2Head(Head):
-    """W x with rows of unit length, the features as they are."""
+    """W x with rows of unit length, and features that are not normalised."""
 
     normalisation: Normalisation = "none"
 
@@ -109,13 +110,13 @@ class L2Head(Head):
 
 
 class LayerNormHead(L2Head):
-    """W x with rows of unit length, the features of mean 0 and variance 1."""
+    """W x with rows of unit length, and features of mean 0 and variance 1."""
 
     normalisation = "layernorm"
 
 
 class PlainHead(Head):
-    """Any head with its class norms and scale folded into its weight."""
+    """The merged form of any head: class norms and scale are folded into its weight."""
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ def new_head(
     projection: Tensor | None = None,
     projection_bias: Tensor | None = None,
 ) -> Head:
-    """A head to train; only the cosine head uses `scale`."""
+    """Return a head to train; only the cosine head uses `scale`."""
     match name:
         case "cosine":
             return CosineHead(weight, scale, projection, projection_bias)
@@ -152,17 +153,17 @@ def new_head(
             return LayerNormHead(weight, projection, projection_bias)
 
 
-def into_space(features: Tensor, projection: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Features [N, D] as x P + p [N, E], with P [D, E] and p [E]; without what is None."""
+def project_features(features: Tensor, projection: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return x P + p [N, E] of features [N, D], with P [D, E] and p [E]; None leaves a part out."""
     if projection is not None:
         features = features @ projection
     return features if bias is None else features + bias
 
 
 def text_weight(text: Tensor, projection: Tensor | None) -> Tensor:
-    """Class weights [C, D] from unit text features [C, E], pulled back through the projection.
+    """Return class weights [C, D] from unit text features [C, E], mapped back by the projection.
 
     LIFT's semantic-aware initialisation (section 3.4): normalize(t P^T) with P [D, E], or the text
-    features themselves where the tower has no projection. A projection's bias plays no part.
+    features themselves if the tower has no projection. A projection's bias is not used.
     """
     return F.normalize(text if projection is None else text @ projection.t(), dim=-1)

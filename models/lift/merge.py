@@ -1,54 +1,53 @@
-"""Attached tuners as plain weights, as far as the algebra goes."""
+"""Merging: folding the attached tuners into plain weights, as far as the algebra allows it."""
 
-from typing import Final, Literal
+import copy
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from taillift.models.lift.block import Block
-from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch, use_host_activation
-from taillift.models.lift.tuners.base import Attachment, unwrap
-from taillift.models.lift.tuners.bottleneck import Bottleneck
-
-Activation = Literal["split", "single"]
-# Large enough that only float32 round-off is left, and far from overflow.
-GAIN: Final = 2.0**14
+from taillift.models.lift.model import Model
+from taillift.models.lift.tuners.base import Attachment, Wrapper
 
 
-def merge_block(block: Block, activation: Activation) -> None:
-    """Fold what is attached to the block into its own tensors.
+def merge(model: Model) -> Model:
+    """Return a copy with the same outputs, its tuners folded into the tower, and a plain head.
 
-    LoRA, SSF and sparse entries go into the weights they belong to, a block's own prompts become
-    constant keys and values, and AdaptFormer widens the MLP. Its units stay rectified (`split`),
-    or take the host's activation (`single`), which leaves the block's graph as it was and holds
-    in float32 only. Shallow prompts and sequential adapters stay; so does an AdaptFormer beside
-    such an adapter, which must not see it.
+    An attachment that cannot be merged stays as it is; `unmerged` names its method.
     """
-    unwrap(block)
-    _freeze_prompts(block)
-    if not block.after_mlp:
-        _widen_mlp(block)
-    for branch in (*block.after_mlp, *block.beside_mlp):
-        assert isinstance(branch, Bottleneck)
-        branch.absorb_norm()
-    if activation == "single":
-        use_host_activation(block, GAIN)
-
-
-def unmerged(module: nn.Module) -> list[str]:
-    """The names of the methods that are still attached, in alphabetical order."""
-    return sorted({part.METHOD for part in module.modules() if isinstance(part, Attachment)})
+    merged = copy.deepcopy(model)
+    for block in merged.tower.blocks:
+        merge_block(block)
+    merged.head = merged.head.merged()
+    return merged.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def _freeze_prompts(block: Block) -> None:
-    if (prompts := block.prompt_tokens()) is not None:
-        block.attention.keep_rows(block.norm1(prompts))
-        block.prompts = nn.ModuleList()
+def merge_block(block: Block) -> None:
+    """Fold what is attached to the block into its own tensors; what cannot be folded stays."""
+    # Wrappers go first, from the inside out: the other attachments fold into plain layers.
+    for attachment in sorted(attachments(block), key=lambda part: not isinstance(part, Wrapper)):
+        if not attachment.merge(block):
+            continue
+        path = next(name for name, module in block.named_modules() if module is attachment)
+        parent_path, _, name = path.rpartition(".")
+        parent = block.get_submodule(parent_path)
+        if isinstance(attachment, Wrapper):
+            setattr(parent, name, attachment.host)
+        else:
+            assert isinstance(parent, nn.ModuleList)
+            del parent[int(name)]
 
 
-def _widen_mlp(block: Block) -> None:
-    for branch in block.beside_mlp:
-        assert isinstance(branch, AdaptFormerBranch)
-        branch.merge(block)
-    block.beside_mlp = nn.ModuleList()
+def attachments(module: nn.Module) -> Iterator[Attachment]:
+    """Yield the attached modules; of nested wrappers the inner one comes first."""
+    for child in module.children():
+        yield from attachments(child)
+    if isinstance(module, Attachment):
+        yield module
+
+
+def unmerged(module: nn.Module) -> list[str]:
+    """Return the names of the methods that are still attached, in alphabetical order."""
+    return sorted({attachment.METHOD for attachment in attachments(module)})

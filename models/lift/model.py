@@ -1,13 +1,11 @@
 """Pixels to logits: normalisation, tower and head in one module, the graph that is exported."""
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from taillift.models.lift.head import Head
-from taillift.models.lift.merge import Activation, merge_block
 from taillift.models.lift.tower import Tower
 from taillift.models.lift.tuners.base import Attachment
 
@@ -42,35 +40,28 @@ class Model(nn.Module):
         return outputs
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """What training changes, by name."""
-        return {name: one for name, one in self.named_parameters() if one.requires_grad}
+        """Return the parameters that training changes, by name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def state(self) -> dict[str, Tensor]:
-        """What must be kept to have this model again from its backbone, by name.
+        """Return the tensors that restore this model from its backbone, by name.
 
-        That is what training changes, and tensors that a tuner drew once, such as sparse indices.
+        These are the trained parameters, and tensors that a tuner drew once, such as the indices
+        of sparse tuning.
         """
         drawn = {
             f"{name}.{key}": buffer
-            for name, part in self.named_modules()
-            if isinstance(part, Attachment)
-            for key, buffer in part.named_buffers(recurse=False)
+            for name, module in self.named_modules()
+            if isinstance(module, Attachment)
+            for key, buffer in module.named_buffers(recurse=False)
         }
         return {**self.trained(), **drawn}
 
     @property
     def trainable_parameters(self) -> int:
-        return sum(one.numel() for one in self.trained().values())
-
-
-def merge(model: Model, activation: Activation = "split") -> Model:
-    """A plain copy that gives the same outputs: tuners in the tower's weights, a plain head.
-
-    `activation` says what AdaptFormer's units become, see `merge_block`. What cannot be merged
-    stays as it is; `unmerged` names it.
-    """
-    merged = copy.deepcopy(model)
-    for block in merged.tower.blocks:
-        merge_block(block, activation)
-    merged.head = merged.head.merged()
-    return merged.eval().requires_grad_(False)
+        """The number of trained weights."""
+        return sum(parameter.numel() for parameter in self.trained().values())

@@ -1,4 +1,4 @@
-"""Torch modules as ONNX files."""
+"""Exporting torch modules as ONNX files."""
 
 import contextlib
 import io
@@ -16,23 +16,24 @@ from taillift.models.errors import UserError
 
 # The first opset with standard Attention and Gelu operators.
 OPSET: Final = 23
-# Protocol buffers end at 2 GiB; the graph itself takes a little of it.
-LARGEST: Final = 2**31 - 2**24
+# A protocol buffer holds at most 2 GiB, and the graph itself takes a little of that.
+MAX_BYTES: Final = 2**31 - 2**24
 
 
 def write_graph(
     module: nn.Module, example: Tensor, path: Path, inputs: Sequence[str], outputs: Sequence[str]
 ) -> int:
-    """Export `module` to one file with a dynamic batch; returns the number of nodes.
+    """Export `module` to one file with a dynamic batch size, and return the number of its nodes.
 
-    `example` is a batch of at least two: the exporter takes a size of one for a constant. Raises
-    `UserError` where the weights do not fit in one file.
+    `example` is a batch of at least two, because the exporter treats a size of one as a constant.
+    Raises `UserError` if the weights do not fit in one file.
     """
-    size = sum(one.numel() * one.element_size() for one in module.state_dict().values())
-    if size > LARGEST:
+    tensors = module.state_dict().values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_BYTES:
         raise UserError(
             f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most "
-            f"{LARGEST / 1e9:.1f} GB: take a smaller backbone"
+            f"{MAX_BYTES / 1e9:.1f} GB: take a smaller backbone"
         )
     with _quiet():
         program = torch.onnx.export(
@@ -52,7 +53,7 @@ def write_graph(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own deprecations and prints its progress."""
+    """Silence the exporter, which warns of its own deprecations and prints its progress."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,17 +1,18 @@
 """The stages of CLIP's ResNets (Radford et al. 2021, section 2.4): stem, four layers, pooling.
 
-Their modules carry the names of open_clip's, so that a source's tensors load as they are.
+The modules have the same names as open_clip's, so that their tensors load without renaming.
 """
 
 from collections import OrderedDict
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from taillift.models.lift.pooling import attend
+from taillift.models.lift.attention import attend
 
-# Pixels of the photo for one cell of the last layer's grid, on each side.
-STRIDE = 32
+# Side in pixels of the image area for one cell of the last layer's grid.
+STRIDE: Final = 32
 
 
 class Stem(nn.Sequential):
@@ -31,8 +32,8 @@ class Stem(nn.Sequential):
 class ResidualBottleneck(nn.Module):
     """A residual block of three convolutions, [N, I, H, H] to [N, O, H / stride, H / stride].
 
-    It strides by a mean over the grid behind its second convolution, and in its shortcut, which
-    has a convolution of its own where stride or channels change.
+    A stride is a mean over the grid, after the second convolution and in the shortcut. The shortcut
+    has a convolution of its own if the stride or the number of channels changes.
     """
 
     def __init__(self, inside: int, middle: int, outside: int, stride: int) -> None:
@@ -59,14 +60,14 @@ class ResidualBottleneck(nn.Module):
 
 
 class Layer(nn.Sequential):
-    """The bottlenecks of one resolution, a stage of the tower."""
+    """The bottlenecks of one resolution: a stage of the tower."""
 
 
 class GridPool(nn.Module):
-    """Attention from a grid's mean to its cells: [N, D, H, H] to [N, E], in the text's space."""
+    """Attention of a grid's mean over its cells: [N, D, H, H] to [N, E], the space of text."""
 
     def __init__(self, width: int, cells: int, heads: int, outside: int) -> None:
-        """`width` is D, `cells` H * H and `outside` E."""
+        """Make it for `width` D, `cells` H * H and `outside` E."""
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.zeros(1 + cells, width))

@@ -1,6 +1,5 @@
 """Image towers of timm without a text tower, such as those pretrained on ImageNet-21k."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from timm.models import get_arch_name, get_pretrained_cfg
 from timm.models import load_state_dict as read_tensors
 from torch import nn
 
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean, first_lines
 
 PREFIX: Final = "timm:"
 WEIGHTS: Final = "model.safetensors"
@@ -29,14 +28,17 @@ class Trunk:
 
 
 def load_trunk(name: str) -> Trunk:
-    """Load `timm:ARCH.TAG`, downloaded by timm's hub, or `timm:ARCH:PATH`, without its classifier.
+    """Load `timm:ARCH.TAG` from timm's hub, or `timm:ARCH:PATH`, without its classifier.
 
-    Raises `UserError` where the architecture or tag is not known, the weights do not fit or cannot
-    be had, or the architecture is no plain vision transformer.
+    Raises `UserError` if the architecture or tag is unknown, the weights do not fit or cannot be
+    downloaded, or the architecture is not a plain vision transformer.
     """
     model_name, _, source = name.removeprefix(PREFIX).partition(":")
     architecture = get_arch_name(model_name)
-    _check_architecture(architecture)
+    known = timm.list_models("vit_*")
+    if architecture not in known:
+        hint = did_you_mean(architecture, known) or ": see timm.list_models('vit_*')"
+        raise UserError(f"timm has no vision transformer {architecture!r}{hint}")
     if source:
         weights = Path(source).expanduser()
         if not weights.is_file():
@@ -45,27 +47,27 @@ def load_trunk(name: str) -> Trunk:
     else:
         weights, pretrained = _download(model_name)
     module: nn.Module = timm.create_model(model_name, num_classes=0)
-    _fill(name, module, weights)
+    try:
+        tensors = read_tensors(str(weights), weights_only=True)
+        module.load_state_dict(
+            {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
+        )
+    except Exception as error:
+        raise UserError(
+            f"backbone {name!r}: {weights} does not load as {model_name}: {first_lines(error)}"
+        ) from error
     return Trunk(architecture, pretrained, weights, module.float().eval())
 
 
 def preprocessing(module: nn.Module) -> dict[str, Any]:
-    """`size` (height, width), `mean`, `std`, `interpolation` and `resize_mode` of its weights."""
+    """Return `size` (height, width), `mean`, `std`, `interpolation` and `resize_mode`."""
     config = resolve_model_data_config(module)
     mode = "squash" if config["crop_mode"] == "squash" else "shortest"
     return {**config, "size": config["input_size"][1:], "resize_mode": mode}
 
 
-def _check_architecture(architecture: str) -> None:
-    known = timm.list_models("vit_*")
-    if architecture not in known:
-        near = difflib.get_close_matches(architecture, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models('vit_*')"
-        raise UserError(f"timm has no vision transformer {architecture!r}: {hint}")
-
-
 def _download(model_name: str) -> tuple[Path, str]:
-    """The weight file and its tag, the architecture's first where the name has none."""
+    """Return the weight file and its tag: the architecture's first tag if the name has none."""
     architecture, _, tag = model_name.partition(".")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     config = get_pretrained_cfg(model_name) if not tag or tag in tags else None
@@ -82,21 +84,3 @@ def _download(model_name: str) -> tuple[Path, str]:
             f"elsewhere and pass {PREFIX}{model_name}:PATH"
         ) from error
     return Path(path), config.tag
-
-
-def _fill(name: str, module: nn.Module, weights: Path) -> None:
-    try:
-        tensors = read_tensors(str(weights), weights_only=True)
-        body = {key: one for key, one in tensors.items() if not key.startswith("head.")}
-        module.load_state_dict(body)
-    except Exception as error:
-        raise UserError(
-            f"backbone {name!r}: {weights} does not load as {name.split(':')[1]}: "
-            f"{first_lines(error)}"
-        ) from error
-
-
-def first_lines(error: Exception) -> str:
-    """The start of an exception's text, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:300] or type(error).__name__

@@ -1,8 +1,8 @@
-"""One canonical image tower, as a sequence of stages that can be cut anywhere.
+"""The canonical image tower: a sequence of stages that can be cut anywhere.
 
-A vision transformer's stage 0 embeds pixels as tokens, each block is one stage more, and the last
-pools the tokens. A ResNet has its stem, four layers and its attention pooling. `tower[:k]` and
-`tower[k:]` are towers too and share their weights with the whole.
+A vision transformer's first stage embeds pixels as tokens, each block is one stage, and the last
+stage pools the tokens. A ResNet's stages are its stem, four layers and its attention pooling.
+`tower[:k]` and `tower[k:]` are towers too, and share their weights with the whole.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,8 @@ from typing import Self
 from torch import nn
 
 from taillift.models.lift.block import Block
-from taillift.models.lift.pooling import AttentionPool, Embed, MeanPool, Pool
+from taillift.models.lift.embedding import Embed
+from taillift.models.lift.pooling import AttentionPool, MeanPool, Pool
 from taillift.models.lift.resnet import GridPool, Layer, Stem
 
 
@@ -23,6 +24,7 @@ class Tower(nn.Sequential):
     def assemble(
         cls, embed: Embed, blocks: Iterable[Block], pool: Pool | MeanPool | AttentionPool
     ) -> "Tower":
+        """Return a vision transformer."""
         blocks = list(blocks)
         blocks[-1].first_only = isinstance(pool, Pool)
         named = [(f"block{index}", block) for index, block in enumerate(blocks)]
@@ -30,25 +32,26 @@ class Tower(nn.Sequential):
 
     @classmethod
     def assemble_resnet(cls, stem: Stem, layers: Iterable[Layer], pool: GridPool) -> "Tower":
+        """Return a CLIP ResNet."""
         named = [(f"layer{index}", layer) for index, layer in enumerate(layers, start=1)]
         return cls(OrderedDict[str, nn.Module]([("stem", stem), *named, ("pool", pool)]))
 
     @property
     def blocks(self) -> list[Block]:
-        """The transformer blocks, which tuners attach to; a ResNet has none."""
+        """The transformer blocks, to which tuners attach; a ResNet has none."""
         return [stage for stage in self if isinstance(stage, Block)]
 
     @property
     def tunable(self) -> list[nn.Module]:
-        """The stages whose own parameters may be trained: blocks, or a ResNet's all but its stem.
+        """The stages whose parameters may be trained: the blocks, or all of a ResNet but its stem.
 
-        As in LIFT, the ends of a vision transformer stay as they are.
+        As in LIFT, embedding and pooling of a vision transformer are never trained.
         """
         return [stage for stage in self if isinstance(stage, Block | Layer | GridPool)]
 
     @property
     def width(self) -> int:
-        """D, the width of the features and, in a transformer, of the tokens."""
+        """The width D of the features, which in a transformer is also that of the tokens."""
         last = self[-1]
         if isinstance(last, GridPool):
             return last.c_proj.out_features
@@ -56,14 +59,14 @@ class Tower(nn.Sequential):
 
     @property
     def frozen_stages(self) -> int:
-        """How many stages lie below the first that is trained."""
+        """The number of stages before the first one with a trained parameter."""
         for index, stage in enumerate(self):
             if any(parameter.requires_grad for parameter in stage.parameters()):
                 return index
         return len(self)
 
     def train(self, mode: bool = True) -> Self:
-        """Batch norms keep the statistics that they came with, in either mode."""
+        """Set the mode of all modules but batch norms, which always keep their statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

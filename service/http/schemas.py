@@ -7,11 +7,12 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.classifier import top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
 from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation, Manifest, Method
-from taillift.models.bundle.posterior import Doubles, Prior, group_confidence
+from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, Review

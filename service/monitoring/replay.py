@@ -6,7 +6,6 @@ The predictions come from a CSV file, or from classifying a folder of photos.
 import csv
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,12 +17,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taillift.models.bundle.arrays import chunks
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
-from taillift.models.bundle.images import ImageError, Pixels
-from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.images import ImageError
 from taillift.models.errors import UserError
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
@@ -38,8 +35,6 @@ from taillift.service.tail.state import (
 )
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Photos whose canvases are in memory at the same time.
-PHOTOS: Final = 64
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
 # Later times are refused: they are in another unit.
@@ -171,28 +166,14 @@ def classify_folder(
     if not photos:
         raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
     classifier = Classifier.open(bundle)
-    uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
-
-    digests: deque[int] = deque()
-
-    def canvases() -> Iterator[Pixels]:
-        for photo in photos:
-            try:
-                data = photo.read_bytes()
-                canvas = classifier.canvas(data)
-            except ImageError as error:
-                refused(photo, str(error))
-            except OSError as error:
-                refused(photo, str(error.strerror))
-            else:
-                digests.append(image_digest(data))
-                yield canvas
-
-    for batch in chunks(canvases(), PHOTOS):
-        logits, views = classifier.mean_logits(batch, Ensemble.FULL)
-        probabilities = classifier.predictor.probabilities(logits, views, Ensemble.FULL, uniform)
-        for row in probabilities:
-            things = (digests.popleft(),)
+    for photo, prediction in zip(
+        photos, classifier.predictions(photos, Ensemble.FULL), strict=True
+    ):
+        if isinstance(prediction, ImageError):
+            refused(photo, str(prediction))
+        else:
+            row = prediction.uniform
+            things = (image_digest(photo.read_bytes()),)
             yield PastPrediction(int(row.argmax()), float(row.max()), None, things)
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from taillift.models.lift.block import Block
-from taillift.models.lift.convert import PatchConv
+from taillift.models.lift.embedding import Embed, PatchConv
 from taillift.models.lift.head import CosineHead, Head
 from taillift.models.lift.model import Model, Normalise
-from taillift.models.lift.pooling import Embed, MeanPool, Pool
+from taillift.models.lift.pooling import MeanPool, Pool
 from taillift.models.lift.tower import Tower
 from taillift.models.lift.tuners import Tuner
 from taillift.models.lift.tuners.base import Attachment

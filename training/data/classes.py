@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from taillift.models.bundle.text import did_you_mean
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 
 CLASS_LIST: Final = "classnames.txt"
 PROMPT_NAMES: Final = "classnames.json"

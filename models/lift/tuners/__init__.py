@@ -1,6 +1,7 @@
-"""Fine-tuning methods, each a `Tuner` to put in a recipe and the modules that it attaches.
+"""The fine-tuning methods. A recipe names them, and several can be attached to the same blocks.
 
-Several can be attached to the same blocks, in any order.
+The order of attaching does not matter. A new method is a file here, with a `Tuner` and the modules
+that it attaches, and an entry in this file.
 """
 
 from typing import Annotated
@@ -30,7 +31,6 @@ __all__ = [
     "LayerNorms",
     "LoRA",
     "Sparse",
-    "Spec",
     "Tuner",
     "VPTDeep",
     "VPTShallow",

@@ -1,4 +1,4 @@
-"""AdaptFormer: a scaled bottleneck beside the MLP."""
+"""AdaptFormer: a scaled bottleneck parallel to the MLP."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,25 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taillift.models.lift.block import Block, LayerScale
-from taillift.models.lift.tuners.base import settled, transformer_blocks
+from taillift.models.lift.tuners.base import require_resolved, transformer_blocks
 from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckTuner, mlp_norm
 
 
 class AdaptFormer(BottleneckTuner):
-    """A bottleneck beside the MLP (Chen et al. 2022; as in LIFT, section 3.3)."""
+    """A bottleneck parallel to the MLP (Chen et al. 2022; as in LIFT, section 3.3)."""
 
     name: Literal["adaptformer"] = "adaptformer"
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        rank = settled(self.rank, self.name)
+        rank = require_resolved(self.rank, self.name)
         for block in transformer_blocks(self.name, blocks):
             norm = mlp_norm(block)
-            branch = AdaptFormerBranch(norm.normalized_shape[0], rank, norm.eps)
-            block.beside_mlp.append(branch)
+            block.beside_mlp.append(AdaptFormerBranch(norm.normalized_shape[0], rank, norm.eps))
 
 
 class AdaptFormerBranch(Bottleneck):
-    """s * bottleneck(x): from the residual stream before `norm2` to what the MLP's output gains.
+    """s * bottleneck(x): reads the residual stream before `norm2`, adds to the MLP's output.
 
     2 D r + r + 3 D + 1 parameters.
     """
@@ -40,18 +39,26 @@ class AdaptFormerBranch(Bottleneck):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.scale * super().forward(tokens)
 
-    @torch.no_grad()
-    def merge(self, block: Block) -> None:
-        """Fold the branch into the block's MLP as `rank` more hidden units.
+    def merge(self, block: Block) -> bool:
+        """Fold the branch into the block's MLP as `rank` more hidden units, which use ReLU.
 
-        Both norms see the same vector, so each is one normalisation and an affine map, and the
-        affine map goes into the linear layer that follows. What remains is an MLP whose last units
-        are rectified instead of gated.
+        The branch's norm and `norm2` normalise the same vector. With their affine parts moved into
+        the linear layers after them, the two norms are the same, and one MLP can use both layers.
         """
-        _absorb_norm(block)
-        _absorb_scale(block)
         self.absorb_norm()
-        fc1, fc2 = block.mlp.fc1, block.mlp.fc2
+        if block.after_mlp:
+            # A sequential adapter reads the MLP's output, and must not see the branch in it.
+            return False
+        norm, fc1, fc2 = block.norm2, block.mlp.fc1, block.mlp.fc2
+        fc1.bias.add_(fc1.weight @ norm.bias)
+        fc1.weight.mul_(norm.weight)
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
+        if isinstance(block.scale2, LayerScale):
+            # The layer scale applies to the MLP's own columns and not to the branch's.
+            fc2.weight.mul_(block.scale2.gamma[:, None])
+            fc2.bias.mul_(block.scale2.gamma)
+            block.scale2 = nn.Identity()
         block.mlp.fc1 = _linear(
             torch.cat([fc1.weight, self.down.weight]), torch.cat([fc1.bias, self.down.bias])
         )
@@ -60,10 +67,11 @@ class AdaptFormerBranch(Bottleneck):
             fc2.bias + self.scale * self.up.bias,
         )
         block.mlp.act = SplitActivation(block.mlp.act, self.down.out_features)
+        return True
 
 
 class SplitActivation(nn.Module):
-    """The host's activation on the first hidden units and ReLU on the last `rectified`."""
+    """The host's activation for the first hidden units, and ReLU for the last `rectified`."""
 
     def __init__(self, host: nn.Module, rectified: int) -> None:
         super().__init__()
@@ -73,38 +81,6 @@ class SplitActivation(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         first = hidden.shape[-1] - self.rectified
         return torch.cat([self.host(hidden[..., :first]), F.relu(hidden[..., first:])], dim=-1)
-
-
-@torch.no_grad()
-def use_host_activation(block: Block, gain: float) -> None:
-    """Replace a split activation by the host's own, with rectified units `gain` times as large.
-
-    act(K z) / K tends to relu(z): with QuickGELU it is at most 0.164 / K off, with GELU 0.170 / K.
-    """
-    rectified, act = 0, block.mlp.act
-    while isinstance(act, SplitActivation):
-        rectified, act = rectified + act.rectified, act.host
-    if rectified:
-        block.mlp.act = act
-        block.mlp.fc1.weight[-rectified:] *= gain
-        block.mlp.fc1.bias[-rectified:] *= gain
-        block.mlp.fc2.weight[:, -rectified:] /= gain
-
-
-def _absorb_norm(block: Block) -> None:
-    """Move the affine part of `norm2` into `fc1`."""
-    norm, fc1 = block.norm2, block.mlp.fc1
-    block.mlp.fc1 = _linear(fc1.weight * norm.weight, fc1.bias + fc1.weight @ norm.bias)
-    nn.init.ones_(norm.weight)
-    nn.init.zeros_(norm.bias)
-
-
-def _absorb_scale(block: Block) -> None:
-    """Move the MLP's layer scale into `fc2`, so that the tuner's columns stay outside it."""
-    if isinstance(block.scale2, LayerScale):
-        gamma, fc2 = block.scale2.gamma, block.mlp.fc2
-        block.mlp.fc2 = _linear(gamma[:, None] * fc2.weight, gamma * fc2.bias)
-        block.scale2 = nn.Identity()
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

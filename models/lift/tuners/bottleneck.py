@@ -1,9 +1,8 @@
-"""The bottleneck that AdaptFormer and the sequential adapter have in common."""
+"""The bottleneck that AdaptFormer and the sequential adapter share."""
 
 import math
 from typing import Self
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from taillift.models.lift.tuners.base import Attachment, Tuner, adaptive_rank, i
 
 
 class BottleneckTuner(Tuner):
-    """A method whose `rank` is by LIFT's adaptive rule (section 3.3) where it is None.
+    """A method with a `rank`, which follows LIFT's adaptive rule (section 3.3) if it is None.
 
-    The rule makes it as small as there are few classes, but not smaller than `least_rank`.
+    The rule gives a small rank for few classes; `least_rank` is its lower limit.
     """
 
     rank: int | None = Field(None, ge=1)
@@ -28,26 +27,25 @@ class BottleneckTuner(Tuner):
 
 
 class Bottleneck(Attachment):
-    """up(relu(down(norm(x)))), [N, T, D] to [N, T, D]; zero at first, as `up` is.
+    """up(relu(down(norm(x)))), [N, T, D] to [N, T, D]; zero at first, because `up` is.
 
     2 D r + r + 3 D parameters. The initial values are LIFT's.
     """
 
     def __init__(self, width: int, rank: int, eps: float) -> None:
-        """`eps` is the host's: with another one the branch could not be merged exactly."""
+        """Take `eps` from the host's norm: with another one, the merge would not be exact."""
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=eps)
         self.down = nn.Linear(width, rank)
         self.up = nn.Linear(rank, width)
         nn.init.kaiming_normal_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
 
     def forward(self, tokens: Tensor) -> Tensor:
         added: Tensor = self.up(F.relu(self.down(self.norm(tokens))))
         return added
 
-    @torch.no_grad()
     def absorb_norm(self) -> None:
         """Move the affine part of the norm into `down`."""
         width, eps = self.down.in_features, self.norm.eps
@@ -57,7 +55,7 @@ class Bottleneck(Attachment):
 
 
 def mlp_norm(block: Block) -> nn.LayerNorm:
-    """The plain norm before the block's MLP, whatever is around it."""
+    """Return the norm before the block's MLP, without any wrappers around it."""
     norm = innermost(block.norm2)
     assert isinstance(norm, nn.LayerNorm)
     return norm

@@ -8,26 +8,27 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.block import ALL, project
+from taillift.models.lift.attention import ALL, project
 from taillift.models.lift.tuners.base import (
     Tuner,
     Wrapper,
     innermost,
     power_of_two,
-    settled,
+    require_resolved,
     transformer_blocks,
     wrap,
 )
 
-# A block's LoRA weights, divided by D r, with an MLP four times as wide as the tokens.
+# A block's LoRA weights divided by D r, if the MLP is four times as wide as the tokens.
 WEIGHTS: Final = {"attention": 4, "mlp": 10, "both": 14}
 
 
 class LoRA(Tuner):
     """Low-rank updates of queries and values, of both MLP layers, or of all four (Hu et al. 2022).
 
-    The rank is by LIFT+'s rule, C / 4L in the attention, rounded down to a power of two: all
-    updates together have no more weights than the head, unless the rank is `least_rank`.
+    The rank follows LIFT+'s rule if it is None: C / 4L in the attention, rounded down to a power of
+    two. All updates together then have no more weights than the head, unless `least_rank`, the
+    lower limit of the rank, applies.
     """
 
     name: Literal["lora"] = "lora"
@@ -42,7 +43,7 @@ class LoRA(Tuner):
         return self.model_copy(update={"rank": self.rank or adaptive})
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        rank = settled(self.rank, self.name)
+        rank = require_resolved(self.rank, self.name)
 
         def around(host: nn.Module) -> LoRALinear:
             return LoRALinear(host, rank)
@@ -59,10 +60,11 @@ class LoRA(Tuner):
 
 
 class LoRALinear(Wrapper):
-    """W x + (1 / r) B A x, in `parts` of the outputs when these are cut into `of` equal parts.
+    """W x + (1 / r) B A x, the update only in some of the outputs.
 
-    Zero at first, as B is. A starts uniform within 1 / sqrt(r), as in LIFT; the paper's bound is
-    1 / sqrt(D).
+    If the outputs are cut into `of` equal parts, these are the ones numbered in `parts`. The update
+    is zero at first, because B is. A starts uniform within 1 / sqrt(r), as in LIFT; the paper's
+    bound is 1 / sqrt(D).
     """
 
     METHOD = "lora"
@@ -81,16 +83,15 @@ class LoRALinear(Wrapper):
         nn.init.uniform_(self.down, -(rank**-0.5), rank**-0.5)
 
     def forward(self, inputs: Tensor, rows: slice = ALL) -> Tensor:
-        added = F.linear(F.linear(inputs, self.down), self._up()[rows])
+        added = F.linear(F.linear(inputs, self.down), self.scaled_up()[rows])
         return project(self.host, inputs, rows) + added
 
-    @torch.no_grad()
     def fold(self, layer: nn.Module) -> None:
         assert isinstance(layer, nn.Linear)
-        layer.weight += self._up() @ self.down
+        layer.weight += self.scaled_up() @ self.down
 
-    def _up(self) -> Tensor:
-        """B / r for all outputs: one row of blocks for each of the `of` parts."""
+    def scaled_up(self) -> Tensor:
+        """Return B / r for all outputs: a row of blocks for each of the `of` parts."""
         height = self.up.shape[1]
         empty = self.up.new_zeros(height, len(self.parts) * self.rank)
         rows = [empty] * self.of

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.block import ALL, project
+from taillift.models.lift.attention import ALL, project
 from taillift.models.lift.tuners.base import (
     SLOTS,
     Tuner,
@@ -18,11 +18,12 @@ from taillift.models.lift.tuners.base import (
 )
 
 Where = Literal["attention", "mlp", "norm"]
+# Standard deviation of the initial scales around 1 and shifts around 0.
 SPREAD: Final = 0.02
 
 
 class SSF(Tuner):
-    """Scale and shift the outputs of the linear layers and norms (Lian et al. 2022)."""
+    """A scale and a shift of the outputs of linear layers and norms (Lian et al. 2022)."""
 
     name: Literal["ssf"] = "ssf"
     where: tuple[Where, ...] = Field(get_args(Where), min_length=1)
@@ -36,7 +37,7 @@ class SSF(Tuner):
 
 
 class ScaleShift(Wrapper):
-    """gamma * layer(x) + beta, from gamma near 1 and beta near 0: not the plain layer at first."""
+    """gamma * layer(x) + beta. At first it is near the plain layer, not equal to it."""
 
     METHOD = "ssf"
     DEPTH = 0
@@ -52,7 +53,6 @@ class ScaleShift(Wrapper):
     def forward(self, inputs: Tensor, rows: slice = ALL) -> Tensor:
         return project(self.host, inputs, rows) * self.scale[rows] + self.shift[rows]
 
-    @torch.no_grad()
     def fold(self, layer: nn.Module) -> None:
         assert isinstance(layer, nn.Linear | nn.LayerNorm)
         layer.weight *= self.scale[:, None] if layer.weight.ndim == 2 else self.scale

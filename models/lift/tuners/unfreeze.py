@@ -1,6 +1,6 @@
-"""Methods that add nothing: they train some of the tower's own tensors."""
+"""Methods that attach no module: they train some of the tower's own tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
@@ -15,19 +15,25 @@ class Bias(Tuner):
     name: Literal["bias"] = "bias"
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        _unfreeze(self.name, [module for block in blocks for module in block.modules()], ("bias",))
+        unfreeze(self.name, [module for block in blocks for module in block.modules()], ("bias",))
 
 
 class LayerNorms(Tuner):
     """Scale and shift of every LayerNorm inside the blocks; in a ResNet, of every BatchNorm.
 
-    A BatchNorm keeps its running statistics, as long as the model is in evaluation mode.
+    A BatchNorm keeps its running statistics, because `Tower.train` leaves it in evaluation mode.
     """
 
     name: Literal["norm"] = "norm"
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        _unfreeze(self.name, list(_norms(blocks)), ("weight", "bias"))
+        norms = [
+            module
+            for block in blocks
+            for module in block.modules()
+            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
+        ]
+        unfreeze(self.name, norms, ("weight", "bias"))
 
 
 class Full(Tuner):
@@ -40,21 +46,15 @@ class Full(Tuner):
             block.requires_grad_(True)
 
 
-def _norms(blocks: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    for block in blocks:
-        for module in block.modules():
-            if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
-                yield module
-
-
-def _unfreeze(method: str, modules: Sequence[nn.Module], names: Sequence[str]) -> None:
-    found = [
+def unfreeze(method: str, modules: Sequence[nn.Module], names: Sequence[str]) -> None:
+    """Train the modules' own parameters of these names; raises `UserError` if there are none."""
+    parameters = [
         parameter
         for module in modules
         for name, parameter in module.named_parameters(recurse=False)
         if name in names
     ]
-    if not found:
+    if not parameters:
         raise UserError(f"{method} finds nothing to train in this backbone: take another method")
-    for parameter in found:
+    for parameter in parameters:
         parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Visual prompt tuning (Jia et al. 2022): learned tokens beside the image's own."""
+"""Visual prompt tuning (Jia et al. 2022): learned tokens next to the image's own."""
 
 from collections.abc import Sequence
 from typing import Final, Literal, Self
@@ -12,19 +12,18 @@ from taillift.models.lift.tuners.base import (
     Attachment,
     Tuner,
     power_of_two,
-    settled,
+    require_resolved,
     transformer_blocks,
 )
 
-# Of the initial prompts, as in LIFT+.
+# Standard deviation of the initial prompts, as in LIFT+.
 SPREAD: Final = 0.02
 
 
 class VPTShallow(Tuner):
-    """Prompts that enter before the first tuned block and leave behind the last.
+    """Prompts that enter before the first tuned block and leave after the last one.
 
-    They cannot be merged: the sequence stays longer by `prompts`. The blocks have to be the
-    tower's last ones.
+    The tuned blocks have to be the last ones of the tower.
     """
 
     name: Literal["vpt-shallow"] = "vpt-shallow"
@@ -32,14 +31,14 @@ class VPTShallow(Tuner):
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
         tuned = transformer_blocks(self.name, blocks)
-        tuned[0].appended.append(ShallowPrompts(self.prompts, _width(tuned[0])))
+        tuned[0].appended.append(ShallowPrompts(self.prompts, tuned[0].attention.width))
         tuned[-1].dropped += self.prompts
 
 
 class VPTDeep(Tuner):
-    """Prompts of its own for every tuned block, which no other block sees.
+    """Prompts for each tuned block, which only that block sees.
 
-    Their number is by LIFT+'s rule, C / L, rounded down to a power of two.
+    Their number follows LIFT+'s rule if it is None: C / L, rounded down to a power of two.
     """
 
     name: Literal["vpt-deep"] = "vpt-deep"
@@ -50,9 +49,9 @@ class VPTDeep(Tuner):
         return self.model_copy(update={"prompts": self.prompts or power_of_two(classes / blocks)})
 
     def attach(self, blocks: Sequence[nn.Module]) -> None:
-        count = settled(self.prompts, self.name)
+        count = require_resolved(self.prompts, self.name)
         for block in transformer_blocks(self.name, blocks):
-            block.prompts.append(DeepPrompts(count, _width(block)))
+            block.prompts.append(DeepPrompts(count, block.attention.width))
 
 
 class Prompts(Attachment):
@@ -67,12 +66,22 @@ class Prompts(Attachment):
 
 
 class ShallowPrompts(Prompts):
+    """Prompts that pass through all tuned blocks."""
+
     METHOD = "vpt-shallow"
+
+    def merge(self, block: Block) -> bool:
+        """Return False: the prompts go through the blocks, so the sequence has to stay longer."""
+        del block
+        return False
 
 
 class DeepPrompts(Prompts):
+    """Prompts of one block."""
+
     METHOD = "vpt-deep"
 
-
-def _width(block: Block) -> int:
-    return block.attention.width
+    def merge(self, block: Block) -> bool:
+        """Turn the prompts into constant keys and values of the block's attention."""
+        block.attention.freeze_prompts(block.norm1(self.tokens))
+        return True

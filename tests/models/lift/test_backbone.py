@@ -34,11 +34,11 @@ def test_the_default_backbone_is_the_one_of_its_provenance(backbone: Backbone) -
     assert backbone.projection is not None
     assert backbone.projection.shape == (256, 256)
     assert backbone.projection_bias is None
-    assert not any(one.requires_grad for one in backbone.tower.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.tower.parameters())
 
 
 def test_the_default_backbone_tells_a_cat_from_coffee_by_text(backbone: Backbone) -> None:
-    """Text and image towers belong together: related words are nearer than unrelated ones."""
+    """Text and image towers fit: related words are nearer to each other than unrelated ones."""
     cat, kitten, coffee = backbone.encode_text(
         [f"a photo of a {name}." for name in ("cat", "kitten", "cup of coffee")]
     )
@@ -68,7 +68,7 @@ def test_a_local_checkpoint_loads_by_architecture_and_path(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for weights of the architectures in `sources`, which open_clip now knows."""
+    """A folder for weights of the architectures in `sources`, which are known to open_clip."""
     folder = tmp_path_factory.mktemp("sources")
     register_sources(folder)
     return folder
@@ -123,8 +123,8 @@ class TestWithoutText:
         backbone = load_backbone(name)
         pixels = torch.randn(2, 3, SIZE, SIZE)
         with torch.no_grad():
-            found = source.get_submodule("head")(backbone.tower(pixels))
-            assert torch.allclose(found, source(pixels), atol=1e-5)
+            logits = source.get_submodule("head")(backbone.tower(pixels))
+            assert torch.allclose(logits, source(pixels), atol=1e-5)
         path = Path(name.rpartition(":")[2])
         assert backbone.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (backbone.architecture, backbone.pretrained) == (TEXTLESS, path.name)
@@ -141,7 +141,7 @@ class TestWithoutText:
     @pytest.mark.parametrize(
         ("name", "hint"),
         [
-            ("timm:vit_base_patch16_225", "did you mean vit_base_patch16_224"),
+            ("timm:vit_base_patch16_225", 'did you mean "vit_base_patch16_224"'),
             ("timm:resnet50", "no vision transformer 'resnet50'"),
             ("timm:vit_base_patch16_224.in22k", "vit_base_patch16_224.{.*augreg_in21k"),
             ("timm:vit_plain_test", "no weights 'vit_plain_test'.*timm:vit_plain_test:PATH"),
@@ -200,7 +200,7 @@ def test_an_architecture_without_plain_blocks_is_refused_before_its_download(
         load_backbone(name)
 
 
-def test_a_tokenizer_that_cannot_be_had_is_told_in_one_line(
+def test_a_tokenizer_that_cannot_be_loaded_is_reported_in_one_line(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -208,7 +208,7 @@ def test_a_tokenizer_that_cannot_be_had_is_told_in_one_line(
     (weights / "Tiny-Foreign.json").write_text(json.dumps(text))
     open_clip.add_model_config(weights)
     path = write("Tiny-Map", weights)[0].rpartition(":")[2]
-    with pytest.raises(UserError, match="its tokenizer cannot be had") as raised:
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded") as raised:
         load_backbone(f"Tiny-Foreign:{path}")
     assert "\n" not in str(raised.value)
 
@@ -248,7 +248,7 @@ def test_a_pickle_that_runs_code_is_refused(architecture: str, tmp_path: Path) -
 
 
 class Evil:
-    """Unpickled without care, it writes a file."""
+    """An object that writes a file when it is unpickled without restrictions."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -272,7 +272,7 @@ def test_weights_of_the_other_gelu_are_refused_by_the_right_name(name: str, righ
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("ViT-B16:openai", "did you mean ViT-B-16"),
+        ("ViT-B16:openai", 'did you mean "ViT-B-16'),
         ("ViT-B-16:opnai", "no pretrained tag 'opnai'.*openai"),
         ("ViT-B-16", "ARCH:PRETRAINED_TAG, ARCH:PATH or timm:ARCH.TAG"),
         ("ViT-B-16:/nowhere/weights.pt", "there is no file /nowhere/weights.pt"),

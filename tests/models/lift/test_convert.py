@@ -1,4 +1,4 @@
-"""Each converter gives the features of its source, and what it gives trains, merges and exports."""
+"""A converted tower has its source's features, and can be trained, merged and exported."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.convert import convert, projection
 from taillift.models.lift.head import CosineHead
-from taillift.models.lift.model import Model, Normalise, merge
+from taillift.models.lift.merge import merge
+from taillift.models.lift.model import Model, Normalise
 from taillift.models.lift.onnx_export import write_graph
-from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Spec
+from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Tuner
 from tests.support.sources import KINDS, NATIVE, SHAPE, SIZE, TEXTLESS, make, randomised, register
 
 
@@ -29,8 +30,8 @@ def _registered(tmp_path_factory: pytest.TempPathFactory) -> None:
     register(tmp_path_factory.mktemp("configs"))
 
 
-def native(quick_gelu: bool = False, **changes: object) -> nn.Module:
-    config = CLIPVisionCfg(**{**NATIVE, **changes})  # type: ignore[arg-type]
+def native(quick_gelu: bool = False, **changes: Any) -> nn.Module:
+    config = CLIPVisionCfg(**{**NATIVE, **changes})
     return randomised(_build_vision_tower(24, config, quick_gelu=quick_gelu))
 
 
@@ -44,13 +45,15 @@ def visual_of(kind: str) -> nn.Module:
 
 
 def features(visual: Any, pixels: Tensor) -> Tensor:
-    """What the source has before its projection."""
+    """Return the source's features before its projection."""
     if isinstance(visual, TimmModel):
         visual = visual.trunk
     if isinstance(visual, VisionTransformer):
-        return visual.forward_head(visual.forward_features(pixels), pre_logits=True)
+        pooled: Tensor = visual.forward_head(visual.forward_features(pixels), pre_logits=True)
+        return pooled
     visual.proj = None
-    return visual(pixels)
+    unprojected: Tensor = visual(pixels)
+    return unprojected
 
 
 @pytest.mark.parametrize(
@@ -99,8 +102,8 @@ def check_features(visual: nn.Module) -> None:
     tower = convert(visual)
     pixels = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():
-        assert relative(tower(pixels), features(visual, pixels)) < 1e-5
-    assert not any(one.requires_grad for one in tower.parameters())
+        assert relative_error(tower(pixels), features(visual, pixels)) < 1e-5
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != TEXTLESS])
@@ -117,10 +120,14 @@ def test_the_projection_leads_from_features_to_the_sources_embedding(kind: str) 
             embedded = embedded @ matrix
         if bias is not None:
             embedded = embedded + bias
-        assert relative(embedded, visual(pixels)) < 1e-5
-    found = (matrix is not None, bias is not None)
-    wanted = {"Tiny-Hybrid": (True, True), "Tiny-Map": (False, False), "Tiny-ResNet": (False,) * 2}
-    assert found == wanted.get(kind, (True, False))
+        assert relative_error(embedded, visual(pixels)) < 1e-5
+    parts = (matrix is not None, bias is not None)
+    expected = {
+        "Tiny-Hybrid": (True, True),
+        "Tiny-Map": (False, False),
+        "Tiny-ResNet": (False,) * 2,
+    }
+    assert parts == expected.get(kind, (True, False))
 
 
 def test_a_timm_tower_behind_a_linear_projection_gives_its_matrix() -> None:
@@ -133,7 +140,7 @@ def test_a_timm_tower_behind_a_linear_projection_gives_its_matrix() -> None:
     assert bias is None
     pixels = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        assert relative(convert(visual)(pixels) @ matrix, visual(pixels)) < 1e-5
+        assert relative_error(convert(visual)(pixels) @ matrix, visual(pixels)) < 1e-5
 
 
 def test_the_default_backbones_hybrid_tower_has_its_sources_features(backbone: Backbone) -> None:
@@ -141,12 +148,12 @@ def test_the_default_backbones_hybrid_tower_has_its_sources_features(backbone: B
     visual = backbone._clip.visual
     assert backbone.projection is not None
     with torch.no_grad():
-        assert relative(backbone.tower(pixels), features(visual, pixels)) < 1e-5
+        assert relative_error(backbone.tower(pixels), features(visual, pixels)) < 1e-5
         projected = backbone.tower(pixels) @ backbone.projection
-        assert relative(projected, visual(pixels)) < 1e-5
+        assert relative_error(projected, visual(pixels)) < 1e-5
 
 
-TRAINED: list[tuple[str, Spec]] = [
+TRAINED: list[tuple[str, Tuner]] = [
     ("Tiny-Mean", AdaptFormer(rank=4)),
     ("Tiny-Hybrid", AdaptFormer(rank=4)),
     ("Tiny-Map", AdaptFormer(rank=4)),
@@ -155,14 +162,15 @@ TRAINED: list[tuple[str, Spec]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "spec"), TRAINED, ids=[kind for kind, _ in TRAINED])
+@pytest.mark.parametrize(("kind", "tuner"), TRAINED, ids=[kind for kind, _ in TRAINED])
 def test_a_trained_tower_of_every_kind_merges_and_exports(
-    kind: str, spec: Spec, tmp_path: Path
+    kind: str, tuner: Tuner, tmp_path: Path
 ) -> None:
-    model, size = tuned(kind, spec)
-    before = {name: one.clone() for name, one in model.state_dict().items()}
-    trained = train_one_step(model, size)
-    changed = {name for name, one in model.state_dict().items() if not one.equal(before[name])}
+    model, size = tuned(kind, tuner)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = train_two_steps(model, size)
+    after = model.state_dict()
+    changed = {name for name, tensor in after.items() if not tensor.equal(before[name])}
     assert changed == trained
     pixels = noise(8, size)
     merged = merge(model)
@@ -177,10 +185,10 @@ def test_a_trained_tower_of_every_kind_merges_and_exports(
     assert served.argmax(1).equal(expected.argmax(1))
 
 
-@pytest.mark.parametrize("spec", [Bias(), Full()], ids=["bias", "full"])
-def test_a_resnet_trains_its_biases_or_everything_but_its_stem(spec: Spec) -> None:
-    model, size = tuned("Tiny-ResNet", spec)
-    trained = train_one_step(model, size)
+@pytest.mark.parametrize("tuner", [Bias(), Full()], ids=["bias", "full"])
+def test_a_resnet_trains_its_biases_or_everything_but_its_stem(tuner: Tuner) -> None:
+    model, size = tuned("Tiny-ResNet", tuner)
+    trained = train_two_steps(model, size)
     stages = {name.split(".")[1] for name in trained if name.startswith("tower.")}
     assert stages == {"layer1", "layer2", "layer3", "layer4", "pool"}
     assert not any("running" in name for name in trained)
@@ -191,23 +199,26 @@ def test_what_needs_transformer_blocks_does_not_go_into_a_resnet() -> None:
         tuned("Tiny-ResNet", AdaptFormer())
 
 
-def tuned(kind: str, spec: Spec) -> tuple[Model, int]:
+def tuned(kind: str, tuner: Tuner) -> tuple[Model, int]:
     torch.manual_seed(0)
     tower = convert(visual_of(kind))
-    spec.resolved(5, len(tower.tunable), 32).attach(tower.tunable)
+    tuner.resolved(5, len(tower.tunable), 32).attach(tower.tunable)
     size = 64 if kind == "Tiny-ResNet" else SIZE
     head = CosineHead(torch.randn(5, tower(torch.zeros(1, 3, size, size)).shape[1]), 25.0)
     return Model(Normalise((0.5,) * 3, (0.25,) * 3), tower, head), size
 
 
-def train_one_step(model: Model, size: int) -> set[str]:
-    """Two, since AdaptFormer's first moves half of its tensors; returns what is trained."""
+def train_two_steps(model: Model, size: int) -> set[str]:
+    """Train the model for two steps, and return the names of what is trained.
+
+    The first step of AdaptFormer moves only half of its tensors.
+    """
     optimiser = torch.optim.SGD(model.trained().values(), lr=0.05)
     model.train()
     for _ in range(2):
         optimiser.zero_grad()
         logits, _ = model(noise(4, size))
-        F.cross_entropy(logits, torch.arange(4)).backward()
+        F.cross_entropy(logits, torch.arange(4)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return set(model.trained())
 
@@ -226,7 +237,7 @@ def noise(count: int, size: int) -> Tensor:
     ],
 )
 def test_a_native_tower_that_cannot_be_converted_is_refused_by_part(
-    changes: dict[str, object], part: str
+    changes: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(UserError, match=part):
         convert(native(**changes))
@@ -243,7 +254,7 @@ def test_a_native_tower_that_cannot_be_converted_is_refused_by_part(
         ({"dynamic_img_size": True}, "dynamic image size"),
         ({"global_pool": "avgmax"}, "avgmax pooling"),
         ({"global_pool": ""}, "no pooling"),
-        ({"global_pool": "map"}, "beside a class token"),
+        ({"global_pool": "map"}, "next to a class token"),
         ({"act_layer": "silu"}, "SiLU"),
     ],
 )
@@ -276,5 +287,5 @@ def test_a_projection_of_several_layers_is_refused() -> None:
         projection(_build_vision_tower(24, config))
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())

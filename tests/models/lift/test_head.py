@@ -67,12 +67,12 @@ def test_a_head_trains_its_weight_and_only_the_linear_one_a_bias(
     name: HeadName, parameters: int
 ) -> None:
     head = new_head(name, torch.randn(5, 8), 25.0, torch.randn(9, 8), torch.randn(8))
-    assert sum(one.numel() for one in head.parameters()) == parameters
+    assert sum(parameter.numel() for parameter in head.parameters()) == parameters
 
 
 @given(seed=st.integers(0, 1000))
 def test_mean_cosine_logits_are_the_logits_of_the_mean_unit_feature(seed: int) -> None:
-    """LIFT's ensembling, from the other side."""
+    """LIFT averages the logits of several views; averaging unit features gives the same."""
     torch.manual_seed(seed)
     head = CosineHead(torch.randn(5, 6), 25.0, torch.randn(8, 6), torch.randn(6)).merged()
     with torch.no_grad():

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from torch import nn
 
 from taillift.models.bundle.session import load_graph
 from taillift.models.lift.block import Block, LayerScale, QuickGELU
-from taillift.models.lift.merge import merge_block, unmerged
-from taillift.models.lift.model import Model, merge
+from taillift.models.lift.merge import merge, merge_block, unmerged
+from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.models.lift.tuners import (
     SSF,
@@ -21,12 +22,13 @@ from taillift.models.lift.tuners import (
     LayerNorms,
     LoRA,
     Sparse,
-    Spec,
+    Tuner,
     VPTDeep,
     VPTShallow,
 )
 from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch, SplitActivation
-from tests.support.towers import PIXELS, WIDTH, attach, error, features, shake, tiny
+from taillift.models.lift.tuners.bottleneck import Bottleneck
+from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,28 +65,26 @@ def check(model: Model, merged: Model, most: float = 1e-5) -> None:
     assert torch.allclose(unit, expected_unit, atol=1e-5)
 
 
-@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("tuner", EVERY, ids=lambda tuner: tuner.name)
 @settings(max_examples=8, deadline=None)
 @given(host=HOSTS)
-def test_merging_a_method_changes_nothing_but_round_off(
-    spec: Spec, host: dict[str, object]
-) -> None:
-    model = shake(attach(tiny(**host), [spec]))  # type: ignore[arg-type]
-    start = features(tiny(**host))  # type: ignore[arg-type]
-    assert error(features(model), start) > 1e-3, "the method does something"
+def test_merging_a_method_changes_nothing_but_round_off(tuner: Tuner, host: dict[str, Any]) -> None:
+    model = shake(attach(tiny(**host), [tuner]))
+    start = features(tiny(**host))
+    assert error(features(model), start) > 1e-3, "the method changes the features"
     check(model, merge(model))
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     host=HOSTS,
-    specs=st.lists(st.sampled_from(EVERY), min_size=2, unique_by=lambda spec: spec.name),
+    tuners=st.lists(st.sampled_from(EVERY), min_size=2, unique_by=lambda tuner: tuner.name),
     seed=st.integers(0, 1000),
 )
 def test_merging_any_combination_changes_nothing_but_round_off(
-    host: dict[str, object], specs: list[Spec], seed: int
+    host: dict[str, Any], tuners: list[Tuner], seed: int
 ) -> None:
-    model = shake(attach(tiny(**host), specs), seed)  # type: ignore[arg-type]
+    model = shake(attach(tiny(**host), tuners), seed)
     merged = merge(model)
     check(model, merged)
     assert set(unmerged(merged)) <= {"adapter", "adaptformer", "vpt-shallow"}
@@ -96,54 +96,60 @@ def test_merging_one_block_is_exact_for_any_adaptformer(seed: int, rank: int, sc
     torch.manual_seed(seed)
     block = Block(16, 2, 64, nn.GELU(), 1e-6, scaled=True)
     AdaptFormer(rank=rank).attach([block])
+    branch = block.beside_mlp[0]
+    assert isinstance(branch, AdaptFormerBranch)
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-        nn.init.constant_(block.beside_mlp[0].scale, scale)
+        nn.init.constant_(branch.scale, scale)
         tokens = torch.randn(2, 5, 16)
         expected = block(tokens)
-        merge_block(block, "split")
+        merge_block(block)
         assert error(block(tokens), expected) < 1e-5
 
 
 @pytest.mark.parametrize("act", [nn.GELU(), QuickGELU()], ids=["gelu", "quickgelu"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "layer-scale"])
-def test_the_hosts_activation_can_stand_in_for_relu(act: nn.Module, scaled: bool) -> None:
+def test_adaptformer_merges_next_to_low_rank_updates_for_any_host(
+    act: nn.Module, scaled: bool
+) -> None:
     model = shake(attach(tiny(act, scaled=scaled), [AdaptFormer(rank=8), LoRA(rank=2)]))
-    merged = merge(model, "single")
+    merged = merge(model)
     check(model, merged)
     for block in merged.tower.blocks:
-        assert type(block.mlp.act) is type(act)
+        assert isinstance(block.mlp.act, SplitActivation)
+        assert type(block.mlp.act.host) is type(act)
         assert block.mlp.fc1.weight.shape == (4 * WIDTH + 8, WIDTH)
 
 
 def test_another_eps_than_the_hosts_could_not_be_merged() -> None:
-    """The reason why a tuner takes its host's eps (LIFT's own is always 1e-5)."""
+    """This is why a branch takes its host's eps (LIFT's own is always 1e-5)."""
     torch.manual_seed(0)
     block = Block(16, 2, 64, nn.GELU(), 1e-6, scaled=False)
     AdaptFormer(rank=4).attach([block])
-    tuner = block.beside_mlp[0]
-    assert tuner.norm.eps == block.norm2.eps
-    tuner.norm.eps = 1e-5
-    nn.init.normal_(tuner.up.weight)
+    branch = block.beside_mlp[0]
+    assert isinstance(branch, AdaptFormerBranch)
+    assert branch.norm.eps == block.norm2.eps
+    branch.norm.eps = 1e-5
+    nn.init.normal_(branch.up.weight)
     nn.init.zeros_(block.attention.proj.weight)
     nn.init.zeros_(block.attention.proj.bias)
     tokens = 0.01 * torch.randn(2, 5, 16)
     with torch.no_grad():
         expected = block(tokens)
-        merge_block(block, "split")
+        merge_block(block)
         assert error(block(tokens), expected) > 1e-4
 
 
-@pytest.mark.parametrize("spec", FOLDED_INTO_WEIGHTS, ids=lambda spec: spec.name)
-def test_a_tower_with_folded_tuners_is_the_plain_one_in_names_and_shapes(spec: Spec) -> None:
-    model = shake(attach(tiny(scaled=True), [spec]))
+@pytest.mark.parametrize("tuner", FOLDED_INTO_WEIGHTS, ids=lambda tuner: tuner.name)
+def test_a_tower_with_folded_tuners_is_the_plain_one_in_names_and_shapes(tuner: Tuner) -> None:
+    model = shake(attach(tiny(scaled=True), [tuner]))
     merged = merge(model).tower.state_dict()
     plain = tiny(scaled=True).tower.state_dict()
-    assert {name: one.shape for name, one in merged.items()} == {
-        name: one.shape for name, one in plain.items()
+    assert {name: tensor.shape for name, tensor in merged.items()} == {
+        name: tensor.shape for name, tensor in plain.items()
     }
-    assert unmerged(model) == ([spec.name] if spec.name in ("lora", "ssf", "sparse") else [])
+    assert unmerged(model) == ([tuner.name] if tuner.name in ("lora", "ssf", "sparse") else [])
 
 
 def test_low_rank_updates_leave_the_keys_alone() -> None:
@@ -184,22 +190,25 @@ def test_what_cannot_be_merged_is_named() -> None:
     assert unmerged(merge(attach(tiny(), [Adapter(rank=1), SSF()]))) == ["adapter"]
     both = merge(shake(attach(tiny(), [AdaptFormer(rank=1), Adapter(rank=1)])))
     assert unmerged(both) == ["adapter", "adaptformer"]
-    branches = [one for block in both.tower.blocks for one in (*block.after_mlp, *block.beside_mlp)]
+    branches = [module for module in both.modules() if isinstance(module, Bottleneck)]
+    assert len(branches) == 2 * BLOCKS
     assert not any(branch.norm.elementwise_affine for branch in branches)
 
 
 @pytest.mark.parametrize(
-    "specs",
+    "tuners",
     [
         [VPTDeep(prompts=3), AdaptFormer(rank=2)],
         [SSF(), LoRA(rank=2, where="both"), Sparse(ratio=0.1), VPTShallow(prompts=2)],
     ],
-    ids=lambda specs: "+".join(spec.name for spec in specs),
+    ids=lambda tuners: "+".join(tuner.name for tuner in tuners),
 )
-def test_an_exported_merged_model_gives_what_torch_gives(specs: list[Spec], tmp_path: Path) -> None:
-    merged = merge(shake(attach(tiny(), specs)))
+def test_an_exported_merged_model_gives_what_torch_gives(
+    tuners: list[Tuner], tmp_path: Path
+) -> None:
+    merged = merge(shake(attach(tiny(), tuners)))
     path = tmp_path / "model.onnx"
     write_graph(merged, PIXELS[:2], path, ["pixels"], ["logits", "features"])
-    found = load_graph(path).run(None, {"pixels": PIXELS.numpy()})
-    for ours, theirs in zip(found, merged(PIXELS), strict=True):
+    outputs = load_graph(path).run(None, {"pixels": PIXELS.numpy()})
+    for ours, theirs in zip(outputs, merged(PIXELS), strict=True):
         assert np.abs(ours - theirs.numpy()).max() < 1e-4

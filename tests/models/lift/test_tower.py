@@ -1,4 +1,6 @@
-"""A tower can be cut at any stage, and says which stages are frozen and which may be trained."""
+"""A tower can be cut at any stage, and knows which stages are frozen and which may be trained."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from taillift.models.lift.resnet import GridPool, Layer
 from taillift.models.lift.tower import Tower
 from tests.support.sources import NATIVE, SIZE, randomised
 
-RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4}
+RESNET: dict[str, Any] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4}
 
 
-def tower_of(**changes: object) -> Tower:
-    config = CLIPVisionCfg(**{**NATIVE, **changes})  # type: ignore[arg-type]
+def tower_of(**changes: Any) -> Tower:
+    config = CLIPVisionCfg(**{**NATIVE, **changes})
     return convert(randomised(_build_vision_tower(24, config)))
 
 
@@ -36,7 +38,7 @@ def test_a_resnet_cut_anywhere_gives_the_same_features(stage: int) -> None:
         assert torch.equal(tower[stage:](tower[:stage](pixels)), tower(pixels))
 
 
-def test_the_last_block_gives_all_tokens_where_pooling_reads_them() -> None:
+def test_the_last_block_gives_all_tokens_if_pooling_reads_them() -> None:
     assert [block.first_only for block in tower_of().blocks] == [False, True]
     assert [block.first_only for block in tower_of(pool_type="avg").blocks] == [False, False]
 
@@ -57,8 +59,8 @@ def test_the_stages_to_tune_are_the_blocks_or_a_resnets_layers_and_pooling() -> 
 
 def test_batch_norms_keep_their_statistics_in_training_mode() -> None:
     tower = tower_of(**RESNET).train()
-    before = {name: one.clone() for name, one in tower.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
     tower(torch.randn(2, 3, 64, 64))
     assert tower.training
-    assert all(one.equal(before[name]) for name, one in tower.named_buffers())
-    assert any(isinstance(one, nn.BatchNorm2d) for one in tower.modules())
+    assert all(buffer.equal(before[name]) for name, buffer in tower.named_buffers())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in tower.modules())

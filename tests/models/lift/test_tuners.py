@@ -12,6 +12,7 @@ from torch.optim import SGD
 from taillift.models.errors import UserError
 from taillift.models.lift.block import Block
 from taillift.models.lift.head import CosineHead
+from taillift.models.lift.merge import merge_block
 from taillift.models.lift.tuners import (
     SSF,
     Adapter,
@@ -22,7 +23,7 @@ from taillift.models.lift.tuners import (
     LayerNorms,
     LoRA,
     Sparse,
-    Spec,
+    Tuner,
     VPTDeep,
     VPTShallow,
     adaptive_rank,
@@ -31,6 +32,7 @@ from taillift.models.lift.tuners import (
 from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch
 from taillift.models.lift.tuners.lora import LoRALinear
 from taillift.models.lift.tuners.sparse import SparseLinear
+from taillift.models.lift.tuners.vpt import Prompts
 from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,24 +60,31 @@ NEEDING_BLOCKS = [
 ]
 
 
-def trained(spec: Spec, classes: int, blocks: int, width: int) -> int:
-    """How many parameters a method trains in a tower, counted without allocating one."""
+def trained(tuner: Tuner, classes: int, blocks: int, width: int) -> int:
+    """Return how many parameters a method trains in a tower, without allocating any."""
     with torch.device("meta"):
         tuned = [Block(width, 1, 4 * width, nn.GELU(), 1e-5, False) for _ in range(blocks)]
         for block in tuned:
             block.requires_grad_(False)
-        spec.resolved(classes, blocks, width).attach(tuned)
-    parameters = (one for block in tuned for one in block.parameters())
-    return sum(one.numel() for one in parameters if one.requires_grad)
+        tuner.resolved(classes, blocks, width).attach(tuned)
+    parameters = (parameter for block in tuned for parameter in block.parameters())
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
 
 
-def with_width(spec: Spec) -> Spec:
-    """With a bottleneck of several units: a single one may be rectified for every input."""
-    return spec.model_copy(update={"rank": 8}) if isinstance(spec, AdaptFormer | Adapter) else spec
+def with_width(tuner: Tuner) -> Tuner:
+    """Give a bottleneck several units: ReLU may set a single one to zero for every input."""
+    if isinstance(tuner, AdaptFormer | Adapter):
+        return tuner.model_copy(update={"rank": 8})
+    return tuner
 
 
-def named(spec: Spec) -> str:
-    return spec.name
+def tokens_of(prompts: nn.Module) -> nn.Parameter:
+    assert isinstance(prompts, Prompts)
+    return prompts.tokens
+
+
+def named(tuner: Tuner) -> str:
+    return tuner.name
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ def test_ranks_and_parameters_are_those_of_lift(
 
 
 @pytest.mark.parametrize(
-    ("spec", "parameters"),
+    ("tuner", "parameters"),
     [
         (Bias(), 11 * 64),
         (LayerNorms(), 4 * 64),
@@ -113,8 +122,8 @@ def test_ranks_and_parameters_are_those_of_lift(
     ],
     ids=str,
 )
-def test_a_method_trains_its_parameters_in_each_block(spec: Spec, parameters: int) -> None:
-    assert trained(spec, 100, 2, 64) == 2 * parameters
+def test_a_method_trains_its_parameters_in_each_block(tuner: Tuner, parameters: int) -> None:
+    assert trained(tuner, 100, 2, 64) == 2 * parameters
 
 
 def test_shallow_prompts_are_those_of_one_block() -> None:
@@ -123,21 +132,22 @@ def test_shallow_prompts_are_those_of_one_block() -> None:
 
 @given(classes=st.integers(200, 10_000), blocks=st.integers(1, 12))
 @pytest.mark.parametrize(
-    "spec", [LoRA(), LoRA(where="mlp"), LoRA(where="both"), VPTDeep()], ids=str
+    "tuner", [LoRA(), LoRA(where="mlp"), LoRA(where="both"), VPTDeep()], ids=str
 )
 def test_an_adaptive_method_gets_at_most_the_heads_weights_and_more_than_half(
-    spec: Spec, classes: int, blocks: int
+    tuner: Tuner, classes: int, blocks: int
 ) -> None:
-    assert 0.5 < trained(spec, classes, blocks, 16) / (classes * 16) <= 1
+    assert 0.5 < trained(tuner, classes, blocks, 16) / (classes * 16) <= 1
 
 
 def test_an_adaptive_sparse_ratio_gives_as_many_entries_as_the_head_has_weights() -> None:
     model = attach(tiny(), [])
     Sparse().resolved(60, BLOCKS, WIDTH).attach(model.tower.blocks)
-    entries = sum(one.values.numel() for one in model.modules() if isinstance(one, SparseLinear))
+    layers = [module for module in model.modules() if isinstance(module, SparseLinear)]
+    entries = sum(layer.values.numel() for layer in layers)
     assert 0.99 < entries / (60 * WIDTH) <= 1
     few = Sparse().resolved(10**6, 1, 16)
-    assert few.ratio == 1, "there are no more entries than all"
+    assert few.ratio == 1, "at most all entries are trained"
 
 
 def test_options_that_are_given_stay() -> None:
@@ -148,15 +158,15 @@ def test_options_that_are_given_stay() -> None:
 
 
 def test_adaptive_options_have_to_be_settled_first() -> None:
-    for spec in (AdaptFormer(), Adapter(), LoRA(), VPTDeep(), Sparse()):
+    for tuner in (AdaptFormer(), Adapter(), LoRA(), VPTDeep(), Sparse()):
         with pytest.raises(ValueError, match="resolved"):
-            spec.attach(tiny().tower.blocks)
+            tuner.attach(tiny().tower.blocks)
 
 
 def test_a_recipe_names_a_method() -> None:
-    adapter: TypeAdapter[Spec] = TypeAdapter(AnyTuner)
-    for spec in EVERY:
-        assert adapter.validate_json(adapter.dump_json(spec)) == spec
+    adapter: TypeAdapter[Tuner] = TypeAdapter(AnyTuner)
+    for tuner in EVERY:
+        assert adapter.validate_json(adapter.dump_json(tuner)) == tuner
     assert adapter.validate_python({"name": "lora", "where": "both"}) == LoRA(where="both")
     for wrong in ({"name": "lora", "rank": 0}, {"name": "bias", "rank": 1}, {"name": "ssf2"}):
         with pytest.raises(ValidationError):
@@ -164,24 +174,24 @@ def test_a_recipe_names_a_method() -> None:
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["first-only", "all-tokens"])
-@pytest.mark.parametrize("spec", [AdaptFormer(), Adapter(), LoRA(where="both")], ids=named)
+@pytest.mark.parametrize("tuner", [AdaptFormer(), Adapter(), LoRA(where="both")], ids=named)
 def test_before_the_first_step_a_tuned_tower_is_the_frozen_one_to_the_bit(
-    spec: Spec, mean: bool
+    tuner: Tuner, mean: bool
 ) -> None:
     model = tiny(mean=mean)
     before = features(model)
-    assert torch.equal(features(attach(model, [spec])), before)
+    assert torch.equal(features(attach(model, [tuner])), before)
 
 
-@pytest.mark.parametrize("spec", [SSF(), VPTShallow(), VPTDeep()], ids=named)
-def test_scales_and_prompts_start_elsewhere(spec: Spec) -> None:
+@pytest.mark.parametrize("tuner", [SSF(), VPTShallow(), VPTDeep()], ids=named)
+def test_scales_and_prompts_start_elsewhere(tuner: Tuner) -> None:
     model = tiny()
     before = features(model)
-    assert 1e-3 < error(features(attach(model, [spec])), before) < 0.5
+    assert 1e-3 < error(features(attach(model, [tuner])), before) < 0.5
 
 
 @pytest.mark.parametrize(
-    ("spec", "places"),
+    ("tuner", "places"),
     [
         (AdaptFormer(), {"beside_mlp"}),
         (Adapter(), {"after_mlp"}),
@@ -191,18 +201,18 @@ def test_scales_and_prompts_start_elsewhere(spec: Spec) -> None:
         (Bias(), {"norm1", "norm2", "attention", "mlp"}),
         (LoRA(), {"attention"}),
     ],
-    ids=lambda one: one.name if isinstance(one, Spec) else "",
+    ids=lambda value: value.name if isinstance(value, Tuner) else "",
 )
-def test_only_the_tuner_and_the_head_are_trained(spec: Spec, places: set[str]) -> None:
-    model = attach(tiny(), [spec])
+def test_only_the_tuner_and_the_head_are_trained(tuner: Tuner, places: set[str]) -> None:
+    model = attach(tiny(), [tuner])
     names = set(model.trained())
     assert {name.split(".")[2] for name in names if name.startswith("tower")} == places
     assert "head.weight" in names
 
 
-@pytest.mark.parametrize("spec", EVERY, ids=named)
-def test_what_is_trained_gets_a_gradient_and_nothing_else_does(spec: Spec) -> None:
-    model = shake(attach(tiny(mean=True), [with_width(spec)]))
+@pytest.mark.parametrize("tuner", EVERY, ids=named)
+def test_what_is_trained_gets_a_gradient_and_nothing_else_does(tuner: Tuner) -> None:
+    model = shake(attach(tiny(mean=True), [with_width(tuner)]))
     model(PIXELS)[0].square().mean().backward()
     for name, parameter in model.named_parameters():
         moved = parameter.grad is not None and bool(parameter.grad.any())
@@ -216,32 +226,33 @@ def test_last_blocks_alone_leave_the_first_frozen() -> None:
     assert all(name.startswith(("tower.block2.", "head.")) for name in model.trained())
 
 
-@pytest.mark.parametrize("spec", NEEDING_BLOCKS, ids=named)
-def test_a_resnet_is_refused_by_name(spec: Spec) -> None:
-    with pytest.raises(UserError, match=f"^{spec.name} needs transformer blocks.*ResNet"):
-        spec.attach([nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))])
+@pytest.mark.parametrize("tuner", NEEDING_BLOCKS, ids=named)
+def test_a_resnet_is_refused_by_name(tuner: Tuner) -> None:
+    with pytest.raises(UserError, match=f"^{tuner.name} needs transformer blocks.*ResNet"):
+        tuner.attach([nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))])
 
 
 def test_a_resnets_norms_and_biases_can_be_tuned() -> None:
-    for spec, expected in ((LayerNorms(), {"1.weight", "1.bias"}), (Bias(), {"1.bias"})):
+    for tuner, expected in ((LayerNorms(), {"1.weight", "1.bias"}), (Bias(), {"1.bias"})):
         stage = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.BatchNorm2d(3))
-        spec.attach([stage.requires_grad_(False)])
-        assert {name for name, one in stage.named_parameters() if one.requires_grad} == expected
+        tuner.attach([stage.requires_grad_(False)])
+        parameters = stage.named_parameters()
+        assert {name for name, parameter in parameters if parameter.requires_grad} == expected
     with pytest.raises(UserError, match="norm finds nothing"):
         LayerNorms().attach([nn.Sequential(nn.Conv2d(3, 3, 1))])
 
 
 def test_the_order_of_attaching_does_not_matter() -> None:
-    specs = [Sparse(ratio=0.2), LoRA(rank=2, where="both"), SSF(), Bias()]
-    first = shake(attach(tiny(), specs))
-    for order in permutations(specs):
+    tuners = [Sparse(ratio=0.2), LoRA(rank=2, where="both"), SSF(), Bias()]
+    first = shake(attach(tiny(), tuners))
+    for order in permutations(tuners):
         other = attach(tiny(), order)
         other.load_state_dict(first.state_dict())
         assert torch.equal(features(other), features(first))
 
 
 def test_every_part_reads_and_adds_where_lift_says() -> None:
-    """The block's formula written out: LoRA inside SSF, adapters behind and beside the MLP."""
+    """Compare with the block's formula: LoRA inside SSF, adapters after and parallel to the MLP."""
     torch.manual_seed(0)
     model = attach(tiny(), [LoRA(rank=2), SSF(), AdaptFormer(rank=2), Adapter(rank=2)])
     block = shake(model).tower.blocks[0]
@@ -260,8 +271,8 @@ def test_every_part_reads_and_adds_where_lift_says() -> None:
         q = q + h @ down[:2].t() @ up[0].t() / 2
         v = v + h @ down[2:].t() @ up[1].t() / 2
         q, k, v = ssf("attention.qkv", torch.cat([q, k, v], -1)).chunk(3, -1)
-        heads = [one.unflatten(-1, (4, -1)).transpose(1, 2) for one in (q, k, v)]
-        a = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        q, k, v = (rows.view(2, 5, 4, -1).transpose(1, 2) for rows in (q, k, v))
+        a = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x1 = x + ssf("attention.proj", plain.attention.proj(a))
         u = plain.mlp.act(ssf("mlp.fc1", plain.mlp.fc1(ssf("norm2", plain.norm2(x1)))))
         m = ssf("mlp.fc2", plain.mlp.fc2(u))
@@ -278,11 +289,11 @@ def test_a_blocks_own_prompts_are_tokens_that_leave_behind_it(first_only: bool) 
     with torch.no_grad():
         longer = block(torch.cat([tokens, rows.expand(2, -1, -1)], dim=1))
         VPTDeep(prompts=3).attach([block])
-        block.prompts[0].tokens.copy_(rows)
+        tokens_of(block.prompts[0]).copy_(rows)
         block.first_only = first_only
-        found = block(tokens)
-    assert found.shape[1] == (1 if first_only else 5)
-    assert error(found, longer[:, : found.shape[1]]) < 1e-6
+        outputs = block(tokens)
+    assert outputs.shape[1] == (1 if first_only else 5)
+    assert error(outputs, longer[:, : outputs.shape[1]]) < 1e-6
 
 
 def test_shallow_prompts_pass_through_every_tuned_block_and_leave_behind_the_last() -> None:
@@ -293,27 +304,27 @@ def test_shallow_prompts_pass_through_every_tuned_block_and_leave_behind_the_las
         start = first(tokens)
         longer = third(second(torch.cat([start, rows.expand(2, -1, -1)], dim=1)))
         VPTShallow(prompts=3).attach([second, third])
-        second.appended[0].tokens.copy_(rows)
+        tokens_of(second.appended[0]).copy_(rows)
         assert second(start).shape == (2, 8, WIDTH)
         assert error(third(second(start)), longer[:, :5]) < 1e-6
 
 
 def test_low_rank_updates_start_with_lifts_bound() -> None:
-    """Uniform within 1 / sqrt(r): standard deviation 1 / sqrt(3 r)."""
+    """A uniform distribution within 1 / sqrt(r) has a standard deviation of 1 / sqrt(3 r)."""
     down = LoRALinear(nn.Linear(4096, 8), rank=16).down
     assert down.abs().max() <= 0.25
     assert down.std().item() == pytest.approx(math.sqrt(1 / 48), rel=0.02)
 
 
 def test_down_projections_start_as_lifts_do() -> None:
-    """Kaiming-normal with a = sqrt(5): standard deviation sqrt(2 / 6 / D)."""
-    tuner = AdaptFormerBranch(4096, 16, 1e-5)
-    assert tuner.down.weight.std().item() == pytest.approx(math.sqrt(1 / 3 / 4096), rel=0.02)
-    assert not tuner.up.weight.any()
+    """Kaiming-normal with a = sqrt(5) has a standard deviation of sqrt(2 / 6 / D)."""
+    branch = AdaptFormerBranch(4096, 16, 1e-5)
+    assert branch.down.weight.std().item() == pytest.approx(math.sqrt(1 / 3 / 4096), rel=0.02)
+    assert not branch.up.weight.any()
 
 
 def test_kept_sparse_entries_go_where_they_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not where another version would draw them."""
+    """They do not go where another version would draw them."""
     model = shake(attach(tiny(), [Sparse(ratio=0.1)]))
     kept = {name: tensor.clone() for name, tensor in model.state().items()}
     monkeypatch.setattr(sparse, "SEED", 1)
@@ -327,26 +338,28 @@ def test_kept_sparse_entries_go_where_they_were_drawn(monkeypatch: pytest.Monkey
 def test_only_drawn_entries_change_in_a_step_with_weight_decay() -> None:
     model = attach(tiny(), [Sparse(ratio=0.1)])
     before = tiny().tower.blocks[0].mlp.fc1
-    trained = [one for one in model.parameters() if one.requires_grad]
-    optimiser = SGD(trained, lr=0.1, weight_decay=0.5)
+    optimiser = SGD(model.trained().values(), lr=0.1, weight_decay=0.5)
     model(PIXELS)[0].square().mean().backward()
     optimiser.step()
-    layer = model.tower.blocks[0].mlp.fc1
+    block = model.tower.blocks[0]
+    layer: nn.Module = block.mlp.fc1
     assert isinstance(layer, SparseLinear)
-    after = layer.merged()
-    found, start = (torch.cat([one.weight.flatten(), one.bias]) for one in (after, before))
-    changed = torch.nonzero(found != start).flatten()
+    merge_block(block)
+    end, start = (
+        torch.cat([linear.weight.flatten(), linear.bias]) for linear in (block.mlp.fc1, before)
+    )
+    changed = torch.nonzero(end != start).flatten()
     assert torch.equal(changed, layer.indices)
     assert len(changed) == int(0.1 * len(start))
 
 
-@pytest.mark.parametrize("spec", EVERY, ids=named)
-def test_a_models_state_is_what_it_needs_beside_its_backbone(spec: Spec) -> None:
-    model = shake(attach(tiny(), [spec]))
+@pytest.mark.parametrize("tuner", EVERY, ids=named)
+def test_a_models_state_is_what_it_needs_besides_its_backbone(tuner: Tuner) -> None:
+    model = shake(attach(tiny(), [tuner]))
     kept = {name: tensor.clone() for name, tensor in model.state().items()}
-    other = attach(tiny(), [spec])
+    other = attach(tiny(), [tuner])
     other.load_state_dict(kept, strict=False)
     assert torch.equal(features(other), features(model))
     drawn = {name for name in kept if name not in model.trained()}
     assert all(name.endswith(".indices") for name in drawn)
-    assert bool(drawn) == (spec.name == "sparse")
+    assert bool(drawn) == (tuner.name == "sparse")

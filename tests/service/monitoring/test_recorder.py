@@ -124,7 +124,7 @@ def test_get_classes_lists_every_class(lost: httpx.Client) -> None:
     assert (black["low"], black["high"]) == (0, pytest.approx(1_800 * (1 - 0.025 ** (1 / 1_800))))
     assert black["last_seen"] is black["confidence"] is None
     assert (white["silent"], white["drifting"], white["direction"]) == (False, False, None)
-    assert white["low"] < white["predicted"] == 60 < white["high"]
+    assert white["low"] < white["predicted"] == 300 < white["high"]
     assert white["share"] == pytest.approx(1 / 6)
     assert white["confidence"]["median"] == pytest.approx(0.99)
     assert abs(datetime.fromisoformat(white["last_seen"]).timestamp() - time.time()) < 600
