@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,22 +15,20 @@ from taillift.models.bundle.manifest import ClassInfo
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
 from tests.support import palette
-from tests.support.palette import CLASSES, photo, write_bundle
+from tests.support.palette import CLASSES, new_photo, photo, write_bundle
 from tests.support.serving import form, process, running, sample, scrape
 
 BATCH = 60
 LOST = "black"
 REST = [label for label in CLASSES if label != LOST]
 PHOTOS = {label: photo(colour) for label, (colour, _) in CLASSES.items()}
-# Each of another size, because identical photos count once.
-SIZES = ((20 + number % 40, 16 + number // 40) for number in count())
 
 
 def send(client: httpx.Client, labels: list[str]) -> None:
     """Classify one photo per label, in order."""
     for start in range(0, len(labels), BATCH):
         batch = labels[start : start + BATCH]
-        files = form(*[("x", photo(CLASSES[label][0], size=next(SIZES))) for label in batch])
+        files = form(*[("x", new_photo(CLASSES[label][0])) for label in batch])
         client.post("/classify", params={"ensemble": "off"}, files=files).raise_for_status()
 
 

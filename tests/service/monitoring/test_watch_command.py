@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
-from tests.support.palette import CLASSES, photo
+from tests.support.palette import CLASSES, new_photo
 from tests.support.serving import form, running
 
 REST = [label for label in CLASSES if label != "black"]
@@ -65,20 +65,15 @@ def test_it_agrees_with_the_service_on_the_same_predictions(known: Path, past: P
 
 
 def served_classes(client: httpx.Client) -> list[dict[str, object]]:
-    for row in range(30):
-        sizes = [(20 + number, 16 + row) for number in range(60)]
-        photos = [
-            photo(CLASSES[label][0], size=size)
-            for label, size in zip(REST * 10, sizes, strict=True)
-        ]
-        files = form(*[("x", one) for one in photos])
+    for _ in range(30):
+        files = form(*[("x", new_photo(CLASSES[label][0])) for label in REST * 10])
         client.post("/classify?ensemble=off", files=files).raise_for_status()
     return [info["live"] for info in client.get("/classes").json()["classes"]]
 
 
 def test_photos_are_classified_and_a_bad_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
     for number, label in enumerate(("red", "red", "black")):
-        (tmp_path / f"{number}.png").write_bytes(photo(CLASSES[label][0], size=(20 + number, 16)))
+        (tmp_path / f"{number}.png").write_bytes(new_photo(CLASSES[label][0]))
     (tmp_path / "text.jpg").write_text("no photo")
     result = watch(bundle, tmp_path, "--json")
     assert result.exit_code == 0

@@ -89,6 +89,17 @@ def test_a_lost_class_is_found_in_a_stream_of_pairs() -> None:
     assert np.flatnonzero(monitor.silence.found).tolist() == [3]
 
 
+def test_one_photo_of_a_lost_class_does_not_hide_its_silence() -> None:
+    monitor = monitor_of(bursts(1, 3_000))
+    rest = bursts(1, 2_000, seed=1)
+    for number, label in enumerate(rest[rest != 3].tolist()):
+        monitor.observe(label, 0.9)
+        if number % 60 == 0:
+            monitor.observe(3, 0.9, [image_digest(b"the same photo")])
+    monitor.refresh()
+    assert np.flatnonzero(monitor.silence.found).tolist() == [3]
+
+
 def test_a_restart_keeps_the_estimate_and_an_old_file_begins_it_anew() -> None:
     before = monitor_of(bursts(10, 5_000))
     arrays = to_arrays(before)
