@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from prometheus_client.exposition import choose_encoder
@@ -44,6 +44,7 @@ from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
+from taillift.service.tail.sightings import group_digest
 
 Item = TypeVar("Item")
 Answered = tuple[Upload, ImageOutputs | PerImageError]
@@ -108,6 +109,21 @@ async def classify(
     engine: Service,
     bundle: Served,
     deadline: Until,
+    group: Annotated[
+        str | None,
+        Header(
+            alias="X-Taillift-Group",
+            description="name of the one thing that the images show; images with the same name "
+            "count once for the statistics of the tail",
+        ),
+    ] = None,
+    count: Annotated[
+        Literal["yes", "no"],
+        Header(
+            alias="X-Taillift-Count",
+            description="no: the images, as those of a probe, are answered and not counted",
+        ),
+    ] = "yes",
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
@@ -115,11 +131,15 @@ async def classify(
     if query.coverage is not None and bundle.predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
-    def result(filename: str | None, prediction: Prediction) -> ClassifiedImage:
+    def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
         decision, members = prediction.decision, prediction.members
-        bundle.monitoring.observe(prediction.uniform, decision, members)
+        if count == "yes":
+            things = [upload.digest, group_digest(group)] if group else [upload.digest]
+            bundle.monitoring.observe(prediction.uniform, decision, members, things)
+        else:
+            engine.metrics.count_omission("asked")
         return classified(
-            filename,
+            upload.filename,
             prediction.requested,
             bundle.manifest.classes,
             query.top_k,
@@ -129,6 +149,8 @@ async def classify(
         )
 
     async with _answered(request, engine, wanted, deadline) as answered:
+        # Computed here and kept, because a large image's digest would hold up the event loop.
+        await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
         results = list(_results(engine, bundle, wanted, answered, result))
     return Classification(
         model=model_id(bundle.manifest),
@@ -156,9 +178,9 @@ async def confidence(
     engine.require_ready()
     chosen, wanted = chosen_classes(query.classes, bundle.manifest), _wanted(bundle, query)
 
-    def result(filename: str | None, prediction: Prediction) -> ConfidenceOfImage:
+    def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
         return confidences(
-            filename, prediction.requested, bundle.manifest, chosen, prediction.views
+            upload.filename, prediction.requested, bundle.manifest, chosen, prediction.views
         )
 
     answer = InferenceResponse(
@@ -222,7 +244,7 @@ def _results(
     bundle: ResidentBundle,
     wanted: Wanted,
     answered: Sequence[Answered],
-    result: Callable[[str | None, Prediction], Item],
+    result: Callable[[Upload, Prediction], Item],
 ) -> Iterator[Item | FailedImage]:
     """Yield `result` of each image's prediction, and the problem of an image that has none."""
     with engine.metrics.time_stage("post"):
@@ -233,7 +255,7 @@ def _results(
                 prediction = bundle.predictor.predict(
                     answer, wanted.ensemble, wanted.log_prior, wanted.coverage
                 )
-                yield result(upload.filename, prediction)
+                yield result(upload, prediction)
 
 
 @router.get("/classes", response_model=class_report.Classes)

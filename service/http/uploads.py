@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from taillift.service.problems import BodyTimeoutError, BodyTooLargeError, MalformedError
+from taillift.service.tail.sightings import image_digest
 
 FIELD: Final = "images"
 
@@ -21,6 +23,11 @@ class Upload:
 
     filename: str | None
     data: bytes
+
+    @cached_property
+    def digest(self) -> int:
+        """The digest by which a copy of the image is known; takes milliseconds once."""
+        return image_digest(self.data)
 
 
 def body_bytes(request: Request, limit: int) -> int:
