@@ -9,24 +9,13 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Final
 
+from taillift.models.terminal import printable
 from taillift.service.settings import LogFormat
 
 request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
 
 # Text that needs no quotes as the value of a field.
 PLAIN: Final = re.compile(r"[!#-~]+")
-
-
-def printable(text: str) -> str:
-    """Return `text` with every control character escaped, so that it cannot forge a log line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
-    )
 
 
 class RequestIdFilter(logging.Filter):
