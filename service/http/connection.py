@@ -174,7 +174,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = AnswerTransport(self)
 
     def on_body(self, body: bytes) -> None:
-        self._body_left -= len(body)
+        self._body_left = max(0, self._body_left - len(body))  # It stays 0 for chunks.
         if not self._deaf:
             super().on_body(body)
 
