@@ -121,14 +121,13 @@ class Settings(BaseSettings):
     )
     allowed_hosts: str | None = Field(
         None,
-        description="Host names that the service answers for, separated by commas; *.example.org "
-        "means all below it, * any. Names of this machine and names without a dot are always "
-        "allowed. Unset: only those if host is a loopback address, and any otherwise.",
+        description="Host names to answer for, separated by commas; *.example.org means all below "
+        "it. Unset: this machine's if host is a loopback address, else any.",
     )
     cors_origins: str | None = Field(
         None,
-        description="Origins of web pages that may use the service, such as "
-        "https://app.example.org, separated by commas; * means any. Unset: only its own page.",
+        description="Origins of web pages that may use the service, separated by commas; * means "
+        "any. Unset: only its own page.",
     )
     max_connections: int = Field(
         800,
@@ -304,7 +303,9 @@ def check_environment() -> None:
     for name, value in os.environ.items():
         if not name.upper().startswith(PREFIX) or KUBERNETES_VARIABLE.fullmatch(name):
             continue
-        if name.upper() not in variables | COMPOSE_VARIABLES:
+        if name.upper() in COMPOSE_VARIABLES:
+            continue
+        if name.upper() not in variables:
             hint = did_you_mean(name.upper(), sorted(variables))
             raise UserError(f"{name} is not a setting{hint}: correct its name, or unset it")
         # Keys are refused where they are read, in words of their own.

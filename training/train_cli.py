@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from taillift.models.errors import UserError
+from taillift.models.terminal import say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
@@ -97,7 +98,7 @@ def train(
     save(path, run.model, run.facts, replace)
     if not is_first():
         return
-    typer.echo(
+    say(
         f"{path}: {run.facts.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
@@ -116,11 +117,11 @@ def recipes(
     if name is None:
         width = max(map(len, NAMES))
         for one in NAMES:
-            typer.echo(f"{one:{width}}  {load_recipe(one).title}")
+            say(f"{one:{width}}  {load_recipe(one).title}")
     else:
         load_recipe(name)
         path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
-        typer.echo(path.read_text("utf-8"), nl=False)
+        say(path.read_text("utf-8").removesuffix("\n"))
 
 
 @app.command()
@@ -158,14 +159,14 @@ def export(
         checkpoint, dataset, target, backbone, replace, calibration, parse_variants(variant or [])
     )
     proof = exported.proof
-    typer.echo(
+    say(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
         f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
     )
     if exported.unmerged:
-        typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
+        say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
     tell(target, exported.manifest)
 
 
@@ -209,9 +210,8 @@ def compare(
     again. --set applies to every recipe that trains anything. The exit status is 1 where a run
     failed; the others are shown.
     """
-    from rich.console import Console
-
     from taillift.models.lift.backbone import load_backbone
+    from taillift.models.plain_console import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.table import failures, table
@@ -232,7 +232,7 @@ def compare(
     ]
     dataset = load_dataset(data, imbalance)
     folder = out or Path("runs") / dataset.name
-    console = Console(markup=False, highlight=False, quiet=not is_first())
+    console = PlainConsole(quiet=not is_first())
     try:
         outcomes = run(
             dataset,
@@ -265,8 +265,8 @@ def tell(target: Path, manifest: "Manifest") -> None:
 
     for precision, made in manifest.variants.items():
         for line in summary(made):
-            typer.echo(f"{precision}: {line}")
-    typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
+            say(f"{precision}: {line}")
+    say(f"{target}: bundle {manifest.name} {manifest.version}")
 
 
 def parse_variants(names: Sequence[str]) -> "list[Precision]":

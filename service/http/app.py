@@ -294,7 +294,7 @@ async def metrics(request: Request, engine: Service) -> Response:
     """Give the metrics for Prometheus."""
     try:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    except ValueError:  # A version that is none; the plain format suits every reader.
+    except (TypeError, ValueError):  # Of a version that is none. Every reader knows this format.
         encoder, content_type = choose_encoder("")
     return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
 
