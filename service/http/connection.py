@@ -255,6 +255,7 @@ class Connection(HttpToolsProtocol):
         except HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except HttpParserError as error:
+            self.logger.warning("Invalid HTTP request received.")
             if str(error) in PARSER_VERSION_ERRORS:
                 self._refuse(UnknownVersionError("the service speaks HTTP/1.1 and HTTP/1.0"))
             else:
