@@ -106,23 +106,39 @@ def content_version(files: dict[str, FileRecord]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-@contextmanager
-def new_bundle(
-    target: Path,
-    manifest: Callable[[str, dict[str, FileRecord]], Manifest],
-    replace: bool = False,
-) -> Iterator[Path]:
-    """Yield a folder to fill; afterwards its manifest is written and it becomes `target`.
+class BundleBuilder:
+    """A bundle that is being made: fill the folder `path`, then call `finish`."""
 
-    `manifest(version, files)` is called with every file in the folder hashed. With `replace` an
-    existing bundle makes room, and nothing else does.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished = False
+
+    def finish(self, make_manifest: Callable[[str, dict[str, FileRecord]], Manifest]) -> Manifest:
+        """Hash every file in the folder, write the manifest and return it.
+
+        `make_manifest` is given the content version and the files' records by their names.
+        """
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        files = {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
+        manifest = make_manifest(content_version(files), files)
+        (self.path / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        self.finished = True
+        return manifest
+
+
+@contextmanager
+def new_bundle(target: Path, replace: bool = False) -> Iterator[BundleBuilder]:
+    """Yield a builder whose folder becomes `target` at the end of the block.
+
+    Nothing is left at `target` if the block raises an exception or ends without a call of
+    `finish`, which raises `RuntimeError`. An existing bundle is replaced only if `replace` is
+    true, and a folder that is not a bundle never.
     """
     with atomic_folder(target, MANIFEST if replace else None) as folder:
-        yield folder
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
-        text = manifest(content_version(files), files).model_dump_json(indent=2)
-        (folder / MANIFEST).write_text(text + "\n", "utf-8")
+        builder = BundleBuilder(folder)
+        yield builder
+        if not builder.finished:
+            raise RuntimeError(f"{target} was not written: its builder was not finished")
 
 
 def write_golden(

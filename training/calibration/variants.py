@@ -28,7 +28,7 @@ from taillift.training.calibration.reliability import measure_errors
 from taillift.training.calibration.review import fit_review, measure_review
 from taillift.training.calibration.temperature import BeforeAndAfter, fit_temperatures
 from taillift.training.data.dataset import Dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.evaluation import evaluate
 
 # Points of accuracy that an adaptive ensemble may lose.

@@ -17,9 +17,8 @@ from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
-from taillift.training.data.photo import Photo, RawPhoto, StoredPhoto
+from taillift.training.data.photo import Photo, RawPhoto, SplitName, StoredPhoto
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import SplitName
 
 CHUNK: Final = 4096
 # Checking fewer photos takes only a moment, so nothing about them is kept in the cache.

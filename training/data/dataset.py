@@ -7,9 +7,9 @@ from functools import cached_property
 
 from taillift.training.data.check import drop_unreadable
 from taillift.training.data.long_tail import tail_indices
+from taillift.training.data.photo import SPLITS, SplitName
+from taillift.training.data.photo import Split as Split
 from taillift.training.data.readers.registry import read_source
-from taillift.training.data.split import SPLITS, SplitName
-from taillift.training.data.split import Split as Split
 
 
 @dataclass(frozen=True)

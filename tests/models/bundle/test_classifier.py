@@ -112,9 +112,10 @@ def refusal(
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update=changes)
 
-    with new_bundle(folder, manifest) as new:
-        onnx.save(graph(), new / MODEL)
-        write_golden(new, pixels, logits)
+    with new_bundle(folder) as bundle:
+        onnx.save(graph(), bundle.path / MODEL)
+        write_golden(bundle.path, pixels, logits)
+        bundle.finish(manifest)
     with pytest.raises(UserError) as caught:
         Classifier.open(folder)
     assert "\n" not in str(caught.value)

@@ -43,9 +43,10 @@ def test_a_bundle_lists_every_file_and_is_whole(bundle: Path) -> None:
 
 def test_the_version_is_that_of_the_contents(tmp_path: Path) -> None:
     def version(name: str, text: str) -> str:
-        with new_bundle(tmp_path / name, palette_manifest) as folder:
-            (folder / "report").mkdir()
-            (folder / "report" / "note.txt").write_text(text)
+        with new_bundle(tmp_path / name) as bundle:
+            (bundle.path / "report").mkdir()
+            (bundle.path / "report" / "note.txt").write_text(text)
+            bundle.finish(palette_manifest)
         return read_manifest(tmp_path / name).version
 
     assert version("a", "one") == version("b", "one") != version("c", "two")

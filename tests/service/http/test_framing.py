@@ -95,7 +95,8 @@ def test_javas_client_as_it_comes_classifies(client: httpx.Client, tmp_path: Pat
         pytest.skip("no JDK is installed (apt-get install default-jdk-headless)")
     (tmp_path / "red.jpg").write_bytes(RED)
     subprocess.run(["javac", "-d", tmp_path, JAVA], check=True, timeout=120)
-    command = ["java", "-cp", tmp_path, "Classify", str(client.base_url), tmp_path / "red.jpg"]
+    photo_file = str(tmp_path / "red.jpg")
+    command = ["java", "-cp", str(tmp_path), "Classify", str(client.base_url), photo_file]
     text = subprocess.check_output(command, timeout=120, text=True)
     statuses = re.findall(r"^(\d+) \{.*\"label\":\"red\"", text, re.MULTILINE)
     assert statuses == ["200", "200", "200"]

@@ -58,14 +58,16 @@ def write(
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update={"variants": variants})
 
-    with new_bundle(target, manifest) as folder:
+    with new_bundle(target) as bundle:
         for precision in variants:
-            onnx.save(graph() if precision is light else heavy(), folder / FILES[precision])
+            model = graph() if precision is light else heavy()
+            onnx.save(model, bundle.path / FILES[precision])
         golden = {
             precision: logits_of(colours) + (int8 if precision is INT8 else 0)
             for precision in variants
         }
-        write_golden(folder, canvases(colours), golden)
+        write_golden(bundle.path, canvases(colours), golden)
+        bundle.finish(manifest)
     return target
 
 

@@ -14,9 +14,8 @@ from numpy._core.multiarray import _reconstruct
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import Vocabulary, prompt_names
-from taillift.training.data.photo import RawPhoto
+from taillift.training.data.photo import RawPhoto, Split, SplitName
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import Split, SplitName
 
 SHAPE: Final = (3, 32, 32)
 BYTES: Final = 3 * 32 * 32

@@ -8,8 +8,8 @@ from typing import Final
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import Vocabulary, prompt_names
+from taillift.training.data.photo import SPLITS, Split, SplitName
 from taillift.training.data.readers.listing import Listing, stored_photos
-from taillift.training.data.split import SPLITS, Split, SplitName
 
 COLUMNS: Final = ("path", "label")
 

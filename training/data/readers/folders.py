@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from taillift.training.data.classes import Vocabulary, prompt_names
-from taillift.training.data.photo import StoredPhoto
+from taillift.training.data.photo import SPLITS, Split, StoredPhoto
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import SPLITS, Split
 
 SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp"}
 # Folders that systems and tools create, besides those whose names start with a dot.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taillift.models.errors import UserError
-from taillift.training.data.photo import StoredPhoto
-from taillift.training.data.split import Split, SplitName
+from taillift.training.data.photo import Split, SplitName, StoredPhoto
 
 
 @dataclass(frozen=True)

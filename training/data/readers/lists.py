@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import CLASS_LIST, Vocabulary, prompt_names, read_class_list
+from taillift.training.data.photo import SPLITS, Split, SplitName
 from taillift.training.data.readers.listing import Listing, stored_photos
-from taillift.training.data.split import SPLITS, Split, SplitName
 from taillift.training.yaml_file import parse_yaml
 
 DESCRIPTION: Final = "dataset.yaml"

@@ -16,10 +16,9 @@ from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
 from taillift.training.data.classes import CLASS_LIST, Vocabulary, prompt_names, read_class_list
-from taillift.training.data.photo import StoredPhoto
+from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto
 from taillift.training.data.readers.folders import SUFFIXES
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import SPLITS, Split, SplitName
 
 # Suffixes of members with a photo's class. `parse_label` takes the first of them that exists.
 LABELS: Final = ("cls", "json", "txt")
