@@ -12,8 +12,8 @@ from fastapi.responses import HTMLResponse
 
 from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
-from taillift.service.http.stored_files import StoredFolder
 from taillift.service.http.uploads import FIELD
+from taillift.service.page.stored_files import StoredFolder
 
 _REQUEST_ID: Final = {
     "type": "string",

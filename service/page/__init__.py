@@ -6,7 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from taillift.service.http.stored_files import StoredFile, StoredFolder
+from taillift.service.page.stored_files import StoredFile, StoredFolder
 
 FOLDER: Final = Path(str(files("taillift.service.page") / "files"))
 
