@@ -439,7 +439,7 @@ class HeldFlow(FlowControl):
 
 
 class AnswerTransport(Transport):
-    """What uvicorn writes an answer to: the connection decides how it ends."""
+    """Transport of an answer, whose end is left to the connection."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
