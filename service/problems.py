@@ -67,6 +67,27 @@ class UnauthorisedError(ServiceError):
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
 
 
+class ForeignOriginError(ServiceError):
+    status, reason, title = 403, "foreign_origin", "The page is of another origin"
+
+
+class UnknownHostError(ServiceError):
+    status, reason, title = 421, "unknown_host", "The service has another host"
+
+
+class EncodedError(ServiceError):
+    status, reason, title = 415, "encoded", "The body has a Content-Encoding"
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
+
+
+class UnknownCodingError(ServiceError):
+    status, reason, title = 501, "unknown_coding", "The Transfer-Encoding is unknown"
+
+
+class UnknownVersionError(ServiceError):
+    status, reason, title = 505, "unknown_version", "The version of HTTP is unknown"
+
+
 class HeaderTimeoutError(ServiceError):
     status, reason, title = 408, "header_timeout", "The request's headers took too long"
 
@@ -194,6 +215,11 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            ForeignOriginError,
+            UnknownHostError,
+            EncodedError,
+            UnknownCodingError,
+            UnknownVersionError,
             HeaderTimeoutError,
             HeadersTooLargeError,
             TooManyConnectionsError,

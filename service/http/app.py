@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from prometheus_client.exposition import choose_encoder
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
@@ -45,6 +46,15 @@ from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 from taillift.service.tail.sightings import group_digest
+
+
+class TextConvertor(PathConvertor):
+    """Part of an address that may hold any text: slashes and line ends, too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
 
 Item = TypeVar("Item")
 Answered = tuple[Upload, ImageOutputs | PerImageError]
@@ -267,7 +277,7 @@ async def classes(bundle: Served, writing: Writing) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.get("/classes/{label:path}", responses=problems(404))
+@router.get("/classes/{label:text}", responses=problems(404))
 async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
     return class_report.class_details(bundle.monitoring, label)
@@ -304,7 +314,10 @@ async def readyz(engine: Service) -> Status | Response:
 )
 async def metrics(request: Request, engine: Service) -> Response:
     """Give the metrics for Prometheus."""
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    try:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # Of a version that is none. Every reader knows this format.
+        encoder, content_type = choose_encoder("")
     return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
 
 
@@ -334,6 +347,9 @@ def create_app(engine: Engine) -> FastAPI:
         version=engine.bundle.manifest.taillift_version,
         summary="Classification of long-tailed images",
         lifespan=lifespan,
+        redirect_slashes=False,
+        # Relative, so that the description is right below a path of a proxy as well.
+        servers=[{"url": "."}],
     )
     app.state.engine = engine
     app.state.keys = keys

@@ -8,10 +8,16 @@ from functools import cached_property
 from typing import Final
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from taillift.service.problems import BodyTimeoutError, BodyTooLargeError, MalformedError
+from taillift.service.problems import (
+    BodyTimeoutError,
+    BodyTooLargeError,
+    EncodedError,
+    MalformedError,
+)
 from taillift.service.tail.sightings import image_digest
 
 FIELD: Final = "images"
@@ -33,8 +39,14 @@ class Upload:
 def body_bytes(request: Request, limit: int) -> int:
     """Return the largest size that the body can have: its Content-Length, or `limit` without one.
 
-    Raises `BodyTooLargeError`.
+    Raises `BodyTooLargeError`, and `EncodedError` if the body is compressed.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise EncodedError(
+            f"the body is sent with Content-Encoding {encoding[:80]!r}: send it without, as images "
+            "are compressed already"
+        )
     size = int(request.headers.get("content-length", limit))
     if size > limit:
         raise BodyTooLargeError(f"the body has {size:,} bytes, more than the {limit:,} allowed")
@@ -95,11 +107,32 @@ class FormParser(MultiPartParser):
         self._ended = False
 
     async def _complete(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Yield all chunks, and raise `MultiPartException` if the form has not ended by then."""
+        """Yield all chunks from the first boundary on.
+
+        Raises `MultiPartException` if the form has not ended by then.
+        """
+        boundary = parse_options_header(self.headers["content-type"])[1].get(b"boundary", b"")
+        delimiter, before, begun = b"\r\n--" + boundary, b"\r\n", False
         async for chunk in body:
-            yield chunk
+            if begun:
+                yield chunk
+            elif (place := (before := before + chunk).find(delimiter)) >= 0:
+                begun = True
+                yield before[place + 2 :]
+            else:
+                before = before[1 - len(delimiter) :]
         if not self._ended:
             raise MultiPartException("It ends before its closing boundary.")
+
+    def on_headers_finished(self) -> None:
+        """Take a part for a file if it has a type other than text, even without a filename."""
+        part = self._current_part
+        kind = dict(part.item_headers).get(b"content-type", b"text/plain").strip().lower()
+        if not kind.startswith(b"text/"):
+            disposition = part.content_disposition or b""
+            if b"filename" not in parse_options_header(disposition)[1]:
+                part.content_disposition = disposition + b'; filename=""'
+        super().on_headers_finished()
 
     def on_end(self) -> None:
         self._ended = True

@@ -53,16 +53,21 @@ class Decoder:
         """
         if len(self._tasks) < self.threads:
             self._progress = perf_counter()
-        task = self._pool.submit(self._decode, data, count, max_pixels, since)
+        # The pool keeps what it was given until a thread is free, even if nobody waits any longer.
+        given = [data]
+        task = self._pool.submit(self._decode, given, count, max_pixels, since)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        decoded = await asyncio.wrap_future(task)
+        try:
+            decoded = await asyncio.wrap_future(task)
+        finally:
+            given.clear()
         self.latency.update(len(data), decoded.seconds)
         return decoded.views
 
-    def _decode(self, data: bytes, count: int, max_pixels: int, since: float) -> Decoded:
+    def _decode(self, given: list[bytes], count: int, max_pixels: int, since: float) -> Decoded:
         try:
-            image = open_image(data, max_pixels)
+            image = open_image(given.pop(), max_pixels)
             with self._room.take(image.width * image.height):
                 start = perf_counter()
                 self._metrics.record_stage("decode_queue", start - since)

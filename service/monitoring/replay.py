@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,8 @@ from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
+from taillift.models.plain_console import PlainConsole
+from taillift.models.terminal import say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.sightings import group_digest, image_digest
@@ -83,7 +84,7 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
     rules = Rules(parse_reference(reference), level, window_seconds=window)
     if past.is_dir():
         predictions = classify_folder(
-            bundle, past, lambda photo, detail: typer.echo(f"{photo}: {detail}", err=True)
+            bundle, past, lambda photo, detail: say(f"{photo}: {detail}", err=True)
         )
     elif past.suffix.lower() == ".csv":
         predictions = read_predictions(past, manifest.labels)
@@ -217,8 +218,7 @@ def show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(to_json_value(asdict(report)), indent=2))
     else:
-        # A label may be any text: "[/x]" is not markup and ":x:" not an emoji.
-        print_report(report, Console(markup=False, emoji=False, highlight=False))
+        print_report(report, PlainConsole())
 
 
 def to_json_value(value: Any) -> Any:

@@ -104,3 +104,68 @@ def default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "10 or 40" if field.default_factory is batch_views else "one per core"
     return "unset" if field.default is None else str(field.default)
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("TAILLIFT_KEY", "TAILLIFT_KEYS"),
+        ("TAILLIFT_API_KEYS", "TAILLIFT_KEYS"),
+        ("TAILLIFT_KEY_FILE", "TAILLIFT_KEYS_FILE"),
+        ("TAILLIFT_MAXIMAGES", "TAILLIFT_MAX_IMAGES"),
+        ("taillift_alowed_hosts", "TAILLIFT_ALLOWED_HOSTS"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(UserError, match=f'{variable} is not a setting .did you mean "{nearest}"'):
+        read_settings(bundle=Path("b"))
+
+
+def test_variables_of_compose_and_kubernetes_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "TAILLIFT_PUBLISHED_PORT",
+        "TAILLIFT_BUNDLE_DIR",
+        "TAILLIFT_STOP_GRACE",
+        "TAILLIFT_SERVICE_HOST",
+        "TAILLIFT_SERVICE_PORT_HTTP",
+        "TAILLIFT_PORT_8000_TCP_ADDR",
+    ):
+        monkeypatch.setenv(name, "")
+    assert read_settings(bundle=Path("b")).port == 8000
+
+
+@pytest.mark.parametrize("name", ["HOST", "PORT", "TAIL_FILE", "KEYS_FILE", "MAX_IMAGES"])
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_a_blank_variable_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, blank: str
+) -> None:
+    monkeypatch.setenv(f"TAILLIFT_{name}", blank)
+    with pytest.raises(UserError, match=f"TAILLIFT_{name} is blank"):
+        read_settings(bundle=Path("b"))
+
+
+def test_a_blank_flag_is_refused() -> None:
+    for given in ({"host": ""}, {"reference": " "}, {"cors_origins": ""}):
+        with pytest.raises(UserError, match="is blank"):
+            read_settings(bundle=Path("b"), **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allowed_hosts": "http://a.example"},
+        {"allowed_hosts": "a.example:80"},
+        {"allowed_hosts": "a.example/b, localhost"},
+        {"cors_origins": "app.example.org"},
+        {"cors_origins": "https://app.example.org/"},
+        {"cors_origins": "https://*.example.org"},
+    ],
+)
+def test_what_is_neither_a_host_nor_an_origin_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"setting (allowed_hosts|cors_origins): .* is not an? "):
+        read_settings(bundle=Path("b"), **given)

@@ -108,6 +108,34 @@ def test_giving_up_an_image_that_waits_is_not_progress(gate: Event) -> None:
     asyncio.run(asyncio.wait_for(main(), timeout=20))
 
 
+def test_an_image_that_is_given_up_is_let_go_while_all_threads_are_busy(gate: Event) -> None:
+    held: set[int] = set()
+
+    class Counted(bytes):
+        def __del__(self) -> None:
+            held.discard(id(self))
+
+    async def main() -> None:
+        decoder = decoder_of(threads=1)
+        begun = sent(decoder)
+        await settle()
+        for number in range(5):
+            image = Counted(PHOTO + bytes(number))
+            held.add(id(image))
+            waiting = sent(decoder, image)
+            del image
+            await settle()
+            waiting.cancel()
+            await settle()
+        del waiting
+        assert held == set()
+        gate.set()
+        await begun
+        await decoder.close()
+
+    asyncio.run(main())
+
+
 def test_its_end_waits_for_what_is_decoded_and_drops_what_waits(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=1)
