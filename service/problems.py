@@ -108,6 +108,10 @@ class BodyTooLargeError(ServiceError):
     status, reason, title = 413, "body_too_large", "The request's body is too large"
 
 
+class RequestPixelsError(ServiceError):
+    status, reason, title = 413, "request_pixels", "The request's images have too many pixels"
+
+
 class OverloadedError(ServiceError):
     """Too much work in progress; the client may come back after `retry_after` seconds."""
 
@@ -140,6 +144,10 @@ class UndecodableError(PerImageError):
 
 class TooManyPixelsError(PerImageError):
     status, reason, title = 413, "too_many_pixels", "The image has too many pixels"
+
+
+class ImageBytesError(PerImageError):
+    status, reason, title = 413, "image_too_large", "The image's file is too large"
 
 
 class TooLongError(PerImageError):
@@ -201,12 +209,14 @@ REASONS: Final = (
             UnknownClassError,
             DeadlineError,
             BodyTooLargeError,
+            RequestPixelsError,
             OverloadedError,
             NotReadyError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,
             TooManyPixelsError,
+            ImageBytesError,
             TooLongError,
             InferenceError,
         )

@@ -129,8 +129,18 @@ class Settings(BaseSettings):
     max_images: int = Field(
         64, ge=1, description="Number of images beyond which a request is refused (400)."
     )
+    max_image_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="Size of one image's file beyond which it is refused (413), in bytes.",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Number of pixels beyond which an image is refused (413)."
+    )
+    max_request_pixels: int = Field(
+        8 * MAX_PIXELS,
+        ge=1,
+        description="Total pixels of a request's images beyond which it is refused (413).",
     )
     decode_pixels: int = Field(
         2 * MAX_PIXELS,
@@ -156,6 +166,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes of request bodies and views in progress beyond which requests are "
         "refused (429).",
+    )
+    queue_pixels: int = Field(
+        20 * MAX_PIXELS,
+        ge=1,
+        description="Pixels that wait to be decoded beyond which requests are refused (429).",
     )
     stall_seconds: float = Field(
         60,
