@@ -6,8 +6,8 @@ They are the bodies that the routes read themselves, the problem documents and t
 from importlib.resources import files
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from taillift.service.http.access_log import REQUEST_ID
@@ -140,5 +140,14 @@ def add_docs(app: FastAPI) -> None:
         return describe()
 
     app.openapi = describe_with_request_id  # type: ignore[method-assign]
+    encoded: list[bytes] = []
+
+    async def description(_: Request) -> Response:
+        """Give the description of the service, which is encoded once."""
+        if not encoded:
+            encoded.append(bytes(JSONResponse(app.openapi()).body))
+        return Response(encoded[0], media_type="application/json")
+
+    app.add_route("/openapi.json", description, include_in_schema=False)
     app.include_router(_pages)
     app.mount("/swagger", StaticFiles(directory=str(files("fastapi_offline") / "static")))

@@ -238,7 +238,7 @@ def confidence_json(
 
 
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
-    """Return the class indices of `labels`, or those of all classes if there are no labels.
+    """Return the class indices of `labels`, each once; without labels, those of all classes.
 
     Raises `MalformedError` if a label is unknown.
     """
@@ -246,7 +246,7 @@ def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
     for label in labels:
         if label not in indices:
             raise MalformedError(unknown_class(label, manifest.labels))
-    return [indices[label] for label in labels] or range(len(indices))
+    return [indices[label] for label in dict.fromkeys(labels)] or range(len(indices))
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:
