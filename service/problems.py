@@ -126,6 +126,10 @@ class NotReadyError(ServiceError):
     status, reason, title = 503, "not_ready", "The service is not ready"
 
 
+class OutOfMemoryError(ServiceError):
+    status, reason, title = 503, "out_of_memory", "The service has no memory left"
+
+
 class InternalError(ServiceError):
     status, reason, title = 500, "internal", "The service failed"
 
@@ -212,6 +216,7 @@ REASONS: Final = (
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            OutOfMemoryError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,

@@ -4,6 +4,7 @@ This is the only list of them. The flags, the table in docs/service.md and the t
 it; `python -m taillift.service.settings` prints the table.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,11 +24,35 @@ LogFormat = Literal["text", "json"]
 AccessLevel = Literal["off", "errors", "all"]
 
 
+# The quota of a container: processor time in each period, in microseconds (version 2 and 1).
+QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+QUOTA_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+PERIOD_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use, at least 1.
+
+    A container's quota counts as well: with more threads than it allows, all of them stop together
+    until the next period.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, quota_cores())))
+
+
+def quota_cores() -> float:
+    """Return the cores that the cgroup's quota is worth; infinity without one."""
+    for files in ((QUOTA,), (QUOTA_V1, PERIOD_V1)):
+        try:
+            quota, period = map(float, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # "max", or another version.
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
 
 
 def batch_views(settings: dict[str, Any]) -> int:

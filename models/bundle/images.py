@@ -88,6 +88,8 @@ def load_pil(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     check_size(image.size, MAX_PIXELS)
     try:
         copy = image.copy()
+    except MemoryError:
+        raise
     except Exception as error:  # A file that Pillow has opened is decoded only now.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
     return load_opened(copy, preprocessing)
@@ -156,6 +158,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if data.startswith(SIGNATURES):
             raise BrokenImageError("the image's header is damaged") from None
         raise NotAnImageError("not a JPEG, PNG or WebP image") from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise BrokenImageError(f"the image's header cannot be read: {error}") from error
     if image.width * image.height > pixels:
@@ -208,6 +212,8 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's errors for damaged files have no common base.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
 

@@ -32,9 +32,9 @@ FILES: Final = {
 
 
 class SchemaModel(BaseModel):
-    """An immutable record that refuses unknown keys."""
+    """An immutable record that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Preprocessing(SchemaModel):

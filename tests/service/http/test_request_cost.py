@@ -78,3 +78,21 @@ def test_an_image_of_one_colour_and_a_million_pixels_is_answered(bundle: Path, k
     with running(bundle) as client:
         data = photo(RED, kind, size=(1_000, 1_000))
         assert top_labels(client.post("/classify", content=data)) == ["red"]
+
+
+def test_a_lack_of_memory_is_not_the_images_fault(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    with running(bundle) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("taillift.models.bundle.images.canvas", fails)
+            patch.setattr("taillift.models.bundle.images._eight_bits", fails)
+            answer = client.post("/classify", content=photo(RED))
+        assert (answer.status_code, answer.json()["type"]) == (
+            503,
+            "urn:taillift:problem:out-of-memory",
+        )
+        assert top_labels(client.post("/classify", content=photo(RED))) == ["red"]
