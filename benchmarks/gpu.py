@@ -169,7 +169,7 @@ def gpus() -> int:
 
 
 def free_bytes() -> int:
-    """Of the first GPU's memory, as its driver says."""
+    """Return the free memory of the first GPU, as its driver reports it."""
     driver = ctypes.CDLL("libcuda.so.1")
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     for failed in (

@@ -116,7 +116,10 @@ def requests() -> Mapping[str, Callable[[], Hostile]]:
 
 
 def cost(bundle: Path, request: Hostile) -> tuple[int, float, float]:
-    """Return the status (0: no answer in time), the service's processor seconds, and the seconds until the answer."""
+    """Return the status, the service's processor seconds, and the seconds until the answer.
+
+    The status is 0 if there is no answer in time.
+    """
     with taillift(bundle) as service:
         address = urlsplit(service.url)
         connection = http.client.HTTPConnection(

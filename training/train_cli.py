@@ -118,6 +118,28 @@ def train(
 
 
 @app.command()
+def check(
+    data: Data,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print everything as one JSON object")
+    ] = False,
+) -> None:
+    """Tell all about a set of photos before training, and train nothing.
+
+    It shows what is read and what is not used, the photos of each class and group, copies, photos
+    that cannot be used, prompts that are the same, colour profiles and sizes. The exit status is 1
+    if training would refuse the set.
+    """
+    from taillift.training.data.survey import survey
+    from taillift.training.data.survey_text import survey_text
+
+    made = survey(data)
+    typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
+    if made.refusals:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes(
     name: Annotated[
         str | None, typer.Argument(help="Recipe to print: a name, or a YAML file.")

@@ -1,4 +1,4 @@
-"""What every server does with an image: taillift's own decoding, views, session and mean."""
+"""The work that every server does for an image: taillift's own decoding, views, session, mean."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a decoder needs of an image file: its size before anything is read, and nothing that is not.
+"""Find what a decoder needs of an image file: its size before anything is read, and no more.
 
 Metadata, fill bytes and empty chunks take time and memory though they change no pixel. They are
 counted, and left out of what the decoder gets.
@@ -52,7 +52,7 @@ class ExcessError(Exception):
     """An image file that has too much of something; the text says of what."""
 
 
-class Part(NamedTuple):
+class FilePart(NamedTuple):
     """A segment or chunk: its marker or kind, and where it and its contents are in the file."""
 
     kind: bytes
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 
 class Essence(NamedTuple):
-    """What is needed of an image file: a file with the same pixels, and its orientation, 1 to 8."""
+    """The needed part of an image file: one with the same pixels, and its orientation, 1 to 8."""
 
     data: bytes
     orientation: int
@@ -163,7 +163,7 @@ def _png_essence(data: bytes) -> Essence:
     return Essence(b"".join(kept), orientation(exif, xmp))
 
 
-def jpeg_segments(data: bytes) -> Iterator[Part]:
+def jpeg_segments(data: bytes) -> Iterator[FilePart]:
     """Yield each segment up to the end of the first image; other images, or a film, may follow.
 
     Raises `ExcessError` if there are too many, or too many bytes between two of them.
@@ -180,7 +180,7 @@ def jpeg_segments(data: bytes) -> Iterator[Part]:
         if marker == END:
             # Pillow reads on after an end marker that comes before the first scan.
             if in_image:
-                yield Part(marker, match.start(), position, position)
+                yield FilePart(marker, match.start(), position, position)
                 return
             continue
         count += 1
@@ -188,29 +188,29 @@ def jpeg_segments(data: bytes) -> Iterator[Part]:
             raise ExcessError(f"more than {MAX_PARTS:,} segments or chunks")
         contents = position + 2
         position += int.from_bytes(data[position:contents], "big")
-        yield Part(marker, match.start(), contents, position)
+        yield FilePart(marker, match.start(), contents, position)
         in_image = in_image or marker == SCAN
 
 
-def png_chunks(data: bytes) -> Iterator[Part]:
+def png_chunks(data: bytes) -> Iterator[FilePart]:
     """Yield each chunk up to the last one."""
     position = len(PNG)
     while kind := data[position + 4 : position + 8]:
         contents = position + 8
         end = contents + 4 + int.from_bytes(data[position : position + 4], "big")
-        yield Part(kind, position, contents, end)
+        yield FilePart(kind, position, contents, end)
         if kind == b"IEND":
             return
         position = end
 
 
-def riff_chunks(data: bytes) -> Iterator[Part]:
+def riff_chunks(data: bytes) -> Iterator[FilePart]:
     """Yield each chunk of a WebP file."""
     position = 12
     while kind := data[position : position + 4]:
         contents = position + 8
         size = int.from_bytes(data[position + 4 : contents], "little")
-        yield Part(kind, position, contents, contents + size)
+        yield FilePart(kind, position, contents, contents + size)
         position = contents + size + size % 2
 
 

@@ -22,6 +22,7 @@ from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
@@ -89,7 +90,7 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
     Raises `UserError` that names the line.
     """
-    indices = {label: index for index, label in enumerate(labels)}
+    indices = indices_by_name(labels)
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -115,7 +116,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
     for column in ("label", "confidence"):
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
-    if row["label"] not in indices:
+    if (index := index_of_name(row["label"], indices)) is None:
         raise UserError(f"{location}: the bundle has no class {row['label']!r}")
     try:
         confidence = float(row["confidence"])
@@ -124,7 +125,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(indices[row["label"]], confidence, time)
+    return PastPrediction(index, confidence, time)
 
 
 def parse_time(text: str) -> float:
