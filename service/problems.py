@@ -129,6 +129,10 @@ class BodyTooLargeError(ServiceError):
     status, reason, title = 413, "body_too_large", "The request's body is too large"
 
 
+class RequestPixelsError(ServiceError):
+    status, reason, title = 413, "request_pixels", "The request's images have too many pixels"
+
+
 class OverloadedError(ServiceError):
     """Too much work in progress; the client may come back after `retry_after` seconds."""
 
@@ -141,6 +145,10 @@ class OverloadedError(ServiceError):
 
 class NotReadyError(ServiceError):
     status, reason, title = 503, "not_ready", "The service is not ready"
+
+
+class OutOfMemoryError(ServiceError):
+    status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
 
 class InternalError(ServiceError):
@@ -161,6 +169,10 @@ class UndecodableError(PerImageError):
 
 class TooManyPixelsError(PerImageError):
     status, reason, title = 413, "too_many_pixels", "The image has too many pixels"
+
+
+class ImageBytesError(PerImageError):
+    status, reason, title = 413, "image_too_large", "The image's file is too large"
 
 
 class TooLongError(PerImageError):
@@ -227,12 +239,15 @@ REASONS: Final = (
             UnknownClassError,
             DeadlineError,
             BodyTooLargeError,
+            RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            OutOfMemoryError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,
             TooManyPixelsError,
+            ImageBytesError,
             TooLongError,
             InferenceError,
         )

@@ -87,6 +87,8 @@ def serve(settings: Settings) -> None:
         print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda _number, _frame: engine.bundle.read_priors_again())
         try:
             server.run(sockets=sockets)
         finally:

@@ -4,6 +4,7 @@ This is the only list of them. The flags, the table in docs/service.md and the t
 it; `python -m taillift.service.settings` prints the table.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -47,11 +48,35 @@ LogFormat = Literal["text", "json"]
 AccessLevel = Literal["off", "errors", "all"]
 
 
+# The quota of a container: processor time in each period, in microseconds (version 2 and 1).
+QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+QUOTA_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+PERIOD_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use, at least 1.
+
+    A container's quota counts as well: with more threads than it allows, all of them stop together
+    until the next period.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, quota_cores())))
+
+
+def quota_cores() -> float:
+    """Return the cores that the cgroup's quota is worth; infinity without one."""
+    for files in ((QUOTA,), (QUOTA_V1, PERIOD_V1)):
+        try:
+            quota, period = map(float, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # "max", or another version.
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
 
 
 def batch_views(settings: dict[str, Any]) -> int:
@@ -169,8 +194,18 @@ class Settings(BaseSettings):
     max_images: int = Field(
         64, ge=1, description="Number of images beyond which a request is refused (400)."
     )
+    max_image_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="Size of one image's file beyond which it is refused (413), in bytes.",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Number of pixels beyond which an image is refused (413)."
+    )
+    max_request_pixels: int = Field(
+        8 * MAX_PIXELS,
+        ge=1,
+        description="Total pixels of a request's images beyond which it is refused (413).",
     )
     decode_pixels: int = Field(
         2 * MAX_PIXELS,
@@ -196,6 +231,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes of request bodies and views in progress beyond which requests are "
         "refused (429).",
+    )
+    queue_pixels: int = Field(
+        20 * MAX_PIXELS,
+        ge=1,
+        description="Pixels that wait to be decoded beyond which requests are refused (429).",
     )
     stall_seconds: float = Field(
         60,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
-from prometheus_client.exposition import choose_encoder
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
@@ -17,6 +16,7 @@ from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
 from taillift.service.http.disconnect import reserving_body, while_connected
+from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -312,13 +312,11 @@ async def readyz(engine: Service) -> Status | Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request, engine: Service) -> Response:
+async def metrics(request: Request) -> Response:
     """Give the metrics for Prometheus."""
-    try:
-        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    except (TypeError, ValueError):  # Of a version that is none. Every reader knows this format.
-        encoder, content_type = choose_encoder("")
-    return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
+    exposition: Exposition = request.app.state.exposition
+    content, content_type = exposition.render(request.headers.get("accept", ""))
+    return Response(content, headers={"content-type": content_type})
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -341,6 +339,7 @@ def create_app(engine: Engine) -> FastAPI:
             await keep
 
     app = FastAPI(
+        openapi_url=None,  # `add_docs` adds one that is encoded once.
         docs_url=None,
         redoc_url=None,
         title="taillift",
@@ -353,6 +352,7 @@ def create_app(engine: Engine) -> FastAPI:
     )
     app.state.engine = engine
     app.state.keys = keys
+    app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
     if keys.needed:
         app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))

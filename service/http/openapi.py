@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
@@ -143,5 +143,14 @@ def add_docs(app: FastAPI) -> None:
         return describe()
 
     app.openapi = describe_with_request_id  # type: ignore[method-assign]
+    encoded: list[bytes] = []
+
+    async def description(_: Request) -> Response:
+        """Give the description of the service, which is encoded once."""
+        if not encoded:
+            encoded.append(bytes(JSONResponse(app.openapi()).body))
+        return Response(encoded[0], media_type="application/json")
+
+    app.add_route("/openapi.json", description, include_in_schema=False)
     app.include_router(_pages)
     app.mount("/swagger", StoredFolder(Path(str(files("fastapi_offline") / "static"))))

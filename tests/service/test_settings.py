@@ -1,6 +1,7 @@
 """Each setting has a flag, an environment variable and a row in the documentation."""
 
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
+from taillift.service import settings as settings_module
 from taillift.service.serve_cli import app, serve
 from taillift.service.settings import Settings, batch_views, read_settings, settings_table
 
@@ -169,3 +171,31 @@ def test_a_blank_flag_is_refused() -> None:
 def test_what_is_neither_a_host_nor_an_origin_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"setting (allowed_hosts|cors_origins): .* is not an? "):
         read_settings(bundle=Path("b"), **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("150000 100000", 1.5), ("50000 100000\n", 0.5), ("max 100000", math.inf), ("", math.inf)],
+)
+def test_the_quota_of_a_container_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: float
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(settings_module, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(settings_module, "QUOTA_V1", tmp_path / "none")
+    assert settings_module.quota_cores() == expected
+    assert settings_module.cores() >= 1
+    if expected < 1:
+        assert settings_module.cores() == 1
+
+
+def test_the_quota_of_an_older_container_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("QUOTA_V1", "300000\n"), ("PERIOD_V1", "100000\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(settings_module, name, tmp_path / name)
+    monkeypatch.setattr(settings_module, "QUOTA", tmp_path / "none")
+    assert settings_module.quota_cores() == 3
+    (tmp_path / "QUOTA_V1").write_text("-1\n")
+    assert settings_module.quota_cores() == math.inf
