@@ -31,7 +31,6 @@ from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.folder import MANIFEST, MODEL
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import FILES, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
@@ -98,7 +97,7 @@ def measure_accuracy(options: argparse.Namespace, folder: Path) -> None:
     graphs[f"int8 as exported: {int8.form}, {len(int8.in_float)} products in float"] = kept
     show_speed(manifest["name"], graphs, training[: options.batch], options)
     pixels = all_views(held_out, preprocessing)
-    groups = Thresholds().groups(dataset.counts)
+    groups = dataset.groups
     grid = table_with(
         f"{dataset.name} {name}, {len(held_out)} photos, five views",
         *(measure.replace("_", "-") for measure in MEASURES),

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.holdout import hold_out
-from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
@@ -72,7 +72,7 @@ def main() -> None:
     ]
     whole = load_dataset(options.data, options.imbalance)
     # From all photos: a class stays in its group when some of its photos are set aside.
-    groups = Thresholds().groups(whole.counts)
+    groups = whole.groups
     dataset = hold_out(whole)
     assert dataset.val is not None
     trainer = Trainer(dataset, backbone)

@@ -155,13 +155,15 @@ def classes_from(
     thresholds: Thresholds,
     accuracies: Sequence[Accuracy | None],
     priors: Sequence[float] | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[ClassInfo, ...]:
     """Return one `ClassInfo` for each class, in the order of the logits.
 
     `priors` are the classes' shares in the prior that the logits carry; None: they carry none.
     """
     priors = priors or [1 / len(labels)] * len(labels)
-    rows = zip(labels, prompts, counts, thresholds.groups(counts), priors, accuracies, strict=True)
+    groups = groups or thresholds.groups(counts)
+    rows = zip(labels, prompts, counts, groups, priors, accuracies, strict=True)
     return tuple(
         ClassInfo(
             label=label, prompt=prompt, count=count, group=group, prior=prior, accuracy=accuracy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
-from prometheus_client.exposition import choose_encoder
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
@@ -16,6 +16,7 @@ from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
 from taillift.service.http.disconnect import reserving_body, while_connected
+from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -45,6 +46,15 @@ from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 from taillift.service.tail.sightings import group_digest
+
+
+class TextConvertor(PathConvertor):
+    """Part of an address that may hold any text: slashes and line ends, too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
 
 Item = TypeVar("Item")
 Answered = tuple[Upload, ImageOutputs | PerImageError]
@@ -267,7 +277,7 @@ async def classes(bundle: Served, writing: Writing) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.get("/classes/{label:path}", responses=problems(404))
+@router.get("/classes/{label:text}", responses=problems(404))
 async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
     return class_report.class_details(bundle.monitoring, label)
@@ -302,10 +312,11 @@ async def readyz(engine: Service) -> Status | Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request, engine: Service) -> Response:
+async def metrics(request: Request) -> Response:
     """Give the metrics for Prometheus."""
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
+    exposition: Exposition = request.app.state.exposition
+    content, content_type = exposition.render(request.headers.get("accept", ""))
+    return Response(content, headers={"content-type": content_type})
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -328,15 +339,20 @@ def create_app(engine: Engine) -> FastAPI:
             await keep
 
     app = FastAPI(
+        openapi_url=None,  # `add_docs` adds one that is encoded once.
         docs_url=None,
         redoc_url=None,
         title="taillift",
         version=engine.bundle.manifest.taillift_version,
         summary="Classification of long-tailed images",
         lifespan=lifespan,
+        redirect_slashes=False,
+        # Relative, so that the description is right below a path of a proxy as well.
+        servers=[{"url": "."}],
     )
     app.state.engine = engine
     app.state.keys = keys
+    app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
     if keys.needed:
         app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))

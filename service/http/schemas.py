@@ -18,6 +18,7 @@ from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, Review
 from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
 from taillift.models.bundle.temperature import Calibration
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
 
 MAX_TOP_K: Final = 100
@@ -238,15 +239,19 @@ def confidence_json(
 
 
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
-    """Return the class indices of `labels`, or those of all classes if there are no labels.
+    """Return the class indices of `labels`, each once; without labels, those of all classes.
+
+    A label is found in any Unicode form.
 
     Raises `MalformedError` if a label is unknown.
     """
-    indices = {label: index for index, label in enumerate(manifest.labels)}
+    indices = indices_by_name(manifest.labels)
+    chosen = []
     for label in labels:
-        if label not in indices:
+        if (index := index_of_name(label, indices)) is None:
             raise MalformedError(unknown_class(label, manifest.labels))
-    return [indices[label] for label in labels] or range(len(indices))
+        chosen.append(index)
+    return list(dict.fromkeys(chosen)) or range(len(manifest.labels))
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:

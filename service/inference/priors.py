@@ -10,6 +10,7 @@ from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import Prior, log_prior, log_shares
 from taillift.models.errors import UserError, did_you_mean
+from taillift.models.names import index_of_name, indices_by_name, refuse_two_forms
 
 
 class JsonObject:
@@ -55,12 +56,14 @@ def read_objects(path: Path) -> JsonObject:
 
 def read_weights(where: str, weights: JsonObject, labels: list[str]) -> dict[str, float]:
     """Return the weight of each label; raises `UserError`, which begins with `where`."""
-    known = set(labels)
+    indices = indices_by_name(labels)
+    refuse_two_forms([label for label, _ in weights.pairs], where)
     by_label: dict[str, float] = {}
-    for label, weight in weights.pairs:
-        if label not in known:
-            hint = did_you_mean(label, labels)
-            raise UserError(f"{where}: the bundle has no class {label!r}{hint}")
+    for name, weight in weights.pairs:
+        if (index := index_of_name(name, indices)) is None:
+            hint = did_you_mean(name, labels)
+            raise UserError(f"{where}: the bundle has no class {name!r}{hint}")
+        label = labels[index]
         if label in by_label:
             raise UserError(f"{where}: class {label!r} appears twice; remove one")
         by_label[label] = read_weight(where, label, weight)

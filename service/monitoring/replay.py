@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
+from taillift.models.bundle import conveyor
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
+from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name
+from taillift.models.plain_console import PlainConsole
+from taillift.models.terminal import say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
+from taillift.service.settings import cores
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.sightings import group_digest, image_digest
 from taillift.service.tail.state import (
@@ -34,12 +39,12 @@ from taillift.service.tail.state import (
     tail_state,
 )
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
 # Later times are refused: they are in another unit.
 YEAR_2200: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 SMALL_UNITS: Final = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+TOP: Final = ("label", "confidence")
 # Classes that the printed report lists.
 SHOWN: Final = 20
 
@@ -80,35 +85,47 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
     manifest = read_manifest(bundle)
     profile = model_profile(bundle, manifest)
     rules = Rules(parse_reference(reference), level, window_seconds=window)
+
+    def refused(photo: object, reason: str) -> None:
+        say(f"{photo}: {reason}", err=True)
+
     if past.is_dir():
-        predictions = classify_folder(
-            bundle, past, lambda photo, detail: typer.echo(f"{photo}: {detail}", err=True)
-        )
+        predictions = classify_folder(bundle, past, refused)
     elif past.suffix.lower() == ".csv":
-        predictions = read_predictions(past, manifest.labels)
+        predictions = read_predictions(past, manifest.labels, refused)
     else:
         raise UserError(f"{past} is neither a folder of photos nor a file that ends in .csv")
     return replay_predictions(profile, predictions, rules)
 
 
-def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
+def read_predictions(
+    path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
+) -> Iterator[PastPrediction]:
     """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    Rows with the same `group` show one thing.
-    Raises `UserError` that names the line.
+    Rows with the same `group` show one thing. `taillift classify --out` writes such files; in them,
+    `refused` is called with every photo that could not be used and the reason. Raises `UserError`
+    that names the line.
     """
-    indices = {label: index for index, label in enumerate(labels)}
+    indices = indices_by_name(labels)
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             for row in rows:
-                prediction = _parse_row(row, indices, f"{path}, line {rows.line_num}")
+                location = f"{path}, line {rows.line_num}"
+                if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
+                    raise UserError(
+                        f"{location} is incomplete: run the command that writes the file again"
+                    )
+                if row.get("error"):
+                    refused(row.get("photo", location), row["error"])
+                    continue
+                prediction = _parse_row(row, indices, location)
                 if prediction.time is not None and prediction.time < last:
                     raise UserError(
-                        f"{path}, line {rows.line_num} is older than the one before it: sort the "
-                        "rows by time"
+                        f"{location} is older than the one before it: sort the rows by time"
                     )
                 last = prediction.time or last
                 yield prediction
@@ -121,10 +138,12 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
 
 
 def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> PastPrediction:
-    for column in ("label", "confidence"):
+    # Under another prior than the uniform one, by which the service counts, both are written.
+    row = {**row, **{name: row[f"uniform_{name}"] for name in TOP if row.get(f"uniform_{name}")}}
+    for column in TOP:
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
-    if row["label"] not in indices:
+    if (index := index_of_name(row["label"], indices)) is None:
         raise UserError(f"{location}: the bundle has no class {row['label']!r}")
     try:
         confidence = float(row["confidence"])
@@ -134,7 +153,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
     things = (group_digest(row["group"]),) if row.get("group") else ()
-    return PastPrediction(indices[row["label"]], confidence, time, things)
+    return PastPrediction(index, confidence, time, things)
 
 
 def parse_time(text: str) -> float:
@@ -162,12 +181,10 @@ def classify_folder(
     is called with every photo that cannot be used and the reason. Raises `UserError` if there are
     no photos or the bundle is damaged.
     """
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not photos:
-        raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
+    photos = photos_in(folder, recursive=True)
     classifier = Classifier.open(bundle)
     for photo, prediction in zip(
-        photos, classifier.predictions(photos, Ensemble.FULL), strict=True
+        photos, conveyor.predictions(classifier, photos, Ensemble.FULL, cores()), strict=True
     ):
         if isinstance(prediction, ImageError):
             refused(photo, str(prediction))
@@ -216,8 +233,7 @@ def show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(to_json_value(asdict(report)), indent=2))
     else:
-        # A label may be any text: "[/x]" is not markup and ":x:" not an emoji.
-        print_report(report, Console(markup=False, emoji=False, highlight=False))
+        print_report(report, PlainConsole())
 
 
 def to_json_value(value: Any) -> Any:

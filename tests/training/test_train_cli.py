@@ -14,7 +14,7 @@ import yaml
 from taillift import cli as front_door
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
-from tests.support.tiny import write_photos
+from tests.support.tiny import COLOURS, write_photos
 
 SPLITS = ("train", "val", "test")
 
@@ -94,6 +94,19 @@ def test_a_mistake_ends_in_one_line(
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("*.*"))
     assert (tmp_path / "there.safetensors").read_text() == "a checkpoint"
     assert not (tmp_path / "o").exists()
+
+
+def test_a_line_tells_the_separator_and_columns_of_a_table(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"red": 1, "blue": 1})
+    rows = ["path;label;who", *(f"photos/train/{name}/000.png;{name};me" for name in COLOURS)]
+    (tmp_path / "x.csv").write_text("\n".join(rows[:2] + rows[3:]))
+    ran = taillift("compare", "x.csv", cwd=tmp_path)
+    line, error = ran.stderr.splitlines()
+    assert line == (
+        "INFO: x.csv: a table with the columns path, label, separated by semicolons; not used: "
+        "'who'"
+    )
+    assert "neither" in error
 
 
 @pytest.mark.parametrize("option", ["--method", "--rank", "--head-rate", "--epochs"])

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import require_writable
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.training.comparison.outcome import (
@@ -209,7 +208,7 @@ def train_and_evaluate(
         seconds = round(time.monotonic() - start, 1)
         return outcome.model_copy(update={"failure": str(error), "seconds": seconds})
     name, split = dataset.held_out
-    labels, groups = np.asarray(split.labels), Thresholds().groups(dataset.counts)
+    labels, groups = np.asarray(split.labels), dataset.groups
     logits = trainer.view_logits(run, split)
     evaluation = evaluate(f"{dataset.name} {name}", logits, labels, groups)
     accuracies = tuple(class_accuracies(logits, labels, len(groups)))

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -102,10 +102,14 @@ SPLITS: Final[tuple[SplitName, ...]] = get_args(SplitName)
 
 @dataclass(frozen=True)
 class Split:
-    """Photos, and for each the index of its class in the classes of the set."""
+    """Photos, and for each the index of its class in the classes of the set.
+
+    `contents` has 64 bits of the content of each photo, as far as they have been read.
+    """
 
     photos: tuple[Photo, ...]
     labels: tuple[int, ...]
+    contents: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -114,9 +118,11 @@ class Split:
         """Return the photos at `indices`, in that order."""
         kept = list(indices)
         return Split(
-            tuple(self.photos[index] for index in kept), tuple(self.labels[index] for index in kept)
+            tuple(self.photos[index] for index in kept),
+            tuple(self.labels[index] for index in kept),
+            tuple(self.contents[index] for index in kept) if self.contents else (),
         )
 
     def relabelled(self, labels: Sequence[int]) -> "Split":
         """Return the same photos with `labels[old]` in place of every label `old`."""
-        return Split(self.photos, tuple(labels[label] for label in self.labels))
+        return replace(self, labels=tuple(labels[label] for label in self.labels))

@@ -39,6 +39,7 @@ from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
+from taillift.models.names import canonical
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.data.dataset import Dataset, Split
@@ -99,7 +100,8 @@ def export(
     ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
-    if (metadata.classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
+    classes = tuple(map(canonical, metadata.classes))
+    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
             f"{checkpoint} was trained on other photos ({metadata.data}, "
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
@@ -109,7 +111,7 @@ def export(
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
     graphs = Graphs(pixels, variants)
-    groups = THRESHOLDS.groups(metadata.counts)
+    groups = dataset.groups
     priors = carried_prior(metadata.recipe, metadata.counts)
     calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_shares(priors))
 
@@ -139,7 +141,7 @@ def export(
             for precision, variant in measured.items()
         }
         write_measurements(bundle.path, metadata, groups, finished)
-        manifest = bundle.finish(partial(make_manifest, metadata, priors, finished))
+        manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
     return Exported(manifest, proof, unmerged(merged))
 
 
@@ -226,6 +228,7 @@ def accuracies(
 
 def make_manifest(
     metadata: CheckpointMetadata,
+    groups: Sequence[Group],
     priors: Sequence[float],
     variants: Mapping[Precision, CalibratedVariant],
     content_version: str,
@@ -265,6 +268,7 @@ def make_manifest(
             THRESHOLDS,
             accuracies(variants, len(metadata.classes)),
             priors,
+            groups,
         ),
         thresholds=THRESHOLDS,
         preprocessing=metadata.preprocessing,

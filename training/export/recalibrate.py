@@ -11,6 +11,7 @@ from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import FILES
 from taillift.models.errors import UserError
+from taillift.models.names import canonical
 from taillift.training.calibration.variants import VariantCalibrator
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Split
@@ -66,7 +67,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
 
 def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:
     """Return the same photos with the bundle's classes, in the bundle's order."""
-    indices = {label: index for index, label in enumerate(manifest.labels)}
+    indices = {canonical(label): index for index, label in enumerate(manifest.labels)}
     if unknown := [label for label in dataset.classes if label not in indices]:
         others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(

@@ -9,7 +9,6 @@ from typing import Final, get_args
 import numpy as np
 
 from taillift.models.bundle.atomic import atomic_file
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeeded
 from taillift.training.comparison.table import Row, caption, failures, headings, markdown, rows_of
@@ -49,7 +48,7 @@ def write_report(
         for name in DRAWN:
             (folder / name).unlink(missing_ok=True)
         return [TABLE]
-    groups = Thresholds().groups(dataset.counts)
+    groups = dataset.groups
     bars = {
         row.label: {group: bar_of(row.values("full", group)) for group in GROUPS} for row in rows
     }

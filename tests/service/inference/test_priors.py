@@ -104,3 +104,18 @@ def test_any_weights_become_shares(path: Path, weights: list[float]) -> None:
     assert np.exp(priors).sum() == pytest.approx(1)
     shares = np.array(weights) / max(weights)
     assert ((priors == -np.inf) == (shares == 0)).all() or max(weights) > 1e290
+
+
+def test_a_prior_names_a_class_in_any_unicode_form_but_not_in_two(path: Path) -> None:
+    first, *others = CLASSES
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for label, name in ((composed, decomposed), (decomposed, composed)):
+        classes = [one.model_copy(update={"label": label}) for one in MANIFEST.classes[:1]]
+        manifest = MANIFEST.model_copy(update={"classes": (*classes, *MANIFEST.classes[1:])})
+        weights = {name: 6, **dict.fromkeys(others, 1)}
+        path.write_text(json.dumps({"winter": weights}))
+        assert np.exp(read_priors(path, manifest)["winter"][0]) == pytest.approx(0.5)
+        path.write_text(json.dumps({"winter": {**weights, label: 6}}))
+        with pytest.raises(UserError, match=r"'winter' in .* in two Unicode forms, .*U\+0301"):
+            read_priors(path, manifest)
+    assert first not in weights

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -294,3 +295,18 @@ def test_a_prior_in_the_logits_is_named_and_not_in_the_reported_accuracy(
     plain = raw - np.log([30 / 56, 21 / 56, 5 / 56])
     served = classifier.mean_logits(canvases, Ensemble.OFF).logits
     np.testing.assert_allclose(served - served[:, :1], plain - plain[:, :1], atol=1e-4)
+
+
+def test_copies_of_a_photo_count_once_for_a_bundles_groups(
+    tmp_path: Path, tiny_backbone: str
+) -> None:
+    root = write_photos(tmp_path / "photos", {"red": 21, "blue": 19}, ("train", "val"))
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copy(root / "train/blue/001.png", root / "train/blue" / name)
+    dataset = load_dataset(str(root))
+    checkpoint = trained(dataset, tiny_backbone, tmp_path, tuners=RANK_2)
+    manifest = export(checkpoint, dataset, tmp_path / "bundle", calibrated=False).manifest
+    assert [(one.label, one.count, one.group) for one in manifest.classes] == [
+        ("blue", 22, "few"),
+        ("red", 21, "medium"),
+    ]
