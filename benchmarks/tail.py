@@ -1,9 +1,12 @@
 """The statistics of the tail on simulated streams: error rates, delays and costs.
 
-    python -m benchmarks.tail errors | delays | shares | costs
+    python -m benchmarks.tail errors | delays | bursts | detections | shares | costs
 
 `errors`: the share of bundles with expected traffic in which anything was ever found.
-`delays`: predictions until a change is found, and the delay that was promised. `shares`: errors of
+`delays`: predictions until a change is found, and the delay that was promised. `bursts`: streams at
+the expected rates of the demo bundle in which things are sent several times, and in how many of
+them a class is ever found. `detections`: predictions until a change in the demo bundle's stream is
+found, by the monitor and by its tests alone, which know nothing of dependence. `shares`: errors of
 the group shares, by the method of correction. `costs`: time by the number of classes.
 """
 
@@ -16,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.bursts import detections, false_findings
 from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.models.bundle.schema import GROUPS
 from taillift.service.tail.distributions import Doubles
@@ -207,7 +211,14 @@ def _timed(monitor: TailMonitor, work: Callable[[], object]) -> float:
     return perf_counter() - start
 
 
-TABLES: Final = {"errors": errors, "delays": delays, "shares": shares, "costs": costs}
+TABLES: Final = {
+    "errors": errors,
+    "delays": delays,
+    "bursts": false_findings,
+    "detections": detections,
+    "shares": shares,
+    "costs": costs,
+}
 
 
 def main() -> None:

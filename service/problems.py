@@ -68,6 +68,27 @@ class UnauthorisedError(ServiceError):
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
 
 
+class ForeignOriginError(ServiceError):
+    status, reason, title = 403, "foreign_origin", "The page is of another origin"
+
+
+class UnknownHostError(ServiceError):
+    status, reason, title = 421, "unknown_host", "The service has another host"
+
+
+class EncodedError(ServiceError):
+    status, reason, title = 415, "encoded", "The body has a Content-Encoding"
+    headers: Mapping[str, str] = {"Accept-Encoding": "identity"}
+
+
+class UnknownCodingError(ServiceError):
+    status, reason, title = 501, "unknown_coding", "The Transfer-Encoding is unknown"
+
+
+class UnknownVersionError(ServiceError):
+    status, reason, title = 505, "unknown_version", "The version of HTTP is unknown"
+
+
 class HeaderTimeoutError(ServiceError):
     status, reason, title = 408, "header_timeout", "The request's headers took too long"
 
@@ -109,6 +130,10 @@ class BodyTooLargeError(ServiceError):
     status, reason, title = 413, "body_too_large", "The request's body is too large"
 
 
+class RequestPixelsError(ServiceError):
+    status, reason, title = 413, "request_pixels", "The request's images have too many pixels"
+
+
 class OverloadedError(ServiceError):
     """Too much work in progress; the client may come back after `retry_after` seconds."""
 
@@ -121,6 +146,10 @@ class OverloadedError(ServiceError):
 
 class NotReadyError(ServiceError):
     status, reason, title = 503, "not_ready", "The service is not ready"
+
+
+class OutOfMemoryError(ServiceError):
+    status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
 
 class InternalError(ServiceError):
@@ -141,6 +170,10 @@ class UndecodableError(PerImageError):
 
 class TooManyPixelsError(PerImageError):
     status, reason, title = 413, "too_many_pixels", "The image has too many pixels"
+
+
+class ImageBytesError(PerImageError):
+    status, reason, title = 413, "image_too_large", "The image's file is too large"
 
 
 class TooLongError(PerImageError):
@@ -196,6 +229,11 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            ForeignOriginError,
+            UnknownHostError,
+            EncodedError,
+            UnknownCodingError,
+            UnknownVersionError,
             HeaderTimeoutError,
             HeadersTooLargeError,
             TooManyConnectionsError,
@@ -203,12 +241,15 @@ REASONS: Final = (
             UnknownClassError,
             DeadlineError,
             BodyTooLargeError,
+            RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            OutOfMemoryError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,
             TooManyPixelsError,
+            ImageBytesError,
             TooLongError,
             InferenceError,
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def classify(
     for photo, prediction in zip(photos, found, strict=True):
         if isinstance(prediction, ImageError):
             problem = image_problem(prediction)
-            typer.echo(f"{photo}: {problem.detail}", err=True)
+            say(f"{photo}: {problem.detail}", err=True)
             results.append(FailedImage(filename=str(photo), error=problem.document()))
         else:
             results.append(
@@ -187,7 +188,7 @@ def classify(
         everything = Classification(
             model=model_id(manifest), ensemble=chosen, prior=prior, results=results
         )
-        print(everything.model_dump_json(indent=2))
+        print(printable_json(everything.model_dump_json(indent=2)))
     elif good:
         _print_table(good)
     if len(good) < len(results):
@@ -253,8 +254,9 @@ def watch(
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from taillift.models.plain_console import PlainConsole
 
     table = Table("image", "label", "group")
     table.add_column("confidence", justify="right")
@@ -263,5 +265,4 @@ def _print_table(results: Sequence["ClassifiedImage"]) -> None:
             name = result.filename if rank == 0 else ""
             table.add_row(name, prediction.label, prediction.group, f"{prediction.confidence:.1%}")
         table.add_section()
-    # Labels and paths are text of any kind: "[/x]" is not markup and ":x:" is not an emoji.
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    PlainConsole().print(table)

@@ -1,24 +1,33 @@
 """The process that serves: its sockets, its signals and its exit status."""
 
 import asyncio
+import logging
 import os
+import resource
 import signal
 import socket
 from functools import partial
 from types import FrameType
-from typing import cast
+from typing import Final, cast
 
 import uvicorn
 from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
 from taillift.models.errors import UserError
+from taillift.models.terminal import printable
+from taillift.service.http.access import Access
 from taillift.service.http.app import create_app
-from taillift.service.http.connection import Connection
-from taillift.service.http.middleware import MetricsPort, RequestLog, SecurityHeaders
+from taillift.service.http.connection import LINGERING, Connection
+from taillift.service.http.middleware import HeadAsGet, MetricsPort, RequestLog, SecurityHeaders
 from taillift.service.inference.engine import Engine
 from taillift.service.monitoring.logs import logging_to_stderr
 from taillift.service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Open files besides the connections: the program's own, and what the libraries open now and then.
+SPARE_FILES: Final = 48
 
 
 class Server(uvicorn.Server):
@@ -29,6 +38,7 @@ class Server(uvicorn.Server):
         app: ASGIApp = create_app(engine)
         if settings.metrics_port is not None:
             app = MetricsPort(app, settings.metrics_port)
+        app = HeadAsGet(Access(app, settings, engine.metrics))
         connection = partial(Connection, settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
@@ -40,6 +50,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=settings.keep_alive_seconds,
                 timeout_graceful_shutdown=settings.drain_seconds,
             )
         )
@@ -63,7 +74,7 @@ def serve(settings: Settings) -> None:
     """
     with logging_to_stderr(settings.log_format):
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        engine = Engine(settings)
+        engine = Engine(with_enough_files(settings))
         server = Server(engine)
         listener = listen(settings.host, settings.port)
         sockets = [listener]
@@ -72,9 +83,12 @@ def serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         manifest = engine.bundle.manifest
-        print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
+        title = printable(f"{manifest.name} {manifest.version}")
+        print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, lambda _number, _frame: engine.bundle.read_priors_again())
         try:
             server.run(sockets=sockets)
         finally:
@@ -85,16 +99,46 @@ def serve(settings: Settings) -> None:
             raise engine.failure
 
 
+def with_enough_files(settings: Settings) -> Settings:
+    """Raise this process's limit of open files to what the connections need.
+
+    If that is not possible, the settings that are returned have fewer connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = round((1 + LINGERING) * settings.max_connections) + SPARE_FILES
+    limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return settings
+    if limit > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit == needed:
+        return settings
+    connections = max(1, int((limit - SPARE_FILES) / (1 + LINGERING)))
+    logger.warning(
+        "max_connections is %d instead of %d: a process may only open %d files here (ulimit -n)",
+        connections,
+        settings.max_connections,
+        limit,
+    )
+    return settings.model_copy(update={"max_connections": connections})
+
+
 def leave(_number: int, _frame: FrameType | None) -> None:
     """Exit with status 0: uvicorn raises the signal again when every request is answered."""
     raise SystemExit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raise `UserError` if the address is not available."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """Return a listening socket; raise `UserError` if the address is not available.
+
+    The address :: means all interfaces, with IPv4 and IPv6.
+    """
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(
+            address[4][:2], family=address[0], backlog=2048, dualstack_ipv6=both
+        )
     except OSError as error:
         raise UserError(
             f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port, "

@@ -4,30 +4,79 @@ This is the only list of them. The flags, the table in docs/service.md and the t
 it; `python -m taillift.service.settings` prints the table.
 """
 
+import math
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from taillift.models.bundle.schema import MAX_PIXELS
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from taillift.models.bundle.device import Device
 
 PREFIX: Final = "TAILLIFT_"
+# What compose.yaml and its companions read; they may be in the environment of a shell as well.
+COMPOSE_VARIABLES: Final = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "ALERTS_TO",
+        "BUNDLE_DIR",
+        "CONFIG_DIR",
+        "KEYS_SECRET",
+        "PUBLISHED_ADDRESS",
+        "PUBLISHED_HOSTS",
+        "PUBLISHED_PORT",
+        "STOP_GRACE",
+    )
+)
+# What Kubernetes sets in every container if a service is called taillift.
+KUBERNETES_VARIABLE: Final = re.compile(
+    rf"{PREFIX}(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w.-]+|[0-9A-Fa-f:.]+")
+ORIGIN: Final = re.compile(
+    r"\*|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE
+)
 
 LogFormat = Literal["text", "json"]
 AccessLevel = Literal["off", "errors", "all"]
 
 
+# The quota of a container: processor time in each period, in microseconds (version 2 and 1).
+QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+QUOTA_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+PERIOD_V1: Final = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use, at least 1.
+
+    A container's quota counts as well: with more threads than it allows, all of them stop together
+    until the next period.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, math.ceil(min(allowed, quota_cores())))
+
+
+def quota_cores() -> float:
+    """Return the cores that the cgroup's quota is worth; infinity without one."""
+    for files in ((QUOTA,), (QUOTA_V1, PERIOD_V1)):
+        try:
+            quota, period = map(float, " ".join(file.read_text() for file in files).split())
+        except (OSError, ValueError):  # "max", or another version.
+            continue
+        if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
 
 
 def batch_views(settings: dict[str, Any]) -> int:
@@ -95,6 +144,16 @@ class Settings(BaseSettings):
         description="JSON file of named priors, {name: {label: weight}}, for requests with "
         "prior=NAME.",
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Host names to answer for, separated by commas; *.example.org means all below "
+        "it. Unset: this machine's if host is a loopback address, else any.",
+    )
+    cors_origins: str | None = Field(
+        None,
+        description="Origins of web pages that may use the service, separated by commas; * means "
+        "any. Unset: only its own page.",
+    )
     max_connections: int = Field(
         800,
         ge=1,
@@ -115,6 +174,12 @@ class Settings(BaseSettings):
         description="Time a client has to send the headers before the request is refused (408), "
         "in seconds.",
     )
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        description="Time that an idle connection is kept for the next request, in seconds; longer "
+        "than a load balancer in front keeps it.",
+    )
     max_body_bytes: int = Field(
         32 * 2**20,
         ge=1,
@@ -129,8 +194,18 @@ class Settings(BaseSettings):
     max_images: int = Field(
         64, ge=1, description="Number of images beyond which a request is refused (400)."
     )
+    max_image_bytes: int = Field(
+        16 * 2**20,
+        ge=1,
+        description="Size of one image's file beyond which it is refused (413), in bytes.",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, description="Number of pixels beyond which an image is refused (413)."
+    )
+    max_request_pixels: int = Field(
+        8 * MAX_PIXELS,
+        ge=1,
+        description="Total pixels of a request's images beyond which it is refused (413).",
     )
     decode_pixels: int = Field(
         2 * MAX_PIXELS,
@@ -156,6 +231,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes of request bodies and views in progress beyond which requests are "
         "refused (429).",
+    )
+    queue_pixels: int = Field(
+        20 * MAX_PIXELS,
+        ge=1,
+        description="Pixels that wait to be decoded beyond which requests are refused (429).",
     )
     stall_seconds: float = Field(
         60,
@@ -204,6 +284,22 @@ class Settings(BaseSettings):
         "probe), or all.",
     )
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, text: str | None) -> str | None:
+        for host in parts(text):
+            if not HOST_NAME.fullmatch(host):
+                raise ValueError(f"{host} is not a host name: leave out scheme, port and path")
+        return text
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str | None) -> str | None:
+        for origin in parts(text):
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is not an origin such as https://app.example.org")
+        return text
+
     @property
     def device(self) -> "Device":
         """Device that the model runs on; raises `UserError` if its settings do not fit together."""
@@ -225,14 +321,42 @@ class Settings(BaseSettings):
 def read_settings(**given: Any) -> Settings:
     """Return the settings from the given values and the environment; None means "not given".
 
-    Raises `UserError` with the name of the first setting that is wrong.
+    Raises `UserError` with the name of the first setting that is wrong, or of a variable that is
+    none.
     """
+    check_environment()
+    for name, value in given.items():
+        if isinstance(value, str | Path) and not str(value).strip():
+            raise UserError(f"setting {name} is blank: give it a value, or leave it out")
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"setting {name}: {first['msg']} (given: {first['input']!r})") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"setting {name}: {message} (given: {first['input']!r})") from None
+
+
+def check_environment() -> None:
+    """Raise `UserError` if a variable `TAILLIFT_*` is blank, or is neither a setting nor known."""
+    variables = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name, value in os.environ.items():
+        if not name.upper().startswith(PREFIX) or KUBERNETES_VARIABLE.fullmatch(name):
+            continue
+        if name.upper() in COMPOSE_VARIABLES:
+            continue
+        if name.upper() not in variables:
+            hint = did_you_mean(name.upper(), sorted(variables))
+            raise UserError(f"{name} is not a setting{hint}: correct its name, or unset it")
+        # Keys are refused where they are read, in words of their own.
+        if name.upper() != f"{PREFIX}KEYS" and not value.strip():
+            raise UserError(f"{name} is blank: give it a value, or unset it")
+
+
+def parts(text: str | None) -> Sequence[str]:
+    """Return the parts of a list that is separated by commas, without the blank ones."""
+    stripped = (part.strip() for part in (text or "").split(","))
+    return [part for part in stripped if part]
 
 
 def default_text(name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from taillift.models.errors import UserError
+from taillift.models.terminal import PrintableFormatter, printable
 
 app = typer.Typer(
     help="Fine-tune CLIP on long-tailed photos, export one ONNX file, serve it.",
@@ -44,7 +45,9 @@ def options(
 
 def main() -> None:
     """Run a command; print an error that the user can fix as one line and exit with status 1."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # The readers of photos say what they have found.
     logging.getLogger("taillift.training.data").setLevel(logging.INFO)
     try:
@@ -61,5 +64,5 @@ def main() -> None:
 def fail(line: str) -> NoReturn:
     """Print an error and exit with status 1."""
     # A progress bar that was interrupted at its start may have replaced sys.stderr.
-    print(f"error: {line}", file=sys.__stderr__)
+    print(printable(f"error: {line}"), file=sys.__stderr__)
     sys.exit(1)

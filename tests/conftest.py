@@ -71,6 +71,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundles") / "palette")
 
 
+@pytest.fixture(autouse=True)
+def fresh_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scrape of a service in this process shows what has just happened."""
+    monkeypatch.setattr("taillift.service.http.exposition.FRESH_SECONDS", 0.0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a real file system of 64 KiB."""

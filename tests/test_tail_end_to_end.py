@@ -21,7 +21,7 @@ import yaml
 from taillift.service.inference.engine import Engine
 from taillift.service.settings import read_settings
 from tests.support.compression import compressed, seconds
-from tests.support.palette import photo
+from tests.support.palette import Colour, new_photo
 from tests.support.serving import form, sample, serving, until
 from tests.support.stack import DOCKER, RULES, alertmanager, free_port, prometheus, rows
 from tests.support.wardrobe import colours, draw, read_predictions, write_wardrobe
@@ -51,14 +51,12 @@ class Camera:
 
     service: httpx.Client
     clock: Clock
-    photos: dict[str, bytes] = field(
-        default_factory=lambda: {label: photo(colour) for label, colour in colours().items()}
-    )
+    colours: dict[str, Colour] = field(default_factory=colours)
 
     def send(self, labels: list[str]) -> None:
         for start in range(0, len(labels), PHOTOS_A_REQUEST):
             part = labels[start : start + PHOTOS_A_REQUEST]
-            files = form(*((label, self.photos[label]) for label in part))
+            files = form(*((label, new_photo(self.colours[label])) for label in part))
             answer = self.service.post("/classify?ensemble=off", files=files).raise_for_status()
             results = answer.json()["results"]
             assert [one["predictions"][0]["label"] for one in results] == part

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from taillift.models.errors import UserError
+from taillift.models.terminal import say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
@@ -110,7 +111,7 @@ def train(
     save(path, run.model, run.metadata, replace)
     if not is_first():
         return
-    typer.echo(
+    say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
@@ -151,12 +152,12 @@ def recipes(
     if name is None:
         width = max(map(len, NAMES))
         for recipe_name in NAMES:
-            typer.echo(f"{recipe_name:{width}}  {load_recipe(recipe_name).title}")
+            say(f"{recipe_name:{width}}  {load_recipe(recipe_name).title}")
     else:
         # A recipe with a mistake is refused, not printed.
         load_recipe(name)
         path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
-        typer.echo(path.read_text("utf-8"), nl=False)
+        say(path.read_text("utf-8").removesuffix("\n"))
 
 
 @app.command()
@@ -194,14 +195,14 @@ def export(
     variants = requested_variants(variant or [])
     exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
     proof = exported.proof
-    typer.echo(
+    say(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
         f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
     )
     if exported.unmerged:
-        typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
+        say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
     print_summary(target, exported.manifest)
 
 
@@ -248,9 +249,8 @@ def compare(
     seeds. --set applies to every recipe that trains anything. If a run fails, the others are shown
     and the exit status is 1.
     """
-    from rich.console import Console
-
     from taillift.models.lift.backbone import load_backbone
+    from taillift.models.plain_console import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.table import failures, table
@@ -271,7 +271,7 @@ def compare(
     ]
     dataset = load_dataset(data, imbalance)
     folder = out or Path("runs") / dataset.name
-    console = Console(markup=False, highlight=False, quiet=not is_first())
+    console = PlainConsole(quiet=not is_first())
     try:
         outcomes = run(
             dataset,
@@ -304,8 +304,8 @@ def print_summary(target: Path, manifest: "Manifest") -> None:
 
     for precision, variant in manifest.variants.items():
         for line in summary(variant):
-            typer.echo(f"{precision}: {line}")
-    typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
+            say(f"{precision}: {line}")
+    say(f"{target}: bundle {manifest.name} {manifest.version}")
 
 
 def requested_variants(names: Sequence[str]) -> "list[Precision]":

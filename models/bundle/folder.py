@@ -24,6 +24,8 @@ MODEL: Final = "model.onnx"
 DELTA: Final = "delta.safetensors"
 GOLDEN: Final = "golden.npz"
 REPORT: Final = "report"
+# Bytes of an npz file once unpacked: the scores of ten million photos, or 400 golden images.
+MAX_ARRAYS: Final = 2**28
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -64,6 +66,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     with readable(folder):
         for name, record in manifest.files.items():
             path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{folder / MANIFEST} lists {name}, which is outside the folder")
             if not path.is_file():
                 raise UserError(f"{path} is missing: copy the whole bundle again")
             if file_record(path) != record:
@@ -179,6 +183,9 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > MAX_ARRAYS:
+                raise ValueError(f"it would take {size:,} bytes, more than {MAX_ARRAYS:,}")
             return [arrays[name] for name in names]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: export the bundle again") from None

@@ -1,64 +1,236 @@
-"""A limit on the parts of an image file, which take time even if its pixels are few."""
+"""Find what a decoder needs of an image file: its size before anything is read, and no more.
+
+Metadata, fill bytes and empty chunks take time and memory though they change no pixel. They are
+counted, and left out of what the decoder gets.
+"""
 
 import re
+import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 JPEG: Final = b"\xff\xd8\xff"
 PNG: Final = b"\x89PNG\r\n\x1a\n"
+WEBP: Final = re.compile(rb"RIFF.{4}WEBPVP8", re.DOTALL)
 
 # Scans of a JPEG: each is a pass over all of its pixels. Encoders write 10 in colour, 18 at most.
 MAX_SCANS: Final = 50
-# Segments of a JPEG and chunks of a PNG. Metadata of 30 MB are 500 segments. Pillow unpacks each
-# chunk to up to 1 MiB, and its time for EXIF segments grows with the square of their number.
+# Segments of a JPEG and chunks of a PNG, other than pixels. Metadata of 30 MB are 500 segments.
 MAX_PARTS: Final = 1_000
+# Chunks of pixels: a PNG of 16 MB has 2,000 of the common 8 KiB.
+MAX_PIXEL_CHUNKS: Final = 20_000
+# Bytes of tables in front of a JPEG's first scan (three kilobytes are usual) or of a PNG's palette.
+MAX_TABLES: Final = 2**17
+# Bytes between two segments of a JPEG: fill bytes, or damage.
+MAX_FILL: Final = 2**12
+# Entries of an EXIF directory that are read: they are sorted, and the orientation comes early.
+MAX_TAGS: Final = 1_000
+MAX_XMP: Final = 2**16
 
 # The end marker, and the markers that a length follows. In a scan's data FF is followed by 00 or by
 # a restart marker.
 MARKER: Final = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 SCAN: Final = b"\xda"
 END: Final = b"\xd9"
+METADATA: Final = b"\xe1"
+FRAMES: Final = frozenset(bytes([code]) for code in range(0xC0, 0xD0)) - {b"\xc4", b"\xc8", b"\xcc"}
+# Frames and tables, and the two that tell the colours: JFIF and Adobe.
+TABLES: Final = FRAMES | {b"\xc4", b"\xcc", b"\xdb", b"\xdc", b"\xdd", b"\xde", b"\xe0", b"\xee"}
+EXIF_ID: Final = b"Exif\0\0"
+XMP_ID: Final = b"http://ns.adobe.com/xap/1.0/\0"
 
+TABLE_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS"})
 # Their number grows with a PNG's size or frames, and only the first frame is decoded.
 PIXEL_CHUNKS: Final = frozenset({b"IDAT", b"fcTL", b"fdAT"})
 
+ORIENTATION: Final = 0x0112
+XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+INTEGERS: Final = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 
-def too_many_parts(data: bytes) -> str | None:
-    """Return what a JPEG or PNG file has too much of; None if it has nothing too much."""
-    parts: Iterator[bytes] = iter(())
+
+class ExcessError(Exception):
+    """An image file that has too much of something; the text says of what."""
+
+
+class FilePart(NamedTuple):
+    """A segment or chunk: its marker or kind, and where it and its contents are in the file."""
+
+    kind: bytes
+    start: int
+    contents: int
+    end: int
+
+
+class Essence(NamedTuple):
+    """The needed part of an image file: one with the same pixels, and its orientation, 1 to 8."""
+
+    data: bytes
+    orientation: int
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Return the width and height that a file's header gives; None if it is not an image.
+
+    Raises `ExcessError` if the header has too many segments.
+    """
+    if data.startswith(PNG) and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
     if data.startswith(JPEG):
-        parts = jpeg_markers(data)
-    elif data.startswith(PNG):
-        parts = (kind for kind in png_chunks(data) if kind not in PIXEL_CHUNKS)
-    scans = 0
-    for count, part in enumerate(parts, 1):
-        scans += part == SCAN
-        if scans > MAX_SCANS:
-            return f"more than {MAX_SCANS} scans"
-        if count > MAX_PARTS:
-            return f"more than {MAX_PARTS:,} segments or chunks"
+        for part in jpeg_segments(data):
+            if part.kind in FRAMES and part.contents + 5 <= len(data):
+                height, width = struct.unpack_from(">HH", data, part.contents + 1)
+                return width, height
+    if WEBP.match(data) and len(data) >= 30:
+        if data[15:16] == b"X":
+            return (
+                1 + int.from_bytes(data[24:27], "little"),
+                1 + int.from_bytes(data[27:30], "little"),
+            )
+        if data[15:16] == b"L":
+            bits = int.from_bytes(data[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
     return None
 
 
-def jpeg_markers(data: bytes) -> Iterator[bytes]:
-    """Yield the marker of each segment up to the end of the first image.
+def essence(data: bytes) -> Essence:
+    """Return what is needed of an image file; raises `ExcessError` if it has too much."""
+    if data.startswith(JPEG):
+        return _jpeg_essence(data)
+    if data.startswith(PNG):
+        return _png_essence(data)
+    exif = xmp = b""
+    if WEBP.match(data):
+        for count, part in enumerate(riff_chunks(data)):
+            if count > MAX_PIXEL_CHUNKS:
+                raise ExcessError(f"more than {MAX_PIXEL_CHUNKS:,} chunks")
+            if part.kind == b"EXIF":
+                exif = exif or data[part.contents : part.end]
+            elif part.kind == b"XMP ":
+                xmp = xmp or data[part.contents : part.contents + MAX_XMP]
+    return Essence(data, orientation(exif, xmp))
 
-    Other images, or a film, may follow.
+
+def _jpeg_essence(data: bytes) -> Essence:
+    """Keep the tables and everything from the first scan to the end of the first image."""
+    kept, exif, xmp, scans, tables, end = [data[:2]], b"", b"", 0, 0, len(data)
+    first_scan = None
+    for part in jpeg_segments(data):
+        if part.kind == SCAN:
+            first_scan = part.start if first_scan is None else first_scan
+            scans += 1
+            if scans > MAX_SCANS:
+                raise ExcessError(f"more than {MAX_SCANS} scans")
+        elif part.kind == END:
+            end = part.end
+        elif first_scan is None and part.kind in TABLES:
+            kept.append(data[part.start : part.end])
+            tables += part.end - part.start
+            if tables > MAX_TABLES:
+                raise ExcessError(f"more than {MAX_TABLES:,} bytes of tables")
+        elif part.kind == METADATA:
+            if not exif and data.startswith(EXIF_ID, part.contents):
+                exif = data[part.contents : part.end]
+            elif not xmp and data.startswith(XMP_ID, part.contents):
+                xmp = data[part.contents : part.end]
+    if first_scan is not None:
+        kept.append(data[first_scan:end])
+    return Essence(b"".join(kept), orientation(exif, xmp))
+
+
+def _png_essence(data: bytes) -> Essence:
+    """Keep the first image: header, palette, transparency and pixels."""
+    kept, exif, xmp, others, pixels, tables = [PNG], b"", b"", 0, 0, 0
+    for part in png_chunks(data):
+        others += part.kind not in PIXEL_CHUNKS
+        pixels += part.kind in PIXEL_CHUNKS
+        if others > MAX_PARTS:
+            raise ExcessError(f"more than {MAX_PARTS:,} segments or chunks")
+        if pixels > MAX_PIXEL_CHUNKS:
+            raise ExcessError(f"more than {MAX_PIXEL_CHUNKS:,} chunks of pixels")
+        if part.kind in TABLE_CHUNKS:
+            tables += part.end - part.start
+            if tables > MAX_TABLES:
+                raise ExcessError(f"more than {MAX_TABLES:,} bytes of tables")
+        if part.kind in TABLE_CHUNKS or part.kind in (b"IDAT", b"IEND"):
+            kept.append(data[part.start : part.end])
+        elif part.kind == b"eXIf":
+            exif = exif or data[part.contents : part.end]
+        elif part.kind == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0\0", part.contents):
+            xmp = xmp or data[part.contents : min(part.end, part.contents + MAX_XMP)]
+    return Essence(b"".join(kept), orientation(exif, xmp))
+
+
+def jpeg_segments(data: bytes) -> Iterator[FilePart]:
+    """Yield each segment up to the end of the first image; other images, or a film, may follow.
+
+    Raises `ExcessError` if there are too many, or too many bytes between two of them.
     """
-    position, in_image = 0, False
-    while (match := MARKER.search(data, position)) is not None:
-        marker, position = match[1], match.end()
-        if marker != END:
-            yield marker
-            in_image = in_image or marker == SCAN
-            position += int.from_bytes(data[position : position + 2], "big")
-        elif in_image:  # Pillow reads on after an end marker that comes before the first scan.
+    position, in_image, count = 2, False, 0
+    while True:
+        limit = len(data) if in_image else position + MAX_FILL
+        match = MARKER.search(data, position, limit)
+        if match is None:
+            if limit < len(data):
+                raise ExcessError(f"more than {MAX_FILL:,} bytes between two segments")
             return
+        marker, position = match[1], match.end()
+        if marker == END:
+            # Pillow reads on after an end marker that comes before the first scan.
+            if in_image:
+                yield FilePart(marker, match.start(), position, position)
+                return
+            continue
+        count += 1
+        if count > MAX_PARTS:
+            raise ExcessError(f"more than {MAX_PARTS:,} segments or chunks")
+        contents = position + 2
+        position += int.from_bytes(data[position:contents], "big")
+        yield FilePart(marker, match.start(), contents, position)
+        in_image = in_image or marker == SCAN
 
 
-def png_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield the kind of each chunk before the last one."""
+def png_chunks(data: bytes) -> Iterator[FilePart]:
+    """Yield each chunk up to the last one."""
     position = len(PNG)
-    while (kind := data[position + 4 : position + 8]) not in (b"", b"IEND"):
-        yield kind
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    while kind := data[position + 4 : position + 8]:
+        contents = position + 8
+        end = contents + 4 + int.from_bytes(data[position : position + 4], "big")
+        yield FilePart(kind, position, contents, end)
+        if kind == b"IEND":
+            return
+        position = end
+
+
+def riff_chunks(data: bytes) -> Iterator[FilePart]:
+    """Yield each chunk of a WebP file."""
+    position = 12
+    while kind := data[position : position + 4]:
+        contents = position + 8
+        size = int.from_bytes(data[position + 4 : contents], "little")
+        yield FilePart(kind, position, contents, contents + size)
+        position = contents + size + size % 2
+
+
+def orientation(exif: bytes, xmp: bytes) -> int:
+    """Return the orientation that EXIF gives, else XMP; 1 if neither does, or none of 1 to 8.
+
+    Nothing else of the metadata is read (EXIF 2.32, section 4.6.4; TIFF 6.0, section 2).
+    """
+    tiff = exif.removeprefix(EXIF_ID)
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    try:
+        if order is not None:
+            (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
+            (count,) = struct.unpack_from(f"{order}H", tiff, offset)
+            for entry in range(offset + 2, offset + 2 + 12 * min(count, MAX_TAGS), 12):
+                tag, kind, values = struct.unpack_from(f"{order}HHI", tiff, entry)
+                if tag == ORIENTATION and kind in INTEGERS and values == 1:
+                    (value,) = struct.unpack_from(order + INTEGERS[kind], tiff, entry + 8)
+                    return int(value) if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    found = XMP_ORIENTATION.search(xmp)
+    return 1 if found is None else int(found[1])

@@ -11,8 +11,21 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from taillift.models.bundle.arrays import Pixels
-from taillift.models.bundle.image_guard import JPEG, PNG, too_many_parts
-from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS, Preprocessing
+from taillift.models.bundle.image_guard import (
+    JPEG,
+    ORIENTATION,
+    PNG,
+    ExcessError,
+    essence,
+    image_size,
+)
+from taillift.models.bundle.schema import (
+    FREE_PIXELS,
+    MAX_ASPECT,
+    MAX_PIXELS,
+    PIXELS_PER_BYTE,
+    Preprocessing,
+)
 from taillift.models.errors import UserError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
@@ -76,9 +89,11 @@ def load_pil(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     The image itself does not change. Raises `ImageTooLargeError`, `ImageTooLongError` and
     `BrokenImageError`.
     """
-    check_size(image, MAX_PIXELS)
+    check_size(image.size, MAX_PIXELS)
     try:
         copy = image.copy()
+    except MemoryError:
+        raise
     except Exception as error:  # A file that Pillow has opened is decoded only now.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
     return load_opened(copy, preprocessing)
@@ -108,35 +123,65 @@ def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Imag
     return decode_opened(open_image(data, max_pixels), target)
 
 
+def pixel_count(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """Return the pixels of an image file by its header alone; 0 if it is not an image.
+
+    Raises what `check_size` raises, and `BrokenImageError` if the header has too many parts.
+    """
+    try:
+        size = image_size(data)
+    except ExcessError as error:
+        raise _excess(error) from error
+    if size is None or 0 in size:
+        return 0
+    check_size(size, max_pixels)
+    check_ratio(size, len(data))
+    return size[0] * size[1]
+
+
+def _excess(error: ExcessError) -> BrokenImageError:
+    return BrokenImageError(f"the image has {error}: save it again with a common program")
+
+
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file's header, which gives its size; no pixel is decoded yet.
 
-    Raises `NotAnImageError`, what `check_size` raises, and `BrokenImageError`, also if the file has
-    more parts than it could need (`image_guard.too_many_parts`).
+    Of its metadata only the orientation is kept. Raises `NotAnImageError`, what `pixel_count`
+    raises, and `BrokenImageError`, also if the file has more parts than it could need.
     """
     if not data:
         raise NotAnImageError("the image is empty (0 bytes)")
-    if (too_many := too_many_parts(data)) is not None:
-        raise BrokenImageError(f"the image has {too_many}: save it again with a common program")
+    pixels = pixel_count(data, max_pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        needed = essence(data)
+    except ExcessError as error:
+        raise _excess(error) from error
+    try:
+        image = Image.open(io.BytesIO(needed.data), formats=FORMATS)
     except UnidentifiedImageError:
         if data.startswith(SIGNATURES):
             raise BrokenImageError("the image's header is damaged") from None
         raise NotAnImageError("not a JPEG, PNG or WebP image") from None
+    except MemoryError:
+        raise
     except Exception as error:
         raise BrokenImageError(f"the image's header cannot be read: {error}") from error
-    check_size(image, max_pixels)
+    if image.width * image.height > pixels:
+        raise BrokenImageError("the image's header gives two sizes")
+    image.info.pop("xmp", None)
+    exif = Image.Exif()
+    exif[ORIENTATION] = needed.orientation
+    image.info["exif"] = exif.tobytes()
     return image
 
 
-def check_size(image: Image.Image, max_pixels: int) -> None:
-    """Check an image's size.
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Check an image's width and height.
 
     Raises `ImageTooLargeError` if it has more than `max_pixels`, and `ImageTooLongError` if one
     side is more than `MAX_ASPECT` times the other.
     """
-    width, height = image.size
+    width, height = size
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"the image has {width} x {height} pixels, more than the {max_pixels:,} allowed"
@@ -145,6 +190,16 @@ def check_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageTooLongError(
             f"the image has {width} x {height} pixels: one side is more than {MAX_ASPECT} times "
             "the other; crop it, or send it in parts"
+        )
+
+
+def check_ratio(size: tuple[int, int], length: int) -> None:
+    """Raise `ImageTooLargeError` if no photo has so many pixels in so few bytes."""
+    width, height = size
+    if width * height > FREE_PIXELS + PIXELS_PER_BYTE * length:
+        raise ImageTooLargeError(
+            f"the image has {width} x {height} pixels in {length:,} bytes, which no photo has: "
+            "scale it down, or save it as a JPEG"
         )
 
 
@@ -161,6 +216,8 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "RGB" else image.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's errors for damaged files have no common base.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
 

@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 # Of an image, in pixels, and how many times the longer side may be the shorter one.
 MAX_PIXELS: Final = 50_000_000
 MAX_ASPECT: Final = 32
+# A file may have so many pixels for each of its bytes, and so many more. A JPEG with Huffman codes
+# has 512 at most, a PNG in colour 344; an even picture of any format may have a few free ones.
+PIXELS_PER_BYTE: Final = 1_000
+FREE_PIXELS: Final = 1_000_000
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = get_args(Group)
@@ -28,9 +32,9 @@ FILES: Final = {
 
 
 class SchemaModel(BaseModel):
-    """An immutable record that refuses unknown keys."""
+    """An immutable record that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Preprocessing(SchemaModel):

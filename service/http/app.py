@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
-from prometheus_client.exposition import choose_encoder
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
@@ -16,6 +16,7 @@ from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
 from taillift.service.http.disconnect import reserving_body, while_connected
+from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -44,6 +45,16 @@ from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
+from taillift.service.tail.sightings import group_digest
+
+
+class TextConvertor(PathConvertor):
+    """Part of an address that may hold any text: slashes and line ends, too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
 
 Item = TypeVar("Item")
 Answered = tuple[Upload, ImageOutputs | PerImageError]
@@ -108,6 +119,21 @@ async def classify(
     engine: Service,
     bundle: Served,
     deadline: Until,
+    group: Annotated[
+        str | None,
+        Header(
+            alias="X-Taillift-Group",
+            description="name of the one thing that the images show; images with the same name "
+            "count once for the statistics of the tail",
+        ),
+    ] = None,
+    count: Annotated[
+        Literal["yes", "no"],
+        Header(
+            alias="X-Taillift-Count",
+            description="no: the images, as those of a probe, are answered and not counted",
+        ),
+    ] = "yes",
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
@@ -115,11 +141,15 @@ async def classify(
     if query.coverage is not None and bundle.predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
-    def result(filename: str | None, prediction: Prediction) -> ClassifiedImage:
+    def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
         decision, members = prediction.decision, prediction.members
-        bundle.monitoring.observe(prediction.uniform, decision, members)
+        if count == "yes":
+            things = [upload.digest, group_digest(group)] if group else [upload.digest]
+            bundle.monitoring.observe(prediction.uniform, decision, members, things)
+        else:
+            engine.metrics.count_omission("asked")
         return classified(
-            filename,
+            upload.filename,
             prediction.requested,
             bundle.manifest.classes,
             query.top_k,
@@ -129,6 +159,8 @@ async def classify(
         )
 
     async with _answered(request, engine, wanted, deadline) as answered:
+        # Computed here and kept, because a large image's digest would hold up the event loop.
+        await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
         results = list(_results(engine, bundle, wanted, answered, result))
     return Classification(
         model=model_id(bundle.manifest),
@@ -156,9 +188,9 @@ async def confidence(
     engine.require_ready()
     chosen, wanted = chosen_classes(query.classes, bundle.manifest), _wanted(bundle, query)
 
-    def result(filename: str | None, prediction: Prediction) -> ConfidenceOfImage:
+    def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
         return confidences(
-            filename, prediction.requested, bundle.manifest, chosen, prediction.views
+            upload.filename, prediction.requested, bundle.manifest, chosen, prediction.views
         )
 
     answer = InferenceResponse(
@@ -222,7 +254,7 @@ def _results(
     bundle: ResidentBundle,
     wanted: Wanted,
     answered: Sequence[Answered],
-    result: Callable[[str | None, Prediction], Item],
+    result: Callable[[Upload, Prediction], Item],
 ) -> Iterator[Item | FailedImage]:
     """Yield `result` of each image's prediction, and the problem of an image that has none."""
     with engine.metrics.time_stage("post"):
@@ -233,7 +265,7 @@ def _results(
                 prediction = bundle.predictor.predict(
                     answer, wanted.ensemble, wanted.log_prior, wanted.coverage
                 )
-                yield result(upload.filename, prediction)
+                yield result(upload, prediction)
 
 
 @router.get("/classes", response_model=class_report.Classes)
@@ -245,7 +277,7 @@ async def classes(bundle: Served, writing: Writing) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.get("/classes/{label:path}", responses=problems(404))
+@router.get("/classes/{label:text}", responses=problems(404))
 async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
     return class_report.class_details(bundle.monitoring, label)
@@ -280,10 +312,11 @@ async def readyz(engine: Service) -> Status | Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request, engine: Service) -> Response:
+async def metrics(request: Request) -> Response:
     """Give the metrics for Prometheus."""
-    encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
+    exposition: Exposition = request.app.state.exposition
+    content, content_type = exposition.render(request.headers.get("accept", ""))
+    return Response(content, headers={"content-type": content_type})
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -306,15 +339,20 @@ def create_app(engine: Engine) -> FastAPI:
             await keep
 
     app = FastAPI(
+        openapi_url=None,  # `add_docs` adds one that is encoded once.
         docs_url=None,
         redoc_url=None,
         title="taillift",
         version=engine.bundle.manifest.taillift_version,
         summary="Classification of long-tailed images",
         lifespan=lifespan,
+        redirect_slashes=False,
+        # Relative, so that the description is right below a path of a proxy as well.
+        servers=[{"url": "."}],
     )
     app.state.engine = engine
     app.state.keys = keys
+    app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
     if keys.needed:
         app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))

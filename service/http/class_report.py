@@ -15,8 +15,6 @@ from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
-from taillift.service.tail.distributions import binomial_interval
-from taillift.service.tail.monitor import COVERAGE
 from taillift.service.tail.reference import Source
 from taillift.service.tail.state import ClassStatus, TailState
 from taillift.service.tail.window import BUCKETS, quantiles
@@ -37,6 +35,9 @@ class WindowSummary(BaseModel):
     predictions: int
     since: datetime | None = Field(description="start of the oldest part that is counted")
     reference: Source
+    design_effect: float = Field(
+        description="predictions that are worth one independent prediction; at first 64"
+    )
 
 
 class ShareEstimate(BaseModel):
@@ -142,6 +143,7 @@ def take_snapshot(monitoring: Monitoring) -> Snapshot:
         predictions=state.window_predictions,
         since=_time(window.buckets[0].number * seconds / BUCKETS if window.buckets else None),
         reference=state.reference,
+        design_effect=state.design_effect,
     )
     return Snapshot(monitoring.manifest, summary, state, window.histogram.copy())
 
@@ -216,7 +218,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
     """Return the summaries of the classes with these indices, in the same order."""
     state, chosen = snapshot.state, np.asarray(indices)
     arrays, total = state.classes, state.window_predictions
-    low, high = binomial_interval(arrays.predicted[chosen], total, COVERAGE)
+    low, high = state.share_bounds(arrays.predicted[chosen])
     columns = zip(
         indices,
         arrays.predicted[chosen].tolist(),

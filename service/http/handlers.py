@@ -17,6 +17,7 @@ from taillift.service.problems import (
     DeadlineError,
     InternalError,
     MalformedError,
+    OutOfMemoryError,
     PerImageError,
     ProblemDocument,
     ServiceError,
@@ -63,6 +64,10 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         metrics.count_rejection(DISCONNECTED)
         return Response(status_code=CLIENT_GONE)
 
+    async def on_memory_error(request: Request, _error: MemoryError) -> Response:
+        detail = "there was no memory for this request: send it again, or send fewer images"
+        return await on_problem(request, OutOfMemoryError(detail))
+
     async def on_exception(request: Request, _error: Exception) -> Response:
         return await on_problem(request, InternalError(UNEXPECTED))
 
@@ -70,6 +75,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     app.exception_handler(RequestValidationError)(on_validation_error)
     app.exception_handler(HTTPException)(on_http_exception)
     app.exception_handler(ClientDisconnect)(on_disconnect)
+    app.exception_handler(MemoryError)(on_memory_error)
     app.exception_handler(Exception)(on_exception)
 
 

@@ -6,7 +6,8 @@ from typing import Final
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taillift.service.http.access_log import READINESS, REQUEST_ID, AccessRecord, log_access
+from taillift.service.http.access import HEALTH
+from taillift.service.http.access_log import REQUEST_ID, AccessRecord, log_access
 from taillift.service.http.handlers import UNEXPECTED, respond
 from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import InternalError, ProblemDocument
@@ -49,10 +50,15 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
+# Where `Connection` puts, into the scope's state, why the rest of a body cannot be had.
+PROBLEM: Final = "problem"
+
+
 class RequestLog:
     """ASGI middleware that puts the request's id on its answer and its log lines, and logs it.
 
-    The id is the one that `Connection` has put into the scope's state.
+    The id is the one that `Connection` has put into the scope's state. A body whose rest cannot be
+    had raises the `ServiceError` that is there.
     """
 
     def __init__(self, app: ASGIApp, level: AccessLevel) -> None:
@@ -71,6 +77,8 @@ class RequestLog:
         async def counting_receive() -> Message:
             nonlocal bytes_in
             message = await receive()
+            if (problem := state.get(PROBLEM)) is not None:
+                raise problem
             bytes_in += len(message.get("body", b""))
             return message
 
@@ -106,8 +114,19 @@ class RequestLog:
             log_access(record, self._level)
 
 
+class HeadAsGet:
+    """ASGI middleware that answers HEAD as GET; the server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 METRICS: Final = "/metrics"
-HEALTH: Final = frozenset({"/healthz", READINESS})
 
 
 class MetricsPort:

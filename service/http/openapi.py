@@ -4,15 +4,16 @@ They are the bodies that the routes read themselves, the problem documents and t
 """
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI, Response
-from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
 from taillift.service.http.uploads import FIELD
+from taillift.service.page.stored_files import StoredFolder
 
 _REQUEST_ID: Final = {
     "type": "string",
@@ -49,10 +50,12 @@ _PROBLEM: Final = {
 _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
     401: "No API key was sent, or an unknown one",
+    403: "A web page of another origin sends this, which cors_origins does not allow",
     404: "The model has no class with this label; the detail may name the nearest one",
     408: "The body was not complete in time, or there is no answer before the deadline",
     413: "The body has too many bytes, or the image too many pixels",
-    415: "Not a JPEG, PNG or WebP image",
+    415: "Not a JPEG, PNG or WebP image, or a body with a Content-Encoding",
+    421: "The service does not answer for the host in the header Host",
     422: "The image is damaged or longer than 32:1, or none of several images can be used",
     429: "Overloaded: try again after the seconds in the header Retry-After",
     500: "The model failed on the image, or the service failed",
@@ -140,5 +143,14 @@ def add_docs(app: FastAPI) -> None:
         return describe()
 
     app.openapi = describe_with_request_id  # type: ignore[method-assign]
+    encoded: list[bytes] = []
+
+    async def description(_: Request) -> Response:
+        """Give the description of the service, which is encoded once."""
+        if not encoded:
+            encoded.append(bytes(JSONResponse(app.openapi()).body))
+        return Response(encoded[0], media_type="application/json")
+
+    app.add_route("/openapi.json", description, include_in_schema=False)
     app.include_router(_pages)
-    app.mount("/swagger", StaticFiles(directory=str(files("fastapi_offline") / "static")))
+    app.mount("/swagger", StoredFolder(Path(str(files("fastapi_offline") / "static"))))

@@ -239,7 +239,7 @@ def confidence_json(
 
 
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
-    """Return the class indices of `labels`, or those of all classes if there are no labels.
+    """Return the class indices of `labels`, each once; without labels, those of all classes.
 
     A label is found in any Unicode form.
 
@@ -251,7 +251,7 @@ def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
         if (index := index_of_name(label, indices)) is None:
             raise MalformedError(unknown_class(label, manifest.labels))
         chosen.append(index)
-    return chosen or range(len(manifest.labels))
+    return list(dict.fromkeys(chosen)) or range(len(manifest.labels))
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:

@@ -4,13 +4,19 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from fastapi import Request
-from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from taillift.service.problems import BodyTimeoutError, BodyTooLargeError, MalformedError
+from taillift.service.http.multipart import form_boundary, form_parts
+from taillift.service.problems import (
+    BodyTimeoutError,
+    BodyTooLargeError,
+    EncodedError,
+    MalformedError,
+)
+from taillift.service.tail.sightings import image_digest
 
 FIELD: Final = "images"
 
@@ -22,12 +28,23 @@ class Upload:
     filename: str | None
     data: bytes
 
+    @cached_property
+    def digest(self) -> int:
+        """The digest by which a copy of the image is known; takes milliseconds once."""
+        return image_digest(self.data)
+
 
 def body_bytes(request: Request, limit: int) -> int:
     """Return the largest size that the body can have: its Content-Length, or `limit` without one.
 
-    Raises `BodyTooLargeError`.
+    Raises `BodyTooLargeError`, and `EncodedError` if the body is compressed.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise EncodedError(
+            f"the body is sent with Content-Encoding {encoding[:80]!r}: send it without, as images "
+            "are compressed already"
+        )
     size = int(request.headers.get("content-length", limit))
     if size > limit:
         raise BodyTooLargeError(f"the body has {size:,} bytes, more than the {limit:,} allowed")
@@ -46,14 +63,14 @@ async def read_uploads(
             asyncio.timeout(seconds),
             aclosing(limited_stream(request, max_body_bytes)) as body,
         ):
-            if request.headers.get("content-type", "").lower().startswith("multipart/"):
-                form = FormParser(request.headers, body, max_body_bytes, max_images)
-                return await form.uploads()
             data = b"".join([chunk async for chunk in body])
     except TimeoutError:
         raise BodyTimeoutError(
             f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
         ) from None
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().startswith("multipart/"):
+        return form_images(data, content_type, max_images)
     if not data:
         raise MalformedError(
             "the request has no image: send it as the body, or one or more in the multipart "
@@ -72,69 +89,19 @@ async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, 
         yield chunk
 
 
-class FormParser(MultiPartParser):
-    """Parser of a multipart form that keeps files in memory and refuses a truncated form."""
-
-    def __init__(
-        self,
-        headers: Headers,
-        body: AsyncGenerator[bytes, None],
-        max_body_bytes: int,
-        max_images: int,
-    ) -> None:
-        super().__init__(headers, self._complete(body), max_files=max_images, max_fields=max_images)
-        # The size of the body is limited, and the file system may be read-only: no temporary files.
-        self.spool_max_size = max_body_bytes
-        self._ended = False
-
-    async def _complete(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Yield all chunks, and raise `MultiPartException` if the form has not ended by then."""
-        async for chunk in body:
-            yield chunk
-        if not self._ended:
-            raise MultiPartException("It ends before its closing boundary.")
-
-    def on_end(self) -> None:
-        self._ended = True
-
-    async def uploads(self) -> list[Upload]:
-        """Return the images of the form; raise `MalformedError` if it holds anything else."""
-        try:
-            form = await self.parse()
-        except MultiPartException as error:
-            raise MalformedError(f"the form cannot be read: {error.message}") from error
-        except UnicodeError as error:
+def form_images(body: bytes, content_type: str, max_images: int) -> list[Upload]:
+    """Return the images of a form; raises `MalformedError` if it holds anything else."""
+    uploads: list[Upload] = []
+    for part in form_parts(body, form_boundary(content_type)):
+        if part.name != FIELD:
+            raise MalformedError(f"unknown form field `{part.name[:80]}`: images go into `{FIELD}`")
+        if part.filename is None:
             raise MalformedError(
-                "the form cannot be read: it is not in the charset that it names"
-            ) from error
-        uploads = []
-        try:
-            for name, part in form.multi_items():
-                if name != FIELD:
-                    field = checked_text(name, "a field's name")
-                    raise MalformedError(
-                        f"unknown form field `{field[:80]}`: images go into `{FIELD}`"
-                    )
-                if isinstance(part, str):
-                    raise MalformedError(
-                        f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
-                    )
-                filename = checked_text(part.filename or "", "a file's name")
-                uploads.append(Upload(filename or None, await part.read()))
-        finally:
-            await form.close()
-        if not uploads:
-            raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
-        return uploads
-
-
-def checked_text(text: str, what: str) -> str:
-    """Return `text`; raise `MalformedError` if it has half a surrogate pair.
-
-    No answer could repeat such a text, because UTF-8 cannot encode it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise MalformedError(f"{what} is not valid text") from error
-    return text
+                f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
+            )
+        if len(uploads) == max_images:
+            raise MalformedError(f"the form has more than the {max_images} images allowed")
+        uploads.append(Upload(part.filename or None, part.data))
+    if not uploads:
+        raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
+    return uploads

@@ -16,8 +16,9 @@ MARGIN: Final = 1.6
 class Load(NamedTuple):
     """The work of a request.
 
-    `views` and `size` (bytes) are the most that it may take: they bound memory. `expected_views`,
-    by experience, and `raw` bytes, which are not decoded yet, predict the wait.
+    `views` and `size` (bytes) are the most that it may take: they bound memory. `pixels` are those
+    that are not decoded yet, by the images' headers, and bound the time. `expected_views`, by
+    experience, and `raw`, the decoder's work that is not done yet, predict the wait.
     """
 
     images: int = 0
@@ -25,6 +26,7 @@ class Load(NamedTuple):
     size: int = 0
     expected_views: float = 0.0
     raw: int = 0
+    pixels: int = 0
 
     def minus(self, other: "Load") -> "Load":
         return Load._make(mine - its for mine, its in zip(self, other, strict=True))
@@ -34,16 +36,17 @@ def total(*loads: Load) -> Load:
     return Load._make(map(sum, zip(*loads, strict=True)))
 
 
-# Seconds of so many views on the device and, at the same time, so many bytes in the decoder.
+# Seconds of so many views on the device and, at the same time, so much work in the decoder.
 Forecast = Callable[[float, float], float]
 
 
 class Admission:
     """The requests that were accepted and are not answered yet."""
 
-    def __init__(self, max_views: int, max_bytes: int, forecast: Forecast) -> None:
+    def __init__(self, max_views: int, max_bytes: int, max_pixels: int, forecast: Forecast) -> None:
         self._max_views = max_views
         self._max_bytes = max_bytes
+        self._max_pixels = max_pixels
         self._forecast = forecast
         self._reservations: set[Reservation] = set()
         self._total = Load()
@@ -85,6 +88,8 @@ class Admission:
             lack = f"{now.views} views are in work and {more.views} more"
         elif now.size + more.size > self._max_bytes:
             lack = f"{now.size:,} bytes are in work and {more.size:,} more"
+        elif now.pixels + more.pixels > self._max_pixels:
+            lack = f"{now.pixels:,} pixels are in work and {more.pixels:,} more"
         else:
             return
         raise OverloadedError(

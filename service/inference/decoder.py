@@ -1,22 +1,22 @@
 """From an image file's bytes to its views, in threads."""
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Condition
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Final, NamedTuple
 
 from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.images import load_opened, open_image, views
 from taillift.models.bundle.schema import Preprocessing
+from taillift.service.inference.fair_queue import FairQueue
 from taillift.service.inference.latency import LatencyModel
 from taillift.service.monitoring.counters import Metrics
 
 # A first guess of the decoding time, until images have been measured.
-SECONDS_PER_BYTE: Final = 2e-8
+SECONDS_PER_UNIT: Final = 2e-8
 SECONDS_PER_IMAGE: Final = 3e-3
 
 
@@ -27,89 +27,123 @@ class Decoded(NamedTuple):
     seconds: float
 
 
+def work(size: int, pixels: int) -> int:
+    """Return the work of an image in units of the decoder's latency: its bytes and its pixels."""
+    return size + pixels
+
+
+@dataclass(eq=False)
+class DecodeJob:
+    """One image on its way through the decoder; `pixels` are those of its header."""
+
+    data: bytes
+    pixels: int
+    count: int
+    max_pixels: int
+    since: float
+    answer: "asyncio.Future[Decoded]"
+
+
 class Decoder:
     """Decodes up to `threads` images at the same time, which together have up to `room` pixels.
 
-    An image with more pixels than that is decoded alone.
+    An image with more pixels than that is decoded alone. Requests take turns by their work
+    (`FairQueue`), and who is first is never overtaken.
     """
 
     def __init__(
         self, threads: int, room: int, preprocessing: Preprocessing, metrics: Metrics
     ) -> None:
         self.threads = threads
-        self.latency = LatencyModel(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
+        self.latency = LatencyModel(SECONDS_PER_UNIT, SECONDS_PER_IMAGE)
         self._pool = ThreadPoolExecutor(threads, "decode")
-        self._room = PixelRoom(room)
+        self._room = self._free = room
+        self._waiting: FairQueue[DecodeJob] = FairQueue()
+        self._running: set[asyncio.Future[Decoded]] = set()
         self._preprocessing = preprocessing
         self._metrics = metrics
-        self._tasks: set[Future[Decoded]] = set()
         self._progress = perf_counter()
 
-    async def views(self, data: bytes, count: int, max_pixels: int, since: float) -> Pixels:
+    async def views(
+        self,
+        data: bytes,
+        pixels: int,
+        count: int,
+        max_pixels: int,
+        owner: Hashable,
+        since: float,
+    ) -> Pixels:
         """Return the first `count` views of an image, uint8 [count, S, S, 3].
 
-        `since` is when it began to wait, on the clock of `perf_counter`. Raises `ImageError`. If
-        cancelled while it waits for a thread, it costs nothing.
+        `pixels` are those of its header, `owner` is its request, and `since` is when it began to
+        wait, on the clock of `perf_counter`. Raises `ImageError`. If cancelled while it waits for
+        its turn, it costs nothing and its bytes are let go.
         """
-        if len(self._tasks) < self.threads:
+        if not self._busy:
             self._progress = perf_counter()
-        task = self._pool.submit(self._decode, data, count, max_pixels, since)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        decoded = await asyncio.wrap_future(task)
-        self.latency.update(len(data), decoded.seconds)
+        answer: asyncio.Future[Decoded] = asyncio.get_running_loop().create_future()
+        job = DecodeJob(data, pixels, count, max_pixels, since, answer)
+        cost = work(len(data), pixels)
+        self._waiting.add(owner, cost, job)
+        self._start_jobs()
+        try:
+            decoded = await answer
+        finally:
+            self._waiting.discard(job)
+        self.latency.update(cost, decoded.seconds)
         return decoded.views
 
-    def _decode(self, data: bytes, count: int, max_pixels: int, since: float) -> Decoded:
+    def _start_jobs(self) -> None:
+        """Hand to the threads what is first, as long as a thread and the room are free."""
+        while self._waiting and len(self._running) < self.threads:
+            share = min(self._waiting.first().pixels, self._room)
+            if share > self._free:
+                return
+            self._free -= share
+            job = self._waiting.pop()
+            task = asyncio.wrap_future(self._pool.submit(self._decode, job))
+            self._running.add(task)
+            task.add_done_callback(partial(self._finish, job.answer, share))
+
+    def _finish(
+        self,
+        answer: "asyncio.Future[Decoded]",
+        share: int,
+        task: "asyncio.Future[Decoded]",
+    ) -> None:
+        self._running.discard(task)
+        self._free += share
+        if not answer.done():
+            if (error := task.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(task.result())
+        self._start_jobs()
+
+    def _decode(self, job: DecodeJob) -> Decoded:
+        start = perf_counter()
+        self._metrics.record_stage("decode_queue", start - job.since)
         try:
-            image = open_image(data, max_pixels)
-            with self._room.take(image.width * image.height):
-                start = perf_counter()
-                self._metrics.record_stage("decode_queue", start - since)
-                with self._metrics.time_stage("decode"):
-                    canvas = load_opened(image, self._preprocessing)
-                    cut = views(canvas, self._preprocessing.size, count)
-                return Decoded(cut, perf_counter() - start)
+            image = open_image(job.data, job.max_pixels)
+            with self._metrics.time_stage("decode"):
+                canvas = load_opened(image, self._preprocessing)
+                cut = views(canvas, self._preprocessing.size, job.count)
+            return Decoded(cut, perf_counter() - start)
         finally:
             self._progress = perf_counter()
 
+    @property
+    def _busy(self) -> bool:
+        return len(self._running) >= self.threads or len(self._waiting) > 0
+
     def stalled(self, seconds: float) -> bool:
-        """Return whether all threads are busy and none has finished an image for `seconds`."""
-        busy = len(self._tasks) >= self.threads
-        return busy and perf_counter() - self._progress > seconds
+        """Return whether images wait or all threads are busy, and none ends for `seconds`."""
+        return self._busy and perf_counter() - self._progress > seconds
 
     async def close(self) -> None:
         """Drop the images that wait and finish those in the threads; if cancelled, do not wait."""
+        while self._waiting:
+            self._waiting.pop().answer.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        tasks = map(asyncio.wrap_future, self._tasks.copy())
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class PixelRoom:
-    """Lets in no more than `limit` pixels at once, first come, first served.
-
-    If images that fit were let in first, small ones could keep a large one waiting for ever.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._free = limit
-        self._waiting: deque[object] = deque()
-        self._change = Condition()
-
-    @contextmanager
-    def take(self, pixels: int) -> Iterator[None]:
-        """Wait for room for so many pixels, or for all room, and keep it during the block."""
-        share, ticket = min(pixels, self._limit), object()
-        with self._change:
-            self._waiting.append(ticket)
-            self._change.wait_for(lambda: self._waiting[0] is ticket and self._free >= share)
-            self._waiting.popleft()
-            self._free -= share
-            self._change.notify_all()
-        try:
-            yield
-        finally:
-            with self._change:
-                self._free += share
-                self._change.notify_all()
+        if self._running:
+            await asyncio.wait(self._running)

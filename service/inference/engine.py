@@ -162,3 +162,10 @@ def check_limits(settings: Settings, view_bytes: int) -> None:
             f"queue_bytes is {settings.queue_bytes:,}, and the largest request allowed takes "
             f"{size:,}: raise queue_bytes, or lower max_images or max_body_bytes"
         )
+    if not settings.max_pixels <= settings.max_request_pixels <= settings.queue_pixels:
+        raise UserError(
+            f"max_pixels={settings.max_pixels:,}, max_request_pixels="
+            f"{settings.max_request_pixels:,} and queue_pixels={settings.queue_pixels:,} must not "
+            "become smaller in this order: an image has to fit into a request, and that into the "
+            "queue"
+        )

@@ -8,15 +8,21 @@ from time import perf_counter
 from typing import Final
 
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs, Stages
-from taillift.models.bundle.images import VIEWS, ImageError
+from taillift.models.bundle.images import VIEWS, ImageError, pixel_count
 from taillift.service.inference.admission import Admission, Load, Reservation, total
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.decoder import Decoder
+from taillift.service.inference.decoder import Decoder, work
 from taillift.service.inference.latency import LatencyModel, MovingAverage
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
-from taillift.service.problems import MalformedError, PerImageError, image_problem
+from taillift.service.problems import (
+    ImageBytesError,
+    MalformedError,
+    PerImageError,
+    RequestPixelsError,
+    image_problem,
+)
 from taillift.service.settings import Settings
 
 # Images of one request that are with the decoder at once, for each of its threads: the next one is
@@ -53,13 +59,15 @@ class Pipeline:
         self._metrics = metrics
         rule = bundle.predictor.variant.exit
         self._adaptive_views = MovingAverage(rule.mean_views if rule is not None else VIEWS)
-        self._admission = Admission(settings.queue_views, settings.queue_bytes, self._seconds)
+        self._admission = Admission(
+            settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
+        )
         metrics.predicted_wait.set_function(
             lambda: self._admission.wait(1) + self._seconds(VIEWS, 0)
         )
 
     def _seconds(self, views: float, raw: float) -> float:
-        """Predict the seconds of `views` on the device and `raw` bytes in the decoder, together."""
+        """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
         return max(
             self._latency.seconds(views, self._settings.batch_views),
             self._decoder.latency.seconds(raw) / self._decoder.threads,
@@ -80,25 +88,52 @@ class Pipeline:
     ) -> list[ImageOutputs | PerImageError]:
         """Return each encoded image's outputs, or the reason why there are none.
 
-        `reservation` is changed from the body to the images and their views. Raises
-        `MalformedError` and, before anything is decoded or later, `OverloadedError` and
-        `DeadlineError`.
+        `reservation` is changed from the body to the images, with the pixels that their headers
+        say, and their views. Raises `MalformedError`, `RequestPixelsError` and, before anything is
+        decoded or later, `OverloadedError` and `DeadlineError`.
         """
         plan = self._plan(ensemble)
-        view_bytes = plan.views * self._bundle.view_bytes
-        loads = [Load(1, plan.views, view_bytes, plan.load, len(image)) for image in images]
+        costs = [self._pixels(image) for image in images]
+        pixels = sum(cost for cost in costs if isinstance(cost, int))
+        if pixels > self._settings.max_request_pixels:
+            raise RequestPixelsError(
+                f"the {len(images)} images have {pixels:,} pixels together, more than the "
+                f"{self._settings.max_request_pixels:,} allowed: send fewer at once"
+            )
+        loads = [self._load(plan, *one) for one in zip(images, costs, strict=True)]
         body = Load(size=sum(map(len, images)))
         reservation.resize(total(body, *loads))
         turns = asyncio.Semaphore(AHEAD * self._decoder.threads)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._answer(image, ensemble, plan, reservation, load, turns))
-                    for image, load in zip(images, loads, strict=True)
+                    group.create_task(
+                        self._answer(image, cost, ensemble, plan, reservation, load, turns)
+                    )
+                    for image, cost, load in zip(images, costs, loads, strict=True)
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def _pixels(self, image: bytes) -> int | PerImageError:
+        """Return the pixels that an image's header says, or why it is not worth decoding."""
+        limit = self._settings.max_image_bytes
+        if len(image) > limit:
+            return ImageBytesError(
+                f"the image has {len(image):,} bytes, more than the {limit:,} allowed: scale it "
+                "down, or save it as a JPEG"
+            )
+        try:
+            return pixel_count(image, self._settings.max_pixels)
+        except ImageError as error:
+            return image_problem(error)
+
+    def _load(self, plan: Plan, image: bytes, pixels: int | PerImageError) -> Load:
+        if isinstance(pixels, PerImageError):
+            return Load()
+        view_bytes = plan.views * self._bundle.view_bytes
+        return Load(1, plan.views, view_bytes, plan.load, work(len(image), pixels), pixels)
 
     def _plan(self, ensemble: Ensemble) -> Plan:
         predictor = self._bundle.predictor
@@ -115,6 +150,7 @@ class Pipeline:
     async def _answer(
         self,
         image: bytes,
+        pixels: int | PerImageError,
         ensemble: Ensemble,
         plan: Plan,
         reservation: Reservation,
@@ -124,13 +160,17 @@ class Pipeline:
         """Answer one image, and release the parts of `load` as soon as they are not needed."""
         since, limit = perf_counter(), self._settings.max_pixels
         try:
+            if isinstance(pixels, PerImageError):
+                raise pixels
             async with reservation.deadline.limit("decode"), turns:
                 try:
-                    views = await self._decoder.views(image, plan.views, limit, since)
+                    views = await self._decoder.views(
+                        image, pixels, plan.views, limit, reservation, since
+                    )
                 except ImageError as error:
                     raise image_problem(error) from error
-            reservation.release(Load(raw=load.raw))
-            load = load._replace(raw=0)
+            reservation.release(Load(raw=load.raw, pixels=load.pixels))
+            load = load._replace(raw=0, pixels=0)
             outputs = await self._scheduler.answer(
                 views, reservation.deadline, reservation, plan.rule
             )

@@ -1,5 +1,6 @@
 """A bundle that is loaded for service: what a request needs to know of the model it is given."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import time
@@ -18,6 +19,8 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 CHANNELS: Final = 3
 STARTING: Final = "the bundle is being checked and warmed"
@@ -51,6 +54,15 @@ class ResidentBundle:
         self._settings = settings
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
+
+    def read_priors_again(self) -> None:
+        """Read the file of priors again; if it is wrong, the priors stay and the log says so."""
+        try:
+            self.priors = read_priors(self._settings.priors, self.manifest)
+        except UserError as error:
+            logger.error("the priors stay as they were: %s", error)
+        else:
+            logger.warning("the priors were read again")
 
     def open(self) -> None:
         """Check the files and load the model.

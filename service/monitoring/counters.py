@@ -19,6 +19,8 @@ Rebuild = Literal["ready", "failed"]
 REBUILDS: Final[tuple[Rebuild, ...]] = ("ready", "failed")
 DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
 PASSES: Final = ("first", "second")
+Omission = Literal["repeated", "asked"]
+OMISSIONS: Final[tuple[Omission, ...]] = get_args(Omission)
 
 Stage = Literal["read", "decode_queue", "decode", "queue", "infer", "post"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
@@ -125,6 +127,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._omissions = Counter(
+            "taillift_tail_omissions",
+            "Images that were answered but not counted for the tail",
+            ["reason"],
+            registry=registry,
+        )
         self.ready = Gauge("taillift_ready", "1 if /readyz answers 200", registry=registry)
         for group in GROUPS:
             self._predictions.labels(group)
@@ -142,6 +150,8 @@ class Metrics:
             self._pass_views.labels(name)
         for late in LATE:
             self._deadlines.labels(late)
+        for omission in OMISSIONS:
+            self._omissions.labels(omission)
         for outcome in REBUILDS:
             self._rebuilds.labels(outcome)
 
@@ -157,6 +167,10 @@ class Metrics:
     def count_set(self, group: Group, labels: int) -> None:
         """Count a prediction set by its size and the group of its answer."""
         self._set_size.labels(group).observe(labels)
+
+    def count_omission(self, reason: Omission) -> None:
+        """Count an image that was answered but not counted for the tail."""
+        self._omissions.labels(reason).inc()
 
     def count_views(self, views: int, ensemble: Ensemble) -> None:
         """Count one image's answer and the views that it used."""

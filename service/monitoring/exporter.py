@@ -82,6 +82,12 @@ class TailSeries(Collector):
             (),
             [((), state.window_predictions)],
         )
+        yield _gauge(
+            "tail_design_effect",
+            "Predictions that are worth one independent prediction; the evidence is divided by it",
+            (),
+            [((), state.design_effect)],
+        )
         few = ("few",)
         yield _gauge(
             "silent_classes",

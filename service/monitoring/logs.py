@@ -2,31 +2,23 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from traceback import walk_tb
 from typing import Final
 
+from taillift.models.terminal import printable
 from taillift.service.settings import LogFormat
 
 request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
 
 # Text that needs no quotes as the value of a field.
 PLAIN: Final = re.compile(r"[!#-~]+")
-
-
-def printable(text: str) -> str:
-    """Return `text` with every control character escaped, so that it cannot forge a log line."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
-    )
+TRACEBACK_SECONDS: Final = 60
 
 
 class RequestIdFilter(logging.Filter):
@@ -38,7 +30,31 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
-class TextFormatter(logging.Formatter):
+class TracebackFormatter(logging.Formatter):
+    """Formatter that gives the traceback of one place once in a while.
+
+    A client that finds a failure could otherwise fill the disk with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: dict[tuple[str, int], float] = {}
+
+    def traceback(self, record: logging.LogRecord) -> str | None:
+        """Return the traceback of `record`, or a line in its place; None if it has none."""
+        if not record.exc_info or record.exc_info[2] is None:
+            return None
+        *_, (frame, line) = walk_tb(record.exc_info[2])
+        place = (frame.f_code.co_filename, line)
+        if record.created - self._given.get(place, -math.inf) < TRACEBACK_SECONDS:
+            kind, error = record.exc_info[:2]
+            name = kind.__name__ if kind else ""
+            return f"{name}: {error} (the same place as in a traceback of the last minute)"
+        self._given[place] = record.created
+        return self.formatException(record.exc_info)
+
+
+class TextFormatter(TracebackFormatter):
     """Formatter of one line per record; the lines of a traceback are indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -47,13 +63,12 @@ class TextFormatter(logging.Formatter):
         for name, value in fields.items():
             if value is not None:
                 line += f" {name}={value if PLAIN.fullmatch(str(value)) else json.dumps(value)}"
-        if record.exc_info:
-            lines = self.formatException(record.exc_info).splitlines()
-            line = "\n  ".join([line, *map(printable, lines)])
+        if (traceback := self.traceback(record)) is not None:
+            line = "\n  ".join([line, *map(printable, traceback.splitlines())])
         return line
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(TracebackFormatter):
     """Formatter of one JSON object per line, with the fields of an access record in it."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -65,8 +80,8 @@ class JsonFormatter(logging.Formatter):
             "request_id": getattr(record, "request_id", None),
             **getattr(record, "access", {}),
         }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+        if (traceback := self.traceback(record)) is not None:
+            fields["traceback"] = traceback
         return json.dumps(fields)
 
 

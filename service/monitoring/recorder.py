@@ -65,16 +65,18 @@ class Monitoring:
         probabilities: Doubles,
         decision: Decision | None = None,
         members: Sequence[int] | None = None,
+        things: Sequence[int] = (),
     ) -> None:
         """Count one image by its probabilities [C] under the uniform prior.
 
         `decision` is the one on its answer and `members` the classes of its prediction set, if the
-        image has them.
+        image has them. `things` are the digests of what it shows: each counts once for the tail.
         """
         index = int(probabilities.argmax())
         confidence = float(probabilities[index])
         group = self.manifest.classes[index].group
-        self.monitor.observe(index, confidence)
+        if not self.monitor.observe(index, confidence, things):
+            self._metrics.count_omission("repeated")
         self.counts[index] += 1
         self._metrics.count_prediction(group, confidence)
         if decision is not None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -25,9 +24,12 @@ from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
+from taillift.models.plain_console import PlainConsole
+from taillift.models.terminal import say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.sightings import group_digest, image_digest
 from taillift.service.tail.state import (
     ClassState,
     GroupState,
@@ -39,6 +41,9 @@ from taillift.service.tail.state import (
 
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
+# Later times are refused: they are in another unit.
+YEAR_2200: Final = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+SMALL_UNITS: Final = {"milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 TOP: Final = ("label", "confidence")
 # Classes that the printed report lists.
 SHOWN: Final = 20
@@ -46,11 +51,15 @@ SHOWN: Final = 20
 
 @dataclass(frozen=True)
 class PastPrediction:
-    """A top class as an index into the labels; `time` in seconds since 1970, if known."""
+    """A top class as an index into the labels; `time` in seconds since 1970, if known.
+
+    `things` are the digests of what the image shows: predictions that share one count once.
+    """
 
     label: int
     confidence: float
     time: float | None
+    things: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
     rules = Rules(parse_reference(reference), level, window_seconds=window)
 
     def refused(photo: object, reason: str) -> None:
-        typer.echo(f"{photo}: {reason}", err=True)
+        say(f"{photo}: {reason}", err=True)
 
     if past.is_dir():
         predictions = classify_folder(bundle, past, refused)
@@ -92,11 +101,12 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
 def read_predictions(
     path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
 ) -> Iterator[PastPrediction]:
-    """Yield the rows of a CSV file with the columns label, confidence and perhaps time.
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    `taillift classify --out` writes such files; in them, `refused` is called with every photo that
-    could not be used and the reason. Raises `UserError` that names the line.
+    Rows with the same `group` show one thing. `taillift classify --out` writes such files; in them,
+    `refused` is called with every photo that could not be used and the reason. Raises `UserError`
+    that names the line.
     """
     indices = indices_by_name(labels)
     last = float("-inf")
@@ -142,7 +152,8 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(index, confidence, time)
+    things = (group_digest(row["group"]),) if row.get("group") else ()
+    return PastPrediction(index, confidence, time, things)
 
 
 def parse_time(text: str) -> float:
@@ -151,9 +162,13 @@ def parse_time(text: str) -> float:
         seconds = float(text)
     except ValueError:
         time = datetime.fromisoformat(text)
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+        seconds = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
         raise ValueError(f"the time is {text}, neither seconds since 1970 nor ISO 8601")
+    if seconds >= YEAR_2200:
+        fitting = [unit for unit, size in SMALL_UNITS.items() if seconds / size < YEAR_2200]
+        hint = f": are these {fitting[0]}? Give seconds" if fitting else ""
+        raise ValueError(f"the time {text} is beyond the year 2200{hint}")
     return seconds
 
 
@@ -162,8 +177,9 @@ def classify_folder(
 ) -> Iterator[PastPrediction]:
     """Yield the top class of every photo below the folder, in the order of their paths.
 
-    Each photo is classified with five views. `refused` is called with every photo that cannot be
-    used and the reason. Raises `UserError` if there are no photos or the bundle is damaged.
+    Each photo is classified with five views. Photos with the same bytes are one thing. `refused`
+    is called with every photo that cannot be used and the reason. Raises `UserError` if there are
+    no photos or the bundle is damaged.
     """
     photos = photos_in(folder, recursive=True)
     classifier = Classifier.open(bundle)
@@ -174,7 +190,8 @@ def classify_folder(
             refused(photo, str(prediction))
         else:
             row = prediction.uniform
-            yield PastPrediction(int(row.argmax()), float(row.max()), None)
+            things = (image_digest(photo.read_bytes()),)
+            yield PastPrediction(int(row.argmax()), float(row.max()), None, things)
 
 
 def replay_predictions(
@@ -195,7 +212,7 @@ def replay_predictions(
 
     for number, prediction in enumerate(predictions, 1):
         now = now if prediction.time is None else prediction.time
-        monitor.observe(prediction.label, prediction.confidence)
+        monitor.observe(prediction.label, prediction.confidence, prediction.things)
         if number % LOOK == 0:
             look()
     look()
@@ -216,8 +233,7 @@ def show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(to_json_value(asdict(report)), indent=2))
     else:
-        # A label may be any text: "[/x]" is not markup and ":x:" not an emoji.
-        print_report(report, Console(markup=False, emoji=False, highlight=False))
+        print_report(report, PlainConsole())
 
 
 def to_json_value(value: Any) -> Any:
@@ -297,6 +313,11 @@ def _summary(report: Report) -> str:
         f"{state.predictions:,} predictions against the reference {state.reference}: "
         f"silent few-shot classes: {state.silent}; drifting classes: {state.drifting}."
     )
+    if state.design_effect > 1:
+        text += (
+            f" The predictions depend on each other: {state.design_effect:.1f} of them count as "
+            "one independent prediction."
+        )
     if len(report.classes) > SHOWN:
         text += f" The {SHOWN} with the strongest evidence are listed."
     if delays:

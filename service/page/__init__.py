@@ -1,43 +1,26 @@
 """The page at /: classify photos, and watch the state of the tail."""
 
-import os
 from importlib.resources import files
+from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from fastapi import APIRouter, FastAPI, Request, Response
 
-FOLDER: Final = str(files("taillift.service.page") / "files")
-# Browsers ask again each time and get a 304, so that an update never leaves an old part behind.
-FRESH: Final = {"Cache-Control": "no-cache"}
+from taillift.service.page.stored_files import StoredFile, StoredFolder
+
+FOLDER: Final = Path(str(files("taillift.service.page") / "files"))
 
 pages = APIRouter(include_in_schema=False)
 
 
-class PageFiles(StaticFiles):
-    """The page's scripts and styles, revalidated at every visit."""
-
-    def file_response(
-        self,
-        full_path: str | os.PathLike[str],
-        stat_result: os.stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(FRESH)
-        return response
-
-
 @pages.get("/")
-async def page() -> FileResponse:
-    return FileResponse(f"{FOLDER}/index.html", headers=FRESH)
+async def page(request: Request) -> Response:
+    index: StoredFile = request.app.state.index
+    return index.response(request.headers)
 
 
 def add_page(app: FastAPI) -> None:
     """Serve the page at / and its files below /page; neither needs an API key."""
+    app.state.index = StoredFile(FOLDER / "index.html")
     app.include_router(pages)
-    app.mount("/page", PageFiles(directory=FOLDER))
+    app.mount("/page", StoredFolder(FOLDER))

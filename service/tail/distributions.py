@@ -135,7 +135,7 @@ def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubl
 
 
 def binomial_interval(
-    counts: npt.ArrayLike, total: int, coverage: float = 0.95
+    counts: npt.ArrayLike, total: float, coverage: float = 0.95
 ) -> tuple[Doubles, Doubles]:
     """Return Clopper and Pearson's (1934) bounds of the share, for each of `counts` in `total`.
 
@@ -159,14 +159,14 @@ def binomial_interval(
     return low[positions], high[positions]
 
 
-def wilson_bound(counts: Doubles, total: int, z: float) -> Doubles:
+def wilson_bound(counts: Doubles, total: float, z: float) -> Doubles:
     """Return Wilson's (1927) bound of a share, `z` standard errors from `counts` of `total`."""
     half_width = z * np.sqrt(counts * (1 - counts / total) + z * z / 4)
     bound: Doubles = (counts + z * z / 2 + half_width) / (total + z * z)
     return bound
 
 
-def beta_binomial_at_most(count: int, total: int, a: float, b: float) -> float:
+def beta_binomial_at_most(count: float, total: float, a: float, b: float) -> float:
     """Return P(X <= count) for X ~ Binomial(total, r) and r ~ Beta(a, b).
 
     X <= count if r is below the order statistic of `total` uniforms that has `count` of them below

@@ -58,8 +58,8 @@ class ConfidenceBand:
         self._tolerance = tolerance
         self.narrowest = np.stack(rates.interval(coverage))
         self.counts = np.zeros(len(rates.a))
-        self.predictions = 0
-        self.narrowed_at = 0
+        self.predictions: Doubles | float = 0.0
+        self.narrowed_at = 0.0
 
     @property
     def low(self) -> Doubles:
@@ -73,13 +73,14 @@ class ConfidenceBand:
         high: Doubles = odds / (1 + odds)
         return high
 
-    def narrow(self, counts: Doubles, predictions: int, suspected: Flags) -> bool:
+    def narrow(self, counts: Doubles, predictions: Doubles | float, suspected: Flags) -> bool:
         """Count a batch and return whether bands changed; those of `suspected` streams stay."""
         self.counts = self.counts + counts
-        self.predictions += predictions
-        if self.predictions < GROWTH * self.narrowed_at:
+        self.predictions = self.predictions + predictions
+        most = float(np.max(self.predictions))
+        if most < GROWTH * self.narrowed_at:
             return False
-        self.narrowed_at = self.predictions
+        self.narrowed_at = most
         low, high = self._confidence_sequence()
         low = np.maximum(self.narrowest[0], low)
         high = np.minimum(self.narrowest[1], high)
@@ -124,15 +125,15 @@ class Evidence:
         self._step = STEP / rates
         self._cap = cap
         self.wealth = np.zeros((bets, len(rates)))
-        self.predictions = 0
+        self.predictions: Doubles | float = 0.0
 
-    def update(self, gains: Doubles, predictions: int) -> None:
+    def update(self, gains: Doubles, predictions: Doubles | float) -> None:
         """Add a batch of `predictions` with the bets' log likelihood ratios `gains` [B, K].
 
         The rates of the ratios may depend on what came before the batch, but not on the batch.
         """
         before = self._spent(self.predictions)
-        self.predictions += predictions
+        self.predictions = self.predictions + predictions
         started = (self._spent(self.predictions) - before) / len(self.wealth)
         factors = np.exp(gains.clip(-MAX_LOG_GAIN, MAX_LOG_GAIN))
         self.wealth = np.minimum((self.wealth + started) * factors, self._cap)
@@ -143,7 +144,7 @@ class Evidence:
         values: Doubles = self.wealth.sum(0) + 1 - self._spent(self.predictions)
         return values
 
-    def start_cost(self, gain: Doubles, predictions: int) -> Doubles:
+    def start_cost(self, gain: Doubles, predictions: Doubles | float) -> Doubles:
         """Return the nats [K] that a bet has to make up for its late and partial start.
 
         The bet gains `gain` [K] nats per prediction and starts after `predictions`. Bets that
@@ -153,7 +154,7 @@ class Evidence:
         nats: Doubles = 1 - np.log(started / len(self.wealth))
         return nats
 
-    def _spent(self, predictions: Doubles | int) -> Doubles:
+    def _spent(self, predictions: Doubles | float) -> Doubles:
         """Return the share of the initial wealth [K] that is staked after `predictions`."""
         spent: Doubles = -np.expm1(-DECAY * np.log1p(predictions / self._step))
         return spent
@@ -181,7 +182,7 @@ class Stakes:
         self.hit: Doubles = np.log(bet / null)
         self.miss: Doubles = np.log1p(-bet) - np.log1p(-null)
 
-    def gains(self, hits: Doubles, predictions: int) -> Doubles:
+    def gains(self, hits: Doubles, predictions: Doubles | float) -> Doubles:
         """Return the log likelihood ratio of the two rates for `hits` [K] in `predictions`."""
         gains: Doubles = hits * (self.hit - self.miss)
         gains += predictions * self.miss
@@ -234,9 +235,13 @@ class Drift:
         """The e-value that is enough for a discovery even if no other stream drifts."""
         return self._streams / self._level
 
-    def update(self, counts: Indices, predictions: int) -> None:
-        """Add the `counts` [K] of a batch of `predictions`."""
-        hits = counts.astype(np.float64)
+    def update(self, counts: Indices | Doubles, predictions: Doubles | float) -> None:
+        """Add the `counts` [K] of a batch of `predictions`.
+
+        They are those of independent predictions. If predictions depend on each other, both are to
+        be divided by the design effect before, which may differ between streams [K].
+        """
+        hits = np.asarray(counts, np.float64)
         gains = self._stakes.gains(hits, predictions)
         suspected = self.e_values * self._level > 1
         self.evidence.update(gains, predictions)

@@ -1,6 +1,7 @@
 """The statistics of the tail, updated by one call per prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -9,9 +10,18 @@ import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.confusion import Pair, estimate_confusion, group_indices
+from taillift.service.tail.dependence import LONGEST, Dependence
+from taillift.service.tail.distributions import Doubles, Indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
 from taillift.service.tail.prevalence import Prevalence
-from taillift.service.tail.reference import Source, expect, read_reference, reference_from
+from taillift.service.tail.reference import (
+    Expected,
+    Source,
+    expect,
+    read_reference,
+    reference_from,
+)
+from taillift.service.tail.sightings import Sightings
 from taillift.service.tail.silence import Silence
 from taillift.service.tail.window import Window
 
@@ -20,6 +30,11 @@ COVERAGE: Final = 0.95
 WEEK: Final = 7 * 24 * 3600.0
 # Predictions are counted in batches of this size at most: a batch costs the same as a single one.
 MAX_PENDING: Final = 4096
+# So many of the last predictions are judged anew at every look, because it takes time to notice
+# that they depend on each other.
+HELD: Final = 2048
+# The tests take predictions in batches of this size: a change is dated to the batch's beginning.
+BATCH: Final = 128
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,32 @@ class PendingPredictions:
     last: float = 0.0
 
 
+class Findings:
+    """The tests for drift, of classes and of groups, and for silence."""
+
+    def __init__(self, expected: Expected, group: Indices, rules: Rules) -> None:
+        """`group` [C] is the index of each class's group in `GROUPS`."""
+        self._group = group
+        few = group == GROUPS.index("few")
+        self.drift = Drift(expected.classes, rules.level, rules.tolerance)
+        self.group_drift = Drift(expected.groups, rules.level, rules.tolerance)
+        self.silence = Silence(expected, few, self.drift, rules.level)
+
+    def update(self, labels: Indices, effect: float, class_effects: Doubles) -> None:
+        """Add predictions, with their evidence weakened by the design effects, also of each class.
+
+        A thing that is predicted d times multiplies an e-value by the d-th power of the likelihood
+        ratio that it has once. The power 1/d takes it back, and is at most 1 in the mean for any
+        thing that is predicted less often (Jensen). It is the tempered likelihood of Grünwald
+        (2012).
+        """
+        counts = np.bincount(labels, minlength=len(self._group))
+        self.silence.update(counts / class_effects, len(labels) / class_effects)
+        self.drift.update(counts / class_effects, len(labels) / class_effects)
+        in_groups = np.bincount(self._group, counts, len(GROUPS))
+        self.group_drift.update(in_groups / effect, len(labels) / effect)
+
+
 class TailMonitor:
     """All statistics of one bundle. For a single thread.
 
@@ -80,24 +121,41 @@ class TailMonitor:
             self.reference = read_reference(rules.reference, profile.labels)
         self.expected = expect(self.reference, confusion)
         self.group = group_indices(profile.groups)
-        few = self.group == GROUPS.index("few")
-        self.drift = Drift(self.expected.classes, rules.level, rules.tolerance)
-        self.group_drift = Drift(self.expected.groups, rules.level, rules.tolerance)
-        self.silence = Silence(self.expected, few, self.drift, rules.level)
+        self.predictions = 0
+        self.dependence = Dependence(self.expected.classes.mean)
+        # The tests without the predictions that are held, and with them.
+        self.settled = Findings(self.expected, self.group, rules)
+        self.held = np.zeros(0, np.int64)
+        self._batch_effects: list[float] = []
+        self._current: Findings | None = None
         self.group_interval = self.expected.groups.interval(COVERAGE)
         self.prevalence = Prevalence(confusion, self.reference)
         self.window = Window(len(profile.labels), rules.window_seconds)
+        self.sightings = Sightings(rules.window_seconds)
         self.last_seen = np.full(len(profile.labels), np.nan)
         self._pending = PendingPredictions()
 
     @property
-    def predictions(self) -> int:
-        """Predictions since monitoring of the bundle began, as of the last `refresh`."""
-        return self.drift.evidence.predictions
+    def drift(self) -> Drift:
+        return self._findings.drift
 
-    def observe(self, label: int, confidence: float) -> None:
-        """Add one image's top class, as an index into the labels, and the confidence in it."""
+    @property
+    def group_drift(self) -> Drift:
+        return self._findings.group_drift
+
+    @property
+    def silence(self) -> Silence:
+        return self._findings.silence
+
+    def observe(self, label: int, confidence: float, things: Sequence[int] = ()) -> bool:
+        """Add one image's top class, as an index into the labels, and the confidence in it.
+
+        `things` are the digests of what the image shows (`Sightings`). If any of them was seen
+        within the window, the image is not counted. Returns whether it is.
+        """
         now = self._clock()
+        if self.sightings.add(things, now):
+            return False
         number = self.window.number(now)
         if number != self._pending.number or len(self._pending.labels) >= MAX_PENDING:
             self._count_pending()
@@ -106,20 +164,59 @@ class TailMonitor:
         pending.labels.append(label)
         pending.confidences.append(confidence)
         self.last_seen[label] = now
+        return True
 
     def refresh(self) -> None:
-        """Count the pending predictions, and forget those that are older than the window."""
+        """Count the pending predictions, and forget those that are older than the window.
+
+        Times that are later than now, from a clock that was ahead, become now.
+        """
         self._count_pending()
-        self.window.forget(self._clock())
+        now = self._clock()
+        self.window.forget(now)
+        self.last_seen = np.minimum(self.last_seen, now)
 
     def _count_pending(self) -> None:
         pending, self._pending = self._pending, PendingPredictions()
         if not pending.labels:
             return
         labels = np.array(pending.labels, np.int64)
-        total = len(labels)
+        self.predictions += len(labels)
         self.window.add(labels, np.array(pending.confidences, np.float64), pending.last)
-        counts = np.bincount(labels, minlength=len(self.profile.labels))
-        self.silence.update(counts, total)
-        self.drift.update(counts, total)
-        self.group_drift.update(np.bincount(self.group, counts, len(GROUPS)), total)
+        for start in range(0, len(labels), LONGEST):
+            self.dependence.learn(labels[start : start + LONGEST])
+        self.held = np.concatenate([self.held, labels])
+        self._current = None
+        if len(self.held) >= HELD + BATCH:
+            settled = (len(self.held) - HELD) // BATCH * BATCH
+            self._judge(self.settled, settled)
+            self.held = self.held[settled:]
+            del self._batch_effects[: settled // BATCH]
+
+    def _judge(self, findings: Findings, until: int) -> None:
+        """Add the held predictions up to `until`, weakened by how dependent they are."""
+        effect, classes = self.dependence.design_effect, self.dependence.class_effects
+        for start in range(0, until, BATCH):
+            own = self._batch_effect(start)
+            labels = self.held[start : min(start + BATCH, until)]
+            findings.update(labels, max(effect, own), np.maximum(classes, max(effect, own)))
+
+    def _batch_effect(self, start: int) -> float:
+        """Return the design effect of the held batch from `start` on; an incomplete one is joined
+        with what came before.
+        """
+        until = self.held[: start + BATCH]
+        if len(until) < start + BATCH:
+            return self.dependence.of_batch(until[-BATCH:])
+        while len(self._batch_effects) <= start // BATCH:
+            first = len(self._batch_effects) * BATCH
+            self._batch_effects.append(self.dependence.of_batch(self.held[first : first + BATCH]))
+        return self._batch_effects[start // BATCH]
+
+    @property
+    def _findings(self) -> Findings:
+        """The tests with all predictions, the held ones judged by what is known now."""
+        if self._current is None:
+            self._current = deepcopy(self.settled)
+            self._judge(self._current, len(self.held))
+        return self._current

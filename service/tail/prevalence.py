@@ -60,9 +60,9 @@ class Prevalence:
             ]
         )
 
-    def estimate(self, counts: Indices) -> Shares:
+    def estimate(self, counts: Indices | Doubles) -> Shares:
         """Estimate the shares from predictions by group [G]; a group without classes has none."""
-        predicted = counts[self._present].astype(np.float64)
+        predicted = np.asarray(counts, np.float64)[self._present]
         share: Doubles = self._start
         for _ in range(MAX_STEPS):
             joint = share[:, None] * self.matrix

@@ -51,15 +51,16 @@ class Silence:
         flags: Flags = self._mistakes > VISIBLE * self._null
         return flags
 
-    def update(self, counts: Indices, predictions: int) -> None:
-        """Add the `counts` [C] of a batch of `predictions`.
+    def update(self, counts: Indices | Doubles, predictions: Doubles | float) -> None:
+        """Add the `counts` [C] of a batch of `predictions`, as `Drift.update` does.
 
         To be called before the drift test's `update`: this bet must not use a band that has
         already seen the batch.
         """
-        hits = counts[self.indices].astype(np.float64)
-        gains = Stakes(self._null, self._bet).gains(hits, predictions)
-        self.evidence.update(np.where(self.hidden, 0.0, gains)[None], predictions)
+        hits = np.asarray(counts, np.float64)[self.indices]
+        watched = np.broadcast_to(predictions, len(counts))[self.indices]
+        gains = Stakes(self._null, self._bet).gains(hits, watched)
+        self.evidence.update(np.where(self.hidden, 0.0, gains)[None], watched)
 
     @property
     def found(self) -> Flags:
@@ -78,7 +79,7 @@ class Silence:
         nats = np.log(self.threshold) + self.evidence.start_cost(gain, self.evidence.predictions)
         return np.where(self.hidden, np.inf, steps_to_reach(nats, gain, spread))
 
-    def chance(self, index: int, count: int, predictions: int) -> float:
+    def chance(self, index: int, count: float, predictions: float) -> float:
         """Return P(at most `count` of `predictions` are the class `index`) under the reference.
 
         The probability is exact, includes what the held-out photos leave open, and holds for one

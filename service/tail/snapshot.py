@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import ConfidenceBand, Evidence
-from taillift.service.tail.monitor import TailMonitor
+from taillift.service.tail.monitor import Findings, TailMonitor
 from taillift.service.tail.window import Bucket
 
 Array = npt.NDArray[Any]
@@ -16,20 +16,34 @@ Array = npt.NDArray[Any]
 # Names in the file; they must stay, or a restart would begin anew.
 BUCKET: Final = "window/"
 SETTINGS: Final = "judged by"
+DEPENDENCE: Final = "dependence/"
 
 
 def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     """Return everything counted so far; the arrays stay as they are when the monitor goes on."""
     arrays = {SETTINGS: _settings(monitor), "last seen": monitor.last_seen.copy()}
+    sightings, dependence = monitor.sightings, monitor.dependence
+    arrays["sightings/digests"] = sightings.digests.copy()
+    arrays["sightings/times"] = sightings.times.copy()
+    arrays["sightings/next"] = np.array(sightings.next)
+    arrays["predictions"] = np.array(monitor.predictions)
+    arrays["held"] = monitor.held.copy()
+    arrays[f"{DEPENDENCE}counts"] = dependence.counts.copy()
+    arrays[f"{DEPENDENCE}labels"] = dependence.labels.copy()
+    arrays[f"{DEPENDENCE}predictions"] = np.array(dependence.predictions)
+    arrays[f"{DEPENDENCE}sums"] = dependence.sums.copy()
+    arrays[f"{DEPENDENCE}class sums"] = dependence.class_sums.copy()
     for bucket in monitor.window.buckets:
         arrays[f"{BUCKET}{bucket.number}"] = bucket.histogram.copy()
-    for name, evidence in _evidences(monitor).items():
+    for name, evidence in _evidences(monitor.settled).items():
         arrays[f"{name}/wealth"] = evidence.wealth.copy()
         arrays[f"{name}/predictions"] = np.array(evidence.predictions)
-    for name, band in _bands(monitor).items():
+    for name, band in _bands(monitor.settled).items():
         arrays[f"{name}/band"] = band.narrowest.copy()
         arrays[f"{name}/counts"] = band.counts.copy()
-        arrays[f"{name}/learned"] = np.array([band.predictions, band.narrowed_at])
+        arrays[f"{name}/learned"] = np.stack(
+            np.broadcast_arrays(band.predictions, band.narrowed_at)
+        )
     return arrays
 
 
@@ -37,11 +51,16 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     """Continue from arrays of the same bundle version; without any, change nothing.
 
     Under another reference, level or tolerance the evidence begins anew, because it answered
-    another question. The window, with its counts and confidences, is kept if it is as long.
+    another question. The window, with its counts and confidences, is kept if it is as long. Without
+    an estimate of the dependence, from version 0.1.0, that alone begins anew.
     """
     if SETTINGS not in arrays:
         return
     monitor.last_seen = arrays["last seen"].copy()
+    if "sightings/digests" in arrays:
+        monitor.sightings.restore(
+            arrays["sightings/digests"], arrays["sightings/times"], int(arrays["sightings/next"])
+        )
     before, now = arrays[SETTINGS], _settings(monitor)
     if before[0] == now[0]:
         numbers = sorted(int(name[len(BUCKET) :]) for name in arrays if name.startswith(BUCKET))
@@ -50,15 +69,27 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         )
     if not np.array_equal(before, now):
         return
-    for name, evidence in _evidences(monitor).items():
+    for name, evidence in _evidences(monitor.settled).items():
         evidence.wealth = arrays[f"{name}/wealth"].copy()
-        evidence.predictions = int(arrays[f"{name}/predictions"])
-    for name, band in _bands(monitor).items():
+        evidence.predictions = arrays[f"{name}/predictions"].astype(np.float64)
+    for name, band in _bands(monitor.settled).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
-        band.predictions, band.narrowed_at = (int(n) for n in arrays[f"{name}/learned"])
-    for drift in (monitor.drift, monitor.group_drift):
+        predictions, narrowed_at = arrays[f"{name}/learned"]
+        band.predictions, band.narrowed_at = (
+            predictions.astype(np.float64),
+            float(narrowed_at.max()),
+        )
+    for drift in (monitor.settled.drift, monitor.settled.group_drift):
         drift.place_bets()
+    monitor.predictions = int(arrays.get("predictions", arrays["drift/predictions"]).max())
+    if f"{DEPENDENCE}sums" in arrays:
+        monitor.held = arrays["held"].copy()
+        monitor.dependence.counts = arrays[f"{DEPENDENCE}counts"].copy()
+        monitor.dependence.labels = arrays[f"{DEPENDENCE}labels"].copy()
+        monitor.dependence.predictions = int(arrays[f"{DEPENDENCE}predictions"])
+        monitor.dependence.sums = arrays[f"{DEPENDENCE}sums"].copy()
+        monitor.dependence.class_sums = arrays[f"{DEPENDENCE}class sums"].copy()
 
 
 def _settings(monitor: TailMonitor) -> Doubles:
@@ -69,13 +100,13 @@ def _settings(monitor: TailMonitor) -> Doubles:
     return np.concatenate([settings, monitor.reference.prior, rates.a, rates.b])
 
 
-def _evidences(monitor: TailMonitor) -> dict[str, Evidence]:
+def _evidences(findings: Findings) -> dict[str, Evidence]:
     return {
-        "drift": monitor.drift.evidence,
-        "group drift": monitor.group_drift.evidence,
-        "silence": monitor.silence.evidence,
+        "drift": findings.drift.evidence,
+        "group drift": findings.group_drift.evidence,
+        "silence": findings.silence.evidence,
     }
 
 
-def _bands(monitor: TailMonitor) -> dict[str, ConfidenceBand]:
-    return {"drift": monitor.drift.band, "group drift": monitor.group_drift.band}
+def _bands(findings: Findings) -> dict[str, ConfidenceBand]:
+    return {"drift": findings.drift.band, "group drift": findings.group_drift.band}

@@ -81,11 +81,17 @@ class GroupState:
 
 @dataclass(frozen=True)
 class TailState:
-    """All classes and groups; `predictions` counts since the beginning, not only the window."""
+    """All classes and groups; `predictions` counts since the beginning, not only the window.
+
+    Evidence is weakened by `design_effect`. Intervals are widened by `measured_effect`, which
+    leaves out what is only feared at the beginning.
+    """
 
     reference: Source
     predictions: int
     window_predictions: int
+    design_effect: float
+    measured_effect: float
     classes: ClassArrays
     groups: tuple[GroupState, ...]
 
@@ -98,6 +104,15 @@ class TailState:
     def silent(self) -> int:
         """Number of classes that are silent."""
         return int(self.classes.silent.sum())
+
+    def share_bounds(self, counts: Indices) -> tuple[Doubles, Doubles]:
+        """Return 95 % bounds of the shares of which there are `counts` in the window."""
+        return share_bounds(counts, self.window_predictions, self.measured_effect)
+
+
+def share_bounds(counts: Indices, total: int, effect: float) -> tuple[Doubles, Doubles]:
+    """Return 95 % bounds of shares, from `counts` of `total` with the design effect `effect`."""
+    return binomial_interval(counts / effect, total / effect, COVERAGE)
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,8 @@ def tail_state(monitor: TailMonitor) -> TailState:
         reference=monitor.reference.source,
         predictions=monitor.predictions,
         window_predictions=total,
+        design_effect=monitor.dependence.design_effect,
+        measured_effect=monitor.dependence.measured,
         classes=classes,
         groups=_group_states(monitor),
     )
@@ -166,9 +183,10 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     histogram = np.stack([monitor.window.histogram[monitor.group == g].sum(0) for g in range(size)])
     predicted = histogram.sum(1)
     total = int(predicted.sum())
-    shares = monitor.prevalence.estimate(predicted)
+    effect = monitor.dependence.measured
+    shares = monitor.prevalence.estimate(predicted / effect)
     found, direction, e_values = drift.found, drift.direction, drift.e_values
-    intervals = _intervals(*binomial_interval(predicted, total, COVERAGE))
+    intervals = _intervals(*share_bounds(predicted, total, effect))
     expected_intervals = _intervals(*monitor.group_interval)
     return tuple(
         GroupState(
@@ -203,22 +221,26 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
     doubled: Doubles = doubled_odds / (1 + doubled_odds)
     watched = np.flatnonzero(silence.indices == index)
     last_seen = float(monitor.last_seen[index])
+    dependence, effect = monitor.dependence, monitor.dependence.measured
+    effects = dependence.class_effects
+    silence_delays = dependence.delay(silence.delay(), effects[silence.indices])
+    doubling_delays = dependence.delay(drift.delay(doubled), effects)
     return ClassState(
         label=monitor.profile.labels[index],
         group=monitor.profile.groups[index],
         predicted=predicted,
         expected=expected,
-        interval=_intervals(*binomial_interval(counts[[index]], total, COVERAGE))[0],
+        interval=_intervals(*share_bounds(counts[[index]], total, effect))[0],
         expected_interval=_intervals(*rates.at(index).interval(COVERAGE))[0],
         ratio=predicted / expected if total else math.nan,
-        chance=silence.chance(index, predicted, total),
+        chance=silence.chance(index, predicted / effect, total / effect),
         e_value=float(drift.e_values[index]),
         verdict=_status(
             bool(drift.found[index]), int(drift.direction[index]), bool(silence.found[index])
         ),
         silence_e_value=float(silence.evidence.e_values[watched[0]]) if watched.size else None,
-        silence_delay=float(silence.delay()[watched[0]]) if watched.size else None,
-        doubling_delay=float(drift.delay(doubled)[index]),
+        silence_delay=(float(silence_delays[watched[0]]) if watched.size else None),
+        doubling_delay=float(doubling_delays[index]),
         confidence=Quantiles.of(monitor.window.histogram[index]),
         last_seen=None if math.isnan(last_seen) else last_seen,
     )

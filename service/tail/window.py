@@ -51,10 +51,17 @@ class Window:
         self.histogram.reshape(-1)[cells] += counts
 
     def forget(self, now: float) -> None:
-        """Drop the buckets that are older than the window at `now`."""
-        oldest = self.number(now) - BUCKETS
-        while self.buckets and self.buckets[0].number <= oldest:
-            self.histogram -= self.buckets.pop(0).histogram
+        """Drop the buckets that are older than the window at `now`, and those later than `now`.
+
+        The latter are from a clock that was ahead. Nothing would be forgotten until their time.
+        """
+        newest = self.number(now)
+        buckets, self.buckets = self.buckets, []
+        for bucket in buckets:
+            if newest - BUCKETS < bucket.number <= newest:
+                self.buckets.append(bucket)
+            else:
+                self.histogram -= bucket.histogram
 
     def restore(self, buckets: Sequence[Bucket]) -> None:
         """Replace the content of the window by saved `buckets`, the oldest first."""

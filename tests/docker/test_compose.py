@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from taillift.service.settings import Settings
+from taillift.service.settings import COMPOSE_VARIABLES, Settings
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -97,3 +97,48 @@ def test_every_container_is_confined(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["mem_limit"]
+
+
+def test_the_service_knows_every_variable_of_the_compose_files() -> None:
+    names = {name for file in FILES for name in re.findall(r"\$\{(TAILLIFT_\w+)", file.read_text())}
+    assert names == COMPOSE_VARIABLES
+
+
+def test_everything_is_published_on_loopback_only() -> None:
+    for service in services().values():
+        for port in service["ports"]:
+            assert port.startswith(("127.0.0.1:", "${TAILLIFT_PUBLISHED_ADDRESS:-127.0.0.1}:"))
+
+
+def test_prometheus_scrapes_a_port_that_is_not_published() -> None:
+    taillift = services()["taillift"]
+    flag, port = taillift["command"]
+    assert flag == "--metrics-port"
+    assert not [published for published in taillift["ports"] if published.endswith(f":{port}")]
+    scraped = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())
+    (job,) = scraped["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"taillift:{port}"]}]
+
+
+@pytest.mark.parametrize("name", services())
+def test_no_container_exhausts_the_host(name: str) -> None:
+    service = services()[name]
+    assert service["init"] is True
+    assert service["pids_limit"] == 2048
+    assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
+def test_keys_come_as_a_secret() -> None:
+    keys = yaml.safe_load((ROOT / "docker/compose.keys.yaml").read_text())
+    service = keys["services"]["taillift"]
+    (secret,) = service["secrets"]
+    assert service["environment"]["TAILLIFT_KEYS_FILE"] == f"/run/secrets/{secret}"
+    assert keys["secrets"][secret]["file"].startswith("${TAILLIFT_KEYS_SECRET:?")
+
+
+def test_files_that_settings_name_are_mounted() -> None:
+    assert (
+        "${TAILLIFT_CONFIG_DIR:-./docker/config}:/etc/taillift:ro"
+        in (services()["taillift"]["volumes"])
+    )
+    assert (ROOT / "docker/config").is_dir()

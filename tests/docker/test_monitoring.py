@@ -15,7 +15,7 @@ import yaml
 from taillift.service.http.app import create_app
 from taillift.service.inference.engine import Engine
 from taillift.service.settings import read_settings
-from tests.support.palette import CLASSES, photo, write_bundle, write_confusion
+from tests.support.palette import CLASSES, new_photo, write_bundle, write_confusion
 from tests.support.serving import form, running, until
 from tests.support.stack import DOCKER, RULES, check, prometheus, values
 
@@ -99,7 +99,7 @@ def test_every_expression_has_an_answer_while_all_is_well(known: Path, tmp_path:
 
 def test_every_expression_has_an_answer_once_a_class_is_lost(known: Path, tmp_path: Path) -> None:
     with watched(known, tmp_path) as (service, client):
-        send(service, [label for label in CLASSES if label != "black"] * 60)
+        send(service, [label for label in CLASSES if label != "black"] * 300)
         firing = 'ALERTS{alertname="TailliftClassSilent", class="black", alertstate="firing"}'
         until(lambda: values(client, firing) == [1])
         for panel in DASHBOARD["panels"]:
@@ -121,7 +121,9 @@ def watched(bundle: Path, folder: Path) -> Iterator[tuple[httpx.Client, httpx.Cl
 
 def send(service: httpx.Client, labels: list[str]) -> None:
     for start in range(0, len(labels), 60):
-        files = form(*((label, photo(CLASSES[label][0])) for label in labels[start : start + 60]))
+        files = form(
+            *((label, new_photo(CLASSES[label][0])) for label in labels[start : start + 60])
+        )
         service.post("/classify", files=files).raise_for_status()
 
 

@@ -1,5 +1,6 @@
 """The process: how it starts, how it ends, and what it prints if it cannot start."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -163,3 +164,23 @@ def assert_one_line(error: BaseException | None, *words: str) -> None:
     assert "\n" not in str(error)
     for word in words:
         assert word in str(error)
+
+
+def test_a_hangup_reads_the_priors_again_and_loses_nothing(bundle: Path, tmp_path: Path) -> None:
+    priors = tmp_path / "priors.json"
+    weights = dict.fromkeys(CLASSES, 1)
+    priors.write_text(json.dumps({"first": weights}))
+    red = photo(CLASSES["red"][0])
+
+    def named() -> list[str]:
+        return list(client.get("/model").json()["priors"])
+
+    with process(bundle, "--priors", str(priors)) as (server, client):
+        assert named() == ["uniform", "train", "first"]
+        priors.write_text(json.dumps({"second": weights}))
+        server.send_signal(signal.SIGHUP)
+        until(lambda: named() == ["uniform", "train", "second"])
+        priors.write_text("broken")
+        server.send_signal(signal.SIGHUP)
+        assert top_labels(client.post("/classify", content=red)) == ["red"]
+        assert named() == ["uniform", "train", "second"]

@@ -1,6 +1,7 @@
 """Each setting has a flag, an environment variable and a row in the documentation."""
 
 import inspect
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
+from taillift.service import settings as settings_module
 from taillift.service.serve_cli import app, serve
 from taillift.service.settings import Settings, batch_views, read_settings, settings_table
 
@@ -104,3 +106,96 @@ def default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "10 or 40" if field.default_factory is batch_views else "one per core"
     return "unset" if field.default is None else str(field.default)
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("TAILLIFT_KEY", "TAILLIFT_KEYS"),
+        ("TAILLIFT_API_KEYS", "TAILLIFT_KEYS"),
+        ("TAILLIFT_KEY_FILE", "TAILLIFT_KEYS_FILE"),
+        ("TAILLIFT_MAXIMAGES", "TAILLIFT_MAX_IMAGES"),
+        ("taillift_alowed_hosts", "TAILLIFT_ALLOWED_HOSTS"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str
+) -> None:
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(UserError, match=f'{variable} is not a setting .did you mean "{nearest}"'):
+        read_settings(bundle=Path("b"))
+
+
+def test_variables_of_compose_and_kubernetes_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "TAILLIFT_PUBLISHED_PORT",
+        "TAILLIFT_BUNDLE_DIR",
+        "TAILLIFT_STOP_GRACE",
+        "TAILLIFT_SERVICE_HOST",
+        "TAILLIFT_SERVICE_PORT_HTTP",
+        "TAILLIFT_PORT_8000_TCP_ADDR",
+    ):
+        monkeypatch.setenv(name, "")
+    assert read_settings(bundle=Path("b")).port == 8000
+
+
+@pytest.mark.parametrize("name", ["HOST", "PORT", "TAIL_FILE", "KEYS_FILE", "MAX_IMAGES"])
+@pytest.mark.parametrize("blank", ["", "  ", "\t"])
+def test_a_blank_variable_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, blank: str
+) -> None:
+    monkeypatch.setenv(f"TAILLIFT_{name}", blank)
+    with pytest.raises(UserError, match=f"TAILLIFT_{name} is blank"):
+        read_settings(bundle=Path("b"))
+
+
+def test_a_blank_flag_is_refused() -> None:
+    for given in ({"host": ""}, {"reference": " "}, {"cors_origins": ""}):
+        with pytest.raises(UserError, match="is blank"):
+            read_settings(bundle=Path("b"), **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"allowed_hosts": "http://a.example"},
+        {"allowed_hosts": "a.example:80"},
+        {"allowed_hosts": "a.example/b, localhost"},
+        {"cors_origins": "app.example.org"},
+        {"cors_origins": "https://app.example.org/"},
+        {"cors_origins": "https://*.example.org"},
+    ],
+)
+def test_what_is_neither_a_host_nor_an_origin_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"setting (allowed_hosts|cors_origins): .* is not an? "):
+        read_settings(bundle=Path("b"), **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("150000 100000", 1.5), ("50000 100000\n", 0.5), ("max 100000", math.inf), ("", math.inf)],
+)
+def test_the_quota_of_a_container_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: float
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(settings_module, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(settings_module, "QUOTA_V1", tmp_path / "none")
+    assert settings_module.quota_cores() == expected
+    assert settings_module.cores() >= 1
+    if expected < 1:
+        assert settings_module.cores() == 1
+
+
+def test_the_quota_of_an_older_container_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("QUOTA_V1", "300000\n"), ("PERIOD_V1", "100000\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(settings_module, name, tmp_path / name)
+    monkeypatch.setattr(settings_module, "QUOTA", tmp_path / "none")
+    assert settings_module.quota_cores() == 3
+    (tmp_path / "QUOTA_V1").write_text("-1\n")
+    assert settings_module.quota_cores() == math.inf

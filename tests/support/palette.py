@@ -7,6 +7,7 @@ out). Two colours cause trouble on purpose: `SLOW` keeps the device busy for nea
 
 import io
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -84,11 +85,20 @@ SLOW_ROUNDS: Final = 1_000
 NEAR: Final = 0.01
 
 
+_NUMBERS = count()
+
+
 def photo(colour: Colour, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
     """Return an image file of one colour."""
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind)
     return file.getvalue()
+
+
+def new_photo(colour: Colour) -> bytes:
+    """Return an image file of one colour, of a size that no other has: copies count once."""
+    number = next(_NUMBERS)
+    return photo(colour, size=(20 + number % 100, 16 + number // 100))
 
 
 def canvases(colours: list[Colour]) -> NDArray[np.uint8]:

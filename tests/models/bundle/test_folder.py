@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from taillift.models.bundle.folder import (
+    MAX_ARRAYS,
+    content_version,
     new_bundle,
     read_golden,
     read_manifest,
@@ -182,3 +184,31 @@ def test_an_existing_bundle_is_not_overwritten_by_accident(bundle: Path) -> None
     with pytest.raises(UserError, match="exists already: choose another name or pass --replace"):
         write_bundle(bundle)
     assert read_manifest(bundle) == before
+
+
+def test_a_listed_file_outside_the_folder_is_refused_before_it_is_read(copy: Path) -> None:
+    manifest = read_manifest(copy)
+    record = manifest.files["golden.npz"]
+    for name in ("../outside", "/etc/hostname"):
+        files = {**manifest.files, name: record}
+        other = manifest.model_copy(update={"files": files, "version": content_version(files)})
+        with pytest.raises(UserError, match="which is outside the folder"):
+            verify_files(copy, other)
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(copy: Path, number: str) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["classes"][0]["prior"] = "NUMBER"
+    text = json.dumps(manifest).replace('"NUMBER"', number)
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json is not valid at"):
+        read_manifest(copy)
+
+
+def test_arrays_that_unpack_to_too_much_are_refused_before_they_are(tmp_path: Path) -> None:
+    pixels = np.zeros((MAX_ARRAYS // 2**20 + 1, 1, 1, 2**20), np.uint8)
+    write_golden(tmp_path, pixels, np.zeros((len(pixels), 2), np.float32))
+    assert (tmp_path / "golden.npz").stat().st_size < 2**20
+    with pytest.raises(UserError, match="more than 268,435,456"):
+        read_golden(tmp_path)

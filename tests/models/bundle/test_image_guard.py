@@ -9,8 +9,23 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from taillift.models.bundle.image_guard import MAX_PARTS, MAX_SCANS
-from taillift.models.bundle.images import BrokenImageError, decode
+from taillift.models.bundle.image_guard import (
+    MAX_FILL,
+    MAX_PARTS,
+    MAX_PIXEL_CHUNKS,
+    MAX_SCANS,
+    MAX_TABLES,
+    essence,
+    image_size,
+    orientation,
+)
+from taillift.models.bundle.images import (
+    BrokenImageError,
+    ImageTooLargeError,
+    decode,
+    pixel_count,
+)
+from taillift.models.bundle.schema import FREE_PIXELS, PIXELS_PER_BYTE
 
 SCAN, END = b"\xff\xda", b"\xff\xd9"
 
@@ -112,3 +127,135 @@ def test_a_file_of_too_many_segments_or_chunks_is_refused(data: bytes) -> None:
 )
 def test_what_an_honest_file_has_many_of_is_taken(make: Callable[[], bytes]) -> None:
     assert decode(make(), 16).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (jpeg_with(b"\xff" * (MAX_FILL + 1)), "4,096 bytes between two segments"),
+        (jpeg_with(EXIF, bytes(MAX_FILL + 1)), "4,096 bytes between two segments"),
+        (jpeg_with(*[segment(b"\xff\xdb", bytes(65_000))] * 3), "131,072 bytes of tables"),
+        (png_with(*[chunk(b"IDAT", b"")] * MAX_PIXEL_CHUNKS), "20,000 chunks of pixels"),
+        (png_with(chunk(b"tRNS", bytes(MAX_TABLES))), "131,072 bytes of tables"),
+    ],
+    ids=["fill bytes", "zeros", "tables", "empty pixels", "transparency"],
+)
+def test_a_file_padded_with_what_costs_time_is_refused(data: bytes, words: str) -> None:
+    with pytest.raises(BrokenImageError, match=words):
+        decode(data, 16)
+
+
+@pytest.mark.parametrize(
+    ("padded", "plain"),
+    [
+        (jpeg_with(*[b"\xff" * 100 + segment(b"\xff\xe1", b"x" * 60_000)] * 200), saved("JPEG")),
+        (png_with(*[PROFILE] * 900), saved("PNG")),
+        (png_with(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24)))), saved("PNG")),
+        (png_with(chunk(b"tEXt", b"a\0b")[:-1] + b"x"), saved("PNG")),
+        (png_with(chunk(b"eXIf", b"II*\0")), saved("PNG")),
+    ],
+    ids=["metadata of 12 MB", "profiles", "a long text", "a wrong checksum", "a short EXIF"],
+)
+def test_what_changes_no_pixel_never_reaches_the_decoder(padded: bytes, plain: bytes) -> None:
+    assert essence(padded) == essence(plain)
+    assert decode(padded, 16).tobytes() == decode(plain, 16).tobytes()
+
+
+def exif_of(kind: int, values: int, value: bytes, order: str = "<") -> bytes:
+    """Return EXIF with a width and an orientation of this type, count and value."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    width = struct.pack(f"{order}HHII", 0x0100, 4, 1, 40)
+    entry = struct.pack(f"{order}HHI", 0x0112, kind, values) + value.ljust(4, b"\0")
+    return mark + struct.pack(f"{order}IH", 8, 2) + width + entry + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("exif", "expected"),
+    [
+        (exif_of(3, 1, b"\x06\0"), 6),
+        (exif_of(3, 1, b"\0\x06", ">"), 6),
+        (exif_of(1, 1, b"\x08"), 8),
+        (exif_of(4, 1, b"\x03\0\0\0"), 3),
+        (exif_of(3, 1, b"\x09\0"), 1),
+        (exif_of(8, 1, b"\xff\xff"), 1),
+        (exif_of(3, 2**24, b"\x06\0"), 1),
+        (exif_of(5, 2**31, b"\x06\0"), 1),
+        (exif_of(99, 1, b"\x06\0"), 1),
+        (exif_of(3, 1, b"\x06\0")[:20], 1),
+        (b"II*\0" + b"\xff" * 4, 1),
+        (b"II*\0" + b"\x08\0\0\0" + b"\xff" * 2**20, 1),
+        (b"", 1),
+        (b"XX", 1),
+    ],
+)
+def test_only_an_orientation_that_is_one_number_of_1_to_8_turns(exif: bytes, expected: int) -> None:
+    assert orientation(exif, b"") == expected
+    assert orientation(b"Exif\0\0" + exif, b"") == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", [0x0128, 0x011A, 0x0000])
+def test_a_photo_is_turned_whatever_its_other_tags_are(kind: str, tag: int) -> None:
+    exif = bytearray(exif_of(3, 1, b"\x06\0"))
+    exif[10:14] = struct.pack("<HH", tag, 1)  # Resolutions are not bytes.
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(kind, noise(mode="RGB"), exif=b"Exif\0\0" + exif, **options)
+    plain = saved(kind, noise(mode="RGB"), **options)
+    turned = decode(plain, 16).transpose(Image.Transpose.ROTATE_270)
+    assert decode(data, 16).tobytes() == turned.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"c" * 60_000}])
+def test_a_jpegs_size_is_in_its_header(mode: str, options: dict[str, object]) -> None:
+    assert image_size(saved("JPEG", noise(mode=mode), **options)) == (40, 32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lossless": True},
+        {"quality": 50},
+        {"exif": exif_of(3, 1, b"\x06\0")},
+        {"save_all": True, "append_images": [noise(1, "RGB")]},
+    ],
+)
+def test_a_webps_size_is_in_its_header(options: dict[str, object]) -> None:
+    assert image_size(saved("WEBP", noise(mode="RGB"), **options)) == (40, 32)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8X", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"]
+)
+def test_what_has_no_header_has_no_size(data: bytes) -> None:
+    assert pixel_count(data) == 0
+
+
+def test_a_file_that_gives_two_sizes_is_refused() -> None:
+    data = saved("PNG")
+    large = struct.pack(">II", 4_000, 4_000) + data[24:29]
+    place = data.index(b"IDAT") - 4
+    with pytest.raises(BrokenImageError, match="two sizes"):
+        decode(data[:place] + chunk(b"IHDR", large) + data[place:], 16)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_file_with_more_pixels_than_any_photo_of_its_bytes_is_refused(kind: str) -> None:
+    data = saved(kind, Image.new("1", (7_000, 7_000)), lossless=True)
+    assert len(data) * PIXELS_PER_BYTE + FREE_PIXELS < 49_000_000
+    with pytest.raises(ImageTooLargeError, match="7000 x 7000 pixels in"):
+        decode(data, 16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved("JPEG", Image.new("L", (6_000, 4_000)), quality=1, optimize=True),
+        saved("JPEG", Image.new("RGB", (6_000, 4_000)), quality=1, progressive=True),
+        saved("PNG", Image.new("RGB", (3_000, 2_000))),
+        saved("WEBP", Image.new("RGB", (1_000, 1_000)), lossless=True),
+    ],
+    ids=["grey", "progressive", "PNG", "a small WebP"],
+)
+def test_an_even_picture_of_a_common_program_is_taken(data: bytes) -> None:
+    assert decode(data, 16).mode == "RGB"

@@ -391,6 +391,29 @@ def test_a_traceback_is_indented_below_its_line() -> None:
     assert all(line.startswith("  ") for line in rest)
 
 
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+def test_one_place_gives_one_traceback_a_minute(
+    formatter: type[TextFormatter] | type[JsonFormatter],
+) -> None:
+    logger, form = logging.getLogger("tests.often"), formatter()
+
+    def logged(seconds: float) -> str:
+        try:
+            int("x")
+        except ValueError as error:
+            failure = (type(error), error, error.__traceback__)
+        record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "failed", (), failure)
+        record.created = seconds
+        return form.format(record)
+
+    assert "Traceback" in logged(1_000)
+    for seconds in (1_000, 1_030, 1_059):
+        assert "Traceback" not in logged(seconds)
+        assert "ValueError: invalid literal" in logged(seconds)
+    assert "Traceback" in logged(1_061)
+    assert "Traceback" not in logged(1_100)
+
+
 def test_a_line_outside_of_requests_has_no_id() -> None:
     logger = logging.getLogger("tests.none")
     record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "started", (), None)

@@ -12,9 +12,11 @@ from taillift.service.inference.deadline import Deadline
 from taillift.service.problems import DeadlineError, OverloadedError
 
 
-def of(max_views: int = 10, max_bytes: int = 100, pace: float = 0.1) -> Admission:
+def of(
+    max_views: int = 10, max_bytes: int = 100, pace: float = 0.1, max_pixels: int = 1_000
+) -> Admission:
     """Return an admission that predicts `pace` seconds for each view and none for decoding."""
-    return Admission(max_views, max_bytes, lambda load, _raw: pace * load)
+    return Admission(max_views, max_bytes, max_pixels, lambda load, _raw: pace * load)
 
 
 @contextmanager
@@ -189,3 +191,13 @@ def test_retry_after_is_enough_if_no_other_request_comes(
         assert wait == 0 or over <= 0
     else:
         assert 0 <= retry - over < 1.1
+
+
+def test_pixels_that_wait_to_be_decoded_are_limited_and_given_back() -> None:
+    admission = of(max_pixels=100)
+    with held(admission, Load(images=1, views=1, pixels=70)) as hold:
+        with pytest.raises(OverloadedError, match="70 pixels are in work and 31 more"):
+            hold.resize(Load(images=1, views=1, pixels=101))
+        hold.release(Load(pixels=70))
+        with held(admission, Load(images=1, views=1, pixels=100)):
+            pass

@@ -1,75 +1,78 @@
 """Tests of how many pixels are decoded at once, in which order, and of decoding that hangs."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from time import perf_counter, sleep
+from time import perf_counter
 
 import pytest
 
 from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.images import BrokenImageError
 from taillift.models.bundle.schema import MAX_PIXELS
-from taillift.service.inference.decoder import Decoder, PixelRoom
+from taillift.service.inference.decoder import Decoder
 from taillift.service.monitoring.counters import Metrics
 from tests.support.palette import palette_manifest, photo
-from tests.support.serving import until
 from tests.support.simulated_device import new_metrics, settle
 
 PHOTO = photo((255, 0, 0))
 AGES = 1e6
 
 
-def decoder_of(threads: int, metrics: Metrics | None = None) -> Decoder:
+class Owner:
+    """A request, as the decoder knows it."""
+
+
+def decoder_of(threads: int, metrics: Metrics | None = None, room: int = MAX_PIXELS) -> Decoder:
     preprocessing = palette_manifest("v", {}).preprocessing
-    return Decoder(threads, MAX_PIXELS, preprocessing, metrics or new_metrics())
+    return Decoder(threads, room, preprocessing, metrics or new_metrics())
 
 
 def sent(decoder: Decoder, data: bytes = PHOTO) -> "asyncio.Task[Pixels]":
-    return asyncio.create_task(decoder.views(data, 1, MAX_PIXELS, perf_counter()))
+    return asyncio.create_task(decoder.views(data, 320, 1, MAX_PIXELS, Owner(), perf_counter()))
 
 
-def test_no_more_pixels_are_let_in_than_there_is_room_for() -> None:
-    room, inside = PixelRoom(10), Event()
+def test_no_more_pixels_are_decoded_at_once_than_there_is_room_for(gate: Event) -> None:
+    async def main() -> None:
+        decoder = decoder_of(threads=2, metrics=metrics, room=500)
+        first, second = sent(decoder), sent(decoder)  # 320 pixels each.
+        await settle()
+        assert begun() == 1
+        gate.set()
+        await asyncio.gather(first, second)
+        assert begun() == 2
+        await decoder.close()
 
-    def enter() -> None:
-        with room.take(6):
-            inside.set()
+    def begun() -> float:
+        name = "taillift_stage_seconds_count"
+        return metrics.registry.get_sample_value(name, {"stage": "decode_queue"}) or 0.0
 
-    with ThreadPoolExecutor(1) as pool:
-        with room.take(5):
-            entered = pool.submit(enter)
-            assert not inside.wait(0.05)
-        entered.result(timeout=10)
-
-
-def test_an_image_with_more_pixels_than_there_is_room_for_is_alone() -> None:
-    room = PixelRoom(10)
-    with room.take(1_000):
-        pass
-    with room.take(10):
-        pass
+    metrics = new_metrics()
+    asyncio.run(main())
 
 
-def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
-    room, order = PixelRoom(10), list[str]()
+def test_an_image_with_more_pixels_than_there_is_room_for_is_decoded_alone() -> None:
+    async def main() -> None:
+        decoder = decoder_of(threads=2, room=10)
+        assert len(await asyncio.gather(sent(decoder), sent(decoder))) == 2
+        await decoder.close()
 
-    def enter(name: str, pixels: int) -> None:
-        with room.take(pixels):
-            order.append(name)
+    asyncio.run(main())
 
-    with ThreadPoolExecutor(2) as pool:
-        with room.take(5):
-            large = pool.submit(enter, "large", 8)
-            until(large.running)
-            sleep(0.05)
-            small = pool.submit(enter, "small", 1)
-            until(small.running)
-            sleep(0.05)
-            assert not order
-        for task in (large, small):
-            task.result(timeout=10)
-    assert order == ["large", "small"]
+
+def test_an_image_that_is_given_up_while_it_waits_leaves_nothing_behind(gate: Event) -> None:
+    async def main() -> None:
+        decoder = decoder_of(threads=1)
+        begun, waiting = sent(decoder), sent(decoder)
+        await settle()
+        assert len(decoder._waiting) == 1
+        waiting.cancel()
+        await settle()
+        assert len(decoder._waiting) == 0
+        gate.set()
+        await begun
+        await decoder.close()
+
+    asyncio.run(main())
 
 
 def test_it_stalls_if_no_thread_finishes_its_image(gate: Event) -> None:
@@ -108,6 +111,34 @@ def test_giving_up_an_image_that_waits_is_not_progress(gate: Event) -> None:
     asyncio.run(asyncio.wait_for(main(), timeout=20))
 
 
+def test_an_image_that_is_given_up_is_let_go_while_all_threads_are_busy(gate: Event) -> None:
+    held: set[int] = set()
+
+    class Counted(bytes):
+        def __del__(self) -> None:
+            held.discard(id(self))
+
+    async def main() -> None:
+        decoder = decoder_of(threads=1)
+        begun = sent(decoder)
+        await settle()
+        for number in range(5):
+            image = Counted(PHOTO + bytes(number))
+            held.add(id(image))
+            waiting = sent(decoder, image)
+            del image
+            await settle()
+            waiting.cancel()
+            await settle()
+        del waiting
+        assert held == set()
+        gate.set()
+        await begun
+        await decoder.close()
+
+    asyncio.run(main())
+
+
 def test_its_end_waits_for_what_is_decoded_and_drops_what_waits(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=1)
@@ -143,9 +174,9 @@ def test_waiting_is_not_decoding() -> None:
 
     async def main() -> None:
         decoder = decoder_of(threads=1, metrics=metrics)
-        await decoder.views(PHOTO, 1, MAX_PIXELS, since=perf_counter() - AGES)
+        await decoder.views(PHOTO, 320, 1, MAX_PIXELS, Owner(), perf_counter() - AGES)
         with pytest.raises(BrokenImageError):
-            await decoder.views(PHOTO[:60], 1, MAX_PIXELS, since=perf_counter())
+            await decoder.views(PHOTO[:60], 320, 1, MAX_PIXELS, Owner(), perf_counter())
         await decoder.close()
 
     asyncio.run(main())

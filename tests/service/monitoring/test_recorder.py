@@ -15,7 +15,7 @@ from taillift.models.bundle.manifest import ClassInfo
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
 from tests.support import palette
-from tests.support.palette import CLASSES, photo, write_bundle
+from tests.support.palette import CLASSES, new_photo, photo, write_bundle
 from tests.support.serving import form, process, running, sample, scrape
 
 BATCH = 60
@@ -27,7 +27,8 @@ PHOTOS = {label: photo(colour) for label, (colour, _) in CLASSES.items()}
 def send(client: httpx.Client, labels: list[str]) -> None:
     """Classify one photo per label, in order."""
     for start in range(0, len(labels), BATCH):
-        files = form(*[("x", PHOTOS[label]) for label in labels[start : start + BATCH]])
+        batch = labels[start : start + BATCH]
+        files = form(*[("x", new_photo(CLASSES[label][0])) for label in batch])
         client.post("/classify", params={"ensemble": "off"}, files=files).raise_for_status()
 
 
@@ -35,15 +36,15 @@ def send(client: httpx.Client, labels: list[str]) -> None:
 def lost(known: Path) -> Iterator[httpx.Client]:
     """A service that has classified all classes equally often, except one that never came."""
     with running(known, reference="uniform") as client:
-        send(client, REST * 60)
+        send(client, REST * 300)
         yield client
 
 
 @pytest.mark.parametrize(
     ("part", "name", "labels", "wanted"),
     [
-        ("counts", "class_predictions_total", {"class_": "white", "group": "few"}, 60),
-        ("counts", "window_predictions", {}, 360),
+        ("counts", "class_predictions_total", {"class_": "white", "group": "few"}, 300),
+        ("counts", "window_predictions", {}, 1_800),
         ("ratios", "class_observed_ratio", {"class_": "white", "group": "few"}, 7 / 6),
         ("ratios", "class_observed_ratio", {"class_": LOST, "group": "few"}, 0),
         ("ratios", "observed_ratio", {"group": "few"}, 7 / 12),
@@ -115,12 +116,12 @@ def test_get_classes_lists_every_class(lost: httpx.Client) -> None:
     assert classes[LOST]["accuracy"] == {"single": 90.0, "full": 100.0}
     assert (black["silent"], black["drifting"], black["direction"]) == (True, True, "fewer")
     assert black["predicted"] == 0
-    assert black["expected"] == pytest.approx(360 / 7, rel=0.01)
-    # Clopper and Pearson: (1 - share) ** 360 = 0.025.
-    assert (black["low"], black["high"]) == (0, pytest.approx(360 * (1 - 0.025 ** (1 / 360))))
+    assert black["expected"] == pytest.approx(1_800 / 7, rel=0.01)
+    # Clopper and Pearson: (1 - share) ** 1,800 = 0.025.
+    assert (black["low"], black["high"]) == (0, pytest.approx(1_800 * (1 - 0.025 ** (1 / 1_800))))
     assert black["last_seen"] is black["confidence"] is None
     assert (white["silent"], white["drifting"], white["direction"]) == (False, False, None)
-    assert white["low"] < white["predicted"] == 60 < white["high"]
+    assert white["low"] < white["predicted"] == 300 < white["high"]
     assert white["share"] == pytest.approx(1 / 6)
     assert white["confidence"]["median"] == pytest.approx(0.99)
     assert abs(datetime.fromisoformat(white["last_seen"]).timestamp() - time.time()) < 600
@@ -129,12 +130,12 @@ def test_get_classes_lists_every_class(lost: httpx.Client) -> None:
 def test_get_classes_shows_the_groups_and_the_window(lost: httpx.Client) -> None:
     answer = lost.get("/classes").json()
     few, many = answer["groups"]["few"], answer["groups"]["many"]
-    assert (few["predicted"], few["classes"], few["silent"], few["drifting"]) == (60, 2, 1, 1)
-    assert (many["predicted"], many["silent"], many["drifting"]) == (180, 0, 0)
+    assert (few["predicted"], few["classes"], few["silent"], few["drifting"]) == (300, 2, 1, 1)
+    assert (many["predicted"], many["silent"], many["drifting"]) == (900, 0, 0)
     assert few["expected_share"] == pytest.approx(2 / 7, rel=0.01)
     assert few["prevalence"]["low"] < 1 / 6 < few["prevalence"]["high"]
     window = answer["window"]
-    assert (window["seconds"], window["predictions"]) == (7 * 24 * 3600, 360)
+    assert (window["seconds"], window["predictions"]) == (7 * 24 * 3600, 1_800)
     assert window["reference"] == "uniform"
     since = datetime.fromisoformat(window["since"]).timestamp()
     assert 0 <= time.time() - since < window["seconds"] / 12 + 60
@@ -149,7 +150,7 @@ def test_get_one_class_shows_the_same_and_how_soon_a_change_would_be_found(
     assert shown["live"] == pytest.approx(listed[LOST]["live"])
     details = shown["details"]
     assert details["verdict"] == "silent"
-    assert details["chance"] == pytest.approx((6 / 7) ** 360, rel=0.2)
+    assert 0 <= details["chance"] < 1e-9
     assert details["silence_evidence"] > 1.8
     assert 0 < details["silence_delay"] < details["doubling_delay"] < 10_000
     red = lost.get("/classes/red").json()["details"]
@@ -198,15 +199,15 @@ def test_predictions_count_under_the_uniform_prior_for_any_requested_prior(bundl
             query = {"prior": prior, "ensemble": "off"}
             answer = client.post("/classify", params=query, content=body).json()
             assert answer["results"][0]["predictions"][0]["label"] == label
-        count = "taillift_class_predictions_total"
-        assert sample(client, count, class_="black", group="few") == 2
-        assert sample(client, count, class_="red", group="many") == 0
+        counter = "taillift_class_predictions_total"
+        assert sample(client, counter, class_="black", group="few") == 2
+        assert sample(client, counter, class_="red", group="many") == 0
 
 
 def test_a_restart_loses_nothing(known: Path, tmp_path: Path) -> None:
     flags = ["--reference", "uniform", "--tail-file", str(tmp_path / "tail.sqlite")]
     with process(known, *flags) as (server, client):
-        send(client, REST * 60)
+        send(client, REST * 300)
         before = client.get("/classes").json()
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=20) == 0
@@ -215,7 +216,7 @@ def test_a_restart_loses_nothing(known: Path, tmp_path: Path) -> None:
         assert sample(client, "taillift_class_silent", class_=LOST, group="few") == 1
         # Prometheus expects counters to start at 0 again.
         assert sample(client, "taillift_predictions_total", group="few") == 0
-    assert before["window"]["predictions"] == 360
+    assert before["window"]["predictions"] == 1_800
 
 
 def test_another_bundle_version_begins_anew(
@@ -268,3 +269,49 @@ def test_openapi_describes_both_endpoints(client: httpx.Client) -> None:
     assert "200" in paths["/classes"]["get"]["responses"]
     one_class = next(path for name, path in paths.items() if name.startswith("/classes/"))
     assert {"200", "404"} <= set(one_class["get"]["responses"])
+
+
+def window_predictions(client: httpx.Client) -> int:
+    predictions: int = client.get("/classes").json()["window"]["predictions"]
+    return predictions
+
+
+def omissions(client: httpx.Client, reason: str) -> float:
+    return sample(client, "taillift_tail_omissions_total", reason=reason)
+
+
+def test_identical_photos_are_answered_and_count_once(known: Path) -> None:
+    with running(known, reference="uniform") as client:
+        for name in ("a", "b"):
+            files = form((name, PHOTOS["red"]), (name, PHOTOS["red"]), (name, PHOTOS["white"]))
+            results = client.post("/classify", files=files).json()["results"]
+            assert [len(one["predictions"]) for one in results] == [5, 5, 5]
+        assert window_predictions(client) == 2
+        assert omissions(client, "repeated") == 4
+        assert sample(client, "taillift_predictions_total", group="few") == 2
+
+
+def test_photos_of_one_group_count_once(known: Path) -> None:
+    shots = [photo((250 - number, 0, 0)) for number in range(4)]
+    with running(known, reference="uniform") as client:
+        for shot, group in zip(shots, ["shoe", "shoe", "hat", ""], strict=True):
+            client.post("/classify", content=shot, headers={"X-Taillift-Group": group})
+        assert window_predictions(client) == 3
+        # A shot that did not count is known all the same.
+        client.post("/classify", content=shots[1])
+        assert window_predictions(client) == 3
+
+
+def test_a_probe_is_answered_and_left_out(known: Path) -> None:
+    with running(known, reference="uniform") as client:
+        headers = {"X-Taillift-Count": "no"}
+        answer = client.post("/classify", content=PHOTOS["red"], headers=headers)
+        assert answer.json()["results"][0]["predictions"][0]["label"] == "red"
+        assert window_predictions(client) == 0
+        assert omissions(client, "asked") == 1
+        assert sample(client, "taillift_predictions_total", group="many") == 0
+        # It was not seen either: the same photo counts if another client sends it.
+        client.post("/classify", content=PHOTOS["red"])
+        assert window_predictions(client) == 1
+        wrong = client.post("/classify", content=PHOTOS["red"], headers={"X-Taillift-Count": "1"})
+        assert wrong.status_code in (400, 422)

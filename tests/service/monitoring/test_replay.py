@@ -106,6 +106,9 @@ def test_a_past_prediction_names_a_class_in_any_unicode_form(tmp_path: Path) -> 
         ("label,confidence,time\na,1,noon\n", r"line 2: Invalid isoformat"),
         ("label,confidence,time\na,1,nan\n", r"line 2: the time is nan, neither seconds"),
         ("label,confidence,time\na,1,-inf\n", r"line 2: the time is -inf"),
+        ("label,confidence,time\na,1,1790000000000\n", r"beyond the year 2200: are these millise"),
+        ("label,confidence,time\na,1,1790000000000000\n", r"year 2200: are these microseconds\?"),
+        ("label,confidence,time\na,1,2345-01-01\n", r"line 2: the time 2345-01-01 is beyond"),
         ("label,confidence\n" + "a" * 140_000, r"cannot be read as CSV: field larger"),
         ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
     ],
@@ -137,7 +140,9 @@ def test_a_folder_of_photos_is_classified_and_bad_files_are_named(
 ) -> None:
     (tmp_path / "sub").mkdir()
     for number, label in enumerate(("red", "black", "red")):
-        (tmp_path / "sub" / f"{number}.png").write_bytes(photo(CLASSES[label][0]))
+        (tmp_path / "sub" / f"{number}.png").write_bytes(
+            photo(CLASSES[label][0], size=(20 + number, 16))
+        )
     (tmp_path / "a.jpg").write_bytes(b"text")
     (tmp_path / "notes.txt").write_text("none")
     refused: list[Path] = []
@@ -153,3 +158,19 @@ def test_a_folder_of_photos_is_classified_and_bad_files_are_named(
 def test_a_folder_without_photos_is_refused(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(UserError, match="has no photos"):
         list(classify_folder(bundle, tmp_path, lambda *_: None))
+
+
+def test_rows_of_one_group_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "past.csv"
+    rows = ["a,1,shoe", "b,1,shoe", "b,1,hat", "a,1,", "a,1,"]
+    path.write_text("\n".join(["label,confidence,group", *rows]))
+    report = replay_predictions(profile(), read_predictions(path, LABELS), UNIFORM)
+    assert report.state.classes.predicted[:2].tolist() == [3, 1]
+
+
+def test_identical_files_in_a_folder_count_once(tmp_path: Path, bundle: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(photo((0, 0, 0)))
+    classified = classify_folder(bundle, tmp_path, lambda *_: None)
+    report = replay_predictions(model_profile(bundle, read_manifest(bundle)), classified, UNIFORM)
+    assert report.state.window_predictions == 1

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
-from tests.support.palette import CLASSES, photo
+from tests.support.palette import CLASSES, new_photo
 from tests.support.serving import form, running
 
 REST = [label for label in CLASSES if label != "black"]
@@ -23,7 +23,7 @@ def watch(*arguments: object) -> Result:
 def past(tmp_path: Path) -> Path:
     """Predictions of all classes equally often, except one that never comes."""
     path = tmp_path / "past.csv"
-    rows = [f"{second},{label},0.9" for second, label in enumerate(REST * 60)]
+    rows = [f"{second},{label},0.9" for second, label in enumerate(REST * 300)]
     path.write_text("\n".join(["time,label,confidence", *rows]))
     return path
 
@@ -32,19 +32,25 @@ def test_the_report_names_the_lost_class(known: Path, past: Path) -> None:
     result = watch(known, past, "--reference", "uniform")
     assert result.exit_code == 0
     (row,) = [line for line in result.stdout.splitlines() if "│ black" in line]
-    assert [cell.strip() for cell in row.split("│")[1:6]] == ["black", "few", "silent", "0", "51.4"]
+    assert [cell.strip() for cell in row.split("│")[1:6]] == [
+        "black",
+        "few",
+        "silent",
+        "0",
+        "257.1",
+    ]
     assert "silent few-shot classes: 1; drifting classes: 1." in result.stdout
 
 
 def test_json_has_the_whole_report(known: Path, past: Path) -> None:
     report = json.loads(watch(known, past, "--reference", "uniform", "--json").stdout)
     state = report["state"]
-    assert (state["reference"], state["predictions"]) == ("uniform", 360)
-    assert state["classes"]["predicted"] == [60] * 6 + [0]
+    assert (state["reference"], state["predictions"]) == ("uniform", 1_800)
+    assert state["classes"]["predicted"] == [300] * 6 + [0]
     assert state["classes"]["silent"] == [False] * 6 + [True]
-    assert state["classes"]["last_seen"] == [354, 355, 356, 357, 358, 359, None]
+    assert state["classes"]["last_seen"] == [1794, 1795, 1796, 1797, 1798, 1799, None]
     assert [state["label"] for state in report["classes"]] == ["black"]
-    assert 0 < report["first_found"]["black"] <= 360
+    assert 0 < report["first_found"]["black"] <= 1_800
     assert [group["group"] for group in state["groups"]] == ["many", "medium", "few"]
 
 
@@ -59,15 +65,15 @@ def test_it_agrees_with_the_service_on_the_same_predictions(known: Path, past: P
 
 
 def served_classes(client: httpx.Client) -> list[dict[str, object]]:
-    for _ in range(6):
-        files = form(*[("x", photo(CLASSES[label][0])) for label in REST * 10])
+    for _ in range(30):
+        files = form(*[("x", new_photo(CLASSES[label][0])) for label in REST * 10])
         client.post("/classify?ensemble=off", files=files).raise_for_status()
     return [info["live"] for info in client.get("/classes").json()["classes"]]
 
 
 def test_photos_are_classified_and_a_bad_file_is_one_line(bundle: Path, tmp_path: Path) -> None:
     for number, label in enumerate(("red", "red", "black")):
-        (tmp_path / f"{number}.png").write_bytes(photo(CLASSES[label][0]))
+        (tmp_path / f"{number}.png").write_bytes(new_photo(CLASSES[label][0]))
     (tmp_path / "text.jpg").write_text("no photo")
     result = watch(bundle, tmp_path, "--json")
     assert result.exit_code == 0

@@ -42,11 +42,22 @@ def test_counts_are_those_of_the_last_twelve_buckets(
     assert window.histogram.sum() == sum(bucket.histogram.sum() for bucket in window.buckets)
 
 
-def test_a_clock_that_goes_back_loses_no_prediction() -> None:
-    window = Window(1, BUCKETS * HOUR)
+def test_predictions_of_a_clock_that_was_ahead_do_not_freeze_the_window() -> None:
+    window = Window(2, BUCKETS * HOUR)
     add(window, 0, 0.5, 5 * HOUR)
     add(window, 0, 0.5, 3 * HOUR)
-    assert window.counts.tolist() == [2]
+    add(window, 1, 0.5, 3.5 * HOUR)
+    assert window.counts.tolist() == [1, 1]
+    window.forget(15 * HOUR)
+    assert window.counts.tolist() == [0, 0]
+
+
+def test_a_saved_window_from_the_future_is_dropped_at_the_first_look() -> None:
+    before, after = Window(1, BUCKETS * HOUR), Window(1, BUCKETS * HOUR)
+    add(before, 0, 0.5, 50 * HOUR)
+    after.restore(before.buckets)
+    after.forget(2 * HOUR)
+    assert after.counts.tolist() == [0]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=200))

@@ -1,0 +1,70 @@
+"""Tests of how the parts of a form are found."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taillift.service.http.multipart import FormPart, form_boundary, form_parts
+from taillift.service.problems import MalformedError
+
+NAMED = b'Content-Disposition: form-data; name="images"; filename="a.png"'
+
+
+def form_of(*contents: bytes, head: bytes = NAMED, boundary: bytes = b"b") -> bytes:
+    parts = [b"--" + boundary + b"\r\n" + head + b"\r\n\r\n" + data + b"\r\n" for data in contents]
+    return b"".join(parts) + b"--" + boundary + b"--\r\n"
+
+
+def parts_of(body: bytes) -> list[FormPart]:
+    return list(form_parts(body, b"b"))
+
+
+@given(st.lists(st.lists(st.sampled_from([b"\r\n--b", b"--", b"\r", b"\n", b"X", b" "]))))
+def test_every_file_comes_back_as_it_was_sent(pieces: list[list[bytes]]) -> None:
+    files = [b"".join(file).replace(b"--b\r\n", b"").replace(b"--b--", b"") for file in pieces]
+    files = [file for file in files if b"--b\r\n" not in file and b"--b--" not in file]
+    files = [file for file in files if not file.endswith(b"--b")]
+    assert [part.data for part in parts_of(form_of(*files))] == files
+
+
+def test_almost_boundaries_are_data() -> None:
+    data = b"\r\n--bX" * 1_000 + b"\r\n--b " + b"\r\n--b-" + b"\n--b--"
+    assert [part.data for part in parts_of(form_of(data, b"", data))] == [data, b"", data]
+
+
+def test_a_preamble_and_an_epilogue_are_not_data() -> None:
+    body = b"This is a form.\r\n" + form_of(b"x") + b"\r\n--b\r\nnot a part\r\n--b--"
+    assert [part.data for part in parts_of(body)] == [b"x"]
+
+
+def test_an_image_needs_no_file_name_if_its_type_says_so() -> None:
+    head = b"content-type: Image/JPEG\r\ncontent-disposition: form-data; name=images"
+    assert parts_of(form_of(b"x", head=head)) == [FormPart("images", "", b"x")]
+    head = b"Content-Disposition: form-data; name=images"
+    assert parts_of(form_of(b"x", head=head)) == [FormPart("images", None, b"x")]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "does not begin with its boundary"),
+        (b"--c\r\n", "does not begin with its boundary"),
+        (form_of(b"x")[:-4], "before its closing boundary"),
+        (form_of(b"x", head=b"x" * 9_000), "within 8,192 bytes"),
+        (form_of(b"x", head=b"no colon"), "no name or no colon"),
+        (form_of(b"x", head=b"X: y"), "no name in Content-Disposition"),
+        (b"--b\r\n\r\nx\r\n--b--", "no headers"),
+    ],
+)
+def test_what_is_not_a_form_is_malformed(body: bytes, words: str) -> None:
+    with pytest.raises(MalformedError, match=words):
+        parts_of(body)
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", f"multipart/form-data; boundary={71 * 'b'}"]
+)
+def test_a_boundary_is_needed_and_not_long(kind: str) -> None:
+    with pytest.raises(MalformedError, match="boundary"):
+        form_boundary(kind)
+    assert form_boundary('multipart/form-data; charset=x; boundary="a b"') == b"a b"
