@@ -1,11 +1,23 @@
 """The error that every command reports as one line without a traceback, and help for its text."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Final
+
+# Colours and other orders to a terminal, and line breaks.
+CONTROLS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]+")
 
 
 class UserError(Exception):
-    """An error the user can fix. The text is one line: what is wrong, where, what to do."""
+    """An error the user can fix. The text is one line: what is wrong, where, what to do.
+
+    A text may quote a file or another library: what would move the terminal's cursor or change its
+    colours becomes a space.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(CONTROLS.sub(" ", text))
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -74,29 +74,26 @@ default_cfgs = generate_default_cfgs(
 
 def vit_plain_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build a plain vision transformer with layer scale."""
-    del pretrained
-    return _vit("vit_plain_test", changes, init_values=0.5)
+    return _vit("vit_plain_test", pretrained, changes, init_values=0.5)
 
 
 def vit_hybrid_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build one like MobileCLIP-B: a stem with batch norms, no position for the class token."""
-    del pretrained
     stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 1), kernel_size=(4, 2, 1), padding=0)
     embed = partial(HybridEmbed, backbone=stem, proj=False)
-    return _vit("vit_hybrid_test", changes, embed_layer=embed, patch_size=1, no_embed_class=True)
+    shape = {"embed_layer": embed, "patch_size": 1, "no_embed_class": True}
+    return _vit("vit_hybrid_test", pretrained, changes, **shape)
 
 
 def vit_map_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build one like SigLIP: no class token, attention pooling, the tanh form of GELU."""
-    del pretrained
-    return _vit(
-        "vit_map_test", changes, class_token=False, global_pool="map", act_layer="gelu_tanh"
-    )
+    shape = {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
+    return _vit("vit_map_test", pretrained, changes, **shape)
 
 
-def _vit(name: str, changes: dict[str, Any], **shape: Any) -> nn.Module:
+def _vit(name: str, pretrained: bool, changes: dict[str, Any], **shape: Any) -> nn.Module:
     shape = {**SHAPE, **shape, **changes}
-    model: nn.Module = build_model_with_cfg(VisionTransformer, name, False, **shape)
+    model: nn.Module = build_model_with_cfg(VisionTransformer, name, pretrained, **shape)
     return model
 
 

@@ -87,6 +87,15 @@ def test_a_native_tower_keeps_its_features(changes: dict[str, Any]) -> None:
         pytest.param({"global_pool": "avg", "class_token": False}, id="mean-without-class"),
         pytest.param({"global_pool": "map", "class_token": False}, id="map"),
         pytest.param({"act_layer": "gelu_tanh"}, id="gelu-tanh"),
+        pytest.param({"reg_tokens": 4}, id="registers"),
+        pytest.param({"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1}, id="dinov2"),
+        pytest.param({"reg_tokens": 1, "global_pool": "avg"}, id="mean-next-to-registers"),
+        pytest.param(
+            {"reg_tokens": 3, "global_pool": "avg", "class_token": False, "no_embed_class": True},
+            id="registers-without-class",
+        ),
+        pytest.param({"reg_tokens": 2, "global_pool": "map"}, id="map-next-to-registers"),
+        pytest.param({"global_pool": "map"}, id="map-next-to-class"),
     ],
 )
 def test_a_timm_tower_keeps_its_features(changes: dict[str, Any]) -> None:
@@ -249,12 +258,10 @@ def test_a_native_tower_that_cannot_be_converted_is_refused_by_part(
         ({"scale_mlp_norm": True}, "mlp.norm"),
         ({"scale_attn_norm": True}, "attn.norm"),
         ({"qk_norm": True}, "attn.q_norm"),
-        ({"reg_tokens": 2}, "register tokens"),
         ({"pos_embed": "none"}, "no positional embedding"),
         ({"dynamic_img_size": True}, "dynamic image size"),
         ({"global_pool": "avgmax"}, "avgmax pooling"),
         ({"global_pool": ""}, "no pooling"),
-        ({"global_pool": "map"}, "next to a class token"),
         ({"act_layer": "silu"}, "SiLU"),
     ],
 )
