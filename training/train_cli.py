@@ -1,8 +1,10 @@
 """The commands that make a model: train, export, calibrate, compare, and recipes."""
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -27,7 +29,11 @@ Data = Annotated[
     ),
 ]
 BackboneName = Annotated[
-    str, typer.Option(help="default, ARCH:PRETRAINED_TAG or ARCH:PATH, as open_clip names them")
+    str,
+    typer.Option(
+        help="default, ARCH:PRETRAINED_TAG or ARCH:PATH as open_clip names them, or timm:ARCH.TAG; "
+        "@SIZE behind it changes the image size, such as @224"
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -257,6 +263,31 @@ def compare(
             f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: see to them and "
             "run the command again, the others are kept"
         )
+
+
+@app.command()
+def backbones(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="an architecture, or a part of the names to list, such as timm:vit_base"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
+) -> None:
+    """List the architectures that work as backbones, and those that do not, without a download."""
+    from taillift.models.lift.catalogue import describe, details, names_like, table
+    from taillift.training.console import track
+
+    names = names_like(name)
+    entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    for line in details(entries[0]) if len(entries) == 1 else table(entries):
+        typer.echo(line)
+    if name is None:
+        typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
 
 
 def tell(target: Path, manifest: "Manifest") -> None:

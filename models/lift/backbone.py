@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from taillift.models.default import architecture
 from taillift.models.errors import UserError, did_you_mean, first_lines
 from taillift.models.lift import timm_backbone
-from taillift.models.lift.convert import convert, projection, unsupported
+from taillift.models.lift.convert import convert, first_block_alone, projection, unsupported
 from taillift.models.lift.model import check_graph_size
 from taillift.models.lift.positions import check_size, fit_positions, grid_side
 from taillift.models.lift.resnet import STRIDE
@@ -221,23 +221,19 @@ def blank_visual(config: dict[str, Any]) -> nn.Module:
             CLIPVisionCfg(**{**vision, "timm_model_pretrained": False}),
             config.get("quick_gelu", False),
         )
-        check_graph_size(convert(visual))
+        with first_block_alone(visual):
+            convert(visual)
         projection(visual)
+    check_graph_size(visual)
     return visual
 
 
-def activations(architecture: str) -> dict[bool, list[str]]:
-    """Return the published tags of an architecture that use QuickGELU (True) and GELU (False).
-
-    The names with and without `-quickgelu` stand for one architecture here.
-    """
-    plain = architecture.removesuffix(QUICK)
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for name in (plain, plain + QUICK):
-        for tag in open_clip.list_pretrained_tags_by_model(name):
-            quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-            if tag not in found[quick]:
-                found[quick].append(tag)
+def activations(architecture: str) -> dict[str, list[str]]:
+    """Return the published tags of an architecture by the activation they were trained with."""
+    found: dict[str, list[str]] = {"GELU": [], "QuickGELU": []}
+    for tag in open_clip.list_pretrained_tags_by_model(architecture):
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        found["QuickGELU" if config.get("quick_gelu") else "GELU"].append(tag)
     return found
 
 
@@ -251,17 +247,17 @@ def _with_activation(model: ClipModel, file: WeightFile) -> ClipModel:
     plain = model.architecture.removesuffix(QUICK)
     other = plain if used else plain + QUICK
     if file.quick_gelu is None:
-        tags = activations(model.architecture)
-        if tags[not used]:
+        tags = activations(plain)
+        if tags[names[not used]]:
             logger.warning(
                 "%s: the file does not say its activation, so %s is used; of the published tags "
                 "of %s, %d use GELU and %d QuickGELU (%s): for %s pass %s:PATH",
                 model.name,
                 names[used],
                 plain,
-                len(tags[False]),
-                len(tags[True]),
-                ", ".join(tags[True]),
+                len(tags["GELU"]),
+                len(tags["QuickGELU"]),
+                ", ".join(tags["QuickGELU"]),
                 names[not used],
                 other,
             )

@@ -4,8 +4,9 @@ A converter copies: the source stays as it was. It refuses a tower that has a pa
 canonical one lacks, with a `UserError` that names the part.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -58,6 +59,26 @@ def convert(visual: nn.Module) -> Tower:
     if converter is None:
         raise unsupported(type(source).__name__)
     return converter(source).eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def first_block_alone(visual: Any) -> Iterator[None]:
+    """Leave a transformer only its first block meanwhile, which is like the others.
+
+    So it is quickly known whether a tower can be converted.
+    """
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    parent = getattr(trunk, "transformer", trunk)
+    name = "resblocks" if hasattr(parent, "resblocks") else "blocks"
+    blocks = getattr(parent, name, None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        yield
+        return
+    setattr(parent, name, blocks[:1])
+    try:
+        yield
+    finally:
+        setattr(parent, name, blocks)
 
 
 def from_native(visual: Any) -> Tower:
@@ -229,9 +250,9 @@ def _require(holds: bool, part: str) -> None:
         raise lacking(part)
 
 
-def lacking(part: str, tower: str = "the backbone's image tower") -> UserError:
+def lacking(part: str) -> UserError:
     """Return the error for a tower with a part that the canonical one lacks."""
-    return UserError(f"{tower} has {part}, which taillift does not support")
+    return UserError(f"the backbone's image tower has {part}, which taillift does not support")
 
 
 def _block(

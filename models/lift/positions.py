@@ -26,10 +26,10 @@ def grid_side(visual: nn.Module) -> int:
 
 
 def image_side(visual: nn.Module) -> int:
-    """Return the side in pixels of the images that a transformer takes."""
+    """Return the side in pixels of the images that a tower takes."""
     grid = patch_grid(visual)
-    own = grid.img_size if hasattr(grid, "img_size") else grid.image_size
-    return int(own[0])
+    size = grid.img_size if hasattr(grid, "img_size") else grid.image_size
+    return int(size if isinstance(size, int) else size[0])
 
 
 def check_size(name: str, size: int, visual: nn.Module) -> None:

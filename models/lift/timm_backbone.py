@@ -13,7 +13,7 @@ from timm.models import get_arch_name, get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
 from taillift.models.errors import UserError, did_you_mean, first_lines
-from taillift.models.lift.convert import convert, lacking, unsupported
+from taillift.models.lift.convert import convert, first_block_alone, lacking, unsupported
 from taillift.models.lift.model import check_graph_size
 from taillift.models.lift.positions import (
     check_size,
@@ -113,7 +113,7 @@ def blank_trunk(model_name: str, size: int | None = None) -> nn.Module:
     """
     family = model_entrypoint(get_arch_name(model_name)).__module__.rpartition(".")[2]
     if family in DIFFERENCES:
-        raise lacking(DIFFERENCES[family], model_name)
+        raise lacking(DIFFERENCES[family])
     changes = {} if size is None else {"img_size": size}
     try:
         with torch.device("meta"):
@@ -123,8 +123,9 @@ def blank_trunk(model_name: str, size: int | None = None) -> nn.Module:
     except Exception as error:
         # Only transformers like those of `vision_transformer` take these options.
         raise unsupported(model_name) from error
-    with torch.device("meta"):
-        check_graph_size(convert(module))
+    with torch.device("meta"), first_block_alone(module):
+        convert(module)
+    check_graph_size(module)
     return module
 
 

@@ -6,6 +6,7 @@ converter that forgets them would pass its tests.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
@@ -52,6 +54,21 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "Tiny-ResNet": {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 4}},
 }
 KINDS: Final = (*CONFIGS, TEXTLESS)
+# Towers of timm in miniature: what tells each from a plain vision transformer.
+MINIATURES: Final[dict[str, dict[str, Any]]] = {
+    "deit_test": {},
+    "deit_distilled_test": {},
+    "deit3_test": {"no_embed_class": True, "init_values": 0.5},
+    "flexivit_test": {"no_embed_class": True},
+    "vit_reg4_dinov2_test": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
+    "vit_reg1_gap_test": {
+        "reg_tokens": 1,
+        "class_token": False,
+        "no_embed_class": True,
+        "global_pool": "avg",
+    },
+    "vit_reg2_map_test": {"reg_tokens": 2, "class_token": False, "global_pool": "map"},
+}
 
 # timm looks for a module's configs under this name.
 default_cfgs = generate_default_cfgs(
@@ -67,7 +84,7 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        for name in ("vit_plain_test.one", "vit_hybrid_test", "vit_map_test")
+        for name in ("vit_plain_test.one", "vit_hybrid_test", "vit_map_test", *MINIATURES)
     }
 )
 
@@ -93,11 +110,24 @@ def vit_map_test(pretrained: bool = False, **changes: Any) -> nn.Module:
 
 def _vit(name: str, pretrained: bool, changes: dict[str, Any], **shape: Any) -> nn.Module:
     shape = {**SHAPE, **shape, **changes}
-    model: nn.Module = build_model_with_cfg(VisionTransformer, name, pretrained, **shape)
+    kind = VisionTransformerDistilled if "distilled" in name else VisionTransformer
+    model: nn.Module = build_model_with_cfg(
+        kind, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **shape
+    )
     return model
 
 
-for build in (vit_plain_test, vit_hybrid_test, vit_map_test):
+def _miniature(name: str) -> Callable[..., nn.Module]:
+    def build(pretrained: bool = False, **changes: Any) -> nn.Module:
+        return _vit(name, pretrained, changes, **MINIATURES[name])
+
+    build.__name__ = name
+    build.__module__ = __name__
+    globals()[name] = build
+    return build
+
+
+for build in (vit_plain_test, vit_hybrid_test, vit_map_test, *map(_miniature, MINIATURES)):
     register_model(build)
 
 
@@ -112,7 +142,7 @@ def register(folder: Path) -> None:
 def make(kind: str) -> nn.Module:
     """Return a whole open_clip model or, for `TEXTLESS`, a timm model with its classifier."""
     torch.manual_seed(0)
-    if kind == TEXTLESS:
+    if kind.startswith("timm:"):
         return randomised(timm.create_model(kind.removeprefix("timm:")))
     return randomised(open_clip.create_model(kind))
 
