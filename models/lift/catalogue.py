@@ -167,4 +167,4 @@ def details(entry: Entry) -> Iterator[str]:
         if tags:
             yield from wrapped(f"tags that use {activation}: {', '.join(tags)}")
     if entry.tags.get("QuickGELU") and entry.works and not entry.name.endswith(QUICK):
-        yield f"for tags and files that use QuickGELU, pass {entry.name}{QUICK}"
+        yield from wrapped(f"for tags and files that use QuickGELU, pass {entry.name}{QUICK}")
