@@ -1,1 +1,1 @@
-"""What is measured; run from the root of the repository: python -m benchmarks.NAME."""
+"""Measurements; run from the root of the repository: python -m benchmarks.NAME."""

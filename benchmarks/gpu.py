@@ -22,11 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.device import Device, Provider
-from taillift.models.bundle.ensemble import Floats
 from taillift.models.bundle.folder import MODEL, read_golden, read_manifest
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
@@ -170,7 +169,7 @@ def gpus() -> int:
 
 
 def free_bytes() -> int:
-    """Of the first GPU's memory, as its driver says."""
+    """Return the free memory of the first GPU, as its driver reports it."""
     driver = ctypes.CDLL("libcuda.so.1")
     context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
     for failed in (

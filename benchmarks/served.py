@@ -41,8 +41,8 @@ class Served:
 
     @property
     def processor_seconds(self) -> float:
-        """What all its threads took so far, of processor time."""
-        # Behind the name, which may hold anything, the twelfth and thirteenth field.
+        """The processor time of all its threads so far."""
+        # The twelfth and thirteenth field after the name, which may contain anything.
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -77,8 +77,8 @@ def served(
 ) -> Iterator[Served]:
     """Run `command`, in which "{port}" is filled in, until the block ends.
 
-    It is ready when `ready`, called with its address, says so. It and what it started get SIGTERM
-    at the end, and SIGKILL if that does not do. Raises `UserError` where it does not become ready.
+    It is ready when `ready(address)` is true. At the end it and the processes that it started get
+    SIGTERM, and SIGKILL if they stay. Raises `UserError` if it does not become ready.
     """
     port = free_port()
     with tempfile.TemporaryFile() as log:

@@ -24,9 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import SESSION_ENTRIES, Device
 from taillift.models.bundle.folder import MODEL, read_manifest
-from taillift.models.bundle.images import VIEWS, Pixels, load, views
+from taillift.models.bundle.images import VIEWS, load, views
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.session import Session
 from taillift.service.settings import cores

@@ -1,12 +1,12 @@
-"""The time and memory of one training step, and the share of it that waits for photos.
+"""Measure the time and memory of one training step.
 
     python -m benchmarks.training                     # ViT-B/16, random weights
     python -m benchmarks.training --batch 32 --precision bf16
 
-Prints and writes what it found. Three ways to train are measured in turns, each in a process of its
-own: AdaptFormer in taillift's tower, full fine-tuning in the same tower, and the same AdaptFormer
-hung on open_clip's own blocks with hooks. Every process repeats its step and the fastest counts:
-others on the machine only slow it down.
+Prints the results and writes them to a file. Three ways to train take turns, each in its own
+process: AdaptFormer in taillift's tower, full fine-tuning in the same tower, and the same
+AdaptFormer attached to open_clip's own blocks with hooks. Every process repeats its step and the
+fastest counts, because other programs on the machine can only slow it down.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PRECISIONS: Final = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class Hooked(nn.Module):
-    """open_clip's tower with a branch beside each MLP, as a library of adapters would add it."""
+    """open_clip's tower with a branch next to each MLP, as an adapter library would add it."""
 
     def __init__(self, visual: Any, rank: int) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Hooked(nn.Module):
 
 
 def build(way: Way, architecture: str) -> nn.Module:
-    """The tower with only what `way` trains unfrozen."""
-    # Only behind models.lift, which makes torchvision importable.
+    """Return the tower in which only the tensors that `way` trains are unfrozen."""
+    # Not at the top: models.lift has to make torchvision importable first.
     import open_clip
 
     visual: Any = open_clip.create_model(architecture).visual
@@ -88,7 +88,7 @@ def build(way: Way, architecture: str) -> nn.Module:
 
 
 def tower_size(architecture: str) -> int:
-    """The side of its images in pixels."""
+    """Return the side of the architecture's images in pixels."""
     import open_clip
 
     size: int = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
@@ -96,11 +96,14 @@ def tower_size(architecture: str) -> int:
 
 
 def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
-    """Answer each message with the seconds of one step, and the last one with the peak memory."""
+    """Answer each true message with the seconds of one step, a false one with the peak memory.
+
+    The memory is in GiB.
+    """
     device = torch.device(options.device)
     tower = build(way, options.architecture).to(device)
     size = tower_size(options.architecture)
-    trained = [one for one in tower.parameters() if one.requires_grad]
+    trained = [tensor for tensor in tower.parameters() if tensor.requires_grad]
     optimiser = torch.optim.SGD(trained, 0.01, momentum=0.9)
     pixels = torch.randn(options.batch, 3, size, size, device=device)
     dtype = PRECISIONS[options.precision]
@@ -118,6 +121,7 @@ def measure(pipe: Connection, way: Way, options: argparse.Namespace) -> None:
     if device.type == "cuda":
         pipe.send(torch.cuda.max_memory_allocated() / 2**30)
     else:
+        # In KiB on Linux.
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
@@ -138,14 +142,14 @@ def main() -> None:
 
 
 def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way, float]]:
-    """The fastest step of each way in seconds, and its process's peak memory in GiB."""
+    """Return each way's fastest step in seconds, and its process's peak memory in GiB."""
     context = get_context("spawn")
     pipes: dict[Way, Any] = {}
     for way in WAYS:
-        pipes[way], theirs = context.Pipe()
-        context.Process(target=measure, args=(theirs, way, options), daemon=True).start()
+        pipes[way], other_end = context.Pipe()
+        context.Process(target=measure, args=(other_end, way, options), daemon=True).start()
     best = dict.fromkeys(WAYS, float("inf"))
-    # The first round warms up.
+    # The first round is a warm-up.
     for turn in range(options.rounds + 1):
         for way, pipe in pipes.items():
             pipe.send(True)
@@ -160,7 +164,7 @@ def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way
 
 
 def table(seconds: dict[Way, float], memory: dict[Way, float]) -> str:
-    """The fastest step and the peak memory of each way, as Markdown."""
+    """Return the fastest step and the peak memory of each way as a Markdown table."""
     rows = [
         [way, f"{seconds[way]:.2f}", f"{seconds[WAYS[0]] / seconds[way]:.2f}", f"{memory[way]:.1f}"]
         for way in WAYS

@@ -1,11 +1,11 @@
-"""Choose a recipe's values on photos that are not the test photos.
+"""Choose the values of a recipe without looking at the test photos.
 
     python -m benchmarks.tuning wardrobe-lt lift optimiser.tuner_rate=0.02,0.05 epochs=5,10
 
-Trains every combination and prints the accuracies with five views, averaged over seeds, the best
-mean-class accuracy first. They are measured on val/; where there is none, a part of the training
-photos is set aside. What is not named stays as in the recipe. With --log every run is a row of a
-CSV file, which shows how many tries each recipe was given.
+Trains every combination of the values and prints the accuracies with five views, averaged over
+seeds, the best mean-class accuracy first. They are measured on val/; if the data has none, a part
+of the training photos is set aside. All other fields stay as in the recipe. With --log, every run
+adds a row to a CSV file, which shows how many tries each recipe was given.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.holdout import hold_out
-from taillift.models.bundle.manifest import Scores, Thresholds
+from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
@@ -42,7 +42,7 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Try:
-    """One run with five views, or why it failed."""
+    """The scores of one run with five views, or the reason why it failed."""
 
     changes: Changes
     recipe: Recipe
@@ -71,8 +71,8 @@ def main() -> None:
         for seed in options.seeds
     ]
     whole = load_dataset(options.data, options.imbalance)
-    # A class stays in its group when some of its photos are set aside.
-    groups = Thresholds().groups(whole.counts)
+    # From all photos: a class stays in its group when some of its photos are set aside.
+    groups = whole.groups
     dataset = hold_out(whole)
     assert dataset.val is not None
     trainer = Trainer(dataset, backbone)
@@ -86,12 +86,15 @@ def main() -> None:
 
 
 def combinations(values: Sequence[str]) -> Iterator[Changes]:
-    """Every choice of one value for each key, of "key=v1,v2" and so on; raises `UserError`."""
+    """Yield every choice of one value for each key, from texts such as "key=v1,v2".
+
+    Raises `UserError` if a text has another form.
+    """
     choices = []
-    for one in values:
-        key, equals, texts = one.partition("=")
+    for value in values:
+        key, equals, texts = value.partition("=")
         if not equals:
-            raise UserError(f"{one!r}: write KEY=V1,V2, such as optimiser.tuner_rate=0.02,0.05")
+            raise UserError(f"{value!r}: write KEY=V1,V2, such as optimiser.tuner_rate=0.02,0.05")
         choices.append([f"{key}={text}" for text in texts.split(",")])
     return (parse_changes(chosen) for chosen in itertools.product(*choices))
 
@@ -99,6 +102,7 @@ def combinations(values: Sequence[str]) -> Iterator[Changes]:
 def attempt(
     trainer: Trainer, recipe: Recipe, changes: Changes, split: Split, groups: Sequence[Group]
 ) -> Try:
+    """Train one recipe and score it on `split`; a run that fails is a try, too."""
     start = time.monotonic()
     try:
         run = trainer.train(recipe)
@@ -109,20 +113,22 @@ def attempt(
     return Try(changes, recipe, time.monotonic() - start, scores)
 
 
-def log(path: Path, one: Try, dataset: Dataset, backbone: str) -> None:
-    """Add a row, below a line of headings where the file is new."""
+def log(path: Path, attempted: Try, dataset: Dataset, backbone: str) -> None:
+    """Add a row to the CSV file, after the headings if the file is new."""
+    scores = attempted.scores.model_dump() if attempted.scores else {}
+    figures = {key: scores.get(key) for key in MEASURES}
     row: dict[str, object] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": dataset.name,
         "fingerprint": dataset.fingerprint[:12],
         "backbone": backbone,
-        "recipe": one.recipe.name,
-        "changes": " ".join(f"{key}={value}" for key, value in one.changes.items()),
-        "seed": one.recipe.seed,
-        "seconds": round(one.seconds, 1),
-        **{key: _figure(one.scores, key) for key in MEASURES},
-        "failure": one.failure,
-        "fields": one.recipe.model_dump_json(),
+        "recipe": attempted.recipe.name,
+        "changes": " ".join(f"{key}={value}" for key, value in attempted.changes.items()),
+        "seed": attempted.recipe.seed,
+        "seconds": round(attempted.seconds, 1),
+        **{key: "" if value is None else f"{value:.2f}" for key, value in figures.items()},
+        "failure": attempted.failure,
+        "fields": attempted.recipe.model_dump_json(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -133,34 +139,30 @@ def log(path: Path, one: Try, dataset: Dataset, backbone: str) -> None:
 
 
 def table(tries: Sequence[Try]) -> Table:
-    """A row a combination, the best first; one of which a run failed stands last."""
+    """Return a table with a row for each combination, averaged over seeds.
+
+    The best mean-class accuracy is first; combinations with a failed run are last.
+    """
     keys = [key.replace(".", ".\n") for key in tries[0].changes]
     grid = Table(*keys, *MEASURES, "failed", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     by_changes: dict[str, list[Try]] = {}
-    for one in tries:
-        by_changes.setdefault(str(one.changes), []).append(one)
-    ranked = sorted(by_changes.values(), key=_rank)
-    for ones in ranked:
-        cells = (_mean(ones, key) for key in MEASURES)
-        failed = sum(one.scores is None for one in ones)
-        grid.add_row(*map(str, ones[0].changes.values()), *cells, str(failed or ""))
+    for attempted in tries:
+        by_changes.setdefault(str(attempted.changes), []).append(attempted)
+
+    def rank(combination: Sequence[Try]) -> tuple[bool, float]:
+        accuracies = [run.scores.mean_class for run in combination if run.scores]
+        failed = len(accuracies) < len(combination)
+        return failed, -mean(accuracies) if accuracies else 0.0
+
+    for combination in sorted(by_changes.values(), key=rank):
+        cells = []
+        for key in MEASURES:
+            values = [getattr(run.scores, key) for run in combination if run.scores]
+            present = [value for value in values if value is not None]
+            cells.append(f"{mean(present):.1f}" if present else "-")
+        failed = sum(run.scores is None for run in combination)
+        grid.add_row(*map(str, combination[0].changes.values()), *cells, str(failed or ""))
     return grid
-
-
-def _rank(tries: Sequence[Try]) -> tuple[bool, float]:
-    known = [one.scores.mean_class for one in tries if one.scores]
-    return len(known) < len(tries), -mean(known) if known else 0.0
-
-
-def _mean(tries: Sequence[Try], key: str) -> str:
-    values = [getattr(one.scores, key) for one in tries if one.scores]
-    known = [value for value in values if value is not None]
-    return f"{mean(known):.1f}" if known else "-"
-
-
-def _figure(scores: Scores | None, key: str) -> str:
-    value = getattr(scores, key, None)
-    return "" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import numpy as np
 from prometheus_client import generate_latest
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import (
     BackboneInfo,
     ClassInfo,
@@ -26,7 +27,6 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import TailSeries, class_series
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.settings import read_settings
-from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.snapshot import to_arrays
 
 PREDICTIONS: Final = 5_000

@@ -1,8 +1,8 @@
 """The error that every command reports as one line without a traceback, and help for its text."""
 
-import difflib
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 # Colours and other orders to a terminal, and line breaks.
@@ -20,10 +20,23 @@ class UserError(Exception):
         super().__init__(CONTROLS.sub(" ", text))
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """Return "did you mean ...?" with the known names nearest to `name`, or `otherwise`."""
-    near = difflib.get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(near)}?" if near else otherwise
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean "x"?)` with the known name most like `name`, or nothing.
+
+    The text begins with a space and belongs directly behind the name in a message.
+    """
+    matches = get_close_matches(name, list(known), n=1)
+    return f' (did you mean "{matches[0]}"?)' if matches else ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message.
+
+    ONNX Runtime's messages have many lines, and the first one says what happened. If operators are
+    missing, the line that names them is returned instead.
+    """
+    lines = str(error).splitlines() or [""]
+    return next((line for line in lines if "does not support" in line), lines[0])
 
 
 def first_lines(error: Exception) -> str:

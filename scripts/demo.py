@@ -1,4 +1,7 @@
-"""Behind `scripts/demo`: runs taillift's own commands and shows what they answer."""
+"""The demo: train, export and serve on the sample photos with taillift's own commands.
+
+`scripts/demo` runs it after the installation.
+"""
 
 import argparse
 import json
@@ -25,7 +28,7 @@ RUNS = Path("runs/demo")
 BUNDLE = Path("bundles/demo")
 READY_SECONDS = 60
 console = Console(markup=False, highlight=False)
-# A proxy that the environment names is not for this machine's own address.
+# Requests to this machine do not go through a proxy that the environment names.
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -41,7 +44,7 @@ def main() -> None:
     taillift(f"compare {DATA} --recipes zero-shot,head,lift --out {RUNS} --replace")
     taillift(f"export {checkpoint} {DATA} --out {BUNDLE} --replace")
     with server(f"serve {BUNDLE} --port {options.port}", options.port) as (url, process):
-        console.print(answers(url, load_dataset(DATA)))
+        console.print(predictions(url, load_dataset(DATA)))
         console.print(f"{time.monotonic() - start:.0f} s since the installation", style="dim")
         if not options.once:
             console.print(f"Serving on {url} (try {url}/docs) until Ctrl-C")
@@ -49,7 +52,7 @@ def main() -> None:
 
 
 def require_free(port: int) -> None:
-    """Before the training, not after it."""
+    """Exit if the port is in use, before the training and not after it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -59,7 +62,7 @@ def require_free(port: int) -> None:
 
 
 def taillift(arguments: str) -> None:
-    """Run one of taillift's commands, shown as a user would type it."""
+    """Print a taillift command as a user would type it, and run it; exit if it fails."""
     console.print(f"\n$ taillift {arguments}", style="bold")
     if code := subprocess.call([sys.executable, "-m", "taillift", *shlex.split(arguments)]):
         sys.exit(code)
@@ -67,7 +70,7 @@ def taillift(arguments: str) -> None:
 
 @contextmanager
 def server(arguments: str, port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Keep a command that serves running, from when it is ready; yields its address, too."""
+    """Run a `taillift serve` command during the block; yield its address once it is ready."""
     console.print(f"\n$ taillift {arguments}", style="bold")
     process = subprocess.Popen([sys.executable, "-m", "taillift", *shlex.split(arguments)])
     url = f"http://127.0.0.1:{port}"
@@ -80,6 +83,7 @@ def server(arguments: str, port: int) -> Iterator[tuple[str, subprocess.Popen[by
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the service is ready; exit if it ends or takes too long."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -93,8 +97,11 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     sys.exit(f"error: the service was not ready after {READY_SECONDS} s")
 
 
-def answers(url: str, dataset: Dataset) -> Table:
-    """Classify one test photo of every third class, from the most frequent to the rarest."""
+def predictions(url: str, dataset: Dataset) -> Table:
+    """Classify one test photo of every third class, from the most frequent to the rarest.
+
+    Returns a table of the predictions.
+    """
     assert dataset.test is not None
     grid = Table(title=f"POST {url}/classify", title_justify="left")
     for title in ("photo", "is", "training photos", "predicted", "confidence", ""):
@@ -117,6 +124,7 @@ def answers(url: str, dataset: Dataset) -> Table:
 
 
 def classify(url: str, photo: Photo) -> dict[str, Any]:
+    """Return the service's JSON answer for a photo."""
     request = urllib.request.Request(
         f"{url}/classify?ensemble=full", photo.read(), {"Content-Type": "image/jpeg"}
     )

@@ -14,6 +14,7 @@ from taillift.models.bundle.images import (
     ImageTooLargeError,
     ImageTooLongError,
     NotAnImageError,
+    UnreadableImageError,
 )
 
 Late = Literal["admission", "read", "decode", "queue", "infer"]
@@ -171,6 +172,7 @@ class NoImageError(PerImageError):
 
 
 IMAGE_PROBLEMS: Final[Mapping[type[ImageError], type[PerImageError]]] = {
+    UnreadableImageError: UndecodableError,
     NotAnImageError: UnsupportedTypeError,
     BrokenImageError: UndecodableError,
     ImageTooLargeError: TooManyPixelsError,

@@ -2,7 +2,7 @@
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -11,10 +11,7 @@ import typer
 from taillift.service.settings import PREFIX, Settings, default_text, read_settings
 
 if TYPE_CHECKING:
-    from taillift.models.bundle.classifier import Classifier
-    from taillift.models.bundle.images import Pixels
     from taillift.service.http.schemas import ClassifiedImage
-    from taillift.service.problems import PerImageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -105,6 +102,7 @@ def classify(
     """Classify images without a server; the exit status is 1 if an image cannot be used."""
     from taillift.models.bundle.classifier import Classifier
     from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.posterior import Prior, log_prior
     from taillift.models.bundle.schema import Precision
     from taillift.service.http.schemas import (
@@ -114,35 +112,40 @@ def classify(
         classified,
         model_id,
     )
+    from taillift.service.problems import image_problem
 
     classifier = Classifier.open(bundle, precision=Precision(precision))
-    manifest, predictor = classifier.manifest, classifier.predictor
-    chosen = Ensemble(ensemble) if ensemble else predictor.usual_ensemble
-    log_target = log_prior(Prior(prior), manifest.counts)
-    problems: dict[int, PerImageError] = {}
-    mean_logits = classifier.mean_logits(_canvases(classifier, photos, problems), chosen)
-    rows = zip(mean_logits.logits, mean_logits.views.tolist(), strict=True)
-
-    def answer(photo: Path) -> ClassifiedImage:
-        logits, views = next(rows)
-        prediction = predictor.read(logits, views, chosen, log_target)
-        decision = predictor.decide(prediction) if prior == "uniform" else None
-        return classified(str(photo), prediction.asked, manifest.classes, top_k, views, decision)
-
-    results = [
-        FailedImage(filename=str(photo), error=problems[index].document())
-        if index in problems
-        else answer(photo)
-        for index, photo in enumerate(photos)
-    ]
+    manifest = classifier.manifest
+    chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
+    target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
+    results: list[ClassifiedImage | FailedImage] = []
+    for photo, prediction in zip(
+        photos, classifier.predictions(photos, chosen, target), strict=True
+    ):
+        if isinstance(prediction, ImageError):
+            problem = image_problem(prediction)
+            typer.echo(f"{photo}: {problem.detail}", err=True)
+            results.append(FailedImage(filename=str(photo), error=problem.document()))
+        else:
+            results.append(
+                classified(
+                    str(photo),
+                    prediction.requested,
+                    manifest.classes,
+                    top_k,
+                    prediction.views,
+                    prediction.decision,
+                )
+            )
+    good = [result for result in results if isinstance(result, ClassifiedImage)]
     if as_json:
         everything = Classification(
             model=model_id(manifest), ensemble=chosen, prior=prior, results=results
         )
         print(everything.model_dump_json(indent=2))
-    elif len(problems) < len(photos):
-        _print_table([result for result in results if isinstance(result, ClassifiedImage)])
-    if problems:
+    elif good:
+        _print_table(good)
+    if len(good) < len(results):
         raise typer.Exit(1)
 
 
@@ -169,26 +172,6 @@ def watch(
         replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
         as_json,
     )
-
-
-def _canvases(
-    classifier: "Classifier", photos: Sequence[Path], problems: dict[int, "PerImageError"]
-) -> Iterator["Pixels"]:
-    """Yield each image's canvas; print the problem of one that cannot be used and store it."""
-    from taillift.models.bundle.images import ImageError
-    from taillift.service.problems import UndecodableError, image_problem
-
-    for index, photo in enumerate(photos):
-        try:
-            canvas = classifier.canvas(photo.read_bytes())
-        except ImageError as error:
-            problems[index] = image_problem(error)
-        except OSError as error:
-            problems[index] = UndecodableError(str(error.strerror))
-        else:
-            yield canvas
-            continue
-        typer.echo(f"{photo}: {problems[index].detail}", err=True)
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:

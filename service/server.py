@@ -71,7 +71,7 @@ def serve(settings: Settings) -> None:
             sockets.append(listen(settings.host, settings.metrics_port))
         host, port = listener.getsockname()[:2]
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        manifest = engine.manifest
+        manifest = engine.bundle.manifest
         print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)

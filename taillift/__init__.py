@@ -1,1 +1,53 @@
-"""taillift: fine-tune CLIP on long-tailed photos, serve it, and watch its rare classes."""
+"""taillift: fine-tune CLIP on long-tailed photos, serve it, and watch its rare classes.
+
+import taillift
+
+classifier = taillift.load("bundle")
+for result in classifier.classify(["cat.jpg", "owl.jpg"]):
+    print(result.label, result.confidence)
+"""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from taillift.models.errors import UserError
+
+if TYPE_CHECKING:
+    from taillift.models.bundle.classifier import Classifier
+
+    __version__: str
+
+__all__ = ["Classifier", "UserError", "__version__", "load"]
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    precision: str = "fp32",
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> "Classifier":
+    """Open a bundle, as `taillift export` writes it, to classify images without a server.
+
+    `precision` ("fp32", "fp16" or "int8") names one of the bundle's graphs, `provider` ("cpu",
+    "cuda", "tensorrt" or "openvino") what runs it, and `threads` the CPU threads of a batch, by
+    default one for each core. Raises `UserError` if the bundle is damaged or cannot run so.
+    """
+    from taillift.models.bundle.classifier import Classifier
+
+    return Classifier.load(path, precision, provider, threads)
+
+
+if not TYPE_CHECKING:
+    # numpy and ONNX Runtime are imported only when they are needed.
+    def __getattr__(name: str) -> object:
+        match name:
+            case "Classifier":
+                from taillift.models.bundle.classifier import Classifier
+
+                return Classifier
+            case "__version__":
+                from importlib.metadata import version
+
+                return version("taillift")
+        raise AttributeError(f"module 'taillift' has no attribute {name!r}")

@@ -45,6 +45,8 @@ def options(
 def main() -> None:
     """Run a command; print an error that the user can fix as one line and exit with status 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # The readers of photos say what they have found.
+    logging.getLogger("taillift.training.data").setLevel(logging.INFO)
     try:
         app()
     except UserError as error:

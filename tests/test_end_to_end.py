@@ -51,7 +51,7 @@ def client(demo: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def answers(client: httpx.Client, wardrobe: Dataset) -> Answers:
-    """Of every test photo, by ensemble, as HTTP gives them under the uniform prior."""
+    """The answers of HTTP to every test photo, by ensemble, under the uniform prior."""
     assert wardrobe.test is not None
     photos = wardrobe.test.photos
     every = {}

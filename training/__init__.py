@@ -1,7 +1,8 @@
 """Turns photos into a bundle.
 
-`data` finds and reads the photos, and `recipe` says what is trained and how. `train` tells a
-training run from start to end; `fit` holds its parts. `evaluation` measures the result and
-`calibration` makes its confidences right. `export` writes the bundle. `comparison` trains and
-evaluates several recipes and says what heavy fine-tuning gains; `report` shows the results.
+From the top down: `train_cli` has the commands, `export` makes a bundle from a checkpoint, `report`
+draws what was measured, `comparison` trains several recipes on the same photos, `calibration` fits
+a model's confidence to photos that it has not seen, `train` tells a training run, `evaluation`
+measures accuracy along the tail, `fit` holds the parts of a run, `recipe` says what is trained and
+how, and `data` finds and reads the photos. Each room imports only rooms below it.
 """

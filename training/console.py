@@ -1,6 +1,7 @@
-"""Progress bars, where there is a terminal to draw them on."""
+"""Progress bars, and whether this process is the one that shows them."""
 
 import math
+import os
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -14,18 +15,29 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 
-from taillift.training.fit.distributed import is_first
-
 Item = TypeVar("Item")
 
 
+def is_first() -> bool:
+    """Return whether this is the only process, or the one of several that writes and prints.
+
+    `torchrun` numbers the processes that it starts in the environment variable RANK.
+    """
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def is_interactive() -> bool:
+    """Return whether this process draws progress bars: it is the first, and on a terminal."""
+    return is_first() and Console().is_terminal
+
+
 def track(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """A bar over `items`, gone when they are."""
-    return rich_track(items, title, total, transient=True, disable=not _is_shown())
+    """Return `items` with a progress bar, which disappears after the last of them."""
+    return rich_track(items, title, total, transient=True, disable=not is_interactive())
 
 
 def epochs_bar(title: str, epochs: int) -> Progress:
-    """A bar over epochs that shows the field `loss`, its one task already added."""
+    """Return a progress bar over epochs, with one task that has the field `loss`."""
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -33,11 +45,7 @@ def epochs_bar(title: str, epochs: int) -> Progress:
         TextColumn("loss {task.fields[loss]:.3f}"),
         TimeRemainingColumn(),
         transient=True,
-        disable=not _is_shown(),
+        disable=not is_interactive(),
     )
     progress.add_task(title, total=epochs, loss=math.nan)
     return progress
-
-
-def _is_shown() -> bool:
-    return is_first() and Console().is_terminal

@@ -1,5 +1,11 @@
-"""Training runs, top to bottom: a dataset and a recipe in, a model and its facts out."""
+"""The whole story of a training run, from top to bottom.
 
+A run takes a dataset and a recipe. It cuts random crops out of the photos, sends them once through
+the frozen part of the backbone, trains the rest step by step, and returns the model with its
+metadata.
+"""
+
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,205 +14,263 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Floats, chunks
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
+from taillift.training.console import epochs_bar
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import predictions, view_logits
 from taillift.training.fit.build import (
-    build,
+    bare_model,
+    build_model,
     initial_weight,
     preprocessing_for,
     prompts_for,
-    resolve,
-    weight_shape,
+    resolve_recipe,
 )
 from taillift.training.fit.checkpoint import CheckpointMetadata
-from taillift.training.fit.distributed import Processes
-from taillift.training.fit.frozen_features import BATCH, FrozenStages, PrefixCache, copies_for
+from taillift.training.fit.distributed import Processes, resolve_precision
+from taillift.training.fit.frozen_features import (
+    BATCH,
+    FrozenFeatures,
+    FrozenStages,
+    copies_for,
+    remaining_network,
+)
+from taillift.training.fit.gradients import GradientAccumulator, enough_memory, micro_batch
 from taillift.training.fit.inputs import (
+    Inputs,
     Photos,
     Subset,
+    epoch_order,
     evaluation_photos,
     first_copies,
+    sharded,
     training_photos,
 )
-from taillift.training.fit.loop import DivergedError, enough_memory, fit, network_behind
+from taillift.training.fit.optimisation import DivergedError, OptimisationState, rate_factor
+from taillift.training.fit.progress import Clock, Progress
 from taillift.training.fit.provenance import new_provenance
-from taillift.training.fit.resume import Progress, Resume, run_key
+from taillift.training.fit.resume import Resume, run_key
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, and what its checkpoint says of it."""
+    """A trained model with the metadata of its checkpoint."""
 
     model: Model
-    facts: CheckpointMetadata
+    metadata: CheckpointMetadata
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """Each epoch's mean loss."""
-        return self.facts.record.losses
+        """The mean loss of each epoch."""
+        return self.metadata.record.losses
 
 
 class Trainer:
     """Trains and measures recipes on one dataset and one backbone.
 
-    What runs share, the photos behind the frozen stages, is computed once. Where `torchrun` has
-    started several processes, all of them do the same, and share the work.
+    Its runs share frozen features, which are computed once. If `torchrun` has started several
+    processes, all of them have to make the same calls; they share the work.
     """
 
     def __init__(
         self, dataset: Dataset, backbone: Backbone, device: torch.device | None = None
     ) -> None:
-        """On the best device where None."""
+        """Train on `device`; None means a GPU if there is one."""
         self.dataset = dataset
         self._backbone = backbone
-        self._launcher = Processes(device)
-        self._frozen = FrozenStages(self._launcher.device)
-        self._training: dict[tuple[int, int, Augmentation, Preprocessing], PrefixCache] = {}
-        self._views: dict[tuple[Split, Preprocessing], PrefixCache] = {}
-        self._features: dict[Preprocessing, Tensor] = {}
+        self._processes = Processes(device)
+        self._frozen = FrozenStages(self._processes.device)
+        self._crops: dict[tuple[int, int, Augmentation, Preprocessing], FrozenFeatures] = {}
+        self._views: dict[tuple[Split, Preprocessing], FrozenFeatures] = {}
+        self._centres: dict[Preprocessing, Tensor] = {}
 
-    def train(self, recipe: Recipe, state: Path | None = None, curves: Path | None = None) -> Run:
-        """Go on from the file `state`, if it is there, and keep it up to date meanwhile.
-
-        `curves` is the folder for TensorBoard. Raises `UserError` where the loss diverges, the
-        memory is too small, or `state` was left by another run.
-        """
-        recipe = resolve(self._backbone, recipe, self.dataset.counts)
-        with enough_memory(recipe, self._launcher):
-            return self._train(recipe, state, curves)
-
-    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
-        """Train on all training photos but those at `aside`, as long as `train` would.
-
-        Every class has to keep a photo. Raises what `train` raises.
-        """
-        recipe = resolve(self._backbone, recipe, self.dataset.counts)
-        kept = [photo for photo in range(len(self.dataset.train)) if photo not in aside]
-        with enough_memory(recipe, self._launcher):
-            return self._train(recipe, None, None, kept)
-
-    def view_logits(self, run: Run, split: Split) -> Floats:
-        """Logits float32 [N, 5, C] of every view of a split's photos, in torch."""
-        preprocessing = run.facts.preprocessing
-        key = split, preprocessing
-        if key not in self._views:
-            photos = evaluation_photos(split, preprocessing)
-            self._views[key] = PrefixCache(
-                photos, [1] * len(split), 1, self._frozen, self._launcher
-            )
-        inputs = self._views[key].rows_for(run.model, preprocessing.size)
-        return view_logits(run.model, inputs, self._launcher.device)
-
-    def _train(
+    def train(
         self,
         recipe: Recipe,
-        state: Path | None,
-        curves: Path | None,
-        only: Sequence[int] | None = None,
+        resume_file: Path | None = None,
+        curves_folder: Path | None = None,
+        without: Collection[int] = (),
     ) -> Run:
-        dataset, backbone, processes = self.dataset, self._backbone, self._launcher
+        """Train one recipe.
+
+        The run continues from `resume_file` if that exists, and keeps it up to date. TensorBoard's
+        curves go to `curves_folder`. The training photos at the indices `without` are set aside,
+        but the number of epochs stays; every class has to keep a photo. Raises `UserError` if the
+        loss diverges, the memory is too small, or `resume_file` is from another run.
+        """
+        dataset, backbone, processes = self.dataset, self._backbone, self._processes
+        recipe = resolve_recipe(backbone, recipe, dataset.counts)
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
-        key = run_key(recipe, dataset.fingerprint, backbone.sha256)
-        resume = Resume(state, key, processes)
-        kept = range(len(dataset.train)) if only is None else only
-        weight = initial_weight(
-            backbone, recipe, dataset.names, lambda: self._centre_features(preprocessing, kept)
-        )
-        model = build(backbone, recipe, weight)
-        progress = None
-        with Curves(curves, resume.done) as drawn:
-            if recipe.epochs:
-                every = self._crops(recipe, preprocessing).rows_for(model, preprocessing.size)
-                inputs = every if only is None else Subset(every, only)
-                counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
-                try:
-                    progress = fit(model, inputs, counts, recipe, processes, resume, drawn)
-                except DivergedError:
-                    resume.forget()
-                    raise
-            run = Run(model, self._facts(recipe, key, model, preprocessing, progress))
-            if curves and dataset.val:
-                drawn.add(recipe.epochs, self._validation(run, dataset.val))
+        aside = set(without)
+        kept = [photo for photo in range(len(dataset.train)) if photo not in aside]
+
+        with enough_memory(recipe, processes):
+            # An interrupted run with the same recipe, data and backbone is continued.
+            key = run_key(recipe, dataset.fingerprint, backbone.sha256)
+            resume = Resume(resume_file, key, processes)
+
+            # The model: the backbone, its tuners, and a head that starts from texts or photos.
+            weight = initial_weight(
+                backbone, recipe, dataset.names, lambda: self.centre_features(preprocessing, kept)
+            )
+            model = build_model(backbone, recipe, weight)
+
+            with Curves(curves_folder, resume.done) as curves:
+                progress = None
+                if recipe.epochs:
+                    # The photos: random crops, as rows behind the tower's frozen stages.
+                    crops = self.frozen_crops(recipe, preprocessing)
+                    inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
+                    counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
+                    try:
+                        progress = fit(model, inputs, counts, recipe, processes, resume, curves)
+                    except DivergedError:
+                        resume.forget()
+                        raise
+
+                metadata = CheckpointMetadata(
+                    backbone=backbone.name,
+                    architecture=backbone.architecture,
+                    pretrained=backbone.pretrained,
+                    backbone_sha256=backbone.sha256,
+                    data=dataset.name,
+                    data_sha256=dataset.fingerprint,
+                    classes=dataset.classes,
+                    names=dataset.names,
+                    counts=tuple(dataset.counts),
+                    prompts=prompts_for(dataset.names, recipe.head.initial),
+                    preprocessing=preprocessing,
+                    recipe=recipe,
+                    key=key,
+                    trainable_parameters=model.trainable_parameters,
+                    record=new_provenance(processes, progress),
+                )
+                run = Run(model, metadata)
+
+                if curves_folder and dataset.val:
+                    labels = np.asarray(dataset.val.labels)
+                    single, full = predictions(self.view_logits(run, dataset.val))
+                    accuracies = {
+                        "validation/single": 100 * float((single == labels).mean()),
+                        "validation/full": 100 * float((full == labels).mean()),
+                    }
+                    curves.add(recipe.epochs, accuracies)
         return run
 
-    def _facts(
-        self,
-        recipe: Recipe,
-        key: str,
-        model: Model,
-        preprocessing: Preprocessing,
-        progress: Progress | None,
-    ) -> CheckpointMetadata:
-        dataset, backbone = self.dataset, self._backbone
-        return CheckpointMetadata(
-            backbone=backbone.name,
-            architecture=backbone.architecture,
-            pretrained=backbone.pretrained,
-            backbone_sha256=backbone.sha256,
-            data=dataset.name,
-            data_sha256=dataset.fingerprint,
-            classes=dataset.classes,
-            names=dataset.names,
-            counts=tuple(dataset.counts),
-            prompts=prompts_for(dataset.names, recipe.head.initial),
-            preprocessing=preprocessing,
-            recipe=recipe,
-            key=key,
-            trainable_parameters=model.trainable_parameters,
-            record=new_provenance(self._launcher, progress),
-        )
+    def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
+        """Return the frozen features of the training photos' random crops.
 
-    def _validation(self, run: Run, split: Split) -> dict[str, float]:
-        """Accuracy in per cent, with a single view and with the full five."""
-        labels = np.asarray(split.labels)
-        single, full = predictions(self.view_logits(run, split))
-        return {
-            "validation/single": 100 * float((single == labels).mean()),
-            "validation/full": 100 * float((full == labels).mean()),
-        }
-
-    def _crops(self, recipe: Recipe, preprocessing: Preprocessing) -> PrefixCache:
+        They are kept for the next run, if that has the same crops.
+        """
         augmentation, epochs, seed = recipe.augmentation, recipe.epochs, recipe.seed
         key = seed, epochs, augmentation, preprocessing
-        if key not in self._training:
-            # One kind of rows at a time: they are the largest thing in memory.
-            self._training.clear()
+        if key not in self._crops:
+            # Only the latest are kept: they are the largest thing in memory.
+            self._crops.clear()
             split = self.dataset.train
             photos = training_photos(split, preprocessing, augmentation, epochs, seed)
             copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
-            self._training[key] = PrefixCache(photos, copies, epochs, self._frozen, self._launcher)
-        return self._training[key]
+            self._crops[key] = FrozenFeatures(photos, copies, epochs, self._frozen, self._processes)
+        return self._crops[key]
 
     @torch.no_grad()
-    def _centre_features(
-        self, preprocessing: Preprocessing, only: Sequence[int]
+    def centre_features(
+        self, preprocessing: Preprocessing, kept: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """The frozen tower's features [N, D] of these training photos' centre views, and labels."""
-        photos = _centre(evaluation_photos(self.dataset.train, preprocessing))
-        if preprocessing not in self._features:
-            model = _bare(self._backbone, len(self.dataset.classes))
-            cache = PrefixCache(photos, [1] * len(photos.labels), 1, self._frozen, self._launcher)
-            inputs = cache.rows_for(model, preprocessing.size)
-            network = network_behind(model, inputs.stage)
-            order = first_copies(len(photos.labels))
-            parts = [network(rows) for rows, _ in inputs.batches(order, BATCH)]
-            self._features[preprocessing] = torch.cat(parts)
-        chosen = list(only)
-        return self._features[preprocessing][chosen], photos.labels[chosen]
+        """Return the whole tower's features [N, D] and the labels [N] of the photos at `kept`.
+
+        They come from the centre views of training photos and the tower as it is in the backbone.
+        """
+        views = evaluation_photos(self.dataset.train, preprocessing)
+        if preprocessing not in self._centres:
+            centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+            copies = [1] * len(views.labels)
+            frozen = FrozenFeatures(centres, copies, 1, self._frozen, self._processes)
+            model = bare_model(self._backbone, len(self.dataset.classes))
+            inputs = frozen.inputs_for(model, preprocessing.size)
+            network = remaining_network(model, inputs.stage)
+            batches = inputs.batches(first_copies(len(copies)), BATCH)
+            self._centres[preprocessing] = torch.cat([network(rows) for rows, _ in batches])
+        chosen = list(kept)
+        return self._centres[preprocessing][chosen], views.labels[chosen]
+
+    def view_logits(self, run: Run, split: Split) -> Floats:
+        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch."""
+        preprocessing = run.metadata.preprocessing
+        key = split, preprocessing
+        if key not in self._views:
+            photos = evaluation_photos(split, preprocessing)
+            self._views[key] = FrozenFeatures(
+                photos, [1] * len(split), 1, self._frozen, self._processes
+            )
+        inputs = self._views[key].inputs_for(run.model, preprocessing.size)
+        return view_logits(run.model, inputs, self._processes.device)
 
 
-def _centre(photos: Photos) -> Photos:
-    """The first of each photo's views alone."""
-    return Photos(lambda photo, epoch: photos.crop(photo, epoch)[:1], 1, photos.labels)
+def fit(
+    model: Model,
+    inputs: Inputs,
+    counts: Sequence[int],
+    recipe: Recipe,
+    processes: Processes,
+    resume: Resume,
+    curves: Curves,
+) -> Progress:
+    """Train the unfrozen tensors of `model` and leave it on the CPU; return the finished progress.
 
+    `counts` are the photos of each class in `inputs`. Every process takes its part of every batch,
+    and all end with the same weights: those that a single process would get, up to the rounding of
+    sums. The run continues from where `resume` is. Raises `DivergedError` if the loss is not a
+    finite number.
+    """
+    progress = resume.progress or Progress(
+        processes.broadcast(resolve_precision(recipe.precision, processes.device))
+    )
+    fabric = processes.fabric(progress.precision)
+    model.to(processes.device).eval()
+    optimisation = OptimisationState(model, recipe, processes, fabric)
+    if resume.optimisation:
+        optimisation.load_state_dict(resume.optimisation)
+    criterion = recipe.loss.build(counts).to(processes.device)
+    gradients = GradientAccumulator(
+        model, inputs.stage, criterion, fabric, micro_batch(recipe, processes)
+    )
 
-def _bare(backbone: Backbone, classes: int) -> Model:
-    """The backbone with nothing to train."""
-    recipe = Recipe(name="bare", epochs=0)
-    return build(backbone, recipe, torch.zeros(weight_shape(backbone, recipe.head, classes)))
+    photos, options = len(inputs.labels), recipe.optimiser
+    steps_per_epoch = -(-photos // recipe.batch)
+    clock = Clock(progress)
+    with epochs_bar(f"Training {recipe.title}, seed {recipe.seed}", recipe.epochs) as bar:
+        while progress.epoch < recipe.epochs:
+            # Every photo once, in a new order. A run that continues skips what it has done.
+            order = epoch_order(photos, recipe.seed, progress.epoch)
+            batches = list(chunks(order, recipe.batch))[progress.step :]
+            for size, shard in clock.waiting(sharded(inputs, batches, processes)):
+                optimisation.zero_grad()
+                loss = processes.all_reduce(gradients.add(shard, size)).item()
+                if not math.isfinite(loss):
+                    position = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
+                    raise DivergedError(f"the loss is {loss} in {position}", options)
+                factor = rate_factor(options, progress.done, steps_per_epoch, recipe.epochs)
+                rates = optimisation.update(progress.done, factor)
+                curves.add(progress.done, {"loss/step": loss} | rates)
+                progress.finish_step(loss, size)
+                if resume.due:
+                    clock.read()
+                    resume.write(progress, optimisation.state_dict())
+            mean_loss = progress.finish_epoch(photos)
+            curves.add(progress.epoch, {"loss/epoch": mean_loss})
+            bar.update(bar.task_ids[0], completed=progress.epoch, loss=mean_loss)
+            clock.read()
+            resume.write(progress, optimisation.state_dict())
+
+    optimisation.load_ema()
+    model.cpu()
+    # No loss has checked the weights after the last step.
+    if not all(tensor.isfinite().all() for tensor in optimisation.parameters):
+        raise DivergedError("the weights are not finite after the last step", options)
+    return progress

@@ -1,4 +1,7 @@
-"""The commands that make a model: train, export, calibrate, compare, and recipes."""
+"""The commands of training: train, recipes, export, calibrate and compare.
+
+Imports are inside the commands, so that `taillift --help` does not wait for torch.
+"""
 
 import json
 import shlex
@@ -18,21 +21,21 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# In the order of a reader: nothing trained, little, more, everything.
+# In the order of a comparison: nothing trained, a little, more, everything.
 COMPARED: Final = "zero-shot,head,lift,full"
 
 Data = Annotated[
     str,
     typer.Argument(
-        help="folder with train/CLASS/*.jpg (and val/, test/), list files, a CSV file, tar shards, "
-        "CIFAR-100, or wardrobe-lt"
+        help="Photos: a folder with train/CLASS/*.jpg (and val/, test/), list files, a CSV file, "
+        "tar shards, CIFAR-100, or the sample set wardrobe-lt."
     ),
 ]
 BackboneName = Annotated[
     str,
     typer.Option(
-        help="default, ARCH:PRETRAINED_TAG or ARCH:PATH as open_clip names them, or timm:ARCH.TAG; "
-        "@SIZE behind it changes the image size, such as @224"
+        help="Backbone: default, ARCH:PRETRAINED_TAG or ARCH:PATH, with open_clip's names, or "
+        "timm:ARCH.TAG. @SIZE behind it changes the image size, such as @224."
     ),
 ]
 Set = Annotated[
@@ -40,15 +43,15 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="change a field of the recipe, such as epochs=5 or optimiser.tuner_rate=0.02; may be "
-        "given several times",
+        help="Change a field of the recipe, such as epochs=5 or optimiser.tuner_rate=0.02. May be "
+        "given several times.",
     ),
 ]
 Imbalance = Annotated[
     float | None,
     typer.Option(
-        help="cut the training photos to a long tail in which the largest class has so many times "
-        "the photos of the smallest"
+        help="Cut the training photos to a long tail. This is the ratio of the largest class to "
+        "the smallest."
     ),
 ]
 
@@ -57,31 +60,38 @@ Imbalance = Annotated[
 def train(
     data: Data,
     recipe: Annotated[
-        str, typer.Option(help="a name from `taillift recipes`, or a YAML file")
+        str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
     ] = "lift",
     changes: Set = None,
     seed: Annotated[
-        int | None, typer.Option(help="of initial weights, crops and order; the recipe's, or 0")
+        int | None,
+        typer.Option(
+            help="Seed of initial weights, crops and order of the photos. Default: the recipe's, "
+            "or 0."
+        ),
     ] = None,
     backbone: BackboneName = "default",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="checkpoint to write, NAME.safetensors; runs/DATA/RECIPE-SEED.safetensors if not "
-            "given"
+            help="Checkpoint to write, NAME.safetensors. Default: "
+            "runs/DATA/RECIPE-SEED.safetensors."
         ),
     ] = None,
     imbalance: Imbalance = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="overwrite an existing checkpoint")
+        bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
 ) -> None:
-    """Fine-tune a backbone on labelled photos and write a checkpoint."""
+    """Fine-tune a backbone on labelled photos and write a checkpoint.
+
+    After an interruption, run the same command again: it continues after the last finished epoch.
+    """
     from taillift.models.bundle.atomic import require_writable
     from taillift.models.lift.backbone import load_backbone
+    from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
-    from taillift.training.fit.distributed import is_first
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe, parse_changes
     from taillift.training.train import Trainer
@@ -97,33 +107,56 @@ def train(
         run = Trainer(dataset, load_backbone(backbone)).train(chosen, resume_path(path), curves)
     except KeyboardInterrupt:
         raise UserError(
-            f"training was interrupted and {path} not written: run the same command again, and it "
-            "goes on from the last epoch"
+            f"training was interrupted and {path} was not written: run the same command again to "
+            "continue after the last finished epoch"
         ) from None
-    save(path, run.model, run.facts, replace)
+    save(path, run.model, run.metadata, replace)
     if not is_first():
         return
     typer.echo(
-        f"{path}: {run.facts.trainable_parameters:,} parameters trained on "
+        f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
     )
 
 
 @app.command()
+def check(
+    data: Data,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print everything as one JSON object")
+    ] = False,
+) -> None:
+    """Tell all about a set of photos before training, and train nothing.
+
+    It shows what is read and what is not used, the photos of each class and group, copies, photos
+    that cannot be used, prompts that are the same, colour profiles and sizes. The exit status is 1
+    if training would refuse the set.
+    """
+    from taillift.training.data.survey import survey
+    from taillift.training.data.survey_text import survey_text
+
+    made = survey(data)
+    typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
+    if made.refusals:
+        raise typer.Exit(1)
+
+
+@app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="print this one, by its name or as a YAML file")
+        str | None, typer.Argument(help="Recipe to print: a name, or a YAML file.")
     ] = None,
 ) -> None:
-    """List the recipes that come with taillift, or print one to start your own from."""
+    """List the recipes that come with taillift, or print one as a start for your own."""
     from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
 
     if name is None:
         width = max(map(len, NAMES))
-        for one in NAMES:
-            typer.echo(f"{one:{width}}  {load_recipe(one).title}")
+        for recipe_name in NAMES:
+            typer.echo(f"{recipe_name:{width}}  {load_recipe(recipe_name).title}")
     else:
+        # A recipe with a mistake is refused, not printed.
         load_recipe(name)
         path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
         typer.echo(path.read_text("utf-8"), nl=False)
@@ -131,38 +164,38 @@ def recipes(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="what `taillift train` wrote")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint that `taillift train` wrote.")],
     data: Data,
-    out: Annotated[Path | None, typer.Option(help="bundle to make, bundles/NAME if not given")] = (
-        None
-    ),
+    out: Annotated[Path | None, typer.Option(help="Bundle to make. Default: bundles/DATA.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="where the backbone's weights are now, if they moved")
+        str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
     calibration: Annotated[
         bool,
         typer.Option(
-            help="fit exit rule, temperatures and prediction sets on val/, or without it by "
-            "training five times without a fifth of the photos"
+            help="Fit exit rule, temperatures, prediction sets and review thresholds on val/. "
+            "Without val/, by cross-fitting: five trainings that each leave out a fifth of the "
+            "photos."
         ),
     ] = True,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="int8 for CPUs, fp16 for GPUs, beside fp32; may be given twice"),
+        typer.Option(
+            help="Further graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
+        ),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Merge a checkpoint into plain weights and make a bundle to serve."""
+    """Merge a checkpoint's tuners into the backbone and make a bundle to serve."""
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
-    from taillift.training.export.export import export as make
+    from taillift.training.export.export import export as make_bundle
 
     dataset = load_dataset(data, imbalance)
     target = out or Path("bundles") / dataset.name
-    exported = make(
-        checkpoint, dataset, target, backbone, replace, calibration, parse_variants(variant or [])
-    )
+    variants = requested_variants(variant or [])
+    exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
     proof = exported.proof
     typer.echo(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -172,48 +205,51 @@ def export(
     )
     if exported.unmerged:
         typer.echo(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
-    tell(target, exported.manifest)
+    print_summary(target, exported.manifest)
 
 
 @app.command()
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="what `taillift export` made; it stays as it is")],
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle that `taillift export` made. It is not changed.")
+    ],
     data: Data,
-    out: Annotated[Path, typer.Option(help="bundle to make")],
-    replace: Annotated[bool, typer.Option("--replace", help="replace an existing bundle")] = False,
+    out: Annotated[Path, typer.Option(help="Bundle to make.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
-    """Make a bundle with the same graphs, calibrated on other photos: val/, measured on test/."""
+    """Make a bundle with the same graphs, calibrated on other photos.
+
+    It is fitted on their val/ and measured on their test/.
+    """
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.recalibrate import recalibrate
 
-    tell(out, recalibrate(bundle, load_dataset(data), out, replace))
+    print_summary(out, recalibrate(bundle, load_dataset(data), out, replace))
 
 
 @app.command()
 def compare(
     data: Data,
     recipes: Annotated[
-        str, typer.Option(help="names from `taillift recipes` or YAML files, separated by commas")
+        str, typer.Option(help="Names from `taillift recipes` or YAML files, separated by commas.")
     ] = COMPARED,
-    seeds: Annotated[str, typer.Option(help="separated by commas")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     changes: Set = None,
     backbone: BackboneName = "default",
     out: Annotated[
-        Path | None, typer.Option(help="folder for checkpoints and results, runs/DATA if not given")
+        Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
     replace: Annotated[
         bool,
-        typer.Option(
-            "--replace", help="overwrite results in the folder that came from something else"
-        ),
+        typer.Option("--replace", help="Overwrite results of other settings in the folder."),
     ] = False,
 ) -> None:
     """Train several recipes on the same photos and show their accuracy along the tail.
 
-    Runs that are finished are kept: after an interruption, or with more recipes or seeds, run it
-    again. --set applies to every recipe that trains anything. The exit status is 1 where a run
-    failed; the others are shown.
+    Finished runs are kept: run the command again after an interruption, or with more recipes or
+    seeds. --set applies to every recipe that trains anything. If a run fails, the others are shown
+    and the exit status is 1.
     """
     from rich.console import Console
 
@@ -221,8 +257,8 @@ def compare(
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.table import failures, table
+    from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.distributed import is_first
     from taillift.training.recipe.recipe import load_recipe, parse_changes
     from taillift.training.report.comparison import write_report
 
@@ -233,7 +269,7 @@ def compare(
     trained = {name: load_recipe(name).epochs > 0 for name in names}
     chosen = [
         load_recipe(name, {**(values if trained[name] else {}), "seed": seed})
-        for seed in parse_seeds(seeds)
+        for seed in seeds_from(seeds)
         for name in names
     ]
     dataset = load_dataset(data, imbalance)
@@ -260,8 +296,8 @@ def compare(
     console.print(f"{folder} holds {', '.join([CSV, *written])}")
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: see to them and "
-            "run the command again, the others are kept"
+            f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: fix them and "
+            "run the command again, the other runs are kept"
         )
 
 
@@ -269,9 +305,7 @@ def compare(
 def backbones(
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="an architecture, or a part of the names to list, such as timm:vit_base"
-        ),
+        typer.Argument(help="Architecture, or a part of the names to list, such as timm:vit_base."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
 ) -> None:
@@ -290,30 +324,30 @@ def backbones(
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
 
 
-def tell(target: Path, manifest: "Manifest") -> None:
-    """What is known of a bundle that was made."""
-    from taillift.training.report.bundle import summary
+def print_summary(target: Path, manifest: "Manifest") -> None:
+    """Print what is known of a new bundle, and its name and version."""
+    from taillift.training.report.summary import summary
 
-    for precision, made in manifest.variants.items():
-        for line in summary(made):
+    for precision, variant in manifest.variants.items():
+        for line in summary(variant):
             typer.echo(f"{precision}: {line}")
     typer.echo(f"{target}: bundle {manifest.name} {manifest.version}")
 
 
-def parse_variants(names: Sequence[str]) -> "list[Precision]":
-    """Raises `UserError` where one is no variant."""
+def requested_variants(names: Sequence[str]) -> "list[Precision]":
+    """Return the precisions that --variant names; raise `UserError` if one does not exist."""
     from taillift.models.bundle.schema import Precision
 
-    known = [one for one in Precision if one is not Precision.FP32]
+    variants = [precision for precision in Precision if precision is not Precision.FP32]
     for name in names:
-        if name not in known:
-            raise UserError(f"--variant {name}: give one of {', '.join(known)}")
-    return [one for one in known if one in names]
+        if name not in variants:
+            raise UserError(f"--variant {name}: give one of {', '.join(variants)}")
+    return [variant for variant in variants if variant in names]
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Raises `UserError` where one is no whole number."""
+def seeds_from(text: str) -> list[int]:
+    """Return the seeds in a text such as 0,1,2; raise `UserError` if it holds anything else."""
     try:
-        return [int(one) for one in text.split(",")]
+        return [int(seed) for seed in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds {text}: give whole numbers such as 0,1,2") from None

@@ -84,7 +84,7 @@ def known_labels(settings: Settings, photos: Sequence[bytes]) -> list[str]:
 def peer_side(
     name: str, settings: Settings, photos: Sequence[bytes], right: Sequence[str], seconds: float
 ) -> Side:
-    """Raises `UserError` where a label is another than without a server."""
+    """Measure a peer. Raises `UserError` if a label differs from the one without a server."""
     with running(SERVERS[name], settings, photos[0]) as target:
         found = [label(target, photo) for photo in photos[: len(right)]]
         if found != list(right):

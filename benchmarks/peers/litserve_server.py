@@ -8,7 +8,7 @@ import litserve
 from starlette.requests import Request
 
 from benchmarks.peers.model import BATCH_IMAGES, TIMEOUT_SECONDS, WAIT_SECONDS, Decoder, Model
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 
 
 class Api(litserve.LitAPI):

@@ -1,4 +1,4 @@
-"""What every server does with an image: taillift's own decoding, views, session and mean."""
+"""The work that every server does for an image: taillift's own decoding, views, session, mean."""
 
 import os
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.ensemble import mean_over_views
 from taillift.models.bundle.folder import read_manifest
-from taillift.models.bundle.images import VIEWS, Pixels, load, views
+from taillift.models.bundle.images import VIEWS, load, views
 
 BUNDLE: Final = "PEER_BUNDLE"
 THREADS: Final = "PEER_THREADS"
@@ -41,7 +42,6 @@ class Model:
 
     def labels(self, batch: Sequence[Pixels]) -> list[str]:
         """The surest class of each image, from its views."""
-        rows = self._classifier.session.run(np.concatenate(batch)).logits
-        logits = mean_over_views(self._classifier.predictor.without_prior(rows), VIEWS)
+        logits = mean_over_views(self._classifier.run(np.concatenate(batch)).logits, VIEWS)
         labels = self._classifier.manifest.labels
         return [labels[index] for index in logits.argmax(1)]

@@ -13,7 +13,7 @@ from benchmarks.peers.model import (
     Decoder,
     Model,
 )
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 
 
 class Decode(mosec.Worker):

@@ -12,7 +12,7 @@ from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 
 from benchmarks.peers.model import BATCH_IMAGES, QUEUE, THREADS, WAIT_SECONDS, Decoder, Model
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 
 
 @serve.deployment(

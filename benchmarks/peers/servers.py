@@ -69,9 +69,9 @@ SERVERS: Final = {
 
 
 def install(server: Server) -> Path:
-    """The Python of the server's virtual environment, made where it is not there yet.
+    """Return the Python of the server's virtual environment, and make that first if it is missing.
 
-    Raises `UserError` where pip fails.
+    Raises `UserError` if pip fails.
     """
     folder = CACHE / server.package
     python, mark = folder / "bin/python", folder / "installed.txt"

@@ -1,30 +1,109 @@
-"""A bundle, opened: image bytes in, probabilities out."""
+"""An open bundle: images in, predictions out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
+from PIL.Image import Image
 
 from taillift.models.bundle import folder as layout
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.device import Device
-from taillift.models.bundle.ensemble import Counts, Ensemble, MeanLogits, Stages, run_stages
-from taillift.models.bundle.images import Pixels, load, views
-from taillift.models.bundle.posterior import Doubles
-from taillift.models.bundle.predictor import Predictor
-from taillift.models.bundle.schema import FILES, Precision
-from taillift.models.bundle.session import CPU, Session, first_line
-from taillift.models.errors import UserError
+from taillift.models.bundle.arrays import Counts, Doubles, Pixels, chunks
+from taillift.models.bundle.device import Device, Provider
+from taillift.models.bundle.ensemble import (
+    Ensemble,
+    ImageOutputs,
+    MeanLogits,
+    Stages,
+    mean_over_views,
+    run_stages,
+)
+from taillift.models.bundle.images import (
+    ImageError,
+    UnreadableImageError,
+    load,
+    load_array,
+    load_pil,
+    views,
+)
+from taillift.models.bundle.manifest import ClassInfo
+from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.prediction_sets import LEAST, MOST
+from taillift.models.bundle.predictor import Prediction, Predictor
+from taillift.models.bundle.review import Decision
+from taillift.models.bundle.schema import FILES, Group, Precision
+from taillift.models.bundle.session import CPU, Outputs, Session
+from taillift.models.errors import UserError, did_you_mean, first_line
 
 BATCH_VIEWS: Final = 40
 
+# A path, an image file's bytes, a PIL image, or an array uint8 [H, W, 3] in RGB.
+AnyImage = str | Path | bytes | Image | Pixels
+Name = TypeVar("Name", bound=StrEnum)
+
+
+class ClassifyOptions(TypedDict, total=False):
+    """The options of `Classifier.classify`."""
+
+    ensemble: str | None
+    prior: str
+    top_k: int
+    coverage: float | None
+
+
+class RankedClass(NamedTuple):
+    label: str
+    confidence: float
+    group: Group
+
+
+@dataclass(frozen=True)
+class Result:
+    """One image's answer from `Classifier.classify`.
+
+    `label`, `confidence` (0 to 1) and `group` are those of the most probable class, the first of
+    `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or
+    "review"; None if the bundle cannot decide, or under a prior other than the uniform one.
+    `labels_in_set` is None without a `coverage`.
+    """
+
+    label: str
+    confidence: float
+    group: Group
+    views: int
+    decision: Decision | None
+    ranking: tuple[RankedClass, ...]
+    labels_in_set: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, prediction: Prediction, classes: Sequence[ClassInfo], top_k: int) -> "Result":
+        """Name the `top_k` most probable classes of a prediction."""
+        ranking = tuple(
+            RankedClass(
+                classes[index].label, float(prediction.requested[index]), classes[index].group
+            )
+            for index in top(prediction.requested, top_k)
+        )
+        members = prediction.members
+        return cls(
+            *ranking[0],
+            views=prediction.views,
+            decision=prediction.decision,
+            ranking=ranking,
+            labels_in_set=None
+            if members is None
+            else tuple(classes[index].label for index in members),
+        )
+
 
 class Classifier:
-    """What `taillift classify`, the evaluation and the service share.
+    """A bundle's session and predictor.
 
-    `mean_logits` is the costly part; `predictor` makes answers of it. Between them a caller may do
-    its own batching over `session`.
+    `classify` is the whole way in one call. `predictions`, `outputs` and `run` are its steps, from
+    the last to the first, for callers that do a part of it themselves.
     """
 
     def __init__(self, session: Session, predictor: Predictor) -> None:
@@ -36,51 +115,217 @@ class Classifier:
     def open(
         cls, bundle: Path, device: Device = CPU, precision: Precision = Precision.FP32
     ) -> "Classifier":
-        """Raises `UserError` where hashes, provider, graph or logits are not what they must be."""
+        """Open one of a bundle's graphs.
+
+        Raises `UserError` if a hash, the provider, the graph or its logits are not as they must be.
+        """
         manifest = layout.read_manifest(bundle)
         layout.verify_files(bundle, manifest)
         predictor = Predictor.open(bundle, manifest, precision)
         session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
-        _check_golden(bundle, predictor, session)
+        check_golden(bundle, predictor, session)
         return cls(session, predictor)
 
-    def canvas(self, data: bytes) -> Pixels:
-        """uint8 [height, width, 3]; raises `models.bundle.images.ImageError`."""
-        return load(data, self.manifest.preprocessing)
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str], precision: str, provider: str, threads: int | None
+    ) -> "Classifier":
+        """Open a bundle with options that are given by their names; raises `UserError`."""
+        graph, runs_on = named(Precision, precision), named(Provider, provider)
+        if graph is Precision.FP16 and runs_on is Provider.TENSORRT:
+            # TensorRT makes fp16 of the fp32 graph by itself.
+            return cls.open(Path(path), Device(runs_on, threads, Precision.FP16))
+        return cls.open(Path(path), Device(runs_on, threads), graph)
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # A path is iterable, too.
+        self,
+        images: AnyImage,
+        *,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> Result: ...
+
+    @overload
+    def classify(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        errors: Literal["raise"] = "raise",
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Result]: ...
+
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self, images: AnyImage, *, errors: Literal["return"], **options: Unpack[ClassifyOptions]
+    ) -> Result | ImageError: ...
+
+    @overload
+    def classify(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        errors: Literal["return"],
+        **options: Unpack[ClassifyOptions],
+    ) -> list[Result | ImageError]: ...
+
+    def classify(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        ensemble: str | None = None,
+        prior: str = "uniform",
+        top_k: int = 5,
+        coverage: float | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> object:
+        """Classify one image, or several in batches.
+
+        An image is a path, an image file's bytes, a PIL image or an array uint8 [H, W, 3] in RGB.
+        One image gives one result; any other iterable of images (also an array [N, H, W, 3]) gives
+        a list of results in the same order.
+
+        `ensemble` is "off", "full" or "adaptive"; by default adaptive if the bundle has an exit
+        rule, else full. `prior` says how often the classes are expected: "uniform" or "train".
+        `coverage`, 0.5 to 0.99, adds to each result a set of labels that holds the right one so
+        often, in rare classes too.
+
+        Raises `UserError` for a wrong option and `ImageError`, which names the image, for an image
+        that cannot be used. With `errors="return"` that error is the image's result instead.
+        """
+        chosen = named(Ensemble, ensemble) if ensemble else self.predictor.usual_ensemble
+        target = log_prior(named(Prior, prior), self.manifest.counts)
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: ask for at least 1 class")
+        if coverage is not None and not LEAST <= coverage <= MOST:
+            raise UserError(f"coverage {coverage} is not from {LEAST} to {MOST}")
+        if coverage is not None and self.predictor.variant.sets is None:
+            raise UserError("this bundle has no calibration to make sets from: leave out coverage")
+        single = isinstance(images, str | Path | bytes | Image) or (
+            isinstance(images, np.ndarray) and images.ndim != 4
+        )
+        names: list[str] = []
+
+        def remembered() -> Iterator[AnyImage]:
+            several = cast("Iterable[AnyImage]", [images] if single else images)
+            for number, image in enumerate(several):
+                names.append(str(image) if isinstance(image, str | Path) else f"image {number}")
+                yield image
+
+        results: list[Result | ImageError] = []
+        for prediction in self.predictions(
+            remembered(), chosen, None if prior == Prior.UNIFORM else target, coverage
+        ):
+            if not isinstance(prediction, ImageError):
+                results.append(Result.of(prediction, self.manifest.classes, top_k))
+            elif errors == "return":
+                results.append(prediction)
+            else:
+                raise type(prediction)(f"{names[len(results)]}: {prediction}") from prediction
+        return results[0] if single else results
+
+    def predictions(
+        self,
+        images: Iterable[AnyImage],
+        ensemble: Ensemble,
+        log_prior: Doubles | None = None,
+        coverage: float | None = None,
+    ) -> Iterator[Prediction | ImageError]:
+        """Yield each image's prediction, or the reason why the image cannot be used.
+
+        The arguments are those of `Predictor.predict`. Raises `UserError` if `ensemble` is adaptive
+        and the bundle has no exit rule.
+        """
+        self.predictor.stages(ensemble)  # Raises before any image is read.
+        for batch in chunks(images, BATCH_VIEWS // ensemble.views):
+            canvases: list[Pixels | ImageError] = []
+            for image in batch:
+                try:
+                    canvases.append(self.canvas(image))
+                except ImageError as error:
+                    canvases.append(error)
+            good = [canvas for canvas in canvases if not isinstance(canvas, ImageError)]
+            outputs = self.outputs(good, ensemble)
+            for canvas in canvases:
+                if isinstance(canvas, ImageError):
+                    yield canvas
+                else:
+                    yield self.predictor.predict(next(outputs), ensemble, log_prior, coverage)
+
+    def canvas(self, image: AnyImage) -> Pixels:
+        """Return an image's canvas, uint8 [height, width, 3]; raises `ImageError`."""
+        preprocessing = self.manifest.preprocessing
+        match image:
+            case bytes():
+                return load(image, preprocessing)
+            case str() | Path():
+                try:
+                    data = Path(image).read_bytes()
+                except OSError as error:
+                    raise UnreadableImageError(str(error.strerror)) from error
+                return load(data, preprocessing)
+            case Image():
+                return load_pil(image, preprocessing)
+            case np.ndarray():
+                return load_array(image, preprocessing)
+        raise TypeError(
+            "an image is a path, bytes, a PIL image or a numpy array, and not "
+            f"{type(image).__name__}"
+        )
 
     def mean_logits(
         self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL
     ) -> MeanLogits:
-        """In batches of at most `BATCH_VIEWS` views.
+        """Return the logits of `outputs` and their numbers of views as two arrays."""
+        outputs = list(self.outputs(canvases, ensemble))
+        logits = np.empty((len(outputs), len(self.manifest.classes)), np.float32)
+        for row, output in zip(logits, outputs, strict=True):
+            row[:] = output.logits
+        return MeanLogits(logits, np.array([output.views for output in outputs], np.int64))
 
-        Raises `UserError` where `ensemble` is adaptive and the bundle has no exit rule.
+    def outputs(
+        self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL
+    ) -> Iterator[ImageOutputs]:
+        """Yield each image's outputs, which are computed in batches of at most `BATCH_VIEWS` views.
+
+        Raises `UserError` if `ensemble` is adaptive and the bundle has no exit rule.
         """
-        rule = self.predictor.exit_rule(ensemble)
-        size, count = self.manifest.preprocessing.size, ensemble.views
-        every = (views(canvas, size, count) for canvas in canvases)
-        parts = [
-            self._combine(np.stack(rows), rule) for rows in chunks(every, BATCH_VIEWS // count)
-        ]
-        if not parts:
-            return MeanLogits(np.empty((0, len(self.manifest.classes)), "f4"), np.empty(0, "i8"))
-        logits, taken = zip(*parts, strict=True)
-        return MeanLogits(np.concatenate(logits), np.concatenate(taken))
+        rule, size = self.predictor.stages(ensemble), self.manifest.preprocessing.size
+        cut = (views(canvas, size, ensemble.views) for canvas in canvases)
+        for batch in chunks(cut, BATCH_VIEWS // ensemble.views):
+            yield from self._batch_outputs(np.stack(batch), rule)
 
-    def _combine(self, pixels: Pixels, rule: Stages | None) -> MeanLogits:
-        """Of views [N, V, S, S, 3], stage by stage."""
+    def _batch_outputs(self, pixels: Pixels, rule: Stages) -> Iterator[ImageOutputs]:
+        """Run views [N, V, S, S, 3], stage by stage."""
         count, most = pixels.shape[:2]
-        seen = np.empty((count, most, len(self.manifest.classes)), np.float32)
+        view_logits = np.empty((count, most, len(self.manifest.classes)), np.float32)
+        features: list[list[np.ndarray]] = [[] for _ in range(count)]
 
         def fill(rows: Counts, first: int, last: int) -> None:
-            logits = self.session.run(np.concatenate(pixels[rows, first:last])).logits
-            plain = self.predictor.without_prior(logits)
-            seen[rows, first:last] = plain.reshape(len(rows), last - first, -1)
+            outputs = self.run(np.concatenate(pixels[rows, first:last]))
+            view_logits[rows, first:last] = outputs.logits.reshape(len(rows), last - first, -1)
+            for row, part in zip(rows, np.split(outputs.features, len(rows)), strict=True):
+                features[row].append(part)
 
-        return run_stages(rule or Stages(stages=(most,), leads=()), seen, fill)
+        logits, taken = run_stages(rule, view_logits, fill)
+        for row, parts, number in zip(logits, features, taken.tolist(), strict=True):
+            yield ImageOutputs(row, mean_over_views(np.concatenate(parts), number)[0], number)
+
+    def run(self, pixels: Pixels) -> Outputs:
+        """Run the graph on views uint8 [N, S, S, 3].
+
+        This is the one place that takes out the log prior that a graph's logits may carry. The
+        logits of everything behind it carry no prior.
+        """
+        logits, features = self.session.run(pixels)
+        return Outputs(self.predictor.without_prior(logits), features)
 
 
-def _check_golden(bundle: Path, predictor: Predictor, session: Session) -> None:
-    """The graph, the manifest and the golden views must be of one model, computed alike."""
+def check_golden(bundle: Path, predictor: Predictor, session: Session) -> None:
+    """Check that graph, manifest and golden views are of one model, and that it computes alike.
+
+    Raises `UserError` if it does not.
+    """
     manifest, file = predictor.manifest, FILES[predictor.precision]
     pixels, expected = layout.read_golden(bundle, predictor.precision)
     side = manifest.preprocessing.size
@@ -115,6 +360,17 @@ def _check_golden(bundle: Path, predictor: Predictor, session: Session) -> None:
 
 
 def top(probabilities: Doubles, k: int) -> Sequence[int]:
-    """Indices of the `k` most probable classes of [C], the surest first; ties in class order."""
+    """Return the `k` most probable classes of [C], the most probable first; ties in class order."""
     order = np.argsort(-probabilities, kind="stable")[:k]
     return [int(index) for index in order]
+
+
+def named(options: type[Name], name: str) -> Name:
+    """Return the option with this name; raises `UserError` if there is none."""
+    try:
+        return options(name)
+    except ValueError:
+        raise UserError(
+            f"{options.__name__.lower()} {name!r} is not known{did_you_mean(str(name), options)}: "
+            f"choose one of {', '.join(options)}"
+        ) from None

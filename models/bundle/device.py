@@ -1,4 +1,4 @@
-"""What runs a graph, and every option that ONNX Runtime is given for it."""
+"""The device that runs a graph, and every option that ONNX Runtime is given for it."""
 
 import json
 from collections import Counter
@@ -12,30 +12,7 @@ from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 
-
-@dataclass(frozen=True)
-class BatchSizes:
-    """`sizes` ascend; a batch between two of them is filled up to the larger."""
-
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def up_to(cls, largest: int) -> "BatchSizes":
-        """One view, an image's views, twice as many and so on, up to `largest` views."""
-        sizes = {1, largest}
-        size = VIEWS
-        while size < largest:
-            sizes.add(size)
-            size *= 2
-        return cls(tuple(sorted(sizes)))
-
-    @property
-    def largest(self) -> int:
-        return self.sizes[-1]
-
-    def padded(self, views: int) -> int:
-        """The size that 1 to `largest` views run at: the smallest that holds them."""
-        return next(size for size in self.sizes if size >= views)
+Options = dict[str, str]
 
 
 class Provider(StrEnum):
@@ -44,8 +21,6 @@ class Provider(StrEnum):
     TENSORRT = "tensorrt"
     OPENVINO = "openvino"
 
-
-Options = dict[str, str]
 
 EXECUTION_PROVIDERS: Final = {
     Provider.CPU: "CPUExecutionProvider",
@@ -60,10 +35,10 @@ PACKAGES: Final = {
     Provider.TENSORRT: "taillift[gpu] instead of taillift[cpu], and TensorRT's libraries",
     Provider.OPENVINO: "onnxruntime-openvino instead of onnxruntime",
 }
-# Between two machines' arithmetic, on logits of scale 25.
+# By how much two machines' arithmetic may differ, for logits of scale 25.
 GOLDEN_TOLERANCES: Final = {Precision.FP32: 1e-2, Precision.FP16: 0.25, Precision.INT8: 0.25}
 
-# What ONNX Runtime computes on the CPU by intent, because its results are the shapes of tensors.
+# ONNX Runtime computes these on the CPU on purpose, because their results are tensors' shapes.
 SHAPE_OPERATORS: Final = frozenset(
     {
         "Cast",
@@ -79,7 +54,7 @@ SHAPE_OPERATORS: Final = frozenset(
     }
 )
 
-# What a session is told, whatever its provider.
+# The configuration of every session, whatever its provider.
 SESSION_ENTRIES: Final[Options] = {
     # A thread that spins while it waits takes the core from one that decodes.
     "session.intra_op.allow_spinning": "0",
@@ -88,13 +63,39 @@ SESSION_ENTRIES: Final[Options] = {
 
 
 @dataclass(frozen=True)
+class BatchSizes:
+    """The ascending batch `sizes` that run; any other batch is filled up to the next size."""
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def up_to(cls, largest: int) -> "BatchSizes":
+        """Return one view, an image's views, twice as many and so on, up to `largest` views."""
+        sizes = {1, largest}
+        size = VIEWS
+        while size < largest:
+            sizes.add(size)
+            size *= 2
+        return cls(tuple(sorted(sizes)))
+
+    @property
+    def largest(self) -> int:
+        return self.sizes[-1]
+
+    def padded(self, views: int) -> int:
+        """Return the smallest size that holds 1 to `largest` views."""
+        return next(size for size in self.sizes if size >= views)
+
+
+@dataclass(frozen=True)
 class Device:
-    """`threads` compute one batch on the CPU, by default one a core.
+    """A provider and its limits.
 
-    `memory_bytes` bounds what ONNX Runtime takes of a GPU, `batch_views` is the largest batch that
-    a GPU is given at once, and `engines` is where TensorRT's are kept from one start to the next.
+    `threads` compute one batch on the CPU, by default one for each core. `memory_bytes` limits the
+    GPU memory of ONNX Runtime, `batch_views` is the largest batch that a GPU runs at once, and
+    `engines` is the folder that keeps TensorRT's engines between starts.
 
-    Raises `UserError` where the provider cannot do what is asked of it.
+    Raises `UserError` if the provider cannot do what is asked of it.
     """
 
     provider: Provider = Provider.CPU
@@ -118,12 +119,13 @@ class Device:
 
     @property
     def batches(self) -> BatchSizes | None:
-        """The only sizes that run; None where any does."""
+        """The only batch sizes that run; None if any size does."""
         return BatchSizes.up_to(self.batch_views) if self.provider in GPU else None
 
     def golden_tolerance(self, graph: Precision) -> float:
-        """The largest difference of a golden logit that is this device's arithmetic, and not an
-        error, in a graph of this precision.
+        """Return the largest difference of a golden logit that is arithmetic and not an error.
+
+        `graph` is the precision of the graph that this device runs.
         """
         return max(GOLDEN_TOLERANCES[graph], GOLDEN_TOLERANCES[self.precision])
 
@@ -131,34 +133,42 @@ class Device:
 def execution_providers(
     device: Device, side: int | None, engines: Path | None
 ) -> list[tuple[str, Options]]:
-    """The providers of a session, the wanted one first, and the options of each.
+    """Return a session's providers, the wanted one first, and the options of each.
 
-    `side` is S of the graph's `pixels` uint8 [N, S, S, 3], where that is its input, and `engines`
-    the folder of this graph's TensorRT engine.
+    `side` is S of the graph's `pixels` uint8 [N, S, S, 3], if that is its input. `engines` is the
+    folder of this graph's TensorRT engine.
     """
     wanted = EXECUTION_PROVIDERS[device.provider]
     match device.provider:
         case Provider.CPU:
             return [(wanted, {})]
         case Provider.CUDA:
-            return [(wanted, _cuda(device))]
+            return [(wanted, cuda_options(device))]
         case Provider.TENSORRT:
-            # What TensorRT does not take stays on the GPU.
+            # The GPU also computes what TensorRT does not take.
             fallback = EXECUTION_PROVIDERS[Provider.CUDA]
-            return [(wanted, _tensorrt(device, side, engines)), (fallback, _cuda(device))]
+            tensorrt = tensorrt_options(device, side, engines)
+            return [(wanted, tensorrt), (fallback, cuda_options(device))]
         case Provider.OPENVINO:
-            return [(wanted, _openvino(device))]
+            # By default it computes in bfloat16 if the CPU has it.
+            precision = {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}
+            options = {"device_type": "CPU", "load_config": json.dumps(precision)}
+            if device.threads is not None:
+                options["num_of_threads"] = str(device.threads)
+            return [(wanted, options)]
 
 
-def _cuda(device: Device) -> Options:
-    # The default arena doubles at each growth, and TF32 keeps only ten bits of a factor's fraction.
+def cuda_options(device: Device) -> Options:
+    """Return the options of the CUDA provider."""
+    # The default arena doubles whenever it grows, and TF32 keeps only ten bits of a factor.
     options = {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     if device.memory_bytes is not None:
         options["gpu_mem_limit"] = str(device.memory_bytes)
     return options
 
 
-def _tensorrt(device: Device, side: int | None, engines: Path | None) -> Options:
+def tensorrt_options(device: Device, side: int | None, engines: Path | None) -> Options:
+    """Return the options of the TensorRT provider; see `execution_providers`."""
     options = {"trt_fp16_enable": str(int(device.precision is Precision.FP16))}
     if device.memory_bytes is not None:
         options["trt_max_workspace_size"] = str(device.memory_bytes)
@@ -170,27 +180,18 @@ def _tensorrt(device: Device, side: int | None, engines: Path | None) -> Options
             "trt_timing_cache_path": str(engines),
         }
     if side is not None:
-        # One engine for every size, built at once and not again for each size that is new to it.
+        # One engine for all sizes, built at once, and not again for each size that is new to it.
         largest = BatchSizes.up_to(device.batch_views).largest
         for bound, size in (("min", 1), ("opt", largest), ("max", largest)):
             options[f"trt_profile_{bound}_shapes"] = f"pixels:{size}x{side}x{side}x3"
     return options
 
 
-def _openvino(device: Device) -> Options:
-    # Its own choice is bfloat16 where the CPU has it.
-    configuration = {"CPU": {"INFERENCE_PRECISION_HINT": "f32"}}
-    options = {"device_type": "CPU", "load_config": json.dumps(configuration)}
-    if device.threads is not None:
-        options["num_of_threads"] = str(device.threads)
-    return options
-
-
 def misplaced(nodes: Iterable[tuple[str, str]], wanted: str) -> Counter[str]:
-    """Operators that run on the CPU and not on the provider `wanted`, and how often.
+    """Count the operators that run on the CPU instead of the provider `wanted`.
 
     `nodes` are (provider, operator); those that compute shapes belong on the CPU. Raises
-    `UserError` where none at all runs on `wanted`.
+    `UserError` if none at all runs on `wanted`.
     """
     pairs = list(nodes)
     if all(provider != wanted for provider, _ in pairs):

@@ -1,4 +1,4 @@
-"""A bundle's folder: `manifest.json` and the files that it lists, never changed once written."""
+"""A bundle's folder: `manifest.json` and the files that it lists, which never change."""
 
 import hashlib
 import zlib
@@ -12,10 +12,10 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
-from taillift.models.bundle.atomic import atomic_folder
-from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.arrays import Floats, Labels
+from taillift.models.bundle.atomic import atomic_folder, file_sha256
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import FileRecord, Manifest
-from taillift.models.bundle.prediction_sets import Labels
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 
@@ -27,13 +27,16 @@ REPORT: Final = "report"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises `UserError` where `folder` is no bundle, or its manifest unreadable or not valid."""
+    """Read a bundle's manifest.
+
+    Raises `UserError` if `folder` is not a bundle, or if its manifest is unreadable or not valid.
+    """
     try:
-        with _readable(folder):
+        with readable(folder):
             text = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{folder} is no bundle (it has no {MANIFEST}): make one with `taillift export`"
+            f"{folder} is not a bundle (it has no {MANIFEST}): make one with `taillift export`"
         ) from None
     try:
         return Manifest.model_validate_json(text)
@@ -46,9 +49,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every listed file's size and sha256, and the manifest's version with theirs.
+    """Compare every listed file's size and sha256, and the version that follows from them.
 
-    Raises `UserError` at the first that differs or cannot be read.
+    Raises `UserError` for the first that differs or cannot be read.
     """
     for name in (MODEL, GOLDEN):
         if name not in manifest.files:
@@ -58,32 +61,32 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             f"{folder / MANIFEST} says version {manifest.version} and lists the files of version "
             f"{version}: copy the whole bundle again"
         )
-    with _readable(folder):
+    with readable(folder):
         for name, record in manifest.files.items():
-            _verify_file(folder / name, record)
-
-
-def _verify_file(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: copy the whole bundle again")
-    if file_record(path) != record:
-        raise UserError(
-            f"{path} is not the file that the manifest lists (its hash differs): "
-            "copy the whole bundle again"
-        )
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing: copy the whole bundle again")
+            if file_record(path) != record:
+                raise UserError(
+                    f"{path} is not the file that the manifest lists (its hash differs): "
+                    "copy the whole bundle again"
+                )
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """What the system refuses to read in the block is one line, but for what is not there."""
+def readable(folder: Path) -> Iterator[None]:
+    """Raise `UserError` for what the system refuses to read in the block.
+
+    A file that does not exist keeps its own error.
+    """
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise
     except PermissionError as error:
         raise UserError(
-            f"{error.filename} may not be read by this user: run `chmod -R a+rX {folder}`, and see "
-            "that the folders above it can be entered"
+            f"{error.filename} may not be read by this user: run `chmod -R a+rX {folder}`, and "
+            "make sure that the folders above it can be entered"
         ) from error
     except OSError as error:
         raise UserError(
@@ -93,52 +96,67 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def file_record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(sha256=digest, size=path.stat().st_size)
+    """Return a file's sha256, in hex, and its size in bytes."""
+    return FileRecord(sha256=file_sha256(path).hexdigest(), size=path.stat().st_size)
 
 
 def content_version(files: dict[str, FileRecord]) -> str:
-    """The first 12 hex digits of the sha256 over the files' names and hashes, in name order."""
+    """Return the first 12 hex digits of the sha256 over the files' names and hashes, by name."""
     lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
-@contextmanager
-def new_bundle(
-    target: Path,
-    manifest: Callable[[str, dict[str, FileRecord]], Manifest],
-    replace: bool = False,
-) -> Iterator[Path]:
-    """Yield a folder to fill; afterwards its manifest is written and it becomes `target`.
+class BundleBuilder:
+    """A bundle that is being made: fill the folder `path`, then call `finish`."""
 
-    `manifest(version, files)` is called with every file in the folder hashed. With `replace` an
-    existing bundle makes room, and nothing else does.
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.finished = False
+
+    def finish(self, make_manifest: Callable[[str, dict[str, FileRecord]], Manifest]) -> Manifest:
+        """Hash every file in the folder, write the manifest and return it.
+
+        `make_manifest` is given the content version and the files' records by their names.
+        """
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file())
+        files = {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
+        manifest = make_manifest(content_version(files), files)
+        (self.path / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        self.finished = True
+        return manifest
+
+
+@contextmanager
+def new_bundle(target: Path, replace: bool = False) -> Iterator[BundleBuilder]:
+    """Yield a builder whose folder becomes `target` at the end of the block.
+
+    Nothing is left at `target` if the block raises an exception or ends without a call of
+    `finish`, which raises `RuntimeError`. An existing bundle is replaced only if `replace` is
+    true, and a folder that is not a bundle never.
     """
     with atomic_folder(target, MANIFEST if replace else None) as folder:
-        yield folder
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = {path.relative_to(folder).as_posix(): file_record(path) for path in paths}
-        text = manifest(content_version(files), files).model_dump_json(indent=2)
-        (folder / MANIFEST).write_text(text + "\n", "utf-8")
+        builder = BundleBuilder(folder)
+        yield builder
+        if not builder.finished:
+            raise RuntimeError(f"{target} was not written: its builder was not finished")
 
 
 def write_golden(
     folder: Path, pixels: np.ndarray, logits: Mapping[Precision, np.ndarray] | np.ndarray
 ) -> None:
-    """Keep views uint8 [N, S, S, 3] and the logits float32 [N, C] that they must give.
+    """Write views uint8 [N, S, S, 3] and the logits float32 [N, C] that they must give.
 
     Logits that are not given by precision are those of fp32.
     """
-    every = logits if isinstance(logits, Mapping) else {Precision.FP32: logits}
-    arrays = {str(precision): values for precision, values in every.items()}
+    by_precision = logits if isinstance(logits, Mapping) else {Precision.FP32: logits}
+    arrays = {str(precision): values for precision, values in by_precision.items()}
     np.savez_compressed(folder / GOLDEN, allow_pickle=False, pixels=pixels, **arrays)
 
 
 def read_golden(
     folder: Path, precision: Precision = Precision.FP32
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `write_golden` wrote; raises `UserError` where it is not that."""
+    """Read what `write_golden` wrote; raises `UserError` if it is something else."""
     path = folder / GOLDEN
     pixels, logits = read_arrays(path, ["pixels", str(precision)])
     if not (
@@ -154,10 +172,10 @@ def read_golden(
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The named arrays of a bundle's npz file; raises `UserError` where it is not whole."""
+    """Read the named arrays of a bundle's npz file; raises `UserError` if it is damaged."""
     try:
         with (
-            _readable(path.parent),
+            readable(path.parent),
             path.open("rb") as file,
             np.load(file, allow_pickle=False) as arrays,
         ):
@@ -170,19 +188,20 @@ def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Of each held-out photo its class int64 [N] and, by ensemble, its score float32 [N]."""
+    """Each held-out photo's class int64 [N] and, for each ensemble, its score float32 [N]."""
 
     labels: Labels
     ensembles: Mapping[Ensemble, Floats]
 
 
 def scores_file(precision: Precision) -> str:
+    """Return the name of the file that holds a variant's scores."""
     return f"calibration.{precision}.npz"
 
 
 def write_scores(folder: Path, precision: Precision, scores: HeldOutScores) -> None:
-    """Keep the scores beside the model."""
-    ensembles = {_key(ensemble): values for ensemble, values in scores.ensembles.items()}
+    """Write the scores next to the model."""
+    ensembles = {f"score_{ensemble}": values for ensemble, values in scores.ensembles.items()}
     np.savez_compressed(
         folder / scores_file(precision),
         allow_pickle=False,
@@ -194,26 +213,21 @@ def write_scores(folder: Path, precision: Precision, scores: HeldOutScores) -> N
 def read_scores(
     folder: Path, precision: Precision, ensembles: Sequence[Ensemble], classes: int
 ) -> HeldOutScores:
-    """What `write_scores` wrote for these `ensembles`; raises `UserError` where it is not that."""
+    """Read what `write_scores` wrote for these `ensembles`.
+
+    Raises `UserError` if it is something else.
+    """
     path = folder / scores_file(precision)
-    labels, *scores = read_arrays(path, ["labels", *map(_key, ensembles)])
+    labels, *scores = read_arrays(path, ["labels", *(f"score_{name}" for name in ensembles)])
     if not (
         (labels.dtype, labels.ndim) == (np.dtype(np.int32), 1)
-        and all((one.dtype, one.shape) == (np.dtype(np.float32), labels.shape) for one in scores)
-        and _within(labels, 0, classes - 1)
-        and all(_within(one, 0, 1) for one in scores)
+        and all((part.dtype, part.shape) == (np.dtype(np.float32), labels.shape) for part in scores)
+        and ((labels >= 0) & (labels < classes)).all()
+        # Not true of NaN.
+        and all(((part >= 0) & (part <= 1)).all() for part in scores)
     ):
         raise UserError(
             f"{path} does not hold classes int32 [N] below {classes} and scores float32 [N] from "
             f"0 to 1 for {', '.join(ensembles)}: export the bundle again"
         )
     return HeldOutScores(labels.astype(np.int64), dict(zip(ensembles, scores, strict=True)))
-
-
-def _key(ensemble: Ensemble) -> str:
-    return f"score_{ensemble}"
-
-
-def _within(values: np.ndarray, least: float, most: float) -> bool:
-    """NaN is within nothing."""
-    return bool(((values >= least) & (values <= most)).all())

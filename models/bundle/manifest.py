@@ -1,4 +1,4 @@
-"""What a bundle says of itself: `manifest.json`, schema version 1."""
+"""A bundle's description of itself: `manifest.json`, schema version 1."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,24 +16,24 @@ PriorName = Literal["uniform", "train", "other"]
 
 
 class Thresholds(SchemaModel):
-    """Which group a class is in, by its number of training images (LIFT, section 5)."""
+    """The numbers of training images that separate the groups (LIFT, section 5)."""
 
     many: int = 100
     few: int = 20
 
     def group(self, count: int) -> Group:
-        """`many` above `self.many` training images, `few` under `self.few`, else `medium`."""
+        """Return `many` above `self.many` images, `few` below `self.few`, otherwise `medium`."""
         if count > self.many:
             return "many"
         return "few" if count < self.few else "medium"
 
     def groups(self, counts: Sequence[int]) -> list[Group]:
-        """The group of each class, of its training images."""
+        """Return the group of each class, given the classes' training images."""
         return [self.group(count) for count in counts]
 
 
 class Accuracy(SchemaModel):
-    """Share of one class's held-out images that were recognised, in per cent."""
+    """The share of one class's held-out images that were recognised, in per cent."""
 
     single: float
     full: float
@@ -55,13 +55,13 @@ class BackboneInfo(SchemaModel):
 
 
 class Method(SchemaModel):
-    name: str = Field(description="the recipe's")
+    name: str = Field(description="the recipe's name")
     tuners: tuple[str, ...] = Field((), description="what was trained inside the tower")
-    rank: int | None = Field(None, description="hidden units that the first tuner with any has")
+    rank: int | None = Field(None, description="hidden units of the first tuner that has any")
     trainable_parameters: int
     loss: str
     prior: PriorName = Field(
-        "uniform", description="that the logits carry, and that other priors replace"
+        "uniform", description="the prior that the logits carry and that other priors replace"
     )
 
 
@@ -78,7 +78,7 @@ class Scores(SchemaModel):
 
 
 class Evaluation(SchemaModel):
-    """Measured on held-out images through the code that serves."""
+    """Accuracy on held-out images, measured through the code that serves."""
 
     data: str
     images: int
@@ -95,7 +95,9 @@ class Variant(SchemaModel):
         None, description="how its graph was made and how near it is to fp32's; absent for fp32"
     )
     evaluation: Evaluation | None = None
-    exit: ExitRule | None = Field(None, description="of ensemble=adaptive; absent: there is none")
+    exit: ExitRule | None = Field(
+        None, description="the rule of ensemble=adaptive; absent: there is none"
+    )
     calibration: Calibration | None = None
     sets: PredictionSets | None = Field(None, description="what coverage= is answered from")
     review: Review | None = None
@@ -123,7 +125,8 @@ class Manifest(SchemaModel):
     @field_validator("classes")
     @classmethod
     def _labels_differ(cls, classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
-        twice = [label for label, count in Counter(c.label for c in classes).items() if count > 1]
+        counts = Counter(info.label for info in classes)
+        twice = [label for label, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"two classes have the label {twice[0]!r}")
         return classes
@@ -137,11 +140,12 @@ class Manifest(SchemaModel):
 
     @property
     def labels(self) -> list[str]:
-        return [one.label for one in self.classes]
+        return [info.label for info in self.classes]
 
     @property
     def counts(self) -> list[int]:
-        return [one.count for one in self.classes]
+        """The training images of each class."""
+        return [info.count for info in self.classes]
 
 
 def classes_from(
@@ -151,10 +155,15 @@ def classes_from(
     thresholds: Thresholds,
     accuracies: Sequence[Accuracy | None],
     priors: Sequence[float] | None = None,
+    groups: Sequence[Group] | None = None,
 ) -> tuple[ClassInfo, ...]:
-    """One `ClassInfo` a class, in the order of the logits; None: these carry no prior."""
+    """Return one `ClassInfo` for each class, in the order of the logits.
+
+    `priors` are the classes' shares in the prior that the logits carry; None: they carry none.
+    """
     priors = priors or [1 / len(labels)] * len(labels)
-    rows = zip(labels, prompts, counts, thresholds.groups(counts), priors, accuracies, strict=True)
+    groups = groups or thresholds.groups(counts)
+    rows = zip(labels, prompts, counts, groups, priors, accuracies, strict=True)
     return tuple(
         ClassInfo(
             label=label, prompt=prompt, count=count, group=group, prior=prior, accuracy=accuracy

@@ -6,15 +6,13 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Doubles, Floats
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import GROUPS, Group
 
-Doubles = npt.NDArray[np.float64]
-
 
 class Prior(StrEnum):
-    """How often the classes are expected where the model is used.
+    """How often the classes are expected when the model is used.
 
     `uniform`: equally often. `train`: as often as in the training images.
     """
@@ -24,14 +22,17 @@ class Prior(StrEnum):
 
 
 def log_prior(prior: Prior, counts: Sequence[int]) -> Doubles:
-    """[C], natural logarithm of each class's share under `prior`; `counts` are training images."""
+    """Return the natural logarithm [C] of each class's share under `prior`.
+
+    `counts` are the classes' training images.
+    """
     return log_shares(counts if prior is Prior.TRAIN else [1] * len(counts))
 
 
 def log_shares(weights: Sequence[float]) -> Doubles:
-    """[C], natural logarithm of each weight's share of all; -inf where a weight is 0.
+    """Return the natural logarithm [C] of each weight's share of the sum; -inf for a weight of 0.
 
-    Weights are finite, none is negative and one at least is positive.
+    The weights are finite and not negative, and at least one is positive.
     """
     scaled = np.asarray(weights, np.float64) / max(weights)
     logs = np.full(len(scaled), -np.inf)
@@ -40,10 +41,11 @@ def log_shares(weights: Sequence[float]) -> Doubles:
 
 
 def without_prior(logits: Floats, log_carried: npt.NDArray[np.floating]) -> Floats:
-    """Logits [N, C] as a graph gives them, less the log prior [C] that they carry.
+    """Return a graph's logits [N, C] less the log prior [C] that they carry.
 
-    What is left is a log posterior where classes are equally frequent, up to a constant in each
-    row (Saerens et al. 2002, equation 4); with a logit-adjusted loss it is so already.
+    The result is a log posterior for equally frequent classes, up to a constant in each row
+    (Saerens et al. 2002, equation 4). Logits of a model trained with a logit-adjusted loss are that
+    already.
     """
     carried = log_carried.astype(np.float32)
     plain: Floats = logits - (carried - carried.mean())
@@ -55,12 +57,12 @@ def posterior(
     log_prior: Doubles,
     temperature: float | Doubles = 1.0,
 ) -> Doubles:
-    """Probabilities [N, C] of logits [N, C] under a prior [C]: Bayes' rule for another prior.
+    """Return the probabilities [N, C] of logits [N, C] under a prior [C], by Bayes' rule.
 
     They are softmax(logits / temperature + log_prior), with one `temperature` or [N]. The logits
-    carry no prior themselves: the logit-adjusted loss leaves none (Menon et al. 2021, equation
-    10), and `without_prior` takes out what another loss left. A class whose prior is 0 has
-    probability 0.
+    themselves carry no prior: the logit-adjusted loss leaves none (Menon et al. 2021, equation 10),
+    and `without_prior` takes out what another loss left. A class whose prior is 0 has probability
+    0.
     """
     scores = logits.astype(np.float64) / np.asarray(temperature)[..., None]
     scores += log_prior
@@ -71,7 +73,7 @@ def posterior(
 
 
 def group_confidence(probabilities: Doubles, manifest: Manifest) -> dict[Group, float]:
-    """The probability [C] of one image summed over the classes of each group."""
+    """Sum the probabilities [C] of one image over the classes of each group."""
     sums = dict.fromkeys(GROUPS, 0.0)
     for info, probability in zip(manifest.classes, probabilities, strict=True):
         sums[info.group] += float(probability)

@@ -1,79 +1,98 @@
-"""What combined logits say: confidence, sets of labels, and what a person should look at."""
+"""From an image's outputs to what is said of it: confidence, decision and set of labels."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import Counts, Ensemble, ExitRule, Floats
+from taillift.models.bundle.arrays import Counts, Doubles, Flags, Floats, group_indices
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs, Stages, all_views
 from taillift.models.bundle.folder import HeldOutScores, read_scores
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import (
-    Doubles,
     Prior,
     log_prior,
     log_shares,
     posterior,
     without_prior,
 )
-from taillift.models.bundle.prediction_sets import Coverage, Sets
+from taillift.models.bundle.prediction_sets import Coverage
 from taillift.models.bundle.review import Decision
 from taillift.models.bundle.schema import Precision
-from taillift.models.bundle.temperature import group_indices
 from taillift.models.errors import UserError
 
 
 class Prediction(NamedTuple):
-    """One image's probabilities [C]: under the prior that was asked for, and the uniform one."""
+    """One image's probabilities [C] under the requested and the uniform prior, and what follows.
 
-    asked: Doubles
+    `views` is the number of views behind them and `temperature` their softmax temperature, 1
+    without calibration. `decision` is None if a prior other than the uniform one was requested, or
+    if the bundle cannot decide. `members` are the classes of the prediction set, the most probable
+    first; None if no coverage was requested, or if the bundle has no sets.
+    """
+
+    requested: Doubles
     uniform: Doubles
+    views: int
+    temperature: float
+    decision: Decision | None = None
+    members: list[int] | None = None
 
 
 class Predictor:
-    """Makes answers of one variant's logits."""
+    """Turns the outputs of one of a bundle's graphs into predictions.
+
+    The logits that its methods take carry no prior, except those of `without_prior`.
+    """
 
     def __init__(
         self, manifest: Manifest, precision: Precision, scores: HeldOutScores | None = None
     ) -> None:
+        """`scores` are those of the variant's held-out photos; without them it has no sets."""
         self.manifest = manifest
         self.precision = precision
         self.variant = manifest.variants[precision]
-        self._groups = group_indices([one.group for one in manifest.classes])
-        self._carried = log_shares([one.prior for one in manifest.classes])
+        groups = [info.group for info in manifest.classes]
+        self._groups = group_indices(groups)
+        self._carried = log_shares([info.prior for info in manifest.classes])
         self._uniform = log_prior(Prior.UNIFORM, manifest.counts)
-        self._coverage = self._coverages(scores)
+        self._coverage: dict[str, Coverage] = {}
+        if scores is not None and (sets := self.variant.sets) is not None:
+            self._coverage = {
+                ensemble: Coverage(values, scores.labels, groups, sets.interpolation)
+                for ensemble, values in scores.ensembles.items()
+            }
 
     @classmethod
     def open(cls, bundle: Path, manifest: Manifest, precision: Precision) -> "Predictor":
-        """Raises `UserError` where the bundle lacks the variant or its calibration is damaged."""
+        """Read what the predictor of one graph needs.
+
+        Raises `UserError` if the bundle lacks the variant or its calibration is damaged.
+        """
         if precision not in manifest.variants:
-            had = ", ".join(manifest.variants)
             raise UserError(
-                f"{bundle} has no {precision} variant (it has {had}): choose one of them, or "
-                f"export it with --variant {precision}"
+                f"{bundle} has no {precision} variant (it has {', '.join(manifest.variants)}): "
+                f"choose one of them, or export it with --variant {precision}"
             )
         variant = manifest.variants[precision]
-        ensembles = [one for one in Ensemble if one is not Ensemble.ADAPTIVE or variant.exit]
-        scores = (
-            read_scores(bundle, precision, ensembles, len(manifest.classes))
-            if variant.sets
-            else None
-        )
+        if not variant.sets:
+            return cls(manifest, precision)
+        ensembles = [name for name in Ensemble if name is not Ensemble.ADAPTIVE or variant.exit]
+        scores = read_scores(bundle, precision, ensembles, len(manifest.classes))
         return cls(manifest, precision, scores)
 
     @property
     def usual_ensemble(self) -> Ensemble:
-        """Where none is asked for."""
+        """The ensemble of a request that names none."""
         return Ensemble.ADAPTIVE if self.variant.exit else Ensemble.FULL
 
-    def exit_rule(self, ensemble: Ensemble) -> ExitRule | None:
-        """When an image may stop; None where it takes all views of `ensemble`.
+    def stages(self, ensemble: Ensemble) -> Stages:
+        """Return the rule that says after how many views an image stops.
 
-        Raises `UserError` where that is adaptive and the bundle has no rule.
+        Raises `UserError` if `ensemble` is adaptive and the bundle has no exit rule.
         """
         if ensemble is not Ensemble.ADAPTIVE:
-            return None
+            return all_views(ensemble.views)
         if self.variant.exit is None:
             raise UserError(
                 "this bundle has no rule for ensemble=adaptive (it is not calibrated): use full or "
@@ -82,78 +101,90 @@ class Predictor:
         return self.variant.exit
 
     def without_prior(self, logits: Floats) -> Floats:
-        """The graph's logits [N, C] less the log prior that they carry."""
+        """Return the graph's logits [N, C] less the log prior that they carry."""
         return without_prior(logits, self._carried)
+
+    def predict(
+        self,
+        outputs: ImageOutputs,
+        ensemble: Ensemble,
+        log_prior: Doubles | None = None,
+        coverage: float | None = None,
+    ) -> Prediction:
+        """Predict one image's class.
+
+        `ensemble` is the one that was requested, `log_prior` [C] the requested prior (None: the
+        uniform one) and `coverage` (`LEAST` to `MOST`) how often sets shall hold the right label
+        (None: no set).
+        """
+        logits = outputs.logits[None]
+        temperature = self.temperatures(logits, np.array([outputs.views]), ensemble)
+        uniform = posterior(logits, self._uniform, temperature)[0]
+        requested = uniform
+        if log_prior is not None:
+            requested = posterior(logits, log_prior, temperature)[0]
+        return Prediction(
+            requested,
+            uniform,
+            outputs.views,
+            float(temperature[0]),
+            self.decide(uniform) if log_prior is None else None,
+            self.members(requested, uniform, ensemble, coverage),
+        )
+
+    def temperatures(self, logits: Floats, views: Counts, ensemble: Ensemble) -> Doubles:
+        """Return the temperature [N] of mean logits [N, C] over `views` [N]; 1 if uncalibrated."""
+        if self.variant.calibration is None:
+            return np.ones(len(logits))
+        return self.variant.calibration.temperatures(logits, views, ensemble, self._groups)
 
     def probabilities(
         self,
         logits: Floats,
         views: Counts,
         ensemble: Ensemble,
-        log_target: Doubles | None = None,
+        log_prior: Doubles | None = None,
     ) -> Doubles:
-        """[N, C] of combined logits [N, C] over `views` [N], under a log prior [C] or the uniform.
+        """Return the probabilities [N, C] of many images' mean logits [N, C] over `views` [N].
 
-        The logits are those of `without_prior`. Calibrated where the bundle is.
+        They are those of `predict` under the requested prior.
         """
-        target = self._uniform if log_target is None else log_target
-        return posterior(logits, target, self._temperatures(logits, views, ensemble))
+        target = self._uniform if log_prior is None else log_prior
+        return posterior(logits, target, self.temperatures(logits, views, ensemble))
 
-    def read(
-        self, logits: Floats, views: int, ensemble: Ensemble, log_target: Doubles
-    ) -> Prediction:
-        """Of one image's combined logits [C]."""
-        rows = logits[None]
-        temperatures = self._temperatures(rows, np.array([views]), ensemble)
-        uniform = posterior(rows, self._uniform, temperatures)[0]
-        if np.array_equal(log_target, self._uniform):
-            return Prediction(uniform, uniform)
-        return Prediction(posterior(rows, log_target, temperatures)[0], uniform)
+    def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Flags | None:
+        """Return which labels each image's set has, [N, C], of uniform probabilities [N, C].
 
-    def sets(self, probabilities: Doubles, ensemble: Ensemble, coverage: float) -> Sets | None:
-        """Which labels each image's set has, [N, C], of probabilities under the uniform prior.
-
-        None where the bundle has no held-out photos to make sets from.
+        None if the bundle has no held-out photos to make sets from.
         """
         thresholds = self._coverage.get(ensemble)
         return thresholds.sets(probabilities, coverage) if thresholds else None
 
     def members(
-        self, prediction: Prediction, ensemble: Ensemble, coverage: float | None
+        self, requested: Doubles, uniform: Doubles, ensemble: Ensemble, coverage: float | None
     ) -> list[int] | None:
-        """The classes of one image's set, the most probable first; None without a `coverage`.
+        """Return the classes of one image's set, the most probable first.
 
-        They do not depend on the prior, except that the answer itself is always among them.
+        The probabilities [C] are those under the requested and the uniform prior. The set depends
+        on the uniform prior alone, except that the image's top class is always in it. None without
+        a `coverage` or without sets.
         """
         if coverage is None:
             return None
-        held = self.sets(prediction.uniform[None], ensemble, coverage)
+        held = self.sets(uniform[None], ensemble, coverage)
         if held is None:
             return None
-        held[0, prediction.asked.argmax()] = True
-        order = np.argsort(-prediction.asked, kind="stable")
+        held[0, requested.argmax()] = True
+        order = np.argsort(-requested, kind="stable")
         return [int(index) for index in order if held[0, index]]
 
-    def decide(self, prediction: Prediction) -> Decision | None:
-        """On one image's answer under the uniform prior; None where the bundle cannot say."""
+    def decide(self, uniform: Doubles) -> Decision | None:
+        """Decide on one image's probabilities [C] under the uniform prior.
+
+        None if the bundle cannot say.
+        """
         if self.variant.review is None:
             return None
-        index = int(prediction.uniform.argmax())
+        index = int(uniform.argmax())
         group = self.manifest.classes[index].group
-        return self.variant.review.decide(float(prediction.uniform[index]), group)
-
-    def _temperatures(self, logits: Floats, views: Counts, ensemble: Ensemble) -> Doubles:
-        """[N], 1 where the bundle is not calibrated."""
-        calibration = self.variant.calibration
-        if calibration is None:
-            return np.ones(len(logits))
-        return calibration.temperatures(logits, views, ensemble, self._groups)
-
-    def _coverages(self, scores: HeldOutScores | None) -> dict[str, Coverage]:
-        if scores is None or self.variant.sets is None:
-            return {}
-        groups = [one.group for one in self.manifest.classes]
-        return {
-            ensemble: Coverage(values, scores.labels, groups, self.variant.sets.interpolation)
-            for ensemble, values in scores.ensembles.items()
-        }
+        return self.variant.review.decide(float(uniform[index]), group)

@@ -10,15 +10,17 @@ Decision = Literal["accept", "review"]
 
 
 class GroupReview(SchemaModel):
-    """For the answers with a class of one group; photos of every class weigh the same."""
+    """The threshold for answers of one group's classes; photos of every class weigh the same."""
 
     photos: int = Field(description="held-out photos that are answered with a class of this group")
     threshold: float | None = Field(
-        description="the least confidence that is accepted; absent: everything to review"
+        description="the least confidence that is accepted; absent: everything goes to review"
     )
-    certified: bool = Field(description="that errors stay within the risk; else it is an estimate")
+    certified: bool = Field(
+        description="the errors stay within the risk; otherwise that is an estimate"
+    )
     accepted: float = Field(description="per cent of the held-out answers")
-    error: float | None = Field(description="per cent of the accepted ones")
+    error: float | None = Field(description="per cent of the accepted answers")
 
 
 class Review(SchemaModel):
@@ -26,13 +28,13 @@ class Review(SchemaModel):
 
     risk: float = Field(description="per cent of accepted answers that may be wrong")
     level: float = Field(description="per cent: how sure a certified threshold is")
-    data: str = Field(description="what shares accepted and errors were measured on")
-    groups: dict[Group, GroupReview] = Field(description="of the predicted class")
+    data: str = Field(description="what the shares and errors were measured on")
+    groups: dict[Group, GroupReview] = Field(description="by the group of the predicted class")
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")
 
     def decide(self, confidence: float, group: Group) -> Decision:
-        """`confidence` is that of the answer, 0 to 1, and `group` the group of its class."""
-        known = self.groups.get(group)
-        if known is None or known.threshold is None:
+        """Decide on an answer by its `confidence`, 0 to 1, and the `group` of its class."""
+        review = self.groups.get(group)
+        if review is None or review.threshold is None:
             return "review"
-        return "accept" if confidence >= known.threshold else "review"
+        return "accept" if confidence >= review.threshold else "review"

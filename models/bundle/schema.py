@@ -1,22 +1,16 @@
-"""The base of everything that a manifest holds, and the words that its parts share."""
+"""The base of every manifest record, and the words and limits that the records share."""
 
 from enum import StrEnum
 from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Group = Literal["many", "medium", "few"]
-GROUPS: tuple[Group, ...] = get_args(Group)
-
-
-class SchemaModel(BaseModel):
-    """Immutable, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
+# Of an image, in pixels, and how many times the longer side may be the shorter one.
 MAX_PIXELS: Final = 50_000_000
 MAX_ASPECT: Final = 32
+
+Group = Literal["many", "medium", "few"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 class Precision(StrEnum):
@@ -25,6 +19,7 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+# The graph of each precision in a bundle's folder.
 FILES: Final = {
     Precision.FP32: "model.onnx",
     Precision.FP16: "model.fp16.onnx",
@@ -32,9 +27,17 @@ FILES: Final = {
 }
 
 
+class SchemaModel(BaseModel):
+    """An immutable record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class Preprocessing(SchemaModel):
-    """`size` S and `expand` are in pixels; `mean` and `std` are per RGB channel on a 0 to 1 scale
-    and are applied inside the graph.
+    """The way from a decoded image to the pixels that the graph takes.
+
+    `size` S and `expand` are in pixels. `mean` and `std` are per RGB channel on a 0 to 1 scale and
+    are applied inside the graph.
     """
 
     size: int = Field(gt=0)

@@ -1,46 +1,47 @@
 """Temperatures that make confidence mean how often an answer is right."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, PositiveFloat
 
-from taillift.models.bundle.ensemble import Ensemble, Floats
+from taillift.models.bundle.arrays import Doubles, Floats, Indices
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
 
-Indices = npt.NDArray[np.int64]
-
 
 class Temperatures(SchemaModel):
-    """For one kind of answer: over all photos, and by the group of the predicted class."""
+    """The temperatures of one kind of answer: over all photos, and by group.
+
+    The group is that of the predicted class.
+    """
 
     pooled: float = Field(gt=0)
     groups: dict[Group, PositiveFloat] = Field(
-        description="drawn to the pooled one where photos are few"
+        description="shrunk toward the pooled one if photos are few"
     )
 
     @property
     def row(self) -> list[float]:
-        """In the order of `GROUPS`."""
+        """The temperature of each group, in the order of `GROUPS`."""
         return [self.groups.get(group, self.pooled) for group in GROUPS]
 
 
 class ErrorChange(SchemaModel):
     """Calibration error in points, at temperature 1 and as calibrated.
 
-    It is the root mean square gap between confidence and accuracy over bins, less what chance
-    alone makes of so few photos (Kumar et al. 2019, section 5). Beside it stands the expected
-    calibration error (ECE, Guo et al. 2017, equation 3): the mean gap without sign, with chance.
+    It is the root mean square gap between confidence and accuracy over bins, less the part that
+    chance alone makes with so few photos (Kumar et al. 2019, section 5). Next to it stands the
+    expected calibration error (ECE, Guo et al. 2017, equation 3): the mean absolute gap, which
+    includes chance.
     """
 
-    photos: int = Field(description="that the model answers with a class of this group")
-    before: float | None = Field(description="absent where there are too few photos to say")
+    photos: int = Field(description="photos that the model answers with a class of this group")
+    before: float | None = Field(description="absent if there are too few photos to say")
     after: float | None
     resolution: float | None = Field(
-        description="points below which so many photos cannot tell an error from none (at 95 %)"
+        description="minimum detectable error in points, with so many photos (at 95 %)"
     )
     ece_before: float | None = Field(
         None, description="ECE over 15 bins of equal mass; chance alone makes it more than 0"
@@ -49,7 +50,7 @@ class ErrorChange(SchemaModel):
 
     @property
     def enough(self) -> bool:
-        """Whether half of the error at temperature 1 could be told from none."""
+        """Whether half of the error at temperature 1 could be detected."""
         if self.before is None or self.resolution is None:
             return False
         return self.before / 2 >= self.resolution
@@ -61,7 +62,7 @@ class ErrorChanges(SchemaModel):
 
 
 class CalibrationErrors(SchemaModel):
-    """What calibration changes, for each ensemble; photos of every class weigh the same."""
+    """Each ensemble's calibration error before and after; all classes weigh the same."""
 
     data: str = Field(description="what it was measured on")
     off: ErrorChanges
@@ -73,8 +74,8 @@ class CalibrationErrors(SchemaModel):
 class Calibration(SchemaModel):
     """Softmax temperatures for each ensemble.
 
-    Images that an adaptive ensemble stops early are a kind of their own, so there they have
-    temperatures for each number of views.
+    Images that an adaptive ensemble stops early differ from the others, so it has temperatures for
+    each number of views.
     """
 
     off: Temperatures = Field(description="the centre view of every image")
@@ -82,31 +83,28 @@ class Calibration(SchemaModel):
     adaptive: dict[int, Temperatures] = Field({}, description="by the views that an image took")
     data: str = Field(description="what it was fitted on")
     source: Literal["validation", "cross-fitting"]
-    images: int = Field(description="that it was fitted on")
+    images: int = Field(description="the number of images that it was fitted on")
     errors: CalibrationErrors | None = None
     notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
 
     def temperatures(
         self, logits: Floats, views: Indices, ensemble: Ensemble, groups: Indices
-    ) -> npt.NDArray[np.float64]:
-        """The temperature [N] of each image's combined logits [N, C] from `views` [N].
+    ) -> Doubles:
+        """Return the temperature [N] of each image's mean logits [N, C] over `views` [N].
 
-        `groups` [C] are `group_indices`. A number of views that calibration has not met has the
-        temperature of the nearest that it has.
+        `groups` [C] are the `group_indices`. A number of views that calibration has not met has the
+        temperature of the nearest number that it has met.
         """
-        table = np.array([self._stopping_at(count, ensemble).row for count in range(1, VIEWS + 1)])
-        row: npt.NDArray[np.float64] = table[views - 1, groups[logits.argmax(axis=1)]]
+        fitted = {
+            Ensemble.OFF: {1: self.off},
+            Ensemble.FULL: {VIEWS: self.full},
+            Ensemble.ADAPTIVE: self.adaptive or {1: self.off, VIEWS: self.full},
+        }[ensemble]
+        table = np.array(
+            [
+                fitted[min(fitted, key=lambda views: abs(views - count))].row
+                for count in range(1, VIEWS + 1)
+            ]
+        )
+        row: Doubles = table[views - 1, groups[logits.argmax(axis=1)]]
         return row
-
-    def _stopping_at(self, views: int, ensemble: Ensemble) -> Temperatures:
-        if ensemble is Ensemble.OFF:
-            return self.off
-        if ensemble is Ensemble.FULL:
-            return self.full
-        known = self.adaptive or {1: self.off, VIEWS: self.full}
-        return known[min(known, key=lambda count: abs(count - views))]
-
-
-def group_indices(groups: Sequence[Group]) -> Indices:
-    """The place in `GROUPS` of each class's group, [C]."""
-    return np.array([GROUPS.index(group) for group in groups], np.int64)

@@ -199,8 +199,8 @@ def model_config(architecture: str) -> dict[str, Any]:
     """Return open_clip's config of an architecture. Raises `UserError` if there is none."""
     known = open_clip.list_models()
     if architecture not in known:
-        hint = did_you_mean(architecture, known, "see `taillift backbones`")
-        raise UserError(f"open_clip has no architecture {architecture!r}: {hint}")
+        hint = did_you_mean(architecture, known) or ": see `taillift backbones`"
+        raise UserError(f"open_clip has no architecture {architecture!r}{hint}")
     config: dict[str, Any] = open_clip.get_model_config(architecture)
     return config
 

@@ -82,8 +82,8 @@ def names_like(wanted: str | None) -> list[str]:
         return [asked]
     if found := [name for name in known if wanted.lower() in name.lower()]:
         return found
-    hint = did_you_mean(asked, known, "`taillift backbones` lists those of open_clip")
-    raise UserError(f"there is no architecture {wanted!r}: {hint}")
+    hint = did_you_mean(asked, known) or ": `taillift backbones` lists those of open_clip"
+    raise UserError(f"there is no architecture {wanted!r}{hint}")
 
 
 def describe(name: str) -> Entry:

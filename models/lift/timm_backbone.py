@@ -67,8 +67,8 @@ def load_trunk(name: str, size: int | None = None) -> Trunk:
     known = timm.list_models()
     if architecture not in known:
         transformers = [one for one in known if "vit" in one or "deit" in one]
-        hint = did_you_mean(architecture, transformers, "see `taillift backbones timm`")
-        raise UserError(f"timm has no vision transformer {architecture!r}: {hint}")
+        hint = did_you_mean(architecture, transformers) or ": see `taillift backbones timm:`"
+        raise UserError(f"timm has no vision transformer {architecture!r}{hint}")
     known_name = model_name if tag in published_tags(architecture) else architecture
     blank = blank_trunk(known_name)
     native_size = image_side(blank)

@@ -9,12 +9,13 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from prometheus_client.exposition import choose_encoder
 
-from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.posterior import Doubles, Prior
+from taillift.models.bundle.arrays import Doubles
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
+from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
-from taillift.service.http.disconnect import held, while_connected
+from taillift.service.http.disconnect import reserving_body, while_connected
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -38,16 +39,16 @@ from taillift.service.http.schemas import (
     model_summary,
 )
 from taillift.service.http.uploads import Upload, body_bytes, read_uploads
-from taillift.service.inference import jobs
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 
-Result = TypeVar("Result")
-Answered = tuple[Upload, jobs.ImageOutputs | PerImageError]
+Item = TypeVar("Item")
+Answered = tuple[Upload, ImageOutputs | PerImageError]
 
-# What needs an API key where there are any, and what never does.
+# Routes that need an API key if there are any keys, and routes that never do.
 router = APIRouter()
 open_router = APIRouter()
 
@@ -60,10 +61,19 @@ async def _engine(request: Request) -> Engine:
 Service = Annotated[Engine, Depends(_engine)]
 
 
-async def _writing(request: Request) -> asyncio.Lock:
-    """For answers on thousands of classes, which are written in a thread: requests are waiting.
+async def _bundle(engine: Service) -> ResidentBundle:
+    """Return the bundle that this request is served by."""
+    return engine.bundle
 
-    One at a time, since several would not be sooner and take the memory of all.
+
+Served = Annotated[ResidentBundle, Depends(_bundle)]
+
+
+async def _writing(request: Request) -> asyncio.Lock:
+    """Return the lock of answers on thousands of classes.
+
+    They are written in a thread, because other requests wait. One is written at a time: several
+    would not be ready sooner, and would take the memory of all.
     """
     writing: asyncio.Lock = request.app.state.writing
     return writing
@@ -80,7 +90,7 @@ async def _deadline(
             alias="X-Request-Timeout",
             gt=0,
             allow_inf_nan=False,
-            description="seconds after which no answer is wanted any more (408)",
+            description="seconds after which the answer is no longer wanted (408)",
         ),
     ] = None,
 ) -> Deadline:
@@ -93,33 +103,36 @@ Until = Annotated[Deadline, Depends(_deadline)]
 
 @router.post("/classify", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
 async def classify(
-    request: Request, query: Annotated[ClassifyQuery, Query()], engine: Service, deadline: Until
+    request: Request,
+    query: Annotated[ClassifyQuery, Query()],
+    engine: Service,
+    bundle: Served,
+    deadline: Until,
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
-    predictor, asked = engine.predictor, _asked(engine, query)
-    if query.coverage is not None and predictor.variant.sets is None:
+    wanted = _wanted(bundle, query, query.coverage)
+    if query.coverage is not None and bundle.predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
-    def result(upload: Upload, prediction: Prediction, views: int) -> ClassifiedImage:
-        decision = predictor.decide(prediction) if query.prior == Prior.UNIFORM else None
-        members = predictor.members(prediction, asked.ensemble, query.coverage)
-        engine.monitoring.observe(prediction.uniform, decision, members)
+    def result(filename: str | None, prediction: Prediction) -> ClassifiedImage:
+        decision, members = prediction.decision, prediction.members
+        bundle.monitoring.observe(prediction.uniform, decision, members)
         return classified(
-            upload.filename,
-            prediction.asked,
-            engine.manifest.classes,
+            filename,
+            prediction.requested,
+            bundle.manifest.classes,
             query.top_k,
-            views,
+            prediction.views,
             decision,
             members,
         )
 
-    async with _answered(request, engine, asked, deadline) as answered:
-        results = list(_results(engine, asked, answered, result))
+    async with _answered(request, engine, wanted, deadline) as answered:
+        results = list(_results(engine, bundle, wanted, answered, result))
     return Classification(
-        model=model_id(engine.manifest),
-        ensemble=asked.ensemble,
+        model=model_id(bundle.manifest),
+        ensemble=wanted.ensemble,
         prior=query.prior,
         results=results,
     )
@@ -135,61 +148,69 @@ async def confidence(
     request: Request,
     query: Annotated[ConfidenceQuery, Query()],
     engine: Service,
+    bundle: Served,
     deadline: Until,
     writing: Writing,
 ) -> Response:
-    """Give the confidence of every class, or of those asked for, and of every group."""
+    """Give the confidence of every class, or of the classes in the query, and of every group."""
     engine.require_ready()
-    chosen, asked = chosen_classes(query.classes, engine.manifest), _asked(engine, query)
+    chosen, wanted = chosen_classes(query.classes, bundle.manifest), _wanted(bundle, query)
 
-    def result(upload: Upload, prediction: Prediction, views: int) -> ConfidenceOfImage:
-        return confidences(upload.filename, prediction.asked, engine.manifest, chosen, views)
+    def result(filename: str | None, prediction: Prediction) -> ConfidenceOfImage:
+        return confidences(
+            filename, prediction.requested, bundle.manifest, chosen, prediction.views
+        )
 
     answer = InferenceResponse(
-        model=model_id(engine.manifest), ensemble=asked.ensemble, prior=query.prior
+        model=model_id(bundle.manifest), ensemble=wanted.ensemble, prior=query.prior
     )
-    # Within the request's hold, because its images are in memory until then.
-    async with _answered(request, engine, asked, deadline) as answered, writing:
-        results = _results(engine, asked, answered, result)
+    # Within the reservation, because the request's images are in memory until then.
+    async with _answered(request, engine, wanted, deadline) as answered, writing:
+        results = _results(engine, bundle, wanted, answered, result)
         content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a request wants its images answered; `log_prior` [C]."""
+class Wanted:
+    """How a request wants its images answered; the arguments of `Predictor.predict`."""
 
     ensemble: Ensemble
-    log_prior: Doubles
+    log_prior: Doubles | None
+    coverage: float | None
 
 
-def _asked(engine: Engine, query: InferenceQuery) -> Asked:
-    ensemble = query.ensemble or engine.usual_ensemble
-    return Asked(ensemble, known_prior(query.prior, engine.priors))
+def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None) -> Wanted:
+    ensemble = query.ensemble or bundle.usual_ensemble
+    log_prior = known_prior(query.prior, bundle.priors)
+    return Wanted(ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
 
 
 @asynccontextmanager
 async def _answered(
-    request: Request, engine: Engine, asked: Asked, deadline: Deadline
+    request: Request, engine: Engine, wanted: Wanted, deadline: Deadline
 ) -> AsyncIterator[Sequence[Answered]]:
-    """Each image of the request with its logits, or with the reason why it cannot be used.
+    """Yield each image of the request with its outputs, or with why it cannot be used.
 
-    The request's share of what is in work is held until the end of the block. Raises a
-    `ServiceError` where no image can be used.
+    The request's reservation is kept until the end of the block. Raises a `ServiceError` if no
+    image can be used.
     """
-    settings = engine.settings
-    pipeline = engine.opened.pipeline
+    settings, pipeline = engine.settings, engine.pipeline
     size = body_bytes(request, settings.max_body_bytes)
-    with pipeline.hold(size if "content-length" in request.headers else 0, deadline) as hold:
+    announced = size if "content-length" in request.headers else 0
+    with pipeline.reserve(announced, deadline) as reservation:
         with engine.metrics.time_stage("read"):
             async with deadline.limit("read"):
                 uploads = await read_uploads(
-                    held(request, hold),
+                    reserving_body(request, reservation),
                     settings.max_body_bytes,
                     settings.max_images,
                     settings.body_seconds,
                 )
-        answers = await while_connected(request, pipeline.answers(uploads, asked.ensemble, hold))
+        images = [upload.data for upload in uploads]
+        answers = await while_connected(
+            request, pipeline.answers(images, wanted.ensemble, reservation)
+        )
         failed = [answer for answer in answers if isinstance(answer, PerImageError)]
         if len(failed) == len(answers):
             raise failed[0] if len(failed) == 1 else NoImageError(failed)
@@ -198,58 +219,59 @@ async def _answered(
 
 def _results(
     engine: Engine,
-    asked: Asked,
+    bundle: ResidentBundle,
+    wanted: Wanted,
     answered: Sequence[Answered],
-    result: Callable[[Upload, Prediction, int], Result],
-) -> Iterator[Result | FailedImage]:
-    """`result` of each image, a problem in the place of each that cannot be used."""
+    result: Callable[[str | None, Prediction], Item],
+) -> Iterator[Item | FailedImage]:
+    """Yield `result` of each image's prediction, and the problem of an image that has none."""
     with engine.metrics.time_stage("post"):
         for upload, answer in answered:
             if isinstance(answer, PerImageError):
                 yield FailedImage(filename=upload.filename, error=answer.document())
             else:
-                prediction = engine.predictor.read(
-                    answer.logits, answer.views, asked.ensemble, asked.log_prior
+                prediction = bundle.predictor.predict(
+                    answer, wanted.ensemble, wanted.log_prior, wanted.coverage
                 )
-                yield result(upload, prediction, answer.views)
+                yield result(upload.filename, prediction)
 
 
 @router.get("/classes", response_model=class_report.Classes)
-async def classes(engine: Service, writing: Writing) -> Response:
+async def classes(bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
-        seen = class_report.take_snapshot(engine.monitoring)
-        text = await asyncio.to_thread(lambda: class_report.classes(seen).model_dump_json())
+        snapshot = class_report.take_snapshot(bundle.monitoring)
+        text = await asyncio.to_thread(lambda: class_report.classes(snapshot).model_dump_json())
     return Response(text, media_type="application/json")
 
 
 @router.get("/classes/{label:path}", responses=problems(404))
-async def one_class(label: str, engine: Service) -> class_report.ClassDetails:
-    """Tell of one class how it fares, and how soon a change of it would be found."""
-    return class_report.class_details(engine.monitoring, label)
+async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
+    """Describe one class: how often it is predicted, and how soon a change would be noticed."""
+    return class_report.class_details(bundle.monitoring, label)
 
 
 @router.get("/model")
-async def model(engine: Service) -> ModelSummary:
+async def model(engine: Service, bundle: Served) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
     return model_summary(
-        engine.predictor, engine.settings.device, list(engine.priors), engine.precision_reason
+        bundle.predictor, engine.settings.device, list(bundle.priors), bundle.precision_reason
     )
 
 
 @open_router.get("/healthz")
 async def healthz() -> Status:
-    """Tell that the process is alive."""
+    """Say that the process is alive."""
     return Status(status="alive")
 
 
 @open_router.get("/readyz", response_model=Status, responses=problems(503))
 async def readyz(engine: Service) -> Status | Response:
-    """Tell whether images can be sent: the bundle is checked and warm, and work progresses."""
+    """Say whether images can be sent: the bundle is checked and warm, and work progresses."""
     if (obstacle := engine.obstacle) is None:
         return Status(status="ready")
     problem = NotReadyError(obstacle)
-    # Not raised, which would count it: a probe that is told so has been answered.
+    # Not raised, which would count it as rejected: the probe has been answered.
     return respond(problem.document(), problem.status)
 
 
@@ -259,35 +281,35 @@ async def readyz(engine: Service) -> Status | Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request, engine: Service) -> Response:
-    """Give the metrics to Prometheus."""
+    """Give the metrics for Prometheus."""
     encoder, content_type = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(engine.metrics.registry), headers={"content-type": content_type})
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The service of `engine`, which starts and ends with it.
+    """Return the HTTP application, which starts `engine` when it starts and closes it at its end.
 
-    Raises `UserError` where the API keys cannot be read.
+    Raises `UserError` if the API keys cannot be read.
     """
-    keys = Keys.of(engine.settings)
+    keys, monitoring = Keys.of(engine.settings), engine.bundle.monitoring
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Not awaited: meanwhile /healthz and /readyz answer.
+        # Not awaited: /healthz and /readyz answer meanwhile.
         start = asyncio.create_task(engine.start())
-        keep = asyncio.create_task(engine.monitoring.keep())
+        keep = asyncio.create_task(monitoring.keep())
         try:
             yield
         finally:
             await engine.close(start)
-            engine.monitoring.end()
+            monitoring.end()
             await keep
 
     app = FastAPI(
         docs_url=None,
         redoc_url=None,
         title="taillift",
-        version=engine.manifest.taillift_version,
+        version=engine.bundle.manifest.taillift_version,
         summary="Classification of long-tailed images",
         lifespan=lifespan,
     )

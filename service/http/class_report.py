@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from taillift.models.bundle.manifest import Accuracy, Manifest
 from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
@@ -180,11 +181,14 @@ def classes(snapshot: Snapshot) -> Classes:
 
 
 def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
-    """Return the report on one class; raise `UnknownClassError` if there is no such class."""
+    """Return the report on the class of a label in any Unicode form.
+
+    Raises `UnknownClassError` if there is no such class.
+    """
     labels = monitoring.manifest.labels
-    if label not in labels:
+    index = index_of_name(label, indices_by_name(labels))
+    if index is None:
         raise UnknownClassError(unknown_class(label, labels))
-    index = labels.index(label)
     snapshot = take_snapshot(monitoring)
     (summary,) = class_summaries(snapshot, [index])
     state = monitoring.class_state(index)

@@ -1,4 +1,4 @@
-"""The one who waits for an answer, or no longer does."""
+"""Clients that go away: their work is cancelled, and their bodies are reserved as they come."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -13,27 +13,32 @@ from taillift.service.inference.admission import Reservation
 T = TypeVar("T")
 
 
-def held(request: Request, hold: Reservation) -> Request:
-    """The request, its body held by `hold` as it comes.
+def reserving_body(request: Request, reservation: Reservation) -> Request:
+    """Return the request with a body that extends `reservation` as it comes.
 
     Reading it raises `OverloadedError`.
     """
 
     async def receive() -> Message:
         message = await request.receive()
-        hold.grow(len(message.get("body", b"")))
+        reservation.extend(len(message.get("body", b"")))
         return message
 
     return Request(request.scope, receive)
 
 
 async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
-    """The outcome of `work`; where the client goes away first, it is cancelled.
+    """Return the result of `work`; if the client goes away first, cancel it.
 
     The body must have been read. Raises `ClientDisconnect`.
     """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -43,8 +48,3 @@ async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T
         task.cancel()
         gone.cancel()
         await asyncio.wait({task, gone})
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

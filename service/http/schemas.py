@@ -7,16 +7,18 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.classifier import top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
 from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation, Manifest, Method
-from taillift.models.bundle.posterior import Doubles, Prior, group_confidence
+from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, Review
 from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
 from taillift.models.bundle.temperature import Calibration
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
 
 MAX_TOP_K: Final = 100
@@ -239,13 +241,17 @@ def confidence_json(
 def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
     """Return the class indices of `labels`, or those of all classes if there are no labels.
 
+    A label is found in any Unicode form.
+
     Raises `MalformedError` if a label is unknown.
     """
-    indices = {label: index for index, label in enumerate(manifest.labels)}
+    indices = indices_by_name(manifest.labels)
+    chosen = []
     for label in labels:
-        if label not in indices:
+        if (index := index_of_name(label, indices)) is None:
             raise MalformedError(unknown_class(label, manifest.labels))
-    return [indices[label] for label in labels] or range(len(indices))
+        chosen.append(index)
+    return chosen or range(len(manifest.labels))
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:

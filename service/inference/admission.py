@@ -1,4 +1,4 @@
-"""How much may be in work at once, and how long it will take."""
+"""How much work may be accepted at once, and how long it will take."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,77 +8,77 @@ from typing import Final, NamedTuple
 from taillift.service.inference.deadline import Deadline
 from taillift.service.problems import DeadlineError, OverloadedError
 
-# Of the time that others' work is predicted to take: what is let in at the very edge comes late,
-# and its decoding has then been for nothing.
+# The time that other requests' work is predicted to take is multiplied by this: a request that is
+# let in at the very edge comes late, and then its decoding was in vain.
 MARGIN: Final = 1.6
 
 
 class Load(NamedTuple):
-    """What a request has in work.
+    """The work of a request.
 
-    `views` and `size` (bytes) are what it may take at most: they bound memory. `load` is the
-    number of views that it will take by experience and `raw` its bytes that are not decoded:
-    they tell the wait.
+    `views` and `size` (bytes) are the most that it may take: they bound memory. `expected_views`,
+    by experience, and `raw` bytes, which are not decoded yet, predict the wait.
     """
 
     images: int = 0
     views: int = 0
     size: int = 0
-    load: float = 0.0
+    expected_views: float = 0.0
     raw: int = 0
 
     def minus(self, other: "Load") -> "Load":
         return Load._make(mine - its for mine, its in zip(self, other, strict=True))
 
 
-def total(*shares: Load) -> Load:
-    return Load._make(map(sum, zip(*shares, strict=True)))
+def total(*loads: Load) -> Load:
+    return Load._make(map(sum, zip(*loads, strict=True)))
 
 
-# Seconds that so many views take on the device, so many bytes in the decoder beside it.
+# Seconds of so many views on the device and, at the same time, so many bytes in the decoder.
 Forecast = Callable[[float, float], float]
 
 
 class Admission:
-    """Counts what was accepted and is not answered."""
+    """The requests that were accepted and are not answered yet."""
 
     def __init__(self, max_views: int, max_bytes: int, forecast: Forecast) -> None:
         self._max_views = max_views
         self._max_bytes = max_bytes
         self._forecast = forecast
-        self._holds: set[Reservation] = set()
+        self._reservations: set[Reservation] = set()
         self._total = Load()
 
     @contextmanager
-    def hold(self, deadline: Deadline) -> Iterator["Reservation"]:
-        """One request's share, empty at first and given back at the end of the block."""
-        hold = Reservation(self, deadline)
-        self._holds.add(hold)
+    def reserve(self, deadline: Deadline) -> Iterator["Reservation"]:
+        """Yield one request's reservation, which is empty at first and released at the end."""
+        reservation = Reservation(self, deadline)
+        self._reservations.add(reservation)
         try:
-            yield hold
+            yield reservation
         finally:
-            hold.change(Load().minus(hold.share))
-            self._holds.discard(hold)
+            reservation.release(reservation.load)
+            self._reservations.discard(reservation)
 
     def wait(self, images: int, apart: "Reservation | None" = None) -> float:
-        """Seconds until a request of so many images has its turn, apart from `apart`'s own work.
+        """Return the seconds until a request of so many images has its turn.
 
-        Requests take turns image by image (`service.waiting`), so that of a larger request only
-        as many images are ahead of it as it has itself.
+        The work of the reservation `apart` does not count. Requests take turns image by image
+        (`WaitingJobs`), so only as many images of a larger request are ahead as the request has
+        itself.
         """
-        load = raw = 0.0
-        for hold in self._holds:
-            share = hold.share
-            if hold is not apart and share.images:
-                part = min(1.0, images / share.images)
-                load += part * share.load
-                raw += part * share.raw
-        return self._forecast(load, raw)
+        views = raw = 0.0
+        for reservation in self._reservations:
+            load = reservation.load
+            if reservation is not apart and load.images:
+                share = min(1.0, images / load.images)
+                views += share * load.expected_views
+                raw += share * load.raw
+        return self._forecast(views, raw)
 
     def check(self, more: Load) -> None:
-        """Raises `OverloadedError` where the limits leave no room for so much more.
+        """Raise `OverloadedError` if the limits leave no room for so much more.
 
-        It says to come back when all that is in work will have been answered.
+        The client is told to come back when everything in work will have been answered.
         """
         now = self._total
         if now.views + more.views > self._max_views:
@@ -89,77 +89,79 @@ class Admission:
             return
         raise OverloadedError(
             f"{lack} do not fit: send the request again after the seconds in Retry-After",
-            _whole_seconds(self._forecast(now.load, now.raw)),
+            whole_seconds(self._forecast(now.expected_views, now.raw)),
         )
 
-    def check_deadline(self, hold: "Reservation", share: Load) -> None:
-        """Refuse what will not be answered in time by all that is known.
+    def check_deadline(self, reservation: "Reservation", load: Load) -> None:
+        """Refuse a request that is predicted to miss its deadline.
 
-        With nothing else in work a request is always let in: the prediction may be wrong, and
-        only work corrects it. Raises `OverloadedError`, which says when the time will be enough,
-        where others' work is in the way, and `DeadlineError` where it would not be enough for
-        this request alone.
+        With nothing else in work a request is always let in: the prediction may be wrong, and only
+        work corrects it. Raises `DeadlineError` if the time is too short for this request alone,
+        and otherwise `OverloadedError`, which says when it would be long enough.
         """
-        images = max(1, share.images)
-        wait, own = self.wait(images, hold), self._forecast(share.load, share.raw)
-        left = hold.deadline.left
+        images = max(1, load.images)
+        wait = self.wait(images, reservation)
+        own = self._forecast(load.expected_views, load.raw)
+        deadline = reservation.deadline
+        left = deadline.left
         if wait == 0 or MARGIN * wait + own <= left:
             return
         if own > left:
             raise DeadlineError(
-                f"{share.images} images take about {own:.2g} seconds, and {left:.2g} of the "
-                f"{hold.deadline.seconds:g} allowed are left: send fewer images or allow more time",
+                f"{load.images} images take about {own:.2g} seconds, and {left:.2g} of the "
+                f"{deadline.seconds:g} allowed are left: send fewer images or allow more time",
                 "admission",
             )
         raise OverloadedError(
             f"the answer may take {MARGIN * wait + own:.2g} seconds, and {left:.2g} of the "
-            f"{hold.deadline.seconds:g} allowed are left: send the request again after the seconds "
+            f"{deadline.seconds:g} allowed are left: send the request again after the seconds "
             "in Retry-After",
-            _whole_seconds(wait - (left - own) / MARGIN),
+            whole_seconds(wait - (left - own) / MARGIN),
         )
 
-    def change(self, more: Load) -> None:
+    def add(self, more: Load) -> None:
         self._total = total(self._total, more)
 
 
 class Reservation:
-    """One request's share of what is in work."""
+    """One request's part of the work that was accepted."""
 
     def __init__(self, admission: Admission, deadline: Deadline) -> None:
         self._admission = admission
         self.deadline = deadline
-        self.share = Load()
+        self.load = Load()
 
-    def resize(self, share: Load) -> None:
-        """Hold `share` instead of what is held; raises `OverloadedError` and `DeadlineError`."""
-        self._check(share)
-        self.change(share.minus(self.share))
-
-    def expect(self, size: int) -> None:
-        """Refuse a body of `size` bytes that would not fit; hold nothing, as it may never come.
+    def precheck(self, size: int) -> None:
+        """Refuse a body of `size` bytes that would not fit; reserve nothing, as it may never come.
 
         Raises `OverloadedError` and `DeadlineError`.
         """
         self._check(Load(size=size))
 
-    def grow(self, size: int) -> None:
-        """Hold `size` bytes more; raises `OverloadedError`."""
+    def extend(self, size: int) -> None:
+        """Reserve `size` bytes more; raises `OverloadedError`."""
         more = Load(size=size)
         self._admission.check(more)
-        self.change(more)
+        self._add(more)
 
-    def give(self, less: Load) -> None:
-        """Give back a part."""
-        self.change(Load().minus(less))
+    def resize(self, load: Load) -> None:
+        """Reserve `load` instead of what is reserved; raises `OverloadedError`, `DeadlineError`."""
+        self._check(load)
+        self._add(load.minus(self.load))
 
-    def _check(self, share: Load) -> None:
-        self._admission.check(share.minus(self.share))
-        self._admission.check_deadline(self, share)
+    def release(self, less: Load) -> None:
+        """Give back a part of the reservation."""
+        self._add(Load().minus(less))
 
-    def change(self, more: Load) -> None:
-        self._admission.change(more)
-        self.share = total(self.share, more)
+    def _check(self, load: Load) -> None:
+        self._admission.check(load.minus(self.load))
+        self._admission.check_deadline(self, load)
+
+    def _add(self, more: Load) -> None:
+        self._admission.add(more)
+        self.load = total(self.load, more)
 
 
-def _whole_seconds(seconds: float) -> int:
+def whole_seconds(seconds: float) -> int:
+    """Round up to whole seconds, at least one."""
     return max(1, math.ceil(seconds))

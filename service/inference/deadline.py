@@ -1,17 +1,26 @@
-"""By when a request must be answered."""
+"""The time by which a request must be answered."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Final
 
 from taillift.service.problems import DeadlineError, Late
+
+PLACES: Final[dict[Late, str]] = {
+    "admission": "about to be accepted",
+    "read": "being read",
+    "decode": "being decoded",
+    "queue": "waiting for the device",
+    "infer": "on the device",
+}
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """`seconds` after the request came, which is `at` on the clock of `perf_counter`."""
+    """`seconds` after the request came; `at` is that moment on the clock of `perf_counter`."""
 
     seconds: float
     at: float
@@ -22,10 +31,11 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds; negative once it has passed."""
+        """The seconds that are left; negative once the deadline has passed."""
         return self.at - perf_counter()
 
     def missed(self, stage: Late) -> DeadlineError:
+        """Return the error of a request that was in `stage` when its time was over."""
         return DeadlineError(
             f"no answer within the {self.seconds:g} seconds allowed: it ended while the request "
             f"was {PLACES[stage]}",
@@ -34,18 +44,9 @@ class Deadline:
 
     @asynccontextmanager
     async def limit(self, stage: Late) -> AsyncIterator[None]:
-        """Cancel the block when the time is over; raises `DeadlineError` then."""
+        """Cancel the block when the time is over, and raise `DeadlineError`."""
         try:
             async with asyncio.timeout(self.left):
                 yield
         except TimeoutError:
             raise self.missed(stage) from None
-
-
-PLACES: dict[Late, str] = {
-    "admission": "about to be accepted",
-    "read": "being read",
-    "decode": "being decoded",
-    "queue": "waiting for the device",
-    "infer": "on the device",
-}

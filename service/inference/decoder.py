@@ -9,25 +9,26 @@ from threading import Condition
 from time import perf_counter
 from typing import Final, NamedTuple
 
-from taillift.models.bundle.images import Pixels, load_opened, open_image, views
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.images import load_opened, open_image, views
 from taillift.models.bundle.schema import Preprocessing
 from taillift.service.inference.latency import LatencyModel
 from taillift.service.monitoring.counters import Metrics
 
-# A first guess of a decoding's seconds per byte and per image, until the first ones are measured.
+# A first guess of the decoding time, until images have been measured.
 SECONDS_PER_BYTE: Final = 2e-8
 SECONDS_PER_IMAGE: Final = 3e-3
 
 
 class Decoded(NamedTuple):
-    """`views` uint8 [V, S, S, 3]."""
+    """An image's views, uint8 [V, S, S, 3], and the seconds that decoding it took."""
 
     views: Pixels
     seconds: float
 
 
 class Decoder:
-    """Decodes as many images at once as it has `threads`, and no more than `room` pixels.
+    """Decodes up to `threads` images at the same time, which together have up to `room` pixels.
 
     An image with more pixels than that is decoded alone.
     """
@@ -36,31 +37,28 @@ class Decoder:
         self, threads: int, room: int, preprocessing: Preprocessing, metrics: Metrics
     ) -> None:
         self.threads = threads
-        self.pace = LatencyModel(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
+        self.latency = LatencyModel(SECONDS_PER_BYTE, SECONDS_PER_IMAGE)
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._room = PixelRoom(room)
         self._preprocessing = preprocessing
         self._metrics = metrics
-        self._works: set[Future[Decoded]] = set()
+        self._tasks: set[Future[Decoded]] = set()
         self._progress = perf_counter()
 
     async def views(self, data: bytes, count: int, max_pixels: int, since: float) -> Pixels:
-        """The first `count` views of an image, uint8 [count, S, S, 3].
+        """Return the first `count` views of an image, uint8 [count, S, S, 3].
 
-        `since` is when it began to wait, on the clock of `perf_counter`. Raises
-        `models.bundle.images.ImageError`. Cancelled while it waits for a thread, it costs nothing.
+        `since` is when it began to wait, on the clock of `perf_counter`. Raises `ImageError`. If
+        cancelled while it waits for a thread, it costs nothing.
         """
-        decoded = await asyncio.wrap_future(self._begin(data, count, max_pixels, since))
-        self.pace.update(len(data), decoded.seconds)
-        return decoded.views
-
-    def _begin(self, data: bytes, count: int, max_pixels: int, since: float) -> Future[Decoded]:
-        if len(self._works) < self.threads:
+        if len(self._tasks) < self.threads:
             self._progress = perf_counter()
-        work = self._pool.submit(self._decode, data, count, max_pixels, since)
-        self._works.add(work)
-        work.add_done_callback(self._works.discard)
-        return work
+        task = self._pool.submit(self._decode, data, count, max_pixels, since)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        decoded = await asyncio.wrap_future(task)
+        self.latency.update(len(data), decoded.seconds)
+        return decoded.views
 
     def _decode(self, data: bytes, count: int, max_pixels: int, since: float) -> Decoded:
         try:
@@ -76,21 +74,21 @@ class Decoder:
             self._progress = perf_counter()
 
     def stalled(self, seconds: float) -> bool:
-        """Whether every thread has work, and none has ended any for `seconds`."""
-        busy = len(self._works) >= self.threads
+        """Return whether all threads are busy and none has finished an image for `seconds`."""
+        busy = len(self._tasks) >= self.threads
         return busy and perf_counter() - self._progress > seconds
 
     async def close(self) -> None:
-        """Drop what waits and finish what is decoded; cancelled, it leaves that to itself."""
+        """Drop the images that wait and finish those in the threads; if cancelled, do not wait."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        works = map(asyncio.wrap_future, self._works.copy())
-        await asyncio.gather(*works, return_exceptions=True)
+        tasks = map(asyncio.wrap_future, self._tasks.copy())
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class PixelRoom:
     """Lets in no more than `limit` pixels at once, first come, first served.
 
-    If whoever fits went first, small images would keep a large one waiting for ever.
+    If images that fit were let in first, small ones could keep a large one waiting for ever.
     """
 
     def __init__(self, limit: int) -> None:
@@ -101,7 +99,7 @@ class PixelRoom:
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:
-        """Wait for room for so many, or for all of it, and keep it during the block."""
+        """Wait for room for so many pixels, or for all room, and keep it during the block."""
         share, ticket = min(pixels, self._limit), object()
         with self._change:
             self._waiting.append(ticket)

@@ -1,20 +1,20 @@
-"""Which of a bundle's precisions `--precision auto` takes."""
+"""Which of a bundle's graphs is served if the precision is `auto`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 
 from taillift.models.bundle.classifier import Classifier
-from taillift.models.bundle.device import Provider
+from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
-from taillift.service.settings import Settings
 
-# Points of accuracy that a variant may lose against fp32; a hair more, for their arithmetic.
+# Points of accuracy that a variant may lose against fp32, plus a hair for their arithmetic.
 TOLERANCE: Final = 0.3 + 1e-9
 VARIANTS: Final = {
     Provider.CPU: frozenset({Precision.INT8}),
@@ -22,10 +22,13 @@ VARIANTS: Final = {
 }
 MEASURES: Final = {"mean_class": "mean-class", "few": "few-shot"}
 
+TIMED_VIEWS: Final = 5
+ROUNDS: Final = 4
+
 
 @dataclass(frozen=True)
 class Choice:
-    """`reason` is one sentence that begins with the precision."""
+    """A precision, and the reason: one sentence that begins with the precision."""
 
     precision: Precision
     reason: str
@@ -37,48 +40,67 @@ def choose(
     provider: Provider,
     rare: bool,
 ) -> Choice:
-    """The quickest of what `provider` can run, fp32 among it, that is near fp32's accuracy.
+    """Choose the fastest graph that `provider` can run and that is near fp32's accuracy.
 
-    `scores` are those of each variant of the bundle on held-out photos with all views, None where
-    it was not measured; `seconds` a view takes here, of fp32 and of what was tried. A variant is
-    near where its mean-class accuracy is at most 0.3 points below fp32's and, if there are `rare`
-    classes, their few-shot accuracy, too.
+    `scores` are those of each of the bundle's variants on held-out photos with all views, None if
+    it was not measured. `seconds` is the time of a view here, for fp32 and what was tried. A
+    variant is near if its mean-class accuracy is at most 0.3 points below fp32's and, if there are
+    `rare` classes, their few-shot accuracy is, too.
     """
     able = VARIANTS.get(provider, frozenset()) & scores.keys() & seconds.keys()
     if not able:
         return Choice(Precision.FP32, f"fp32: there is nothing else to run on {provider}")
-    objections = {one: _objection(one, scores, seconds, rare) for one in able}
-    fit = [one for one, objection in objections.items() if objection is None]
+    faults = {variant: _disqualification(variant, scores, seconds, rare) for variant in able}
+    fit = [variant for variant, fault in faults.items() if fault is None]
     if fit:
-        quickest = min(fit, key=lambda one: seconds[one])
-        return Choice(quickest, _praise(quickest, scores, seconds))
-    reasons = "; ".join(f"{one} {objections[one]}" for one in sorted(able))
+        fastest = min(fit, key=lambda variant: seconds[variant])
+        return Choice(fastest, _advantage(fastest, scores, seconds))
+    reasons = "; ".join(f"{variant} {faults[variant]}" for variant in sorted(able))
     return Choice(Precision.FP32, f"fp32: {reasons}")
 
 
-def _objection(
-    one: Precision,
+def _disqualification(
+    variant: Precision,
     scores: Mapping[Precision, Scores | None],
     seconds: Mapping[Precision, float],
     rare: bool,
 ) -> str | None:
-    found, fp32 = scores[one], scores.get(Precision.FP32)
-    if found is None or fp32 is None:
+    measured, fp32 = scores[variant], scores.get(Precision.FP32)
+    if measured is None or fp32 is None:
         return "was not measured against it on held-out photos"
-    losses = _losses(found, fp32)
-    if rare and "few" not in losses:
+    lost = losses(measured, fp32)
+    if rare and "few" not in lost:
         return "was not measured on photos of few-shot classes"
-    worst = max(losses, key=lambda name: losses[name])
-    if losses[worst] > TOLERANCE:
-        return f"loses {losses[worst]:.1f} points of {MEASURES[worst]} accuracy"
-    if seconds[one] >= seconds[Precision.FP32]:
+    worst = max(lost, key=lambda name: lost[name])
+    if lost[worst] > TOLERANCE:
+        return f"loses {lost[worst]:.1f} points of {MEASURES[worst]} accuracy"
+    if seconds[variant] >= seconds[Precision.FP32]:
         return "is not faster here"
     return None
 
 
-def _losses(found: Scores, fp32: Scores) -> dict[str, float]:
-    """Points below fp32, of what was measured."""
-    pairs = {name: (getattr(found, name), getattr(fp32, name)) for name in MEASURES}
+def _advantage(
+    variant: Precision,
+    scores: Mapping[Precision, Scores | None],
+    seconds: Mapping[Precision, float],
+) -> str:
+    measured, fp32 = scores[variant], scores[Precision.FP32]
+    assert measured is not None
+    assert fp32 is not None
+    times = seconds[Precision.FP32] / seconds[variant]
+    parts = [f"{variant}: {times:.1f} times as fast as fp32 here"]
+    for name, loss in losses(measured, fp32).items():
+        points = f"{abs(loss):.1f}"
+        relation = f"{points} points {'below' if loss > 0 else 'above'}"
+        if float(points) == 0:
+            relation = "equal to"
+        parts.append(f"{MEASURES[name]} accuracy {relation} fp32's")
+    return ", ".join(parts)
+
+
+def losses(measured: Scores, fp32: Scores) -> dict[str, float]:
+    """Return by how many points each of `MEASURES` is below fp32's, if both were measured."""
+    pairs = {name: (getattr(measured, name), getattr(fp32, name)) for name in MEASURES}
     return {
         name: before - after
         for name, (after, before) in pairs.items()
@@ -86,67 +108,47 @@ def _losses(found: Scores, fp32: Scores) -> dict[str, float]:
     }
 
 
-def _praise(
-    one: Precision, scores: Mapping[Precision, Scores | None], seconds: Mapping[Precision, float]
-) -> str:
-    found, fp32 = scores[one], scores[Precision.FP32]
-    assert found is not None
-    assert fp32 is not None
-    times = seconds[Precision.FP32] / seconds[one]
-    places = [
-        f"{MEASURES[name]} accuracy {_place(loss)} fp32's"
-        for name, loss in _losses(found, fp32).items()
-    ]
-    return f"{one}: {times:.1f} times as fast as fp32 here, {', '.join(places)}"
+def open_classifier(bundle: Path, precision: str, device: Device) -> tuple[Classifier, str]:
+    """Open the graph of a precision, or the best one, and say in one sentence why it is this one.
 
-
-def _place(loss: float) -> str:
-    points = f"{abs(loss):.1f}"
-    if float(points) == 0:
-        return "equal to"
-    return f"{points} points {'below' if loss > 0 else 'above'}"
-
-
-TIMED_VIEWS: Final = 5
-ROUNDS: Final = 4
-
-
-def open_classifier(settings: Settings) -> tuple[Classifier, str]:
-    """The classifier of the precision that was asked for, and a sentence that says why this one.
-
-    For `auto` every graph that the provider may run is opened and timed; where a variant does not
-    work there it is fp32. Raises `UserError`.
+    For `auto` every graph that the provider may run is opened and timed. If a variant does not work
+    there, fp32 is chosen. Raises `UserError`.
     """
-    device, bundle = settings.device, settings.bundle
-    if settings.precision != "auto":
-        precision = Precision(settings.precision)
-        graph = _graph_of(precision, device.provider)
-        return Classifier.open(bundle, device, graph), _asked(precision, graph)
-    opened = {Precision.FP32: Classifier.open(bundle, device)}
-    variants = opened[Precision.FP32].manifest.variants
-    for one in VARIANTS.get(device.provider, frozenset()) & variants.keys():
+    if precision != "auto":
+        chosen = Precision(precision)
+        graph = graph_of(chosen, device.provider)
+        reason = f"{chosen}: it was asked for"
+        if chosen is not graph:
+            reason += (
+                f"; TensorRT makes it of the {graph} graph, whose accuracy and calibration these "
+                "are"
+            )
+        return Classifier.open(bundle, device, graph), reason
+    fp32 = Classifier.open(bundle, device)
+    opened = {Precision.FP32: fp32}
+    variants = fp32.manifest.variants
+    for variant in VARIANTS.get(device.provider, frozenset()) & variants.keys():
         try:
-            opened[one] = Classifier.open(bundle, device, one)
+            opened[variant] = Classifier.open(bundle, device, variant)
         except UserError as error:
-            return opened[Precision.FP32], f"fp32: {one} does not work here ({error})"
-    scores = {one: found.full if (found := variants[one].evaluation) else None for one in opened}
-    rare = any(one.group == "few" for one in opened[Precision.FP32].manifest.classes)
-    seconds = _seconds(opened) if len(opened) > 1 else {}
+            return fp32, f"fp32: {variant} does not work here ({error})"
+    evaluations = {variant: variants[variant].evaluation for variant in opened}
+    scores = {
+        variant: evaluation.full if evaluation else None
+        for variant, evaluation in evaluations.items()
+    }
+    rare = any(info.group == "few" for info in fp32.manifest.classes)
+    seconds = view_seconds(opened) if len(opened) > 1 else {}
     choice = choose(scores, seconds, device.provider, rare)
     return opened[choice.precision], choice.reason
 
 
-def _asked(precision: Precision, graph: Precision) -> str:
-    if precision is graph:
-        return f"{precision}: it was asked for"
-    return (
-        f"{precision}: it was asked for; TensorRT makes it of the {graph} graph, whose accuracy "
-        "and calibration these are"
-    )
+def graph_of(precision: Precision, provider: Provider) -> Precision:
+    """Return the precision of the graph that a provider runs at `precision`.
 
-
-def _graph_of(precision: Precision, provider: Provider) -> Precision:
-    """TensorRT makes fp16 of the fp32 graph by itself."""
+    They differ for TensorRT, which makes fp16 of the fp32 graph by itself. Raises `UserError` if
+    the provider cannot run it.
+    """
     if precision is Precision.FP16 and provider is Provider.TENSORRT:
         return Precision.FP32
     if precision in {Precision.FP32, *VARIANTS.get(provider, frozenset())}:
@@ -157,14 +159,15 @@ def _graph_of(precision: Precision, provider: Provider) -> Precision:
     )
 
 
-def _seconds(opened: Mapping[Precision, Classifier]) -> dict[Precision, float]:
-    """What a view takes of each, in turns, so that a busy moment meets all."""
+def view_seconds(opened: Mapping[Precision, Classifier]) -> dict[Precision, float]:
+    """Measure the seconds of a view for each graph, in turns, so that a busy moment hits all."""
     size = next(iter(opened.values())).manifest.preprocessing.size
     pixels = np.zeros((TIMED_VIEWS, size, size, 3), np.uint8)
-    taken: dict[Precision, list[float]] = {one: [] for one in opened}
+    times: dict[Precision, list[float]] = {variant: [] for variant in opened}
     for _ in range(ROUNDS):
-        for one, classifier in opened.items():
+        for variant, classifier in opened.items():
             start = perf_counter()
             classifier.session.run(pixels)
-            taken[one].append(perf_counter() - start)
-    return {one: min(times[1:]) / TIMED_VIEWS for one, times in taken.items()}
+            times[variant].append(perf_counter() - start)
+    # The first round warms up.
+    return {variant: min(taken[1:]) / TIMED_VIEWS for variant, taken in times.items()}

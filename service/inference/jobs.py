@@ -1,57 +1,52 @@
-"""One image on its way through the device."""
+"""One image on its way through the device, and the queue of all of them."""
 
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats, mean_over_views
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.ensemble import ImageOutputs, Stages, mean_over_views
+from taillift.models.bundle.session import Outputs
 from taillift.service.inference.deadline import Deadline
 from taillift.service.monitoring.logs import request_id
 
 
-class ImageOutputs(NamedTuple):
-    """`logits` float32 [C], the mean over the first `views` views."""
-
-    logits: Floats
-    views: int
-
-
 @dataclass(eq=False)
 class ImageJob:
-    """One image's views, uint8 [V, S, S, 3], of which `rule` may spare some.
+    """One image's views, uint8 [V, S, S, 3], some of which `rule` may spare.
 
-    V is the rule's last stage where there is a rule.
-    `owner` is the request: of two requests the images take turns.
+    V is the rule's last stage. `owner` is the request: images of different requests take turns.
+    `stage` counts the rule's stages from 1, `goal` is the number of views up to the end of the
+    stage, and the first `taken` of them have been handed to the device.
     """
 
     views: Pixels
     answer: asyncio.Future[ImageOutputs]
     deadline: Deadline
     owner: Hashable
-    rule: ExitRule | None = None
+    rule: Stages
     since: float = field(default_factory=perf_counter)
     taken: int = 0
-    passes: int = 1
-    rows: list[Floats] = field(default_factory=list)
+    stage: int = 1
+    rows: list[Outputs] = field(default_factory=list)
     goal: int = field(init=False)
     request_id: str | None = field(default_factory=request_id.get)
 
     def __post_init__(self) -> None:
-        self.goal = self._next_stage()
+        self.goal = self.rule.stages[0]
 
     @property
-    def seen(self) -> int:
-        return sum(map(len, self.rows))
+    def done(self) -> int:
+        """The number of views that the device has run."""
+        return sum(len(outputs.logits) for outputs in self.rows)
 
     @property
-    def due(self) -> int:
-        """Views that wait for the device."""
+    def pending(self) -> int:
+        """The number of views that wait for the device."""
         return self.goal - self.taken
 
     @property
@@ -59,28 +54,26 @@ class ImageJob:
         return not self.answer.done()
 
     def take(self, count: int) -> "ViewSlice":
-        """The next `count` of the views that are due."""
-        piece = ViewSlice(self, self.taken, self.taken + count)
+        """Take the next `count` of the pending views."""
+        taken = ViewSlice(self, self.taken, self.taken + count)
         self.taken += count
-        return piece
+        return taken
 
-    def mean(self) -> Floats:
-        """float32 [1, C], over the views seen so far."""
-        return mean_over_views(np.concatenate(self.rows), self.seen)
+    def request_next_stage(self, goal: int) -> None:
+        """Wait for the device again, until `goal` views are done."""
+        self.stage += 1
+        self.goal = goal
 
-    def request_next_stage(self) -> None:
-        """Ask for the views of the next stage."""
-        self.passes += 1
-        self.goal = self._next_stage()
+    def mean_logits(self) -> Floats:
+        """Return the mean over the views that are done, float32 [1, C]."""
+        return mean_over_views(np.concatenate([rows.logits for rows in self.rows]), self.done)
 
-    def _next_stage(self) -> int:
-        if self.rule is None:
-            return len(self.views)
-        return next(stage for stage in self.rule.stages if stage > self.taken)
-
-    def succeed(self) -> None:
+    def succeed(self, logits: Floats) -> None:
+        """Answer with the mean `logits` [C], and the mean features of the same views."""
         if self.wanted:
-            self.answer.set_result(ImageOutputs(self.mean()[0], self.seen))
+            features = np.concatenate([rows.features for rows in self.rows])
+            mean = mean_over_views(features, self.done)[0]
+            self.answer.set_result(ImageOutputs(logits, mean, self.done))
 
     def fail(self, error: Exception) -> None:
         if self.wanted:
@@ -89,49 +82,46 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class ViewSlice:
-    """The views `start` to `stop` of one image, in one batch."""
+    """The views `start` to `stop` of one image, which are in one batch."""
 
-    work: ImageJob
+    job: ImageJob
     start: int
     stop: int
 
     @property
     def views(self) -> Pixels:
-        return self.work.views[self.start : self.stop]
+        return self.job.views[self.start : self.stop]
 
     def __len__(self) -> int:
         return self.stop - self.start
 
 
-def settle(reached: Sequence[ImageJob]) -> None:
-    """Answer the images that have seen enough; the others ask for the views of the next stage.
+def settle(jobs: Sequence[ImageJob]) -> None:
+    """Answer the images that have seen enough views, and send the others to their next stage.
 
-    The images of one rule and one stage are judged together.
+    All views up to the images' goals are done. Images of one rule and one stage are decided
+    together.
     """
-    for kind in {(id(work.rule), work.seen) for work in reached}:
-        _judge_alike([work for work in reached if (id(work.rule), work.seen) == kind])
-
-
-def _judge_alike(works: Sequence[ImageJob]) -> None:
-    rule, seen = works[0].rule, works[0].seen
-    if rule is None:
-        stops = np.ones(len(works), np.bool_)
-    else:
-        stops = rule.stops(np.concatenate([work.mean() for work in works]), seen)
-    for work, stop in zip(works, stops, strict=True):
-        if stop:
-            work.succeed()
-        else:
-            work.request_next_stage()
+    groups: dict[tuple[int, int], list[ImageJob]] = {}
+    for job in jobs:
+        groups.setdefault((id(job.rule), job.done), []).append(job)
+    for (_, views), alike in groups.items():
+        logits = np.concatenate([job.mean_logits() for job in alike])
+        goals = alike[0].rule.next(logits, views).tolist()
+        for job, mean, goal in zip(alike, logits, goals, strict=True):
+            if goal == views:
+                job.succeed(mean)
+            else:
+                job.request_next_stage(goal)
 
 
 class WaitingJobs:
-    """Images begun before new ones; of the new ones, one of each request in turn.
+    """The queue: images that have begun first, then new ones, one of each request in turn.
 
-    What was begun holds memory and has cost work already: to finish it first keeps both small, and
-    an image is never overtaken between its passes. Of the new ones, those of a small request wait
-    for one image of every other request and not for all images of a large one, which in turn gets
-    whatever the others leave: nobody starves, and the device never idles for the sake of order.
+    An image that has begun holds memory and has cost work already. Finishing it first keeps both
+    small, and no image is overtaken between its stages. New images of a small request wait for one
+    image of every other request, not for all images of a large one. The large request gets whatever
+    the others leave. So nobody starves, and the device never idles for the sake of the order.
     """
 
     def __init__(self) -> None:
@@ -142,41 +132,41 @@ class WaitingJobs:
         return bool(self._begun or self._new)
 
     def __iter__(self) -> Iterator[ImageJob]:
-        """All that wait now, whatever becomes of them meanwhile."""
-        return iter([*self._begun, *(work for works in self._new.values() for work in works)])
+        """Iterate over the jobs that wait now, even if the queue changes meanwhile."""
+        return iter([*self._begun, *(job for jobs in self._new.values() for job in jobs)])
 
-    def add(self, work: ImageJob) -> None:
-        self._new.setdefault(work.owner, deque()).append(work)
+    def add(self, job: ImageJob) -> None:
+        self._new.setdefault(job.owner, deque()).append(job)
 
-    def add_begun(self, work: ImageJob) -> None:
-        self._begun.append(work)
+    def add_begun(self, job: ImageJob) -> None:
+        self._begun.append(job)
 
-    def put_back(self, work: ImageJob) -> None:
-        """To the very front, from where it was taken."""
-        self._begun.appendleft(work)
+    def put_back(self, job: ImageJob) -> None:
+        """Put a job that was popped to the very front."""
+        self._begun.appendleft(job)
 
     def first(self) -> ImageJob:
         return self._begun[0] if self._begun else next(iter(self._new.values()))[0]
 
     def pop(self) -> ImageJob:
-        """The first, out of the queue; its request goes behind the others."""
+        """Take the first job out of the queue; its request goes behind the others."""
         if self._begun:
             return self._begun.popleft()
-        owner, works = self._new.popitem(last=False)
-        work = works.popleft()
-        if works:
-            self._new[owner] = works
-        return work
+        owner, jobs = self._new.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._new[owner] = jobs
+        return job
 
-    def discard(self, work: ImageJob) -> bool:
-        """Whether it waited; if so, it no longer does."""
-        if work in self._begun:
-            self._begun.remove(work)
+    def discard(self, job: ImageJob) -> bool:
+        """Take a job out of the queue; return whether it was there."""
+        if job in self._begun:
+            self._begun.remove(job)
             return True
-        works = self._new.get(work.owner)
-        if works is None or work not in works:
+        jobs = self._new.get(job.owner)
+        if jobs is None or job not in jobs:
             return False
-        works.remove(work)
-        if not works:
-            del self._new[work.owner]
+        jobs.remove(job)
+        if not jobs:
+            del self._new[job.owner]
         return True

@@ -1,83 +1,86 @@
 """Priors by name: the reserved ones, and those that a file gives."""
 
-import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import Doubles, Prior, log_prior, log_shares
-from taillift.models.errors import UserError
+from taillift.models.bundle.posterior import Prior, log_prior, log_shares
+from taillift.models.errors import UserError, did_you_mean
+from taillift.models.names import index_of_name, indices_by_name, refuse_two_forms
 
-Pairs = list[tuple[str, object]]
 
-
-class _Object:
+class JsonObject:
     """A JSON object whose names may repeat."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: list[tuple[str, object]]) -> None:
         self.pairs = pairs
 
 
 def read_priors(path: Path | None, manifest: Manifest) -> Mapping[str, Doubles]:
-    """The log shares [C] of each prior: `uniform`, `train`, and those of the JSON file at `path`.
+    """Return the log shares [C] of each prior: `uniform`, `train` and those of the file at `path`.
 
-    The file holds {name: {label: weight}}: every class, in any order and of any total. Weight 0
-    says that a class cannot occur. Raises `UserError`.
+    The JSON file holds {name: {label: weight}}. Every class has a weight, in any order and with any
+    total. A weight of 0 says that a class cannot occur. Raises `UserError`.
     """
     priors = {prior.value: log_prior(prior, manifest.counts) for prior in Prior}
-    for name, weights in _read(path) if path else []:
+    for name, weights in read_objects(path).pairs if path else []:
         where = f"prior {name!r} in {path}"
         if name in set(Prior):
             raise UserError(f"{where}: the name is taken (the service has it); choose another")
         if name in priors:
-            raise UserError(f"{where} stands there twice: remove or rename one")
-        if not isinstance(weights, _Object):
+            raise UserError(f"{where} appears twice: remove or rename one")
+        if not isinstance(weights, JsonObject):
             raise UserError(f"{where} must be an object of the form {{label: weight}}")
-        priors[name] = _log_shares(where, weights.pairs, manifest.labels)
+        by_label = read_weights(where, weights, manifest.labels)
+        priors[name] = log_shares([by_label[label] for label in manifest.labels])
     return MappingProxyType(priors)
 
 
-def _read(path: Path) -> Pairs:
+def read_objects(path: Path) -> JsonObject:
+    """Read a JSON file that holds an object; raises `UserError`."""
     try:
-        found = json.loads(path.read_bytes(), object_pairs_hook=_Object)
+        content = json.loads(path.read_bytes(), object_pairs_hook=JsonObject)
     except OSError as error:
         raise UserError(f"the priors' file {path} cannot be read: {error.strerror}") from None
-    # RecursionError: brackets within brackets without end.
+    # RecursionError: too many nested brackets.
     except (ValueError, RecursionError) as error:
         raise UserError(f"the priors' file {path} is not JSON: {error}") from None
-    if not isinstance(found, _Object):
+    if not isinstance(content, JsonObject):
         raise UserError(f"the priors' file {path} must hold {{name: {{label: weight}}}}")
-    return found.pairs
+    return content
 
 
-def _log_shares(where: str, pairs: Pairs, labels: Sequence[str]) -> Doubles:
-    known = set(labels)
-    weights: dict[str, float] = {}
-    for label, weight in pairs:
-        if label not in known:
-            near = difflib.get_close_matches(label, labels, n=1, cutoff=0)
-            raise UserError(
-                f"{where}: the bundle has no class {label!r}; the nearest is {near[0]!r}"
-            )
-        if label in weights:
-            raise UserError(f"{where}: class {label!r} stands there twice; remove one")
-        weights[label] = _weight(where, label, weight)
-    if missing := [label for label in labels if label not in weights]:
+def read_weights(where: str, weights: JsonObject, labels: list[str]) -> dict[str, float]:
+    """Return the weight of each label; raises `UserError`, which begins with `where`."""
+    indices = indices_by_name(labels)
+    refuse_two_forms([label for label, _ in weights.pairs], where)
+    by_label: dict[str, float] = {}
+    for name, weight in weights.pairs:
+        if (index := index_of_name(name, indices)) is None:
+            hint = did_you_mean(name, labels)
+            raise UserError(f"{where}: the bundle has no class {name!r}{hint}")
+        label = labels[index]
+        if label in by_label:
+            raise UserError(f"{where}: class {label!r} appears twice; remove one")
+        by_label[label] = read_weight(where, label, weight)
+    if missing := [label for label in labels if label not in by_label]:
         others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
             f"{where}: class {missing[0]!r}{others} missing; every class needs a weight "
             "(0: cannot occur)"
         )
-    if not any(weights.values()):
+    if not any(by_label.values()):
         raise UserError(f"{where}: every weight is 0; at least one class must be possible")
-    return log_shares([weights[label] for label in labels])
+    return by_label
 
 
-def _weight(where: str, label: str, weight: object) -> float:
-    # A boolean is an integer to Python, and none in JSON.
+def read_weight(where: str, label: str, weight: object) -> float:
+    """Return a class's weight as a number; raises `UserError`, which begins with `where`."""
+    # A boolean is an integer in Python, but not in JSON.
     if isinstance(weight, int | float) and not isinstance(weight, bool):
         try:
             number = float(weight)

@@ -1,4 +1,4 @@
-"""Batches for the device: whatever waits, whenever it is free."""
+"""Batches for the device: whatever waits, as soon as the device is free."""
 
 import asyncio
 import logging
@@ -6,12 +6,11 @@ from collections.abc import Hashable, Sequence
 from time import perf_counter
 from typing import Final
 
-import numpy as np
-
-from taillift.models.bundle.ensemble import ExitRule, Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.ensemble import ImageOutputs, Stages, all_views
+from taillift.models.bundle.session import Outputs
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import ImageJob, ImageOutputs, ViewSlice, WaitingJobs, settle
+from taillift.service.inference.jobs import ImageJob, ViewSlice, WaitingJobs, settle
 from taillift.service.inference.runner import Runner
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import InferenceError, NotReadyError
@@ -20,21 +19,22 @@ logger = logging.getLogger(__name__)
 
 CLOSING: Final = "the service is shutting down"
 BROKEN: Final = "the device fails even on a blank image: the model is loaded again"
+FAILED: Final = "the model failed on this image; the others are not affected"
 
-# Seconds before the model is loaded again after it could not be, doubled each time.
+# Seconds before the next try to load the model, doubled after each.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
 
-# Of an image alone, where the device breaks: the first time may be a coincidence.
+# How often an image is run alone if the device breaks: the first time may be a coincidence.
 TRIES: Final = 2
 
 
 class Scheduler:
-    """Feeds `runner` batches of at most `batch_views` views.
+    """Feeds `runner` with batches of at most `batch_views` views.
 
-    Work-conserving and without a timer: while the device is busy views gather, and when it is
-    free it takes all of them, up to a batch, in the order of `WaitingJobs`. A lone image waits for
-    nobody. An image's views may be split over batches.
+    It is work-conserving and has no timer: views gather while the device is busy. When it is free,
+    it takes all of them, up to a batch, in the order of `WaitingJobs`. So a lone image never waits
+    for others. An image's views may be split over batches.
     """
 
     def __init__(self, runner: Runner, batch_views: int, metrics: Metrics) -> None:
@@ -54,7 +54,7 @@ class Scheduler:
         self._loop = asyncio.create_task(self._work())
 
     async def close(self) -> None:
-        """Finish what is queued, then stop; cancelled, it leaves the device to itself."""
+        """Finish what is queued, then stop; if cancelled, leave the device to itself."""
         self._closing.set()
         self._arrival.set()
         if self._loop is not None:
@@ -62,38 +62,39 @@ class Scheduler:
         self._runner.close()
 
     def stalled(self, seconds: float) -> bool:
-        """Whether work is due and none has been finished for `seconds`, or nobody takes any."""
+        """Return whether work is due and none was finished for `seconds`, or the loop has died."""
         if self._loop is None or self._loop.done():
             return True
         return self._due_since is not None and perf_counter() - self._due_since > seconds
 
     async def answer(
-        self, views: Pixels, deadline: Deadline, owner: Hashable, rule: ExitRule | None = None
+        self, views: Pixels, deadline: Deadline, owner: Hashable, rule: Stages | None = None
     ) -> ImageOutputs:
-        """The mean logits of one image's views, uint8 [V, S, S, 3], or of as many as `rule` wants.
+        """Return the outputs of one image's views, uint8 [V, S, S, 3].
 
-        Raises `InferenceError` where the model fails on them, `DeadlineError` and, after `close`
-        and while the model cannot be loaded, `NotReadyError`. Cancelling drops the work.
+        `rule` says how many of them are needed; without one all are. Raises `InferenceError` if the
+        model fails on them, `DeadlineError`, and `NotReadyError` after `close` or while the model
+        cannot be loaded. Cancelling drops the work.
         """
         if self._closing.is_set():
             raise NotReadyError(CLOSING)
         if self._refusing:
             raise NotReadyError(BROKEN)
-        promise: asyncio.Future[ImageOutputs] = asyncio.get_running_loop().create_future()
-        work = ImageJob(views, promise, deadline, owner, rule)
-        self._waiting.add(work)
-        self._metrics.queue_views.inc(work.due)
+        answer: asyncio.Future[ImageOutputs] = asyncio.get_running_loop().create_future()
+        job = ImageJob(views, answer, deadline, owner, rule or all_views(len(views)))
+        self._waiting.add(job)
+        self._metrics.queue_views.inc(job.pending)
         if self._due_since is None:
             self._due_since = perf_counter()
         self._arrival.set()
         try:
             async with asyncio.timeout(deadline.left):
-                return await promise
+                return await answer
         except TimeoutError:
-            raise deadline.missed("infer" if work.taken > work.seen else "queue") from None
+            raise deadline.missed("infer" if job.taken > job.done else "queue") from None
         finally:
-            if self._waiting.discard(work):
-                self._metrics.queue_views.dec(work.due)
+            if self._waiting.discard(job):
+                self._metrics.queue_views.dec(job.pending)
 
     async def _work(self) -> None:
         while self._waiting or not self._closing.is_set():
@@ -103,143 +104,135 @@ class Scheduler:
                 await self._arrival.wait()
             batch: list[ViewSlice] = []
             try:
-                self._take(batch)
-                await self._answer(batch)
+                self._fill(batch)
+                if batch:
+                    await self._run_or_rerun(batch)
             except Exception:
                 logger.exception("a batch of %d images was lost", len(batch))
-                for piece in batch:
-                    self._drop(piece.work, _failed())
-                # Whatever it was, it may come again at once, and the others must have their turn.
+                for part in batch:
+                    self._drop(part.job, InferenceError(FAILED))
+                # The error may come again at once, and other tasks must have their turn.
                 await asyncio.sleep(0)
             self._due_since = perf_counter()
 
-    def _take(self, batch: list[ViewSlice]) -> None:
+    def _fill(self, batch: list[ViewSlice]) -> None:
         """Add to `batch` what is first and still wanted, as much as fits and is in time.
 
-        The first image is judged by the clock alone, so that a wrong prediction cannot stop
-        everything; it also keeps others out that would make it late.
+        The first image is dropped only if its deadline has passed, so that a wrong prediction
+        cannot stop everything. No image joins a batch that it would make too late for another.
         """
         room, now, earliest = self._batch_views, perf_counter(), float("inf")
         while self._waiting and room:
-            work = self._waiting.first()
-            count = min(work.due, room)
-            end = now + self._runner.pace.seconds(self._batch_views - room + count)
-            if batch and end > earliest and work.deadline.at > now:
+            job = self._waiting.first()
+            count = min(job.pending, room)
+            end = now + self._runner.latency.seconds(self._batch_views - room + count)
+            if batch and end > earliest and job.deadline.at > now:
                 break
             self._waiting.pop()
-            self._metrics.queue_views.dec(work.due)
-            if not work.wanted:
+            self._metrics.queue_views.dec(job.pending)
+            if not job.wanted:
                 continue
-            if work.deadline.at <= (end if batch else now):
-                work.fail(work.deadline.missed("queue"))
+            if job.deadline.at <= (end if batch else now):
+                job.fail(job.deadline.missed("queue"))
                 continue
-            batch.append(self._begin(work, count))
+            if job.taken == 0:
+                self._metrics.record_stage("queue", perf_counter() - job.since)
+            self._metrics.count_pass(job.stage, count)
+            batch.append(job.take(count))
+            if job.pending:
+                self._waiting.put_back(job)
+                self._metrics.queue_views.inc(job.pending)
             room -= count
-            earliest = min(earliest, work.deadline.at)
+            earliest = min(earliest, job.deadline.at)
 
-    def _begin(self, work: ImageJob, count: int) -> ViewSlice:
-        if work.taken == 0:
-            self._metrics.record_stage("queue", perf_counter() - work.since)
-        self._metrics.count_pass(work.passes, count)
-        piece = work.take(count)
-        if work.due:
-            self._waiting.put_back(work)
-            self._metrics.queue_views.inc(work.due)
-        return piece
+    async def _run_or_rerun(self, batch: Sequence[ViewSlice]) -> None:
+        """Run a batch; if it fails, run it again image by image, so that only the culprit fails.
 
-    async def _answer(self, batch: Sequence[ViewSlice]) -> None:
-        if not batch:
-            return
+        A device that has failed is made to work first. An image is to blame if the device breaks on
+        it alone, again and again.
+        """
         try:
-            rows = await self._run(batch)
+            outputs = await self._run(batch)
         except Exception as error:
-            await self._rerun(batch, error)
+            sound = await self._revive(batch)
+            if sound and len(batch) == 1:
+                logger.error(
+                    "the model failed on an image",
+                    exc_info=error,
+                    extra={"request_id": batch[0].job.request_id},
+                )
+                self._drop(batch[0].job, InferenceError(FAILED))
+                return
+            for part in batch:
+                await self._run_alone(part, batch)
         else:
-            self._deliver(batch, rows)
+            self._deliver(batch, outputs)
 
-    async def _run(self, batch: Sequence[ViewSlice]) -> Floats:
+    async def _run(self, batch: Sequence[ViewSlice]) -> Outputs:
         try:
-            logits, seconds = await self._runner.run([piece.views for piece in batch])
+            outputs, seconds = await self._runner.run([part.views for part in batch])
         finally:
             self._due_since = perf_counter()
         self._metrics.record_stage("infer", seconds)
-        self._metrics.batch_views.observe(len(logits))
-        return logits
+        self._metrics.batch_views.observe(len(outputs.logits))
+        return outputs
 
-    def _deliver(self, batch: Sequence[ViewSlice], rows: Floats) -> None:
-        ends = np.cumsum([len(piece) for piece in batch])
-        for piece, part in zip(batch, np.split(rows, ends[:-1]), strict=True):
-            piece.work.rows.append(part)
-        reached = [piece.work for piece in batch if piece.work.seen == piece.work.goal]
-        settle([work for work in reached if work.wanted])
-        for work in reached:
-            if work.wanted:
-                self._waiting.add_begun(work)
-                self._metrics.queue_views.inc(work.due)
+    def _deliver(self, batch: Sequence[ViewSlice], outputs: Outputs) -> None:
+        start = 0
+        for part in batch:
+            rows = slice(start, start + len(part))
+            part.job.rows.append(Outputs(outputs.logits[rows], outputs.features[rows]))
+            start += len(part)
+        reached = [part.job for part in batch if part.job.done == part.job.goal]
+        settle([job for job in reached if job.wanted])
+        for job in reached:
+            if job.wanted:
+                self._waiting.add_begun(job)
+                self._metrics.queue_views.inc(job.pending)
 
-    async def _rerun(self, batch: Sequence[ViewSlice], error: Exception) -> None:
-        """Run a failed batch again image by image, so that only the culprit fails.
-
-        A device that failed is made to work first. An image on which alone it breaks again and
-        again is to blame.
-        """
-        sound = await self._revive(batch)
-        if sound and len(batch) == 1:
-            logger.error(
-                "the model failed on an image",
-                exc_info=error,
-                extra={"request_id": batch[0].work.request_id},
-            )
-            self._drop(batch[0].work, _failed())
-            return
-        for piece in batch:
-            await self._run_alone(piece, batch)
-
-    async def _run_alone(self, piece: ViewSlice, batch: Sequence[ViewSlice]) -> None:
+    async def _run_alone(self, part: ViewSlice, batch: Sequence[ViewSlice]) -> None:
         for _ in range(TRIES):
-            if not piece.work.wanted:
+            if not part.job.wanted:
                 return
             try:
-                rows = await self._run([piece])
+                outputs = await self._run([part])
             except Exception:
                 logger.exception(
-                    "the model failed on an image", extra={"request_id": piece.work.request_id}
+                    "the model failed on an image", extra={"request_id": part.job.request_id}
                 )
                 if await self._revive(batch):
                     break
             else:
-                self._deliver([piece], rows)
+                self._deliver([part], outputs)
                 return
-        self._drop(piece.work, _failed())
+        self._drop(part.job, InferenceError(FAILED))
 
     async def _revive(self, batch: Sequence[ViewSlice]) -> bool:
-        """Whether the device works; where not, it does afterwards, or the service closes."""
+        """Return whether the device works; if not, load the model again until it does.
+
+        The tries end when the service closes. What waits, and `batch`, is answered afterwards; if
+        the first try fails, it is refused.
+        """
         if await self._runner.sound():
             return True
-        await self._reload(batch)
-        return False
-
-    def _drop(self, work: ImageJob, error: Exception) -> None:
-        if self._waiting.discard(work):
-            self._metrics.queue_views.dec(work.due)
-        work.fail(error)
-
-    async def _reload(self, batch: Sequence[ViewSlice]) -> None:
-        """Load the model again, with pauses, until it runs or the service closes.
-
-        What waits, and `batch`, is answered afterwards; where the first try fails, it is refused.
-        """
         self.broken = True
         pause = FIRST_PAUSE
         while not await self._opened():
             self._refusing = True
-            self._refuse(batch)
-            if await self._closed_within(pause):
-                return
-            pause = min(2 * pause, LONGEST_PAUSE)
+            reason = CLOSING if self._closing.is_set() else BROKEN
+            for job in [*self._waiting, *(part.job for part in batch)]:
+                self._drop(job, NotReadyError(reason))
+            try:
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
+                return False
+            except TimeoutError:
+                pause = min(2 * pause, LONGEST_PAUSE)
         self.broken = self._refusing = False
+        return False
 
     async def _opened(self) -> bool:
+        """Load the model again; return whether it could be."""
         try:
             await self._runner.open()
         except Exception:
@@ -249,18 +242,7 @@ class Scheduler:
         self._metrics.count_rebuild("ready")
         return True
 
-    async def _closed_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._closing.wait()
-        except TimeoutError:
-            return False
-
-    def _refuse(self, batch: Sequence[ViewSlice]) -> None:
-        why = CLOSING if self._closing.is_set() else BROKEN
-        for work in [*self._waiting, *(piece.work for piece in batch)]:
-            self._drop(work, NotReadyError(why))
-
-
-def _failed() -> InferenceError:
-    return InferenceError("the model failed on this image; the others are not affected")
+    def _drop(self, job: ImageJob, error: Exception) -> None:
+        if self._waiting.discard(job):
+            self._metrics.queue_views.dec(job.pending)
+        job.fail(error)

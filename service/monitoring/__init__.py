@@ -1,1 +1,1 @@
-"""What the service reports of itself: counters, the recorder of the tail, its store, logs."""
+"""Reports of the service on itself: counters, the recorder of the tail, its store, logs."""

@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.review import Decision
 from taillift.models.errors import UserError
@@ -17,7 +18,6 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import read_confusions
-from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import restore, to_arrays

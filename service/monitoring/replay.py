@@ -17,13 +17,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from taillift.models.bundle.arrays import chunks
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
-from taillift.models.bundle.images import ImageError, Pixels
-from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.images import ImageError
 from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
@@ -36,8 +35,6 @@ from taillift.service.tail.state import (
 )
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-# Photos whose canvases are in memory at the same time.
-PHOTOS: Final = 64
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
 # Classes that the printed report lists.
@@ -93,7 +90,7 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
     Raises `UserError` that names the line.
     """
-    indices = {label: index for index, label in enumerate(labels)}
+    indices = indices_by_name(labels)
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -119,7 +116,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
     for column in ("label", "confidence"):
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
-    if row["label"] not in indices:
+    if (index := index_of_name(row["label"], indices)) is None:
         raise UserError(f"{location}: the bundle has no class {row['label']!r}")
     try:
         confidence = float(row["confidence"])
@@ -128,7 +125,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    return PastPrediction(indices[row["label"]], confidence, time)
+    return PastPrediction(index, confidence, time)
 
 
 def parse_time(text: str) -> float:
@@ -155,21 +152,13 @@ def classify_folder(
     if not photos:
         raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
     classifier = Classifier.open(bundle)
-    uniform = log_prior(Prior.UNIFORM, classifier.manifest.counts)
-
-    def canvases() -> Iterator[Pixels]:
-        for photo in photos:
-            try:
-                yield classifier.canvas(photo.read_bytes())
-            except ImageError as error:
-                refused(photo, str(error))
-            except OSError as error:
-                refused(photo, str(error.strerror))
-
-    for batch in chunks(canvases(), PHOTOS):
-        logits, views = classifier.mean_logits(batch, Ensemble.FULL)
-        probabilities = classifier.predictor.probabilities(logits, views, Ensemble.FULL, uniform)
-        for row in probabilities:
+    for photo, prediction in zip(
+        photos, classifier.predictions(photos, Ensemble.FULL), strict=True
+    ):
+        if isinstance(prediction, ImageError):
+            refused(photo, str(prediction))
+        else:
+            row = prediction.uniform
             yield PastPrediction(int(row.argmax()), float(row.max()), None)
 
 

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name, refuse_two_forms
 from taillift.service.tail.confusion import Confusion
 from taillift.service.tail.distributions import Doubles, beta_quantile
 
@@ -109,21 +110,26 @@ def reference_from(source: Source, counts: Sequence[int], confusion: Confusion) 
 def own_reference(weights: Mapping[str, float], labels: Sequence[str]) -> Reference:
     """Return the reference with a weight for every label; 0 means that no image is expected.
 
+    `weights` may name a label in any Unicode form.
+
     Raises `UserError` if a label is unknown or missing, or if a weight is negative or not finite.
     """
-    known_labels = set(labels)
-    for label, weight in weights.items():
-        if label not in known_labels:
-            raise UserError(f"the reference names the class {label!r}, which the bundle lacks")
+    indices = indices_by_name(labels)
+    refuse_two_forms(weights, "the reference")
+    by_label: dict[str, float] = {}
+    for name, weight in weights.items():
+        if (index := index_of_name(name, indices)) is None:
+            raise UserError(f"the reference names the class {name!r}, which the bundle lacks")
         if not 0 <= weight < np.inf:
-            raise UserError(f"the reference's weight of {label!r} is {weight}: give 0 or more")
-    missing = [label for label in labels if label not in weights]
+            raise UserError(f"the reference's weight of {name!r} is {weight}: give 0 or more")
+        by_label[labels[index]] = weight
+    missing = [label for label in labels if label not in by_label]
     if missing:
         raise UserError(
             f"the reference has no weight for {missing[0]!r} ({len(missing)} classes lack one): "
             "add them, with 0 if no image is expected"
         )
-    values = np.array([weights[label] for label in labels], np.float64)
+    values = np.array([by_label[label] for label in labels], np.float64)
     if not values.any():
         raise UserError("every weight of the reference is 0: give at least one class a weight")
     return Reference(Source.OWN, values / values.sum())

@@ -1,4 +1,4 @@
-"""What the training step's command writes, without the measuring."""
+"""The training benchmark's output, without the measurement."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks import training
 from benchmarks.training import WAYS
 
 
-def test_it_writes_what_it_found_below_command_and_machine(
+def test_the_results_follow_the_command_and_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(_: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:

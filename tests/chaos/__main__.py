@@ -1,4 +1,4 @@
-"""Behind `scripts/chaos`: two storms of requests, and what the service looks like afterwards."""
+"""The program behind `scripts/chaos`: two storms of requests, and the service after them."""
 
 import argparse
 import asyncio
@@ -31,7 +31,7 @@ SETTLE_SECONDS: Final = 15
 DRAIN_SECONDS: Final = 30
 LONG: Final = 12
 SHOWN: Final = 3
-# What the log has only where a request's failure was not foreseen.
+# The log has these only after a failure that nobody foresaw.
 UNFORESEEN: Final = ("Exception in ASGI", "never retrieved", "was lost", "cannot start")
 
 FLAGS: Final = {
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 async def run(options: argparse.Namespace, folder: Path) -> int:
-    """The exit status: 0 where every check holds."""
+    """Run the storms and return the exit status: 0 if every check holds."""
     bundle = options.bundle or write_bundle(folder / "palette")
     classifier = Classifier.open(bundle)
     photos = prepare(classifier, files(options), options.bundle is None, options.seed)
@@ -102,7 +102,7 @@ def free_port() -> int:
 async def weather(
     options: argparse.Namespace, photos: Photos, judge: Judge, service: Service
 ) -> tuple[list[Storm], list[Check]]:
-    """Two storms of the same length, the service stopped and started amid the first."""
+    """Run two storms of the same length, and restart the service in the middle of the first."""
     first, second = (
         Storm(photos, service.port, judge, f"{options.seed}-{name}") for name in ("first", "second")
     )
@@ -135,7 +135,7 @@ async def weather(
 
 
 def lasting(options: argparse.Namespace, share: float = 1.0) -> Callable[[int], bool]:
-    """Whether a storm that begins now goes on, from the number of its next request."""
+    """Return a function that says, for the number of the next request, whether a storm goes on."""
     if options.minutes is None:
         return lambda number: number < share * options.requests
     end = monotonic() + share * options.minutes * 60 / 2
@@ -167,7 +167,7 @@ async def restart_amid(
 
 
 async def settled(service: Service, fresh: Weight) -> Weight:
-    """What the service weighs once it has closed what its last clients left open."""
+    """Return the service's weight once it has closed the connections that clients left open."""
     end = monotonic() + SETTLE_SECONDS
     while (weight := service.weight()).files > fresh.files and monotonic() < end:
         await asyncio.sleep(0.1)
@@ -175,7 +175,7 @@ async def settled(service: Service, fresh: Weight) -> Weight:
 
 
 async def still_classifies(storm: Storm) -> Check:
-    """Every good photo once more, alone."""
+    """Send every good photo once more, alone."""
     last = Storm(storm.photos, storm.port, storm.judge, "afterwards")
     for place, photo in enumerate(last.photos.good):
         await last.send("good", image(photo, Random(place)), str(place))
@@ -199,7 +199,7 @@ def nothing_unforeseen(log: Path) -> Check:
 
 
 def report(storms: Sequence[Storm], checks: Sequence[Check]) -> None:
-    grid = Table(title="what became of the requests (0: the client left)", title_justify="left")
+    grid = Table(title="requests and their statuses (0: the client left)", title_justify="left")
     grid.add_column("kind")
     for title in ("requests", "turned away", "wrong"):
         grid.add_column(title, justify="right")

@@ -1,4 +1,4 @@
-"""Was it the right answer?"""
+"""Checks each answer against the one that the model gives offline."""
 
 import json
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from tests.chaos.wire import Exchange, Reply
 OVERLOADED: Final = 429
 NOT_READY: Final = 503
 
-# What was sent so shortly before the signal may not have reached the service before it.
+# A request sent so shortly before the signal may have reached the service after it.
 ON_THE_WAY: Final = 0.5
 
 Wrong = str
 
 
 class Judge:
-    """Knows the classes, and that the service was told to stop at `stopped` and ready at `back`."""
+    """Checks answers; the service was told to stop at `stopped`, and ready again at `back`."""
 
     def __init__(self, labels: list[str]) -> None:
         self._labels = labels
@@ -35,7 +35,7 @@ class Judge:
         return not accepted and done.ended > self.stopped and done.began < self.back
 
     def wrong(self, request: Request, done: Exchange) -> Wrong | None:
-        """None where all is well."""
+        """Return the fault of an exchange, or None."""
         if request.leave:
             return None
         if done.reply is None:

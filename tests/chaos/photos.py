@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image
 
+from taillift.models.bundle.arrays import Doubles, Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble, margin, mean_over_views
-from taillift.models.bundle.images import ImageError, Pixels, views
-from taillift.models.bundle.posterior import Doubles
+from taillift.models.bundle.images import ImageError, views
 from taillift.models.bundle.schema import MAX_ASPECT
 from taillift.service.problems import InferenceError, image_problem
 from tests.support.palette import CLASSES, POISON, SLOW, photo
@@ -83,8 +83,8 @@ def looked_at(classifier: Classifier, data: bytes) -> Photo:
 
 
 def _right(classifier: Classifier, canvas: Pixels, ensemble: Ensemble) -> Right:
-    logits, taken = classifier.mean_logits([canvas], ensemble)
-    return Right(classifier.predictor.probabilities(logits, taken, ensemble)[0], int(taken[0]))
+    (outputs,) = classifier.outputs([canvas], ensemble)
+    return Right(classifier.predictor.predict(outputs, ensemble).uniform, outputs.views)
 
 
 def _poison(kind: str) -> Photo:
@@ -94,10 +94,9 @@ def _poison(kind: str) -> Photo:
 
 def clear(classifier: Classifier, data: bytes) -> bool:
     """Whether another order of adding cannot change after how many views the image stops."""
-    rule = classifier.predictor.exit_rule(Ensemble.ADAPTIVE)
-    assert rule is not None
+    rule = classifier.predictor.stages(Ensemble.ADAPTIVE)
     pixels = views(classifier.canvas(data), classifier.manifest.preprocessing.size)
-    rows = classifier.predictor.without_prior(classifier.session.run(pixels).logits)
+    rows = classifier.run(pixels).logits
     leads = [float(margin(mean_over_views(rows[:stage], stage))[0]) for stage in rule.stages[:-1]]
     return all(abs(one - least) > TOLERANCE for one, least in zip(leads, rule.leads, strict=True))
 

@@ -19,7 +19,7 @@ AGAIN_SECONDS: Final = 0.1
 
 @dataclass
 class Tally:
-    """What became of one kind of request: statuses (0: the client left), and what was wrong."""
+    """The outcomes of one kind of request: statuses (0: the client left), and wrong answers."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     turned_away: int = 0
@@ -28,7 +28,7 @@ class Tally:
 
 @dataclass
 class Storm:
-    """Requests number 0, 1, ..., each drawn by `seed` and its number."""
+    """Requests 0, 1, ..., each drawn from `seed` and its number."""
 
     photos: Photos
     port: int
@@ -45,7 +45,7 @@ class Storm:
         return sum(len(tally.wrong) for tally in self.tallies.values())
 
     async def blow(self, goes_on: Callable[[int], bool]) -> None:
-        """Send requests as long as `goes_on` says so of the number of the next one."""
+        """Send requests as long as `goes_on(number of the next one)` is true."""
         numbers = iter(_counting(goes_on))
         async with asyncio.TaskGroup() as clients:
             for _ in range(CLIENTS):
@@ -58,7 +58,7 @@ class Storm:
             await self.send(kind.__name__, request, f"{self.seed}/{number}")
 
     async def send(self, kind: str, request: Request, name: str) -> None:
-        """Send it until the service takes notice, and judge what comes."""
+        """Send a request until the service accepts it, and check the answer."""
         tally = self.tallies.setdefault(kind, Tally())
         while self.judge.turned_away(done := await exchange(request, self.port)):
             tally.turned_away += 1

@@ -1,4 +1,4 @@
-"""One request over one connection, as its client pleases."""
+"""One request over one connection, sent as slowly or brokenly as its kind says."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Reply:
 
 @dataclass
 class Exchange:
-    """What happened: `sent` is when the last byte was, and `reply` is None where none came whole.
+    """One exchange: `sent` is the time of the last byte; `reply` is None if no whole one came.
 
     `trouble` says why there is none.
     """
@@ -86,7 +86,7 @@ async def _send(
         if request.leave != "while sending":
             done.sent = monotonic()
     except OSError:
-        # The service may have refused and hung up: then the reply is there, or its absence told.
+        # The service may have refused and hung up. Then the reply is there, or the trouble known.
         return
 
 

@@ -8,7 +8,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from taillift.models.bundle.images import Pixels, load_opened
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.images import load_opened
 from taillift.models.bundle.schema import Preprocessing
 from tests.support.palette import write_bundle, write_confusion
 from tests.support.serving import running

@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_line(bundle: Path) -> None:
 
 def test_a_folder_that_is_not_a_bundle_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["serve", str(tmp_path)])
-    assert_one_line(result.exception, str(tmp_path), "no bundle")
+    assert_one_line(result.exception, str(tmp_path), "not a bundle")
 
 
 def test_a_wrong_setting_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

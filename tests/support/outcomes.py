@@ -8,7 +8,7 @@ from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores, Thresh
 from taillift.models.bundle.schema import GROUPS
 from taillift.training.comparison.outcome import Outcome
 from taillift.training.data.dataset import Dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.fit.provenance import Machine, Provenance
 from taillift.training.recipe.recipe import load_recipe
 

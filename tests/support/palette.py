@@ -113,9 +113,10 @@ def write_bundle(target: Path, **changes: object) -> Path:
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update=changes)
 
-    with new_bundle(target, manifest) as folder:
-        onnx.save(graph(), folder / MODEL)
-        write_golden(folder, canvases(colours), logits_of(colours))
+    with new_bundle(target) as bundle:
+        onnx.save(graph(), bundle.path / MODEL)
+        write_golden(bundle.path, canvases(colours), logits_of(colours))
+        bundle.finish(manifest)
     return target
 
 

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from taillift.models.bundle.ensemble import ExitRule, Floats
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.ensemble import ExitRule, ImageOutputs
+from taillift.models.bundle.session import Outputs
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import ImageOutputs
-from taillift.service.inference.runner import Infer, Runner
+from taillift.service.inference.runner import DeviceModel, Runner
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
 from tests.support.palette import RULE, palette_manifest
@@ -41,6 +41,11 @@ def logits_of(views: Pixels) -> Floats:
     return rows.astype(np.float32)
 
 
+def outputs_of(views: Pixels) -> Outputs:
+    """Return the logits, and features that are the value and the number of each view."""
+    return Outputs(logits_of(views), views[:, 0, 0, :2].astype(np.float32))
+
+
 def mean_of(value: int, count: int) -> Floats:
     """Return the mean logits of the first `count` views of an image."""
     return np.asarray(logits_of(image(value, count)).mean(0), np.float32)
@@ -65,36 +70,34 @@ class Device:
         self.break_at: int | None = None
         self._broken = False
 
-    def load(self) -> Infer:
+    def open(self) -> None:
         self._broken = False
-        return self
 
     @property
     def sizes(self) -> list[int]:
         return [len(batch) for batch in self.batches]
 
-    def __call__(self, views: Pixels) -> Floats:
+    def run(self, views: Pixels) -> Outputs:
         self.batches.append([(int(view[0, 0, 0]), int(view[0, 0, 1])) for view in views])
         self.free.wait()
         if len(self.batches) == self.break_at:
             self._broken, self.break_at = True, None
         if self._broken or self.poison & {value for value, _ in self.batches[-1]}:
             raise RuntimeError("unlucky")
-        return logits_of(views)
+        return outputs_of(views)
 
 
 def run(
-    infer: Infer,
+    model: DeviceModel,
     ask: Callable[[Scheduler], Coroutine[None, None, T]],
     batch_views: int = 10,
     warm: Sequence[Pixels] = (),
-    load: Callable[[], Infer] | None = None,
     metrics: Metrics | None = None,
 ) -> T:
     """Start a scheduler, return what `ask` gives with it, and close it."""
 
     async def main() -> T:
-        runner = Runner(load or (lambda: infer), warm)
+        runner = Runner(model, warm)
         await runner.open()
         scheduler = Scheduler(runner, batch_views, metrics or new_metrics())
         scheduler.start()

@@ -29,7 +29,7 @@ def run(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:
     for recipe in recipes:
         path = out / f"{recipe.name}.safetensors"
         done = trainer.train(recipe, resume_path(path))
-        save(path, done.model, done.facts)
+        save(path, done.model, done.metadata)
 
 
 def run_saving_often(backbone: str, data: str, recipes: Sequence[Recipe], out: Path) -> None:

@@ -67,11 +67,12 @@ def write_wardrobe(target: Path) -> Path:
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update={"classes": classes})
 
-    with new_bundle(target, manifest) as folder:
-        onnx.save(_graph(), folder / MODEL)
-        write_golden(folder, canvases, _logits())
-        (folder / "report").mkdir(exist_ok=True)
-        (folder / "report" / "confusion.csv").write_text(_member("report/confusion.csv"))
+    with new_bundle(target) as bundle:
+        onnx.save(_graph(), bundle.path / MODEL)
+        write_golden(bundle.path, canvases, _logits())
+        (bundle.path / "report").mkdir(exist_ok=True)
+        (bundle.path / "report" / "confusion.csv").write_text(_member("report/confusion.csv"))
+        bundle.finish(manifest)
     return target
 
 

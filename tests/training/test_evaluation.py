@@ -1,3 +1,5 @@
+"""Accuracies per class, per group and over all photos."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,43 +11,43 @@ from taillift.training.evaluation import class_accuracies, confusion, evaluate, 
 GROUPS: list[Group] = ["many", "many", "medium", "few"]
 
 
-def test_scores_by_hand() -> None:
+def test_scores_computed_by_hand() -> None:
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 3, 3])
     predicted = np.array([0, 0, 0, 1, 1, 0, 2, 3, 0])
-    found = scores(predicted, labels, GROUPS)
-    assert found.overall == pytest.approx(100 * 6 / 9)
-    assert found.many == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
-    assert found.medium == pytest.approx(100)
-    assert found.few == pytest.approx(50)
-    assert found.mean_class == pytest.approx(100 * (0.75 + 0.5 + 1 + 0.5) / 4)
-    assert found.worst_class == pytest.approx(50)
-    assert found.harmonic_mean == pytest.approx(100 * 4 / (4 / 3 + 2 + 1 + 2))
+    measured = scores(predicted, labels, GROUPS)
+    assert measured.overall == pytest.approx(100 * 6 / 9)
+    assert measured.many == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
+    assert measured.medium == pytest.approx(100)
+    assert measured.few == pytest.approx(50)
+    assert measured.mean_class == pytest.approx(100 * (0.75 + 0.5 + 1 + 0.5) / 4)
+    assert measured.worst_class == pytest.approx(50)
+    assert measured.harmonic_mean == pytest.approx(100 * 4 / (4 / 3 + 2 + 1 + 2))
 
 
-def test_a_class_without_test_images_shifts_no_other() -> None:
+def test_a_class_without_test_photos_does_not_affect_the_others() -> None:
     labels = np.array([0, 2, 3])
-    found = scores(np.array([0, 2, 0]), labels, GROUPS)
-    assert (found.many, found.medium, found.few) == (100, 100, 0)
-    assert found.mean_class == pytest.approx(200 / 3)
+    measured = scores(np.array([0, 2, 0]), labels, GROUPS)
+    assert (measured.many, measured.medium, measured.few) == (100, 100, 0)
+    assert measured.mean_class == pytest.approx(200 / 3)
 
 
-def test_a_group_without_test_images_has_no_score() -> None:
+def test_a_group_without_test_photos_has_no_score() -> None:
     assert scores(np.array([0]), np.array([0]), GROUPS).few is None
 
 
-def test_a_class_never_recognised_pulls_the_harmonic_mean_down_not_to_an_error() -> None:
-    found = scores(np.array([0, 0]), np.array([0, 3]), GROUPS)
-    assert found.worst_class == 0
-    assert found.harmonic_mean == pytest.approx(100 * 2 / (1 + 1e5))
+def test_a_class_that_is_never_recognised_lowers_the_harmonic_mean() -> None:
+    measured = scores(np.array([0, 0]), np.array([0, 3]), GROUPS)
+    assert measured.worst_class == 0
+    assert measured.harmonic_mean == pytest.approx(100 * 2 / (1 + 1e5))
 
 
-def test_one_view_and_five_are_scored_apart() -> None:
-    """The centre view says class 0, the mean of the five class 1."""
+def test_one_view_and_five_views_have_separate_scores() -> None:
+    """The centre view predicts class 0, the mean of all five class 1."""
     logits = np.zeros((1, 5, 4), np.float32)
     logits[0, 0, 0] = 1
     logits[0, 1:, 1] = 1
-    found = evaluate("test", logits, np.array([1]), GROUPS)
-    assert (found.single.overall, found.full.overall, found.images) == (0, 100, 1)
+    evaluation = evaluate("test", logits, np.array([1]), GROUPS)
+    assert (evaluation.single.overall, evaluation.full.overall, evaluation.images) == (0, 100, 1)
     first, second, *rest = class_accuracies(logits, np.array([1]), 4)
     assert second is not None
     assert (second.single, second.full) == (0, 100)
@@ -54,8 +56,8 @@ def test_one_view_and_five_are_scored_apart() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
-def test_scores_are_shares_and_ordered(pairs: list[tuple[int, int]]) -> None:
-    labels, predicted = (np.array(one) for one in zip(*pairs, strict=True))
-    found = scores(predicted, labels, GROUPS)
-    assert 0 <= found.worst_class <= found.mean_class <= 100
-    assert found.harmonic_mean <= max(found.mean_class, 0.001) + 1e-9
+def test_scores_are_percentages_and_ordered(pairs: list[tuple[int, int]]) -> None:
+    labels, predicted = (np.array(column) for column in zip(*pairs, strict=True))
+    measured = scores(predicted, labels, GROUPS)
+    assert 0 <= measured.worst_class <= measured.mean_class <= 100
+    assert measured.harmonic_mean <= max(measured.mean_class, 0.001) + 1e-9

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and the curves that they leave."""
+"""Runs that are interrupted, their curves, and photos that are set aside."""
 
 import struct
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch import Tensor
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.optimisation import Learner
+from taillift.training.fit.optimisation import OptimisationState
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
@@ -50,30 +50,30 @@ def whole(trainer: Trainer) -> Run:
 
 
 def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = None) -> None:
-    """Train until so many steps are done, and leave a state after each."""
-    real = Learner.update
+    """Interrupt a training after so many steps; it writes its resume file after each."""
+    real = OptimisationState.update
 
-    def update(self: Learner, step: int, factor: float) -> dict[str, float]:
+    def update(self: OptimisationState, step: int, factor: float) -> dict[str, float]:
         if step == after:
             raise KeyboardInterrupt
         return real(self, step, factor)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
-        patch.setattr(Learner, "update", update)
+        patch.setattr(OptimisationState, "update", update)
         with pytest.raises(KeyboardInterrupt):
             trainer.train(RECIPE, state, curves)
 
 
 def weights(run: Run) -> Tensor:
-    return torch.cat([one.detach().flatten() for one in run.model.trained().values()])
+    return torch.cat([tensor.detach().flatten() for tensor in run.model.trained().values()])
 
 
 @settings(
     max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(after=st.integers(1, STEPS - 1))
-def test_a_run_interrupted_anywhere_ends_as_if_it_were_not(
+def test_a_run_interrupted_anywhere_ends_with_the_same_weights(
     trainer: Trainer, whole: Run, tmp_path: Path, after: int
 ) -> None:
     state = tmp_path / f"{after}.resume"
@@ -87,12 +87,12 @@ def test_a_finished_run_whose_checkpoint_was_lost_is_not_repeated(
     trainer: Trainer, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer.train(RECIPE, tmp_path / "run.resume")
-    monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(OptimisationState, "update", lambda *_: pytest.fail("trained again"))
     again = trainer.train(RECIPE, tmp_path / "run.resume")
     assert torch.equal(weights(again), weights(whole))
 
 
-def test_another_runs_state_is_refused_and_stays(trainer: Trainer, tmp_path: Path) -> None:
+def test_another_runs_resume_file_is_refused_and_stays(trainer: Trainer, tmp_path: Path) -> None:
     state = tmp_path / "run.resume"
     interrupt(trainer, state, 2)
     before = state.read_bytes()
@@ -103,9 +103,7 @@ def test_another_runs_state_is_refused_and_stays(trainer: Trainer, tmp_path: Pat
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_a_state_that_was_cut_off_is_refused(
-    trainer: Trainer, tmp_path: Path, share: float
-) -> None:
+def test_a_truncated_resume_file_is_refused(trainer: Trainer, tmp_path: Path, share: float) -> None:
     state = tmp_path / "run.resume"
     interrupt(trainer, state, 2)
     data = state.read_bytes()
@@ -117,21 +115,21 @@ def test_a_state_that_was_cut_off_is_refused(
 def test_the_curves_hold_every_step_and_the_accuracy_at_the_end(
     trainer: Trainer, tmp_path: Path
 ) -> None:
-    run = trainer.train(RECIPE, curves=tmp_path)
-    found = read_curves(tmp_path)
-    steps = [loss for _, loss in found["loss/step"]]
-    assert [step for step, _ in found["loss/step"]] == list(range(STEPS))
+    run = trainer.train(RECIPE, curves_folder=tmp_path)
+    curves = read_curves(tmp_path)
+    steps = [loss for _, loss in curves["loss/step"]]
+    assert [step for step, _ in curves["loss/step"]] == list(range(STEPS))
     photos = [15, 15, 15, 11]
     means = [
         sum(loss * count for loss, count in zip(steps[at : at + 4], photos, strict=True)) / 56
         for at in (0, 4, 8)
     ]
     assert means == pytest.approx(run.losses, rel=1e-5)
-    assert [loss for _, loss in found["loss/epoch"]] == pytest.approx(run.losses)
-    rates = [rate for _, rate in found["rate/tower"]]
+    assert [loss for _, loss in curves["loss/epoch"]] == pytest.approx(run.losses)
+    rates = [rate for _, rate in curves["rate/tower"]]
     assert rates[:3] == pytest.approx([5e-4 / 3, 2 * 5e-4 / 3, 5e-4])
-    assert [rate for _, rate in found["rate/head"]] == pytest.approx([2 * one for one in rates])
-    ((_, accuracy),) = found["validation/single"]
+    assert [rate for _, rate in curves["rate/head"]] == pytest.approx([2 * rate for rate in rates])
+    ((_, accuracy),) = curves["validation/single"]
     assert accuracy == pytest.approx(100 * round(6 * accuracy / 100) / 6)
 
 
@@ -143,45 +141,43 @@ def test_the_curves_of_a_continued_run_have_every_step_once(
     assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
 
 
-def test_a_run_from_the_beginning_takes_the_place_of_old_curves(
-    trainer: Trainer, tmp_path: Path
-) -> None:
+def test_a_run_from_the_beginning_replaces_old_curves(trainer: Trainer, tmp_path: Path) -> None:
     for _ in range(2):
-        trainer.train(RECIPE, curves=tmp_path)
+        trainer.train(RECIPE, curves_folder=tmp_path)
     assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """TFRecords: length (8 bytes), checksum (4), an event, checksum (4)."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    """Read TFRecords: length (8 bytes), checksum (4), an event, checksum (4)."""
+    curves: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+                curves.setdefault(value.tag, []).append((event.step, value.simple_value))
             data = data[16 + length :]
-    return found
+    return curves
 
 
 @pytest.mark.parametrize("initial", ["text", "prototypes"])
-def test_photos_set_aside_have_no_say_in_what_is_learned(
+def test_photos_set_aside_do_not_affect_the_weights(
     colours: Dataset, tiny_backbone: str, initial: str
 ) -> None:
-    """Not by their pixels, and not by their number where the loss counts photos."""
+    """Neither by their pixels nor, for a loss that counts photos, by their number."""
     recipe = RECIPE.model_copy(
         update={"head": RECIPE.head.model_validate({"initial": {"name": initial}})}
     )
     aside = [0, 1, colours.train.labels.index(2)]
     photos = list(colours.train.photos)
-    for one in aside:
-        photos[one] = colours.train.photos[-1 - one]
+    for index in aside:
+        photos[index] = colours.train.photos[-1 - index]
     changed = replace(colours, train=replace(colours.train, photos=tuple(photos)))
     trainers = [
-        Trainer(one, load_backbone(tiny_backbone), torch.device("cpu"))
-        for one in (colours, changed)
+        Trainer(dataset, load_backbone(tiny_backbone), torch.device("cpu"))
+        for dataset in (colours, changed)
     ]
-    first, second = (weights(one.train_without(recipe, aside)) for one in trainers)
+    first, second = (weights(trainer.train(recipe, without=aside)) for trainer in trainers)
     assert torch.equal(first, second)
-    assert not torch.equal(*(weights(one.train(recipe)) for one in trainers))
+    assert not torch.equal(*(weights(trainer.train(recipe)) for trainer in trainers))

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: one line where they fail, and real processes for the rest."""
+"""The training commands as a user runs them, with one line of error if they fail."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import yaml
 from taillift import cli as front_door
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
-from tests.support.tiny import write_photos
+from tests.support.tiny import COLOURS, write_photos
 
 SPLITS = ("train", "val", "test")
 
@@ -30,15 +30,15 @@ def taillift(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """A command in this process, which is quicker: exit status, output, errors."""
+    """Run a command in this process, which is faster; gives exit status, output and errors."""
     monkeypatch.chdir(tmp_path)
 
     def ran(*arguments: str) -> Ran:
         monkeypatch.setattr(sys, "argv", ["taillift", *arguments])
         with pytest.raises(SystemExit) as raised:
             front_door.main()
-        found = capfd.readouterr()
-        return int(raised.value.code or 0), found.out, found.err
+        printed = capfd.readouterr()
+        return int(raised.value.code or 0), printed.out, printed.err
 
     return ran
 
@@ -52,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["train", "photos", "--set", "tuners.0.rank=0"], "tuners.0.rank = 0: Input should be gre"),
         (["train", "photos", "--set", "optimiser.tuner_rte=1"], '(did you mean "tuner_rate"?)'),
         (["train", "photos", "--set", "epochs"], "error: 'epochs': write KEY=VALUE"),
-        (["train", "photos", "--backbone", "ViT-B16:x"], "did you mean ViT-B-16"),
+        (["train", "photos", "--backbone", "ViT-B16:x"], 'did you mean "ViT-B-16'),
         (["train", "photos", "--seed", "-1"], "seed = -1: Input should be greater"),
         (["train", "photos", "--imbalance", "0.5"], "an imbalance ratio of 0.5 is below 1"),
         (["train", "photos", "--out", "photos"], "error: --out photos: end the name in .safeten"),
@@ -75,7 +75,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (["compare", "photos"], "error: photos has neither test/ nor val/"),
         (
             ["calibrate", "photos", "photos", "--out", "new"],
-            "error: photos is no bundle (it has no",
+            "error: photos is not a bundle (it has no",
         ),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
     ],
@@ -97,8 +97,21 @@ def test_a_mistake_ends_in_one_line(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_line_tells_the_separator_and_columns_of_a_table(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"red": 1, "blue": 1})
+    rows = ["path;label;who", *(f"photos/train/{name}/000.png;{name};me" for name in COLOURS)]
+    (tmp_path / "x.csv").write_text("\n".join(rows[:2] + rows[3:]))
+    ran = taillift("compare", "x.csv", cwd=tmp_path)
+    line, error = ran.stderr.splitlines()
+    assert line == (
+        "INFO: x.csv: a table with the columns path, label, separated by semicolons; not used: "
+        "'who'"
+    )
+    assert "neither" in error
+
+
 @pytest.mark.parametrize("option", ["--method", "--rank", "--head-rate", "--epochs"])
-def test_fields_have_one_way_and_no_options_of_their_own(run: Run, option: str) -> None:
+def test_fields_of_a_recipe_have_no_options_of_their_own(run: Run, option: str) -> None:
     status, _, errors = run("train", "photos", option, "1")
     assert status == 2
     assert "No such option" in errors
@@ -112,7 +125,7 @@ def test_the_recipes_are_listed_with_their_titles(run: Run) -> None:
     ]
 
 
-def test_a_recipe_is_printed_to_start_ones_own_from(run: Run, tmp_path: Path) -> None:
+def test_a_recipe_is_printed_as_a_start_for_ones_own(run: Run, tmp_path: Path) -> None:
     status, printed, _ = run("recipes", "lift")
     assert status == 0
     assert printed == (FOLDER / "lift.yaml").read_text("utf-8")
@@ -134,15 +147,19 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
     command = ["train", "photos", "--recipe", "mine.yaml", "--backbone", tiny_backbone]
     command += ["--set", "epochs=1", "--set", "optimiser.tuner_rate=0.002", "--imbalance", "4"]
-    status, told, errors = run(*command, "--seed", "3")
+    status, output, errors = run(*command, "--seed", "3")
     assert status == 0, errors
     path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
-    assert f"{path.relative_to(tmp_path)}: " in told
-    assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", told)
-    facts = read_metadata(path)
-    assert (facts.recipe.name, facts.recipe.title, facts.recipe.seed) == ("mine", "My own", 3)
-    assert (facts.recipe.epochs, facts.recipe.optimiser.tuner_rate) == (1, 0.002)
-    assert facts.counts == (16, 4)
+    assert f"{path.relative_to(tmp_path)}: " in output
+    assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", output)
+    metadata = read_metadata(path)
+    assert (metadata.recipe.name, metadata.recipe.title, metadata.recipe.seed) == (
+        "mine",
+        "My own",
+        3,
+    )
+    assert (metadata.recipe.epochs, metadata.recipe.optimiser.tuner_rate) == (1, 0.002)
+    assert metadata.counts == (16, 4)
     assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
@@ -182,14 +199,14 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
     assert process.stdout is not None
     read = ""
     while "Training LIFT" not in read:
-        one = process.stdout.read(1)
-        assert one, process.communicate()
-        read += one
+        character = process.stdout.read(1)
+        assert character, process.communicate()
+        read += character
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.startswith("error: training was interrupted and runs/photos/lift-0.safetensors")
-    assert "run the same command again, and it goes on" in errors
+    assert "run the same command again to continue" in errors
     assert list((tmp_path / "runs").rglob("lift-0.safetensors")) == []
     assert {path.name for path in (tmp_path / "runs/photos").iterdir()} <= {
         "lift-0.safetensors.resume",
@@ -198,7 +215,7 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
 
 
 def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> None:
-    """The whole path on the embedded backbone, with colours that it cannot confuse."""
+    """Go the whole way on the default backbone, with colours that it cannot confuse."""
     write_photos(tmp_path / "photos", {"red": 12, "green": 8, "blue": 4}, SPLITS)
     few = ["--set", "epochs=4", "--set", "blocks=1", "--set", "augmentation.copies=2"]
     trained = taillift("train", "photos", *few, cwd=tmp_path)
@@ -225,14 +242,14 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(
     write_photos(tmp_path / "photos", {"red": 22, "green": 8, "blue": 4}, ("train", "test"))
     command = ["compare", "photos", "--backbone", tiny_backbone, "--recipes", "zero-shot,lora,full"]
     command += ["--set", "epochs=1", "--set", "augmentation.copies=2"]
-    status, told, errors = run(*command, "--seeds", "0")
+    status, output, errors = run(*command, "--seeds", "0")
     assert status == 0, errors
     for word in ("zero-shot", "LoRA", "full, SGD", "one", "five", "overall", "mean", "few"):
-        assert word in told
-    assert "[3/3]" in told
-    status, told, errors = run(*command, "--seeds", "0,1")
+        assert word in output
+    assert "[3/3]" in output
+    status, output, errors = run(*command, "--seeds", "0,1")
     assert status == 0, errors
-    assert "3 of 6 runs were finished before" in told
+    assert "3 of 6 runs were finished before" in output
     folder = tmp_path / "runs/photos"
     rows = (folder / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 3 * 2 * 2, "recipes, seeds, views"
@@ -255,16 +272,16 @@ def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
     command = ["compare", "photos", "--backbone", tiny_backbone, "--out", "found"]
     wild = ["--set", "epochs=2", "--set", "head.kind=linear", "--set", "augmentation.copies=2"]
     wild += ["--set", "optimiser.head_rate=1e38", "--set", "optimiser.tuner_rate=1e38"]
-    status, told, errors = run(*command, *wild, "--recipes", "zero-shot,full")
+    status, output, errors = run(*command, *wild, "--recipes", "zero-shot,full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 2 runs failed, for the reasons above")
     everything = "results.csv, results.md, groups.png, parameters.png, tail.png, report.html"
-    assert " ".join(told.split()).endswith(f" found holds {everything}")
+    assert " ".join(output.split()).endswith(f" found holds {everything}")
     assert all((tmp_path / "found" / name).exists() for name in everything.split(", "))
-    status, told, errors = run(*command, *wild, "--recipes", "full")
+    status, output, errors = run(*command, *wild, "--recipes", "full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 1 runs failed")
-    assert told.endswith("\nfound holds results.csv, results.md\n")
+    assert output.endswith("\nfound holds results.csv, results.md\n")
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
         *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
         *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),

@@ -16,7 +16,7 @@ from taillift.models.bundle.session import Session
 from taillift.models.lift.merge import merge
 from taillift.models.lift.model import Model
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Trainer
 
@@ -137,18 +137,18 @@ def _logits_without(
     title: str,
 ) -> ViewLogits:
     """Return logits of the photos at `fold` from a model trained without those at `without`."""
-    run = trainer.train_without(recipe, set(without))
+    run = trainer.train(recipe, without=set(without))
     train = trainer.dataset.train
-    removed = np.bincount(train.only(without).labels, minlength=len(run.facts.counts))
+    removed = np.bincount(train.only(without).labels, minlength=len(run.metadata.counts))
     # The model carries the prior of the photos that it was trained on, which are fewer.
-    remaining = (np.array(run.facts.counts) - removed).tolist()
+    remaining = (np.array(run.metadata.counts) - removed).tolist()
     with tempfile.TemporaryDirectory() as folder:
         paths = write(merge(run.model.eval()), Path(folder))
-        size = run.facts.preprocessing.size
+        size = run.metadata.preprocessing.size
         return view_logits(
             {precision: Session(path, side=size) for precision, path in paths.items()},
             log_shares(carried_prior(recipe, remaining)),
             train.only(fold),
-            run.facts.preprocessing,
+            run.metadata.preprocessing,
             title,
         )

@@ -10,17 +10,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from taillift.models.bundle.ensemble import (
-    Counts,
-    ExitRule,
-    Floats,
-    Loss,
-    Stages,
-    margin,
-    mean_over_views,
-)
+from taillift.models.bundle.arrays import Counts, Doubles, Floats
+from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, mean_over_views
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import Losses, mean_loss, upper_bound
 from taillift.training.calibration.held_out import HeldOut
@@ -81,7 +73,10 @@ class HeldOutViews:
         self.held = held
         logits = held.view_logits
         means = {k: mean_over_views(logits[:, :k].reshape(-1, logits.shape[-1]), k) for k in STAGES}
-        self.margins: dict[int, Floats] = {k: margin(mean) for k, mean in means.items()}
+        # An exit rule looks at the two best classes alone; every candidate needs them.
+        self.best_two: dict[int, Floats] = {
+            k: np.partition(mean, -2, axis=1)[:, -2:] for k, mean in means.items()
+        }
         self.answers: dict[int, Counts] = {k: mean.argmax(axis=1) for k, mean in means.items()}
         self.changes = remaining_changes(means)
 
@@ -173,10 +168,10 @@ class Candidate:
     @cached_property
     def taken(self) -> Counts:
         """The number of views that each photo takes, [N]."""
-        views = np.full(len(self.photos), VIEWS)
-        stops = zip(self.stages.stages, self.stages.leads, strict=False)
-        for k, least in reversed([*stops]):
-            views[self.photos.margins[k] >= least] = k
+        views = self.stages.next(self.photos.best_two[VIEWS], 0)
+        for k in self.stages.stages:
+            rows = np.flatnonzero(views == k)
+            views[rows] = self.stages.next(self.photos.best_two[k][rows], k)
         return views
 
     @cached_property

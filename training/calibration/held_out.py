@@ -9,12 +9,12 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.posterior import Doubles, without_prior
+from taillift.models.bundle.arrays import Doubles, Floats
+from taillift.models.bundle.posterior import without_prior
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.training.console import track
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.fit.inputs import evaluation_photos, first_copies
 
 BATCH: Final = 8

@@ -5,21 +5,18 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles, Flags, Labels, group_indices
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.prediction_sets import (
     MOST,
     Coverage,
     CoverageScores,
-    Doubles,
     GroupCoverage,
     Interpolation,
-    Labels,
     PredictionSets,
-    Sets,
 )
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.models.bundle.temperature import group_indices
 from taillift.training.calibration.cross_fit import FOLDS, stratified_folds
 from taillift.training.calibration.weights import class_weights, photo_weights
 
@@ -91,7 +88,7 @@ def cross_validate(
 
 
 def measure_coverage(
-    sets: Sets, labels: Labels, groups: Sequence[Group], target: float
+    sets: Flags, labels: Labels, groups: Sequence[Group], target: float
 ) -> CoverageScores:
     """Return how sets [N, C] for a coverage `target` (0 to 1) cover the true classes int64 [N]."""
     covered = 100 * _of_label(sets.astype(np.float64), labels)

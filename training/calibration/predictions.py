@@ -6,10 +6,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.ensemble import Ensemble, Floats, MeanLogits, mean_over_views
+from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
+from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles, posterior
-from taillift.models.bundle.temperature import Calibration, Indices, group_indices
+from taillift.models.bundle.posterior import posterior
+from taillift.models.bundle.temperature import Calibration
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.weights import class_weights
 

@@ -7,10 +7,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.prediction_sets import Doubles, Labels
+from taillift.models.bundle.arrays import Doubles, Labels, group_indices
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.models.bundle.temperature import group_indices
 from taillift.training.calibration.betting import running_log_wealth
 from taillift.training.calibration.weights import (
     class_weights,

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
 
+from taillift.models.bundle.arrays import Doubles, Indices
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.schema import GROUPS
-from taillift.models.bundle.temperature import Calibration, Indices, Temperatures
+from taillift.models.bundle.temperature import Calibration, Temperatures
 from taillift.training.calibration.cross_fit import stratified_folds
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.predictions import (

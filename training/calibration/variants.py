@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ExitRule, run_stages
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Variant
-from taillift.models.bundle.posterior import Doubles
 from taillift.models.bundle.prediction_sets import Coverage, PredictionSets
 from taillift.models.bundle.review import Review
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
@@ -28,7 +28,7 @@ from taillift.training.calibration.reliability import measure_errors
 from taillift.training.calibration.review import fit_review, measure_review
 from taillift.training.calibration.temperature import BeforeAndAfter, fit_temperatures
 from taillift.training.data.dataset import Dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.evaluation import evaluate
 
 # Points of accuracy that an adaptive ensemble may lose.

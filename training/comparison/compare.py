@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import require_writable
-from taillift.models.bundle.manifest import Thresholds
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.training.comparison.outcome import (
@@ -22,11 +21,12 @@ from taillift.training.comparison.outcome import (
     write_outcome,
 )
 from taillift.training.comparison.table import labels_of, write_csv
+from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate
-from taillift.training.fit.build import resolve
+from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import read_metadata, restore, save
-from taillift.training.fit.distributed import Processes, is_first
+from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import read_state, resume_path, run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
@@ -60,7 +60,7 @@ def compare(
     if count > 1:
         raise UserError(f"{name} with seed {seed} is asked for twice: name each recipe once")
     require_writable(out / CSV)
-    recipes = [resolve(backbone, recipe, dataset.counts) for recipe in recipes]
+    recipes = [resolve_recipe(backbone, recipe, dataset.counts) for recipe in recipes]
     keys = [run_key(recipe, dataset.fingerprint, backbone.sha256) for recipe in recipes]
     finished = [
         finished_outcome(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)
@@ -199,7 +199,7 @@ def train_and_evaluate(
     try:
         if alone and not replace and checkpoint_key(checkpoint) == key:
             run = Run(*restore(checkpoint, backbone.name))
-            trained_before = run.facts.record.seconds
+            trained_before = run.metadata.record.seconds
         else:
             run = trainer.train(recipe, resume_path(checkpoint))
     except UserError as error:
@@ -208,18 +208,18 @@ def train_and_evaluate(
         seconds = round(time.monotonic() - start, 1)
         return outcome.model_copy(update={"failure": str(error), "seconds": seconds})
     name, split = dataset.held_out
-    labels, groups = np.asarray(split.labels), Thresholds().groups(dataset.counts)
+    labels, groups = np.asarray(split.labels), dataset.groups
     logits = trainer.view_logits(run, split)
     evaluation = evaluate(f"{dataset.name} {name}", logits, labels, groups)
     accuracies = tuple(class_accuracies(logits, labels, len(groups)))
     seconds = round(trained_before + time.monotonic() - start, 1)
     # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
-    save(checkpoint, run.model, run.facts, replace=True)
+    save(checkpoint, run.model, run.metadata, replace=True)
     return outcome.model_copy(
         update={
-            "trainable_parameters": run.facts.trainable_parameters,
+            "trainable_parameters": run.metadata.trainable_parameters,
             "seconds": seconds,
-            "record": run.facts.record,
+            "record": run.metadata.record,
             "evaluation": evaluation,
             "accuracies": accuracies,
         }

@@ -19,21 +19,39 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Return the folder `taillift` in the user's cache: $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taillift"
+    """Return the folder `taillift` in the user's cache: $XDG_CACHE_HOME, or ~/.cache.
+
+    Raises `UserError` if the user has no home folder.
+    """
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "taillift"
+    try:
+        return Path.home() / ".cache/taillift"
+    except RuntimeError:
+        raise UserError(
+            "there is no home folder for the cache: set HOME, or XDG_CACHE_HOME to a folder"
+        ) from None
 
 
-def cache_file(kind: str, subject: Path, suffix: str) -> Path:
-    """Return the path of the cached file of one `kind` about the file or folder `subject`."""
+def cache_file(kind: str, subject: Path, suffix: str) -> Path | None:
+    """Return the path of the cached file of one `kind` about the file or folder `subject`.
+
+    Without a home folder there is no cache.
+    """
     digest = hashlib.sha256(os.fsencode(subject.resolve())).hexdigest()[:24]
-    return cache_folder() / kind / f"{digest}{suffix}"
+    try:
+        return cache_folder() / kind / f"{digest}{suffix}"
+    except UserError:
+        return None
 
 
-def write_cache_file(target: Path, write: Callable[[Path], object]) -> None:
+def write_cache_file(target: Path | None, write: Callable[[Path], object]) -> None:
     """Write `target` by calling `write` with a temporary path, which is then renamed.
 
-    Logs a warning if this fails: the cache only saves time.
+    Logs a warning if this fails: the cache only saves time. Does nothing without a target.
     """
+    if target is None:
+        return
     try:
         with atomic_file(target) as temporary:
             write(temporary)

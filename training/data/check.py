@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +18,8 @@ from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
-from taillift.training.data.photo import Photo, RawPhoto, StoredPhoto
+from taillift.training.data.photo import Photo, RawPhoto, Split, SplitName, StoredPhoto
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import SplitName
 
 CHUNK: Final = 4096
 # Checking fewer photos takes only a moment, so nothing about them is kept in the cache.
@@ -40,39 +40,115 @@ def drop_unreadable(listing: Listing) -> Listing:
     Raises `UserError` if a split has no usable photo, if a class has none to train on, or if a
     photo is labelled with two classes.
     """
-    _check_labels(listing)
+    for reason in conflicts(listing):
+        raise UserError(reason)
     photos = [photo for split in listing.splits.values() for photo in split.photos]
     digests = content_digests(photos, cache_file("seen", listing.source, ".npy"))
-    splits = {
-        name: split.only(index for index, photo in enumerate(split.photos) if photo in digests)
-        for name, split in listing.splits.items()
-    }
-    kept = replace(listing, splits=splits)
-    for name, split in splits.items():
-        if not len(split):
-            raise UserError(
-                f"{listing.source}: the split {name} has no readable photo: add some, or remove it"
-            )
-    empty = [label for label, count in zip(kept.classes, kept.counts, strict=True) if not count]
-    if empty:
-        more = f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else ""
-        raise UserError(
-            f"{listing.source}: the class {empty[0]!r} has no readable training photo{more}: add "
-            "some, or remove the class"
-        )
-    _warn_of_duplicates(kept, digests)
+    kept = only_readable(listing, digests)
+    for reason in gaps(kept):
+        raise UserError(reason)
+    for line in find_duplicates(kept).warnings(listing.source):
+        logger.warning("%s", line)
     return kept
 
 
-def content_digests(photos: Sequence[Photo], cached: Path) -> dict[Photo, int]:
+def only_readable(listing: Listing, digests: Mapping[Photo, int]) -> Listing:
+    """Return the listing with only the photos that have a digest of their content, and with it."""
+    splits: dict[SplitName, Split] = {}
+    for name, split in listing.splits.items():
+        kept = split.only(index for index, photo in enumerate(split.photos) if photo in digests)
+        splits[name] = replace(kept, contents=tuple(digests[photo] for photo in kept.photos))
+    return replace(listing, splits=splits)
+
+
+def conflicts(listing: Listing) -> Iterator[str]:
+    """Yield a reason for a refusal for each photo that is listed with two classes."""
+    labels: dict[str, int] = {}
+    for split in listing.splits.values():
+        for photo, label in zip(split.photos, split.labels, strict=True):
+            first = labels.setdefault(photo.name, label)
+            if first != label:
+                yield (
+                    f"{photo} is listed as {listing.classes[first]!r} and as "
+                    f"{listing.classes[label]!r}: keep one of them"
+                )
+
+
+def gaps(listing: Listing) -> Iterator[str]:
+    """Yield a reason for a refusal for each empty split, and one for classes without a photo."""
+    for name, split in listing.splits.items():
+        if not len(split):
+            yield (
+                f"{listing.source}: the split {name} has no readable photo: add some, or remove it"
+            )
+    counted = zip(listing.classes, listing.counts, strict=True)
+    if empty := [label for label, count in counted if not count]:
+        more = f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else ""
+        yield (
+            f"{listing.source}: the class {empty[0]!r} has no readable training photo{more}: add "
+            "some, or remove the class"
+        )
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Photos with the content of an earlier one, each with that one.
+
+    `leaked` are in two splits, `contradictory` are of two classes, and `repeated` are there again
+    in their class and split.
+    """
+
+    leaked: list[tuple[Photo, Photo]]
+    contradictory: list[tuple[Photo, Photo]]
+    repeated: list[tuple[Photo, Photo]]
+
+    def warnings(self, source: Path) -> Iterator[str]:
+        """Yield a line for each kind that there is, with its consequence and one example."""
+        lines = (
+            (self.leaked, "are in two splits", "accuracies measured on them are too high"),
+            (self.contradictory, "are of two classes", "remove one of the two"),
+            (
+                self.repeated,
+                "are there again in their class and split",
+                "the groups many, medium and few count them once; remove the copies",
+            ),
+        )
+        for pairs, words, consequence in lines:
+            if pairs:
+                photo, earlier = pairs[0]
+                yield (
+                    f"{source}: {len(pairs)} photos {words}, such as {photo} ({earlier}): "
+                    f"{consequence}"
+                )
+
+
+def find_duplicates(listing: Listing) -> Duplicates:
+    """Compare the content of all photos of a listing, whose splits have it."""
+    first: dict[int, tuple[SplitName, int, Photo]] = {}
+    own: dict[tuple[SplitName, int, int], Photo] = {}
+    found = Duplicates([], [], [])
+    for name, split in listing.splits.items():
+        for photo, label, content in zip(split.photos, split.labels, split.contents, strict=True):
+            first_split, first_label, earlier = first.setdefault(content, (name, label, photo))
+            if first_split != name:
+                found.leaked.append((photo, earlier))
+            if first_label != label:
+                found.contradictory.append((photo, earlier))
+            twin = own.setdefault((name, label, content), photo)
+            if twin is not photo:
+                found.repeated.append((photo, twin))
+    return found
+
+
+def content_digests(photos: Sequence[Photo], cached: Path | None) -> dict[Photo, int]:
     """Return 64 bits of the content of every photo that can be decoded, and warn of the others.
 
-    The file `cached` keeps them for the next run.
+    The file `cached`, if any, keeps them for the next run.
     """
-    try:
-        remembered = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
-    except (OSError, ValueError, EOFError):
-        remembered = {}
+    remembered: dict[int, int] = {}
+    if cached is not None:
+        with suppress(OSError, ValueError, EOFError):
+            remembered = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
     # Raw pixels need no check: damage would have shown when their whole file was read.
     stored = [photo for photo in photos if isinstance(photo, StoredPhoto)]
     states = {photo: _state_of(photo) for photo in stored}
@@ -122,46 +198,3 @@ def _state_of(photo: StoredPhoto) -> int:
     """Return 64 bits that change with the photo's file and with the limits of the check."""
     state = (photo.path, photo.start, photo.size, photo.changed, MAX_PIXELS, MAX_ASPECT)
     return hash64(os.fsencode("\0".join(map(str, state))))
-
-
-def _check_labels(listing: Listing) -> None:
-    """Raise `UserError` if a file is listed with two classes."""
-    labels: dict[str, int] = {}
-    for split in listing.splits.values():
-        for photo, label in zip(split.photos, split.labels, strict=True):
-            first = labels.setdefault(photo.name, label)
-            if first != label:
-                raise UserError(
-                    f"{photo} is listed as {listing.classes[first]!r} and as "
-                    f"{listing.classes[label]!r}: keep one of them"
-                )
-
-
-def _warn_of_duplicates(listing: Listing, digests: Mapping[Photo, int]) -> None:
-    """Warn of photos with equal content in two splits, or with two classes."""
-    first: dict[int, tuple[SplitName, int, Photo]] = {}
-    leaked: list[tuple[Photo, Photo]] = []
-    contradictory: list[tuple[Photo, Photo]] = []
-    for name, split in listing.splits.items():
-        for photo, label in zip(split.photos, split.labels, strict=True):
-            seen = first.setdefault(digests[photo], (name, label, photo))
-            first_split, first_label, duplicate = seen
-            if first_split != name:
-                leaked.append((photo, duplicate))
-            if first_label != label:
-                contradictory.append((photo, duplicate))
-    if leaked:
-        logger.warning(
-            "%s: %d photos are in two splits, such as %s (%s): accuracies measured on them are too "
-            "high",
-            listing.source,
-            len(leaked),
-            *leaked[0],
-        )
-    if contradictory:
-        logger.warning(
-            "%s: %d photos are of two classes, such as %s (%s): remove one of the two",
-            listing.source,
-            len(contradictory),
-            *contradictory[0],
-        )

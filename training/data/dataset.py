@@ -1,15 +1,20 @@
 """A set of labelled photos in the form that training uses, whatever its layout on disk."""
 
 import hashlib
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
+from taillift.models.bundle.manifest import Thresholds
+from taillift.models.bundle.schema import Group
 from taillift.training.data.check import drop_unreadable
 from taillift.training.data.long_tail import tail_indices
+from taillift.training.data.photo import SPLITS, SplitName
+from taillift.training.data.photo import Split as Split
 from taillift.training.data.readers.registry import read_source
-from taillift.training.data.split import SPLITS, SplitName
-from taillift.training.data.split import Split as Split
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,14 @@ class Dataset:
         """The number of training photos of each class."""
         counted = Counter(self.train.labels)
         return [counted[index] for index in range(len(self.classes))]
+
+    @property
+    def groups(self) -> list[Group]:
+        """The group of each class, for which several photos of the same content count as one."""
+        contents = self.train.contents or range(len(self.train))
+        distinct = set(zip(self.train.labels, contents, strict=True))
+        counted = Counter(label for label, _ in distinct)
+        return Thresholds().groups([counted[index] for index in range(len(self.classes))])
 
     @property
     def held_out(self) -> tuple[SplitName, Split] | None:
@@ -69,8 +82,12 @@ def load_dataset(source: str, imbalance: float | None = None) -> Dataset:
     the source cannot be read as a set of photos, and for the reasons of `drop_unreadable` and
     `tail_indices`.
     """
-    listing = drop_unreadable(read_source(source))
-    name, splits = listing.name, dict(listing.splits)
+    listing = read_source(source)
+    for unused in listing.unused:
+        logger.warning("%s", unused)
+    name, names = listing.name, listing.names
+    listing = drop_unreadable(listing)
+    splits = dict(listing.splits)
     if imbalance is not None:
         train = splits["train"]
         splits["train"] = train.only(tail_indices(train.labels, listing.classes, imbalance))
@@ -86,7 +103,7 @@ def load_dataset(source: str, imbalance: float | None = None) -> Dataset:
     return Dataset(
         name=name,
         classes=tuple(listing.classes[label] for label in order),
-        names=tuple(listing.names[label] for label in order),
+        names=tuple(names[label] for label in order),
         train=splits["train"],
         val=splits.get("val"),
         test=splits.get("test"),

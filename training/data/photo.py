@@ -1,10 +1,11 @@
-"""A photo of a set: where it is stored, and the bytes of its image file."""
+"""A photo of a set, stored or raw, and a split: labelled photos with one purpose."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -93,3 +94,35 @@ def naming(photo: Photo) -> Iterator[None]:
         yield
     except ImageError as error:
         raise UserError(f"{photo}: {error}; repair it, or remove it from the set") from error
+
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: Final[tuple[SplitName, ...]] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Photos, and for each the index of its class in the classes of the set.
+
+    `contents` has 64 bits of the content of each photo, as far as they have been read.
+    """
+
+    photos: tuple[Photo, ...]
+    labels: tuple[int, ...]
+    contents: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def only(self, indices: Iterable[int]) -> "Split":
+        """Return the photos at `indices`, in that order."""
+        kept = list(indices)
+        return Split(
+            tuple(self.photos[index] for index in kept),
+            tuple(self.labels[index] for index in kept),
+            tuple(self.contents[index] for index in kept) if self.contents else (),
+        )
+
+    def relabelled(self, labels: Sequence[int]) -> "Split":
+        """Return the same photos with `labels[old]` in place of every label `old`."""
+        return replace(self, labels=tuple(labels[label] for label in self.labels))

@@ -1,9 +1,10 @@
-"""From a checkpoint to a bundle: merge, write the graph, prove it, measure it."""
+"""From a checkpoint to a bundle: merge the tuners, write and check the graphs, calibrate them."""
 
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from taillift.models.bundle.ensemble import Floats
+from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.folder import (
     DELTA,
     MODEL,
@@ -20,7 +21,6 @@ from taillift.models.bundle.folder import (
     write_golden,
     write_scores,
 )
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
@@ -39,6 +39,7 @@ from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
+from taillift.models.names import canonical
 from taillift.training.calibration.cross_fit import carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.data.dataset import Dataset, Split
@@ -60,7 +61,11 @@ GOLDEN_PHOTOS: Final = 4
 
 @dataclass(frozen=True)
 class Proof:
-    """Largest differences between logits on `photos` real images, and the graphs' sizes."""
+    """Largest differences between logits on `photos` training photos, and the graphs' sizes.
+
+    `merged` compares the merged model with the trained one, `runtime` ONNX Runtime with the merged
+    model. `unmerged_nodes` is the number of nodes that the graph would have without merging.
+    """
 
     photos: int
     merged: float
@@ -71,7 +76,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Exported:
-    """`unmerged` names the methods that stay beside the tower's weights."""
+    """A bundle's manifest, and the names of the tuners that could not be merged."""
 
     manifest: Manifest
     proof: Proof
@@ -87,96 +92,109 @@ def export(
     calibrated: bool = True,
     variants: Sequence[Precision] = (),
 ) -> Exported:
-    """Make a bundle at `target`; on any failure nothing is left there.
+    """Make a bundle at `target`; leave nothing there on any failure.
 
-    `variants` are made of the fp32 graph. Without `calibrated` there is no exit rule, temperature
-    or prediction set. Raises `UserError` where checkpoint and dataset do not belong together,
-    where a variant cannot be made, and where the logits of the merged model or of ONNX Runtime are
-    off by more than `TOLERANCE` on real images.
+    `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
+    temperatures, prediction sets or review thresholds. Raises `UserError` if the checkpoint was
+    trained on other photos than `dataset`, if a variant cannot be made, or if the merged model or
+    ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
     """
-    model, facts = restore(checkpoint, backbone)
-    _check_classes(checkpoint, facts, dataset)
+    model, metadata = restore(checkpoint, backbone)
+    classes = tuple(map(canonical, metadata.classes))
+    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
+        raise UserError(
+            f"{checkpoint} was trained on other photos ({metadata.data}, "
+            f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
+            f"{dataset.name}: name the photos it was trained on"
+        )
     model.eval().requires_grad_(False)
     merged = merge(model)
-    pixels = _centre_views(dataset.train, facts)
+    pixels = centre_views(dataset.train, metadata)
     graphs = Graphs(pixels, variants)
-    groups = THRESHOLDS.groups(facts.counts)
-    priors = carried_prior(facts.recipe, facts.counts)
-    judge = VariantCalibrator(dataset, facts.preprocessing, groups, log_shares(priors))
+    groups = dataset.groups
+    priors = carried_prior(metadata.recipe, metadata.counts)
+    calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_shares(priors))
 
     def cross_fitted() -> HeldOuts:
-        trainer = Trainer(dataset, load_backbone(backbone or facts.backbone))
-        return cross_fit(trainer, _as_trained(checkpoint, facts), graphs.write, groups)
+        trainer = Trainer(dataset, load_backbone(backbone or metadata.backbone))
+        return cross_fit(trainer, recipe_as_trained(checkpoint, metadata), graphs.write, groups)
 
-    written: list[Manifest] = []
-    judged: dict[Precision, CalibratedVariant] = {}
-
-    def manifest(content_version: str, files: dict[str, FileRecord]) -> Manifest:
-        written.append(_manifest(facts, priors, judged, content_version, files))
-        return written[0]
-
-    with new_bundle(target, manifest, replace) as folder:
-        paths = graphs.write(merged, folder)
-        side = facts.preprocessing.size
-        sessions = {one: Session(path, side=side) for one, path in paths.items()}
-        logits = logits_of(sessions[Precision.FP32], pixels)
-        proof = _prove(model, merged, pixels, logits, node_count(paths[Precision.FP32]), graphs)
-        shutil.copyfile(checkpoint, folder / DELTA)
+    with new_bundle(target, replace) as bundle:
+        paths = graphs.write(merged, bundle.path)
+        side = metadata.preprocessing.size
+        sessions = {precision: Session(path, side=side) for precision, path in paths.items()}
+        served = logits_of(sessions[Precision.FP32], pixels)
+        proof = prove(model, merged, pixels, served, node_count(paths[Precision.FP32]), graphs)
+        shutil.copyfile(checkpoint, bundle.path / DELTA)
         golden = pixels[:GOLDEN_PHOTOS]
-        write_golden(folder, golden, {one: sessions[one].run(golden).logits for one in sessions})
-        found = judge.calibrate(sessions, cross_fitted) if calibrated else judge.evaluate(sessions)
-        judged |= {one: variant.as_made(graphs.made.get(one)) for one, variant in found.items()}
-        write_judged(folder, facts, groups, judged)
-    return Exported(written[0], proof, unmerged(merged))
-
-
-def _check_classes(checkpoint: Path, facts: CheckpointMetadata, dataset: Dataset) -> None:
-    if (facts.classes, facts.counts) != (dataset.classes, tuple(dataset.counts)):
-        raise UserError(
-            f"{checkpoint} was trained on other photos ({facts.data}, {len(facts.classes)} "
-            f"classes, {sum(facts.counts)} photos) than {dataset.name} "
-            "holds: name those it was trained on"
+        golden_logits = {
+            precision: session.run(golden).logits for precision, session in sessions.items()
+        }
+        write_golden(bundle.path, golden, golden_logits)
+        measured = (
+            calibrator.calibrate(sessions, cross_fitted)
+            if calibrated
+            else calibrator.evaluate(sessions)
         )
+        finished = {
+            precision: variant.as_made(graphs.made.get(precision))
+            for precision, variant in measured.items()
+        }
+        write_measurements(bundle.path, metadata, groups, finished)
+        manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
+    return Exported(manifest, proof, unmerged(merged))
 
 
-def _as_trained(checkpoint: Path, facts: CheckpointMetadata) -> Recipe:
-    """The recipe in the numbers that it was trained in.
+def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
+    """Return the recipe with the numerical precision that the checkpoint was trained in.
 
-    Raises `UserError` where a file that it names says something else by now.
+    Raises `UserError` if a file that the recipe names has changed since.
     """
-    known = facts.key and facts.recipe.head.initial.contents()
-    if known and facts.key != run_key(facts.recipe, facts.data_sha256, facts.backbone_sha256):
+    recipe = metadata.recipe
+    reads_file = metadata.key and recipe.head.initial.contents()
+    key = run_key(recipe, metadata.data_sha256, metadata.backbone_sha256)
+    if reads_file and metadata.key != key:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
-            "trains from it again: put the old one back, train again, or add a val split"
+            "trains from it again: restore the old file, train again, or add a val split"
         )
-    return facts.recipe.model_copy(update={"precision": facts.record.precision or "auto"})
+    return recipe.model_copy(update={"precision": metadata.record.precision or "auto"})
 
 
-def _centre_views(split: Split, facts: CheckpointMetadata) -> Pixels:
-    """uint8 [n, S, S, 3], of photos spread over all classes."""
+def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
+    """Return the centre views uint8 [N, S, S, 3] of photos that are spread over all classes."""
     spread = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int).tolist()
-    photos = evaluation_photos(split, facts.preprocessing)
+    photos = evaluation_photos(split, metadata.preprocessing)
     ((rows, _),) = photos.batches([(photo, 0) for photo in spread], len(spread))
     pixels: Pixels = rows.numpy()[:: photos.rows]
     return pixels
 
 
 @torch.no_grad()
-def _prove(
+def prove(
     model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int, graphs: Graphs
 ) -> Proof:
-    trained, plain = (_logits_of(one, pixels) for one in (model, merged))
+    """Compare the trained model, the merged one, and the logits that the merged graph gives.
+
+    `served` are those logits, float32 [N, C], on `pixels`. Raises `UserError` if a step
+    changes a logit by more than `TOLERANCE`.
+    """
+
+    def logits(of: Model) -> Floats:
+        return in_batches(lambda rows: of(torch.from_numpy(rows))[0].numpy(), pixels)
+
+    merged_logits = logits(merged)
     with tempfile.TemporaryDirectory() as folder:
         unmerged_nodes = graphs.write_plain(model, Path(folder) / MODEL)
     proof = Proof(
         photos=len(pixels),
-        merged=float(np.abs(trained - plain).max()),
-        runtime=float(np.abs(served - plain).max()),
+        merged=float(np.abs(logits(model) - merged_logits).max()),
+        runtime=float(np.abs(served - merged_logits).max()),
         nodes=nodes,
         unmerged_nodes=unmerged_nodes,
     )
     for name, error in (("merging", proof.merged), ("ONNX Runtime", proof.runtime)):
+        # NaN is refused, too.
         if not error <= TOLERANCE:
             raise UserError(
                 f"no bundle was written: {name} changes a logit by {error:.2g}, more than the "
@@ -185,79 +203,75 @@ def _prove(
     return proof
 
 
-def _logits_of(model: Model, pixels: Pixels) -> Floats:
-    return in_batches(lambda rows: model(torch.from_numpy(rows))[0].numpy(), pixels)
-
-
-def write_judged(
+def write_measurements(
     folder: Path,
-    facts: CheckpointMetadata,
+    metadata: CheckpointMetadata,
     groups: Sequence[Group],
-    judged: Mapping[Precision, CalibratedVariant],
+    variants: Mapping[Precision, CalibratedVariant],
 ) -> None:
-    """The report, and the scores that prediction sets are made of."""
-    write_report(folder / REPORT, facts, groups, judged)
-    for precision, one in judged.items():
-        if one.fitted:
-            write_scores(folder, precision, one.fitted.scores)
+    """Write the report, and the scores that prediction sets are made from."""
+    write_report(folder / REPORT, metadata, groups, variants)
+    for precision, variant in variants.items():
+        if variant.fitted:
+            write_scores(folder, precision, variant.fitted.scores)
 
 
 def accuracies(
-    judged: Mapping[Precision, CalibratedVariant], classes: int
+    variants: Mapping[Precision, CalibratedVariant], classes: int
 ) -> list[Accuracy | None]:
-    """Each class's with fp32; None without a photo."""
-    check = judged[Precision.FP32].check
+    """Return each class's accuracy with fp32; None for a class without held-out photos."""
+    check = variants[Precision.FP32].check
     if check is None:
         return [None] * classes
     return class_accuracies(check.view_logits, check.labels, classes)
 
 
-def _prior_name(priors: Sequence[float], counts: Sequence[int]) -> PriorName:
-    if np.allclose(priors, 1 / len(priors)):
-        return "uniform"
-    return "train" if np.allclose(priors, np.divide(counts, sum(counts))) else "other"
-
-
-def _manifest(
-    facts: CheckpointMetadata,
+def make_manifest(
+    metadata: CheckpointMetadata,
+    groups: Sequence[Group],
     priors: Sequence[float],
-    judged: Mapping[Precision, CalibratedVariant],
+    variants: Mapping[Precision, CalibratedVariant],
     content_version: str,
     files: dict[str, FileRecord],
 ) -> Manifest:
-    recipe = facts.recipe
+    """Return the manifest of an exported bundle; `priors` are those that its logits carry."""
+    recipe = metadata.recipe
+    ranks = [
+        tuner.rank for tuner in recipe.tuners if isinstance(tuner, AdaptFormer | Adapter | LoRA)
+    ]
+    frequencies = np.divide(metadata.counts, sum(metadata.counts))
+    if np.allclose(priors, 1 / len(priors)):
+        prior: PriorName = "uniform"
+    else:
+        prior = "train" if np.allclose(priors, frequencies) else "other"
     return Manifest(
-        name=facts.data,
+        name=metadata.data,
         version=content_version,
         taillift_version=version("taillift"),
         backbone=BackboneInfo(
-            architecture=facts.architecture,
-            pretrained=facts.pretrained,
-            sha256=facts.backbone_sha256,
+            architecture=metadata.architecture,
+            pretrained=metadata.pretrained,
+            sha256=metadata.backbone_sha256,
         ),
         method=Method(
             name=recipe.name,
-            tuners=tuple(one.name for one in recipe.tuners) if recipe.epochs else (),
-            rank=_rank(recipe),
-            trainable_parameters=facts.trainable_parameters,
+            tuners=tuple(tuner.name for tuner in recipe.tuners) if recipe.epochs else (),
+            rank=ranks[0] if ranks and recipe.epochs else None,
+            trainable_parameters=metadata.trainable_parameters,
             loss=recipe.loss.name if recipe.epochs else "none",
-            prior=_prior_name(priors, facts.counts),
+            prior=prior,
         ),
         classes=classes_from(
-            facts.classes,
-            facts.prompts,
-            facts.counts,
+            metadata.classes,
+            metadata.prompts,
+            metadata.counts,
             THRESHOLDS,
-            accuracies(judged, len(facts.classes)),
+            accuracies(variants, len(metadata.classes)),
             priors,
+            groups,
         ),
         thresholds=THRESHOLDS,
-        preprocessing=facts.preprocessing,
-        variants={precision: one.variant for precision, one in judged.items()},
+        preprocessing=metadata.preprocessing,
+        variants={precision: variant.variant for precision, variant in variants.items()},
         files=files,
     )
-
-
-def _rank(recipe: Recipe) -> int | None:
-    ranks = [one.rank for one in recipe.tuners if isinstance(one, AdaptFormer | Adapter | LoRA)]
-    return ranks[0] if ranks and recipe.epochs else None

@@ -1,9 +1,9 @@
-"""Ways to compute a graph's products in 8-bit integers.
+"""An int8 graph: which of its products are computed in 8-bit integers, and how.
 
-Weights are signed and have a scale a channel, activations are unsigned. Where a processor has no
-VNNI, ONNX Runtime adds two such products in 16 bits, which full 8-bit weights make overflow; with
+Weights are signed and have a scale a channel, activations are unsigned. On a processor without
+VNNI, ONNX Runtime adds two such products in 16 bits, which full 8-bit weights make overflow. With
 one bit less they cannot, and every processor gives the same logits. Depthwise convolutions are
-computed otherwise, and keep all eight bits.
+computed differently, and keep all eight bits.
 """
 
 import copy
@@ -12,11 +12,11 @@ import shutil
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import numpy as np
 import onnx
@@ -25,52 +25,251 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
-from taillift.models.errors import UserError
-from taillift.training.export.onnx_graph import Fidelity, fidelity, folded, logits_of, products
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError, first_line
+from taillift.training.export.onnx_graph import (
+    BATCH,
+    Fidelity,
+    fidelity,
+    folded,
+    logits_of,
+    products,
+)
 
 # Activations' scales: `dynamic` from each batch, for matrix products alone; `static` from
-# calibration, for convolutions too; `mixed` each where it is best.
+# calibration, for convolutions too; `mixed` static for convolutions, dynamic for matrix products.
 Form = Literal["dynamic", "static", "mixed"]
 FORMS: Final = get_args(Form)
 CLAMPS: Final = ("Clip", "Relu")
-BATCH: Final = 8
+
+# Largest accepted error, as a share of the logits' spread. Two views of a photo differ by four to
+# five times as much (wardrobe-lt).
+LIMIT: Final = 0.1
+VIEWS: Final = 128
+SENSITIVITY_VIEWS: Final = 16
+TIMED_VIEWS: Final = 8
+ROUNDS: Final = 3
+ONE_THREAD: Final = Device(threads=1)
+
+
+@dataclass(frozen=True)
+class QuantisationCandidate:
+    """One way to make the graph.
+
+    `in_float` names the products left in float, `seconds` is the processor time a view takes.
+    """
+
+    form: Form
+    in_float: tuple[str, ...]
+    seconds: float
+    fidelity: Fidelity
+
+    def __str__(self) -> str:
+        text: str = self.form
+        if self.in_float:
+            text += f", {len(self.in_float)} products left in float"
+        text += f"; {self.fidelity}"
+        if self.form != "static":
+            text += (
+                "; activations are scaled by each batch, so that the other views of a batch move a "
+                "view's logits a little"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The candidate that was kept, and all that were tried."""
+
+    kept: QuantisationCandidate
+    tried: tuple[QuantisationCandidate, ...]
+
+
+def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
+    """Write the int8 variant of the fp32 `graph` to `target`.
+
+    `pixels` uint8 [N, S, S, 3] are training views, of which at most `VIEWS` are used: every other
+    one calibrates, and the variant is compared with fp32 on the rest. The head, and attention
+    between its projections, stay in float. Raises `UserError` if the graph cannot be quantised.
+    """
+    if len(pixels) < 2:
+        raise UserError("an int8 variant needs two training views or more: add photos")
+    spread = np.linspace(0, len(pixels) - 1, min(VIEWS, len(pixels)), dtype=int)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            search = QuantisationSearch(graph, pixels[spread], Path(folder))
+            tried = search.run()
+        except UserError:
+            raise
+        except Exception as error:  # The quantiser's errors have no common base.
+            raise UserError(
+                f"{graph} cannot be quantised ({first_line(error)}): leave int8 out"
+            ) from error
+        kept = best(tried)
+        shutil.copyfile(search.path(kept.form, kept.in_float), target)
+    return Quantised(kept, tuple(tried))
+
+
+def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: QuantisationCandidate) -> None:
+    """Write the int8 variant of another `graph` of the same shape in the way that was `kept`.
+
+    `pixels` uint8 [N, S, S, 3] are training views to calibrate on.
+    """
+    model = folded(graph)
+    with tempfile.TemporaryDirectory() as folder:
+        ranges = calibrate(model, pixels[:: max(1, 2 * len(pixels) // VIEWS)], Path(folder))
+    nodes = {node.name for node in products(model)} - set(kept.in_float)
+    write_int8(kept.form, model, ranges, nodes, target)
+
+
+def best(candidates: Sequence[QuantisationCandidate]) -> QuantisationCandidate:
+    """Return the fastest whose error is within `LIMIT`; if there is none, the most accurate."""
+    near = [candidate for candidate in candidates if candidate.fidelity.error <= LIMIT]
+    if near:
+        return min(near, key=lambda candidate: candidate.seconds)
+    return min(candidates, key=lambda candidate: candidate.fidelity.error)
+
+
+class QuantisationSearch:
+    """Makes candidates of one graph in a folder, and measures them.
+
+    `pixels` uint8 [N, S, S, 3]: every other view calibrates, the rest are measured on. Raises
+    `UserError` if the graph has nothing to quantise.
+    """
+
+    def __init__(self, graph: Path, pixels: Pixels, folder: Path) -> None:
+        self.folder = folder
+        self.model = folded(graph)
+        self.nodes = [node.name for node in products(self.model)]
+        if not self.nodes:
+            raise UserError(
+                f"{graph} cannot be quantised (it has no convolution or matrix product with "
+                "constant weights before its head): leave int8 out"
+            )
+        self.ranges = calibrate(self.model, pixels[::2], folder)
+        self.pixels = pixels[1::2]
+        self.expected = logits_of(Session(graph, ONE_THREAD), self.pixels)
+
+    def run(self) -> list[QuantisationCandidate]:
+        """Return every form with all products in integers, and refinements if they are needed.
+
+        If the fastest form is beyond `LIMIT`, the fewest groups of products that bring it within
+        are left in float, the most sensitive ones first. The error falls with every group, so that
+        bisection finds the number.
+        """
+        tried = [self.candidate(form, ()) for form in FORMS]
+        fastest = min(tried, key=lambda candidate: candidate.seconds)
+        if fastest.fidelity.error <= LIMIT:
+            return tried
+        parts = product_groups(self.model.graph.node, set(self.nodes))
+        errors = [self.error_alone(fastest.form, part) for part in parts]
+        most_sensitive = sorted(range(len(parts)), key=lambda index: -errors[index])
+
+        def is_near(count: int) -> bool:
+            left = sorted(most_sensitive[:count])
+            in_float = tuple(name for index in left for name in parts[index])
+            tried.append(self.candidate(fastest.form, in_float))
+            return tried[-1].fidelity.error <= LIMIT
+
+        bisect_left(range(1, len(parts)), True, key=is_near)
+        return tried
+
+    def candidate(self, form: Form, in_float: tuple[str, ...]) -> QuantisationCandidate:
+        """Write and measure the graph with all products but `in_float` in integers."""
+        path = self.path(form, in_float)
+        write_int8(form, self.model, self.ranges, set(self.nodes) - set(in_float), path)
+        session = Session(path, ONE_THREAD)
+        near = fidelity(logits_of(session, self.pixels), self.expected)
+        seconds = seconds_a_view(session, self.pixels[:TIMED_VIEWS])
+        return QuantisationCandidate(form, in_float, seconds, near)
+
+    def error_alone(self, form: Form, part: Sequence[str]) -> float:
+        """Return the error with only the products of `part` in integers."""
+        path = self.folder / "alone.onnx"
+        write_int8(form, self.model, self.ranges, part, path)
+        logits = logits_of(Session(path, ONE_THREAD), self.pixels[:SENSITIVITY_VIEWS])
+        return fidelity(logits, self.expected[:SENSITIVITY_VIEWS]).error
+
+    def path(self, form: Form, in_float: Collection[str]) -> Path:
+        """Return the file of a candidate."""
+        return self.folder / f"{form}-{len(in_float)}.onnx"
+
+
+def product_groups(nodes: Sequence[NodeProto], chosen: set[str]) -> list[list[str]]:
+    """Return the names in `chosen`, in the order of `nodes`, in groups that belong together.
+
+    A group ends at an attention and at a convolution with a stride.
+    """
+    parts: list[list[str]] = [[]]
+    for node in nodes:
+        strides = next((each.ints for each in node.attribute if each.name == "strides"), ())
+        strided = node.op_type == "Conv" and any(step > 1 for step in strides)
+        if strided or node.op_type == "Attention":
+            parts.append([])
+        if node.name in chosen:
+            parts[-1].append(node.name)
+    return [part for part in parts if part]
+
+
+def seconds_a_view(session: Session, pixels: Pixels) -> float:
+    """Return the least processor time of this thread over `ROUNDS`.
+
+    The session runs on this thread alone, so that other load on the machine hardly matters.
+    """
+    seconds = []
+    for _ in range(ROUNDS):
+        start = time.thread_time()
+        session.run(pixels)
+        seconds.append(time.thread_time() - start)
+    return min(seconds) / len(pixels)
+
+
+class ViewBatches(CalibrationDataReader):  # type: ignore[misc]
+    """Views in batches, as the quantiser asks for them."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        parts = np.array_split(pixels, -(-len(pixels) // BATCH))
+        self.batches = iter([{"pixels": part} for part in parts])
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        return next(self.batches, None)
 
 
 def calibrate(model: ModelProto, pixels: Pixels, folder: Path) -> TensorsData:
-    """The range of every activation around a product, over the views."""
+    """Return the range of every activation around a product, over the views."""
     source = folder / "calibrated.onnx"
     onnx.save(model, source)
-    with _quiet():
+    with quiet_quantiser():
         calibrator = create_calibrator(
             source,
             sorted({node.op_type for node in products(model)} | set(CLAMPS)),
             str(folder / "calibrator.onnx"),
         )
-        calibrator.collect_data(_Views(pixels))
+        calibrator.collect_data(ViewBatches(pixels))
         return calibrator.compute_data()
 
 
 def write_int8(
     form: Form, model: ModelProto, ranges: TensorsData, nodes: Collection[str], path: Path
 ) -> None:
-    """Write the graph with the products named in `nodes` in integers, as far as `form` has them."""
+    """Write the graph with the products named in `nodes` in integers, as far as `form` can."""
     chosen = [node for node in products(model) if node.name in nodes]
     convolutions = [node.name for node in chosen if node.op_type == "Conv"]
-    rest = [node.name for node in chosen if node.op_type != "Conv"]
-    with _quiet():
+    matrix_products = [node.name for node in chosen if node.op_type != "Conv"]
+    with quiet_quantiser():
         match form:
             case "dynamic":
-                _dynamic(model, rest, path)
+                write_dynamic(model, matrix_products, path)
             case "static":
-                onnx.save(_static(model, ranges, convolutions + rest), path)
+                onnx.save(with_static(model, ranges, convolutions + matrix_products), path)
             case "mixed":
-                _dynamic(_static(model, ranges, convolutions), rest, path)
+                write_dynamic(with_static(model, ranges, convolutions), matrix_products, path)
 
 
-def _dynamic(model: ModelProto, nodes: list[str], path: Path) -> None:
+def write_dynamic(model: ModelProto, nodes: list[str], path: Path) -> None:
+    """Write the graph with these matrix products in integers, scaled by each batch."""
     if not nodes:
         onnx.save(model, path)
         return
@@ -86,11 +285,21 @@ def _dynamic(model: ModelProto, nodes: list[str], path: Path) -> None:
     )
 
 
-def _static(model: ModelProto, ranges: TensorsData, nodes: list[str]) -> ModelProto:
+def with_static(model: ModelProto, ranges: TensorsData, nodes: list[str]) -> ModelProto:
+    """Return the graph with these products in integers, scaled by calibrated ranges."""
     if not nodes:
         return model
-    chosen = [*nodes, *_clamps(model, nodes)]
-    types = {node.op_type for node in model.graph.node if node.name in set(chosen)}
+    chosen = [node for node in products(model) if node.name in nodes]
+    # The integers' range does the work of a clamp right after a product.
+    outputs = {node.output[0] for node in chosen}
+    clamps = [
+        node for node in model.graph.node if node.op_type in CLAMPS and node.input[0] in outputs
+    ]
+    shapes = {constant.name: constant.dims for constant in model.graph.initializer}
+    depthwise = [
+        node.input[1] for node in chosen if node.op_type == "Conv" and shapes[node.input[1]][1] == 1
+    ]
+    signed = {"quant_type": QuantType.QInt8, "symmetric": True, "axis": 0}
     quantizer = QDQQuantizer(
         copy.deepcopy(model),
         per_channel=True,
@@ -98,12 +307,14 @@ def _static(model: ModelProto, ranges: TensorsData, nodes: list[str]) -> ModelPr
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
-        nodes_to_quantize=chosen,
+        nodes_to_quantize=[*nodes, *(node.name for node in clamps)],
         nodes_to_exclude=[],
-        op_types_to_quantize=sorted(types),
+        op_types_to_quantize=sorted({node.op_type for node in (*chosen, *clamps)}),
         extra_options={
             "DefaultTensorType": TensorProto.FLOAT,
-            "TensorQuantOverrides": _full_range(model, nodes),
+            "TensorQuantOverrides": {
+                weights: [{**signed, "reduce_range": False}] for weights in depthwise
+            },
         },
     )
     quantizer.quantize_model()
@@ -111,208 +322,12 @@ def _static(model: ModelProto, ranges: TensorsData, nodes: list[str]) -> ModelPr
     return quantised
 
 
-def _clamps(model: ModelProto, nodes: Collection[str]) -> list[str]:
-    """The clamps right behind the convolutions, which their integers' range then does."""
-    outputs = {one.output[0] for one in model.graph.node if one.name in nodes}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in CLAMPS and node.input[0] in outputs
-    ]
-
-
-def _full_range(model: ModelProto, nodes: Collection[str]) -> Mapping[str, list[dict[str, Any]]]:
-    shapes = {one.name: one.dims for one in model.graph.initializer}
-    return {
-        node.input[1]: [
-            {"quant_type": QuantType.QInt8, "symmetric": True, "reduce_range": False, "axis": 0}
-        ]
-        for node in products(model)
-        if node.name in nodes and node.op_type == "Conv" and shapes[node.input[1]][1] == 1
-    }
-
-
-class _Views(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, pixels: Pixels) -> None:
-        parts = np.array_split(pixels, -(-len(pixels) // BATCH))
-        self._batches = iter([{"pixels": one} for one in parts])
-
-    def get_next(self) -> dict[str, Pixels] | None:
-        return next(self._batches, None)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs advice on graphs that it takes all the same."""
+def quiet_quantiser() -> Iterator[None]:
+    """Silence the advice that the quantiser logs on graphs which it accepts anyway."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(previous)
-
-
-def groups(nodes: Sequence[NodeProto], chosen: set[str]) -> list[list[str]]:
-    """The names of `chosen` in `nodes`, in order: what lies between two attentions, or between two
-    convolutions with a stride, belongs together."""
-    found: list[list[str]] = [[]]
-    for node in nodes:
-        if node.op_type == "Attention" or _strided(node):
-            found.append([])
-        if node.name in chosen:
-            found[-1].append(node.name)
-    return [group for group in found if group]
-
-
-def _strided(node: NodeProto) -> bool:
-    strides = [one.ints for one in node.attribute if one.name == "strides"]
-    return node.op_type == "Conv" and any(step > 1 for ints in strides for step in ints)
-
-
-# Of the logits' spread. Two views of a photo differ by four to five times as much (wardrobe-lt).
-LIMIT: Final = 0.1
-VIEWS: Final = 128
-SENSITIVITY_VIEWS: Final = 16
-TIMED_VIEWS: Final = 8
-ROUNDS: Final = 3
-ONE_THREAD: Final = Device(threads=1)
-
-
-@dataclass(frozen=True)
-class QuantisationCandidate:
-    """`seconds` of processor time a view takes; `in_float` names the products left in float."""
-
-    form: Form
-    in_float: tuple[str, ...]
-    seconds: float
-    fidelity: Fidelity
-
-    def __str__(self) -> str:
-        left = f", {len(self.in_float)} products left in float" if self.in_float else ""
-        batch = (
-            ""
-            if self.form == "static"
-            else "; activations are scaled by each batch, so that what "
-            "is beside a view moves its logits a little"
-        )
-        return f"{self.form}{left}; {self.fidelity}{batch}"
-
-
-@dataclass(frozen=True)
-class Quantised:
-    kept: QuantisationCandidate
-    tried: tuple[QuantisationCandidate, ...]
-
-
-def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
-    """Write the int8 variant of the fp32 `graph` to `target`.
-
-    `pixels` uint8 [N, S, S, 3] are training views, of which at most `VIEWS` are used: every other
-    one calibrates, and the rest are what variant and fp32 are compared on. The head, and attention
-    between its projections, stay in float. Raises `UserError` where the graph cannot be quantised.
-    """
-    if len(pixels) < 2:
-        raise UserError("an int8 variant needs two training views or more: add photos")
-    spread = np.linspace(0, len(pixels) - 1, min(VIEWS, len(pixels)), dtype=int)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            trial = _Trial(graph, pixels[spread], Path(folder))
-            tried = trial.run()
-        except UserError:
-            raise
-        except Exception as error:  # The quantiser's errors have no common base.
-            raise UserError(
-                f"{graph} cannot be quantised ({first_line(error)}): leave int8 out"
-            ) from error
-        kept = best(tried)
-        shutil.copyfile(trial.path(kept.form, kept.in_float), target)
-    return Quantised(kept, tuple(tried))
-
-
-def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: QuantisationCandidate) -> None:
-    """Write the int8 variant of another `graph` of the same shape the way that was `kept`.
-
-    `pixels` uint8 [N, S, S, 3] are training views to calibrate on.
-    """
-    model = folded(graph)
-    with tempfile.TemporaryDirectory() as folder:
-        ranges = calibrate(model, pixels[:: max(1, 2 * len(pixels) // VIEWS)], Path(folder))
-    nodes = {node.name for node in products(model)} - set(kept.in_float)
-    write_int8(kept.form, model, ranges, nodes, target)
-
-
-def best(candidates: Sequence[QuantisationCandidate]) -> QuantisationCandidate:
-    """The quickest whose error is within `LIMIT`; where there is none, the one nearest to fp32."""
-    near = [one for one in candidates if one.fidelity.error <= LIMIT]
-    if near:
-        return min(near, key=lambda one: one.seconds)
-    return min(candidates, key=lambda one: one.fidelity.error)
-
-
-class _Trial:
-    def __init__(self, graph: Path, pixels: Pixels, folder: Path) -> None:
-        self.folder = folder
-        self.model = folded(graph)
-        self.nodes = [node.name for node in products(self.model)]
-        if not self.nodes:
-            raise UserError(
-                f"{graph} cannot be quantised (it has no convolution or matrix product with "
-                "constant weights before its head): leave int8 out"
-            )
-        self.ranges = calibrate(self.model, pixels[::2], folder)
-        self.pixels = pixels[1::2]
-        self.expected = logits_of(Session(graph, ONE_THREAD), self.pixels)
-
-    def run(self) -> list[QuantisationCandidate]:
-        tried = [self._candidate(form, ()) for form in FORMS]
-        quickest = min(tried, key=lambda one: one.seconds)
-        if quickest.fidelity.error > LIMIT:
-            tried += self._refined(quickest)
-        return tried
-
-    def path(self, form: Form, in_float: Collection[str]) -> Path:
-        return self.folder / f"{form}-{len(in_float)}.onnx"
-
-    def _refined(self, whole: QuantisationCandidate) -> list[QuantisationCandidate]:
-        """With the fewest groups in float, the most sensitive first, that bring the error into the
-        limit: found by bisection, as it falls with every group."""
-        parts = groups(self.model.graph.node, set(self.nodes))
-        alone = [self._alone(whole.form, part) for part in parts]
-        worst = sorted(range(len(parts)), key=lambda one: -alone[one])
-        tried: list[QuantisationCandidate] = []
-
-        def near(count: int) -> bool:
-            left = sorted(worst[:count])
-            in_float = tuple(name for part in left for name in parts[part])
-            tried.append(self._candidate(whole.form, in_float))
-            return tried[-1].fidelity.error <= LIMIT
-
-        bisect_left(range(1, len(parts)), True, key=near)
-        return tried
-
-    def _alone(self, form: Form, part: Sequence[str]) -> float:
-        """The error with nothing but `part` in integers."""
-        path = self.folder / "alone.onnx"
-        write_int8(form, self.model, self.ranges, part, path)
-        found = logits_of(Session(path, ONE_THREAD), self.pixels[:SENSITIVITY_VIEWS])
-        return fidelity(found, self.expected[:SENSITIVITY_VIEWS]).error
-
-    def _candidate(self, form: Form, in_float: tuple[str, ...]) -> QuantisationCandidate:
-        path = self.path(form, in_float)
-        nodes = set(self.nodes) - set(in_float)
-        write_int8(form, self.model, self.ranges, nodes, path)
-        session = Session(path, ONE_THREAD)
-        found = logits_of(session, self.pixels)
-        return QuantisationCandidate(
-            form, in_float, self._seconds(session), fidelity(found, self.expected)
-        )
-
-    def _seconds(self, session: Session) -> float:
-        """Of this thread, on which all of it runs, whatever else the machine does."""
-        rows = self.pixels[:TIMED_VIEWS]
-        taken = []
-        for _ in range(ROUNDS):
-            start = time.thread_time()
-            session.run(rows)
-            taken.append(time.thread_time() - start)
-        return min(taken) / len(rows)

@@ -1,4 +1,4 @@
-"""ONNX graphs as they are read before they are changed."""
+"""ONNX graphs that variants are made from, and how near a variant is to its original."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -11,20 +11,20 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto
 
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
-from taillift.models.bundle.session import Session, first_line
-from taillift.models.errors import UserError
+from taillift.models.bundle.arrays import Floats, Pixels, chunks
+from taillift.models.bundle.session import Session
+from taillift.models.errors import UserError, first_line
 
 PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
+# Views that are run at once: any machine has the memory for them.
+BATCH: Final = 8
 
 
 def folded(path: Path) -> ModelProto:
-    """The graph with everything computed that depends on constants alone.
+    """Return the graph with everything computed that depends on constants alone.
 
-    The exporter leaves slices and transposes of weights in it, behind which no tool sees a
-    constant. Raises `UserError` where the file is no ONNX graph that ONNX Runtime loads.
+    The exporter leaves slices and transposes of weights in the graph, and tools see no constant
+    behind them. Raises `UserError` if ONNX Runtime cannot load the file as a graph.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -40,7 +40,7 @@ def folded(path: Path) -> ModelProto:
                 f"no variant can be made of {path}: {first_line(error)}; export the bundle again"
             ) from error
     used = {node.domain for node in model.graph.node}
-    imports = [one for one in model.opset_import if one.domain in used]
+    imports = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(imports)
     # Some shapes are still those from before the folding.
@@ -49,9 +49,9 @@ def folded(path: Path) -> ModelProto:
 
 
 def products(model: ModelProto) -> list[NodeProto]:
-    """Convolutions and matrix products with constant weights, but for the head, in order."""
-    constants = {one.name for one in model.graph.initializer}
-    outputs = {one.name for one in model.graph.output}
+    """Return the convolutions and matrix products with constant weights, without the head's."""
+    constants = {constant.name for constant in model.graph.initializer}
+    outputs = {output.name for output in model.graph.output}
     return [
         node
         for node in model.graph.node
@@ -59,8 +59,11 @@ def products(model: ModelProto) -> list[NodeProto]:
     ]
 
 
-def behind(nodes: Iterable[NodeProto], tensors: Iterable[str]) -> set[str]:
-    """The names of all nodes, of `nodes` in order, that read `tensors` or what comes of them."""
+def downstream(nodes: Iterable[NodeProto], tensors: Iterable[str]) -> set[str]:
+    """Return the names of all nodes that read `tensors` or anything computed from them.
+
+    `nodes` are in the graph's order.
+    """
     reached, names = set(tensors), set()
     for node in nodes:
         if not reached.isdisjoint(node.input):
@@ -69,13 +72,11 @@ def behind(nodes: Iterable[NodeProto], tensors: Iterable[str]) -> set[str]:
     return names
 
 
-BATCH: Final = 8
-
-
 @dataclass(frozen=True)
 class Fidelity:
-    """`error` is the root mean square of the logits' differences, as a share of their spread.
+    """Nearness of a variant's logits to fp32's.
 
+    `error` is the root mean square of the logits' differences, as a share of their spread.
     `agreement` is the share of views whose first class stays, averaged over the classes that fp32
     gives them, so that a rare class counts as much as a common one.
     """
@@ -90,24 +91,24 @@ class Fidelity:
         )
 
 
-def fidelity(found: Floats, expected: Floats) -> Fidelity:
-    """Of logits [N, C], over all views; the spread is that of a view's logits over the classes."""
+def fidelity(logits: Floats, expected: Floats) -> Fidelity:
+    """Compare logits [N, C] with those of fp32; a view's spread is over its classes."""
     spread = expected - expected.mean(axis=1, keepdims=True)
-    same = found.argmax(1) == expected.argmax(1)
     classes = expected.argmax(1)
-    shares = [same[classes == one].mean() for one in np.unique(classes)]
+    same = logits.argmax(1) == classes
+    shares = [same[classes == index].mean() for index in np.unique(classes)]
     return Fidelity(
-        error=float(np.sqrt(np.square(found - expected).mean() / np.square(spread).mean())),
+        error=float(np.sqrt(np.square(logits - expected).mean() / np.square(spread).mean())),
         agreement=float(np.mean(shares)),
     )
 
 
 def logits_of(session: Session, pixels: Pixels) -> Floats:
-    """float32 [N, C] of a graph."""
+    """Return a graph's logits float32 [N, C] of views uint8 [N, S, S, 3]."""
     return in_batches(lambda rows: session.run(rows).logits, pixels)
 
 
 def in_batches(run: Callable[[Pixels], Floats], pixels: Pixels) -> Floats:
-    """What `run` gives for each of the pixels, in batches that any machine has memory for."""
-    rows = chunks(range(len(pixels)), BATCH)
-    return np.concatenate([run(pixels[list(one)]) for one in rows])
+    """Return what `run` gives for all views, computed `BATCH` views at a time."""
+    batches = chunks(range(len(pixels)), BATCH)
+    return np.concatenate([run(pixels[list(indices)]) for indices in batches])

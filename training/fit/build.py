@@ -1,4 +1,4 @@
-"""A model to train: backbone, tuners and head as the recipe says."""
+"""The model to train: backbone, tuners and head as the recipe says."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -30,8 +30,12 @@ from taillift.training.recipe.recipe import HeadConfig, Recipe
 Features = Callable[[], tuple[Tensor, Tensor]]
 
 
-def resolve(backbone: Backbone, recipe: Recipe, counts: Sequence[int]) -> Recipe:
-    """The recipe with everything settled that depends on data and backbone."""
+def resolve_recipe(backbone: Backbone, recipe: Recipe, counts: Sequence[int]) -> Recipe:
+    """Return the recipe with all values filled in that depend on the data and the backbone.
+
+    `counts` are the training photos of each class. Raises `UserError` if the recipe tunes more
+    blocks than the backbone has.
+    """
     stages = backbone.tower.tunable
     if recipe.blocks is not None and recipe.blocks > len(stages):
         raise UserError(
@@ -43,11 +47,11 @@ def resolve(backbone: Backbone, recipe: Recipe, counts: Sequence[int]) -> Recipe
 def initial_weight(
     backbone: Backbone, recipe: Recipe, names: Sequence[str], features: Features
 ) -> Tensor:
-    """The head's initial weight [C, D] or, in projected space, [C, E].
+    """Return the head's initial weight [C, D] or, in projected space, [C, E].
 
-    `features` gives the tower's features [N, D] of the training photos and their labels [N]; it
-    is called only where the recipe starts the head from photos. Raises `UserError` where the recipe
-    asks for text and the backbone has none.
+    `features` returns the tower's features [N, D] of the training photos and their labels [N]. It
+    is called only if the recipe starts the head from photos. Raises `UserError` if the recipe needs
+    text and the backbone has no text tower.
     """
     initial = recipe.head.initial
     require_text(initial, backbone.name, backbone.has_text)
@@ -59,10 +63,10 @@ def initial_weight(
         return text_weights(backbone.encode_text, initial.prompts(names), projection)
 
     def photos() -> tuple[Tensor, Tensor]:
-        found, labels = features()
+        vectors, labels = features()
         if projected:
-            found = project_features(found, backbone.projection, backbone.projection_bias)
-        return found, labels
+            vectors = project_features(vectors, backbone.projection, backbone.projection_bias)
+        return vectors, labels
 
     match initial:
         case PrototypesInit():
@@ -78,11 +82,11 @@ def initial_weight(
             return random_weights(*weight_shape(backbone, recipe.head, len(names)), generator)
 
 
-def build(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
-    """The untrained model, the part that the recipe trains unfrozen.
+def build_model(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
+    """Return the untrained model; only what the recipe trains has gradients.
 
-    `recipe` is what `resolve` returned, `weight` what `initial_weight` did. The backbone stays as
-    it is. Raises `UserError` where the backbone cannot take one of the tuners.
+    `recipe` comes from `resolve_recipe`, `weight` from `initial_weight`. The backbone does not
+    change. Raises `UserError` if one of the tuners does not fit the backbone.
     """
     torch.manual_seed(recipe.seed)
     tower = copy.deepcopy(backbone.tower)
@@ -102,22 +106,34 @@ def build(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
     return Model(Normalise(backbone.image.mean, backbone.image.std), tower, head)
 
 
+def bare_model(backbone: Backbone, classes: int) -> Model:
+    """Return the backbone with a head of zeros and nothing to train."""
+    recipe = Recipe(name="bare", epochs=0)
+    return build_model(backbone, recipe, torch.zeros(weight_shape(backbone, recipe.head, classes)))
+
+
 def weight_shape(backbone: Backbone, head: HeadConfig, classes: int) -> tuple[int, int]:
-    """[C, D], or [C, E] behind a projection."""
+    """Return the shape of the head's weight: [C, D], or [C, E] behind a projection."""
     if head.space == "projected" and backbone.projection is not None:
         return classes, backbone.projection.shape[1]
     return classes, backbone.tower.width
 
 
 def prompts_for(names: Sequence[str], initial: HeadInit) -> tuple[str, ...]:
-    """What the text tower was told of each class, the first prompt of several."""
+    """Return the text tower's prompt of each class, the first if there are several.
+
+    They are the names themselves if the head does not start from text.
+    """
     if isinstance(initial, PromptsInit):
         return tuple(prompts[0] for prompts in initial.prompts(names))
     return tuple(names)
 
 
 def preprocessing_for(image: ImageSpec, interpolation: str | None = None) -> Preprocessing:
-    """Canvases 1.5 patches larger than the views (LIFT, section 3.4)."""
+    """Return the backbone's preprocessing, with canvases 1.5 patches larger than the views.
+
+    That is the expansion of LIFT, section 3.4. `interpolation` None means the backbone's.
+    """
     return Preprocessing.model_validate(
         {
             "size": image.size,

@@ -1,7 +1,7 @@
-"""The tower's frozen stages, run once.
+"""Frozen features: the output of the tower's frozen stages, computed once.
 
-What is frozen below the first trained tensor gives the same output in every epoch. Where that part
-is a good share of the work it runs once, over a few augmented copies of each photo.
+The stages below the first trained tensor give the same output in every epoch. If they are a good
+part of the work, they run once, on a few augmented copies of each photo.
 """
 
 import copy
@@ -20,45 +20,49 @@ from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.training.console import track
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.inputs import Cached, Inputs, Photos, copy_epochs
+from taillift.training.fit.inputs import CachedFeatures, Inputs, Photos, copy_epochs
 from taillift.training.recipe.recipe import Augmentation
 
-# Below this share of the forward pass's operations a fresh crop in every epoch is worth more.
+# If the frozen stages do less than this share of the operations, a fresh crop in every epoch is
+# worth more than the time that they take.
 WORTHWHILE: Final = 0.2
-# In each process, for the rows that are kept.
+# Bytes of frozen features that each process may keep for one set of photos.
 MEMORY: Final = 4 * 2**30
+# Rows that go through the frozen stages at once.
 BATCH: Final = 32
-TITLE: Final = "Running the frozen stages"
+# Fewest augmented copies of a photo.
 FEWEST: Final = 2
-# Half precision ends at 65,504; where one batch comes near it, another may pass it.
+# float16 ends at 65,504: features whose first batch comes near it are kept in float32.
 HALF_RANGE: Final = 1e4
 
-Run = Callable[[Tensor], Tensor]
+# Pixels to rows behind the frozen stages, both on the CPU.
+Forward = Callable[[Tensor], Tensor]
 
 
 class FrozenStages:
     """The first stages of one tower as functions, each compiled once.
 
-    The models that share them have the same tower below their own first trained tensor.
+    Models that share them have the same tower below their own first trained tensor.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._runs: dict[int, Run] = {}
+        self._forwards: dict[int, Forward] = {}
 
-    def run(self, model: Model, stop: int, example: Tensor) -> Run:
-        """From pixels to rows behind `stop` stages."""
-        if stop not in self._runs:
-            module = nn.Sequential(model.normalise, model.tower[:stop])
-            self._runs[stop] = runner(module, example, self._device)
-        return self._runs[stop]
+    def forward(self, model: Model, stage: int, example: Tensor) -> Forward:
+        """Return the function from pixels such as `example` to rows behind `stage` stages."""
+        if stage not in self._forwards:
+            module = nn.Sequential(model.normalise, model.tower[:stage])
+            self._forwards[stage] = compiled(module, example, self._device)
+        return self._forwards[stage]
 
 
-class PrefixCache:
-    """The rows of one set of photos behind a tower's first stages.
+class FrozenFeatures:
+    """The frozen features of one set of photos, behind as many stages as a model has frozen.
 
-    They come from the photos, never from the rows behind fewer stages, which are rounded: what a
-    run is fed must not depend on what ran before it. Every process computes a share and has all.
+    They are always computed from the photos, never from features behind fewer stages, which are
+    rounded: a run must get the same features whatever ran before it. Every process computes a part
+    and gets all.
     """
 
     def __init__(
@@ -69,73 +73,96 @@ class PrefixCache:
         frozen: FrozenStages,
         processes: Processes,
     ) -> None:
-        """`copies` [N] says how many of the `epochs` lend their crop of each photo."""
+        """Keep `copies` [N] crops of each photo, from as many of the `epochs`.
+
+        Nothing is computed before `inputs_for` needs it.
+        """
         self._photos = photos
         self._copies = torch.tensor(copies)
         self._epochs = epochs
         self._frozen = frozen
-        self._launcher = processes
-        self._stages: dict[int, Inputs] = {0: photos}
+        self._processes = processes
+        self._by_stage: dict[int, Inputs] = {0: photos}
 
-    def rows_for(self, model: Model, size: int) -> Inputs:
-        """What `model` has to be fed: rows behind its frozen stages, or behind fewer where the
-        memory is too small, or photos where that pays more; `size` is S, in pixels."""
+    def inputs_for(self, model: Model, size: int) -> Inputs:
+        """Return what to feed to `model`, which takes images of `size` S, in pixels.
+
+        That is features behind all its frozen stages, or behind fewer if those fit the memory, or
+        the photos themselves if features are not worthwhile. Collective.
+        """
         rows = int(self._copies.sum()) * self._photos.rows
-        sizes = worthwhile_stages(model, size)
-        stage = next((one for one, numbers in sizes.items() if 2 * numbers * rows <= MEMORY), 0)
-        if stage not in self._stages:
-            self._stages[stage] = self._compute(model, stage)
-        return self._stages[stage]
+        # Two bytes a number, as float16.
+        fitting = (
+            stage
+            for stage, numbers in worthwhile_stages(model, size).items()
+            if 2 * numbers * rows <= MEMORY
+        )
+        stage = next(fitting, 0)
+        if stage not in self._by_stage:
+            self._by_stage[stage] = self._compute(model, stage)
+        return self._by_stage[stage]
 
-    def _compute(self, model: Model, stage: int) -> Cached:
+    def _compute(self, model: Model, stage: int) -> CachedFeatures:
+        """Run every copy of every photo through the model's first `stage` stages. Collective."""
         photos = self._photos
         order = [
             (photo, epoch)
-            for photo, count in enumerate(self._copies.tolist())
-            for epoch in copy_epochs(count, self._epochs)
+            for photo, copies in enumerate(self._copies.tolist())
+            for epoch in copy_epochs(copies, self._epochs)
         ]
         size = max(1, BATCH // photos.rows)
-        batches = range(0, len(order), size)
-        # All see the first batch, and so agree on what it says of the numbers' range.
-        starts = [0, *(one for one in self._launcher.share(batches) if one)]
-        rows = photos.batches([pick for one in starts for pick in order[one : one + size]], size)
-        first, _ = next(rows)
-        run = self._frozen.run(model, stage, first)
-        output = run(first)
-        kept = torch.half if output.abs().max() < HALF_RANGE else torch.float
-        tokens = torch.zeros(len(order) * photos.rows, *output.shape[1:], dtype=kept)
-        every = track(chain([first], (one for one, _ in rows)), TITLE, len(starts))
-        for start, batch in zip(starts, every, strict=True):
-            output = output if batch is first else run(batch)
-            if start or self._launcher.rank == 0:
-                place = start * photos.rows
-                tokens[place : place + len(output)] = output.to(kept)
-        self._launcher.sum_in_place(tokens)
+        # Every process sees the first batch, so that all choose the same dtype by it.
+        own = self._processes.shard(range(0, len(order), size))
+        starts = [0, *(start for start in own if start)]
+        picks = [pick for start in starts for pick in order[start : start + size]]
+        batches = (rows for rows, _ in photos.batches(picks, size))
+        first = next(batches)
+        forward = self._frozen.forward(model, stage, first)
+        output = forward(first)
+        dtype = torch.half if output.abs().max() < HALF_RANGE else torch.float
+        tokens = torch.zeros(len(order) * photos.rows, *output.shape[1:], dtype=dtype)
+        title = "Running the frozen stages"
+        for start, rows in zip(
+            starts, track(chain([first], batches), title, len(starts)), strict=True
+        ):
+            output = output if rows is first else forward(rows)
+            if start or self._processes.rank == 0:
+                offset = start * photos.rows
+                tokens[offset : offset + len(output)] = output.to(dtype)
+        self._processes.all_reduce_in_place(tokens)
         tokens = tokens.view(-1, photos.rows, *tokens.shape[1:])
-        return Cached(tokens, self._copies, photos.labels, stage, self._epochs)
+        return CachedFeatures(tokens, self._copies, photos.labels, stage, self._epochs)
+
+
+def remaining_network(model: Model, stage: int) -> nn.Module:
+    """Return the network from rows behind the tower's first `stage` stages to features.
+
+    If `stage` is 0, it begins with pixels.
+    """
+    return model.tower[stage:] if stage else nn.Sequential(model.normalise, model.tower)
 
 
 def copies_for(
     labels: Sequence[int], counts: Sequence[int], augmentation: Augmentation, epochs: int
 ) -> list[int]:
-    """How many augmented copies of each photo to take: a class's crops, spread over its photos.
+    """Return how many augmented copies to keep of each photo, whose class is in `labels`.
 
-    At least `FEWEST` of one photo, and at most `augmentation.copies` or one an epoch. A rare
-    class's photos are seen in as many crops as training has time for, and a frequent class's many
-    photos vary by themselves.
+    A class's `augmentation.crops` are spread over its photos: at least `FEWEST` of each photo, and
+    at most `augmentation.copies` or one an epoch. So the photos of a rare class are seen in as many
+    crops as there is time for; the many photos of a frequent class vary by themselves.
     """
     most, crops = min(augmentation.copies, epochs), augmentation.crops
     by_class = [min(most, max(FEWEST, -(-crops // max(1, count)))) for count in counts]
     return [by_class[label] for label in labels]
 
 
-def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
-    """`module` as a function without gradients, from and to the CPU.
+def compiled(module: nn.Module, example: Tensor, device: torch.device) -> Forward:
+    """Return `module` as a function without gradients, from and to the CPU.
 
     On a CPU it runs in ONNX Runtime, whose convolutions are several times as fast as torch's.
     """
     if device.type == "cuda":
-        # The model that it belongs to goes back to the CPU; this stays.
+        # The module's model goes back to the CPU after training; this copy stays on the GPU.
         module = copy.deepcopy(module).to(device).eval()
 
         @torch.no_grad()
@@ -145,10 +172,10 @@ def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
 
         return run_torch
 
-    # The exporter would take a batch of one for a constant.
+    # The exporter would treat a batch of one as a constant.
     pair = example[:1].repeat(2, *[1] * (example.ndim - 1))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prefix.onnx"
+        path = Path(folder) / "frozen.onnx"
         write_graph(module.eval(), pair, path, ["rows"], ["tokens"])
         graph = load_graph(path)
 
@@ -159,25 +186,22 @@ def runner(module: nn.Module, example: Tensor, device: torch.device) -> Run:
 
 
 def worthwhile_stages(model: Model, size: int) -> dict[int, int]:
-    """How many frozen stages may be run once, most first, and how many numbers a view then has.
+    """Return the stages up to which running the tower once is worthwhile, the last one first.
 
-    Not so few stages that they are little of the work. Operations are counted on one image of
+    Maps each to how many numbers one view has behind it. A stage is worthwhile if all stages up to
+    it are frozen and do at least `WORTHWHILE` of the tower's operations, counted on one image of
     `size` S, in pixels.
     """
-    done, numbers = [0], [0]
+    operations, numbers = [0], [0]
     with torch.no_grad():
-        rows = model.normalise(_blank(size))
+        rows = model.normalise(torch.zeros(1, size, size, 3, dtype=torch.uint8))
         for stage in model.tower:
             with FlopCounterMode(display=False) as counter:
                 rows = stage(rows)
-            done.append(done[-1] + int(counter.get_total_flops()))
+            operations.append(operations[-1] + int(counter.get_total_flops()))
             numbers.append(rows.numel())
     return {
         stages: numbers[stages]
         for stages in range(model.tower.frozen_stages, 0, -1)
-        if done[stages] >= WORTHWHILE * done[-1]
+        if operations[stages] >= WORTHWHILE * operations[-1]
     }
-
-
-def _blank(size: int) -> Tensor:
-    return torch.zeros(1, size, size, 3, dtype=torch.uint8)

@@ -1,5 +1,6 @@
-"""Photos on their way to the tower: decoded, cropped and batched as they are asked for, or
-already through the tower's frozen stages.
+"""Photos on their way to the tower.
+
+They are decoded, cropped and batched on demand, or come from the cache of frozen features.
 """
 
 import os
@@ -7,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
@@ -15,26 +15,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from taillift.models.bundle.arrays import chunks
-from taillift.models.bundle.images import RESAMPLING, VIEWS, Pixels, decode, load, views
+from taillift.models.bundle.arrays import Pixels, chunks
+from taillift.models.bundle.images import RESAMPLING, VIEWS, decode, load, views
 from taillift.models.bundle.schema import Preprocessing
-from taillift.training.data.photo import naming
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split, naming
+from taillift.training.fit.distributed import Processes
 from taillift.training.recipe.recipe import Augmentation
 
-# A photo's index and the epoch that asks for it, and what makes uint8 [R, S, S, 3] of them.
+# A photo's index in its split, and the epoch that its crop is for.
 Pick = tuple[int, int]
+# Returns a photo's crops in an epoch, uint8 [R, S, S, 3].
 Crop = Callable[[int, int], Pixels]
+# Rows [B * R, ...] and labels [B] of B photos.
+Batch = tuple[Tensor, Tensor]
 
+# Share of a photo's area, and width / height, of a random crop.
 AREA: Final = (0.08, 1.0)
 RATIO: Final = (3 / 4, 4 / 3)
 
 
 class Inputs(Protocol):
-    """Labelled rows for the tower, of which the first `stage` stages are already done.
+    """Labelled rows for the tower behind its first `stage` stages; pixels if `stage` is 0.
 
-    `rows` is how many each crop of a photo has. `batches` yields rows [B * rows, ...] and labels
-    [B] of the photos in `order`, as each epoch augments them, `size` of them at a time.
+    Each photo has `rows` rows, one for each crop. `batches` yields rows [B * rows, ...] and labels
+    [B] of the photos in `order`, as each epoch augments them, `size` photos at a time.
     """
 
     @property
@@ -46,34 +50,34 @@ class Inputs(Protocol):
     @property
     def labels(self) -> Tensor: ...
 
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Rows cropped from photos as they are asked for: uint8 [B * rows, S, S, 3]."""
+    """Rows that are cropped from photos on demand: uint8 [B * rows, S, S, 3]."""
 
     crop: Crop
     rows: int
     labels: Tensor
     stage: int = 0
 
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
         waiting: deque[tuple[list[Future[Pixels]], Tensor]] = deque()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for chunk in chunks(order, size):
                 crops = [pool.submit(self.crop, *pick) for pick in chunk]
                 waiting.append((crops, self.labels[[photo for photo, _ in chunk]]))
-                # One batch is prepared while the one before it is worked on.
+                # The pool prepares this batch while the caller works on the one before it.
                 if len(waiting) > 1:
                     yield _stacked(*waiting.popleft())
-            for ready in waiting:
-                yield _stacked(*ready)
+            for crops, labels in waiting:
+                yield _stacked(crops, labels)
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some photos of `whole`, counted from 0 in the order of `indices`."""
+    """The photos of `whole` at `indices`, counted from 0 in that order."""
 
     whole: Inputs
     indices: Sequence[int]
@@ -90,16 +94,18 @@ class Subset:
     def labels(self) -> Tensor:
         return self.whole.labels[list(self.indices)]
 
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from self.whole.batches([(self.indices[photo], one) for photo, one in order], size)
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
+        yield from self.whole.batches(
+            [(self.indices[photo], epoch) for photo, epoch in order], size
+        )
 
 
 @dataclass(frozen=True)
-class Cached:
+class CachedFeatures:
     """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 
-    `copies` [N] says how many augmented copies each photo has, one photo's behind the other's, in
-    the order of the `epochs` over which they are spread.
+    `copies` [N] is the number of augmented copies of each photo. The copies of one photo follow
+    each other, in the order of the `epochs` over which they are spread.
     """
 
     tokens: Tensor
@@ -112,47 +118,93 @@ class Cached:
     def rows(self) -> int:
         return self.tokens.shape[1]
 
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
         starts = self.copies.cumsum(0) - self.copies
         for chunk in chunks(order, size):
             photos, epochs = torch.tensor(chunk).unbind(1)
-            places = starts[photos] + epochs * self.copies[photos] // self.epochs
-            yield self.tokens[places].flatten(0, 1).float(), self.labels[photos]
+            indices = starts[photos] + epochs * self.copies[photos] // self.epochs
+            yield self.tokens[indices].flatten(0, 1).float(), self.labels[photos]
 
 
 def first_copies(photos: int) -> list[Pick]:
-    """Every photo once."""
+    """Return every photo once, in order, with the crops of the first epoch."""
     return [(photo, 0) for photo in range(photos)]
 
 
-def copy_epochs(copies: int, epochs: int) -> list[int]:
-    """The epochs whose crops stand for all, the first and the last among them.
+def epoch_order(photos: int, seed: int, epoch: int) -> list[Pick]:
+    """Return every photo once, shuffled; the same for the same seed and epoch."""
+    random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+    return [(photo, epoch) for photo in random.permutation(photos).tolist()]
 
-    Of `copies`, at most `epochs`, copy c is the one that is used in epoch `copy_epochs[c]`.
+
+def copy_epochs(copies: int, epochs: int) -> list[int]:
+    """Return the epochs whose crops are kept as copies, the first and the last among them.
+
+    There are at most as many `copies` as epochs. Epoch `copy_epochs(...)[c]` uses copy c.
     """
     return [-(-copy * (epochs - 1) // max(1, copies - 1)) for copy in range(copies)]
+
+
+def sharded(
+    inputs: Inputs, batches: Sequence[Sequence[Pick]], processes: Processes
+) -> Iterator[tuple[int, Batch | None]]:
+    """Yield the length of every batch with this process's part of it, None if it has none.
+
+    All batches but the last have the same length, and so all parts but the last have, too.
+    """
+    shards = [processes.shard(batch) for batch in batches]
+    length = max([1, *map(len, shards)])
+    rows = inputs.batches([pick for shard in shards for pick in shard], length)
+    for batch, shard in zip(batches, shards, strict=True):
+        yield len(batch), next(rows) if shard else None
 
 
 def training_photos(
     split: Split, preprocessing: Preprocessing, augmentation: Augmentation, epochs: int, seed: int
 ) -> Photos:
-    """One random crop a photo, another in each of the epochs; the same for the same seed."""
-    crop = partial(_training_crop, split, preprocessing, augmentation, epochs, seed)
+    """Return photos with one random crop each, a new one in each of the epochs.
+
+    The crops are the same for the same seed.
+    """
+    resampling = RESAMPLING[preprocessing.interpolation]
+    size = preprocessing.size
+
+    def crop(index: int, epoch: int) -> Pixels:
+        random = np.random.default_rng((seed, epoch, index))
+        photo = split.photos[index]
+        with naming(photo):
+            image = decode(photo.read(), size + preprocessing.expand)
+        if augmentation.name == "minimalist":
+            smallest = smallest_area(augmentation.schedule, epoch / max(1, epochs - 1))
+            box = minimalist_crop(*image.size, smallest, random)
+        else:
+            box = random_resized_crop(*image.size, random)
+        cropped = image.resize((size, size), resampling, box)
+        if augmentation.flip and random.random() < 0.5:
+            cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(cropped)[None]
+
     return Photos(crop, 1, torch.tensor(split.labels))
 
 
 def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
-    """The five views of each photo, as the service takes them."""
-    crop = partial(_evaluation_views, split, preprocessing)
+    """Return photos with the five views that the service takes of an image, centre first."""
+
+    def crop(index: int, _: int) -> Pixels:
+        photo = split.photos[index]
+        with naming(photo):
+            return views(load(photo.read(), preprocessing), preprocessing.size)
+
     return Photos(crop, VIEWS, torch.tensor(split.labels))
 
 
 def random_resized_crop(
     width: int, height: int, random: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) of 8 to 100 % of the area and an aspect of 3/4 to 4/3.
+    """Return a box (left, top, right, bottom) of 8 to 100 % of the area, aspect 3/4 to 4/3.
 
-    Where ten tries do not fit, the largest centred box within those aspects (Szegedy et al. 2015).
+    If ten tries do not fit, it is the largest centred box within those aspects (Szegedy et al.
+    2015).
     """
     for _ in range(10):
         area = width * height * random.uniform(*AREA)
@@ -170,9 +222,10 @@ def random_resized_crop(
 def minimalist_crop(
     width: int, height: int, smallest: float, random: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A square box (left, top, right, bottom) of at least `smallest` of the area where it fits.
+    """Return a square box (left, top, right, bottom) of at least `smallest` of the area.
 
-    LIFT+ (arXiv 2504.13282), minimalist data augmentation.
+    If that does not fit, it is the largest square. From LIFT+ (arXiv 2504.13282), minimalist data
+    augmentation.
     """
     side = min(width, height, np.sqrt(width * height * random.uniform(smallest, 1)))
     left, top = random.uniform(0, width - side), random.uniform(0, height - side)
@@ -180,49 +233,19 @@ def minimalist_crop(
 
 
 def smallest_area(schedule: str, done: float) -> float:
-    """The least area of a minimalist crop after `done`, 0 to 1, of the training (LIFT+)."""
-    share = {
+    """Return the least area of a minimalist crop, as a share of the photo (LIFT+).
+
+    `done`, 0 to 1, is the share of the training that has passed.
+    """
+    growth = {
         "convex": 1 - np.sqrt(1 - done**2),
         "linear": done,
         "concave": np.sqrt(1 - (1 - done) ** 2),
         "min": 0.0,
         "max": 1.0,
     }[schedule]
-    return float(AREA[0] + (AREA[1] - AREA[0]) * share)
+    return float(AREA[0] + (AREA[1] - AREA[0]) * growth)
 
 
-def _training_crop(
-    split: Split,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation,
-    epochs: int,
-    seed: int,
-    index: int,
-    epoch: int,
-) -> Pixels:
-    random = np.random.default_rng((seed, epoch, index))
-    size = preprocessing.size
-    photo = split.photos[index]
-    with naming(photo):
-        image = decode(photo.read(), size + preprocessing.expand)
-    if augmentation.name == "minimalist":
-        smallest = smallest_area(augmentation.schedule, epoch / max(1, epochs - 1))
-        box = minimalist_crop(*image.size, smallest, random)
-    else:
-        box = random_resized_crop(*image.size, random)
-    resampling = RESAMPLING[preprocessing.interpolation]
-    crop = image.resize((size, size), resampling, box)
-    if augmentation.flip and random.random() < 0.5:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.asarray(crop)[None]
-
-
-def _evaluation_views(split: Split, preprocessing: Preprocessing, index: int, epoch: int) -> Pixels:
-    del epoch
-    photo = split.photos[index]
-    with naming(photo):
-        return views(load(photo.read(), preprocessing), preprocessing.size)
-
-
-def _stacked(crops: list[Future[Pixels]], labels: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(crops: list[Future[Pixels]], labels: Tensor) -> Batch:
     return torch.from_numpy(np.concatenate([crop.result() for crop in crops])), labels

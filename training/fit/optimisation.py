@@ -1,4 +1,4 @@
-"""The trained tensors, and what changes them step by step."""
+"""The trained tensors, the optimiser that changes them, and the schedule of its rates."""
 
 import math
 from typing import Any
@@ -8,103 +8,121 @@ from lightning_fabric import Fabric
 from torch import nn, split
 from torch.optim import SGD, AdamW, Optimizer
 
+from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
 from taillift.training.recipe.recipe import Optimiser, Recipe
 
 
-class Learner:
-    """Takes gradients to the trained tensors of one model, which is the same in all processes."""
+class DivergedError(UserError):
+    """The learning rates are so high that nothing is left to continue from."""
+
+    def __init__(self, symptom: str, options: Optimiser) -> None:
+        head, tuner = options.head_rate, options.tuner_rate
+        super().__init__(f"{symptom}: lower the learning rates (head {head:g}, tuner {tuner:g})")
+
+
+class OptimisationState:
+    """The trained tensors of one model with their optimiser, anchors and moving average (EMA).
+
+    All processes hold the same state: a step adds up their gradients.
+    """
 
     def __init__(self, model: Model, recipe: Recipe, processes: Processes, fabric: Fabric) -> None:
         self._options = recipe.optimiser
-        self._launcher = processes
+        self._processes = processes
         self._fabric = fabric
         self.parameters = list(model.trained().values())
-        self._start_alike()
+        self.broadcast_weights()
         self.optimiser = new_optimiser(model, recipe.optimiser)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._anchors = [(one, one.detach().clone()) for one in model.head.parameters()]
-        self._average = [
-            one.detach().clone() for one in self.parameters if recipe.optimiser.average
+        self._anchors = [(tensor, tensor.detach().clone()) for tensor in model.head.parameters()]
+        self._ema = [
+            tensor.detach().clone() for tensor in self.parameters if recipe.optimiser.average
         ]
 
-    def clear(self) -> None:
-        """No gradient yet: zeros, so that processes without an example have something to add."""
-        for one in self.parameters:
-            one.grad = torch.zeros_like(one)
+    @torch.no_grad()
+    def broadcast_weights(self) -> None:
+        """Start from the first process's weights. Collective.
+
+        Weights computed on another machine may differ in the last bit.
+        """
+        first = self._processes.rank == 0
+        for tensor in self.parameters:
+            own = tensor if first else torch.zeros_like(tensor)
+            tensor.copy_(self._processes.all_reduce(own))
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zeros, so that a process without a photo adds nothing."""
+        for tensor in self.parameters:
+            tensor.grad = torch.zeros_like(tensor)
 
     def update(self, step: int, factor: float) -> dict[str, float]:
-        """One step with the sum of all processes' gradients; done by all.
+        """Take one step with the sum of all processes' gradients. Collective.
 
-        Returns the rates, `factor` times the recipe's, by the name of their curve; `step` counts
-        all steps from 0.
+        `step` counts all steps of the run from 0. Returns the rates by the names of their curves;
+        they are `factor` times the recipe's.
         """
-        if self._launcher.size > 1:
-            self._sum_gradients()
+        if self._processes.size > 1:
+            self.all_reduce_gradients()
         for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self._pull(self._options.head_rate * factor)
+        self.decay_to_anchor(self._options.head_rate * factor)
         self._fabric.strategy.optimizer_step(self.optimiser)
-        self._follow(step)
+        self.update_ema(step)
         return {f"rate/{group['name']}": group["lr"] for group in self.optimiser.param_groups}
 
-    @torch.no_grad()
-    def finish(self) -> None:
-        """The moving average takes the place of the weights, where the recipe asks for it."""
-        for one, average in zip(self.parameters, self._average, strict=False):
-            one.copy_(average)
+    def all_reduce_gradients(self) -> None:
+        """Replace each gradient by the sum of all processes' gradients. Collective."""
+        gradients = [tensor.grad for tensor in self.parameters if tensor.grad is not None]
+        total = self._processes.all_reduce(torch.cat([grad.flatten() for grad in gradients]))
+        parts = split(total, [grad.numel() for grad in gradients])
+        for grad, part in zip(gradients, parts, strict=True):
+            grad.copy_(part.view_as(grad))
 
-    def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on exactly from here."""
+    @torch.no_grad()
+    def decay_to_anchor(self, rate: float) -> None:
+        """Move the head toward its initial weights, apart from the gradients, as AdamW decays."""
+        if self._options.head_anchor:
+            for tensor, start in self._anchors:
+                tensor.lerp_(start, rate * self._options.head_anchor)
+
+    @torch.no_grad()
+    def update_ema(self, step: int) -> None:
+        """Move the average toward the weights after `step`, if the recipe asks for an average."""
+        decay = ema_decay(self._options.average, step)
+        for average, tensor in zip(self._ema, self.parameters, strict=False):
+            average.lerp_(tensor, 1 - decay)
+
+    @torch.no_grad()
+    def load_ema(self) -> None:
+        """Replace the weights by their average, if the recipe asks for an average."""
+        for tensor, average in zip(self.parameters, self._ema, strict=False):
+            tensor.copy_(average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that another process needs to continue exactly from here."""
         return {
-            "trained": [one.detach() for one in self.parameters],
-            "average": self._average,
+            "trained": [tensor.detach() for tensor in self.parameters],
+            "average": self._ema,
             "optimiser": self.optimiser.state_dict(),
             "scaler": self._fabric.strategy.precision.state_dict(),
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        for key, tensors in (("trained", self.parameters), ("average", self._average)):
-            for one, kept in zip(tensors, state[key], strict=True):
-                one.copy_(kept)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for key, tensors in (("trained", self.parameters), ("average", self._ema)):
+            for tensor, saved in zip(tensors, state[key], strict=True):
+                tensor.copy_(saved)
         self.optimiser.load_state_dict(state["optimiser"])
         self._fabric.strategy.precision.load_state_dict(state["scaler"])
 
-    @torch.no_grad()
-    def _start_alike(self) -> None:
-        """From the first process's tensors: another machine's may differ in the last bit."""
-        for one in self.parameters:
-            one.copy_(
-                self._launcher.sum(one if self._launcher.rank == 0 else torch.zeros_like(one))
-            )
-
-    def _sum_gradients(self) -> None:
-        gradients = [one.grad for one in self.parameters if one.grad is not None]
-        summed = self._launcher.sum(torch.cat([one.flatten() for one in gradients]))
-        parts = split(summed, [one.numel() for one in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    @torch.no_grad()
-    def _pull(self, rate: float) -> None:
-        """The head back toward where it started, apart from the gradients, as AdamW decays."""
-        if self._options.head_anchor:
-            for one, start in self._anchors:
-                one.lerp_(start, rate * self._options.head_anchor)
-
-    @torch.no_grad()
-    def _follow(self, step: int) -> None:
-        decay = average_decay(self._options.average, step)
-        for average, one in zip(self._average, self.parameters, strict=False):
-            average.lerp_(one, 1 - decay)
-
 
 def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
-    """SGD or AdamW over the head and what is trained in the tower, each with its own rate.
+    """Return SGD or AdamW over the head and the tower's trained tensors, each with its own rate.
 
-    As in LIFT, biases and scales decay like everything else, by AdamW, too.
+    As in LIFT, biases and scales decay like all other tensors, with AdamW too.
     """
     parts: list[tuple[str, nn.Module, float, float]] = [
         ("head", model.head, options.head_rate, options.head_decay),
@@ -113,7 +131,7 @@ def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
     groups = [
         {"name": name, "params": params, "lr": rate, "weight_decay": decay}
         for name, part, rate, decay in parts
-        if (params := [one for one in part.parameters() if one.requires_grad])
+        if (params := [tensor for tensor in part.parameters() if tensor.requires_grad])
     ]
     if options.name == "adamw":
         return AdamW(groups)
@@ -121,11 +139,11 @@ def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
 
 
 def rate_factor(options: Optimiser, step: int, steps: int, epochs: int) -> float:
-    """What the rates are multiplied with in `step`, from 0, of `steps` an epoch.
+    """Return the factor of the rates in `step`, which counts from 0, with `steps` an epoch.
 
-    They fall on half a cosine that steps once an epoch, as LIFT's (section 4.1), or at every batch,
-    then from the end of the warm-up on. In the warm-up they rise linearly (Goyal et al. 2017,
-    section 2.2).
+    Rates fall along half a cosine. They change once an epoch, as in LIFT (section 4.1), or at every
+    batch; then the cosine begins after the warm-up. In the warm-up they rise linearly (Goyal et al.
+    2017, section 2.2).
     """
     total = steps * epochs
     warmup = round(options.warmup * total)
@@ -137,9 +155,10 @@ def rate_factor(options: Optimiser, step: int, steps: int, epochs: int) -> float
     return rise * (1 + math.cos(math.pi * done)) / 2
 
 
-def average_decay(decay: float, step: int) -> float:
-    """The moving average's decay, smaller in the first steps, which it is to forget.
+def ema_decay(decay: float, step: int) -> float:
+    """Return the moving average's decay after `step`: min(decay, (1 + n) / (10 + n)).
 
-    That is min(decay, (1 + n) / (10 + n)) after n steps, as TensorFlow's moving average has it.
+    It is smaller in the first steps, so that the average forgets the initial weights (the formula
+    of TensorFlow's `ExponentialMovingAverage`).
     """
     return min(decay, (1 + step) / (10 + step))

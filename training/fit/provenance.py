@@ -1,4 +1,4 @@
-"""How a model came about: by which versions, on what machine, in which numbers, how fast."""
+"""Where a model comes from: package versions, machine, commit, precision, time and memory."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from typing import Final
 import torch
 
 from taillift.training.fit.distributed import Precision, Processes
-from taillift.training.fit.resume import Progress
+from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Part
 
 PACKAGES: Final = ("taillift", "torch", "open_clip_torch", "timm", "numpy", "onnxruntime")
@@ -20,7 +20,7 @@ CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 class Machine(Part):
-    """The first process's machine; `gpus` are all that it has."""
+    """The first process's machine. `gpus` are all its GPUs, whether the run used them or not."""
 
     processor: str
     cores: int
@@ -28,12 +28,13 @@ class Machine(Part):
 
 
 class Provenance(Part):
-    """One run. `losses` is each epoch's mean loss.
+    """The circumstances of one run.
 
-    `seconds` are the training loop's, over all its continuations; `waiting` is the share of them in
-    which it had to wait for photos. The memory is the most that the first process had at once, in
-    bytes. `revision` is the git commit of the working directory, `changed` whether files were not
-    as committed; both None outside a repository.
+    `losses` is the mean loss of each epoch. `seconds` is the time in the training loop, with that
+    before interruptions; `waiting` is the share of it spent waiting for photos. `peak_memory` and
+    `peak_gpu_memory` are the most that the first process had at once, in bytes. `revision` is the
+    git commit of the working directory, `changed` whether tracked files differed from it; both are
+    None outside a repository.
     """
 
     versions: dict[str, str]
@@ -50,9 +51,10 @@ class Provenance(Part):
 
 
 def new_provenance(processes: Processes, progress: Progress | None) -> Provenance:
-    """Of a run that is finished; `progress` is None where nothing was trained."""
+    """Return the provenance of a finished run; `progress` is None if nothing was trained."""
     revision = _git("rev-parse", "HEAD")
     seconds = progress.seconds if progress else 0.0
+    cuda = processes.device.type == "cuda"
     return Provenance(
         versions=versions(),
         machine=machine(),
@@ -63,51 +65,48 @@ def new_provenance(processes: Processes, progress: Progress | None) -> Provenanc
         seconds=round(seconds, 3),
         waiting=round(progress.waited / seconds, 4) if progress and seconds else 0.0,
         peak_memory=peak_memory(),
-        peak_gpu_memory=_peak_gpu_memory(processes.device),
+        peak_gpu_memory=torch.cuda.max_memory_allocated(processes.device) if cuda else None,
         losses=tuple(progress.losses) if progress else (),
     )
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that make a difference, where they are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect a result, if installed."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
     # The installed metadata lacks what torch was built for, such as +cu130.
-    found["torch"] = str(torch.__version__)
-    return found
+    installed["torch"] = str(torch.__version__)
+    return installed
 
 
 def machine() -> Machine:
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return Machine(processor=_processor(), cores=os.cpu_count() or 1, gpus=tuple(gpus))
+    """Return this machine's processor, number of cores and GPUs."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return Machine(
+        processor=models[0] if models else platform.processor() or platform.machine(),
+        cores=os.cpu_count() or 1,
+        gpus=tuple(torch.cuda.get_device_name(gpu) for gpu in range(torch.cuda.device_count())),
+    )
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had so far, in bytes."""
+    """Return the most memory that this process has had so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in KiB on Linux.
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _peak_gpu_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def _processor() -> str:
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _git(*arguments: str) -> str | None:
-    """What git says in the working directory; None where it fails or is not installed."""
+    """Return git's output in the working directory; None if git fails or is not installed."""
     try:
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return completed.stdout.strip()

@@ -1,9 +1,9 @@
-"""What an interrupted training run continues from: a file beside its checkpoint."""
+"""The file next to a checkpoint that an interrupted training run continues from."""
 
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
@@ -12,126 +12,107 @@ import torch
 
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.errors import UserError
-from taillift.training.fit.distributed import Precision, Processes
+from taillift.training.fit.distributed import Processes
+from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Recipe
 
-# Inside an epoch it is written so often, in seconds.
-SAVE_EVERY: Final = 600.0
-# Another number where the file's content means something else than before.
+# Within an epoch, the file is written at most this often, in seconds.
+SAVE_EVERY = 600.0
+# Raise it when the content of the file changes its meaning.
 FORMAT: Final = 1
 
 
-@dataclass
-class Progress:
-    """Where a run is: `done` steps in all, `step` of them in `epoch`, which counts from 0.
-
-    `summed` is the sum of the losses of this epoch's examples, `losses` the mean of each epoch
-    before it; `waited` of the `seconds` went by until photos came.
-    """
-
-    precision: Precision
-    done: int = 0
-    epoch: int = 0
-    step: int = 0
-    summed: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    waited: float = 0.0
-
-
 class Resume:
-    """The state of the run with the fingerprint `key`, in a file at `path`; None: nowhere.
+    """The state of the run with the fingerprint `key`, in a file at `path`; None keeps no file.
 
-    The crops and the order of the photos follow from seed and epoch, so that the position and the
-    learner's tensors are all that there is to keep.
+    Crops and the order of the photos follow from seed and epoch. So the position of the run and the
+    optimisation state are all that the file has to hold.
     """
 
     def __init__(self, path: Path | None, key: str, processes: Processes) -> None:
-        """Reads what is there; done by all. `progress` and `learner` are None where nothing is.
+        """Read the file. Collective.
 
-        Raises `UserError` where the file is of another run or cannot be read.
+        `progress` and `optimisation` are None if there is no file. Raises `UserError` if the file
+        is from another run or cannot be read.
         """
         self._key = key
         self._path = path if processes.rank == 0 else None
         self._written = time.monotonic()
-        kept = processes.broadcast(_readable(self._path, key))
-        if isinstance(kept, str):
-            raise UserError(kept)
-        self.progress: Progress | None = Progress(**kept["progress"]) if kept else None
-        self.learner: dict[str, Any] | None = kept["learner"] if kept else None
+        state: dict[str, Any] | str | None = None
+        if self._path is not None:
+            try:
+                state = read_state(self._path, key)
+            except UserError as error:
+                # Only the first process reads; its error has to end all of them.
+                state = str(error)
+        state = processes.broadcast(state)
+        if isinstance(state, str):
+            raise UserError(state)
+        self.progress: Progress | None = Progress(**state["progress"]) if state else None
+        self.optimisation: dict[str, Any] | None = state["learner"] if state else None
 
     @property
     def done(self) -> int:
-        """How many steps are done already."""
+        """The number of steps that are done already."""
         return self.progress.done if self.progress else 0
 
     @property
     def due(self) -> bool:
+        """Whether the file was last written more than `SAVE_EVERY` seconds ago."""
         return time.monotonic() - self._written >= SAVE_EVERY
 
     def forget(self) -> None:
-        """Have the run begin anew the next time."""
+        """Remove the file, so that the run starts from the beginning the next time."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
-    def write(self, progress: Progress, learner: dict[str, Any]) -> None:
-        """Replace what is there; the old state stays whole until then."""
+    def write(self, progress: Progress, optimisation: dict[str, Any]) -> None:
+        """Replace the file; the old one stays intact until the new one is complete."""
         if self._path is not None:
-            kept = {"key": self._key, "progress": asdict(progress), "learner": learner}
+            # On disk, the optimisation state has the name that it had in the first files.
+            state = {"key": self._key, "progress": asdict(progress), "learner": optimisation}
             with atomic_file(self._path) as temporary:
-                torch.save(kept, temporary)
+                torch.save(state, temporary)
         self._written = time.monotonic()
 
 
-def _readable(path: Path | None, key: str) -> dict[str, Any] | str | None:
-    """What `read_state` gives or, for all processes to hear of it, why it gives nothing."""
-    try:
-        return read_state(path, key) if path else None
-    except UserError as error:
-        return str(error)
-
-
 def read_state(path: Path, key: str) -> dict[str, Any] | None:
-    """What the run with the fingerprint `key` has left at `path`; None where nothing is there.
+    """Return what the run with the fingerprint `key` has left at `path`; None without a file.
 
-    Raises `UserError` where the file is of another run or cannot be read.
+    Raises `UserError` if the file is from another run or cannot be read.
     """
     if not path.exists():
         return None
     try:
-        kept = _load_whole(path)
-        found = kept["key"]
+        # `torch.load` does not verify the checksums of the archive.
+        with ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise BadZipFile(f"{damaged} does not match its checksum")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved_key = state["key"]
     except Exception as error:  # A damaged file may raise anything.
         raise UserError(
-            f"{path}, what an interrupted run left, cannot be read: remove it to start from the "
+            f"{path}, left by an interrupted run, cannot be read: remove it to start from the "
             "beginning"
         ) from error
-    if found != key:
+    if saved_key != key:
         raise UserError(
             f"{path} was left by an interrupted run with another recipe, other photos or another "
             "backbone: remove it, or write this run's checkpoint elsewhere"
         )
-    return kept
-
-
-def _load_whole(path: Path) -> dict[str, Any]:
-    """What `torch.save` wrote, by its checksums, which `torch.load` does not look at."""
-    with ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise BadZipFile(f"{damaged} has another checksum")
-    kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return kept
+    return state
 
 
 def resume_path(checkpoint: Path) -> Path:
-    """Where a run that is to end in `checkpoint` keeps its state."""
+    """Return the path of the file that a run which ends in `checkpoint` continues from."""
     return checkpoint.with_name(f"{checkpoint.name}.resume")
 
 
 def run_key(recipe: Recipe, data: str, backbone: str) -> str:
-    """sha256 of what a run's result depends on: recipe, photos and backbone by their own sha256.
+    """Return the sha256 of all that a run's result depends on.
 
-    Raises `UserError` where a file that the recipe names cannot be read.
+    That is the recipe with the content of the files that it names, and the sha256 of the photos
+    (`data`) and of the backbone. Raises `UserError` if such a file cannot be read.
     """
     files = recipe.head.initial.contents()
     parts = [FORMAT, recipe.model_dump(mode="json"), data, backbone, *files]

@@ -6,14 +6,14 @@ from typing import Self
 
 from tensorboardX import SummaryWriter
 
-from taillift.training.fit.distributed import is_first
+from taillift.training.console import is_first
 
 
 class Curves:
-    """Scalars by step in an event file in `folder`, from the first process; None: nowhere.
+    """Scalars by step, which the first process writes to event files in `folder`.
 
-    What the folder held of an earlier run goes, except up to `start`, the step that this run
-    continues from.
+    `folder` None writes nothing. Curves of an earlier run in the folder are removed, except up to
+    `start`, the step that this run continues from.
     """
 
     def __init__(self, folder: Path | None = None, start: int = 0) -> None:
@@ -22,7 +22,7 @@ class Curves:
             if not start:
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
-            # Files are named by the second: two may begin in the same one.
+            # tensorboardX names files by the second: two runs may begin in the same one.
             self._writer = SummaryWriter(
                 str(folder), purge_step=start or None, filename_suffix=f".{start}"
             )
@@ -35,7 +35,7 @@ class Curves:
             self._writer.close()
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve; what stands before a "/" in their names groups them."""
+        """Add one point to each curve; TensorBoard groups names by the part before the "/"."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor, split
 
-from taillift.models.bundle.text import did_you_mean
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.head import text_weight
 from taillift.training.yaml_file import parse_yaml
 

@@ -6,8 +6,7 @@ from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from taillift.models.bundle.text import did_you_mean
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import AnyHeadInit, TextInit
 from taillift.training.recipe.losses import AnyLoss, Ldam, LogitAdjusted

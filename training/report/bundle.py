@@ -1,13 +1,10 @@
-"""What a bundle says of itself for people to read: the folder `report`."""
+"""The folder `report` of a bundle: measurements and figures for people to read."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -17,98 +14,90 @@ from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
-from taillift.training.report import (
-    sections_accuracy,
-    sections_confidence,
-    sections_decisions,
-    sections_ensembling,
-    sections_identity,
-)
+from taillift.training.report import sections
 from taillift.training.report.figures import draw_class_accuracies
-from taillift.training.report.html import bullets, figure
+from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import draw_reliability
-from taillift.training.report.summary import in_short
-
-PAGE: Final = Template(
-    files("taillift.training.report").joinpath("templates/bundle.html").read_text("utf-8")
-)
-CLASSES: Final = "Every class: its training photos, and its accuracy with fp32 and five views."
-RELIABILITY: Final = (
-    "How often fp32's answers are right, over their confidence: grey at temperature 1, coloured as "
-    "calibrated; on the photos named above. A line is what chance may do 9 times of 10."
-)
+from taillift.training.report.summary import headlines
 
 
 def write_report(
     folder: Path,
-    facts: CheckpointMetadata,
+    metadata: CheckpointMetadata,
     groups: Sequence[Group],
-    judged: Mapping[Precision, CalibratedVariant],
+    calibrated: Mapping[Precision, CalibratedVariant],
 ) -> None:
-    """metrics.json, what was taken for what with five views, figures, and report.html.
+    """Write metrics.json, the confusions with five views, figures, and report.html.
 
     Without photos to measure on only metrics.json and report.html are written.
     """
     folder.mkdir()
-    metrics = {str(precision): _metrics(one) for precision, one in judged.items()}
+    metrics = {str(precision): metrics_of(each.variant) for precision, each in calibrated.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
-    plain = judged[Precision.FP32]
-    if plain.check:
-        _write_confusion(folder / "confusion.csv", facts.classes, plain.check)
+    fp32 = calibrated[Precision.FP32]
+    figures: dict[str, str | None] = {"classes": None, "reliability": None}
+    if fp32.check:
+        write_confusion(folder / "confusion.csv", metadata.classes, fp32.check)
         draw_class_accuracies(
             folder / "classes.png",
-            facts.classes,
-            facts.counts,
+            metadata.classes,
+            metadata.counts,
             groups,
-            class_accuracies(plain.check.view_logits, plain.check.labels, len(groups)),
+            class_accuracies(fp32.check.view_logits, fp32.check.labels, len(groups)),
         )
-    if plain.fitted:
-        draw_reliability(folder / "reliability.png", plain.fitted.scored)
-    (folder / "report.html").write_text(_page(folder, facts, groups, judged), "utf-8")
+        figures["classes"] = embedded(folder / "classes.png")
+    if fp32.fitted:
+        draw_reliability(folder / "reliability.png", fp32.fitted.scored)
+        figures["reliability"] = embedded(folder / "reliability.png")
+    (folder / "report.html").write_text(page(metadata, groups, calibrated, figures), "utf-8")
 
 
-def summary(variant: Variant) -> Iterator[str]:
-    """What is known of a variant, in at most ten lines."""
-    yield from in_short(variant)
-    parts = (variant.exit, variant.calibration, variant.sets, variant.review)
-    if count := sum(len(part.notes) for part in parts if part):
-        yield f"{count} notes on what the photos could not show stand in report/report.html"
-
-
-def _page(
-    folder: Path,
-    facts: CheckpointMetadata,
+def page(
+    metadata: CheckpointMetadata,
     groups: Sequence[Group],
-    judged: Mapping[Precision, CalibratedVariant],
+    calibrated: Mapping[Precision, CalibratedVariant],
+    figures: Mapping[str, str | None],
 ) -> str:
-    variants = {precision: one.variant for precision, one in judged.items()}
-    check = judged[Precision.FP32].check
-    return PAGE.substitute(
-        name=escape(facts.data),
-        short="".join(_short(*one) for one in variants.items()),
-        identity=sections_identity.section(facts, groups, judged),
-        accuracy=sections_accuracy.section(variants)
-        + _figure(folder / "classes.png", CLASSES)
-        + (sections_accuracy.classes(facts, groups, check) if check else ""),
-        ensembling=sections_ensembling.section(variants),
-        confidence=sections_confidence.section(variants)
-        + _figure(folder / "reliability.png", RELIABILITY),
-        sets=sections_decisions.sets(variants),
-        review=sections_decisions.review(variants),
+    """Return report.html, which holds all of the bundle's measurements and `figures`."""
+    variants = {precision: each.variant for precision, each in calibrated.items()}
+    evaluations = {name: each.evaluation for name, each in variants.items() if each.evaluation}
+    rules = {name: each.exit for name, each in variants.items() if each.exit}
+    calibrations = {name: each.calibration for name, each in variants.items() if each.calibration}
+    errors = {name: each.errors for name, each in calibrations.items() if each.errors}
+    sets = {name: each.sets for name, each in variants.items() if each.sets}
+    reviews = {name: each.review for name, each in variants.items() if each.review}
+    check = calibrated[Precision.FP32].check
+    return render(
+        "bundle.html",
+        name=metadata.data,
+        unknown=UNKNOWN,
+        fp32=variants[Precision.FP32],
+        headlines={name: list(headlines(each)) for name, each in variants.items()},
+        identity=sections.identity(metadata, groups, calibrated),
+        figures=figures,
+        accuracies=sections.accuracy_table(evaluations),
+        classes=sections.class_table(metadata, groups, check) if check else None,
+        exit_rules=sections.exit_rules(rules),
+        exit_losses=sections.exit_losses(rules),
+        errors=sections.calibration_errors(calibrations),
+        temperatures=sections.temperatures(calibrations),
+        coverage=sections.coverage(sets),
+        acceptance=sections.acceptance(reviews),
+        notes={
+            "verdicts": merged_notes(
+                {name: [sections.exit_verdict(rule)] for name, rule in rules.items()}
+            ),
+            "exit": merged_notes({name: rule.notes for name, rule in rules.items()}),
+            "errors": merged_notes({name: each.notes for name, each in errors.items()}),
+            "calibration": merged_notes({name: each.notes for name, each in calibrations.items()}),
+            "sets": merged_notes({name: each.notes for name, each in sets.items()}),
+            "review": merged_notes({name: each.notes for name, each in reviews.items()}),
+        },
     )
 
 
-def _short(precision: Precision, variant: Variant) -> str:
-    return f"<h3>{precision}</h3>{bullets(in_short(variant), 'verdict')}"
-
-
-def _figure(path: Path, text: str) -> str:
-    return figure(path, text) if path.exists() else ""
-
-
-def _metrics(one: CalibratedVariant) -> dict[str, Any]:
-    """Accuracy, and what exit rule, calibration, sets and review were measured to do."""
-    variant: Variant = one.variant
+def metrics_of(variant: Variant) -> dict[str, Any]:
+    """Return accuracy, and what exit rule, calibration, sets and review were measured to do."""
     metrics: dict[str, Any] = {}
     if variant.evaluation:
         metrics |= variant.evaluation.model_dump()
@@ -118,15 +107,16 @@ def _metrics(one: CalibratedVariant) -> dict[str, Any]:
         metrics["calibration_error"] = variant.calibration.errors.model_dump()
     if variant.sets:
         metrics["coverage"] = {
-            ensemble: [scores.model_dump() for scores in every]
-            for ensemble, every in variant.sets.estimates.items()
+            ensemble: [scores.model_dump() for scores in estimates]
+            for ensemble, estimates in variant.sets.estimates.items()
         }
     if variant.review:
         metrics["review"] = variant.review.model_dump()
     return metrics
 
 
-def _write_confusion(path: Path, classes: Sequence[str], check: HeldOut) -> None:
+def write_confusion(path: Path, classes: Sequence[str], check: HeldOut) -> None:
+    """Write how many photos of each class were predicted as which, with five views, as CSV."""
     counts = confusion(check.view_logits, check.labels, len(classes))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

@@ -1,90 +1,103 @@
-"""What is known of a variant, in a few lines; the notes behind them stand in the report."""
+"""A variant in a few lines; the notes behind them are in the report."""
 
 from collections.abc import Iterator
 from typing import Final
 
-from taillift.models.bundle.ensemble import Ensemble, ExitRule
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Evaluation, Variant
 from taillift.models.bundle.prediction_sets import PredictionSets
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, ErrorChange
 from taillift.training.report.html import change
-from taillift.training.report.sections_ensembling import verdict
+from taillift.training.report.sections import exit_verdict
 
+# The coverage in per cent that the summary names, of those that were measured.
 TARGET: Final = 90
 
 
-def in_short(variant: Variant) -> Iterator[str]:
-    """At most nine lines."""
+def summary(variant: Variant) -> Iterator[str]:
+    """Yield what is known of a variant in at most ten lines, the last of which counts the notes."""
+    yield from headlines(variant)
+    parts = (variant.exit, variant.calibration, variant.sets, variant.review)
+    if count := sum(len(part.notes) for part in parts if part):
+        yield f"{count} notes on what the photos could not show are in report/report.html"
+
+
+def headlines(variant: Variant) -> Iterator[str]:
+    """Yield what is known of a variant in at most nine lines."""
     if variant.made:
         yield variant.made
-    yield from _accuracy(variant.evaluation)
+    if variant.evaluation:
+        yield from accuracy_lines(variant.evaluation)
+    else:
+        yield "no test/ or val/ photos: nothing is known of its accuracy"
     if variant.exit:
-        yield from _exit(variant.exit)
+        yield exit_verdict(variant.exit)
+        if variant.exit.source == "cross-fitting":
+            yield f"fitted by cross-fitting, as there is no val/: {variant.exit.data}"
     if variant.calibration:
-        yield from _calibration(variant.calibration)
+        yield from calibration_lines(variant.calibration)
     else:
         yield "not calibrated: no exit rule, temperatures, prediction sets or review thresholds"
         yield from variant.notes
     if variant.sets:
-        yield from _sets(variant.sets)
+        yield from coverage_lines(variant.sets)
     if variant.review:
-        yield from _review(variant.review)
+        yield review_line(variant.review)
 
 
-def _accuracy(found: Evaluation | None) -> Iterator[str]:
-    if found is None:
-        yield "no test/ or val/ photos: nothing is known of its accuracy"
-        return
-    ways = {"with one view": found.single, "with five": found.full}
-    if found.adaptive and found.adaptive_views is not None:
-        ways[f"adaptive ({found.adaptive_views:.2f} views on average)"] = found.adaptive
-    means = ", ".join(f"{one.mean_class:.1f} % {way}" for way, one in ways.items())
-    yield f"{found.data}, {found.images:,} photos: mean-class accuracy {means}"
-    few = ", ".join(f"{one.few:.1f} %" for one in ways.values() if one.few is not None)
-    worst = ", ".join(f"{one.worst_class:.1f} %" for one in ways.values())
+def accuracy_lines(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the mean-class accuracy with each ensemble, then few-shot and worst class."""
+    scores = {"with one view": evaluation.single, "with five": evaluation.full}
+    if evaluation.adaptive and evaluation.adaptive_views is not None:
+        scores[f"adaptive ({evaluation.adaptive_views:.2f} views on average)"] = evaluation.adaptive
+    means = ", ".join(f"{each.mean_class:.1f} % {name}" for name, each in scores.items())
+    yield f"{evaluation.data}, {evaluation.images:,} photos: mean-class accuracy {means}"
+    few = ", ".join(f"{each.few:.1f} %" for each in scores.values() if each.few is not None)
+    worst = ", ".join(f"{each.worst_class:.1f} %" for each in scores.values())
     yield f"in the same order: {f'few-shot {few}; ' if few else ''}worst class {worst}"
 
 
-def _exit(rule: ExitRule) -> Iterator[str]:
-    yield verdict(rule)
-    if rule.source == "cross-fitting":
-        yield f"fitted by cross-fitting, for want of val/: {rule.data}"
-
-
-def _calibration(found: Calibration) -> Iterator[str]:
-    if found.errors is None:
+def calibration_lines(calibration: Calibration) -> Iterator[str]:
+    """Yield the calibration errors before and after, if they were measured."""
+    errors = calibration.errors
+    if errors is None:
         return
-    changes = found.errors.adaptive or found.errors.full
-    way = "adaptive" if found.errors.adaptive else "five views"
-    groups = [f"{group} {_error(one)}" for group, one in changes.groups.items() if one.photos]
-    yield f"calibration error ({way}): {', '.join([_error(changes.overall), *groups])} points"
+
+    def shown(error: ErrorChange) -> str:
+        return "too few photos" if error.before is None else change(error.before, error.after)
+
+    changes = errors.adaptive or errors.full
+    ensemble = "adaptive" if errors.adaptive else "five views"
+    groups = [f"{group} {shown(error)}" for group, error in changes.groups.items() if error.photos]
+    yield f"calibration error ({ensemble}): {', '.join([shown(changes.overall), *groups])} points"
 
 
-def _error(one: ErrorChange) -> str:
-    return "too few photos" if one.before is None else change(one.before, one.after)
-
-
-def _sets(found: PredictionSets) -> Iterator[str]:
-    every = found.estimates.get(Ensemble.ADAPTIVE) or found.estimates.get(Ensemble.FULL) or ()
-    for one in every:
-        if round(one.target) == TARGET and one.macro is not None and one.size is not None:
-            few = one.groups["few"].coverage
+def coverage_lines(sets: PredictionSets) -> Iterator[str]:
+    """Yield how often the sets that were asked for `TARGET` per cent hold the right label."""
+    estimates = sets.estimates.get(Ensemble.ADAPTIVE) or sets.estimates.get(Ensemble.FULL) or ()
+    for scores in estimates:
+        if round(scores.target) == TARGET and scores.macro is not None and scores.size is not None:
+            few = scores.groups["few"].coverage
             rare = "" if few is None else f" ({few:.1f} % in few-shot classes)"
             yield (
-                f"sets asked to hold the right label {TARGET} % of the time: {one.macro:.1f} %"
-                f"{rare}, with {one.size:.1f} labels ({found.data})"
+                f"sets asked to hold the right label {TARGET} % of the time: {scores.macro:.1f} %"
+                f"{rare}, with {scores.size:.1f} labels ({sets.data})"
             )
 
 
-def _review(found: Review) -> Iterator[str]:
-    known = [(group, found.groups[group]) for group in GROUPS if group in found.groups]
-    shares = ", ".join(f"{group} {_share(one)}" for group, one in known if one.photos)
-    yield f"to be accepted, at an error of {found.risk:g} %: {shares or 'nothing'} ({found.data})"
+def review_line(review: Review) -> str:
+    """Return the share of answers that may be accepted without review, by group."""
 
+    def shown(group: GroupReview) -> str:
+        if group.threshold is None:
+            return "none"
+        return f"{group.accepted:.0f} %{'' if group.certified else ' (estimated)'}"
 
-def _share(one: GroupReview) -> str:
-    if one.threshold is None:
-        return "none"
-    return f"{one.accepted:.0f} %{'' if one.certified else ' (estimated)'}"
+    groups = [(name, review.groups[name]) for name in GROUPS if name in review.groups]
+    shares = ", ".join(f"{name} {shown(group)}" for name, group in groups if group.photos)
+    return (
+        f"accepted without review, at {review.risk:g} % error: {shares or 'nothing'} "
+        f"({review.data})"
+    )

@@ -1,4 +1,4 @@
-"""What a fine-tuning method consists of: its options (`Tuner`) and the modules that it attaches.
+"""The two halves of a fine-tuning method: its options (`Tuner`) and the modules it attaches.
 
 A method is in one file and has three verbs: `Tuner.resolved` settles its adaptive options,
 `Tuner.attach` puts its modules into a tower, and `Attachment.merge` folds them into the tower's

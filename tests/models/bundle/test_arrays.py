@@ -1,4 +1,4 @@
-"""Batches of whatever comes."""
+"""Tests of the array types and of `chunks`."""
 
 import subprocess
 import sys
@@ -12,6 +12,6 @@ def test_chunks_are_full_but_for_the_last() -> None:
 
 
 def test_the_photos_for_training_need_no_onnx_runtime() -> None:
-    code = "import training.inputs, sys; print('onnxruntime' in sys.modules)"
+    code = "import taillift.training.fit.inputs, sys; print('onnxruntime' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"

@@ -1,12 +1,14 @@
-"""Whole or not at all."""
+"""Tests that files and folders appear whole or not at all."""
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from taillift.models.bundle.atomic import _swap, atomic_file, atomic_folder, require_writable
-from taillift.models.bundle.folder import new_bundle
+from taillift.models.bundle.atomic import atomic_file, atomic_folder, require_writable, swap
+from taillift.models.bundle.folder import BundleBuilder, new_bundle
+from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.errors import UserError
 from tests.support.palette import palette_manifest
 
@@ -109,7 +111,7 @@ def test_the_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_p
     target = tmp_path / "bundle"
     write_folder(target, "old")
     with pytest.raises(FileNotFoundError):
-        _swap(tmp_path / "vanished", target, tmp_path / "aside")
+        swap(tmp_path / "vanished", target, tmp_path / "aside")
     assert (target / "old").exists()
     assert list(tmp_path.iterdir()) == [target]
 
@@ -123,21 +125,40 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path)
     require_writable(tmp_path / "new" / "run.safetensors")
 
 
+def fill(
+    bundle: BundleBuilder,
+    size: int,
+    make_manifest: Callable[[str, dict[str, FileRecord]], Manifest],
+) -> None:
+    """Finish a bundle whose model has `size` bytes."""
+    (bundle.path / "model.onnx").write_bytes(bytes(size))
+    bundle.finish(make_manifest)
+
+
 def test_a_manifest_that_cannot_be_made_leaves_no_bundle(tmp_path: Path) -> None:
-    def manifest(version: str, files: object) -> object:
+    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         raise ValueError(version, files)
 
-    with pytest.raises(ValueError, match="model"), new_bundle(tmp_path / "b", manifest) as folder:
-        (folder / "model.onnx").touch()
+    with pytest.raises(ValueError, match="model"), new_bundle(tmp_path / "b") as bundle:
+        fill(bundle, 0, manifest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_that_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match="was not finished"),
+        new_bundle(tmp_path / "bundle") as bundle,
+    ):
+        (bundle.path / "model.onnx").touch()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
     with (
         pytest.raises(UserError, match=r"the disk is full \(0 MB free\) while writing .*: free"),
-        new_bundle(small_disk / "bundle", palette_manifest) as folder,
+        new_bundle(small_disk / "bundle") as bundle,
     ):
-        (folder / "model.onnx").write_bytes(bytes(2**20))
+        fill(bundle, 2**20, palette_manifest)
     assert list(small_disk.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""A GPU is given few batch sizes."""
+"""Tests of the few batch sizes that a GPU runs."""
 
 from hypothesis import given
 from hypothesis import strategies as st

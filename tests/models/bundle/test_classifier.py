@@ -1,4 +1,4 @@
-"""A bundle, opened."""
+"""Tests of an open bundle."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from taillift.models.bundle.classifier import Classifier, top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.images import views
 from taillift.models.bundle.manifest import FileRecord, Manifest, Variant
 from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.session import Session
@@ -48,53 +49,73 @@ def test_rows_are_in_the_order_of_the_images(
 ) -> None:
     colours = (COLOURS * 8)[:count]
     logits, views = classifier.mean_logits(
-        (classifier.canvas(photo(one)) for one in colours), ensemble
+        (classifier.canvas(photo(colour)) for colour in colours), ensemble
     )
-    assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.float32, (count,))
+    assert (logits.shape, logits.dtype, views.shape) == ((count, 7), np.dtype("f4"), (count,))
     np.testing.assert_array_equal(logits.argmax(1), (list(range(7)) * 8)[:count])
 
 
 def halves(left: tuple[int, int, int], right: tuple[int, int, int]) -> np.ndarray:
-    """A canvas of two colours side by side."""
+    """Return a canvas of two colours side by side."""
     canvas = np.empty((10, 10, 3), np.uint8)
     canvas[:, :5], canvas[:, 5:] = left, right
     return canvas
 
 
 def test_only_an_image_in_doubt_takes_all_views(classifier: Classifier) -> None:
-    """And what it gets then is the full ensemble's, whatever stands beside it."""
+    """Then it gets the full ensemble's logits, whatever the other images of its batch are."""
     doubtful = halves((255, 0, 0), (255, 230, 0))
-    every = [halves(one, one) for one in COLOURS[:3]]
-    every.insert(1, doubtful)
-    found = classifier.mean_logits(every, Ensemble.ADAPTIVE)
-    assert found.views.tolist() == [1, 5, 1, 1]
-    centre = classifier.mean_logits(every, Ensemble.OFF).logits
-    full = classifier.mean_logits(every, Ensemble.FULL).logits
-    np.testing.assert_allclose(found.logits[1], full[1], atol=1e-4)
-    np.testing.assert_allclose(found.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
+    images = [halves(colour, colour) for colour in COLOURS[:3]]
+    images.insert(1, doubtful)
+    adaptive = classifier.mean_logits(images, Ensemble.ADAPTIVE)
+    assert adaptive.views.tolist() == [1, 5, 1, 1]
+    centre = classifier.mean_logits(images, Ensemble.OFF).logits
+    full = classifier.mean_logits(images, Ensemble.FULL).logits
+    np.testing.assert_allclose(adaptive.logits[1], full[1], atol=1e-4)
+    np.testing.assert_allclose(adaptive.logits[[0, 2, 3]], centre[[0, 2, 3]], atol=1e-4)
+
+
+@pytest.mark.parametrize("ensemble", Ensemble)
+def test_features_are_the_mean_over_the_views_that_an_image_took(
+    classifier: Classifier, ensemble: Ensemble
+) -> None:
+    canvases = [halves(COLOURS[0], COLOURS[0]), halves((255, 0, 0), (255, 230, 0))]
+    size = classifier.manifest.preprocessing.size
+    for canvas, outputs in zip(canvases, classifier.outputs(canvases, ensemble), strict=True):
+        rows = classifier.run(views(canvas, size, outputs.views))
+        np.testing.assert_allclose(outputs.features, rows.features.mean(0), atol=1e-5)
+        np.testing.assert_allclose(outputs.logits, rows.logits.mean(0), atol=1e-4)
 
 
 def test_without_a_rule_adaptive_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = write_bundle(tmp_path / "raw", variants={Precision.FP32: Variant()})
     classifier = Classifier.open(folder)
     with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
+        classifier.classify([], ensemble="adaptive")
+    with pytest.raises(UserError, match="no rule for ensemble=adaptive"):
         classifier.mean_logits([halves(COLOURS[0], COLOURS[0])], Ensemble.ADAPTIVE)
 
 
-def refusal(folder: Path, **changes: object) -> str:
-    """The one line that the palette's bundle is refused with, some of it changed.
+def refusal(
+    folder: Path,
+    pixels: np.ndarray | None = None,
+    logits: np.ndarray | None = None,
+    **changes: object,
+) -> str:
+    """Return the one line that the palette's bundle is refused with if some of it is changed.
 
-    `pixels` and `logits` are golden, the others are fields of the manifest.
+    `pixels` and `logits` are the golden ones; `changes` are fields of the manifest.
     """
-    pixels = changes.pop("pixels", canvases(COLOURS))
-    logits = changes.pop("logits", logits_of(COLOURS))
+    pixels = canvases(COLOURS) if pixels is None else pixels
+    logits = logits_of(COLOURS) if logits is None else logits
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update=changes)
 
-    with new_bundle(folder, manifest) as new:
-        onnx.save(graph(), new / MODEL)
-        write_golden(new, pixels, logits)
+    with new_bundle(folder) as bundle:
+        onnx.save(graph(), bundle.path / MODEL)
+        write_golden(bundle.path, pixels, logits)
+        bundle.finish(manifest)
     with pytest.raises(UserError) as caught:
         Classifier.open(folder)
     assert "\n" not in str(caught.value)
@@ -134,14 +155,14 @@ def test_a_version_of_other_files_is_refused(tmp_path: Path) -> None:
     assert "says version 0123 and lists" in refusal(tmp_path / "wrong", version="0123")
 
 
-def test_a_file_that_is_no_graph_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / MODEL).write_bytes(b"no graph")
     with pytest.raises(UserError, match="ONNX Runtime cannot load") as caught:
         Session(tmp_path / MODEL)
     assert "\n" not in str(caught.value)
 
 
-def test_a_provider_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
+def test_a_provider_that_is_not_available_is_refused(tmp_path: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
     onnx.save(graph(), tmp_path / MODEL)

@@ -1,4 +1,4 @@
-"""Each provider's options, and what is refused before a session is made."""
+"""Tests of each provider's options, and of what is refused before a session exists."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_the_wanted_provider_is_the_first_and_the_cpu_never_the_second(provider:
     assert CPU not in names[1:]
 
 
-def test_cuda_takes_memory_as_needed_and_no_more_than_it_may() -> None:
+def test_cuda_takes_memory_as_needed_up_to_its_limit() -> None:
     [(_, free)] = execution_providers(Device(Provider.CUDA), None, None)
     assert free == {"arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
     [(_, capped)] = execution_providers(Device(Provider.CUDA, memory_bytes=2**30), None, None)
@@ -45,7 +45,7 @@ def test_tensorrt_builds_one_engine_for_every_batch_size(tmp_path: Path) -> None
     assert options["trt_engine_cache_path"] == str(tmp_path)
 
 
-def test_tensorrt_keeps_no_engine_where_there_is_no_folder_for_it() -> None:
+def test_tensorrt_keeps_no_engine_without_a_folder_for_it() -> None:
     (_, options), _ = execution_providers(Device(Provider.TENSORRT), None, None)
     assert options == {"trt_fp16_enable": "0"}
 

@@ -1,4 +1,4 @@
-"""Several views, one row."""
+"""Tests of the mean over views."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_rows_are_the_means_over_each_images_own_views(
 ) -> None:
     logits = np.random.default_rng(seed).normal(0, 20, (images, count, classes)).astype("f4")
     mean_logits = mean_over_views(logits.reshape(-1, classes), count)
-    assert (mean_logits.shape, mean_logits.dtype) == ((images, classes), np.float32)
+    assert (mean_logits.shape, mean_logits.dtype) == ((images, classes), np.dtype("f4"))
     np.testing.assert_allclose(mean_logits, logits.mean(1), rtol=1e-4, atol=1e-4)
 
 
@@ -23,10 +23,11 @@ def test_one_view_is_its_own_mean() -> None:
     np.testing.assert_array_equal(mean_over_views(logits, 1), logits)
 
 
-def test_rows_that_are_no_multiple_of_the_views_are_refused() -> None:
+def test_rows_that_are_not_a_multiple_of_the_views_are_refused() -> None:
     with pytest.raises(ValueError, match="reshape"):
         mean_over_views(np.zeros((7, 3), "f4"), 5)
 
 
 def test_off_takes_one_view_full_five_and_adaptive_no_more() -> None:
-    assert [one.views for one in (Ensemble.OFF, Ensemble.FULL, Ensemble.ADAPTIVE)] == [1, 5, 5]
+    views = {ensemble: ensemble.views for ensemble in Ensemble}
+    assert views == {Ensemble.OFF: 1, Ensemble.FULL: 5, Ensemble.ADAPTIVE: 5}

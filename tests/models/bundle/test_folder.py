@@ -1,4 +1,4 @@
-"""A bundle is whole or refused, and what is refused is named in one line."""
+"""Tests that a bundle is whole, or is refused with one line that names the fault."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def refusal(folder: Path) -> str:
-    """The one line that the folder is refused with."""
+    """Return the one line that the folder is refused with."""
     with pytest.raises(UserError) as caught:
         verify_files(folder, read_manifest(folder))
     assert "\n" not in str(caught.value)
@@ -43,9 +43,10 @@ def test_a_bundle_lists_every_file_and_is_whole(bundle: Path) -> None:
 
 def test_the_version_is_that_of_the_contents(tmp_path: Path) -> None:
     def version(name: str, text: str) -> str:
-        with new_bundle(tmp_path / name, palette_manifest) as folder:
-            (folder / "report").mkdir()
-            (folder / "report" / "note.txt").write_text(text)
+        with new_bundle(tmp_path / name) as bundle:
+            (bundle.path / "report").mkdir()
+            (bundle.path / "report" / "note.txt").write_text(text)
+            bundle.finish(palette_manifest)
         return read_manifest(tmp_path / name).version
 
     assert version("a", "one") == version("b", "one") != version("c", "two")
@@ -56,9 +57,9 @@ def test_golden_views_come_back_as_written(bundle: Path) -> None:
     assert (pixels.shape, logits.shape) == ((7, 8, 8, 3), (7, 7))
 
 
-def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    assert "is no bundle" in refusal(tmp_path)
-    assert "is no bundle" in refusal(tmp_path / "nowhere")
+def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
+    assert "is not a bundle" in refusal(tmp_path)
+    assert "is not a bundle" in refusal(tmp_path / "nowhere")
 
 
 def test_an_altered_file_is_named(copy: Path) -> None:
@@ -106,13 +107,13 @@ def test_a_version_that_is_not_that_of_the_files_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.npz", "."])
-def test_what_may_not_be_read_is_told_with_the_remedy(copy: Path, name: str) -> None:
+def test_a_file_that_may_not_be_read_is_named_with_the_remedy(copy: Path, name: str) -> None:
     (copy / name).chmod(0)
     copy.parent.chmod(0o755)
     code = (
         "import os; from pathlib import Path\n"
-        "from models import UserError\n"
-        "from models.bundle.folder import read_manifest, verify_files\n"
+        "from taillift.models.errors import UserError\n"
+        "from taillift.models.bundle.folder import read_manifest, verify_files\n"
         "if os.geteuid() == 0: os.setuid(10001)\n"  # Root may read everything.
         "try: verify_files(Path('copy'), read_manifest(Path('copy')))\n"
         "except UserError as error: print(error)\n"

@@ -1,4 +1,4 @@
-"""Files whose many parts would take longer than their pixels, and honest ones that have many."""
+"""Tests of files with too many parts, and of honest files that have many."""
 
 import io
 import random
@@ -28,7 +28,7 @@ def saved(kind: str, image: Image.Image | None = None, **options: object) -> byt
 
 
 def jpeg_of_scans(count: int) -> bytes:
-    """Progressive, its last scan repeated."""
+    """Return a progressive JPEG whose last scan is repeated."""
     data = saved("JPEG", progressive=True)
     last = data[data.rindex(SCAN) : -len(END)]
     return data[: -len(END)] + (count - data.count(SCAN)) * last + END
@@ -41,17 +41,17 @@ def jpeg_with(*segments: bytes) -> bytes:
 
 def png_with(*chunks: bytes) -> bytes:
     data = saved("PNG")
-    place = data.index(b"IDAT") - 4
-    return data[:place] + b"".join(chunks) + data[place:]
+    offset = data.index(b"IDAT") - 4
+    return data[:offset] + b"".join(chunks) + data[offset:]
 
 
 def png_of_small_chunks() -> bytes:
-    """Each byte of the pixels in a chunk of its own."""
+    """Return a PNG with each byte of its pixels in a chunk of its own."""
     data = saved("PNG")
-    place = data.index(b"IDAT") - 4
-    start, length = place + 8, int.from_bytes(data[place : place + 4], "big")
-    chunks = [chunk(b"IDAT", bytes([one])) for one in data[start : start + length]]
-    return data[:place] + b"".join(chunks) + data[start + length + 4 :]
+    offset = data.index(b"IDAT") - 4
+    start, length = offset + 8, int.from_bytes(data[offset : offset + 4], "big")
+    chunks = [chunk(b"IDAT", bytes([value])) for value in data[start : start + length]]
+    return data[:offset] + b"".join(chunks) + data[start + length + 4 :]
 
 
 def segment(marker: bytes, content: bytes) -> bytes:

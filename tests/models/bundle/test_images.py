@@ -1,4 +1,4 @@
-"""From bytes to views."""
+"""Tests of the way from an image file's bytes to its views."""
 
 import io
 import random
@@ -68,8 +68,8 @@ def test_views_lie_in_the_canvas_the_centre_first_then_the_corners(
 def test_views_are_cut_from_the_canvas(more_height: int, more_width: int, count: int) -> None:
     pixels = noise(8 + more_height, 8 + more_width)
     cut = views(pixels, 8, count)
-    assert (cut.shape, cut.dtype) == ((count, 8, 8, 3), np.uint8)
-    for view, (top, left) in zip(cut, offsets(*pixels.shape[:2], 8), strict=False):
+    assert (cut.shape, cut.dtype) == ((count, 8, 8, 3), np.dtype("u1"))
+    for view, (top, left) in zip(cut, offsets(pixels.shape[0], pixels.shape[1], 8), strict=False):
         np.testing.assert_array_equal(view, pixels[top : top + 8, left : left + 8])
 
 
@@ -150,12 +150,12 @@ def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> Non
     Image.new(mode, (side, side)).save(path, compress_level=1)
     code = (
         "import sys; from pathlib import Path; from resource import RUSAGE_SELF, getrusage\n"
-        "from models.bundle.images import decode\n"
+        "from taillift.models.bundle.images import decode\n"
         "data = Path(sys.argv[1]).read_bytes()\n"
         "before = getrusage(RUSAGE_SELF).ru_maxrss; decode(data, 248)\n"
         "print(getrusage(RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    command = [sys.executable, "-c", code, path]
+    command = [sys.executable, "-c", code, str(path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(run.stdout) * 1_024 < 10 * side**2
 
@@ -192,7 +192,7 @@ def test_a_very_long_image_is_refused() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"GIF89a", photo((0, 0, 0), "BMP")])
-def test_what_is_no_image_of_ours_is_told_from_what_is_damaged(data: bytes) -> None:
+def test_an_unsupported_format_differs_from_a_damaged_image(data: bytes) -> None:
     with pytest.raises(NotAnImageError):
         decode(data, 16)
 
@@ -221,7 +221,7 @@ def exif() -> Image.Exif:
         lambda: file_of(Image.fromarray(noise(30, 30, 4)), "WEBP", exif=exif()),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on what is damaged.
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of some kinds of damage.
 def test_whatever_is_damaged_ends_in_an_image_error(make: Callable[[], bytes]) -> None:
     data = make()
     choose = random.Random(0)

@@ -1,4 +1,4 @@
-"""What a manifest may say."""
+"""Tests of what a manifest may say."""
 
 import pytest
 from pydantic import ValidationError

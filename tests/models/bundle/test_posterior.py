@@ -1,4 +1,4 @@
-"""From logits to confidence."""
+"""Tests of the way from logits to confidence."""
 
 import numpy as np
 import pytest
@@ -47,9 +47,9 @@ def test_equal_logits_leave_the_prior(logits: np.ndarray) -> None:
 
 @given(LOGITS)
 def test_the_prior_only_multiplies_the_odds(logits: np.ndarray) -> None:
-    counts = [300, 50, 20, 5]
-    uniform = posterior(logits / 10, log_prior(Prior.UNIFORM, counts))
-    train = posterior(logits / 10, log_prior(Prior.TRAIN, counts))
+    counts, tenth = [300, 50, 20, 5], (logits / 10).astype(np.float32)
+    uniform = posterior(tenth, log_prior(Prior.UNIFORM, counts))
+    train = posterior(tenth, log_prior(Prior.TRAIN, counts))
     odds = (train[:, 0] / train[:, 3]) / (uniform[:, 0] / uniform[:, 3])
     np.testing.assert_allclose(odds, 60, rtol=1e-6)
 
@@ -90,7 +90,7 @@ TARGETS = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
 def test_a_prior_in_the_logits_gives_way_to_another_exactly(
     implied: list[float], target: list[float]
 ) -> None:
-    """Bayes: what the logits were right for does not matter."""
+    """By Bayes' rule the result does not depend on the prior that the logits carried."""
     joint = LIKELIHOOD.T * shares_of(implied)
     logits = np.log(joint / joint.sum(1, keepdims=True))
     shares = posterior(logits - log_shares(implied), log_shares(target))

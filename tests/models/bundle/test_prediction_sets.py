@@ -1,4 +1,4 @@
-"""Sets hold the right label as often as asked, and say what they rest on."""
+"""Tests that sets hold the right label as often as is asked for."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ PULLS = st.builds(Interpolation, pull=st.floats(0, 1000))
 
 @st.composite
 def held_out(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Group]]:
-    """Scores, labels and groups: any number of photos, classes and groups with and without."""
+    """Draw scores, labels and groups; classes and groups may have no photos."""
     groups = draw(st.lists(st.sampled_from(GROUPS), min_size=2, max_size=6))
     photos = draw(
         st.lists(st.tuples(st.floats(0, 1, width=32), st.integers(0, len(groups) - 1)), max_size=40)
@@ -26,11 +26,12 @@ def held_out(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Group]]:
 
 def shares(classes: int, images: int = 20) -> np.ndarray:
     raw = np.random.default_rng(classes).gamma(0.3, size=(images, classes)) + 1e-9
-    return raw / raw.sum(axis=1, keepdims=True)
+    rows: np.ndarray = raw / raw.sum(axis=1, keepdims=True)
+    return rows
 
 
 def simulated(counts: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Photos of classes that differ in how well they are told apart: probabilities and labels."""
+    """Return probabilities and labels of photos; some classes are recognised better than others."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
     logits = random.normal(size=(len(labels), len(counts)))
@@ -40,15 +41,19 @@ def simulated(counts: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def of_labels(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return values[np.arange(len(labels)), labels]
+    picked: np.ndarray = values[np.arange(len(labels)), labels]
+    return picked
 
 
 @given(held_out(), PULLS, st.floats(0.5, 0.99), st.floats(0.5, 0.99))
 def test_a_set_grows_with_coverage(
-    held: tuple[np.ndarray, np.ndarray, list[Group]], pulls: Interpolation, one: float, other: float
+    held: tuple[np.ndarray, np.ndarray, list[Group]],
+    pulls: Interpolation,
+    first: float,
+    second: float,
 ) -> None:
     coverage, images = Coverage(*held, pulls), shares(len(held[2]))
-    small, large = (coverage.sets(images, target) for target in sorted([one, other]))
+    small, large = (coverage.sets(images, target) for target in sorted([first, second]))
     assert not (small & ~large).any()
 
 
@@ -75,9 +80,10 @@ def test_every_threshold_is_a_score_or_between_scores(
 @pytest.mark.parametrize("target", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize("pull", [30, 1000])
 def test_macro_and_group_coverage_are_what_was_asked_for(target: float, pull: float) -> None:
-    """Ten draws of long-tailed held-out photos, each checked on balanced new ones."""
+    """Check ten draws of long-tailed held-out photos, each on new balanced ones."""
     counts = [300] * 4 + [60] * 8 + [6] * 12
-    groups: list[Group] = ["many"] * 4 + ["medium"] * 8 + ["few"] * 12
+    sizes = zip(GROUPS, (4, 8, 12), strict=True)
+    groups: list[Group] = [group for group, size in sizes for _ in range(size)]
     covered = []
     for seed in range(10):
         probabilities, labels = simulated(counts, seed)
@@ -142,7 +148,8 @@ def test_without_photos_a_set_is_the_answer_alone() -> None:
 def test_of_identical_photos_each_has_the_same_set() -> None:
     scores = np.full(30, 0.25, np.float32)
     labels = np.repeat([0, 1, 2], 10)
-    coverage = Coverage(scores, labels, ["few"] * 3, Interpolation(pull=10))
+    few: list[Group] = ["few"] * 3
+    coverage = Coverage(scores, labels, few, Interpolation(pull=10))
     np.testing.assert_allclose(coverage.thresholds(0.9), 0.25)
     assert coverage.sets(np.array([[0.25, 0.25, 0.5]]), 0.9).all()
 

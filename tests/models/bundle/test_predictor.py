@@ -1,16 +1,16 @@
-"""From combined logits to answers."""
+"""Tests of the way from an image's outputs to its prediction."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.manifest import Manifest, Variant
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.bundle.prediction_sets import Interpolation, PredictionSets
-from taillift.models.bundle.predictor import Prediction, Predictor
+from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
@@ -31,7 +31,8 @@ def predictor(**variant: object) -> Predictor:
 
 def softmax(scores: np.ndarray) -> np.ndarray:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+    shares: np.ndarray = weights / weights.sum(-1, keepdims=True)
+    return shares
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_without_calibration_it_is_the_softmax() -> None:
 
 
 def test_logits_that_carry_the_training_prior_lose_it() -> None:
-    """A head trained with cross-entropy answers as one with the logit-adjusted loss."""
+    """A head trained with cross-entropy gives the same answers as one with logit adjustment."""
     plain = palette_manifest("v", {})
     shares = np.array(COUNTS) / sum(COUNTS)
     classes = tuple(
@@ -79,7 +80,7 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     found = Predictor(
         plain.model_copy(update={"variants": {Precision.FP32: variant}}),
         Precision.FP32,
-        HeldOutScores(labels, {"off": sure, "full": unsure}),
+        HeldOutScores(labels, {Ensemble.OFF: sure, Ensemble.FULL: unsure}),
     )
     shares = np.array([[0.5, 0.2, 0.2, 0.05, 0.03, 0.01, 0.01]])
     off, full = (found.sets(shares, one, 0.9) for one in (Ensemble.OFF, Ensemble.FULL))
@@ -88,19 +89,38 @@ def test_sets_and_decisions_are_those_of_the_way_that_was_asked_for() -> None:
     assert np.flatnonzero(off[0]).tolist() == [0], "the answer is in its set always"
     assert np.flatnonzero(full[0]).tolist() == [0, 1, 2]
     assert found.sets(shares, Ensemble.ADAPTIVE, 0.9) is None
-    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, 0.9) == [0, 1, 2]
-    assert found.members(Prediction(shares[0, ::-1], shares[0]), Ensemble.FULL, 0.9) == [6, 2, 0, 1]
-    assert found.members(Prediction(shares[0], shares[0]), Ensemble.FULL, None) is None
+    assert found.members(shares[0], shares[0], Ensemble.FULL, 0.9) == [0, 1, 2]
+    assert found.members(shares[0, ::-1], shares[0], Ensemble.FULL, 0.9) == [6, 2, 0, 1]
+    assert found.members(shares[0], shares[0], Ensemble.FULL, None) is None
 
 
 def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     group = GroupReview(photos=9, threshold=0.6, certified=False, accepted=50, error=1)
     found = predictor(review=Review(risk=5, level=95, data="others", groups={"many": group}))
     rows = [np.array([top, 1 - top, 0, 0, 0, 0, 0]) for top in (0.59, 0.6)]
-    assert [found.decide(Prediction(row, row)) for row in rows] == ["review", "accept"]
+    assert [found.decide(row) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]
-    assert found.decide(Prediction(few, few)) == "review", "nothing is known of few"
-    assert predictor(review=None).decide(Prediction(few, few)) is None
+    assert found.decide(few) == "review", "nothing is known of few"
+    assert predictor(review=None).decide(few) is None
+
+
+@pytest.mark.parametrize(("ensemble", "views"), VIEWS.items())
+def test_one_call_gives_everything_that_is_said_of_an_image(ensemble: Ensemble, views: int) -> None:
+    group = GroupReview(photos=9, threshold=0.0, certified=False, accepted=50, error=1)
+    review = Review(risk=5, level=95, data="others", groups={"many": group})
+    one = predictor(review=review)
+    outputs = ImageOutputs(LOGITS[1], np.zeros(3, np.float32), views)
+    many = LOGITS[1:], np.array([views]), ensemble
+    train = log_prior(Prior.TRAIN, COUNTS)
+    uniform, other = one.predict(outputs, ensemble), one.predict(outputs, ensemble, train)
+    np.testing.assert_array_equal(uniform.requested, one.probabilities(*many)[0])
+    np.testing.assert_array_equal(other.requested, one.probabilities(*many, train)[0])
+    for prediction in (uniform, other):
+        np.testing.assert_array_equal(prediction.uniform, uniform.requested)
+        assert prediction.temperature == (TEMPERATURE if views == 5 else 1)
+        assert prediction.views == views
+        assert prediction.members is None
+    assert (uniform.decision, other.decision) == ("accept", None)
 
 
 def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:

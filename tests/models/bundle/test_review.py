@@ -1,4 +1,4 @@
-"""An answer is accepted at its group's threshold, and else reviewed."""
+"""Tests that an answer is accepted from its group's threshold on, and reviewed otherwise."""
 
 import pytest
 from hypothesis import given
@@ -36,9 +36,9 @@ def test_each_group_has_its_threshold(confidence: float, group: Group, decision:
 
 @given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(GROUPS))
 def test_what_is_accepted_stays_so_with_more_confidence(
-    one: float, other: float, group: Group
+    first: float, second: float, group: Group
 ) -> None:
-    low, high = sorted([one, other])
+    low, high = sorted([first, second])
     if REVIEW.decide(low, group) == "accept":
         assert REVIEW.decide(high, group) == "accept"
 

@@ -1,27 +1,29 @@
-"""The scores behind prediction sets come back whole, or are refused in one line."""
+"""Tests that the scores behind prediction sets are read whole, or refused in one line."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import HeldOutScores, read_scores, scores_file, write_scores
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 
 FP32 = Precision.FP32
+OFF, FULL = Ensemble.OFF, Ensemble.FULL
 FILE = scores_file(FP32)
 
 LABELS = np.array([0, 1, 1, 2])
 SCORES = {
-    "off": np.array([0.1, 0.2, 0.3, 1.0], np.float32),
-    "full": np.array([0.0, 0.25, 0.5, 0.75], np.float32),
+    OFF: np.array([0.1, 0.2, 0.3, 1.0], np.float32),
+    FULL: np.array([0.0, 0.25, 0.5, 0.75], np.float32),
 }
 
 
 def refusal(folder: Path, classes: int = 3) -> str:
     with pytest.raises(UserError) as caught:
-        read_scores(folder, FP32, ["off", "full"], classes)
+        read_scores(folder, FP32, [OFF, FULL], classes)
     assert "\n" not in str(caught.value)
     assert FILE in str(caught.value)
     return str(caught.value)
@@ -29,18 +31,18 @@ def refusal(folder: Path, classes: int = 3) -> str:
 
 def test_scores_come_back_as_written(tmp_path: Path) -> None:
     write_scores(tmp_path, FP32, HeldOutScores(LABELS, SCORES))
-    found = read_scores(tmp_path, FP32, ["full", "off"], 3)
-    assert found.labels.dtype == np.int64
-    assert found.labels.tolist() == LABELS.tolist()
-    assert list(found.ensembles) == ["full", "off"]
+    read = read_scores(tmp_path, FP32, [FULL, OFF], 3)
+    assert read.labels.dtype == np.int64
+    assert read.labels.tolist() == LABELS.tolist()
+    assert list(read.ensembles) == [FULL, OFF]
     for ensemble, values in SCORES.items():
-        np.testing.assert_array_equal(found.ensembles[ensemble], values)
+        np.testing.assert_array_equal(read.ensembles[ensemble], values)
 
 
-def test_no_photo_at_all_comes_back_too(tmp_path: Path) -> None:
+def test_scores_of_no_photo_are_read_too(tmp_path: Path) -> None:
     none = np.zeros(0, np.float32)
-    write_scores(tmp_path, FP32, HeldOutScores(np.zeros(0, np.int64), {"off": none, "full": none}))
-    assert len(read_scores(tmp_path, FP32, ["off", "full"], 3).labels) == 0
+    write_scores(tmp_path, FP32, HeldOutScores(np.zeros(0, np.int64), {OFF: none, FULL: none}))
+    assert len(read_scores(tmp_path, FP32, [OFF, FULL], 3).labels) == 0
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, keep: int) -> None:
 
 
 def test_a_way_that_the_file_lacks_is_damage(tmp_path: Path) -> None:
-    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {"off": SCORES["off"]}))
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {OFF: SCORES[OFF]}))
     assert "score_full" in refusal(tmp_path)
 
 
@@ -72,7 +74,7 @@ def test_a_way_that_the_file_lacks_is_damage(tmp_path: Path) -> None:
     ids=["too-few", "float64", "nan", "above-one", "two-dimensional"],
 )
 def test_scores_of_another_kind_are_refused(tmp_path: Path, scores: np.ndarray) -> None:
-    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {**SCORES, "full": scores}))
+    write_scores(tmp_path, FP32, HeldOutScores(LABELS, {**SCORES, FULL: scores}))
     assert "does not hold" in refusal(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A session as far as it goes without a GPU: its memory, its padding, its refusals."""
+"""Tests of a session without a GPU: its memory, its padding and its errors."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,7 +14,6 @@ from taillift.models.bundle.folder import MODEL
 from taillift.models.bundle.session import (
     BoundGraph,
     Session,
-    first_line,
     load_graph,
     padded,
     placement,
@@ -66,10 +65,3 @@ def test_a_provider_that_is_not_installed_is_refused_with_what_to_install(
     assert f"has no {EXECUTION_PROVIDERS[provider]}" in str(caught.value)
     assert PACKAGES[provider] in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_line_that_names_missing_operators_is_the_one_that_is_shown() -> None:
-    error = RuntimeError("Exception during initialization\nX does not support: Attention\n\n")
-    assert first_line(error) == "X does not support: Attention"
-    assert first_line(RuntimeError("first\nsecond")) == "first"
-    assert first_line(RuntimeError()) == ""

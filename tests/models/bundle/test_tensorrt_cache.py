@@ -1,4 +1,4 @@
-"""A folder of engines is whole, or it is made again; and one process at a time makes it."""
+"""Tests that a folder of engines is whole or built again, by one process at a time."""
 
 import subprocess
 import sys
@@ -12,12 +12,12 @@ from taillift.models.errors import UserError
 
 
 def build(root: Path, content: str = "engine") -> bool:
-    """Use the folder, and say whether an engine was there already."""
+    """Use the folder, and return whether an engine was there already."""
     with engine_folder(root, "key") as folder:
         engine = folder / "engine.bin"
-        found = engine.exists()
+        existed = engine.exists()
         engine.write_text(content)
-        return found
+        return existed
 
 
 def test_an_engine_is_kept_for_the_next_start(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_engine_of_a_start_that_failed_is_removed(tmp_path: Path) -> None:
 def test_the_engine_of_a_process_that_died_is_built_again(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from models.bundle.engines import engine_folder\n"
+        "from taillift.models.bundle.tensorrt_cache import engine_folder\n"
         "with engine_folder(Path(sys.argv[1]), 'key') as folder:\n"
         "    (folder / 'engine.bin').write_text('half')\n"
         "    os.kill(os.getpid(), 9)\n"
@@ -53,15 +53,15 @@ def test_the_engine_of_a_process_that_died_is_built_again(tmp_path: Path) -> Non
 
 
 def test_the_second_waits_for_the_first_and_finds_its_engine(tmp_path: Path) -> None:
-    found: list[bool] = []
+    existed: list[bool] = []
     with engine_folder(tmp_path, "key") as folder:
-        waiting = threading.Thread(target=lambda: found.append(build(tmp_path)))
+        waiting = threading.Thread(target=lambda: existed.append(build(tmp_path)))
         waiting.start()
         waiting.join(timeout=0.1)
         assert waiting.is_alive()
         (folder / "engine.bin").write_text("engine")
     waiting.join(timeout=10)
-    assert found == [True]
+    assert existed == [True]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ class TestWithoutText:
     @pytest.mark.parametrize(
         ("name", "hint"),
         [
-            ("timm:vit_base_patch16_225", "did you mean vit_base_patch16_224"),
+            ("timm:vit_base_patch16_225", 'did you mean "vit_base_patch16_224"'),
             ("timm:resnet50", "is a resnet50: taillift works with.*`taillift backbones`"),
             ("timm:vit_base_patch16_224.in22k", "vit_base_patch16_224.{.*augreg_in21k"),
             ("timm:vit_plain_test", "no weights 'vit_plain_test'.*timm:vit_plain_test:PATH"),
@@ -352,7 +352,7 @@ def test_weights_of_the_other_gelu_are_refused_by_the_right_name(name: str, righ
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("ViT-B16:openai", "did you mean ViT-B-16"),
+        ("ViT-B16:openai", 'did you mean "ViT-B-16'),
         ("ViT-B-16:opnai", "no pretrained tag 'opnai'.*openai"),
         ("ViT-B-16", "ARCH:PRETRAINED_TAG, ARCH:PATH or timm:ARCH.TAG"),
         ("ViT-B-16:/nowhere/weights.pt", "there is no file /nowhere/weights.pt"),

@@ -76,7 +76,7 @@ def test_without_a_name_all_of_open_clip_are_listed() -> None:
 
 
 def test_an_unknown_name_gets_a_hint() -> None:
-    with pytest.raises(UserError, match=r"no architecture 'ViT-B16'.*did you mean ViT-B-16"):
+    with pytest.raises(UserError, match=r"no architecture 'ViT-B16'.*did you mean .ViT-B-16"):
         names_like("ViT-B16")
 
 

@@ -1,4 +1,4 @@
-"""Adaptive ensembling through HTTP: as many views as an image needs."""
+"""Tests of adaptive ensembling through HTTP."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from tests.support.palette import CLASSES, photo, write_bundle
 from tests.support.serving import form, running, sample, top_labels
 
 ADAPTIVE = {"ensemble": "adaptive"}
-# Near the middle between two classes: the best leads by less than the rule asks for.
+# Near the middle between two classes: the margin is smaller than the rule asks for.
 UNSURE = {"red": (140, 0, 0), "green": (0, 140, 0), "cyan": (0, 140, 255)}
 
 
@@ -33,12 +33,14 @@ def test_sure_images_take_one_view_and_the_others_all(client: httpx.Client) -> N
 
 def test_an_unsure_image_is_answered_as_with_all_views(client: httpx.Client) -> None:
     photos = form(("a", photo(UNSURE["cyan"])))
-    found, full = (
+    sparing, full = (
         client.post("/confidence", params={"ensemble": name}, files=photos).json()["results"][0]
         for name in ("adaptive", "full")
     )
-    pairs = [[one["confidence"] for one in result["classes"]] for result in (found, full)]
-    np.testing.assert_allclose(*pairs, rtol=1e-6)
+    adaptive, all_views = (
+        [row["confidence"] for row in result["classes"]] for result in (sparing, full)
+    )
+    np.testing.assert_allclose(adaptive, all_views, rtol=1e-6)
 
 
 def test_answers_belong_to_their_images_when_passes_mix(client: httpx.Client) -> None:
@@ -49,13 +51,13 @@ def test_answers_belong_to_their_images_when_passes_mix(client: httpx.Client) ->
     names = {colour: label for label, colour in UNSURE.items()}
 
     def ask(wanted: list[str | tuple[int, int, int]]) -> None:
-        colours = [CLASSES[one][0] if isinstance(one, str) else one for one in wanted]
-        files = form(*[(str(place), photo(colour)) for place, colour in enumerate(colours)])
+        colours = [CLASSES[colour][0] if isinstance(colour, str) else colour for colour in wanted]
+        files = form(*[(str(index), photo(colour)) for index, colour in enumerate(colours)])
         response = client.post("/classify", params=ADAPTIVE, files=files)
         assert top_labels(response) == [
-            one if isinstance(one, str) else names[one] for one in wanted
+            colour if isinstance(colour, str) else names[colour] for colour in wanted
         ]
-        assert views(response) == [1 if isinstance(one, str) else 5 for one in wanted]
+        assert views(response) == [1 if isinstance(colour, str) else 5 for colour in wanted]
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, requests))

@@ -1,4 +1,4 @@
-"""How much may be in work at once, and who is let in."""
+"""Tests of how much work is accepted at once, and of who is let in."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,13 +13,13 @@ from taillift.service.problems import DeadlineError, OverloadedError
 
 
 def of(max_views: int = 10, max_bytes: int = 100, pace: float = 0.1) -> Admission:
-    """A view takes `pace` seconds, and a byte to decode nothing."""
+    """Return an admission that predicts `pace` seconds for each view and none for decoding."""
     return Admission(max_views, max_bytes, lambda load, _raw: pace * load)
 
 
 @contextmanager
 def held(admission: Admission, share: Load, seconds: float = 1e6) -> Iterator[Reservation]:
-    with admission.hold(Deadline.after(seconds)) as hold:
+    with admission.reserve(Deadline.after(seconds)) as hold:
         hold.resize(share)
         yield hold
 
@@ -66,10 +66,10 @@ def test_a_hold_counts_once_when_its_share_changes() -> None:
 
 def test_a_body_that_is_expected_takes_nothing_before_it_comes() -> None:
     admission = of()
-    with held(admission, Load(size=70)), admission.hold(Deadline.after(1e6)) as hold:
-        hold.expect(30)
+    with held(admission, Load(size=70)), admission.reserve(Deadline.after(1e6)) as hold:
+        hold.precheck(30)
         with pytest.raises(OverloadedError, match="70 bytes are in work and 31 more"):
-            hold.expect(31)
+            hold.precheck(31)
         with held(admission, Load(size=30)):
             pass
 
@@ -78,19 +78,19 @@ def test_a_body_that_would_wait_too_long_is_not_read() -> None:
     admission = of(pace=1)
     with (
         held(admission, images(10)),
-        admission.hold(Deadline.after(1)) as hold,
+        admission.reserve(Deadline.after(1)) as hold,
         pytest.raises(OverloadedError, match=r"may take 1\.6 seconds"),
     ):
-        hold.expect(1)
+        hold.precheck(1)
 
 
 def test_a_body_is_held_as_it_comes() -> None:
     admission = of()
     with held(admission, Load(size=70)), held(admission, Load()) as hold:
-        hold.grow(20)
-        hold.grow(10)
+        hold.extend(20)
+        hold.extend(10)
         with pytest.raises(OverloadedError, match="100 bytes are in work and 1 more"):
-            hold.grow(1)
+            hold.extend(1)
     with held(admission, Load(size=100)):
         pass
 
@@ -98,7 +98,7 @@ def test_a_body_is_held_as_it_comes() -> None:
 def test_what_an_image_no_longer_needs_is_free_for_others() -> None:
     admission = of()
     with held(admission, images(10)) as hold:
-        hold.give(images(4))
+        hold.release(images(4))
         with held(admission, images(4)):
             pass
         with pytest.raises(OverloadedError), held(admission, images(5)):
@@ -119,7 +119,7 @@ def test_retry_after_is_what_the_work_in_hand_takes(pace: float, seconds: str) -
 
 def test_experience_tells_the_wait_and_the_most_that_may_come_bounds_the_memory() -> None:
     admission = of(pace=1)
-    with held(admission, Load(images=2, views=10, load=3)):
+    with held(admission, Load(images=2, views=10, expected_views=3)):
         assert admission.wait(2) == 3
         with pytest.raises(OverloadedError) as refused, held(admission, images(1)):
             pass
@@ -135,7 +135,7 @@ def test_of_a_large_request_only_as_many_images_are_ahead() -> None:
         assert admission.wait(1000) == pytest.approx(10.2)
 
 
-def test_who_would_wait_too_long_is_told_when_it_is_worth_while() -> None:
+def test_a_request_that_would_wait_too_long_learns_when_to_come_back() -> None:
     admission = of(max_views=1000, pace=1)
     with (
         held(admission, images(10)),
@@ -148,7 +148,7 @@ def test_who_would_wait_too_long_is_told_when_it_is_worth_while() -> None:
     assert refused.value.headers == {"Retry-After": "5"}
 
 
-def test_who_could_not_be_in_time_alone_is_told_so() -> None:
+def test_a_request_that_takes_too_long_by_itself_is_refused() -> None:
     admission = of(max_views=1000, pace=1)
     with (
         held(admission, images(1)),
@@ -159,7 +159,7 @@ def test_who_could_not_be_in_time_alone_is_told_so() -> None:
     assert missed.value.stage == "admission"
 
 
-def test_a_prediction_alone_refuses_nobody() -> None:
+def test_a_prediction_alone_refuses_no_request() -> None:
     with held(of(pace=1e6), images(1), seconds=0.001):
         pass
 
@@ -169,7 +169,7 @@ def test_a_prediction_alone_refuses_nobody() -> None:
     count=st.integers(1, 50),
     seconds=st.floats(1, 200),
 )
-def test_retry_after_is_enough_if_nobody_else_comes(
+def test_retry_after_is_enough_if_no_other_request_comes(
     others: list[int], count: int, seconds: float
 ) -> None:
     admission = of(max_views=10_000, pace=1)

@@ -1,7 +1,8 @@
-"""Whatever comes together: every image is answered once, with its own logits, or told why not."""
+"""Tests that every image is answered once, with its own outputs or with a reason."""
 
 import asyncio
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from taillift.models.bundle.ensemble import ImageOutputs, all_views
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.jobs import ImageJob, ImageOutputs, WaitingJobs
+from taillift.service.inference.jobs import ImageJob, WaitingJobs
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.problems import DeadlineError, InferenceError
 from tests.support.simulated_device import Device, image, mean_of, new_metrics, rule, run, sent
@@ -20,7 +22,7 @@ LOST = 200
 
 @dataclass(frozen=True)
 class Sent:
-    """One image: of which request, how many views, and what happens to it."""
+    """One image: its request, its stages, and what happens to it."""
 
     owner: int
     stages: tuple[int, ...]
@@ -44,14 +46,14 @@ IMAGES = st.lists(
 
 async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[ImageOutputs | BaseException]:
     tasks = []
-    for value, one in enumerate(images):
-        seconds = {"expired": 0.0, "hurry": 0.002}.get(one.fate, 20.0)
-        exit_rule = rule(*one.stages) if len(one.stages) > 1 else None
-        views = image(value, one.stages[-1])
-        tasks.append(sent(scheduler, views, seconds, one.owner, exit_rule))
-        if one.pause:
+    for value, case in enumerate(images):
+        seconds = {"expired": 0.0, "hurry": 0.002}.get(case.fate, 20.0)
+        exit_rule = rule(*case.stages) if len(case.stages) > 1 else None
+        views = image(value, case.stages[-1])
+        tasks.append(sent(scheduler, views, seconds, case.owner, exit_rule))
+        if case.pause:
             await asyncio.sleep(0.0005)
-        if one.fate == "cancel":
+        if case.fate == "cancel":
             tasks[value // 2].cancel()
     return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -65,57 +67,60 @@ async def outcomes(scheduler: Scheduler, images: list[Sent]) -> list[ImageOutput
 def test_every_image_is_answered_once_with_its_own_logits(
     images: list[Sent], batch_views: int, break_at: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = Device(poison=[value for value, one in enumerate(images) if one.poison])
+    device = Device(poison=[value for value, case in enumerate(images) if case.poison])
     device.break_at = break_at
     metrics = new_metrics()
     with caplog.at_level(logging.CRITICAL):
-        found = run(
+        answers = run(
             device,
             lambda scheduler: outcomes(scheduler, images),
             batch_views,
             warm=[image(LOST, 1)],
-            load=device.load,
             metrics=metrics,
         )
-    cancelled = {n // 2 for n, one in enumerate(images) if one.fate == "cancel"}
-    for value, (one, outcome) in enumerate(zip(images, found, strict=True)):
+    cancelled = {n // 2 for n, case in enumerate(images) if case.fate == "cancel"}
+    for value, (case, outcome) in enumerate(zip(images, answers, strict=True)):
         if isinstance(outcome, ImageOutputs):
-            sure = len(one.stages) > 1 and value % 2 == 0
-            assert outcome.views == (one.stages[0] if sure else one.stages[-1])
+            sure = len(case.stages) > 1 and value % 2 == 0
+            assert outcome.views == (case.stages[0] if sure else case.stages[-1])
             np.testing.assert_allclose(outcome.logits, mean_of(value, outcome.views), rtol=1e-6)
-            assert not one.poison
-            assert one.fate != "expired"
+            np.testing.assert_allclose(
+                outcome.features, [value, (outcome.views - 1) / 2], rtol=1e-6
+            )
+            assert not case.poison
+            assert case.fate != "expired"
         elif isinstance(outcome, asyncio.CancelledError):
             assert value in cancelled
         elif isinstance(outcome, DeadlineError):
-            assert one.fate in ("expired", "hurry")
+            assert case.fate in ("expired", "hurry")
         else:
             assert isinstance(outcome, InferenceError)
-            assert one.poison
+            assert case.poison
     assert metrics.registry.get_sample_value("taillift_queue_views") == 0
     ran = {value for batch in device.batches for value, _ in batch}
-    assert not ran & {n for n, one in enumerate(images) if one.fate == "expired"}
+    assert not ran & {n for n, case in enumerate(images) if case.fate == "expired"}
     assert max(device.sizes, default=0) <= batch_views
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8))
 def test_requests_take_turns_and_keep_their_own_order(counts: list[int]) -> None:
-    waiting, place = WaitingJobs(), dict.fromkeys(range(len(counts)), 0)
+    waiting = WaitingJobs()
+    popped: dict[Hashable, int] = dict.fromkeys(range(len(counts)), 0)
 
-    async def works() -> list[ImageJob]:
+    async def jobs() -> list[ImageJob]:
         loop, deadline = asyncio.get_running_loop(), Deadline.after(1)
         return [
-            ImageJob(image(number, 1), loop.create_future(), deadline, owner)
+            ImageJob(image(number, 1), loop.create_future(), deadline, owner, all_views(1))
             for owner, count in enumerate(counts)
             for number in range(count)
         ]
 
-    for work in asyncio.run(works()):
-        waiting.add(work)
+    for job in asyncio.run(jobs()):
+        waiting.add(job)
     while waiting:
-        work = waiting.pop()
-        assert work.views[0, 0, 0, 0] == place[work.owner]
-        place[work.owner] += 1
-        behind = [done for owner, done in place.items() if done < counts[owner]]
-        assert not behind or place[work.owner] <= min(behind) + 1
+        job = waiting.pop()
+        assert job.views[0, 0, 0, 0] == popped[job.owner]
+        popped[job.owner] += 1
+        behind = [popped[owner] for owner, count in enumerate(counts) if popped[owner] < count]
+        assert not behind or popped[job.owner] <= min(behind) + 1

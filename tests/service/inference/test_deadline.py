@@ -1,4 +1,4 @@
-"""What is not answered in time is not computed."""
+"""Tests that work which would come too late is not done."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +67,7 @@ def test_a_deadline_holds_while_the_body_comes(bundle: Path) -> None:
         with socket.create_connection(address) as connection:
             connection.sendall(head)
             with connection.makefile("rb") as answer:
-                text = answer.read()  # To the end: the service hangs up.
+                text = answer.read()  # Up to the end: the service closes the connection.
         assert text.startswith(b"HTTP/1.1 408 ")
         assert b"urn:taillift:problem:deadline" in text
         assert late(client, "read") == 1
@@ -90,6 +90,6 @@ def test_a_deadline_that_is_none_is_malformed(client: httpx.Client, value: str) 
 
 def test_the_header_is_described(client: httpx.Client) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/classify"]["post"]
-    names = {(one["in"], one["name"]) for one in operation["parameters"]}
+    names = {(parameter["in"], parameter["name"]) for parameter in operation["parameters"]}
     assert ("header", "X-Request-Timeout") in names
     assert "408" in operation["responses"]

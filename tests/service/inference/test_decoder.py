@@ -1,4 +1,4 @@
-"""How many pixels are decoded at once and whose, and what becomes of decoding that does not end."""
+"""Tests of how many pixels are decoded at once, in which order, and of decoding that hangs."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,9 @@ from time import perf_counter, sleep
 
 import pytest
 
-from taillift.models.bundle.images import MAX_PIXELS, BrokenImageError, Pixels
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.images import BrokenImageError
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.service.inference.decoder import Decoder, PixelRoom
 from taillift.service.monitoring.counters import Metrics
 from tests.support.palette import palette_manifest, photo
@@ -65,12 +67,12 @@ def test_a_large_image_is_not_overtaken_by_small_ones() -> None:
             until(small.running)
             sleep(0.05)
             assert not order
-        for one in (large, small):
-            one.result(timeout=10)
+        for task in (large, small):
+            task.result(timeout=10)
     assert order == ["large", "small"]
 
 
-def test_it_stalls_where_no_thread_ends_its_image(gate: Event) -> None:
+def test_it_stalls_if_no_thread_finishes_its_image(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=2)
         works = [sent(decoder)]
@@ -90,7 +92,7 @@ def test_it_stalls_where_no_thread_ends_its_image(gate: Event) -> None:
     asyncio.run(main())
 
 
-def test_what_is_given_up_while_it_waits_is_no_progress(gate: Event) -> None:
+def test_giving_up_an_image_that_waits_is_not_progress(gate: Event) -> None:
     async def main() -> None:
         decoder = decoder_of(threads=1)
         sent(decoder)

@@ -1,3 +1,5 @@
+"""Tests of the choice of a precision."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,9 +26,9 @@ def scored(mean_class: float = 60.0, few: float | None = 50.0) -> Scores:
 
 
 def test_a_faster_variant_as_accurate_is_taken_and_says_how_much_faster() -> None:
-    found = choose({FP32: scored(), INT8: scored(59.9)}, TWICE, Provider.CPU, rare=True)
-    assert found.precision is INT8
-    assert found.reason == (
+    choice = choose({FP32: scored(), INT8: scored(59.9)}, TWICE, Provider.CPU, rare=True)
+    assert choice.precision is INT8
+    assert choice.reason == (
         "int8: 2.0 times as fast as fp32 here, mean-class accuracy 0.1 points below fp32's, "
         "few-shot accuracy equal to fp32's"
     )
@@ -43,27 +45,29 @@ def test_a_faster_variant_as_accurate_is_taken_and_says_how_much_faster() -> Non
 def test_what_loses_accuracy_or_was_not_measured_is_left(
     variant: Scores | None, reason: str
 ) -> None:
-    found = choose({FP32: scored(), INT8: variant}, TWICE, Provider.CPU, rare=True)
-    assert (found.precision, found.reason) == (FP32, reason)
+    choice = choose({FP32: scored(), INT8: variant}, TWICE, Provider.CPU, rare=True)
+    assert (choice.precision, choice.reason) == (FP32, reason)
 
 
 def test_a_loss_of_exactly_the_tolerance_is_allowed() -> None:
-    found = choose(
+    choice = choose(
         {FP32: scored(60.0, 50.0), INT8: scored(59.7, 49.7)}, TWICE, Provider.CPU, rare=True
     )
-    assert found.precision is INT8
+    assert choice.precision is INT8
 
 
 def test_what_is_not_faster_here_is_left() -> None:
-    found = choose(
+    choice = choose(
         {FP32: scored(), INT8: scored()}, {FP32: 0.1, INT8: 0.1}, Provider.CPU, rare=True
     )
-    assert (found.precision, found.reason) == (FP32, "fp32: int8 is not faster here")
+    assert (choice.precision, choice.reason) == (FP32, "fp32: int8 is not faster here")
 
 
 def test_each_provider_has_its_own_variants() -> None:
     everything = {FP32: scored(), FP16: scored(), INT8: scored()}
-    chosen = {one: choose(everything, TWICE, one, rare=True).precision for one in Provider}
+    chosen = {
+        provider: choose(everything, TWICE, provider, rare=True).precision for provider in Provider
+    }
     assert chosen[Provider.CPU] is INT8
     assert chosen[Provider.CUDA] is FP16
     assert chosen[Provider.OPENVINO] is FP32
@@ -72,12 +76,12 @@ def test_each_provider_has_its_own_variants() -> None:
     )
 
 
-def test_a_set_without_rare_classes_is_judged_by_the_mean() -> None:
+def test_without_rare_classes_only_the_mean_counts() -> None:
     unmeasured = {FP32: scored(few=None), INT8: scored(few=None)}
     without = choose(unmeasured, TWICE, Provider.CPU, rare=False)
     assert without.reason.endswith("here, mean-class accuracy equal to fp32's")
-    found = choose(unmeasured, TWICE, Provider.CPU, rare=True)
-    assert found.reason == "fp32: int8 was not measured on photos of few-shot classes"
+    choice = choose(unmeasured, TWICE, Provider.CPU, rare=True)
+    assert choice.reason == "fp32: int8 was not measured on photos of few-shot classes"
 
 
 @given(
@@ -88,11 +92,11 @@ def test_the_choice_is_never_slower_nor_more_than_the_tolerance_worse(
 ) -> None:
     scores = {FP32: scored(mean, few), INT8: scored(other_mean, other_few)}
     times = {FP32: 0.1, INT8: seconds}
-    found = choose(scores, times, Provider.CPU, rare=True)
-    taken = scores[found.precision]
+    choice = choose(scores, times, Provider.CPU, rare=True)
+    taken = scores[choice.precision]
     assert taken.mean_class >= mean - 0.3001
     assert taken.few is not None
     assert taken.few >= few - 0.3001
-    assert times[found.precision] <= times[FP32]
-    assert found.reason.startswith(f"{found.precision}: ")
-    assert "\n" not in found.reason
+    assert times[choice.precision] <= times[FP32]
+    assert choice.reason.startswith(f"{choice.precision}: ")
+    assert "\n" not in choice.reason

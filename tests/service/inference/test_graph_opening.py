@@ -1,4 +1,4 @@
-"""Which of a bundle's graphs is served, and what /model says of the choice."""
+"""Tests of which graph of a bundle is served, and of what GET /model says about the choice."""
 
 from pathlib import Path
 
@@ -34,34 +34,46 @@ def variant(few: float, mean_class: float = 60.0) -> Variant:
 
 
 def heavy() -> onnx.ModelProto:
-    """The palette's graph, which takes long over blank views."""
+    """Return the palette's graph, changed so that blank views take long."""
     model = graph()
-    changes = {"slow": np.zeros((1, 3), np.float32), "rounds": np.array(20, np.int64)}
-    for one in model.graph.initializer:
-        if one.name in changes:
-            one.CopyFrom(numpy_helper.from_array(changes[one.name], one.name))
+    changes: dict[str, np.ndarray] = {
+        "slow": np.zeros((1, 3), np.float32),
+        "rounds": np.array(20, np.int64),
+    }
+    for constant in model.graph.initializer:
+        if constant.name in changes:
+            constant.CopyFrom(numpy_helper.from_array(changes[constant.name], constant.name))
     return model
 
 
 def write(
     target: Path, variants: dict[Precision, Variant], int8: float = 0.0, light: Precision = INT8
 ) -> Path:
-    """The palette with variants: all slow but `light`; int8's golden logits are `int8` off."""
+    """Write the palette with variants.
+
+    All but `light` are slow, and int8's golden logits are off by `int8`.
+    """
     colours = [colour for colour, _ in CLASSES.values()]
 
     def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
         return palette_manifest(version, files).model_copy(update={"variants": variants})
 
-    with new_bundle(target, manifest) as folder:
-        for one in variants:
-            onnx.save(graph() if one is light else heavy(), folder / FILES[one])
-        golden = {one: logits_of(colours) + (int8 if one is INT8 else 0) for one in variants}
-        write_golden(folder, canvases(colours), golden)
+    with new_bundle(target) as bundle:
+        for precision in variants:
+            model = graph() if precision is light else heavy()
+            onnx.save(model, bundle.path / FILES[precision])
+        golden = {
+            precision: logits_of(colours) + (int8 if precision is INT8 else 0)
+            for precision in variants
+        }
+        write_golden(bundle.path, canvases(colours), golden)
+        bundle.finish(manifest)
     return target
 
 
 def opened(bundle: Path, **settings: object) -> tuple[Precision, str]:
-    classifier, reason = open_classifier(read_settings(bundle=bundle, **settings))
+    chosen = read_settings(bundle=bundle, **settings)
+    classifier, reason = open_classifier(bundle, chosen.precision, chosen.device)
     return classifier.predictor.precision, reason
 
 
@@ -108,7 +120,7 @@ def test_a_variant_that_computes_otherwise_here_leaves_fp32_to_serve(tmp_path: P
         opened(bundle, precision="int8")
 
 
-def test_another_processors_arithmetic_is_no_error_in_int8(tmp_path: Path) -> None:
+def test_another_processors_arithmetic_is_not_an_error_in_int8(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle", {FP32: variant(50), INT8: variant(50)}, int8=0.2)
     assert opened(bundle, precision="int8") == (INT8, "int8: it was asked for")
 
@@ -122,7 +134,7 @@ def test_a_precision_that_is_asked_for_is_served_whatever_it_costs(tmp_path: Pat
 def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no card here: the graph is opened on the CPU instead."""
+    """Without a GPU here, the graph is opened on the CPU instead."""
     bundle = write(tmp_path / "bundle", {FP32: variant(50)})
     on_cpu = Classifier.open
     monkeypatch.setattr(
@@ -142,7 +154,7 @@ def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
         ("fp16", "provider cpu does not run fp16: set the precision to auto"),
     ],
 )
-def test_a_precision_that_is_not_to_be_had_is_one_line(
+def test_a_precision_that_is_not_available_is_refused_in_one_line(
     bundle: Path, precision: str, line: str
 ) -> None:
     with pytest.raises(UserError) as raised:

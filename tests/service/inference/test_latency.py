@@ -1,4 +1,4 @@
-"""How long work takes, from how long work took."""
+"""Tests of predicting how long work takes from how long past work took."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Many clients at once: every answer is for its image, and nobody's trouble is another's."""
+"""Tests with many clients: every answer is for its own image, and no client harms another."""
 
 import random
 import socket
@@ -20,7 +20,7 @@ def test_answers_belong_to_their_images(client: httpx.Client) -> None:
         kind, ensemble = choose.choice(["PNG", "JPEG", "WEBP"]), choose.choice(["full", "off"])
         files = form(*[(label, photo(CLASSES[label][0], kind)) for label in labels])
         response = client.post("/classify", params={"ensemble": ensemble}, files=files)
-        assert [one["filename"] for one in response.json()["results"]] == labels
+        assert [answer["filename"] for answer in response.json()["results"]] == labels
         return top_labels(response)
 
     with ThreadPoolExecutor(16) as pool:
@@ -42,7 +42,7 @@ def test_views_gather_while_the_device_is_busy(bundle: Path) -> None:
         busy = pool.submit(client.post, "/classify", content=photo(SLOW))
         until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
         waiting = [pool.submit(client.post, "/classify", content=photo((0, 0, 0))) for _ in "1234"]
-        assert [top_labels(one.result()) for one in waiting] == [["black"]] * 4
+        assert [top_labels(answer.result()) for answer in waiting] == [["black"]] * 4
         assert busy.result().status_code == 200
         assert sample(client, "taillift_batch_views_count") <= 3
 
@@ -82,13 +82,13 @@ def test_over_the_queue_limit_clients_are_told_when_to_come_back(bundle: Path) -
 
 
 def send(client: httpx.Client, content: bytes, times: int, stack: ExitStack) -> None:
-    """Over so many connections, which stay open until the end of `stack`."""
+    """Send `content` over so many connections, which stay open until the end of `stack`."""
     for _ in range(times):
         address = (client.base_url.host, client.base_url.port)
         stack.enter_context(socket.create_connection(address)).sendall(content)
 
 
-def test_announced_bodies_that_do_not_come_keep_nobody_out(bundle: Path) -> None:
+def test_announced_bodies_that_do_not_come_keep_no_request_out(bundle: Path) -> None:
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf"
     limits = {"max_body_bytes": 100_000, "queue_bytes": 350_000, "max_images": 1}
     with running(bundle, **limits) as client, ExitStack() as stack:
@@ -137,7 +137,7 @@ def test_a_body_that_does_not_come_is_given_up(bundle: Path) -> None:
     ):
         connection.sendall(head)
         with connection.makefile("rb") as answer:
-            text = answer.read()  # To the end: the service hangs up.
+            text = answer.read()  # Up to the end: the service closes the connection.
         assert text.startswith(b"HTTP/1.1 408 ")
         assert b"not complete after 0.2 seconds" in text
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]

@@ -1,3 +1,5 @@
+"""Tests of the priors that a file gives."""
+
 import json
 from pathlib import Path
 
@@ -32,19 +34,19 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_without_a_file_there_are_the_reserved_priors() -> None:
-    found = read_priors(None, MANIFEST)
-    assert set(found) == set(Prior)
-    for name, logs in found.items():
+    priors = read_priors(None, MANIFEST)
+    assert set(priors) == set(Prior)
+    for name, logs in priors.items():
         np.testing.assert_array_equal(logs, log_prior(Prior(name), MANIFEST.counts))
 
 
 def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -> None:
     weights = {label: index for index, label in enumerate(CLASSES)}
-    found = read(path, {"winter": dict(reversed(weights.items())), "even": EVEN})
-    assert list(found) == ["uniform", "train", "winter", "even"]
-    np.testing.assert_allclose(np.exp(found["winter"]), np.arange(7) / 21)
-    assert found["winter"][0] == -np.inf
-    np.testing.assert_allclose(found["even"], found["uniform"])
+    priors = read(path, {"winter": dict(reversed(weights.items())), "even": EVEN})
+    assert list(priors) == ["uniform", "train", "winter", "even"]
+    np.testing.assert_allclose(np.exp(priors["winter"]), np.arange(7) / 21)
+    assert priors["winter"][0] == -np.inf
+    np.testing.assert_allclose(priors["even"], priors["uniform"])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -
         ({"uniform": EVEN}, "'uniform' .* the name is taken"),
         ({"train": EVEN}, "'train' .* the name is taken"),
         ({"winter": [1]}, "'winter' .* must be an object"),
-        ({"winter": {**EVEN, "yelow": 1}}, "no class 'yelow'; the nearest is 'yellow'"),
+        ({"winter": {**EVEN, "yelow": 1}}, r"no class 'yelow' \(did you mean \"yellow\"\?\)"),
         ({"winter": {"red": 1}}, "class 'green' and 5 more missing"),
         ({"winter": {k: v for k, v in EVEN.items() if k != "cyan"}}, "class 'cyan' missing"),
         ({"winter": dict.fromkeys(CLASSES, 0)}, "every weight is 0"),
@@ -69,8 +71,8 @@ def test_a_files_weights_become_shares_in_the_order_of_the_classes(path: Path) -
         ({"winter": {**EVEN, "red": float("nan")}}, "'red' has weight 'nan'"),
         ({"winter": {**EVEN, "red": float("inf")}}, "'red' has weight 'inf'"),
         ({"winter": {**EVEN, "red": 10**400}}, "'red' has weight '10000"),
-        ('{"winter": {"red": 1, "red": 2}}', "'red' stands there twice"),
-        (f'{{"w": {json.dumps(EVEN)}, "w": {json.dumps(EVEN)}}}', "'w' .* stands there twice"),
+        ('{"winter": {"red": 1, "red": 2}}', "'red' appears twice"),
+        (f'{{"w": {json.dumps(EVEN)}, "w": {json.dumps(EVEN)}}}', "'w' .* appears twice"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(path: Path, content: object, problem: str) -> None:
@@ -87,7 +89,7 @@ def test_a_file_that_is_not_there_is_named(path: Path) -> None:
 
 @given(st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.integers())))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-def test_what_is_no_prior_of_these_classes_is_a_users_error(
+def test_a_file_without_a_prior_of_these_classes_is_a_user_error(
     path: Path, content: dict[str, dict[str, int]]
 ) -> None:
     if content:
@@ -98,7 +100,22 @@ def test_what_is_no_prior_of_these_classes_is_a_users_error(
 @given(st.lists(st.floats(0, 1e300), min_size=7, max_size=7).filter(any))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_weights_become_shares(path: Path, weights: list[float]) -> None:
-    found = read(path, {"season": dict(zip(CLASSES, weights, strict=True))})["season"]
-    assert np.exp(found).sum() == pytest.approx(1)
+    priors = read(path, {"season": dict(zip(CLASSES, weights, strict=True))})["season"]
+    assert np.exp(priors).sum() == pytest.approx(1)
     shares = np.array(weights) / max(weights)
-    assert ((found == -np.inf) == (shares == 0)).all() or max(weights) > 1e290
+    assert ((priors == -np.inf) == (shares == 0)).all() or max(weights) > 1e290
+
+
+def test_a_prior_names_a_class_in_any_unicode_form_but_not_in_two(path: Path) -> None:
+    first, *others = CLASSES
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for label, name in ((composed, decomposed), (decomposed, composed)):
+        classes = [one.model_copy(update={"label": label}) for one in MANIFEST.classes[:1]]
+        manifest = MANIFEST.model_copy(update={"classes": (*classes, *MANIFEST.classes[1:])})
+        weights = {name: 6, **dict.fromkeys(others, 1)}
+        path.write_text(json.dumps({"winter": weights}))
+        assert np.exp(read_priors(path, manifest)["winter"][0]) == pytest.approx(0.5)
+        path.write_text(json.dumps({"winter": {**weights, label: 6}}))
+        with pytest.raises(UserError, match=r"'winter' in .* in two Unicode forms, .*U\+0301"):
+            read_priors(path, manifest)
+    assert first not in weights

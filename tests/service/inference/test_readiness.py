@@ -1,4 +1,4 @@
-"""Ready means: an image sent now is answered."""
+"""Tests that the service is ready if, and only if, an image sent now is answered."""
 
 import asyncio
 import shutil
@@ -11,8 +11,8 @@ from weakref import ReferenceType, ref
 import httpx
 import pytest
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.device import Device
-from taillift.models.bundle.images import Pixels
 from taillift.models.bundle.session import Outputs, Session
 from taillift.models.errors import UserError
 from taillift.service.http.app import create_app
@@ -28,7 +28,7 @@ def lost(_: Pixels) -> Outputs:
 
 
 def ask(engine: Engine, method: str, path: str) -> httpx.Response:
-    """One request to an app that was not started."""
+    """Send one request to an app that was not started."""
 
     async def answer() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(engine))
@@ -47,7 +47,7 @@ def test_it_is_alive_and_not_ready_before_the_bundle_is_checked(bundle: Path) ->
     assert "taillift_ready 0.0" in ask(engine, "GET", "/metrics").text
 
 
-def test_who_probes_is_not_counted_among_the_rejected(bundle: Path) -> None:
+def test_a_probe_is_not_counted_among_the_rejected_requests(bundle: Path) -> None:
     engine = Engine(read_settings(bundle=bundle))
     probed = ask(engine, "GET", "/readyz")
     assert probed.headers["content-type"] == "application/problem+json"
@@ -85,14 +85,14 @@ def test_it_is_not_ready_while_no_image_is_decoded(bundle: Path, gate: Event) ->
 
 @dataclass
 class Sessions:
-    """The last one, and how many of all their graphs were in memory when the next was opened."""
+    """The last session, and how many earlier graphs were in memory when each was opened."""
 
     last: Session | None = None
     graphs: list[ReferenceType[object]] = field(default_factory=list)
     alive: list[int] = field(default_factory=list)
 
     def open(self, path: Path, device: Device, size: int) -> Session:
-        self.alive.append(sum(one() is not None for one in self.graphs))
+        self.alive.append(sum(graph() is not None for graph in self.graphs))
         self.last = Session(path, device, size)
         self.graphs.append(ref(self.last._graph))
         return self.last
@@ -108,7 +108,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
     return sessions
 
 
-def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions: Sessions) -> None:
+def test_a_lost_device_is_opened_again_without_an_error(bundle: Path, sessions: Sessions) -> None:
     engine = Engine(read_settings(bundle=bundle))
     with serving(engine) as client:
         until(lambda: client.get("/readyz").status_code == 200)
@@ -118,7 +118,7 @@ def test_a_lost_device_is_opened_again_and_nobody_notices(bundle: Path, sessions
         assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
         assert sample(client, "taillift_session_rebuilds_total", outcome="ready") == 1
         assert client.get("/readyz").status_code == 200
-    # The memory of a lost one may be what the next one lacks.
+    # The next session may need the memory of the lost one.
     assert sessions.alive == [0, 0]
 
 
@@ -141,7 +141,7 @@ def test_a_bundle_that_was_exchanged_meanwhile_is_not_opened_again(
         assert client.post("/classify", content=photo((0, 0, 255))).status_code == 503
         assert client.get("/readyz").status_code == 503
     assert "has been exchanged for another bundle" in caplog.text
-    assert f"instead of {engine.manifest.version}: restart the service" in caplog.text
+    assert f"instead of {engine.bundle.manifest.version}: restart the service" in caplog.text
 
 
 def test_it_is_not_ready_until_the_bundle_can_be_opened_again(

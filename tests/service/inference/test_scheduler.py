@@ -1,23 +1,23 @@
-"""Batches, seen from inside."""
+"""Tests of the batches that the scheduler makes."""
 
 import asyncio
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 
-from taillift.models.bundle.ensemble import Floats
-from taillift.models.bundle.images import Pixels
-from taillift.service.inference.jobs import ImageOutputs
-from taillift.service.inference.runner import Infer
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.ensemble import ImageOutputs
+from taillift.models.bundle.session import Outputs
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.problems import DeadlineError, InferenceError, NotReadyError
 from tests.support.simulated_device import (
     Device,
     image,
-    logits_of,
     mean_of,
     new_metrics,
+    outputs_of,
     rule,
     run,
     sent,
@@ -31,13 +31,13 @@ def numbers(batch: list[tuple[int, int]]) -> list[int]:
 
 
 async def while_busy(scheduler: Scheduler, device: Device) -> None:
-    """Have the device busy with an image, so that what comes next must wait."""
+    """Keep the device busy with an image, so that whatever comes next must wait."""
     device.free.clear()
     sent(scheduler, image(0, 1))
     await settle()
 
 
-def test_a_lone_image_waits_for_nobody() -> None:
+def test_a_lone_image_does_not_wait() -> None:
     device = Device()
 
     async def ask(scheduler: Scheduler) -> ImageOutputs:
@@ -133,11 +133,11 @@ def test_passes_are_counted_in_views() -> None:
         await sent(scheduler, image(2), exit_rule=None)
 
     run(Device(), ask, batch_views=3, metrics=metrics)
-    found = [
+    passes = [
         metrics.registry.get_sample_value("taillift_pass_views_total", {"pass": name})
         for name in ("first", "second")
     ]
-    assert found == [7, 4]
+    assert passes == [7, 4]
 
 
 def test_cancelled_work_never_reaches_the_device() -> None:
@@ -151,7 +151,7 @@ def test_cancelled_work_never_reaches_the_device() -> None:
         await asyncio.sleep(0)
         assert metrics.registry.get_sample_value("taillift_queue_views") == 10
         device.free.set()
-        return await asyncio.gather(tasks[0], tasks[2])
+        return [await tasks[0], await tasks[2]]
 
     assert values(run(device, ask, metrics=metrics)) == [1, 3]
     assert sum(device.sizes) == 11
@@ -191,7 +191,7 @@ def test_a_batch_ends_where_one_more_image_would_make_it_late() -> None:
 
     async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
-        scheduler._runner.pace.fit([1, 10], [1, 10])
+        scheduler._runner.latency.fit([1, 10], [1, 10])
         urgent = sent(scheduler, image(1, 2), seconds=2)
         others = [sent(scheduler, image(n, 1)) for n in (2, 3, 4)]
         await asyncio.sleep(0)
@@ -207,7 +207,7 @@ def test_what_cannot_be_in_time_behind_the_others_is_dropped_at_once() -> None:
 
     async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
         await while_busy(scheduler, device)
-        scheduler._runner.pace.fit([1, 10], [1, 10])
+        scheduler._runner.latency.fit([1, 10], [1, 10])
         ahead = sent(scheduler, image(1), seconds=15)
         late = sent(scheduler, image(2, 1), seconds=4)
         await asyncio.sleep(0)
@@ -220,9 +220,9 @@ def test_what_cannot_be_in_time_behind_the_others_is_dropped_at_once() -> None:
     assert 2 not in {value for batch in device.batches for value in numbers(batch)}
 
 
-def test_a_prediction_that_is_wrong_stops_nobody() -> None:
+def test_a_wrong_prediction_stops_no_image() -> None:
     async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
-        scheduler._runner.pace.fit([1, 10], [1e6, 1e7])
+        scheduler._runner.latency.fit([1, 10], [1e6, 1e7])
         return [await sent(scheduler, image(n), seconds=5) for n in (1, 2)]
 
     assert values(run(Device(), ask)) == [1, 2]
@@ -247,30 +247,39 @@ def test_a_failed_batch_is_run_again_image_by_image(caplog: pytest.LogCaptureFix
 def test_an_image_that_fails_in_its_second_pass_fails_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def infer(views: Pixels) -> Floats:
-        if ((views[:, 0, 0, 0] == 3) & (views[:, 0, 0, 1] == 2)).any():
-            raise RuntimeError("unlucky")
-        return logits_of(views)
+    class Unlucky(Device):
+        def run(self, views: Pixels) -> Outputs:
+            if ((views[:, 0, 0, 0] == 3) & (views[:, 0, 0, 1] == 2)).any():
+                raise RuntimeError("unlucky")
+            return super().run(views)
 
     async def ask(scheduler: Scheduler) -> list[ImageOutputs | BaseException]:
         tasks = [sent(scheduler, image(n), exit_rule=rule(1, 5)) for n in (1, 2, 3, 5)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with caplog.at_level(logging.CRITICAL):
-        found = run(infer, ask)
-    assert isinstance(found.pop(2), InferenceError)
-    assert [(one.views, value) for one, value in zip(found, (1, 2, 5), strict=True)] == [
-        (5, 1),
-        (1, 2),
-        (5, 5),
-    ]
+        outcomes = run(Unlucky(), ask)
+    assert isinstance(outcomes.pop(2), InferenceError)
+    answers = [answer for answer in outcomes if isinstance(answer, ImageOutputs)]
+    assert [answer.views for answer in answers] == [5, 1, 5]
+    assert values(answers) == [1, 2, 5]
 
 
 def test_the_loop_survives_a_device_that_answers_nonsense(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    nonsense = [np.zeros(0), None, np.full((5, 3), np.nan, np.float32)]
-    answers = iter([*nonsense, np.zeros((5, 3), np.float32)])
+    features = np.zeros((5, 2), np.float32)
+    nonsense = [
+        Outputs(np.zeros(0, np.float32), features),
+        None,
+        Outputs(np.full((5, 3), np.nan, np.float32), features),
+        Outputs(np.zeros((5, 3), np.float32), features[:4]),
+    ]
+    answers = iter([*nonsense, Outputs(np.zeros((5, 3), np.float32), features)])
+
+    class Nonsense(Device):
+        def run(self, _: Pixels) -> Any:
+            return next(answers)
 
     async def ask(scheduler: Scheduler) -> ImageOutputs:
         for _ in nonsense:
@@ -280,7 +289,7 @@ def test_the_loop_survives_a_device_that_answers_nonsense(
         return await sent(scheduler, image(1))
 
     with caplog.at_level(logging.CRITICAL):
-        assert run(lambda _: next(answers), ask).views == 5
+        assert run(Nonsense(), ask).views == 5
 
 
 def test_the_loop_survives_a_rule_that_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
@@ -304,18 +313,17 @@ class Machine:
         self.killer: int | None = None
         self.loads = 0
 
-    def load(self) -> Infer:
+    def open(self) -> None:
         if self.missing:
             raise RuntimeError("no such model")
         self.loads += 1
         self.lost = False
-        return self
 
-    def __call__(self, views: Pixels) -> Floats:
+    def run(self, views: Pixels) -> Outputs:
         self.lost |= self.killer in views[:, 0, 0, 0].tolist()
         if self.lost:
             raise RuntimeError("the device is lost")
-        return logits_of(views)
+        return outputs_of(views)
 
 
 def test_a_lost_device_is_loaded_again_and_what_waits_is_answered(
@@ -331,8 +339,8 @@ def test_a_lost_device_is_loaded_again_and_what_waits_is_answered(
         return answers
 
     with caplog.at_level(logging.CRITICAL):
-        found = run(machine, ask, warm=[image(0, 1)], load=machine.load, metrics=metrics)
-    assert values(found) == list(range(6))
+        outcomes = run(machine, ask, warm=[image(0, 1)], metrics=metrics)
+    assert values(outcomes) == list(range(6))
     assert machine.loads == 2
     rebuilt = metrics.registry.get_sample_value
     assert rebuilt("taillift_session_rebuilds_total", {"outcome": "ready"}) == 1
@@ -349,7 +357,7 @@ def test_an_image_that_kills_the_device_is_not_tried_for_ever(
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with caplog.at_level(logging.CRITICAL):
-        before, killer, after = run(machine, ask, warm=[image(0, 1)], load=machine.load)
+        before, killer, after = run(machine, ask, warm=[image(0, 1)])
     assert isinstance(killer, InferenceError)
     assert isinstance(before, ImageOutputs)
     assert isinstance(after, ImageOutputs)
@@ -375,7 +383,7 @@ def test_while_the_model_cannot_be_loaded_work_is_refused(
         return await sent(scheduler, image(3))
 
     with caplog.at_level(logging.CRITICAL):
-        assert values([run(machine, ask, warm=[image(0, 1)], load=machine.load)]) == [3]
+        assert values([run(machine, ask, warm=[image(0, 1)])]) == [3]
 
 
 def test_a_device_that_is_gone_does_not_keep_the_service_from_closing(
@@ -390,7 +398,7 @@ def test_a_device_that_is_gone_does_not_keep_the_service_from_closing(
         await scheduler.close()
 
     with caplog.at_level(logging.CRITICAL):
-        run(machine, ask, warm=[image(0, 1)], load=machine.load)
+        run(machine, ask, warm=[image(0, 1)])
 
 
 def test_nothing_is_taken_once_closing() -> None:
@@ -437,3 +445,27 @@ def test_a_batch_that_does_not_end_is_a_stall_and_idleness_is_not() -> None:
         assert not scheduler.stalled(0.01)
 
     run(device, ask)
+
+
+def test_images_of_different_stages_are_decided_in_one_batch_each_by_its_own() -> None:
+    """One image ends its second stage in the batch in which another ends its first."""
+    device = Device()
+
+    async def ask(scheduler: Scheduler) -> list[ImageOutputs]:
+        exit_rule = rule(1, 5)
+        device.free.clear()
+        first = sent(scheduler, image(1), exit_rule=exit_rule)
+        await settle()
+        second = sent(scheduler, image(3), exit_rule=exit_rule)
+        await asyncio.sleep(0)
+        device.free.set()
+        return list(await asyncio.gather(first, second))
+
+    answers = run(device, ask)
+    assert [answer.views for answer in answers] == [5, 5]
+    assert values(answers) == [1, 3]
+    assert device.batches == [
+        [(1, 0)],
+        [(1, 1), (1, 2), (1, 3), (1, 4), (3, 0)],
+        [(3, 1), (3, 2), (3, 3), (3, 4)],
+    ]

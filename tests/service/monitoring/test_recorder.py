@@ -176,6 +176,20 @@ def test_a_class_with_any_label_can_be_requested(tmp_path: Path) -> None:
             assert client.get(f"/classes/{quote(label)}").json()["label"] == label
 
 
+def test_a_class_can_be_requested_in_both_unicode_forms(tmp_path: Path) -> None:
+    labels = ("caf\u00e9", "nai\u0308ve", "\u212b", "d", "e", "f", "g")
+    others = ("cafe\u0301", "na\u00efve", "\u00c5")
+    classes = tuple(
+        ClassInfo(label=label, prompt=label, count=1, group="few", prior=1 / 7) for label in labels
+    )
+    with running(write_bundle(tmp_path / "accents", classes=classes)) as client:
+        for label, other in zip(labels[:3], others, strict=True):
+            assert client.get(f"/classes/{quote(other)}").json()["label"] == label
+            query = f"/confidence?classes={quote(other)}"
+            answer = client.post(query, content=photo((9, 9, 9))).json()
+            assert [one["label"] for one in answer["results"][0]["classes"]] == [label]
+
+
 def test_predictions_count_under_the_uniform_prior_for_any_requested_prior(bundle: Path) -> None:
     with running(bundle) as client:
         # A colour between black and red, nearer to black; red has 60 times the training images.

@@ -88,6 +88,12 @@ def test_a_table_of_predictions_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_a_past_prediction_names_a_class_in_any_unicode_form(tmp_path: Path) -> None:
+    path = tmp_path / "past.csv"
+    path.write_text("label,confidence\ncafe\u0301,1\ncaf\u00e9,0.5\n", "utf-8")
+    assert [one.label for one in read_predictions(path, ["tea", "caf\u00e9"])] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

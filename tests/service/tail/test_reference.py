@@ -111,3 +111,17 @@ def test_a_file_that_is_not_a_reference_is_refused(tmp_path: Path, text: str, wo
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mix\.csv cannot be read: No such file"):
         read_reference(tmp_path / "mix.csv", ["a"])
+
+
+def test_a_reference_names_a_class_in_any_unicode_form_but_not_in_two(tmp_path: Path) -> None:
+    path = tmp_path / "reference.csv"
+    for label, name in (
+        ("caf\u00e9", "cafe\u0301"),
+        ("\u212b", "\u00c5"),
+        ("\u1100\u1161", "\uac00"),
+    ):
+        path.write_text(f"class,weight\n{name},3\ntea,1\n", "utf-8")
+        assert list(read_reference(path, [label, "tea"]).prior) == [0.75, 0.25]
+        path.write_text(f"class,weight\n{name},3\ntea,1\n{label},3\n", "utf-8")
+        with pytest.raises(UserError, match="in two Unicode forms"):
+            read_reference(path, [label, "tea"])

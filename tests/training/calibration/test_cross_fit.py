@@ -28,9 +28,15 @@ class Recorded(Trainer):
         super().__init__(dataset, load_backbone(backbone), torch.device("cpu"))
         self.runs: list[tuple[list[int], Run]] = []
 
-    def train_without(self, recipe: Recipe, aside: Collection[int]) -> Run:
-        run = super().train_without(recipe, aside)
-        self.runs.append((sorted(aside), run))
+    def train(
+        self,
+        recipe: Recipe,
+        resume_file: Path | None = None,
+        curves_folder: Path | None = None,
+        without: Collection[int] = (),
+    ) -> Run:
+        run = super().train(recipe, resume_file, curves_folder, without)
+        self.runs.append((sorted(without), run))
         return run
 
 
@@ -74,7 +80,7 @@ def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     start = 0
     for aside, run in trainer.runs:
         left = np.bincount([few.train.labels[row] for row in range(10) if row not in aside])
-        photos = evaluation_photos(few.train.only(aside), run.facts.preprocessing)
+        photos = evaluation_photos(few.train.only(aside), run.metadata.preprocessing)
         expected = view_logits(run.model, photos, torch.device("cpu")) - np.log(left / left.sum())
         rows = held.view_logits[start : start + len(aside)]
         np.testing.assert_allclose(centred(rows), centred(expected), atol=1e-4)

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from taillift.models.bundle.arrays import group_indices
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS
-from taillift.models.bundle.temperature import Calibration, group_indices
+from taillift.models.bundle.temperature import Calibration
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.predictions import predictions_on
 from taillift.training.calibration.reliability import measure_errors

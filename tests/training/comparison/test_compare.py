@@ -221,7 +221,7 @@ def test_a_checkpoint_that_train_has_left_is_evaluated_and_not_trained_again(
 ) -> None:
     (whole,), _ = run(colours, backbone, [recipe("lora")], tmp_path / "whole")
     trained = Trainer(colours, backbone, CPU).train(recipe("lora"))
-    save(tmp_path / "lora-0.safetensors", trained.model, trained.facts)
+    save(tmp_path / "lora-0.safetensors", trained.model, trained.metadata)
 
     def train(*_: object) -> None:
         raise AssertionError("trained again")
@@ -230,8 +230,8 @@ def test_a_checkpoint_that_train_has_left_is_evaluated_and_not_trained_again(
     (measured,), _ = run(colours, backbone, [recipe("lora")], tmp_path)
     assert measured.accuracies == whole.accuracies
     assert measured.trainable_parameters == whole.trainable_parameters
-    assert measured.record == trained.facts.record
-    assert measured.seconds >= trained.facts.record.seconds
+    assert measured.record == trained.metadata.record
+    assert measured.seconds >= trained.metadata.record.seconds
 
 
 def test_recipes_that_share_a_title_are_distinguished_by_name(

@@ -1,6 +1,7 @@
 """Tests of the check for unusable and duplicate photos."""
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,45 @@ def test_a_duplicate_under_another_name_is_warned_of(
     assert warning in message
     assert copy in message
     assert "train/red/001.png" in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_photo_that_is_there_again_in_its_class_and_split_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, split: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2}, ("train", "test"))
+    for name in ("copy.png", "another.jpg", "third.webp"):
+        shutil.copy(root / split / "red/001.png", root / split / "red" / name)
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(root))
+    (message,) = caplog.messages
+    assert "3 photos are there again in their class and split, such as" in message
+    assert f"{split}/red/" in message
+
+
+def test_the_groups_count_a_photo_of_a_class_once(tmp_path: Path) -> None:
+    """19 photos are few-shot, and stay so with two of them copied or listed again."""
+    root = write_photos(tmp_path, {"red": 21, "blue": 19, "green": 20})
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copy(root / "train/blue/001.png", root / "train/blue" / name)
+    dataset = load_dataset(str(root))
+    assert (dataset.classes, dataset.counts) == (("blue", "red", "green"), [22, 21, 20])
+    assert dataset.groups == ["few", "medium", "medium"]
+    rows = [f"train/{name}/{n:03}.png,{name}" for name in ("red", "blue") for n in range(19)]
+    table = tmp_path / "x.csv"
+    table.write_text("\n".join(["path,label", *rows, *rows[:2]]))
+    dataset = load_dataset(str(table))
+    assert (dataset.counts, dataset.groups) == ([21, 19], ["few", "few"])
+
+
+def test_the_groups_are_counted_after_a_cut_to_a_long_tail(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 40, "blue": 40})
+    for index in range(30):
+        shutil.copy(root / "train/red/001.png", root / f"train/red/copy{index}.png")
+    dataset = load_dataset(str(root), imbalance=2)
+    assert dataset.counts == [70, 35]
+    assert dataset.groups == ["medium", "medium"]
+    assert len(dataset.train.contents) == 105
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import pytest
 
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.errors import UserError
-from taillift.training.data.photo import StoredPhoto
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split, StoredPhoto
 from taillift.training.fit.inputs import evaluation_photos
 from tests.support.tiny import COLOURS, write_photo
 

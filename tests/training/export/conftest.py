@@ -1,4 +1,4 @@
-"""Small graphs with random weights, written as bundles have them."""
+"""Small graphs with random weights, in the form that bundles have."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.lift.convert import convert
 from taillift.models.lift.head import CosineHead
 from taillift.models.lift.model import Model, Normalise
@@ -32,7 +32,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Stem(nn.Module):
-    """Convolutions of every kind that the default backbone's stem has."""
+    """Convolutions of each kind in the default backbone's stem."""
 
     num_features = 16
 
@@ -55,7 +55,7 @@ class Stem(nn.Module):
 
 @pytest.fixture(scope="session")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ViT of 4 x 4 patches behind a convolutional stem, for 16 pixels."""
+    """A ViT of 4 x 4 patches after a convolutional stem, for 16 pixels."""
     torch.manual_seed(0)
     trunk = VisionTransformer(
         img_size=16,
@@ -74,7 +74,7 @@ def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pixels() -> Pixels:
-    """Forty views with something to tell apart in them."""
+    """Forty views that differ in coarse random patterns."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (40, 4, 4, 3), np.uint8)
     return coarse.repeat(4, axis=1).repeat(4, axis=2)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,24 +28,24 @@ from taillift.training.train import Run, Trainer
 from tests.support.sources import write
 from tests.support.tiny import write_photos
 
-WAYS = {"single": Ensemble.OFF, "full": Ensemble.FULL, "adaptive": Ensemble.ADAPTIVE}
+ENSEMBLES = {"single": Ensemble.OFF, "full": Ensemble.FULL, "adaptive": Ensemble.ADAPTIVE}
 RANK_2 = [{"name": "adaptformer", "rank": 2}]
 
 
 def trained(colours: Dataset, backbone: str, folder: Path, **fields: object) -> Path:
-    """A checkpoint of a short run."""
+    """Train for a short time and return the checkpoint."""
     quick = {"epochs": 4, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
     recipe = Recipe.model_validate({"name": "short", **quick, **fields})
     run = Trainer(colours, load_backbone(backbone), torch.device("cpu")).train(recipe)
     path = folder / "short.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
-def answered(
+def predictions(
     classifier: Classifier, split: Split, ensemble: Ensemble
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The predicted class and the views taken of each photo, [N], under the uniform prior."""
+    """Return each photo's predicted class and number of views, [N], under the uniform prior."""
     canvases = [classifier.canvas(photo.read()) for photo in split.photos]
     logits, views = classifier.mean_logits(canvases, ensemble)
     target = log_prior(Prior.UNIFORM, classifier.manifest.counts)
@@ -88,7 +89,7 @@ def test_deit_flexivit_and_towers_with_registers_are_trained_exported_and_served
     made = export(path, colours, tmp_path / "bundle")
     assert made.unmerged == []
     assert max(made.proof.merged, made.proof.runtime) < 1e-4
-    classifier = Classifier(tmp_path / "bundle")
+    classifier = Classifier.open(tmp_path / "bundle")
     assert colours.test is not None
     canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
     served, _ = classifier.mean_logits(canvases, Ensemble.OFF)
@@ -118,28 +119,28 @@ def test_the_graph_takes_any_batch_and_agrees_with_torch(
 def test_the_graph_is_plain_and_smaller_than_the_unmerged_one(
     exported: tuple[Path, Exported],
 ) -> None:
-    target, found = exported
+    target, result = exported
     graph = onnx.load(target / MODEL).graph
     assert {node.domain for node in graph.node} <= {""}, "standard operators only"
-    assert found.proof.nodes == len(graph.node) < found.proof.unmerged_nodes
-    assert found.proof.merged < 1e-4
-    assert found.proof.runtime < 1e-4
+    assert result.proof.nodes == len(graph.node) < result.proof.unmerged_nodes
+    assert result.proof.merged < 1e-4
+    assert result.proof.runtime < 1e-4
     assert [node.op_type for node in graph.node].count("LayerNormalization") == 1 + 2 * 2 + 1
 
 
-def test_the_manifest_tells_what_was_made(
+def test_the_manifest_describes_what_was_made(
     exported: tuple[Path, Exported], colours: Dataset
 ) -> None:
-    target, found = exported
+    target, result = exported
     manifest = read_manifest(target)
-    assert manifest == found.manifest
+    assert manifest == result.manifest
     assert manifest.labels == list(colours.classes)
-    assert [one.group for one in manifest.classes] == ["medium", "medium", "few"]
+    assert [info.group for info in manifest.classes] == ["medium", "medium", "few"]
     method = manifest.method
     assert (method.name, method.tuners, method.rank) == ("short", ("adaptformer",), 2)
-    assert (method.loss, found.unmerged) == ("logit-adjusted", [])
+    assert (method.loss, result.unmerged) == ("logit-adjusted", [])
     assert method.prior == "uniform", "logit adjustment leaves none"
-    assert [one.prior for one in manifest.classes] == pytest.approx([1 / 3] * 3)
+    assert [info.prior for info in manifest.classes] == pytest.approx([1 / 3] * 3)
     (variant,) = manifest.variants.values()
     assert variant.evaluation is not None
     assert (variant.evaluation.data, variant.evaluation.images) == ("colours test", 6)
@@ -158,8 +159,8 @@ def test_the_reported_accuracy_is_what_the_bundle_does(
     target, _ = exported
     metrics = json.loads((target / "report/metrics.json").read_text())["fp32"]
     assert colours.test is not None
-    for name, ensemble in WAYS.items():
-        predicted, taken = answered(Classifier.open(target), colours.test, ensemble)
+    for name, ensemble in ENSEMBLES.items():
+        predicted, taken = predictions(Classifier.open(target), colours.test, ensemble)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
         assert metrics[name]["overall"] == pytest.approx(rate)
         assert ensemble is not Ensemble.ADAPTIVE or metrics["adaptive_views"] == taken.mean()
@@ -180,17 +181,17 @@ def test_the_delta_gives_the_bundles_logits_when_merged_again(
     assert np.abs(Session(target / MODEL).run(pixels).logits - logits).max() < 1e-4
 
 
-def test_what_cannot_be_merged_is_named_and_served_all_the_same(
+def test_what_cannot_be_merged_is_named_and_still_served(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
     tuners = [{"name": "adapter", "rank": 2}, {"name": "vpt-shallow"}, {"name": "lora", "rank": 1}]
     path = trained(colours, tiny_backbone, tmp_path, tuners=tuners, loss={"name": "focal"})
-    found = export(path, colours, tmp_path / "bundle", calibrated=False)
-    assert found.unmerged == ["adapter", "vpt-shallow"]
-    method = found.manifest.method
+    result = export(path, colours, tmp_path / "bundle", calibrated=False)
+    assert result.unmerged == ["adapter", "vpt-shallow"]
+    method = result.manifest.method
     assert (method.tuners, method.rank) == (("adapter", "vpt-shallow", "lora"), 2)
     assert method.loss == "focal"
-    assert found.proof.merged < 1e-4
+    assert result.proof.merged < 1e-4
 
 
 def test_a_bundle_of_what_was_not_trained_says_so(
@@ -229,7 +230,7 @@ def test_a_bundle_without_held_out_photos_says_nothing_of_accuracy(
 def test_photos_set_aside_are_measured_only_by_models_that_start_as_the_checkpoint_did(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
-    """Without a val split calibration trains again, from the descriptions as they are now."""
+    """Without a val split, calibration trains again from the current descriptions."""
     sentences = tmp_path / "sentences.json"
     sentences.write_text(json.dumps({name: [f"a jolly {name}"] for name in colours.names}))
     initial = {"name": "descriptions", "path": str(sentences)}
@@ -292,16 +293,16 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
     temperatures = set()
     assert colours.test is not None
     assert manifest.variants[Precision.FP32].made is None
-    made = [manifest.variants[one].made or "" for one in wanted]
+    made = [manifest.variants[precision].made or "" for precision in wanted]
     assert made[0].startswith(("dynamic", "static", "mixed"))
-    assert all("% of training views keep their first class" in one for one in made)
+    assert all("% of training views keep their first class" in text for text in made)
     for precision, variant in manifest.variants.items():
         assert variant.calibration is not None
         temperatures.add(variant.calibration.full.pooled)
         assert f"calibration.{precision}.npz" in manifest.files
         classifier = Classifier.open(target, precision=precision)
         assert classifier.predictor.variant == variant
-        predicted, _ = answered(classifier, colours.test, Ensemble.FULL)
+        predicted, _ = predictions(classifier, colours.test, Ensemble.FULL)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
         assert metrics[precision]["full"]["overall"] == pytest.approx(rate)
     assert len(temperatures) == 3, "each from its own logits"
@@ -313,18 +314,33 @@ def test_a_prior_in_the_logits_is_named_and_not_in_the_reported_accuracy(
     path = trained(colours, tiny_backbone, tmp_path, loss={"name": "cross-entropy"}, epochs=1)
     manifest = export(path, colours, tmp_path / "bundle").manifest
     assert manifest.method.prior == "train"
-    assert [one.prior for one in manifest.classes] == pytest.approx([30 / 56, 21 / 56, 5 / 56])
+    assert [info.prior for info in manifest.classes] == pytest.approx([30 / 56, 21 / 56, 5 / 56])
     assert colours.test is not None
     evaluation = manifest.variants[Precision.FP32].evaluation
     assert evaluation is not None
     classifier = Classifier.open(tmp_path / "bundle")
     labels = np.array(colours.test.labels)
-    for name, ensemble in WAYS.items():
-        predicted, _ = answered(classifier, colours.test, ensemble)
+    for name, ensemble in ENSEMBLES.items():
+        predicted, _ = predictions(classifier, colours.test, ensemble)
         rate = 100 * float((predicted == labels).mean())
         assert getattr(evaluation, name).overall == pytest.approx(rate)
     canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
-    raw = classifier.session.run(np.stack([views(one, 32, 1)[0] for one in canvases])).logits
+    raw = classifier.session.run(np.stack([views(canvas, 32, 1)[0] for canvas in canvases])).logits
     plain = raw - np.log([30 / 56, 21 / 56, 5 / 56])
-    found = classifier.mean_logits(canvases, Ensemble.OFF).logits
-    np.testing.assert_allclose(found - found[:, :1], plain - plain[:, :1], atol=1e-4)
+    served = classifier.mean_logits(canvases, Ensemble.OFF).logits
+    np.testing.assert_allclose(served - served[:, :1], plain - plain[:, :1], atol=1e-4)
+
+
+def test_copies_of_a_photo_count_once_for_a_bundles_groups(
+    tmp_path: Path, tiny_backbone: str
+) -> None:
+    root = write_photos(tmp_path / "photos", {"red": 21, "blue": 19}, ("train", "val"))
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copy(root / "train/blue/001.png", root / "train/blue" / name)
+    dataset = load_dataset(str(root))
+    checkpoint = trained(dataset, tiny_backbone, tmp_path, tuners=RANK_2)
+    manifest = export(checkpoint, dataset, tmp_path / "bundle", calibrated=False).manifest
+    assert [(one.label, one.count, one.group) for one in manifest.classes] == [
+        ("blue", 22, "few"),
+        ("red", 21, "medium"),
+    ]

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.training.export.fp16 import halve
@@ -14,25 +14,24 @@ from taillift.training.export.onnx_graph import folded, products
 
 @pytest.fixture(params=["graph", "hybrid"])
 def either(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
+    path: Path = request.getfixturevalue(request.param)
+    return path
 
 
 def test_an_fp16_graph_has_the_same_contract_and_nearly_the_same_logits(
     either: Path, pixels: Pixels, tmp_path: Path
 ) -> None:
     target = tmp_path / "model.fp16.onnx"
-    done = halve(either, target, pixels)
-    assert done.error < 0.005
-    expected, found = Session(either).run(pixels), Session(target).run(pixels)
-    assert found.logits.dtype == found.features.dtype == np.float32
-    assert np.abs(found.logits - expected.logits).max() < 0.25
-    assert np.linalg.norm(found.features, axis=1) == pytest.approx(1, abs=1e-5)
-    assert (found.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.95
+    assert halve(either, target, pixels).error < 0.005
+    expected, half = Session(either).run(pixels), Session(target).run(pixels)
+    assert half.logits.dtype == half.features.dtype == np.float32
+    assert np.abs(half.logits - expected.logits).max() < 0.25
+    assert np.linalg.norm(half.features, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (half.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.95
     small, whole = (onnx.load(path).graph for path in (target, either))
     for ours, theirs in ((small.input, whole.input), (small.output, whole.output)):
-        assert [one.SerializeToString() for one in ours] == [
-            one.SerializeToString() for one in theirs
+        assert [tensor.SerializeToString() for tensor in ours] == [
+            tensor.SerializeToString() for tensor in theirs
         ]
     assert Session(target).run(pixels[:1]).logits.shape == (1, 7)
 
@@ -43,7 +42,7 @@ def test_weights_of_the_tower_are_in_half_and_the_divisor_is_not(
     target = tmp_path / "model.fp16.onnx"
     halve(graph, target, pixels)
     model = onnx.load(target)
-    kinds = {one.name: one.data_type for one in model.graph.initializer}
+    kinds = {constant.name: constant.data_type for constant in model.graph.initializer}
     inside = products(model)
     assert inside
     assert {kinds[node.input[1]] for node in inside} == {TensorProto.FLOAT16}
@@ -52,10 +51,10 @@ def test_weights_of_the_tower_are_in_half_and_the_divisor_is_not(
 
 
 def changed(graph: Path, path: Path, factor: float) -> Path:
-    """The same graph with the weights of one product multiplied."""
+    """Write the same graph with the weights of one product multiplied."""
     model: ModelProto = folded(graph)
     name = products(model)[3].input[1]
-    weight = next(one for one in model.graph.initializer if one.name == name)
+    weight = next(constant for constant in model.graph.initializer if constant.name == name)
     weight.CopyFrom(
         numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), name)
     )
@@ -64,7 +63,8 @@ def changed(graph: Path, path: Path, factor: float) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("factor", "reason"), [(1e7, "has a value beyond 65504"), (2e5, "on its way is beyond 65504")]
+    ("factor", "reason"),
+    [(1e7, "has a value beyond 65504"), (2e5, "intermediate value is beyond 65504")],
 )
 def test_what_does_not_fit_in_fp16_is_refused_and_nothing_is_left(
     factor: float, reason: str, graph: Path, pixels: Pixels, tmp_path: Path
@@ -77,7 +77,7 @@ def test_what_does_not_fit_in_fp16_is_refused_and_nothing_is_left(
     assert not target.exists()
 
 
-def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
     with pytest.raises(UserError, match="no variant can be made of"):

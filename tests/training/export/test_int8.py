@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from taillift.models.bundle.images import Pixels
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.training.export import int8 as module
@@ -16,7 +16,7 @@ from taillift.training.export.int8 import (
     QuantisationCandidate,
     best,
     calibrate,
-    groups,
+    product_groups,
     quantise,
     write_int8,
 )
@@ -25,30 +25,30 @@ from taillift.training.export.onnx_graph import Fidelity, fidelity, folded, prod
 
 @pytest.fixture(params=["graph", "hybrid"])
 def either(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
+    path: Path = request.getfixturevalue(request.param)
+    return path
 
 
 def test_an_int8_graph_has_the_same_contract_and_nearly_the_same_answers(
     either: Path, pixels: Pixels, tmp_path: Path
 ) -> None:
     target = tmp_path / "model.int8.onnx"
-    done = quantise(either, target, pixels)
+    result = quantise(either, target, pixels)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
     small, whole = (onnx.load(path).graph for path in (target, either))
     for ours, theirs in ((small.input, whole.input), (small.output, whole.output)):
-        assert [one.SerializeToString() for one in ours] == [
-            one.SerializeToString() for one in theirs
+        assert [tensor.SerializeToString() for tensor in ours] == [
+            tensor.SerializeToString() for tensor in theirs
         ]
-    assert any(one.data_type == TensorProto.INT8 for one in small.initializer)
-    expected, found = Session(either).run(pixels), Session(target).run(pixels)
-    assert found.logits.dtype == found.features.dtype == np.float32
-    assert np.linalg.norm(found.features, axis=1) == pytest.approx(1, abs=1e-5)
-    near = fidelity(found.logits, expected.logits)
+    assert any(constant.data_type == TensorProto.INT8 for constant in small.initializer)
+    expected, int8 = Session(either).run(pixels), Session(target).run(pixels)
+    assert int8.logits.dtype == int8.features.dtype == np.float32
+    assert np.linalg.norm(int8.features, axis=1) == pytest.approx(1, abs=1e-5)
+    near = fidelity(int8.logits, expected.logits)
     assert near.error < 0.1
     assert near.agreement > 0.8
-    assert done.kept in done.tried
-    assert str(done.kept).startswith(done.kept.form)
+    assert result.kept in result.tried
+    assert str(result.kept).startswith(result.kept.form)
 
 
 def test_any_batch_gives_a_view_nearly_the_same_logits(
@@ -57,7 +57,7 @@ def test_any_batch_gives_a_view_nearly_the_same_logits(
     quantise(hybrid, tmp_path / "model.int8.onnx", pixels)
     session = Session(tmp_path / "model.int8.onnx")
     together = session.run(pixels[:5]).logits
-    alone = np.concatenate([session.run(pixels[one : one + 1]).logits for one in range(5)])
+    alone = np.concatenate([session.run(pixels[index : index + 1]).logits for index in range(5)])
     assert fidelity(alone, together).error < 0.05
 
 
@@ -72,7 +72,8 @@ def test_attention_and_head_stay_in_float_and_constants_behind_slices_do_not(
     path = tmp_path / "out.onnx"
     write_int8(form, model, calibrate(model, pixels, tmp_path), {n.name for n in nodes}, path)  # type: ignore[arg-type]
     written = onnx.load(path).graph
-    floats = {one.name for one in written.initializer if one.data_type == TensorProto.FLOAT}
+    constants = written.initializer
+    floats = {constant.name for constant in constants if constant.data_type == TensorProto.FLOAT}
     matrices = [n for n in written.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in floats]
     assert [node.output[0] for node in matrices] == ["logits"]
     assert sum(node.op_type == "Attention" for node in written.node) == 3
@@ -86,9 +87,9 @@ def test_matrix_weights_keep_a_bit_free_so_that_no_processor_overflows(
     names = {node.name for node in products(model)}
     write_int8("mixed", model, calibrate(model, pixels, tmp_path), names, tmp_path / "out.onnx")
     largest = {
-        one.name: int(np.abs(onnx.numpy_helper.to_array(one).astype(int)).max())
-        for one in onnx.load(tmp_path / "out.onnx").graph.initializer
-        if one.data_type == TensorProto.INT8 and len(one.dims) > 1
+        constant.name: int(np.abs(onnx.numpy_helper.to_array(constant).astype(int)).max())
+        for constant in onnx.load(tmp_path / "out.onnx").graph.initializer
+        if constant.data_type == TensorProto.INT8 and len(constant.dims) > 1
     }
     depthwise = {
         node.input[1]
@@ -97,40 +98,41 @@ def test_matrix_weights_keep_a_bit_free_so_that_no_processor_overflows(
     }
     assert len(depthwise) == 2
     for name, value in largest.items():
-        wide = any(name.startswith(one) for one in depthwise)
+        wide = any(name.startswith(weights) for weights in depthwise)
         assert 64 < value <= 127 if wide else value <= 64
 
 
-def test_where_integers_are_too_coarse_the_most_sensitive_groups_stay_in_float(
+def test_if_integers_are_too_coarse_the_most_sensitive_groups_stay_in_float(
     hybrid: Path, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = quantise(hybrid, tmp_path / "plain.onnx", pixels)
-    errors = sorted(one.fidelity.error for one in plain.tried)
-    assert all(one.in_float == () for one in plain.tried)
+    errors = sorted(candidate.fidelity.error for candidate in plain.tried)
+    assert all(candidate.in_float == () for candidate in plain.tried)
     monkeypatch.setattr(module, "LIMIT", errors[0] / 2)
     refined = quantise(hybrid, tmp_path / "refined.onnx", pixels)
-    partly = [one for one in refined.tried if one.in_float]
+    partly = [candidate for candidate in refined.tried if candidate.in_float]
     assert partly
-    assert min(one.fidelity.error for one in partly) < errors[0]
+    assert min(candidate.fidelity.error for candidate in partly) < errors[0]
     assert refined.kept.in_float
 
 
 def test_groups_end_at_strides_and_attentions(hybrid: Path) -> None:
     model = folded(hybrid)
     names = [node.name for node in products(model)]
-    parts = groups(model.graph.node, set(names))
+    parts = product_groups(model.graph.node, set(names))
     assert [name for part in parts for name in part] == names
     # Two strides in the stem, two blocks.
     assert len(parts) == 4
-    assert groups(model.graph.node, set()) == []
+    assert product_groups(model.graph.node, set()) == []
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 1), st.floats(0, 0.5)), min_size=1, max_size=8))
-def test_the_kept_candidate_is_the_quickest_that_is_near_or_else_the_nearest(
+def test_the_kept_candidate_is_the_fastest_within_the_limit_or_else_the_most_accurate(
     drawn: list[tuple[float, float]],
 ) -> None:
     candidates = [
-        QuantisationCandidate("static", (), s, Fidelity(error, 1.0)) for s, error in drawn
+        QuantisationCandidate("static", (), seconds, Fidelity(error, 1.0))
+        for seconds, error in drawn
     ]
     kept = best(candidates)
     for other in candidates:
@@ -142,8 +144,8 @@ def test_the_kept_candidate_is_the_quickest_that_is_near_or_else_the_nearest(
 
 def test_fidelity_counts_every_class_alike() -> None:
     expected = np.eye(2, dtype=np.float32)[[0, 0, 0, 1]]
-    found = np.eye(2, dtype=np.float32)[[0, 0, 0, 0]]
-    measured = fidelity(found, expected)
+    logits = np.eye(2, dtype=np.float32)[[0, 0, 0, 0]]
+    measured = fidelity(logits, expected)
     assert measured.agreement == 0.5
     assert measured.error == pytest.approx(1.0)
     assert fidelity(expected, expected) == Fidelity(0.0, 1.0)
@@ -151,7 +153,7 @@ def test_fidelity_counts_every_class_alike() -> None:
 
 def test_a_graph_without_products_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
     path = tmp_path / "bare.onnx"
-    shape = ["N", 16, 16, 3]
+    shape: list[str | int | None] = ["N", 16, 16, 3]
     body = helper.make_graph(
         [helper.make_node("Cast", ["pixels"], ["logits"], to=TensorProto.FLOAT)],
         "bare",
@@ -166,7 +168,7 @@ def test_a_graph_without_products_is_refused_in_one_line(tmp_path: Path, pixels:
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_in_one_line(tmp_path: Path, pixels: Pixels) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not a graph")
     with pytest.raises(UserError, match="no variant can be made of") as raised:

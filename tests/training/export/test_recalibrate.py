@@ -1,4 +1,4 @@
-"""Calibrating a finished bundle on other photos, and what photos too few or too odd come to."""
+"""Calibration of a finished bundle on other photos, some of them too few or too odd."""
 
 import hashlib
 import shutil
@@ -17,12 +17,12 @@ from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
-from taillift.training.data.split import Split
+from taillift.training.data.photo import Split
 from taillift.training.export.export import export
 from taillift.training.export.recalibrate import recalibrate
 from taillift.training.fit.checkpoint import save
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.report.bundle import summary
+from taillift.training.report.summary import summary
 from taillift.training.train import Trainer
 from tests.support.tiny import COLOURS, write_photo, write_photos
 
@@ -32,7 +32,7 @@ GRAPHS = ("model.onnx", "delta.safetensors", "golden.npz")
 def trained(dataset: Dataset, backbone: str, path: Path) -> Path:
     recipe = Recipe.model_validate({"name": "short", "epochs": 1, "batch": 16})
     run = Trainer(dataset, load_backbone(backbone), torch.device("cpu")).train(recipe)
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
@@ -97,7 +97,7 @@ def test_a_bundle_that_lacks_a_file_is_named_before_anything_is_measured(
 def test_classes_are_matched_by_label_whatever_their_order(
     made: Path, colours: Dataset, tmp_path: Path
 ) -> None:
-    """Most frequent first: here blue, and there red."""
+    """The most frequent class comes first: blue in these photos, red in the bundle."""
     root = write_photos(tmp_path / "other", {"blue": 9, "green": 5, "red": 2}, ("train", "val"))
     other = load_dataset(str(root))
     assert other.classes == tuple(reversed(colours.classes))

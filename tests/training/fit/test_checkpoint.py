@@ -1,3 +1,5 @@
+"""Checkpoints keep what was trained, say where it comes from, and give the model back."""
+
 import subprocess
 from pathlib import Path
 
@@ -52,14 +54,14 @@ def run(colours: Dataset, tiny_backbone: str) -> Run:
 @pytest.fixture
 def checkpoint(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "run" / "lift.safetensors"
-    save(path, run.model, run.facts)
+    save(path, run.model, run.metadata)
     return path
 
 
 @torch.no_grad()
 def test_a_restored_model_gives_the_same_logits(run: Run, checkpoint: Path) -> None:
-    model, facts = restore(checkpoint)
-    assert facts == run.facts
+    model, metadata = restore(checkpoint)
+    assert metadata == run.metadata
     assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
 
 
@@ -68,9 +70,9 @@ def shapes_in(path: Path) -> dict[str, list[int]]:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
-def test_it_holds_what_was_trained_and_nothing_else(run: Run, checkpoint: Path) -> None:
+def test_a_checkpoint_holds_only_what_was_trained(run: Run, checkpoint: Path) -> None:
     size = sum(int(np.prod(shape)) for shape in shapes_in(checkpoint).values())
-    assert size == run.facts.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
+    assert size == run.metadata.trainable_parameters == 2 * (4 * 64 + 2 + 3 * 64 + 1) + 3 * 64
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_it_holds_what_was_trained_and_nothing_else(run: Run, checkpoint: Path) 
     ],
     ids=["class means", "zero-shot", "sparse", "two tuners", "linear head"],
 )
-def test_every_recipes_model_comes_back_without_texts_or_photos(
+def test_a_model_of_any_recipe_is_restored_without_texts_or_photos(
     colours: Dataset,
     tiny_backbone: str,
     tmp_path: Path,
@@ -94,88 +96,97 @@ def test_every_recipes_model_comes_back_without_texts_or_photos(
     """An untrained head of class means cannot be computed again from the backbone alone."""
     run = train(colours, tiny_backbone, recipe_of(**changes))
     path = tmp_path / "run.safetensors"
-    save(path, run.model, run.facts)
-    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("asked for texts"))
+    save(path, run.model, run.metadata)
+    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("encoded texts"))
     model, _ = restore(path)
     with torch.no_grad():
         assert torch.equal(model.eval()(PIXELS)[0], run.model.eval()(PIXELS)[0])
     assert "head.weight" in shapes_in(path)
 
 
-def test_it_says_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
-    facts = read_metadata(checkpoint)
-    assert facts.classes == facts.names == ("red", "green", "blue")
-    assert facts.counts == (30, 21, 5)
-    assert facts.prompts[2] == "a photo of a blue."
-    assert (facts.preprocessing.size, facts.preprocessing.expand) == (32, 12)
-    assert facts.recipe == recipe_of(**ADAPTFORMER)
+def test_the_metadata_has_all_that_is_needed_to_build_the_model(checkpoint: Path) -> None:
+    metadata = read_metadata(checkpoint)
+    assert metadata.classes == metadata.names == ("red", "green", "blue")
+    assert metadata.counts == (30, 21, 5)
+    assert metadata.prompts[2] == "a photo of a blue."
+    assert (metadata.preprocessing.size, metadata.preprocessing.expand) == (32, 12)
+    assert metadata.recipe == recipe_of(**ADAPTFORMER)
 
 
-def test_it_says_how_the_model_came_about(run: Run, colours: Dataset, checkpoint: Path) -> None:
-    facts = read_metadata(checkpoint)
-    assert facts.data_sha256 == colours.fingerprint
-    record = facts.record
-    assert record.versions["torch"] == torch.__version__
-    assert {"python", "taillift", "open_clip_torch", "timm", "numpy"} <= record.versions.keys()
-    assert record.machine.cores >= 1
-    assert record.machine.processor
-    assert len(record.losses) == 2
-    assert record.processes == 1
-    assert record.precision in ("fp32", "bf16")
-    assert 0 <= record.waiting <= 1
-    assert record.seconds > 0
-    assert 50e6 < record.peak_memory < 50e9
-    assert facts_in(checkpoint.with_name("lift.safetensors.yaml")) == run.facts
+def test_the_metadata_has_the_provenance_of_the_model(
+    run: Run, colours: Dataset, checkpoint: Path
+) -> None:
+    metadata = read_metadata(checkpoint)
+    assert metadata.data_sha256 == colours.fingerprint
+    provenance = metadata.record
+    assert provenance.versions["torch"] == torch.__version__
+    assert {"python", "taillift", "open_clip_torch", "timm", "numpy"} <= provenance.versions.keys()
+    assert provenance.machine.cores >= 1
+    assert provenance.machine.processor
+    assert len(provenance.losses) == 2
+    assert provenance.processes == 1
+    assert provenance.precision in ("fp32", "bf16")
+    assert 0 <= provenance.waiting <= 1
+    assert provenance.seconds > 0
+    assert 50e6 < provenance.peak_memory < 50e9
+    assert metadata_in(checkpoint.with_name("lift.safetensors.yaml")) == run.metadata
 
 
-def facts_in(path: Path) -> CheckpointMetadata:
+def metadata_in(path: Path) -> CheckpointMetadata:
     return CheckpointMetadata.model_validate(yaml.safe_load(path.read_text("utf-8")))
 
 
-def test_a_recipe_of_the_same_name_stays(run: Run, tmp_path: Path) -> None:
+def test_saving_does_not_touch_a_recipe_of_the_same_name(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("title: my own\n")
-    save(tmp_path / "mine.safetensors", run.model, run.facts)
+    save(tmp_path / "mine.safetensors", run.model, run.metadata)
     assert recipe.read_text() == "title: my own\n"
 
 
-def test_checkpoints_with_dots_in_their_names_share_no_file(run: Run, tmp_path: Path) -> None:
-    one, other = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
-    interrupted = resume_path(other)
-    interrupted.write_text("of the other's run")
-    save(one, run.model, run.facts)
+def test_checkpoints_with_dots_in_their_names_have_different_files(
+    run: Run, tmp_path: Path
+) -> None:
+    first, second = (tmp_path / f"lr0.{digits}.safetensors" for digits in ("01", "02"))
+    interrupted = resume_path(second)
+    interrupted.write_text("from the other run")
+    save(first, run.model, run.metadata)
     assert interrupted.exists()
-    save(other, run.model, run.facts.model_copy(update={"data": "other"}))
-    assert [facts_in(metadata_path(path)).data for path in (one, other)] == ["colours", "other"]
+    save(second, run.model, run.metadata.model_copy(update={"data": "other"}))
+    assert [metadata_in(metadata_path(path)).data for path in (first, second)] == [
+        "colours",
+        "other",
+    ]
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("name", ["lr0.01", "mine.yaml", ".safetensors"])
-def test_a_checkpoint_is_named_as_one(run: Run, tmp_path: Path, name: str) -> None:
+def test_a_name_without_the_suffix_is_refused(run: Run, tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"end the name in \.safetensors, such as"):
-        save(tmp_path / name, run.model, run.facts, replace=True)
+        save(tmp_path / name, run.model, run.metadata, replace=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_the_place_of_the_facts_is_replaced_only_when_asked(
+def test_a_file_where_the_metadata_goes_is_replaced_only_on_request(
     run: Run, tmp_path: Path
 ) -> None:
     path = tmp_path / "run.safetensors"
-    metadata_path(path).write_text("who knows what")
+    metadata_path(path).write_text("something else")
     with pytest.raises(UserError, match=r"run\.safetensors\.yaml exists already"):
         check_free(path, replace=False)
     assert not path.exists()
-    save(path, run.model, run.facts, replace=True)
-    assert facts_in(metadata_path(path)) == run.facts
+    save(path, run.model, run.metadata, replace=True)
+    assert metadata_in(metadata_path(path)) == run.metadata
 
 
-def test_the_record_names_the_commit_and_whether_files_differ_from_it(
+def test_the_provenance_names_the_commit_and_whether_files_differ_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*arguments: str) -> str:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        done = subprocess.run(["git", *who, *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        completed = subprocess.run(
+            ["git", *author, *arguments], capture_output=True, text=True, check=True
+        )
+        return completed.stdout.strip()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
@@ -191,9 +202,9 @@ def test_the_record_names_the_commit_and_whether_files_differ_from_it(
     assert new_provenance(processes, None).changed
 
 
-def test_a_finished_checkpoint_is_replaced_only_when_asked(run: Run, checkpoint: Path) -> None:
+def test_a_finished_checkpoint_is_replaced_only_on_request(run: Run, checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
-    other = run.facts.model_copy(update={"data": "other"})
+    other = run.metadata.model_copy(update={"data": "other"})
     with pytest.raises(UserError, match="exists already"):
         save(checkpoint, run.model, other)
     assert checkpoint.read_bytes() == before
@@ -205,7 +216,7 @@ def test_only_the_first_process_writes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    save(tmp_path / "run.safetensors", run.model, run.facts)
+    save(tmp_path / "run.safetensors", run.model, run.metadata)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,9 +233,11 @@ def test_only_the_first_process_writes(
 def test_tensors_that_do_not_fit_are_refused_by_name(
     run: Run, tmp_path: Path, change: dict[str, object]
 ) -> None:
-    """A checkpoint whose facts and tensors disagree never loads quietly with parts missing."""
+    """A checkpoint whose metadata and tensors disagree never loads with parts missing."""
     path = tmp_path / "bad.safetensors"
-    save(path, run.model, CheckpointMetadata.model_validate({**run.facts.model_dump(), **change}))
+    save(
+        path, run.model, CheckpointMetadata.model_validate({**run.metadata.model_dump(), **change})
+    )
     with pytest.raises(UserError, match=r"does not fit its own recipe: (head|tower)\."):
         restore(path)
 
@@ -234,15 +247,15 @@ def test_another_backbone_is_refused(checkpoint: Path, tmp_path: Path) -> None:
         restore(checkpoint, write_backbone(tmp_path, seed=1))
 
 
-def test_a_cut_off_file_is_refused(checkpoint: Path) -> None:
+def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
     data = checkpoint.read_bytes()
     for length in (0, 5, len(data) // 2, len(data) - 1):
         checkpoint.write_bytes(data[:length])
-        with pytest.raises(UserError, match="is no checkpoint"):
+        with pytest.raises(UserError, match="is not a checkpoint"):
             restore(checkpoint)
 
 
-def test_a_missing_file_or_foreign_safetensors_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_and_another_programs_safetensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         restore(tmp_path / "absent.safetensors")
     foreign = Path(write_backbone(tmp_path).split(":")[1])

@@ -1,26 +1,28 @@
+"""Frozen features equal what the tower computes, fit the memory, and do not depend on order."""
+
 import pytest
 import torch
 
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.models.lift.model import Model
 from taillift.training.data.dataset import Dataset, Split
-from taillift.training.fit.build import build, preprocessing_for
+from taillift.training.fit.build import build_model, preprocessing_for
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import (
+    FrozenFeatures,
     FrozenStages,
-    PrefixCache,
     copies_for,
+    remaining_network,
     worthwhile_stages,
 )
 from taillift.training.fit.inputs import (
-    Cached,
+    CachedFeatures,
     Photos,
     copy_epochs,
     evaluation_photos,
     first_copies,
     training_photos,
 )
-from taillift.training.fit.loop import network_behind
 from taillift.training.recipe.recipe import Augmentation, Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,11 +35,11 @@ LAST_BLOCK = Recipe.model_validate({"name": "last", "tuners": [{"name": "full"}]
 
 
 def model_of(backbone: Backbone, recipe: Recipe) -> Model:
-    return build(backbone, recipe, torch.randn(3, backbone.tower.width))
+    return build_model(backbone, recipe, torch.randn(3, backbone.tower.width))
 
 
-def cache_of(photos: Photos, copies: list[int], epochs: int = 1) -> PrefixCache:
-    return PrefixCache(photos, copies, epochs, FrozenStages(CPU), Processes(CPU))
+def features_of(photos: Photos, copies: list[int], epochs: int = 1) -> FrozenFeatures:
+    return FrozenFeatures(photos, copies, epochs, FrozenStages(CPU), Processes(CPU))
 
 
 def views_of(split: Split | None, backbone: Backbone) -> Photos:
@@ -47,7 +49,7 @@ def views_of(split: Split | None, backbone: Backbone) -> Photos:
 
 def test_a_frozen_stem_is_worth_running_once_and_a_patch_layer_is_not(tiny_backbone: str) -> None:
     hybrid, plain = (
-        model_of(load_backbone(one), ADAPTFORMER) for one in ("default", tiny_backbone)
+        model_of(load_backbone(name), ADAPTFORMER) for name in ("default", tiny_backbone)
     )
     assert list(worthwhile_stages(hybrid, 224)) == [1]
     assert worthwhile_stages(plain, 32) == {}
@@ -56,75 +58,73 @@ def test_a_frozen_stem_is_worth_running_once_and_a_patch_layer_is_not(tiny_backb
 @pytest.mark.parametrize(
     ("recipe", "stages"),
     [(HEAD, 4), (Recipe(name="zero-shot", epochs=0), 4), (LAST_BLOCK, 2)],
-    ids=lambda one: one.name if isinstance(one, Recipe) else None,
+    ids=lambda value: value.name if isinstance(value, Recipe) else None,
 )
-def test_rows_behind_the_prefix_lead_to_the_same_features(
+def test_frozen_features_lead_to_the_same_result_as_pixels(
     tiny_backbone: str, colours: Dataset, recipe: Recipe, stages: int
 ) -> None:
     backbone = load_backbone(tiny_backbone)
     model = model_of(backbone, recipe)
     photos = views_of(colours.test, backbone)
-    cached = cache_of(photos, [1] * len(photos.labels)).rows_for(model, 32)
-    assert isinstance(cached, Cached)
+    cached = features_of(photos, [1] * len(photos.labels)).inputs_for(model, 32)
+    assert isinstance(cached, CachedFeatures)
     assert cached.stage == stages
     ((rows, labels),) = cached.batches(first_copies(6), 6)
     ((pixels, expected_labels),) = photos.batches(first_copies(6), 6)
     with torch.no_grad():
-        found = network_behind(model, stages)(rows)
-        expected = network_behind(model, 0)(pixels)
-    assert (found - expected).norm() / expected.norm() < 2e-3, "float16 in between"
+        found = remaining_network(model, stages)(rows)
+        expected = remaining_network(model, 0)(pixels)
+    assert (found - expected).norm() / expected.norm() < 2e-3, "features are kept in float16"
     assert torch.equal(labels, expected_labels)
 
 
-def test_rows_are_the_same_whatever_was_computed_before(
+def test_frozen_features_do_not_depend_on_what_was_computed_before(
     tiny_backbone: str, colours: Dataset
 ) -> None:
     backbone = load_backbone(tiny_backbone)
     photos = views_of(colours.train, backbone)
-    fresh, used = (cache_of(photos, [1] * len(photos.labels)) for _ in range(2))
-    shallow = used.rows_for(model_of(backbone, LAST_BLOCK), 32)
-    alone, after = (one.rows_for(model_of(backbone, HEAD), 32) for one in (fresh, used))
-    assert isinstance(alone, Cached)
-    assert isinstance(after, Cached)
+    fresh, used = (features_of(photos, [1] * len(photos.labels)) for _ in range(2))
+    shallow = used.inputs_for(model_of(backbone, LAST_BLOCK), 32)
+    alone, after = (features.inputs_for(model_of(backbone, HEAD), 32) for features in (fresh, used))
+    assert isinstance(alone, CachedFeatures)
+    assert isinstance(after, CachedFeatures)
     assert alone.stage == after.stage > shallow.stage
     assert torch.equal(alone.tokens, after.tokens)
 
 
-def test_what_is_kept_fits_the_memory(
+def test_frozen_features_fit_the_memory(
     tiny_backbone: str, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two bytes a number; the last block gives one token of 64 numbers, the others 17."""
+    """Two bytes a number. The last block gives one token of 64 numbers, the first block 17."""
     backbone = load_backbone(tiny_backbone)
     photos, views = views_of(colours.test, backbone), 6 * 5
     assert worthwhile_stages(model_of(backbone, HEAD), 32) == {4: 64, 3: 64, 2: 17 * 64}
     for memory, stage in ((2 * 64 * views, 4), (2 * 64 * views - 1, 0)):
         monkeypatch.setattr("taillift.training.fit.frozen_features.MEMORY", memory)
-        rows = cache_of(photos, [1] * 6).rows_for(model_of(backbone, HEAD), 32)
+        rows = features_of(photos, [1] * 6).inputs_for(model_of(backbone, HEAD), 32)
         assert rows.stage == stage
 
 
-def test_where_the_deepest_stage_does_not_fit_a_smaller_one_is_taken(
+def test_if_the_deepest_stage_does_not_fit_a_smaller_one_is_used(
     tiny_backbone: str, colours: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = load_backbone(tiny_backbone)
     photos = views_of(colours.test, backbone)
     sizes = {4: 2**40, 3: 2**39, 2: 17 * 64}
     monkeypatch.setattr("taillift.training.fit.frozen_features.worthwhile_stages", lambda *_: sizes)
-    rows = cache_of(photos, [1] * 6).rows_for(model_of(backbone, HEAD), 32)
+    rows = features_of(photos, [1] * 6).inputs_for(model_of(backbone, HEAD), 32)
     assert rows.stage == 2
 
 
-def test_every_copy_of_every_photo_is_kept_in_its_place(
-    tiny_backbone: str, colours: Dataset
-) -> None:
-    """A photo's copies are the crops of epochs that are spread over all of them."""
+def test_every_copy_of_every_photo_is_at_its_index(tiny_backbone: str, colours: Dataset) -> None:
+    """The copies of a photo are crops from epochs that are spread over the whole training."""
     backbone = load_backbone(tiny_backbone)
     model = model_of(backbone, HEAD)
     preprocessing = preprocessing_for(backbone.image)
     photos = training_photos(colours.train, preprocessing, Augmentation(), 6, seed=0)
     copies = [1 + photo % 3 for photo in range(len(colours.train))]
-    cached = cache_of(photos, copies, epochs=6).rows_for(model, 32)
-    assert isinstance(cached, Cached)
+    cached = features_of(photos, copies, epochs=6).inputs_for(model, 32)
+    assert isinstance(cached, CachedFeatures)
     assert len(cached.tokens) == sum(copies)
     picks = [(40, 5), (2, 2), (0, 3), (2, 0), (1, 4)]
     crops = [
@@ -138,7 +138,7 @@ def test_every_copy_of_every_photo_is_kept_in_its_place(
     assert torch.equal(labels, expected_labels)
 
 
-def test_rare_classes_photos_are_seen_in_more_crops() -> None:
+def test_photos_of_rare_classes_have_more_crops() -> None:
     labels, counts = [0, 0, 1, 2], [300, 40, 5]
     augmentation = Augmentation(crops=200, copies=10)
     assert copies_for(labels, counts, augmentation, epochs=20) == [2, 2, 5, 10]

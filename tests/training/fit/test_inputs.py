@@ -1,3 +1,5 @@
+"""Photos become the crops, views and batches that a run asks for."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from taillift.models.bundle.schema import Preprocessing
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.inputs import (
     AREA,
-    Cached,
+    CachedFeatures,
     copy_epochs,
     evaluation_photos,
     minimalist_crop,
@@ -41,7 +43,7 @@ def test_a_crop_lies_in_the_image_and_within_its_limits(width: int, height: int,
 
 
 @pytest.mark.parametrize("name", ["resized", "minimalist"])
-def test_crops_repeat_with_their_seed_and_differ_between_epochs(
+def test_crops_are_the_same_for_the_same_seed_and_differ_between_epochs(
     colours: Dataset, name: str
 ) -> None:
     augmentation = Augmentation.model_validate({"name": name})
@@ -58,7 +60,7 @@ def test_crops_repeat_with_their_seed_and_differ_between_epochs(
     assert not torch.equal(crops(0, 0), crops(1, 0))
 
 
-def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -> None:
+def test_batches_have_rows_and_labels_in_the_given_order(colours: Dataset) -> None:
     assert colours.test is not None
     photos = evaluation_photos(colours.test, PREPROCESSING)
     order = [5, 0, 3, 1, 4, 2, 0]
@@ -66,7 +68,7 @@ def test_batches_keep_rows_and_labels_in_the_order_asked_for(colours: Dataset) -
     assert [len(labels) for _, labels in batches] == [2, 2, 2, 1]
     labels = torch.cat([labels for _, labels in batches])
     assert labels.tolist() == [colours.test.labels[index] for index in order]
-    rows = torch.cat([rows for rows, _ in batches]).unflatten(0, (-1, 5))
+    rows = torch.cat([rows for rows, _ in batches]).view(len(order), 5, 32, 32, 3)
     for index, five in zip(order, rows, strict=True):
         canvas = load(colours.test.photos[index].read(), PREPROCESSING)
         assert np.array_equal(five.numpy(), views(canvas, 32))
@@ -94,8 +96,8 @@ def test_a_minimalist_crop_is_a_square_as_large_as_fits(
     ("schedule", "middle"),
     [("convex", 0.134), ("linear", 0.5), ("concave", 0.866), ("min", 0.0), ("max", 1.0)],
 )
-def test_minimalist_crops_grow_by_their_schedule(schedule: str, middle: float) -> None:
-    """Half-way through, of what lies between 8 and 100 % of the area."""
+def test_minimalist_crops_grow_along_their_schedule(schedule: str, middle: float) -> None:
+    """Half-way through the training, as a share of the way from 8 to 100 % of the area."""
     least, most = AREA
     assert smallest_area(schedule, 0.5) == pytest.approx(least + middle * (most - least), abs=1e-3)
     if schedule not in ("min", "max"):
@@ -104,7 +106,7 @@ def test_minimalist_crops_grow_by_their_schedule(schedule: str, middle: float) -
 
 
 @given(copies=st.integers(1, 12), more=st.integers(0, 20))
-def test_each_copy_stands_for_the_epochs_around_its_own(copies: int, more: int) -> None:
+def test_each_copy_serves_the_epochs_around_its_own(copies: int, more: int) -> None:
     epochs = copies + more
     chosen = copy_epochs(copies, epochs)
     assert chosen[0] == 0
@@ -112,12 +114,12 @@ def test_each_copy_stands_for_the_epochs_around_its_own(copies: int, more: int) 
     assert [epoch * copies // epochs for epoch in chosen] == list(range(copies))
 
 
-def test_the_copies_of_a_photo_follow_each_other_over_the_epochs() -> None:
+def test_the_epochs_use_the_copies_of_a_photo_in_order() -> None:
     """Three photos with one, three and two copies: tokens 0; 1, 2, 3; 4, 5."""
     tokens = torch.arange(6.0).half().reshape(6, 1, 1)
     copies, labels = torch.tensor([1, 3, 2]), torch.tensor([7, 8, 9])
-    cached = Cached(tokens, copies, labels, stage=1, epochs=4)
+    cached = CachedFeatures(tokens, copies, labels, stage=1, epochs=4)
     for epoch, expected in enumerate([[4, 0, 1], [4, 0, 1], [5, 0, 2], [5, 0, 3]]):
-        ((rows, found),) = cached.batches([(2, epoch), (0, epoch), (1, epoch)], 8)
+        ((rows, classes),) = cached.batches([(2, epoch), (0, epoch), (1, epoch)], 8)
         assert rows.flatten().tolist() == expected
-        assert found.tolist() == [9, 7, 8]
+        assert classes.tolist() == [9, 7, 8]

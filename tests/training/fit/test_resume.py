@@ -1,4 +1,4 @@
-"""What an interrupted run is known by, and what is left of one when its file is damaged."""
+"""The key of a run, and resume files that are damaged."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from taillift.models.errors import UserError
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.resume import Progress, Resume, read_state, run_key
+from taillift.training.fit.progress import Progress
+from taillift.training.fit.resume import Resume, read_state, run_key
 from taillift.training.recipe.recipe import Recipe
 
 
-def described(path: Path) -> Recipe:
+def recipe_with(path: Path) -> Recipe:
+    """Return a recipe whose head starts from the descriptions at `path`."""
     return Recipe.model_validate(
         {"name": "x", "head": {"initial": {"name": "descriptions", "path": str(path)}}}
     )
@@ -23,47 +25,49 @@ def described(path: Path) -> Recipe:
 def test_a_run_with_other_descriptions_is_another_run(tmp_path: Path) -> None:
     path = tmp_path / "sentences.json"
     path.write_text(json.dumps({"cat": ["it purrs"]}))
-    first = run_key(described(path), "data", "backbone")
-    assert run_key(described(path), "data", "backbone") == first
+    first = run_key(recipe_with(path), "data", "backbone")
+    assert run_key(recipe_with(path), "data", "backbone") == first
     path.write_text(json.dumps({"cat": ["it mews"]}))
-    assert run_key(described(path), "data", "backbone") != first
+    assert run_key(recipe_with(path), "data", "backbone") != first
 
 
-def test_descriptions_that_are_not_there_are_told(tmp_path: Path) -> None:
+def test_missing_descriptions_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sentences\.json: No such file"):
-        run_key(described(tmp_path / "sentences.json"), "data", "backbone")
+        run_key(recipe_with(tmp_path / "sentences.json"), "data", "backbone")
 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("state") / "run.resume"
-    learner = {"trained": [torch.arange(6.0)], "average": [torch.ones(6)], "scaler": {}}
-    Resume(path, "key", Processes(torch.device("cpu"))).write(Progress("fp32", done=3), learner)
+    optimisation = {"trained": [torch.arange(6.0)], "average": [torch.ones(6)], "scaler": {}}
+    Resume(path, "key", Processes(torch.device("cpu"))).write(
+        Progress("fp32", done=3), optimisation
+    )
     return path
 
 
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(place=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
-def test_a_damaged_state_is_told_or_does_no_harm(
-    state: Path, tmp_path: Path, place: float, change: int
+@given(position=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+def test_a_damaged_file_is_refused_or_harmless(
+    state: Path, tmp_path: Path, position: float, change: int
 ) -> None:
-    """Wherever the damage is: in a name, in the file's order, or in a tensor's bytes."""
+    """The damage may be in a name, in the archive's directory, or in a tensor's bytes."""
     data = bytearray(state.read_bytes())
-    data[int(place * len(data))] ^= change
+    data[int(position * len(data))] ^= change
     damaged = tmp_path / "run.resume"
     damaged.write_bytes(data)
-    refusal = "what an interrupted run left, cannot be read: remove it to start from the beginning"
+    refusal = "left by an interrupted run, cannot be read: remove it to start from the beginning"
     assert content(damaged) in (content(state), f"{damaged}, {refusal}")
 
 
 def content(path: Path) -> object:
-    """Every number that is kept, or why there is none."""
+    """Return every number in the file, or the reason why it is refused."""
     try:
-        kept = read_state(path, "key")
+        loaded = read_state(path, "key")
     except UserError as error:
         return str(error)
-    assert kept is not None
-    learner = kept["learner"]
-    return kept["progress"], [learner[key][0].tolist() for key in ("trained", "average")]
+    assert loaded is not None
+    state = loaded["learner"]
+    return loaded["progress"], [state[key][0].tolist() for key in ("trained", "average")]

@@ -1,4 +1,4 @@
-"""Runs in several processes, and runs that are killed."""
+"""Runs in several processes, and runs that are killed again and again."""
 
 import multiprocessing
 import os
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from taillift.training.data.dataset import Dataset
+from taillift.training.data.photo import StoredPhoto
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
@@ -34,23 +35,24 @@ ADAMW = {
 
 def root_of(dataset: Dataset) -> str:
     photo = dataset.train.photos[0]
+    assert isinstance(photo, StoredPhoto)
     return str(photo.root)
 
 
 def test_two_processes_end_with_the_weights_of_one(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
-    """56 photos in batches of 11: shares of 6 and 5, and a last batch of one photo."""
+    """56 photos in batches of 11: parts of 6 and 5, and a last batch of one photo."""
     recipes = [
-        Recipe.model_validate({**COMMON, **one})
-        for one in (
+        Recipe.model_validate({**COMMON, **changes})
+        for changes in (
             {"name": "sgd", "epochs": 2, "tuners": [{"name": "full"}]},
             {"name": "adamw", "epochs": 2, "tuners": ADAPTFORMER, "optimiser": ADAMW},
             {"name": "head", "epochs": 2, "head": {"initial": {"name": "class-mean"}}},
         )
     ]
-    ours = [os.fsdecode(one) for one in (Path(trainings.__file__).parent, Path.cwd())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(ours), "OMP_NUM_THREADS": "1"}
+    paths = [os.fsdecode(path) for path in (Path(trainings.__file__).parent, Path.cwd())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
         launched = subprocess.run(
             [
@@ -67,16 +69,17 @@ def test_two_processes_end_with_the_weights_of_one(
         )
         assert launched.returncode == 0, launched.stderr
     for recipe in recipes:
-        one, two = (tmp_path / number / f"{recipe.name}.safetensors" for number in ("1", "2"))
-        alone, together = load_file(one), load_file(two)
+        first, second = (tmp_path / number / f"{recipe.name}.safetensors" for number in ("1", "2"))
+        alone, together = load_file(first), load_file(second)
         assert alone.keys() == together.keys()
         for name in alone:
             assert torch.allclose(alone[name], together[name], rtol=1e-5, atol=1e-6), name
-        assert [read_metadata(path).record.processes for path in (one, two)] == [1, 2]
-        assert read_metadata(two).record.losses == pytest.approx(read_metadata(one).record.losses)
+        assert [read_metadata(path).record.processes for path in (first, second)] == [1, 2]
+        losses = read_metadata(first).record.losses
+        assert read_metadata(second).record.losses == pytest.approx(losses)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("forkserver")
@@ -102,7 +105,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
         time.sleep(moments.uniform(0, 0.2))
         process.kill()
         process.join(60)
-        assert process.exitcode == -signal.SIGKILL, "it was not through yet"
+        assert process.exitcode == -signal.SIGKILL, "it had not finished yet"
         assert not checkpoint.exists()
     process = start("killed")
     process.join(120)
@@ -114,7 +117,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
 
 
 def wait_for_change(path: Path, process: ForkServerProcess) -> None:
-    """Until the file is written anew."""
+    """Wait until the file is written again, the process ends, or a minute has passed."""
 
     def changed() -> int:
         return path.stat().st_mtime_ns if path.exists() else 0

@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant, calibrate, measure_on
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
-from taillift.training.report.bundle import summary, write_report
-from taillift.training.report.html import UNKNOWN, notes, table
+from taillift.training.report.bundle import write_report
+from taillift.training.report.html import UNKNOWN, merged_notes, without_repeats
+from taillift.training.report.summary import summary
 from tests.support.outcomes import RECORD
 from tests.support.simulated import NINE, held_out, seen
 
 FP32, INT8 = Precision.FP32, Precision.INT8
-NAMES = tuple(f"c{place}" for place in range(9))
+NAMES = tuple(f"c{index}" for index in range(9))
 PREPROCESSING = Preprocessing(
     size=224,
     expand=48,
@@ -32,7 +34,7 @@ COUNTS = (400, 300, 200, 90, 60, 30, 12, 8, 5)
 
 
 class Page(HTMLParser):
-    """The words of a page, the rows of its tables, and where it would fetch anything from."""
+    """A page's words, the rows of its tables, and the addresses that it refers to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -40,11 +42,12 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self.rows: list[list[str]] = []
         self.sources: list[str] = []
+        self.in_cell = False
         self.feed(self.source)
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
-        if self.rows and self.rows[-1] and self.lasttag in {"td", "th"}:
+        if self.in_cell:
             self.rows[-1][-1] += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -52,23 +55,28 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in {"td", "th"}:
             self.rows[-1].append("")
+            self.in_cell = True
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"td", "th"}:
+            self.in_cell = False
 
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
 
     def rows_after(self, *heads: str) -> list[list[str]]:
-        """The rows of the table that has these columns among its own."""
-        starts = [place for place, row in enumerate(self.rows) if set(heads) <= set(row)]
+        """Return the rows of the only table that has these columns."""
+        starts = [index for index, row in enumerate(self.rows) if set(heads) <= set(row)]
         assert len(starts) == 1, f"{heads} name {len(starts)} tables"
         width = len(self.rows[starts[0]])
         below = self.rows[starts[0] + 1 :]
-        ends = [place for place, row in enumerate(below) if len(row) != width]
+        ends = [index for index, row in enumerate(below) if len(row) != width]
         return below[: ends[0] if ends else len(below)]
 
 
-def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> CheckpointMetadata:
+def metadata_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> CheckpointMetadata:
     return CheckpointMetadata(
         backbone="default",
         architecture="ViT-Made-Up",
@@ -87,8 +95,8 @@ def facts_of(name: str = "made-up", classes: Sequence[str] = NAMES) -> Checkpoin
     )
 
 
-def judge(fit: HeldOut, check: HeldOut | None) -> CalibratedVariant:
-    """As a bundle is judged: fitted on the one, measured on the other."""
+def calibrated_variant(fit: HeldOut, check: HeldOut | None) -> CalibratedVariant:
+    """Fit a variant on `fit` and measure it on `check`, as an export does."""
     fitted = calibrate(fit)
     if check is None:
         return CalibratedVariant(fitted.variant, fitted=fitted)
@@ -103,22 +111,22 @@ def named(held: HeldOut, data: str) -> HeldOut:
 
 def page_of(
     folder: Path,
-    judged: dict[Precision, CalibratedVariant],
-    facts: CheckpointMetadata | None = None,
+    variants: dict[Precision, CalibratedVariant],
+    metadata: CheckpointMetadata | None = None,
 ) -> Page:
     groups: list[Group] = NINE
-    write_report(folder, facts or facts_of(), groups, judged)
+    write_report(folder, metadata or metadata_of(), groups, variants)
     return Page(folder / "report.html")
 
 
 @pytest.fixture(scope="module")
 def pair() -> dict[Precision, CalibratedVariant]:
-    """fp32, and an int8 that differs a little; fitted on val, measured on test."""
+    """Variants fp32 and int8, which differ a little; fitted on val, measured on test."""
     val = named(held_out(300, (0.5, 0.6, 0.5)), "made-up val")
     test = named(held_out(400, (0.5, 0.6, 0.5), seed=1), "made-up test")
     noise = np.random.default_rng(2).normal(0, 0.3, (1, 1, 9)).astype(np.float32)
-    small = [replace(one, view_logits=one.view_logits + noise) for one in (val, test)]
-    return {FP32: judge(val, test), INT8: judge(*small)}
+    noisy = [replace(held, view_logits=held.view_logits + noise) for held in (val, test)]
+    return {FP32: calibrated_variant(val, test), INT8: calibrated_variant(*noisy)}
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +136,15 @@ def page(
     return page_of(tmp_path_factory.mktemp("bundle") / "report", pair)
 
 
-def test_the_page_fetches_nothing_and_is_dark_where_asked(page: Page) -> None:
+def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
     assert len(page.sources) == 2
-    assert all(one.startswith("data:image/png;base64,") for one in page.sources)
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "url(" not in page.source
     assert "@import" not in page.source
     assert "<script" not in page.source
     assert "prefers-color-scheme: dark" in page.source
     assert 'name="viewport"' in page.source
-    assert "$" not in page.text, "every place of the template is filled"
+    assert "$" not in page.text, "no name of the template is left"
 
 
 def test_it_says_what_the_bundle_is(page: Page) -> None:
@@ -154,7 +162,7 @@ def test_it_says_what_the_bundle_is(page: Page) -> None:
         assert words in page.text
 
 
-def test_accuracy_is_given_for_every_variant_and_way(
+def test_accuracy_is_given_for_every_variant_and_ensemble(
     page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     rows = page.rows_after("mean class", "harmonic mean")
@@ -167,26 +175,26 @@ def test_accuracy_is_given_for_every_variant_and_way(
         ["", "adaptive"],
     ]
     for row, precision in ((rows[2], FP32), (rows[5], INT8)):
-        found = pair[precision].variant.evaluation
-        assert found is not None
-        assert found.adaptive is not None
-        assert row[2] == f"{found.adaptive.mean_class:.1f}"
-        assert row[5] == f"{found.adaptive.few:.1f}"
-        assert row[-1] == f"{found.adaptive_views:.2f}"
+        evaluation = pair[precision].variant.evaluation
+        assert evaluation is not None
+        assert evaluation.adaptive is not None
+        assert row[2] == f"{evaluation.adaptive.mean_class:.1f}"
+        assert row[5] == f"{evaluation.adaptive.few:.1f}"
+        assert row[-1] == f"{evaluation.adaptive_views:.2f}"
 
 
-def test_the_exit_rule_is_told_in_words_and_figures(
+def test_the_exit_rule_is_described_in_words_and_figures(
     page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
     rule = pair[FP32].variant.exit
     assert rule is not None
     assert not rule.certified, "300 photos certify nothing"
-    bounds = {"overall": rule.overall, **rule.groups}
+    bounds = dict([("overall", rule.overall), *rule.groups.items()])
     worst = max(bounds, key=lambda name: bounds[name].bound)
     assert f"only prove a loss of at most {bounds[worst].bound:.1f} ({worst})" in page.text
     rows = page.rows_after("standard error", "bound at 95 %")
     assert [row[1] for row in rows] == ["overall", "many", "medium", "few"] * 2
-    assert [row[-1] for row in rows[:4]] == [f"{one.bound:.1f}" for one in bounds.values()]
+    assert [row[-1] for row in rows[:4]] == [f"{loss.bound:.1f}" for loss in bounds.values()]
     (described, _) = page.rows_after("mean views", "certified")
     assert described[1].endswith("5: always")
     assert described[-1] == "no"
@@ -198,7 +206,7 @@ def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
     calibration = pair[FP32].variant.calibration
     assert calibration is not None
     assert calibration.errors is not None
-    rows = page.rows_after("resolution", "ECE, points")
+    rows = page.rows_after("minimum detectable", "ECE, points")
     assert len(rows) == 2 * 3 * 4
     full = calibration.errors.full.overall
     assert full.before is not None
@@ -220,46 +228,45 @@ def test_errors_stand_before_and_after_with_what_the_photos_can_tell(
 def test_sets_and_reviews_are_those_of_photos_that_nothing_was_fitted_on(
     page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
-    found = pair[FP32].variant
-    assert found.sets is not None
-    assert found.review is not None
-    assert (found.sets.data, found.review.data) == ("made-up test", "made-up test")
+    variant = pair[FP32].variant
+    assert variant.sets is not None
+    assert variant.review is not None
+    assert (variant.sets.data, variant.review.data) == ("made-up test", "made-up test")
     rows = page.rows_after("asked for, %", "macro, %")
     assert [row[2] for row in rows] == ["80", "90", "95"] * 6
-    scores = found.sets.estimates["adaptive"][1]
-    figures = [scores.marginal, scores.macro, *(one.coverage for one in scores.groups.values())]
-    assert rows[7][3:8] == [f"{one:.1f}" for one in figures]
+    scores = variant.sets.estimates[Ensemble.ADAPTIVE][1]
+    groups = scores.groups.values()
+    figures = [scores.marginal, scores.macro, *(group.coverage for group in groups)]
+    assert rows[7][3:8] == [f"{figure:.1f}" for figure in figures]
     reviewed = page.rows_after("wrong among them, %")
     assert [row[2] for row in reviewed[:3]] == [
-        f"{one.photos:,}" for one in found.review.groups.values()
+        f"{group.photos:,}" for group in variant.review.groups.values()
     ]
 
 
 def test_no_note_is_left_out(page: Page, pair: dict[Precision, CalibratedVariant]) -> None:
-    for variant in (one.variant for one in pair.values()):
+    for variant in (each.variant for each in pair.values()):
         parts = (variant.exit, variant.calibration, variant.sets, variant.review)
-        every = [note for part in parts if part for note in part.notes]
-        assert every
-        assert [note for note in every if note not in page.text] == []
+        notes = [note for part in parts if part for note in part.notes]
+        assert notes
+        assert [note for note in notes if note not in page.text] == []
 
 
-def test_what_variants_share_is_said_once_and_the_rest_with_a_name() -> None:
-    found = notes({FP32: ["both", "mine", "both too"], INT8: ["yours", "both", "both too"]})
-    items = [one.removesuffix("</li>") for one in found.removesuffix("</ul>").split("<li>")[1:]]
+def test_a_note_of_all_variants_is_said_once_and_others_with_a_name() -> None:
+    items = merged_notes({FP32: ["both", "mine", "both too"], INT8: ["yours", "both", "both too"]})
     assert items == ["both", "fp32: mine", "both too", "int8: yours"]
 
 
 def test_words_of_the_row_above_are_left_out_up_to_the_first_new_one() -> None:
     rows = [["a", "b", "1"], ["a", "c", "1"], ["d", "c", "1"]]
-    found = table(["", "", "n"], rows, words=2).split("<tbody>")[1]
-    cells = [part.split("<")[0] for part in found.replace(" class=n", "").split("<td>")[1:]]
+    cells = [cell for row in without_repeats(rows, words=2) for cell in row]
     assert cells == ["a", "b", "1", "", "c", "1", "d", "c", "1"]
 
 
 def test_without_calibration_the_page_says_what_the_bundle_cannot_do(tmp_path: Path) -> None:
     check = named(held_out(90), "made-up test")
-    judged = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
-    text = page_of(tmp_path / "report", judged).text
+    variants = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
+    text = page_of(tmp_path / "report", variants).text
     for words in (
         "calibrated on nothing",
         "cannot answer ensemble=adaptive",
@@ -269,40 +276,40 @@ def test_without_calibration_the_page_says_what_the_bundle_cannot_do(tmp_path: P
         f"adaptive: there is no exit rule {UNKNOWN}",
     ):
         assert words in text
-    assert list(summary(judged[FP32].variant))[-1] == (
+    assert list(summary(variants[FP32].variant))[-1] == (
         "not calibrated: no exit rule, temperatures, prediction sets or review thresholds"
     )
 
 
 def test_without_held_out_photos_nothing_is_claimed_of_accuracy(tmp_path: Path) -> None:
     fit = replace(held_out(60), data="60 training photos of made-up", source="cross-fitting")
-    judged = {FP32: judge(fit, None)}
-    page = page_of(tmp_path / "report", judged)
+    variants = {FP32: calibrated_variant(fit, None)}
+    page = page_of(tmp_path / "report", variants)
     assert "nothing is known of this bundle's accuracy" in page.text
     assert "60 different photos (cross-fitting: there is no val/)" in page.text
     assert "measured on the photos of the fit, by cross-validation" in page.text
-    assert sorted(one.name for one in (tmp_path / "report").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "metrics.json",
         "reliability.png",
         "report.html",
     ]
-    lines = list(summary(judged[FP32].variant))
+    lines = list(summary(variants[FP32].variant))
     assert lines[0] == "no test/ or val/ photos: nothing is known of its accuracy"
-    assert "fitted by cross-fitting, for want of val/: 60 training photos of made-up" in lines
+    assert "fitted by cross-fitting, as there is no val/: 60 training photos of made-up" in lines
 
 
 def test_the_fits_own_photos_are_said_to_flatter(tmp_path: Path) -> None:
     val = named(held_out(120), "made-up val")
-    text = page_of(tmp_path / "report", {FP32: judge(val, val)}).text
+    text = page_of(tmp_path / "report", {FP32: calibrated_variant(val, val)}).text
     assert "The exit rule was fitted on these very photos" in text
     assert "measured on the photos of the fit, which flatters them" in text
     assert "made-up val, cross-validated" in text
 
 
 def test_no_photo_at_all_makes_a_page_too(tmp_path: Path) -> None:
-    none = seen(np.zeros((0, 9)), np.zeros(0))
-    judged = {FP32: judge(none, None)}
-    page = page_of(tmp_path / "report", judged)
+    none = seen(np.zeros((0, 9)), np.zeros(0, np.int64))
+    variants = {FP32: calibrated_variant(none, None)}
+    page = page_of(tmp_path / "report", variants)
     assert "adaptive saves nothing: every image takes all five views" in page.text
     assert "no held-out photo: a set is the answer alone" in page.text
     assert "never" in [cell for row in page.rows for cell in row]
@@ -310,11 +317,11 @@ def test_no_photo_at_all_makes_a_page_too(tmp_path: Path) -> None:
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    """A class or a set may hold what means something in HTML, in a template or in a formula."""
+    """Names may hold characters with a meaning in HTML, in a template or in a formula."""
     check = named(held_out(90), "<b>$1 & test</b>")
-    facts = facts_of("a<b> & $c", ("<i>x_1^$", *NAMES[1:]))
-    judged = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
-    page = page_of(tmp_path / "report", judged, facts)
+    metadata = metadata_of("a<b> & $c", ("<i>x_1^$", *NAMES[1:]))
+    variants = {FP32: CalibratedVariant(measure_on(Variant(), check), check=check)}
+    page = page_of(tmp_path / "report", variants, metadata)
     assert "Bundle a<b> & $c" in page.text
     assert "<b>$1 & test</b>" in page.text
     assert "<i>x_1^$" in page.text
@@ -325,13 +332,13 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_the_summary_is_short_and_ends_with_where_the_notes_are(
     pair: dict[Precision, CalibratedVariant],
 ) -> None:
-    for one in pair.values():
-        lines = list(summary(one.variant))
+    for variant in (each.variant for each in pair.values()):
+        lines = list(summary(variant))
         assert len(lines) <= 8
         assert all("\n" not in line for line in lines)
         assert lines[0].startswith("made-up test, 400 photos: mean-class accuracy ")
-        parts = (one.variant.exit, one.variant.calibration, one.variant.sets, one.variant.review)
+        parts = (variant.exit, variant.calibration, variant.sets, variant.review)
         count = sum(len(part.notes) for part in parts if part)
         assert lines[-1] == (
-            f"{count} notes on what the photos could not show stand in report/report.html"
+            f"{count} notes on what the photos could not show are in report/report.html"
         )

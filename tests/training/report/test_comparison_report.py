@@ -23,7 +23,7 @@ def outcomes_of(seeds: int = 3) -> list[Outcome]:
 
 
 class Words(HTMLParser):
-    """The text of a page, and where it would fetch anything from."""
+    """A page's text, and the addresses that it refers to."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class Words(HTMLParser):
 def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
     write_report(tmp_path, dataset_of(COUNTS), outcomes_of(), "taillift compare made-up")
     page = (tmp_path / "report.html").read_text("utf-8")
-    found = Words(page)
-    assert len(found.sources) == len(FIGURES)
-    assert all(one.startswith("data:image/png;base64,") for one in found.sources)
+    words_of_page = Words(page)
+    assert len(words_of_page.sources) == len(FIGURES)
+    assert all(source.startswith("data:image/png;base64,") for source in words_of_page.sources)
     assert "url(" not in page
     assert "@import" not in page
     assert "prefers-color-scheme: dark" in page
@@ -62,8 +62,8 @@ def test_the_page_holds_everything_and_fetches_nothing(tmp_path: Path) -> None:
         *("taillift 0.1.0, torch 2.13.0, commit efefefefefef with changes", "bf16"),
         *("17 classes (6 many, 5 medium, 6 few)", "measured on 1,234 others", "0, 1, 2"),
     ):
-        assert words in found.text
-    assert "$" not in found.text, "every place of the template is filled"
+        assert words in words_of_page.text
+    assert "$" not in words_of_page.text, "no name of the template is left"
     for name in (*FIGURES, "results.md"):
         assert (tmp_path / name).stat().st_size > 300
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
@@ -82,13 +82,15 @@ def test_figures_and_answer_show_every_recipe_though_titles_repeat(
     monkeypatch.setattr(Figure, "savefig", savefig)
     names = {"zero-shot": "zero-shot", "lora": "mine", "lift": "lift", "full": "heavy"}
     outcomes = [
-        entitled(one, names[one.recipe.name]) for one in outcomes_of() if one.recipe.name in names
+        entitled(outcome, names[outcome.recipe.name])
+        for outcome in outcomes_of()
+        if outcome.recipe.name in names
     ]
     write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
     groups, parameters, tail = (figure.axes for figure in drawn)
     labels = {f"a title ({name})" for name in names.values()}
-    assert {one.get_text() for one in groups[0].get_yticklabels()} == labels
-    assert labels <= {one.get_text() for one in parameters[0].texts}
+    assert {label.get_text() for label in groups[0].get_yticklabels()} == labels
+    assert labels <= {text.get_text() for text in parameters[0].texts}
     lines = {line.get_label(): line.get_ydata() for line in tail[1].lines}
     for name, rate in (("zero-shot", 41.0), ("lift", 66.0), ("heavy", 46.0)):
         assert lines[f"a title ({name})"] == pytest.approx([rate] * 17), name
@@ -96,8 +98,8 @@ def test_figures_and_answer_show_every_recipe_though_titles_repeat(
     assert "a title (heavy) is 20.0 points worse than a title (lift)" in text
 
 
-def entitled(outcome: Outcome, name: str) -> Outcome:
-    recipe = outcome.recipe.model_copy(update={"name": name, "title": "a title"})
+def entitled(outcome: Outcome, name: str, title: str = "a title") -> Outcome:
+    recipe = outcome.recipe.model_copy(update={"name": name, "title": title})
     return outcome.model_copy(update={"recipe": recipe})
 
 
@@ -111,8 +113,10 @@ def test_the_papers_question_is_answered_in_words(tmp_path: Path) -> None:
     ) in text
 
 
-def test_a_failed_run_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
-    outcomes = [failed(one) if one.recipe.name == "full" else one for one in outcomes_of()]
+def test_a_failed_run_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
+    outcomes = [
+        failed(outcome) if outcome.recipe.name == "full" else outcome for outcome in outcomes_of()
+    ]
     write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
     text = Words((tmp_path / "report.html").read_text("utf-8")).text
     assert f"full, SGD, seed 0, failed: {FAILED}" in text
@@ -120,10 +124,10 @@ def test_a_failed_run_is_told_and_the_others_are_shown(tmp_path: Path) -> None:
     assert "full, SGD - - - - - - - -" in text
 
 
-def test_where_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:
+def test_if_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:
     written = write_report(tmp_path, dataset_of(COUNTS), outcomes_of(1), "")
     assert {path.name for path in tmp_path.iterdir()} == set(written)
-    gone = [failed(one) for one in outcomes_of(1)]
+    gone = [failed(outcome) for outcome in outcomes_of(1)]
     assert write_report(tmp_path, dataset_of(COUNTS), gone, "") == ["results.md"]
     assert [path.name for path in tmp_path.iterdir()] == ["results.md"]
     assert (tmp_path / "results.md").read_text().count(FAILED) == len(MEANS)
@@ -131,19 +135,16 @@ def test_where_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path)
 
 @pytest.mark.parametrize("names", [["lift"], ["zero-shot"], ["full", "lora"], ["head", "lift"]])
 def test_any_choice_of_recipes_makes_a_report(tmp_path: Path, names: list[str]) -> None:
-    outcomes = [one for one in outcomes_of(1) if one.recipe.name in names]
+    outcomes = [outcome for outcome in outcomes_of(1) if outcome.recipe.name in names]
     write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
     assert (tmp_path / "report.html").exists()
 
 
 def test_names_and_commands_are_shown_as_they_are(tmp_path: Path) -> None:
-    """A class, a set or a title may hold what means something in HTML or in a formula."""
+    """Names and titles may hold characters with a meaning in HTML or in a formula."""
     dataset = dataset_of(COUNTS, "a<b> & $c")
     command = "taillift compare 'x<y' --set title='<b>$1 & more</b>'"
-    outcomes = [
-        one.model_copy(update={"recipe": one.recipe.model_copy(update={"title": "<i>$x_1^ & y"})})
-        for one in outcomes_of(1)[:1]
-    ]
+    outcomes = [entitled(outcomes_of(1)[0], "zero-shot", "<i>$x_1^ & y")]
     write_report(tmp_path, dataset, outcomes, command)
     page = (tmp_path / "report.html").read_text("utf-8")
     text = Words(page).text

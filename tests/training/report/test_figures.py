@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -22,12 +23,13 @@ from taillift.training.report.figures import (
     draw_parameters,
     draw_tail,
     neighbours,
+    spread,
 )
 from tests.support.outcomes import tail_of
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether it is a picture that is neither blank nor tiny."""
+    """Return whether the file is a picture that is neither blank nor tiny."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         colours = image.convert("RGB").getcolors(2**24)
@@ -53,13 +55,13 @@ def test_bars_take_any_number_of_recipes_and_groups_without_classes(
     tmp_path: Path, recipes: int
 ) -> None:
     bars: dict[Group, Bar] = {"many": Bar(99.0, 3.0), "medium": Bar(2.0, 1.0), "few": Bar(math.nan)}
-    every = {f"recipe {index}": bars for index in range(recipes)}
-    draw_groups(tmp_path / "groups.png", every, dict.fromkeys(every, 50.0))
+    blocks = {f"recipe {index}": bars for index in range(recipes)}
+    draw_groups(tmp_path / "groups.png", blocks, dict.fromkeys(blocks, 50.0))
     assert is_drawn(tmp_path / "groups.png")
     assert set(bars) == set(GROUPS)
 
 
-def test_points_take_nothing_trained_and_nothing_else(tmp_path: Path) -> None:
+def test_a_recipe_that_trains_nothing_may_be_the_only_point(tmp_path: Path) -> None:
     points = [Point("zero-shot", 0, 50.0, 0.0, "black")]
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     assert is_drawn(tmp_path / "points.png")
@@ -71,16 +73,19 @@ def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     points = [Point("zero-shot", 0, 60.0, 0.0, "grey"), Point("full", 85_000_000, 62.0, 1, "red")]
-    for place in range(8):
-        spot = 178_000 + 9_000 * place, 70 + 0.4 * place
-        points.append(Point(f"recipe {place}", *spot, 0.3, "blue"))
+    for index in range(8):
+        spot = 178_000 + 9_000 * index, 70 + 0.4 * index
+        points.append(Point(f"recipe {index}", *spot, 0.3, "blue"))
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     (axes,) = drawn[0].axes
-    renderer = FigureCanvasAgg(drawn[0]).get_renderer()
-    labels = [one for one in axes.texts if isinstance(one, Annotation)]
-    assert {one.get_text() for one in labels} == {point.label for point in points}
-    boxes = [one.get_window_extent(renderer) for one in labels]
-    spots = [axes.transData.transform(one.xy) for one in labels]
+    canvas = FigureCanvasAgg(drawn[0])
+    canvas.draw()  # type: ignore[no-untyped-call]
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert {label.get_text() for label in labels} == {point.label for point in points}
+    # Of the words alone, without the line to the point.
+    boxes = [Text.get_window_extent(label, renderer) for label in labels]
+    spots = [axes.transData.transform(label.xy) for label in labels]
     dots = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in spots]
     for index, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[index + 1 :])
@@ -89,14 +94,23 @@ def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
         assert drawn[0].bbox.containsx(box.x1)
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_heights_are_spread_in_their_order_and_within_the_axis(heights: list[float]) -> None:
+    apart = spread(sorted(heights))
+    gap = min(0.05, 1 / len(heights))
+    assert all(above - below > gap - 1e-9 for below, above in pairwise(apart))
+    assert apart[0] >= 0
+    assert apart[-1] <= 1
+
+
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=400))
 def test_neighbours_are_all_classes_once_in_order_and_never_of_two_groups(
     counts: list[int],
 ) -> None:
     groups = Thresholds().groups(sorted(counts, reverse=True))
     bins = list(neighbours(groups))
-    assert [index for one in bins for index in one] == list(range(len(groups)))
-    assert all(len({groups[index] for index in one}) == 1 for one in bins)
+    assert [index for indices in bins for index in indices] == list(range(len(groups)))
+    assert all(len({groups[index] for index in indices}) == 1 for indices in bins)
     assert len(bins) <= MOST_MARKS + len(GROUPS)
     if len(groups) <= figures.MOST_MARKS:
-        assert all(len(one) == 1 for one in bins)
+        assert all(len(indices) == 1 for indices in bins)

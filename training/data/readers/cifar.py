@@ -13,10 +13,10 @@ import numpy.typing as npt
 from numpy._core.multiarray import _reconstruct
 
 from taillift.models.errors import UserError
-from taillift.training.data.classes import Vocabulary, prompt_names
-from taillift.training.data.photo import RawPhoto
-from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import Split, SplitName
+from taillift.training.data.classes import PROMPT_NAMES, Vocabulary
+from taillift.training.data.photo import RawPhoto, Split, SplitName
+from taillift.training.data.readers.listing import Listing, unused_entries
+from taillift.training.data.split_names import split_in
 
 SHAPE: Final = (3, 32, 32)
 BYTES: Final = 3 * 32 * 32
@@ -26,6 +26,16 @@ LABELS: Final = "fine_label_names"
 PYTHON: Final = ("train", "test", "meta")
 BINARY: Final = ("train.bin", "test.bin", f"{LABELS}.txt")
 FOLDERS: Final = ("cifar-100-python", "cifar-100-binary")
+# All that the authors publish, of which taillift needs a part.
+PUBLISHED: Final = {
+    *PYTHON,
+    *BINARY,
+    *FOLDERS,
+    *(f"{name}.tar.gz" for name in FOLDERS),
+    "file.txt~",
+    "coarse_label_names.txt",
+    PROMPT_NAMES,
+}
 CIFAR_SPLITS: Final[tuple[SplitName, ...]] = ("train", "test")
 ADVICE: Final = "download CIFAR-100 again"
 
@@ -53,7 +63,7 @@ class ArrayUnpickler(pickle.Unpickler):
 def is_cifar(source: Path) -> bool:
     """Return whether `source` is an archive, or a folder with CIFAR's training file."""
     if source.name.endswith((".tar.gz", ".tgz")):
-        return source.is_file() and not source.name.startswith(("train-", "val-", "test-"))
+        return source.is_file() and split_in(source.name.partition(".")[0]) is None
     return _data_folder(source) is not None
 
 
@@ -88,8 +98,9 @@ def read_cifar(source: Path) -> Listing:
         photos = tuple(RawPhoto(f"{split}/{index}", row) for index, row in rows)
         splits[split] = Split(photos, tuple(labels))
     folder = source if source.is_dir() else source.parent
-    names = prompt_names(folder, vocabulary)
-    return Listing(source, "cifar-100", vocabulary.classes, names, splits)
+    layout = f"CIFAR-100's files {', '.join(files)}"
+    unused = unused_entries(source, PUBLISHED) if source.is_dir() else []
+    return Listing(source, "cifar-100", vocabulary, folder, splits, layout, tuple(unused))
 
 
 def _data_folder(source: Path) -> Path | None:

@@ -1,17 +1,45 @@
-"""Reads a CSV file with the columns `path`, `label` and, for several splits, `split`."""
+"""Reads a CSV or TSV file with the columns `path`, `label` and, for several splits, `split`."""
 
 import csv
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from taillift.models.errors import UserError
-from taillift.training.data.classes import Vocabulary, prompt_names
-from taillift.training.data.readers.listing import Listing, stored_photos
-from taillift.training.data.split import SPLITS, Split, SplitName
+from taillift.models.names import canonical, refuse_two_forms
+from taillift.training.data.classes import Vocabulary
+from taillift.training.data.photo import SPLITS, Split, SplitName
+from taillift.training.data.readers.listing import Listing, Unused, stored_photos
+from taillift.training.data.split_names import split_called
 
 COLUMNS: Final = ("path", "label")
+TABLE_SUFFIXES: Final = (".csv", ".tsv")
+SPLIT_COLUMN: Final = "split"
+SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TableHead:
+    """The first line of a table: its separator, and its columns in their order."""
+
+    separator: str
+    columns: tuple[str, ...]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(name for name in self.columns if name in (*COLUMNS, SPLIT_COLUMN))
+
+    def __str__(self) -> str:
+        unused = [repr(name) for name in self.columns if name not in self.used]
+        return (
+            f"a table with the columns {', '.join(self.used)}, separated by "
+            f"{SEPARATORS[self.separator]}" + (f"; not used: {', '.join(unused)}" if unused else "")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +52,28 @@ class TableRow:
 
 
 def is_table(source: Path) -> bool:
-    """Return whether `source` is a CSV file."""
-    return source.suffix.lower() == ".csv" and source.is_file()
+    """Return whether `source` is a CSV or TSV file."""
+    return source.suffix.lower() in TABLE_SUFFIXES and source.is_file()
 
 
 def read_table(path: Path) -> Listing:
-    """List the photos of a CSV file, whose labels are class names.
+    """List the photos of a table, whose labels are class names.
 
     The classes are those of the training rows. Paths are relative to the file's folder, where
     classnames.json may give the classes names for prompts. If there is no column `split`, every
-    row is for training. Raises `UserError` with file and line if a row is malformed, if it names a
-    photo that does not exist, or if its class has no training row.
+    row is for training. A log line says which columns and which separator were found.
+
+    Raises `UserError` with file and line if a row is malformed, if it names a photo that does not
+    exist, or if its class has no training row.
     """
-    rows = read_rows(path)
+    head = read_head(path)
+    logger.info("%s: %s", path, head)
+    rows = read_rows(path, head)
     if "train" not in rows:
         raise UserError(f"{path} has no training row: write train in the column split")
-    classes = sorted({row.label for row in rows["train"]})
+    for members in rows.values():
+        refuse_two_forms([row.label for row in members], str(path))
+    classes = sorted({canonical(row.label) for row in rows["train"]})
     vocabulary = Vocabulary(tuple(classes), f"{path} (its training rows)")
     splits: dict[SplitName, Split] = {}
     for split in SPLITS:
@@ -47,11 +81,42 @@ def read_table(path: Path) -> Listing:
             labels = tuple(vocabulary.index_of(row.label, row.origin) for row in members)
             files, origins = [row.file for row in members], [row.origin for row in members]
             splits[split] = Split(stored_photos(path.parent, files, origins), labels)
-    names = prompt_names(path.parent, vocabulary)
-    return Listing(path, path.stem, vocabulary.classes, names, splits)
+    others = [one.name for one in sorted(path.parent.iterdir()) if is_table(one) and one != path]
+    where = str(path.parent)
+    unused = [Unused(where, len(others), "other tables are not used", others[0])] if others else []
+    return Listing(path, path.stem, vocabulary, path.parent, splits, str(head), tuple(unused))
 
 
-def read_rows(path: Path) -> defaultdict[SplitName, list[TableRow]]:
+def read_head(path: Path) -> TableHead:
+    """Find the separator with which the first line has the columns `path` and `label`.
+
+    Names of columns are read in any case, and without spaces around them. Raises `UserError` if
+    there is no such separator, or if a column that is read is there twice.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            line = next(iter(file), "")
+        heads = [
+            TableHead(
+                one,
+                tuple(cell.strip().lower() for cell in next(csv.reader([line], delimiter=one), [])),
+            )
+            for one in SEPARATORS
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    head = max(heads, key=lambda one: len({*one.used}))
+    if lacking := [name for name in COLUMNS if name not in head.used]:
+        raise UserError(
+            f"{path} has no column {lacking[0]}: its first line must name the columns path, label "
+            "and, if there are several splits, split"
+        )
+    if len({*head.used}) < len(head.used):
+        raise UserError(f"{path} has a column twice ({', '.join(head.used)}): remove one")
+    return head
+
+
+def read_rows(path: Path, head: TableHead) -> defaultdict[SplitName, list[TableRow]]:
     """Return the rows of each split; opens no photo.
 
     Raises `UserError` with file and line if a row is malformed.
@@ -59,12 +124,10 @@ def read_rows(path: Path) -> defaultdict[SplitName, list[TableRow]]:
     rows: defaultdict[SplitName, list[TableRow]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise UserError(
-                    f"{path} has no column {lacking[0]}: its first line must name the columns "
-                    "path, label and, if there are several splits, split"
-                )
+            reader = csv.DictReader(
+                file, head.columns, restval="", strict=True, delimiter=head.separator
+            )
+            next(reader, None)
             for cells in reader:
                 origin = f"{path}:{reader.line_num}"
                 for name in COLUMNS:
@@ -75,11 +138,15 @@ def read_rows(path: Path) -> defaultdict[SplitName, list[TableRow]]:
                 # `DictReader` puts the cells after the last column under None.
                 if None in cells:
                     raise UserError(
-                        f"{origin} has more cells than the first line: put quotes around commas"
+                        f"{origin} has more cells than the first line: put quotes around "
+                        f"{SEPARATORS[head.separator]}"
                     )
-                split = cells.get("split", "train").strip()
-                if split not in SPLITS:
-                    raise UserError(f"{origin}: the split is {split!r}: write train, val or test")
+                split = split_called(cells.get(SPLIT_COLUMN, "train"))
+                if split is None:
+                    raise UserError(
+                        f"{origin}: the split is {cells[SPLIT_COLUMN].strip()!r}: write train, val "
+                        "or test"
+                    )
                 rows[split].append(TableRow(origin, cells["path"].strip(), cells["label"].strip()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error

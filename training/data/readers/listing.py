@@ -2,27 +2,60 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Final
+from unicodedata import normalize
 
 from taillift.models.errors import UserError
-from taillift.training.data.photo import StoredPhoto
-from taillift.training.data.split import Split, SplitName
+from taillift.training.data.classes import Vocabulary, prompt_names
+from taillift.training.data.photo import Split, SplitName, StoredPhoto
+
+SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
+# Entries that systems and tools create, besides those whose names start with a dot.
+SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
+DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A kind of thing that a reader does not use: where, how many, in words, and one of them."""
+
+    where: str
+    count: int
+    words: str
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.count:,} {self.words}, such as {self.example}"
 
 
 @dataclass(frozen=True)
 class Listing:
     """The photos of a source by split, with `classes` in the source's own order.
 
-    `names` are the classes' names in prompts. Labels are indices into `classes` in every split.
+    `folder` may hold classnames.json. `layout` says what has been read, and `unused` what has not.
+    Labels are indices into `classes` in every split.
     """
 
     source: Path
     name: str
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
+    vocabulary: Vocabulary
+    folder: Path
     splits: Mapping[SplitName, Split]
+    layout: str
+    unused: tuple[Unused, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.vocabulary.classes
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names in prompts. Raises `UserError` as `prompt_names` does."""
+        return prompt_names(self.folder, self.vocabulary)
 
     @property
     def counts(self) -> list[int]:
@@ -31,24 +64,47 @@ class Listing:
         return [counted[index] for index in range(len(self.classes))]
 
 
+def is_system_name(name: str) -> bool:
+    """Return whether a system or a tool makes entries of this name, which no user means."""
+    return name.startswith(".") or name in SYSTEM_NAMES
+
+
+def unused_entries(folder: Path, used: Collection[str]) -> list[Unused]:
+    """Return the entries of a folder that are not `used`, by their names, if there are any.
+
+    Documents such as README.md and what systems create do not count.
+    """
+    names = sorted(
+        name
+        for name in (path.name for path in folder.iterdir())
+        if name not in used and not is_system_name(name) and not name.lower().startswith(DOCUMENTS)
+    )
+    if not names:
+        return []
+    return [Unused(str(folder), len(names), "entries are not used", names[0])]
+
+
 def stored_photos(
     root: Path, files: Sequence[str], origins: Sequence[str]
 ) -> tuple[StoredPhoto, ...]:
     """Return the photos in `files`, which are relative to `root`.
 
-    `origins` says for each file where it is listed. Raises `UserError` with the first file that
-    does not exist, and with the number of the others.
+    `origins` says for each file where it is listed. A name is found in any Unicode form. Raises
+    `UserError` with the first file that does not exist, and with the number of the others.
     """
     photos: list[StoredPhoto] = []
     missing: list[int] = []
     for index, file in enumerate(files):
-        path = root / file
-        try:
-            status = path.stat()
-        except (OSError, ValueError):  # A path with a NUL raises `ValueError`.
+        for form in (file, normalize("NFC", file), normalize("NFD", file)):
+            try:
+                status = (root / form).stat()
+            except (OSError, ValueError):  # A path with a NUL raises `ValueError`.
+                continue
+            name = os.path.normpath(form)
+            photos.append(StoredPhoto(root, name, status.st_size, status.st_mtime_ns))
+            break
+        else:
             missing.append(index)
-            continue
-        photos.append(StoredPhoto(root, os.path.normpath(file), status.st_size, status.st_mtime_ns))
     if missing:
         more = f" ({len(missing) - 1:,} more are missing, too)" if len(missing) > 1 else ""
         raise UserError(

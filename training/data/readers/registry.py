@@ -19,6 +19,7 @@ from taillift.training.data.readers.lists import (
     DESCRIPTION,
     is_description,
     is_lists,
+    lists_fit,
     read_description,
     read_lists,
 )
@@ -34,11 +35,13 @@ class Layout:
     read: Callable[[Path], Listing]
 
 
+FOLDERS: Final = Layout("class folders (train/CLASS/*.jpg)", is_folders, read_folders)
+LISTS: Final = Layout("list files (train.txt, classnames.txt)", is_lists, read_lists)
 LAYOUTS: Final = (
-    Layout("class folders (train/CLASS/*.jpg)", is_folders, read_folders),
-    Layout("list files (train.txt, classnames.txt)", is_lists, read_lists),
+    FOLDERS,
+    LISTS,
     Layout(f"a description of lists ({DESCRIPTION})", is_description, read_description),
-    Layout("a CSV file with the columns path and label", is_table, read_table),
+    Layout("a CSV or TSV file with the columns path and label", is_table, read_table),
     Layout("WebDataset shards (train-*.tar)", is_shards, read_shards),
     Layout("CIFAR-100's files (cifar-100-python, .tar.gz)", is_cifar, read_cifar),
 )
@@ -47,13 +50,16 @@ LAYOUTS: Final = (
 def read_source(source: str) -> Listing:
     """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
-    In a folder with a `dataset.yaml`, this file says which lists are read. Raises `UserError` if
-    the source has no known layout or several, and for the reasons of the layout's reader.
+    In a folder with a `dataset.yaml`, this file says which lists are read. Next to class folders,
+    lists are read if they are lists of the photos in them. Raises `UserError` if the source has no
+    known layout or several, and for the reasons of the layout's reader.
     """
     path = Path(source)
     if (path / DESCRIPTION).is_file():
         path = path / DESCRIPTION
     layouts = [layout for layout in LAYOUTS if layout.matches(path)]
+    if FOLDERS in layouts and LISTS in layouts:
+        layouts.remove(FOLDERS if lists_fit(path) else LISTS)
     if len(layouts) > 1:
         raise UserError(
             f"{path} holds {layouts[0].description} and {layouts[1].description}: keep one, or say "
@@ -71,7 +77,7 @@ def read_source(source: str) -> Listing:
     samples = ", ".join(SAMPLE_NAMES)
     if not path.exists():
         raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
-    if path.is_dir() and (tables := sorted(path.glob("*.csv"))):
+    if path.is_dir() and (tables := sorted(filter(is_table, path.iterdir()))):
         raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
     descriptions = "; ".join(layout.description for layout in LAYOUTS)
     raise UserError(

@@ -4,25 +4,34 @@ import json
 import logging
 import re
 import tarfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import product
+from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from taillift.models.errors import UserError
+from taillift.models.names import refuse_two_forms
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
-from taillift.training.data.classes import CLASS_LIST, Vocabulary, prompt_names, read_class_list
-from taillift.training.data.photo import StoredPhoto
-from taillift.training.data.readers.folders import SUFFIXES
-from taillift.training.data.readers.listing import Listing
-from taillift.training.data.split import SPLITS, Split, SplitName
+from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
+from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto
+from taillift.training.data.readers.listing import (
+    SUFFIXES,
+    Listing,
+    Unused,
+    is_system_name,
+    unused_entries,
+)
+from taillift.training.data.split_names import split_in
 
 # Suffixes of members with a photo's class. `parse_label` takes the first of them that exists.
 LABELS: Final = ("cls", "json", "txt")
+# Ends of the names of images, whether taillift reads them or not.
+IMAGE_ENDS: Final = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl")
 BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 BLOCK: Final = 512
 GZIP: Final = b"\x1f\x8b"
@@ -45,27 +54,42 @@ class ShardRow(BaseModel):
     by: LabelKind
 
 
-class ShardIndex(BaseModel):
-    """The photos of a shard, with its size in bytes and its time of change in nanoseconds."""
+class UnusedMembers(BaseModel):
+    """Members or keys of a shard that are not used: how many, in words, and one of them."""
+
+    count: int
+    words: str
+    example: str
+
+
+class ShardContent(BaseModel):
+    """The photos of a shard, and what is not used of it."""
+
+    rows: list[ShardRow]
+    unused: list[UnusedMembers]
+
+
+class ShardIndex(ShardContent):
+    """The content of a shard with its size in bytes and its time of change in nanoseconds."""
 
     size: int
     changed: int
-    rows: list[ShardRow]
 
 
 def is_shards(source: Path) -> bool:
     """Return whether `source` is a folder with training shards, a shard, or a pattern of shards."""
     if source.is_dir():
-        return any(source.glob("train-*.tar")) or any(_compressed_shards(source))
+        return bool(_shards_of(source)["train"]) or any(_compressed_shards(source))
     return source.suffix == ".tar" and (bool(BRACES.search(source.name)) or source.is_file())
 
 
 def read_shards(source: Path) -> Listing:
     """List the photos of a folder of shards, or of the training shards that match a pattern.
 
-    The folder holds `train-*.tar`, `val-*.tar` and `test-*.tar`. A pattern is like
-    `train-{000..010}.tar`; val and test are then in the same folder. If labels are numbers,
-    classnames.txt in the folder names the classes. If they are names, it may fix the classes; else
+    In a folder, a shard is for the split that is a word of its name: `train-000.tar`,
+    `imagenet1k-validation-07.tar`. A pattern is like `train-{000..010}.tar`; val and test are then
+    in the same folder. If labels are numbers,
+    a class list in the folder names the classes. If they are names, it may fix the classes; else
     these are the classes of the training photos. Each shard is read through once, and the cache
     keeps the places of its photos. Later they are read one by one, in any order.
 
@@ -78,11 +102,23 @@ def read_shards(source: Path) -> Listing:
         if paths
     }
     training = [row for _, index in shards["train"] for row in index.rows]
-    if (folder / CLASS_LIST).is_file() or any(row.by == "number" for row in training):
-        vocabulary = read_class_list(folder / CLASS_LIST)
+    unused = [
+        Unused(str(path), left.count, left.words, left.example)
+        for indices in shards.values()
+        for path, index in indices
+        for left in index.unused
+    ]
+    if not training:
+        raise UserError(
+            f"{source} has no photo with a label, such as 0001.jpg with 0001.json"
+            + (f"; {unused[0]}" if unused else "")
+        )
+    listed = class_list(folder)
+    if listed.is_file() or any(row.by == "number" for row in training):
+        vocabulary = read_class_list(listed)
     else:
         classes = sorted({row.label for row in training})
-        vocabulary = Vocabulary(tuple(classes), f"{folder / 'train-*.tar'}")
+        vocabulary = Vocabulary(tuple(classes), f"{folder} (its training shards)")
     splits: dict[SplitName, Split] = {}
     for split, indices in shards.items():
         photos: list[StoredPhoto] = []
@@ -95,8 +131,18 @@ def read_shards(source: Path) -> Listing:
                 parse = vocabulary.index_of if row.by == "name" else vocabulary.parse_index
                 labels.append(parse(row.label, f"{path}/{row.member}"))
         splits[split] = Split(tuple(photos), tuple(labels))
-    names = prompt_names(folder, vocabulary)
-    return Listing(source, folder.resolve().name, vocabulary.classes, names, splits)
+    for split, indices in shards.items():
+        refuse_two_forms(
+            [row.label for _, index in indices for row in index.rows], f"{folder} ({split})"
+        )
+    if source.is_dir():
+        used = {path.name for indices in shards.values() for path, _ in indices}
+        unused = unused_entries(folder, used | {listed.name, PROMPT_NAMES}) + unused
+    layout = "WebDataset shards: " + ", ".join(
+        f"{len(shards[split])} for {split}" for split in shards
+    )
+    name = folder.resolve().name
+    return Listing(source, name, vocabulary, folder, splits, layout, tuple(unused))
 
 
 def expand(pattern: str) -> list[str]:
@@ -121,23 +167,99 @@ def shard_index(path: Path) -> ShardIndex:
     status = path.stat()
     cached = cache_file("shards", path, ".json")
     try:
+        if cached is None:
+            raise FileNotFoundError
         index = ShardIndex.model_validate_json(cached.read_bytes())
         if (index.size, index.changed) == (status.st_size, status.st_mtime_ns):
             return index
     except (OSError, ValidationError):
         pass
-    index = ShardIndex(size=status.st_size, changed=status.st_mtime_ns, rows=read_shard(path))
+    content = read_shard(path)
+    index = ShardIndex(size=status.st_size, changed=status.st_mtime_ns, **dict(content))
     write_cache_file(cached, lambda file: file.write_text(index.model_dump_json(), "utf-8"))
     return index
 
 
-def read_shard(path: Path) -> list[ShardRow]:
-    """Read through a shard and return its photos.
+def read_shard(path: Path) -> ShardContent:
+    """Read through a shard and return its photos, and what is not used of it.
 
-    Raises `UserError` if it is compressed or damaged, or if a photo has no label.
+    The key of a member is its path up to the first dot of the file's name. Members of the same key
+    follow each other and are one sample: a photo and its label. Raises `UserError` if the shard is
+    compressed or damaged, if a key comes again after another one, or if a sample has two photos or
+    no label.
     """
-    photos: list[tuple[str, tarfile.TarInfo]] = []
-    labels: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+    rows: list[ShardRow] = []
+    images: list[str] = []
+    others: list[str] = []
+    lonely: list[str] = []
+    seen: set[str] = set()
+    for key, members in groupby(_members(path), key=lambda member: member.key):
+        where = f"{path}/{key}"
+        if key in seen:
+            raise UserError(
+                f"{where} comes again after other keys: two shards with the same keys may have "
+                "been joined; keep them as two files, or give each photo its own key"
+            )
+        seen.add(key)
+        sample = list(members)
+        if twice := [
+            name for name, count in Counter(one.name for one in sample).items() if count > 1
+        ]:
+            raise UserError(
+                f"{where} has the member {twice[0]} twice: two shards with the same keys may have "
+                "been joined; keep them as two files, or give each photo its own key"
+            )
+        photos = [one for one in sample if f".{one.suffix}" in SUFFIXES]
+        labels = {one.suffix: one.content for one in sample if one.suffix in LABELS}
+        if len(photos) > 1:
+            raise UserError(
+                f"{where} has the photos {photos[0].name} and {photos[1].name}: keep one, or give "
+                "each its own key"
+            )
+        if photos:
+            label, kind = parse_label(labels, where)
+            photo = photos[0]
+            rows.append(
+                ShardRow(
+                    member=photo.name, start=photo.start, size=photo.size, label=label, by=kind
+                )
+            )
+        elif labels:
+            lonely.append(key)
+        read = next((suffix for suffix in LABELS if suffix in labels), None)
+        unread = [one.name for one in sample if one not in photos and one.suffix != read]
+        images += [name for name in unread if name.lower().endswith(IMAGE_ENDS)]
+        others += [name for name in unread if not name.lower().endswith(IMAGE_ENDS)]
+    left = {
+        "keys have a label and no JPEG, PNG or WebP photo": lonely,
+        "images are not used, as they are not named KEY.jpg, KEY.png or KEY.webp": images,
+        "other members are not used": others,
+    }
+    unused = [
+        UnusedMembers(count=len(ones), words=words, example=ones[0])
+        for words, ones in left.items()
+        if ones
+    ]
+    return ShardContent(rows=rows, unused=unused)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a shard: its name, key, suffix and place, and its content if it is a label."""
+
+    name: str
+    key: str
+    suffix: str
+    start: int
+    size: int
+    content: bytes
+
+
+def _members(path: Path) -> Iterator[Member]:
+    """Yield the files in a shard, without those that macOS adds to a tar file.
+
+    Raises `UserError` if the shard is compressed or damaged.
+    """
     try:
         with path.open("rb") as file:
             if file.read(len(GZIP)) == GZIP:
@@ -148,35 +270,33 @@ def read_shard(path: Path) -> list[ShardRow]:
             file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if not member.isreg() or member.issparse():
-                        continue
-                    # The key is the path up to the first dot of the file's name.
                     folder, slash, name = member.name.rpartition("/")
+                    if member.isdir() or is_system_name(name):
+                        continue
                     stem, _, suffix = name.partition(".")
-                    key, suffix = folder + slash + stem, suffix.lower()
-                    if f".{suffix}" in SUFFIXES:
-                        photos.append((key, member))
-                    elif suffix in LABELS and (content := archive.extractfile(member)):
-                        labels[key][suffix] = content.read()
+                    # A link, for example, has no bytes of its own.
+                    suffix = suffix.lower() if member.isreg() and not member.issparse() else ""
+                    label = archive.extractfile(member) if suffix in LABELS else None
+                    yield Member(
+                        member.name,
+                        folder + slash + stem,
+                        suffix,
+                        member.offset_data,
+                        member.size,
+                        label.read() if label else b"",
+                    )
                 # A tar file ends with empty blocks, unless it was cut between two members.
                 file.seek(archive.offset)
                 if file.read(BLOCK) != bytes(BLOCK):
                     raise UserError(f"{path} ends too early: copy it again")
+                while rest := file.read(BLOCK * BLOCK):
+                    if any(rest):
+                        raise UserError(
+                            f"{path} has more after its end: two shards have been joined by `cat`; "
+                            "keep them as two files, or join them with `tar -A`"
+                        )
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path} is not a whole tar file ({error}): copy it again") from error
-    if unused := sorted(set(labels) - {key for key, _ in photos}):
-        logger.warning(
-            "%s: %d keys have a label and no JPEG, PNG or WebP photo, such as %s",
-            path,
-            len(unused),
-            unused[0],
-        )
-    rows = []
-    for key, member in photos:
-        label, kind = parse_label(labels[key], f"{path}/{key}")
-        start, size = member.offset_data, member.size
-        rows.append(ShardRow(member=member.name, start=start, size=size, label=label, by=kind))
-    return rows
 
 
 def parse_label(contents: Mapping[str, bytes], where: str) -> tuple[str, LabelKind]:
@@ -213,7 +333,7 @@ def _shard_paths(source: Path, folder: Path) -> dict[SplitName, list[Path]]:
             f"{compressed} is compressed, and photos in it cannot be read one by one: run "
             f"`gunzip` on it (.tgz: rename it to .tar.gz first)"
         )
-    shards = {split: sorted(folder.glob(f"{split}-*.tar")) for split in SPLITS}
+    shards = _shards_of(folder)
     if not source.is_dir():
         shards["train"] = [folder / name for name in expand(source.name)]
     if not shards["train"]:
@@ -224,7 +344,15 @@ def _shard_paths(source: Path, folder: Path) -> dict[SplitName, list[Path]]:
     return shards
 
 
+def _shards_of(folder: Path) -> dict[SplitName, list[Path]]:
+    """Return the shards of each split. An archive next to its unpacked folder is not a shard."""
+    paths = [path for path in sorted(folder.glob("*.tar")) if not path.with_suffix("").is_dir()]
+    return {split: [path for path in paths if split_in(path.stem) == split] for split in SPLITS}
+
+
 def _compressed_shards(folder: Path) -> Iterator[Path]:
-    for suffix in ("tar.gz", "tgz"):
-        for split in SPLITS:
-            yield from sorted(folder.glob(f"{split}-*.{suffix}"))
+    for suffix in (".tar.gz", ".tgz"):
+        for path in sorted(folder.glob(f"*{suffix}")):
+            name = path.name.removesuffix(suffix)
+            if split_in(name) and not (folder / name).is_dir():
+                yield path

@@ -1,6 +1,7 @@
 """Tests of the reader of CIFAR-100's files."""
 
 import io
+import logging
 import os
 import pickle
 import tarfile
@@ -154,3 +155,14 @@ def test_a_cut_archive_is_named(tmp_path: Path) -> None:
         archive.add(Path(__file__), "other")
     with pytest.raises(UserError, match="lacks CIFAR-100's file train"):
         load_dataset(str(packed))
+
+
+def test_an_entry_that_is_not_cifars_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_python(tmp_path / "cifar-100-python", EACH, EACH)
+    for name in ("file.txt~", "coarse_label_names.txt", "mine.npy"):
+        (folder / name).touch()
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(folder))
+    assert caplog.messages[0] == f"{folder}: 1 entries are not used, such as mine.npy"

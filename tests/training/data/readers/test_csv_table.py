@@ -1,5 +1,6 @@
 """Tests of the reader of CSV files."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ ROWS = "path,label,split\na.png,red,train\nb.png,red,train\nc.png,sky blue,train
 
 
 def write_table(folder: Path, text: str) -> str:
-    for name in "abcd":
-        write_photo(folder / f"{name}.png", COLOURS["red"])
+    for seed, name in enumerate("abcd"):
+        write_photo(folder / f"{name}.png", COLOURS["red"], seed)
     path = folder / "colours.csv"
     path.write_text(text, "utf-8")
     return str(path)
@@ -65,3 +66,65 @@ def test_the_error_for_a_folder_names_the_table_in_it(tmp_path: Path) -> None:
     path = write_table(tmp_path, ROWS)
     with pytest.raises(UserError, match=f"is a folder: name the CSV file itself, like {path}"):
         load_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("separator", "word"), [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "bars")]
+)
+def test_a_line_says_which_columns_and_separator_were_found(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str, word: str
+) -> None:
+    rows = ["Path, Label ,who,SPLIT", "a.png,red,me,Train", "b.png,blue,me,training"]
+    rows += ["c.png,blue,me,valid", '"d.png",red,me,testing']
+    table = write_table(tmp_path, "\n".join(rows).replace(",", separator))
+    with caplog.at_level(logging.INFO, logger="taillift.training.data"):
+        dataset = load_dataset(table)
+    assert caplog.messages == [
+        f"{table}: a table with the columns path, label, split, separated by {word}; not used: "
+        "'who'"
+    ]
+    assert dataset.counts == [1, 1]
+    assert dataset.val is not None
+    assert dataset.test is not None
+    assert [dataset.classes[one.labels[0]] for one in (dataset.val, dataset.test)] == [
+        "blue",
+        "red",
+    ]
+
+
+def test_a_tsv_file_is_a_table_and_another_table_next_to_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_table(tmp_path, ROWS)
+    (tmp_path / "train.tsv").write_text("path\tlabel\na.png\tred, dark\nb.png\tblue\n")
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(tmp_path / "train.tsv")).classes == ("blue", "red, dark")
+    (message,) = caplog.messages
+    assert "1 other tables are not used, such as colours.csv" in message
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("path,label,label", r"has a column twice \(path, label, label\)"),
+        ("path;label;Path", r"has a column twice \(path, label, path\)"),
+        ("path label", "has no column path"),
+        ("path;class", "has no column label"),
+    ],
+)
+def test_a_first_line_that_is_not_clear_is_refused(tmp_path: Path, head: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_dataset(write_table(tmp_path, f"{head}\na.png,red,x\n"))
+
+
+def test_labels_and_paths_are_found_in_both_unicode_forms(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write_photo(tmp_path / f"{decomposed}.png", COLOURS["blue"])
+    text = f"path,label,split\n{composed}.png,{composed},train\na.png,tea,train\n"
+    dataset = load_dataset(write_table(tmp_path, f"{text}b.png,{decomposed},test\n"))
+    assert dataset.classes == (composed, "tea")
+    assert dataset.train.photos[0].name == f"{decomposed}.png"
+    assert dataset.test is not None
+    assert dataset.test.labels == (0,)
+    with pytest.raises(UserError, match=r"in two Unicode forms, .*U\+00E9 and .*U\+0065 U\+0301"):
+        load_dataset(write_table(tmp_path, f"{text}b.png,{decomposed},train\n"))

@@ -9,7 +9,7 @@ import pytest
 
 from taillift.models.errors import UserError
 from taillift.training.data.dataset import load_dataset
-from tests.support.tiny import write_photo, write_photos
+from tests.support.tiny import COLOURS, write_photo, write_photos
 
 
 def test_labels_are_the_folders_of_the_photos(tmp_path: Path) -> None:
@@ -115,7 +115,130 @@ def test_the_error_for_a_forbidden_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_photos_of_every_format_that_is_served_are_found(tmp_path: Path) -> None:
-    for suffix in ("jpg", "JPEG", "png", "webp"):
-        write_photo(tmp_path / f"train/red/a.{suffix}", (200, 40, 40))
+    suffixes = ("jpg", "JPEG", "jfif", "jpe", "JFIF", "png", "webp")
+    for seed, suffix in enumerate(suffixes):
+        write_photo(tmp_path / f"train/red/{seed}.{suffix}", (200, 40, 40), seed)
     write_photo(tmp_path / "train/blue/a.png", (40, 60, 200))
-    assert load_dataset(str(tmp_path)).counts == [4, 1]
+    assert load_dataset(str(tmp_path)).counts == [len(suffixes), 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "valid", "testing"),
+        ("Train", "validation", "Test"),
+        ("training", "Val", "TEST"),
+    ],
+)
+def test_the_folders_of_splits_have_several_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, train: str, val: str, test: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2}, ("train", "val", "test"))
+    for old, new in (("train", train), ("val", val), ("test", test)):
+        (root / old).rename(root / new)
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(root))
+    assert dataset.counts == [3, 2]
+    assert dataset.val is not None
+    assert dataset.test is not None
+    assert (dataset.val.photos[0].name, len(dataset.test)) == (f"{val}/blue/000.png", 4)
+    assert caplog.messages == []
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2}, ("train", "val"))
+    (root / "valid").mkdir()
+    with pytest.raises(UserError, match="has the folders val and valid, which are both for val"):
+        load_dataset(str(root))
+
+
+@pytest.mark.parametrize("name", ["holdout/red/1.png", "labels.csv", "class_list.txt", "eval.json"])
+def test_an_entry_that_nothing_reads_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    for other in (name, "README.md", ".DS_Store", "LICENSE"):
+        (root / other).touch()
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    (message,) = caplog.messages
+    assert message.endswith(f"1 entries are not used, such as {name.partition('/')[0]}")
+
+
+def test_photos_above_and_below_the_class_folders_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2}, ("train", "test"))
+    for index in range(4):
+        write_photo(root / f"train/red/more/and/{index}.png", COLOURS["red"], index)
+    write_photo(root / "test/loose.png", COLOURS["red"])
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    below, loose = caplog.messages
+    assert "train: 4 photos are in folders below the class folders" in below
+    assert "red/more/and/0.png" in below
+    assert "test: 1 files are in no class folder and are left out, such as loose.png" in loose
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_a_name_is_the_same_class_in_both_unicode_forms(tmp_path: Path) -> None:
+    names = {"red": DECOMPOSED, "blue": "\u212b", "green": "\uac00"}
+    forms = {"red": COMPOSED, "blue": "\u00c5", "green": "\u1100\u1161"}
+    root = write_photos(tmp_path, {"red": 4, "blue": 3, "green": 2}, ("train", "test"))
+    for old, new in names.items():
+        (root / "train" / old).rename(root / "train" / new)
+        (root / "test" / old).rename(root / "test" / forms[old])
+    (root / "classnames.json").write_text(json.dumps({"\u00c5": "unit", COMPOSED: "bar"}))
+    dataset = load_dataset(str(root))
+    assert dataset.classes == (COMPOSED, "\u00c5", "\uac00")
+    assert dataset.names == ("bar", "unit", "\uac00")
+    assert dataset.test is not None
+    assert sorted(dataset.test.labels) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_both_unicode_forms_in_one_split_are_refused(tmp_path: Path, split: str) -> None:
+    root = write_photos(tmp_path, {"red": 2, "blue": 3, "green": 2}, ("train", "test"))
+    (root / "train/red").rename(root / "train" / COMPOSED)
+    (root / "test/red").rename(root / "test" / COMPOSED)
+    (root / split / "blue").rename(root / split / DECOMPOSED)
+    with pytest.raises(UserError, match=r"U\+0065 U\+0301 and U\+0063 .*U\+00E9\)") as error:
+        load_dataset(str(root))
+    assert f"{split} has the name 'caf\u00e9' in two Unicode forms" in str(error.value)
+
+
+def test_imagenets_class_list_names_the_folders(tmp_path: Path) -> None:
+    root = write_photos(tmp_path, {"red": 4, "blue": 3, "green": 2}, ("train", "val"))
+    for split in ("train", "val"):
+        for old, new in (("red", "n03773504"), ("blue", "n01440764"), ("green", "n04008634")):
+            (root / split / old).rename(root / split / new)
+    (root / "classnames.txt").write_text(
+        "n01440764 tench\nn01443537 goldfish\nn03773504 missile\nn04008634 missile\n"
+    )
+    dataset = load_dataset(str(root))
+    assert dataset.classes == ("n03773504", "n01440764", "n04008634")
+    assert dataset.names == ("missile", "tench", "missile")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("r_1 a deep red\nb_2 blue\n", ("a deep red", "blue")),
+        ("r_1 red\n", ("r 1", "b 2")),
+        ("something else\n", ("r 1", "b 2")),
+    ],
+)
+def test_a_class_list_counts_if_it_names_every_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, names: tuple[str, str]
+) -> None:
+    root = write_photos(tmp_path, {"red": 4, "blue": 3})
+    (root / "train/red").rename(root / "train/r_1")
+    (root / "train/blue").rename(root / "train/b_2")
+    (root / "classnames.txt").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).names == names
+    unused = ["such as classnames.txt" in message for message in caplog.messages]
+    assert unused == ([] if names == ("a deep red", "blue") else [True])

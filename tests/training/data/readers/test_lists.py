@@ -1,5 +1,7 @@
 """Tests of the reader of list files."""
 
+import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +17,8 @@ from tests.support.tiny import COLOURS, write_photo
 
 def write_lists(folder: Path, prefix: str = "") -> Path:
     """Write lists of three classes; green, label 1, has most photos but none in the test list."""
-    for name in ("a", "b", "c", "d", "e f"):
-        write_photo(folder / f"images/{name}.png", COLOURS["red"])
+    for seed, name in enumerate(("a", "b", "c", "d", "e f")):
+        write_photo(folder / f"images/{name}.png", COLOURS["red"], seed)
     (folder / "classnames.txt").write_text("red\ndark_green\nblue\n")
     train = "images/a.png 1\nimages/b.png\t1\nimages/c.png 0\nimages/e f.png 2\n"
     (folder / f"{prefix}train.txt").write_text(train)
@@ -144,6 +146,108 @@ def test_two_imagenet_classes_of_one_name_have_the_same_prompt(tmp_path: Path) -
     dataset = load_dataset(str(folder))
     assert dataset.classes == ("n04008634 missile", "n03773504 missile", "tench")
     assert dataset.names == ("missile", "missile", "tench")
+
+
+def write_stand_ins(root: Path, splits: dict[str, list[str]]) -> None:
+    """Write each list of lines `PATH LABEL`, and a photo for each path."""
+    for seed, (name, lines) in enumerate(splits.items()):
+        (root / name).write_text("".join(f"{line}\n" for line in lines))
+        for index, line in enumerate(lines):
+            write_photo(root / line.split()[0], COLOURS["red"], 100 * seed + index)
+
+
+def test_places_lt_is_read_as_it_is_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = ("airfield", "apartment_building-outdoor", "zen_garden")
+    (tmp_path / "classnames.txt").write_text("".join(f"{name} {name}\n" for name in folders))
+    lines = [f"data_256/a/airfield/{index:08}.jpg 0" for index in range(3)]
+    lines += ["data_256/a/apartment_building/outdoor/00000001.jpg 1"]
+    lines += ["data_256/z/zen_garden/00000002.jpg 2", "data_256/z/zen_garden/00000009.jpg 2"]
+    val = ["val_256/Places365_val_00000001.jpg 2"]
+    write_stand_ins(tmp_path, {"Places_LT_train.txt": lines, "Places_LT_val.txt": val})
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(tmp_path))
+    assert caplog.messages == []
+    assert dataset.classes == ("airfield", "zen_garden", "apartment_building-outdoor")
+    assert dataset.names == ("airfield", "zen garden", "apartment building-outdoor")
+    assert dataset.counts == [3, 2, 1]
+    assert dataset.val is not None
+    assert dataset.val.labels == (1,)
+
+
+def test_imagenet_lt_is_read_as_it_is_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its lists are next to the class folders of ImageNet, and name a part of their photos."""
+    names = ["n01440764 tench", "n03773504 missile", "n04008634 missile"]
+    (tmp_path / "classnames.txt").write_text("\n".join(names))
+    lines = [f"train/n01440764/n01440764_{index}.jpg 0" for index in range(3)]
+    lines += [f"train/n03773504/n03773504_{index}.jpg 1" for index in range(2)]
+    lines += ["train/n04008634/n04008634_7.jpg 2"]
+    test = ["val/ILSVRC2012_val_00000293.jpg 0", "val/ILSVRC2012_val_00000017.jpg 2"]
+    lists = {"ImageNet_LT_train.txt": lines, "ImageNet_LT_test.txt": test}
+    write_stand_ins(tmp_path, {**lists, "ImageNet_LT_val.txt": ["train/n01440764/x.jpg 0"]})
+    write_photo(tmp_path / "train/n01440764/not_listed.jpg", COLOURS["red"], 999)
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(tmp_path))
+    (message,) = caplog.messages
+    assert "1 photos are in no list and are left out" in message
+    assert "not_listed.jpg" in message
+    assert dataset.classes == ("tench", "n03773504 missile", "n04008634 missile")
+    assert dataset.names == ("tench", "missile", "missile")
+    assert dataset.counts == [3, 2, 1]
+    assert dataset.val is not None
+    assert dataset.test is not None
+    assert (dataset.val.labels, dataset.test.labels) == ((0,), (0, 2))
+
+
+def test_inaturalist_is_read_as_it_is_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"kingdom": "Animalia", "name": name, "supercategory": "Aves", "id": label}
+        for label, name in enumerate(("Hermodice carunculata", "Argiope aurantia", "Rosa canina"))
+    ]
+    (tmp_path / "categories.json").write_text(json.dumps(rows))
+    lines = [f"train_val2018/Plantae/7477/{index}.jpg 2" for index in range(3)]
+    lines += ["train_val2018/Arachnida/15/a.jpg 1", "train_val2018/Animalia/0/b.jpg 0"]
+    val = ["train_val2018/Arachnida/15/c.jpg 1"]
+    lists = {"iNaturalist18_train.txt": lines, "iNaturalist18_val.txt": val}
+    write_stand_ins(tmp_path, lists)
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(tmp_path))
+    assert caplog.messages == []
+    assert dataset.classes == ("Rosa canina", "Argiope aurantia", "Hermodice carunculata")
+    assert dataset.names == dataset.classes
+    assert dataset.counts == [3, 1, 1]
+    assert dataset.val is not None
+    assert dataset.val.labels == (1,)
+
+
+@pytest.mark.parametrize(
+    "name", ["ImageNet_LT_open.txt", "extra/x.jpg", "more.csv", "train2018.txt"]
+)
+def test_a_list_or_folder_next_to_the_lists_that_is_not_used_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = write_lists(tmp_path)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(folder))
+    expected = f"{folder}: 1 entries are not used, such as {name.partition('/')[0]}"
+    assert expected in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["valid.txt", "Places_LT_validation.txt", "x-val.txt", "VAL.txt"])
+def test_the_list_of_val_has_several_names(tmp_path: Path, name: str) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "test.txt").rename(folder / name)
+    dataset = load_dataset(str(folder))
+    assert dataset.test is None
+    assert dataset.val is not None
+    assert dataset.val.labels == (1,)
 
 
 def write_published(path: Path, counts: list[int]) -> Vocabulary:

@@ -1,5 +1,7 @@
 """Tests of the choice of a reader, and of the sample sets."""
 
+import logging
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -25,10 +27,61 @@ def test_a_description_chooses_between_two_layouts(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "ImageNet_LT_train.txt").write_text("train/red/000.png 1\ntrain/blue/000.png 0\n")
     (root / "classnames.txt").write_text("blue\nred\n")
-    with pytest.raises(UserError, match=r"holds class folders .* and list files .*/dataset\.yaml"):
+    with tarfile.open(root / "train-000.tar", "w") as archive:
+        archive.add(root / "train/red/000.png", "0.png")
+    with pytest.raises(UserError, match=r"holds list files .* and WebDataset .*/dataset\.yaml"):
         load_dataset(str(root))
     (root / "dataset.yaml").write_text("train: ImageNet_LT_train.txt\n")
     assert load_dataset(str(root)).counts == [1, 1]
+
+
+@pytest.mark.parametrize("folder", ["train/", ""], ids=["from the set", "from train/"])
+def test_lists_of_the_photos_in_class_folders_are_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2}, ("train", "test"))
+    lines = [f"{folder}red/000.png 1", f"{folder}red/002.png 1", f"{folder}blue/001.png 0"]
+    (root / "ImageNet_LT_train.txt").write_text("\n".join(lines))
+    (root / "classnames.txt").write_text("blue\nred\n")
+    with caplog.at_level(logging.WARNING):
+        dataset = load_dataset(str(root))
+    assert (dataset.classes, dataset.counts, dataset.test) == (("red", "blue"), [2, 1], None)
+    assert [photo.name for photo in dataset.train.photos] == [
+        "train/red/000.png",
+        "train/red/002.png",
+        "train/blue/001.png",
+    ]
+    entries, unlisted = caplog.messages
+    assert "1 entries are not used, such as test" in entries
+    assert "2 photos are in no list and are left out" in unlisted
+    assert "train/blue/000.png" in unlisted
+
+
+@pytest.mark.parametrize(
+    "text", ["red/000.png\nblue/000.png\n", "x/1.png 0\n", "Take the train at nine.\n", ""]
+)
+def test_a_text_next_to_class_folders_that_is_no_list_of_them_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    (root / "train.txt").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    (message,) = caplog.messages
+    assert "1 entries are not used, such as train.txt" in message
+
+
+def test_without_a_home_folder_there_is_no_cache_and_no_sample_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load_dataset(str(write_photos(tmp_path, {"red": 3, "blue": 2}))).counts == [3, 2]
+    with pytest.raises(UserError, match="no home folder for the cache: set HOME, or XDG_CACHE"):
+        load_dataset("wardrobe-lt")
 
 
 def test_a_sample_set_is_unpacked_once(cache: Path) -> None:

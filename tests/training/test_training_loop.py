@@ -1,5 +1,7 @@
+"""The training loop: what it changes, its rates, its precision, and how it fails."""
+
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +16,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
-from taillift.training.fit.build import build
-from taillift.training.fit.distributed import Processes, settle
-from taillift.training.fit.inputs import Photos, Pick
-from taillift.training.fit.loop import enough_memory, epoch_order, fit, micro_batch
-from taillift.training.fit.optimisation import average_decay, rate_factor
+from taillift.training.fit.build import build_model
+from taillift.training.fit.distributed import Processes, resolve_precision
+from taillift.training.fit.gradients import enough_memory, micro_batch
+from taillift.training.fit.inputs import Photos, Pick, epoch_order
+from taillift.training.fit.optimisation import ema_decay, rate_factor
 from taillift.training.fit.resume import Resume
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Optimiser, Recipe
-from taillift.training.train import Run, Trainer
+from taillift.training.train import Run, Trainer, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -44,10 +46,10 @@ def train(colours: Dataset, backbone: str, **changes: object) -> Run:
 
 
 def weights(run: Run) -> Tensor:
-    return torch.cat([one.detach().flatten() for one in run.model.trained().values()])
+    return torch.cat([tensor.detach().flatten() for tensor in run.model.trained().values()])
 
 
-def test_the_loss_falls_and_only_what_is_trained_changes(
+def test_the_loss_falls_and_only_trained_tensors_change(
     colours: Dataset, tiny_backbone: str
 ) -> None:
     still = {"head_rate": 1e-30, "tuner_rate": 1e-30}
@@ -77,14 +79,14 @@ def test_a_recipe_trains_the_tensors_that_its_tuners_name(
     assert all(name.startswith("tower.block") for name in names)
 
 
-def test_no_epoch_trains_nothing(colours: Dataset, tiny_backbone: str) -> None:
+def test_zero_epochs_train_nothing(colours: Dataset, tiny_backbone: str) -> None:
     run = train(colours, tiny_backbone, epochs=0)
-    assert run.facts.trainable_parameters == 0
+    assert run.metadata.trainable_parameters == 0
     assert run.losses == ()
-    assert run.facts.record.precision is None
+    assert run.metadata.record.precision is None
 
 
-def test_a_loss_that_is_no_number_ends_the_run(colours: Dataset, tiny_backbone: str) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(colours: Dataset, tiny_backbone: str) -> None:
     rates = {"head_rate": 1e30, "tuner_rate": 1e30}
     with pytest.raises(UserError, match=r"in epoch 1, step 2: lower the learning rates"):
         train(colours, tiny_backbone, optimiser=rates)
@@ -98,7 +100,7 @@ def test_a_loss_that_is_no_number_ends_the_run(colours: Dataset, tiny_backbone: 
     ],
     ids=["after the last step", "after an epoch"],
 )
-def test_a_run_that_diverged_leaves_nothing_in_the_way_of_lower_rates(
+def test_a_run_that_diverged_can_be_repeated_with_lower_rates(
     colours: Dataset, tiny_backbone: str, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     trainer, state = Trainer(colours, load_backbone(tiny_backbone), CPU), tmp_path / "x.resume"
@@ -108,10 +110,10 @@ def test_a_run_that_diverged_leaves_nothing_in_the_way_of_lower_rates(
     assert trainer.train(Recipe.model_validate({**QUICK, "epochs": 1}), state).losses
 
 
-def test_rates_fall_by_lifts_schedule_each_group_from_its_own(
+def test_rates_fall_along_lifts_schedule_from_each_groups_own_rate(
     colours: Dataset, tiny_backbone: str
 ) -> None:
-    """Stepped once an epoch; 20 epochs from 0.01 end at 6.1558e-05, as in the authors' log."""
+    """Once an epoch; 20 epochs from 0.01 end at 6.1558e-05, as in the authors' log."""
     seen: list[tuple[float, float]] = []
 
     def note(optimiser: torch.optim.Optimizer, *_: object) -> None:
@@ -142,23 +144,25 @@ def test_rates_rise_in_the_warm_up_and_fall_at_every_batch() -> None:
 @given(
     st.floats(0, 0.99), st.sampled_from(["epoch", "batch"]), st.integers(1, 9), st.integers(1, 9)
 )
-def test_a_rate_is_never_more_than_the_recipes(
+def test_a_rate_is_never_higher_than_in_the_recipe(
     warmup: float, step: str, steps: int, epochs: int
 ) -> None:
     options = Optimiser.model_validate({"warmup": warmup, "step": step})
-    factors = [rate_factor(options, one, steps, epochs) for one in range(steps * epochs)]
+    factors = [rate_factor(options, step, steps, epochs) for step in range(steps * epochs)]
     assert all(0 < factor <= 1 for factor in factors)
 
 
-def test_parts_of_any_size_add_up_to_the_same_step(colours: Dataset, tiny_backbone: str) -> None:
-    """56 photos in batches of 24: a last batch of 8, and last parts that are shorter."""
+def test_micro_batches_of_any_size_add_up_to_the_same_step(
+    colours: Dataset, tiny_backbone: str
+) -> None:
+    """56 photos in batches of 24: a last batch of 8, and shorter last micro-batches."""
     whole = weights(train(colours, tiny_backbone, batch=24, micro_batch=24))
     parts = weights(train(colours, tiny_backbone, batch=24, micro_batch=7))
     assert torch.allclose(whole, parts, atol=1e-5)
     assert not torch.equal(whole, weights(train(colours, tiny_backbone, batch=8)))
 
 
-def test_a_loss_that_says_something_of_a_whole_batch_sees_it_whole() -> None:
+def test_a_loss_that_needs_the_whole_batch_sees_it_at_once() -> None:
     assert micro_batch(Recipe.model_validate({**QUICK, "batch": 64}), Processes(CPU)) == 32
     lade = Recipe.model_validate({**QUICK, "batch": 64, "loss": {"name": "lade"}})
     assert micro_batch(lade, Processes(CPU)) == 64
@@ -169,15 +173,15 @@ def test_a_loss_that_says_something_of_a_whole_batch_sees_it_whole() -> None:
     ("features", "precision"),
     [({"avx2": True}, "fp32"), ({"amx_bf16": True}, "bf16"), ({"bf16": True}, "bf16")],
 )
-def test_a_cpu_trains_in_bf16_where_it_multiplies_in_it(
+def test_a_cpu_trains_in_bf16_if_it_has_the_instructions(
     monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
-    assert settle("auto", CPU) == precision
-    assert settle("fp32", CPU) == "fp32"
+    assert resolve_precision("auto", CPU) == precision
+    assert resolve_precision("fp32", CPU) == "fp32"
 
 
-def test_adamw_takes_steps_of_the_size_of_its_rate(colours: Dataset, tiny_backbone: str) -> None:
+def test_adamw_takes_steps_as_large_as_its_rate(colours: Dataset, tiny_backbone: str) -> None:
     """Its first step is rate * sign(gradient), after a decay of rate * decay * weight."""
     options = {
         "name": "adamw",
@@ -187,11 +191,11 @@ def test_adamw_takes_steps_of_the_size_of_its_rate(colours: Dataset, tiny_backbo
         "tuner_decay": 0.0,
     }
     still = {**options, "head_rate": 1e-12, "tuner_rate": 1e-12}
-    ends = [
-        train(colours, tiny_backbone, epochs=1, batch=56, tuners=[], optimiser=one)
-        for one in (still, options, {**options, "head_decay": 100.0})
+    runs = [
+        train(colours, tiny_backbone, epochs=1, batch=56, tuners=[], optimiser=optimiser)
+        for optimiser in (still, options, {**options, "head_decay": 100.0})
     ]
-    start, moved, decayed = (one.model.head.weight.detach() for one in ends)
+    start, moved, decayed = (run.model.head.weight.detach() for run in runs)
     assert torch.allclose((moved - start).abs(), torch.tensor(0.001), rtol=1e-2)
     assert torch.allclose(decayed - moved, -0.1 * start, atol=1e-5)
 
@@ -216,7 +220,7 @@ def test_the_average_follows_the_weights_and_is_the_result(
         expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + step) / (10 + step)))
     assert torch.allclose(averaged.model.head.weight, expected, atol=1e-6)
     assert not torch.allclose(expected, last, atol=1e-4)
-    assert average_decay(0.99, 10**6) == 0.99
+    assert ema_decay(0.99, 10**6) == 0.99
 
 
 def test_half_precision_on_a_cpu_is_refused(colours: Dataset, tiny_backbone: str) -> None:
@@ -224,12 +228,12 @@ def test_half_precision_on_a_cpu_is_refused(colours: Dataset, tiny_backbone: str
         train(colours, tiny_backbone, precision="fp16")
 
 
-def test_bfloat16_trains_about_the_same_and_leaves_weights_whole(
+def test_bfloat16_trains_about_the_same_and_leaves_float32_weights(
     colours: Dataset, tiny_backbone: str
 ) -> None:
     run = train(colours, tiny_backbone, precision="bf16")
-    assert run.facts.record.precision == "bf16"
-    assert {one.dtype for one in run.model.parameters()} == {torch.float32}
+    assert run.metadata.record.precision == "bf16"
+    assert {tensor.dtype for tensor in run.model.parameters()} == {torch.float32}
     full = train(colours, tiny_backbone)
     assert run.losses == pytest.approx(full.losses, rel=0.05)
     assert not torch.equal(weights(run), weights(full))
@@ -237,19 +241,21 @@ def test_bfloat16_trains_about_the_same_and_leaves_weights_whole(
 
 @dataclass(frozen=True)
 class Endless:
-    """Four photos that come as a batch of 2^40, which takes no memory until it is worked on."""
+    """Four photos in a batch of 2^40 rows, which takes no memory until the model gets it."""
 
     labels: Tensor
     stage: int = 0
     rows: int = 1
 
-    def batches(self, order: list[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[tuple[Tensor, Tensor]]:
         del order, size
         pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
         yield pixels.expand(2**40, 32, 32, 3), self.labels[:1].expand(2**40)
 
 
-def test_an_anchored_head_stays_nearer_to_its_start(colours: Dataset, tiny_backbone: str) -> None:
+def test_an_anchored_head_stays_closer_to_its_initial_weights(
+    colours: Dataset, tiny_backbone: str
+) -> None:
     def moved(anchor: float) -> float:
         rates = {"head_rate": 0.02, "tuner_rate": 0.02, "head_decay": 0, "head_anchor": anchor}
         model = train(colours, tiny_backbone, optimiser=rates).model
@@ -260,38 +266,38 @@ def test_an_anchored_head_stays_nearer_to_its_start(colours: Dataset, tiny_backb
     assert 0 < moved(5) < 0.7 * moved(0)
 
 
-def test_a_last_step_that_ends_in_no_numbers_ends_the_run(
+def test_weights_that_are_not_finite_after_the_last_step_end_the_run(
     colours: Dataset, tiny_backbone: str
 ) -> None:
     huge = {"head_rate": 0.02, "tuner_rate": 1e38, "tuner_decay": 1e5}
-    with pytest.raises(UserError, match="no numbers after the last step: lower the learning rates"):
+    with pytest.raises(UserError, match="not finite after the last step: lower the learning rates"):
         train(colours, tiny_backbone, epochs=1, batch=56, optimiser=huge)
 
 
-def test_too_little_memory_is_told_with_what_to_do(tiny_backbone: str) -> None:
+def test_too_little_memory_is_reported_with_advice(tiny_backbone: str) -> None:
     backbone, processes = load_backbone(tiny_backbone), Processes(CPU)
     recipe = Recipe.model_validate({**QUICK, "tuners": [], "micro_batch": 2**40})
-    model = build(backbone, recipe, torch.eye(3, 64))
+    model = build_model(backbone, recipe, torch.eye(3, 64))
     inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", processes)
-    told = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
-    with pytest.raises(UserError, match=told), enough_memory(recipe, processes):
+    message = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
+    with pytest.raises(UserError, match=message), enough_memory(recipe, processes):
         fit(model, inputs, [2, 1, 1], recipe, processes, resume, Curves(None))
 
 
-def test_other_errors_are_not_taken_for_too_little_memory() -> None:
+def test_other_errors_are_not_reported_as_too_little_memory() -> None:
     recipe = Recipe.model_validate(QUICK)
     with pytest.raises(RuntimeError, match="shapes"), enough_memory(recipe, Processes(CPU)):
         raise RuntimeError("shapes do not fit")
 
 
-def test_every_epoch_has_every_photo_once_in_an_order_of_its_own() -> None:
+def test_every_epoch_has_every_photo_once_in_its_own_order() -> None:
     first, second = epoch_order(50, 7, 0), epoch_order(50, 7, 1)
     assert sorted(first) == [(photo, 0) for photo in range(50)]
     assert [photo for photo, _ in first] != [photo for photo, _ in second]
     assert first == epoch_order(50, 7, 0) != epoch_order(50, 8, 0)
 
 
-def test_waiting_for_photos_is_told_apart_from_work(
+def test_the_time_spent_waiting_for_photos_is_measured(
     colours: Dataset, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Photos.batches
@@ -302,5 +308,5 @@ def test_waiting_for_photos_is_told_apart_from_work(
             yield batch
 
     monkeypatch.setattr(Photos, "batches", slowly)
-    record = train(colours, tiny_backbone).facts.record
-    assert 0.05 * 21 <= record.waiting * record.seconds < record.seconds
+    provenance = train(colours, tiny_backbone).metadata.record
+    assert 0.05 * 21 <= provenance.waiting * provenance.seconds < provenance.seconds

@@ -1,0 +1,104 @@
+"""A bundle that is loaded for service: what a request needs to know of the model it is given."""
+
+from collections.abc import Callable
+from pathlib import Path
+from time import time
+from typing import Final
+
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.predictor import Predictor
+from taillift.models.bundle.session import Outputs
+from taillift.models.errors import UserError
+from taillift.service.inference.graph_choice import open_classifier
+from taillift.service.inference.priors import read_priors
+from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.recorder import Monitoring
+from taillift.service.problems import NotReadyError
+from taillift.service.settings import Settings
+
+CHANNELS: Final = 3
+STARTING: Final = "the bundle is being checked and warmed"
+
+
+class ResidentBundle:
+    """One bundle in a process: its manifest, priors and monitoring; once open, its model too.
+
+    It is the `DeviceModel` that the runner opens and runs in its own thread. Everything else is for
+    the event loop.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time,
+    ) -> None:
+        """`clock` gives the seconds since 1970 by which the tail is monitored.
+
+        Raises `UserError` if the priors cannot be read, or the tail cannot be monitored as the
+        settings say.
+        """
+        self.folder = folder
+        self.manifest = manifest
+        self.priors = read_priors(settings.priors, manifest)
+        self.monitoring = Monitoring(manifest, settings, metrics, clock)
+        self.precision_reason = ""
+        self._settings = settings
+        self._classifier: Classifier | None = None
+        self._predictor: Predictor | None = None
+
+    def open(self) -> None:
+        """Check the files and load the model.
+
+        If it is loaded again, the graph stays the one that was served before, even if another is
+        faster by now. Raises `UserError`, also if the folder holds another bundle by then.
+        """
+        self.close()
+        if self._predictor is None:
+            classifier, self.precision_reason = open_classifier(
+                self.folder, self._settings.precision, self._settings.device
+            )
+        else:
+            device, precision = self._settings.device, self._predictor.precision
+            classifier = Classifier.open(self.folder, device, precision)
+        if classifier.manifest.version != self.manifest.version:
+            raise UserError(
+                f"{self.folder} has been exchanged for another bundle, version "
+                f"{classifier.manifest.version} instead of {self.manifest.version}: restart the "
+                "service"
+            )
+        self._classifier, self._predictor = classifier, classifier.predictor
+
+    def run(self, pixels: Pixels) -> Outputs:
+        """Run views uint8 [N, S, S, 3] on the device; the logits carry no prior."""
+        if self._classifier is None:
+            raise RuntimeError("the model is not loaded")
+        return self._classifier.run(pixels)
+
+    def close(self) -> None:
+        """Free the model's memory; the next one may need it. The predictor stays."""
+        if self._classifier is not None:
+            self._classifier.session.close()
+            self._classifier = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """The predictor of the graph in service; raises `NotReadyError` while starting."""
+        if self._predictor is None:
+            raise NotReadyError(STARTING)
+        return self._predictor
+
+    @property
+    def usual_ensemble(self) -> Ensemble:
+        """The ensemble of a request that names none."""
+        return self.predictor.usual_ensemble
+
+    @property
+    def view_bytes(self) -> int:
+        """The bytes of one view."""
+        return CHANNELS * self.manifest.preprocessing.size**2
