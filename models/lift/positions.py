@@ -40,8 +40,8 @@ def check_size(name: str, size: int, visual: nn.Module) -> None:
     if size < patch or size % patch:
         near = max(1, round(size / patch)) * patch
         raise UserError(
-            f"backbone {name!r}: its patches have a side of {patch} pixels, and {size} is no "
-            f"multiple of that: take {near}"
+            f"backbone {name!r}: its patches have a side of {patch} pixels, which does "
+            f"not divide {size}: take {near}"
         )
 
 

@@ -408,5 +408,5 @@ def test_an_image_size_interpolates_positions_and_says_so(
 
 def test_an_image_size_that_cuts_a_patch_is_refused(tmp_path: Path) -> None:
     save_file(model_of().state_dict(), tmp_path / "tiny.safetensors")
-    with pytest.raises(UserError, match="a side of 8 pixels, and 50 is no multiple of that: take"):
+    with pytest.raises(UserError, match="a side of 8 pixels, which does not divide 50: take 48"):
         load_backbone(f"{ARCHITECTURE}:{tmp_path / 'tiny.safetensors'}@50")
