@@ -13,6 +13,7 @@ from taillift.models.bundle.images import (
     ImageError,
     ImageTooLargeError,
     ImageTooLongError,
+    ModelFailureError,
     NotAnImageError,
     UnreadableImageError,
 )
@@ -177,6 +178,7 @@ IMAGE_PROBLEMS: Final[Mapping[type[ImageError], type[PerImageError]]] = {
     BrokenImageError: UndecodableError,
     ImageTooLargeError: TooManyPixelsError,
     ImageTooLongError: TooLongError,
+    ModelFailureError: InferenceError,
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
-from taillift.service.settings import PREFIX, Settings, default_text, read_settings
+from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
 
 if TYPE_CHECKING:
     from taillift.service.http.schemas import ClassifiedImage
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="JPEG, PNG or WebP files; folders of them; globs in quotes; @FILE or FILE.txt, a list "
+        "with one path a line; - for such a list on standard input.",
+    ),
+]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
+]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
 NOT_FLAGS: Final = frozenset({"keys"})
@@ -72,9 +84,17 @@ def serve(**given: Any) -> None:
 @app.command()
 def classify(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
-    photos: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="JPEG, PNG or WebP files.")
-    ],
+    sources: Sources,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv|.jsonl|.parquet",
+            help="Write a row for each image to this file instead of printing. If it has the first "
+            "rows already, the run goes on behind them.",
+            show_default=False,
+        ),
+    ] = None,
+    recursive: Recursive = False,
     top_k: Annotated[
         int, typer.Option(min=1, help="Number of classes to name, the most probable first.")
     ] = 3,
@@ -95,16 +115,31 @@ def classify(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Add a set of labels that contains the right one with this probability, 0.5 to "
+            "0.99.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
     ] = False,
 ) -> None:
-    """Classify images without a server; the exit status is 1 if an image cannot be used."""
+    """Classify images without a server.
+
+    The exit status is 1 if an image cannot be used; with --out its row has the reason, and the
+    exit status is 0 once every image has its row.
+    """
+    from taillift.models.bundle import conveyor
     from taillift.models.bundle.classifier import Classifier
     from taillift.models.bundle.ensemble import Ensemble
     from taillift.models.bundle.images import ImageError
+    from taillift.models.bundle.photo_sources import find_photos
     from taillift.models.bundle.posterior import Prior, log_prior
     from taillift.models.bundle.schema import Precision
+    from taillift.models.errors import UserError
     from taillift.service.http.schemas import (
         Classification,
         ClassifiedImage,
@@ -112,16 +147,25 @@ def classify(
         classified,
         model_id,
     )
+    from taillift.service.inference import folder_run, row_file
     from taillift.service.problems import image_problem
 
+    if out is not None and as_json:
+        raise UserError("--json prints and --out writes a file: leave one of them out")
+    if out is not None:
+        row_file.check_out(out, folder_run.PREDICTIONS)
+    photos = find_photos(sources, recursive)
     classifier = Classifier.open(bundle, precision=Precision(precision))
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
+    classifier.check_coverage(coverage)
+    if out is not None:
+        folder_run.classify_photos(classifier, photos, out, chosen, top_k, Prior(prior), coverage)
+        return
     target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
     results: list[ClassifiedImage | FailedImage] = []
-    for photo, prediction in zip(
-        photos, classifier.predictions(photos, chosen, target), strict=True
-    ):
+    found = conveyor.predictions(classifier, photos, chosen, cores(), target, coverage)
+    for photo, prediction in zip(photos, found, strict=True):
         if isinstance(prediction, ImageError):
             problem = image_problem(prediction)
             typer.echo(f"{photo}: {problem.detail}", err=True)
@@ -135,6 +179,7 @@ def classify(
                     top_k,
                     prediction.views,
                     prediction.decision,
+                    prediction.members,
                 )
             )
     good = [result for result in results if isinstance(result, ClassifiedImage)]
@@ -147,6 +192,39 @@ def classify(
         _print_table(good)
     if len(good) < len(results):
         raise typer.Exit(1)
+
+
+@app.command()
+def embed(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.npz|.parquet|.csv|.jsonl",
+            help="File to write. If the run was broken off before, it goes on.",
+        ),
+    ],
+    recursive: Recursive = False,
+    ensemble: Annotated[
+        Literal["full", "off", "adaptive"],
+        typer.Option(help="Which views the features are a mean over, as for `classify`."),
+    ] = "full",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
+    ] = "fp32",
+) -> None:
+    """Write the model's features of images, at unit length, to a file."""
+    from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.photo_sources import find_photos
+    from taillift.models.bundle.schema import Precision
+    from taillift.service.inference import folder_run, row_file
+
+    row_file.check_out(out, folder_run.FEATURES)
+    photos = find_photos(sources, recursive)
+    classifier = Classifier.open(bundle, precision=Precision(precision))
+    folder_run.embed_photos(classifier, photos, out, Ensemble(ensemble))
 
 
 @app.command()

@@ -22,6 +22,49 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+ROOT = Path(__file__).parents[1]
+# Files that `scripts/test --quick` leaves out: those that train, or start a browser, Prometheus or
+# whole processes. A new file that takes over ten seconds belongs here.
+SLOW = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "test_end_to_end",
+        "test_tail_end_to_end",
+        "test_wheel",
+        "docker/test_alerts",
+        "docker/test_monitoring",
+        "models/lift/test_convert",
+        "models/lift/test_merge",
+        "service/test_server",
+        "service/http/test_openapi",
+        "service/inference/test_folder_run",
+        "service/page/test_page",
+        "training/test_train",
+        "training/test_train_cli",
+        "training/test_training_loop",
+        "training/calibration/test_cross_fit",
+        "training/comparison/test_compare",
+        "training/export/test_export",
+        "training/export/test_fp16",
+        "training/export/test_int8",
+        "training/export/test_recalibrate",
+        "training/fit/test_checkpoint",
+        "training/fit/test_frozen_features",
+        "training/fit/test_scale",
+        "training/report/test_bundle_report",
+        "training/report/test_comparison_report",
+        "training/report/test_figures",
+    )
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files."""
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix() in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the palette bundle."""

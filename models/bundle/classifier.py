@@ -197,10 +197,7 @@ class Classifier:
         target = log_prior(named(Prior, prior), self.manifest.counts)
         if top_k < 1:
             raise UserError(f"top_k is {top_k}: ask for at least 1 class")
-        if coverage is not None and not LEAST <= coverage <= MOST:
-            raise UserError(f"coverage {coverage} is not from {LEAST} to {MOST}")
-        if coverage is not None and self.predictor.variant.sets is None:
-            raise UserError("this bundle has no calibration to make sets from: leave out coverage")
+        self.check_coverage(coverage)
         single = isinstance(images, str | Path | bytes | Image) or (
             isinstance(images, np.ndarray) and images.ndim != 4
         )
@@ -223,6 +220,13 @@ class Classifier:
             else:
                 raise type(prediction)(f"{names[len(results)]}: {prediction}") from prediction
         return results[0] if single else results
+
+    def check_coverage(self, coverage: float | None) -> None:
+        """Raise `UserError` if the bundle has no sets for this coverage."""
+        if coverage is not None and not LEAST <= coverage <= MOST:
+            raise UserError(f"coverage {coverage} is not from {LEAST} to {MOST}")
+        if coverage is not None and self.predictor.variant.sets is None:
+            raise UserError("this bundle has no calibration to make sets from: leave out coverage")
 
     def predictions(
         self,
@@ -263,6 +267,8 @@ class Classifier:
                     data = Path(image).read_bytes()
                 except OSError as error:
                     raise UnreadableImageError(str(error.strerror)) from error
+                except ValueError as error:  # The path has a zero byte.
+                    raise UnreadableImageError(str(error)) from error
                 return load(data, preprocessing)
             case Image():
                 return load_pil(image, preprocessing)

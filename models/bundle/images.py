@@ -53,6 +53,10 @@ class ImageTooLongError(ImageError):
     """One side of the image is too many times the other."""
 
 
+class ModelFailureError(ImageError):
+    """The model fails on the image, and on no other."""
+
+
 def load(data: bytes, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decode an image file and lay it on its canvas; raises what `decode` raises."""
     return load_opened(open_image(data, max_pixels), preprocessing)

@@ -17,13 +17,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from taillift.models.bundle import conveyor
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
+from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.monitoring.recorder import model_profile, parse_reference
+from taillift.service.settings import cores
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
     ClassState,
@@ -34,9 +37,9 @@ from taillift.service.tail.state import (
     tail_state,
 )
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # Predictions between two looks, in place of the time between two scrapes of a service.
 LOOK: Final = 100
+TOP: Final = ("label", "confidence")
 # Classes that the printed report lists.
 SHOWN: Final = 20
 
@@ -73,22 +76,27 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
     manifest = read_manifest(bundle)
     profile = model_profile(bundle, manifest)
     rules = Rules(parse_reference(reference), level, window_seconds=window)
+
+    def refused(photo: object, reason: str) -> None:
+        typer.echo(f"{photo}: {reason}", err=True)
+
     if past.is_dir():
-        predictions = classify_folder(
-            bundle, past, lambda photo, detail: typer.echo(f"{photo}: {detail}", err=True)
-        )
+        predictions = classify_folder(bundle, past, refused)
     elif past.suffix.lower() == ".csv":
-        predictions = read_predictions(past, manifest.labels)
+        predictions = read_predictions(past, manifest.labels, refused)
     else:
         raise UserError(f"{past} is neither a folder of photos nor a file that ends in .csv")
     return replay_predictions(profile, predictions, rules)
 
 
-def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
+def read_predictions(
+    path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
+) -> Iterator[PastPrediction]:
     """Yield the rows of a CSV file with the columns label, confidence and perhaps time.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    Raises `UserError` that names the line.
+    `taillift classify --out` writes such files; in them, `refused` is called with every photo that
+    could not be used and the reason. Raises `UserError` that names the line.
     """
     indices = indices_by_name(labels)
     last = float("-inf")
@@ -96,11 +104,18 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             for row in rows:
-                prediction = _parse_row(row, indices, f"{path}, line {rows.line_num}")
+                location = f"{path}, line {rows.line_num}"
+                if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
+                    raise UserError(
+                        f"{location} is incomplete: run the command that writes the file again"
+                    )
+                if row.get("error"):
+                    refused(row.get("photo", location), row["error"])
+                    continue
+                prediction = _parse_row(row, indices, location)
                 if prediction.time is not None and prediction.time < last:
                     raise UserError(
-                        f"{path}, line {rows.line_num} is older than the one before it: sort the "
-                        "rows by time"
+                        f"{location} is older than the one before it: sort the rows by time"
                     )
                 last = prediction.time or last
                 yield prediction
@@ -113,7 +128,9 @@ def read_predictions(path: Path, labels: list[str]) -> Iterator[PastPrediction]:
 
 
 def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> PastPrediction:
-    for column in ("label", "confidence"):
+    # Under another prior than the uniform one, by which the service counts, both are written.
+    row = {**row, **{name: row[f"uniform_{name}"] for name in TOP if row.get(f"uniform_{name}")}}
+    for column in TOP:
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
     if (index := index_of_name(row["label"], indices)) is None:
@@ -148,12 +165,10 @@ def classify_folder(
     Each photo is classified with five views. `refused` is called with every photo that cannot be
     used and the reason. Raises `UserError` if there are no photos or the bundle is damaged.
     """
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not photos:
-        raise UserError(f"{folder} has no photos ({', '.join(sorted(SUFFIXES))}) to classify")
+    photos = photos_in(folder, recursive=True)
     classifier = Classifier.open(bundle)
     for photo, prediction in zip(
-        photos, classifier.predictions(photos, Ensemble.FULL), strict=True
+        photos, conveyor.predictions(classifier, photos, Ensemble.FULL, cores()), strict=True
     ):
         if isinstance(prediction, ImageError):
             refused(photo, str(prediction))

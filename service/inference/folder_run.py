@@ -1,0 +1,186 @@
+"""`taillift classify --out` and `taillift embed`: a row for each of many photos, in a file."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Final, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from taillift.models.bundle import conveyor
+from taillift.models.bundle.classifier import Classifier, top
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
+from taillift.models.bundle.images import ImageError
+from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.predictor import Prediction
+from taillift.service.inference.row_file import (
+    Cell,
+    Row,
+    RowFile,
+    finish,
+    part_of,
+    row_format,
+)
+from taillift.service.settings import cores
+
+PREDICTIONS: Final = (".csv", ".jsonl", ".parquet")
+FEATURES: Final = (".npz", ".parquet", ".csv", ".jsonl")
+Found = TypeVar("Found")
+
+# Between two lines on how far a run is, without a terminal.
+LINE_SECONDS: Final = 30.0
+
+
+def classify_photos(
+    classifier: Classifier,
+    photos: Sequence[Path],
+    out: Path,
+    ensemble: Ensemble,
+    top_k: int,
+    prior: Prior = Prior.UNIFORM,
+    coverage: float | None = None,
+) -> None:
+    """Write the classes of each photo to a file, in the order of `photos`.
+
+    A file that has the first rows already gets the rest. Raises `UserError` if it has other rows,
+    or cannot be written.
+    """
+    classes = classifier.manifest.classes
+    ranks = range(2, min(top_k, len(classes)) + 1)
+    same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(prior)}
+    types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
+    types |= {"group": "string", "views": "int64", "decision": "string"}
+    for rank in ranks:
+        types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
+    target = None
+    if prior is not Prior.UNIFORM:
+        target = log_prior(prior, classifier.manifest.counts)
+        types |= {"uniform_label": "string", "uniform_confidence": "double"}
+    if coverage is not None:
+        types |= {"set": "list<string>", "coverage": "double"}
+        same["coverage"] = coverage
+    types |= {"error": "string", "model": "string", "ensemble": "string", "prior": "string"}
+
+    def cells(prediction: Prediction) -> Row:
+        ranking = top(prediction.requested, top_k)
+        row: Row = {"group": classes[ranking[0]].group, "views": prediction.views}
+        row["decision"] = prediction.decision
+        for index, suffix in zip(ranking, ("", *(f"_{rank}" for rank in ranks)), strict=True):
+            row[f"label{suffix}"] = classes[index].label
+            row[f"confidence{suffix}"] = float(prediction.requested[index])
+        if target is not None:
+            row["uniform_label"] = classes[int(prediction.uniform.argmax())].label
+            row["uniform_confidence"] = float(prediction.uniform.max())
+        if prediction.members is not None:
+            row["set"] = [classes[index].label for index in prediction.members]
+        return row
+
+    key = [printable(photo) for photo in photos]
+    with RowFile(part_of(out), row_format(out, list(types)), key, same) as rows:
+        rest = photos[rows.count :]
+        found = conveyor.predictions(classifier, rest, ensemble, cores(), target, coverage)
+        # A clock that is set back, or was when the run was broken off, must not make rows that are
+        # older than those before them.
+        time: str = rows.last.get("time", "")
+        with shown_progress(len(photos), rows.count) as advance:
+            for name, prediction in zip(key[rows.count :], found, strict=True):
+                time = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
+                rows.add({"photo": name, "time": time, **result(prediction, cells), **same})
+                advance()
+        finish(rows, out, types)
+
+
+def embed_photos(
+    classifier: Classifier, photos: Sequence[Path], out: Path, ensemble: Ensemble
+) -> None:
+    """Write the features of each photo to a file: the mean over its views, at unit length.
+
+    Their order, and what is raised, is as in `classify_photos`.
+    """
+    size, same = classifier.manifest.preprocessing.size, made_by(classifier, ensemble)
+    length = classifier.run(np.zeros((1, size, size, 3), np.uint8)).features.shape[1]
+    types = {"photo": "string", "views": "int64", "error": "string", "model": "string"}
+    types |= {"ensemble": "string", "features": "list<float>"}
+
+    def cells(outputs: ImageOutputs) -> Row:
+        # Features of length 0 stay as they are.
+        features = outputs.features / (np.linalg.norm(outputs.features) or 1)
+        # Nine digits are enough to read the same float32 again.
+        return {
+            "views": outputs.views,
+            "features": [float(f"{value:.9g}") for value in features.tolist()],
+        }
+
+    key = [printable(photo) for photo in photos]
+    with RowFile(part_of(out), row_format(out, list(types), length), key, same) as rows:
+        found = conveyor.outputs(classifier, photos[rows.count :], ensemble, cores())
+        with shown_progress(len(photos), rows.count) as advance:
+            for name, output in zip(key[rows.count :], found, strict=True):
+                rows.add({"photo": name, **result(output, cells), **same})
+                advance()
+        finish(rows, out, types, length)
+
+
+def result(found: Found | ImageError, cells: Callable[[Found], Row]) -> Row:
+    """Return the cells of what was found in a photo, or the reason why it cannot be used."""
+    return {"error": str(found)} if isinstance(found, ImageError) else cells(found)
+
+
+def made_by(classifier: Classifier, ensemble: Ensemble) -> dict[str, Cell]:
+    """Return the cells that say what made a row."""
+    manifest = classifier.manifest
+    model = f"{manifest.name} {manifest.version} {classifier.predictor.precision}"
+    return {"model": model, "ensemble": str(ensemble)}
+
+
+def printable(photo: Path) -> str:
+    """Return a path as text; bytes in it that are not UTF-8 are escaped."""
+    return str(photo).encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def shown_progress(total: int, done: int) -> Iterator[Callable[[], None]]:
+    """Show how far a run is, on standard error, and yield what each photo calls.
+
+    A terminal gets a bar; anything else gets a line now and then, and one at the end.
+    """
+    console, start, count = Console(stderr=True), monotonic(), 0
+    if done:
+        print(f"{done:,} of {total:,} photos were done before", file=sys.stderr)
+
+    def speed() -> str:
+        return f"{count / max(monotonic() - start, 1e-9):.1f} photos/s"
+
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task, printed = bar.add_task("", total=total, completed=done, speed=""), start
+
+    def advance() -> None:
+        nonlocal count, printed
+        count += 1
+        bar.update(task, advance=1, speed=speed())
+        if not console.is_terminal and monotonic() - printed > LINE_SECONDS:
+            printed = monotonic()
+            print(f"{done + count:,} of {total:,} photos, {speed()}", file=sys.stderr)
+
+    with bar:
+        yield advance
+    print(f"{done + count:,} of {total:,} photos, {speed()}", file=sys.stderr)
