@@ -1,7 +1,12 @@
 """The error that every command reports as one line without a traceback, and help for its text."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+# Colours and other orders to a terminal, which libraries put into their messages.
+CONTROLS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]+")
 
 
 class UserError(Exception):
@@ -30,4 +35,4 @@ def first_line(error: Exception) -> str:
 def first_lines(error: Exception) -> str:
     """Return the start of an exception's text in one line, or its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:300] or type(error).__name__
+    return CONTROLS.sub(" ", " ".join(lines[:3]))[:300] or type(error).__name__

@@ -3,9 +3,11 @@
 Imports are inside the commands, so that `taillift --help` does not wait for torch.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -33,7 +35,8 @@ Data = Annotated[
 BackboneName = Annotated[
     str,
     typer.Option(
-        help="Backbone: default, ARCH:PRETRAINED_TAG or ARCH:PATH, with open_clip's names."
+        help="Backbone: default, ARCH:PRETRAINED_TAG or ARCH:PATH, with open_clip's names, or "
+        "timm:ARCH.TAG. @SIZE behind it changes the image size, such as @224."
     ),
 ]
 Set = Annotated[
@@ -296,6 +299,29 @@ def compare(
             f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: fix them and "
             "run the command again, the other runs are kept"
         )
+
+
+@app.command()
+def backbones(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Architecture, or a part of the names to list, such as timm:vit_base."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
+) -> None:
+    """List the architectures that work as backbones, and those that do not, without a download."""
+    from taillift.models.lift.catalogue import describe, details, names_like, table
+    from taillift.training.console import track
+
+    names = names_like(name)
+    entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    for line in details(entries[0]) if len(entries) == 1 else table(entries):
+        typer.echo(line)
+    if name is None:
+        typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
 
 
 def print_summary(target: Path, manifest: "Manifest") -> None:

@@ -4,14 +4,16 @@ A converter copies: the source stays as it was. It refuses a tower that has a pa
 canonical one lacks, with a `UserError` that names the part.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer as NativeTransformer
+from timm.models.deit import VisionTransformerDistilled as DistilledTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
@@ -22,7 +24,10 @@ from taillift.models.lift.pooling import AttentionPool, MeanPool, Pool
 from taillift.models.lift.resnet import GridPool, Layer, ResidualBottleneck, Stem
 from taillift.models.lift.tower import Tower
 
-SUPPORTED: Final = "ViT-*, ViT-*-SigLIP*, MobileCLIP*-B, RN* and timm:vit_*"
+SUPPORTED: Final = (
+    "ViT-*, ViT-*-SigLIP*, MobileCLIP*-B, RN* and timm's plain vision transformers, such as vit_*, "
+    "deit*_* and flexivit_*; `taillift backbones` lists them"
+)
 
 # Names of a block's layers in each source, by their canonical name.
 NATIVE: Final = {
@@ -56,6 +61,26 @@ def convert(visual: nn.Module) -> Tower:
     return converter(source).eval().requires_grad_(False)
 
 
+@contextlib.contextmanager
+def first_block_alone(visual: Any) -> Iterator[None]:
+    """Leave a transformer only its first block meanwhile, which is like the others.
+
+    So it is quickly known whether a tower can be converted.
+    """
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    parent = getattr(trunk, "transformer", trunk)
+    name = "resblocks" if hasattr(parent, "resblocks") else "blocks"
+    blocks = getattr(parent, name, None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        yield
+        return
+    setattr(parent, name, blocks[:1])
+    try:
+        yield
+    finally:
+        setattr(parent, name, blocks)
+
+
 def from_native(visual: Any) -> Tower:
     """Convert open_clip's own `VisionTransformer`."""
     _require(visual.attn_pool is None, "attention pooling")
@@ -77,7 +102,10 @@ def from_native(visual: Any) -> Tower:
         blocks.append(block)
     patches = PatchConv(copy.deepcopy(visual.conv1))
     embed = Embed(
-        patches, visual.class_embedding, visual.positional_embedding, _copy_norm(visual.ln_pre)
+        patches,
+        visual.class_embedding[None],
+        visual.positional_embedding,
+        _copy_norm(visual.ln_pre),
     )
     norm = _copy_norm(visual.ln_post)
     pool: Pool | MeanPool
@@ -92,7 +120,6 @@ def from_native(visual: Any) -> Tower:
 
 def from_timm(trunk: Any) -> Tower:
     """Convert timm's `VisionTransformer`, plain or with a hybrid stem, without its classifier."""
-    _require(trunk.reg_token is None, "register tokens")
     _require(trunk.pos_embed is not None, "no positional embedding")
     _require(not trunk.dynamic_img_size, "a dynamic image size")
     blocks = []
@@ -112,34 +139,40 @@ def from_timm(trunk: Any) -> Tower:
             scales=(source.ls1, source.ls2),
         )
         blocks.append(block)
-    class_token = None if trunk.cls_token is None else trunk.cls_token[0, 0]
+    tokens = (trunk.cls_token, getattr(trunk, "dist_token", None), trunk.reg_token)
     positions = trunk.pos_embed[0]
-    if trunk.no_embed_class and class_token is not None:
-        positions = torch.cat([torch.zeros_like(positions[:1]), positions])
+    prefix = torch.cat([positions[:0], *(token[0] for token in tokens if token is not None)])
+    if trunk.no_embed_class:
+        positions = torch.cat([torch.zeros_like(prefix), positions])
     patches = copy.deepcopy(trunk.patch_embed)
     for module in patches.modules():
         # torch's exporter takes a tenth of a second for each activation that works in place.
         if hasattr(module, "inplace"):
             module.inplace = False
-    embed = Embed(patches, class_token, positions, _copy_norm(trunk.norm_pre))
+    embed = Embed(patches, prefix, positions, _copy_norm(trunk.norm_pre))
     norm, pooled_norm = _copy_norm(trunk.norm), _copy_norm(trunk.fc_norm)
     skipped = 0 if trunk.pool_include_prefix else trunk.num_prefix_tokens
     pool: Pool | MeanPool | AttentionPool
     match trunk.global_pool:
+        case "token" if isinstance(trunk, DistilledTransformer):
+            # Its features are the mean of the class token and the distillation token.
+            pool = MeanPool(norm, pooled_norm, skipped=0, end=2)
         case "token":
             pool = Pool(pooled_norm if isinstance(norm, nn.Identity) else norm)
         case "avg":
             pool = MeanPool(norm, pooled_norm, skipped)
         case "map":
-            _require(skipped == 0, "attention pooling next to a class token")
-            pool = from_attention_pool(trunk.attn_pool, norm)
+            pool = from_attention_pool(trunk.attn_pool, norm, skipped)
         case other:
-            raise _lacking(f"{other or 'no'} pooling")
+            raise lacking(f"{other or 'no'} pooling")
     return Tower.assemble(embed, blocks, pool)
 
 
-def from_attention_pool(source: Any, norm: nn.Module) -> AttentionPool:
-    """Convert timm's `AttentionPoolLatent`; `norm` is applied to the tokens before it."""
+def from_attention_pool(source: Any, norm: nn.Module, skipped: int) -> AttentionPool:
+    """Convert timm's `AttentionPoolLatent`, which reads the tokens after the first `skipped`.
+
+    `norm` is applied to the tokens before it.
+    """
     _require(source.latent_len == 1, "attention pooling with several queries")
     _require(source.pos_embed is None, "attention pooling with positions")
     _require(isinstance(source.k_norm, nn.Identity), "attention pooling with normalised keys")
@@ -149,7 +182,7 @@ def from_attention_pool(source: Any, norm: nn.Module) -> AttentionPool:
     mlp.load_state_dict(source.mlp.state_dict())
     # The query is the same for every image: its projection can be applied once, here.
     query = source.q(source.latent)[0, 0].detach()
-    pool = AttentionPool(norm, query, source.num_heads, _copy_norm(source.norm), mlp)
+    pool = AttentionPool(norm, query, source.num_heads, _copy_norm(source.norm), mlp, skipped)
     pool.key_value.load_state_dict(source.kv.state_dict())
     pool.proj.load_state_dict(source.proj.state_dict())
     return pool
@@ -179,6 +212,7 @@ def from_resnet(visual: Any) -> Tower:
 CONVERTERS: Final[dict[type, Callable[[Any], Tower]]] = {
     NativeTransformer: from_native,
     TimmTransformer: from_timm,
+    DistilledTransformer: from_timm,
     ModifiedResNet: from_resnet,
 }
 
@@ -213,10 +247,11 @@ def unsupported(kind: str) -> UserError:
 
 def _require(holds: bool, part: str) -> None:
     if not holds:
-        raise _lacking(part)
+        raise lacking(part)
 
 
-def _lacking(part: str) -> UserError:
+def lacking(part: str) -> UserError:
+    """Return the error for a tower with a part that the canonical one lacks."""
     return UserError(f"the backbone's image tower has {part}, which taillift does not support")
 
 
@@ -230,7 +265,7 @@ def _block(
 ) -> Block:
     """Return a block with the source's tensors; `names` are those of the source by our own."""
     if not isinstance(norm, nn.LayerNorm):
-        raise _lacking(type(norm).__name__)
+        raise lacking(type(norm).__name__)
     tensors = {}
     for ours, theirs in names.items():
         weight = tensors[f"{ours}.weight"] = source[f"{theirs}.weight"]

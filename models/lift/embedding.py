@@ -17,25 +17,26 @@ class PatchConv(nn.Module):
 
 
 class Embed(nn.Module):
-    """float [N, 3, S, S] to tokens [N, 1 + P, D] with the class token first, or to [N, P, D]."""
+    """float [N, 3, S, S] to tokens [N, K + P, D], of which the first K are no patches."""
 
     def __init__(
-        self, patches: nn.Module, class_token: Tensor | None, positions: Tensor, norm: nn.Module
+        self, patches: nn.Module, prefix: Tensor, positions: Tensor, norm: nn.Module
     ) -> None:
-        """Copy the tensors: `class_token` is [D], `positions` [1 + P, D] or, without it, [P, D].
+        """Copy the tensors: `prefix` is [K, D], `positions` [K + P, D].
 
-        `patches` maps pixels to [N, P, D].
+        The prefix is the class token, if there is one, and then the register tokens (Darcet et al.
+        2023) or the distillation token of DeiT. K may be 0. `patches` maps pixels to [N, P, D].
         """
         super().__init__()
         self.patches = patches
-        self.class_token = None if class_token is None else nn.Parameter(class_token.clone())
+        self.prefix = nn.Parameter(prefix.clone())
         self.positions = nn.Parameter(positions.clone())
         self.norm = norm
 
     def forward(self, pixels: Tensor) -> Tensor:
         tokens = self.patches(pixels)
-        if self.class_token is not None:
-            first = self.class_token.expand(tokens.shape[0], 1, -1)
-            tokens = torch.cat([first, tokens], dim=1)
+        if len(self.prefix):
+            prefix = self.prefix.expand(tokens.shape[0], -1, -1)
+            tokens = torch.cat([prefix, tokens], dim=1)
         embedded: Tensor = self.norm(tokens + self.positions)
         return embedded

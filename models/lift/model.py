@@ -1,13 +1,28 @@
 """Pixels to logits: normalisation, tower and head in one module, the graph that is exported."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from taillift.models.errors import UserError
 from taillift.models.lift.head import Head
 from taillift.models.lift.tower import Tower
 from taillift.models.lift.tuners.base import Attachment
+
+# A protocol buffer holds at most 2 GiB, and the graph itself takes a little of that.
+GRAPH_BYTES: Final = 2**31 - 2**24
+
+
+def check_graph_size(module: nn.Module) -> None:
+    """Raise `UserError` if the weights of `module`, float32, are too large for one ONNX file."""
+    size = sum(4 * tensor.numel() for tensor in module.state_dict().values())
+    if size > GRAPH_BYTES:
+        raise UserError(
+            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most "
+            f"{GRAPH_BYTES / 1e9:.1f} GB: take a smaller backbone"
+        )
 
 
 class Normalise(nn.Module):

@@ -12,12 +12,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from taillift.models.errors import UserError
+from taillift.models.lift.model import check_graph_size
 
 # The first opset with standard Attention and Gelu operators.
 OPSET: Final = 23
-# A protocol buffer holds at most 2 GiB, and the graph itself takes a little of that.
-MAX_BYTES: Final = 2**31 - 2**24
 
 
 def write_graph(
@@ -28,13 +26,7 @@ def write_graph(
     `example` is a batch of at least two, because the exporter treats a size of one as a constant.
     Raises `UserError` if the weights do not fit in one file.
     """
-    tensors = module.state_dict().values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_BYTES:
-        raise UserError(
-            f"the model has {size / 1e9:.1f} GB of weights, and one ONNX file holds at most "
-            f"{MAX_BYTES / 1e9:.1f} GB: take a smaller backbone"
-        )
+    check_graph_size(module)
     with _quiet():
         program = torch.onnx.export(
             module,

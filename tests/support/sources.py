@@ -6,6 +6,7 @@ converter that forgets them would pass its tests.
 """
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
@@ -52,6 +54,21 @@ CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "Tiny-ResNet": {"vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 4}},
 }
 KINDS: Final = (*CONFIGS, TEXTLESS)
+# Towers of timm in miniature: what tells each from a plain vision transformer.
+MINIATURES: Final[dict[str, dict[str, Any]]] = {
+    "deit_test": {},
+    "deit_distilled_test": {},
+    "deit3_test": {"no_embed_class": True, "init_values": 0.5},
+    "flexivit_test": {"no_embed_class": True},
+    "vit_reg4_dinov2_test": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.5},
+    "vit_reg1_gap_test": {
+        "reg_tokens": 1,
+        "class_token": False,
+        "no_embed_class": True,
+        "global_pool": "avg",
+    },
+    "vit_reg2_map_test": {"reg_tokens": 2, "class_token": False, "global_pool": "map"},
+}
 
 # timm looks for a module's configs under this name.
 default_cfgs = generate_default_cfgs(
@@ -67,40 +84,50 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        for name in ("vit_plain_test.one", "vit_hybrid_test", "vit_map_test")
+        for name in ("vit_plain_test.one", "vit_hybrid_test", "vit_map_test", *MINIATURES)
     }
 )
 
 
 def vit_plain_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build a plain vision transformer with layer scale."""
-    del pretrained
-    return _vit("vit_plain_test", changes, init_values=0.5)
+    return _vit("vit_plain_test", pretrained, changes, init_values=0.5)
 
 
 def vit_hybrid_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build one like MobileCLIP-B: a stem with batch norms, no position for the class token."""
-    del pretrained
     stem = ConvStem(channels=(8, 8, 32), stride=(4, 2, 1), kernel_size=(4, 2, 1), padding=0)
     embed = partial(HybridEmbed, backbone=stem, proj=False)
-    return _vit("vit_hybrid_test", changes, embed_layer=embed, patch_size=1, no_embed_class=True)
+    shape = {"embed_layer": embed, "patch_size": 1, "no_embed_class": True}
+    return _vit("vit_hybrid_test", pretrained, changes, **shape)
 
 
 def vit_map_test(pretrained: bool = False, **changes: Any) -> nn.Module:
     """Build one like SigLIP: no class token, attention pooling, the tanh form of GELU."""
-    del pretrained
-    return _vit(
-        "vit_map_test", changes, class_token=False, global_pool="map", act_layer="gelu_tanh"
-    )
+    shape = {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
+    return _vit("vit_map_test", pretrained, changes, **shape)
 
 
-def _vit(name: str, changes: dict[str, Any], **shape: Any) -> nn.Module:
+def _vit(name: str, pretrained: bool, changes: dict[str, Any], **shape: Any) -> nn.Module:
     shape = {**SHAPE, **shape, **changes}
-    model: nn.Module = build_model_with_cfg(VisionTransformer, name, False, **shape)
+    kind = VisionTransformerDistilled if "distilled" in name else VisionTransformer
+    model: nn.Module = build_model_with_cfg(
+        kind, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **shape
+    )
     return model
 
 
-for build in (vit_plain_test, vit_hybrid_test, vit_map_test):
+def _miniature(name: str) -> Callable[..., nn.Module]:
+    def build(pretrained: bool = False, **changes: Any) -> nn.Module:
+        return _vit(name, pretrained, changes, **MINIATURES[name])
+
+    build.__name__ = name
+    build.__module__ = __name__
+    globals()[name] = build
+    return build
+
+
+for build in (vit_plain_test, vit_hybrid_test, vit_map_test, *map(_miniature, MINIATURES)):
     register_model(build)
 
 
@@ -115,7 +142,7 @@ def register(folder: Path) -> None:
 def make(kind: str) -> nn.Module:
     """Return a whole open_clip model or, for `TEXTLESS`, a timm model with its classifier."""
     torch.manual_seed(0)
-    if kind == TEXTLESS:
+    if kind.startswith("timm:"):
         return randomised(timm.create_model(kind.removeprefix("timm:")))
     return randomised(open_clip.create_model(kind))
 

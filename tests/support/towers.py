@@ -35,7 +35,7 @@ def tiny(
     torch.manual_seed(0)
     blocks = [Block(WIDTH, 4, 4 * WIDTH, act or nn.GELU(), eps, scaled) for _ in range(BLOCKS)]
     patches = PatchConv(nn.Conv2d(3, WIDTH, 8, 8))
-    embed = Embed(patches, torch.randn(WIDTH), torch.randn(5, WIDTH), nn.Identity())
+    embed = Embed(patches, torch.randn(1, WIDTH), torch.randn(5, WIDTH), nn.Identity())
     norm = nn.LayerNorm(WIDTH, eps=eps)
     pool = MeanPool(norm, nn.Identity(), skipped=1) if mean else Pool(norm)
     tower = Tower.assemble(embed, blocks, pool)

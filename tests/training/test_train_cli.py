@@ -1,5 +1,6 @@
 """The training commands as a user runs them, with one line of error if they fail."""
 
+import json
 import os
 import re
 import signal
@@ -285,3 +286,25 @@ def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
         *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
         *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),
     }, "nothing drawn is left of the earlier comparison"
+
+
+def test_backbones_are_listed_described_and_written_as_json(run: Run) -> None:
+    status, out, _ = run("backbones", "RN50")
+    assert (status, out.splitlines()[0]) == (0, "RN50")
+    assert "tags that use QuickGELU: openai, yfcc15m, cc12m" in out
+    status, out, _ = run("backbones", "timm:vit_small_patch14")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert re.search(
+        r"^timm:vit_small_patch14_reg4_dinov2 +518 +384 +12 +22 M +1 plain$", out, re.M
+    )
+    entries = {entry["name"]: entry for entry in json.loads(run("backbones", "swin", "--json")[1])}
+    assert not entries["swin_base_patch4_window7_224"]["works"]
+    assert "SwinTransformer" in entries["swin_base_patch4_window7_224"]["reason"]
+
+
+def test_an_unknown_architecture_is_one_line(run: Run) -> None:
+    status, out, error = run("backbones", "ViT-Q-99")
+    assert (status, out) == (1, "")
+    assert error.startswith("error: there is no architecture 'ViT-Q-99'")
+    assert error.count("\n") == 1

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from open_clip.timm_model import TimmModel
+from timm import create_model
 from timm.layers import AttentionPoolLatent
 from timm.models.fastvit import FastVit
 from timm.models.vision_transformer import VisionTransformer
@@ -21,8 +22,18 @@ from taillift.models.lift.head import CosineHead
 from taillift.models.lift.merge import merge
 from taillift.models.lift.model import Model, Normalise
 from taillift.models.lift.onnx_export import write_graph
-from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, Tuner
-from tests.support.sources import KINDS, NATIVE, SHAPE, SIZE, TEXTLESS, make, randomised, register
+from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, LoRA, Tuner, VPTDeep
+from tests.support.sources import (
+    KINDS,
+    MINIATURES,
+    NATIVE,
+    SHAPE,
+    SIZE,
+    TEXTLESS,
+    make,
+    randomised,
+    register,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +52,7 @@ def timm(**changes: Any) -> nn.Module:
 
 def visual_of(kind: str) -> nn.Module:
     model = make(kind)
-    return model if kind == TEXTLESS else model.get_submodule("visual")
+    return model if kind.startswith("timm:") else model.get_submodule("visual")
 
 
 def features(visual: Any, pixels: Tensor) -> Tensor:
@@ -87,10 +98,45 @@ def test_a_native_tower_keeps_its_features(changes: dict[str, Any]) -> None:
         pytest.param({"global_pool": "avg", "class_token": False}, id="mean-without-class"),
         pytest.param({"global_pool": "map", "class_token": False}, id="map"),
         pytest.param({"act_layer": "gelu_tanh"}, id="gelu-tanh"),
+        pytest.param({"reg_tokens": 4}, id="registers"),
+        pytest.param({"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1}, id="dinov2"),
+        pytest.param({"reg_tokens": 1, "global_pool": "avg"}, id="mean-next-to-registers"),
+        pytest.param(
+            {"reg_tokens": 3, "global_pool": "avg", "class_token": False, "no_embed_class": True},
+            id="registers-without-class",
+        ),
+        pytest.param({"reg_tokens": 2, "global_pool": "map"}, id="map-next-to-registers"),
+        pytest.param({"global_pool": "map"}, id="map-next-to-class"),
     ],
 )
 def test_a_timm_tower_keeps_its_features(changes: dict[str, Any]) -> None:
     check_features(timm(**changes))
+
+
+@pytest.mark.parametrize("name", [f"timm:{name}" for name in MINIATURES])
+@pytest.mark.parametrize("changes", [{}, {"depth": 3}, {"img_size": 48}, {"num_heads": 8}])
+def test_deit_flexivit_and_towers_with_registers_keep_their_features(
+    name: str, changes: dict[str, Any]
+) -> None:
+    visual = randomised(create_model(name.removeprefix("timm:"), num_classes=0, **changes))
+    check_features(visual, changes.get("img_size", SIZE))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224",
+        "deit3_small_patch16_224",
+        "flexivit_small",
+        "vit_small_patch14_reg4_dinov2",
+        "vit_little_patch16_reg1_gap_256",
+        "vit_so150m_patch16_reg4_map_256",
+    ],
+)
+def test_timms_own_deit_flexivit_and_towers_with_registers_keep_their_features(name: str) -> None:
+    shape = {"depth": 2, "img_size": 56 if "patch14" in name else 64}
+    visual = randomised(create_model(name, num_classes=0, **shape))
+    check_features(visual, shape["img_size"])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Tiny-ResNet"])
@@ -98,9 +144,9 @@ def test_towers_of_every_kind_keep_their_features(kind: str) -> None:
     check_features(visual_of(kind))
 
 
-def check_features(visual: nn.Module) -> None:
+def check_features(visual: nn.Module, size: int = SIZE) -> None:
     tower = convert(visual)
-    pixels = torch.randn(3, 3, SIZE, SIZE)
+    pixels = torch.randn(3, 3, size, size)
     with torch.no_grad():
         assert relative_error(tower(pixels), features(visual, pixels)) < 1e-5
     assert not any(parameter.requires_grad for parameter in tower.parameters())
@@ -158,11 +204,16 @@ TRAINED: list[tuple[str, Tuner]] = [
     ("Tiny-Hybrid", AdaptFormer(rank=4)),
     ("Tiny-Map", AdaptFormer(rank=4)),
     (TEXTLESS, AdaptFormer(rank=4)),
+    *((f"timm:{name}", AdaptFormer(rank=4)) for name in MINIATURES),
+    ("timm:vit_reg4_dinov2_test", VPTDeep(prompts=3)),
+    ("timm:deit_distilled_test", LoRA(rank=2)),
     ("Tiny-ResNet", LayerNorms()),
 ]
 
 
-@pytest.mark.parametrize(("kind", "tuner"), TRAINED, ids=[kind for kind, _ in TRAINED])
+@pytest.mark.parametrize(
+    ("kind", "tuner"), TRAINED, ids=[f"{kind}-{tuner.name}" for kind, tuner in TRAINED]
+)
 def test_a_trained_tower_of_every_kind_merges_and_exports(
     kind: str, tuner: Tuner, tmp_path: Path
 ) -> None:
@@ -249,12 +300,10 @@ def test_a_native_tower_that_cannot_be_converted_is_refused_by_part(
         ({"scale_mlp_norm": True}, "mlp.norm"),
         ({"scale_attn_norm": True}, "attn.norm"),
         ({"qk_norm": True}, "attn.q_norm"),
-        ({"reg_tokens": 2}, "register tokens"),
         ({"pos_embed": "none"}, "no positional embedding"),
         ({"dynamic_img_size": True}, "dynamic image size"),
         ({"global_pool": "avgmax"}, "avgmax pooling"),
         ({"global_pool": ""}, "no pooling"),
-        ({"global_pool": "map"}, "next to a class token"),
         ({"act_layer": "silu"}, "SiLU"),
     ],
 )

@@ -24,7 +24,8 @@ from taillift.training.export import export as module
 from taillift.training.export.export import Exported, export
 from taillift.training.fit.checkpoint import restore, save
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.train import Trainer
+from taillift.training.train import Run, Trainer
+from tests.support.sources import write
 from tests.support.tiny import write_photos
 
 ENSEMBLES = {"single": Ensemble.OFF, "full": Ensemble.FULL, "adaptive": Ensemble.ADAPTIVE}
@@ -65,6 +66,39 @@ def exported(
 ) -> tuple[Path, Exported]:
     target = tmp_path_factory.mktemp("bundles") / "colours"
     return target, export(checkpoint, colours, target)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("deit_distilled_test", ""),
+        ("deit3_test", ""),
+        ("flexivit_test", "@48"),
+        ("vit_reg4_dinov2_test", "@24"),
+        ("vit_reg2_map_test", ""),
+    ],
+)
+def test_deit_flexivit_and_towers_with_registers_are_trained_exported_and_served(
+    kind: str, size: str, colours: Dataset, tmp_path: Path
+) -> None:
+    backbone = f"{write(f'timm:{kind}', tmp_path)[0]}{size}"
+    tuners = [{"name": "adaptformer", "rank": 2}, {"name": "vpt-deep", "prompts": 2}]
+    path = trained(
+        colours, backbone, tmp_path, tuners=tuners, head={"initial": {"name": "class-mean"}}
+    )
+    made = export(path, colours, tmp_path / "bundle")
+    assert made.unmerged == []
+    assert max(made.proof.merged, made.proof.runtime) < 1e-4
+    classifier = Classifier.open(tmp_path / "bundle")
+    assert colours.test is not None
+    canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
+    served, _ = classifier.mean_logits(canvases, Ensemble.OFF)
+    facts = restore(path)[1]
+    trainer = Trainer(colours, load_backbone(backbone), torch.device("cpu"))
+    model = restore(path)[0].eval()
+    assert facts.preprocessing.size == int(size[1:] or 32)
+    logits = trainer.view_logits(Run(model, facts), colours.test)[:, 0]
+    assert np.allclose(served, logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 32])

@@ -1,0 +1,94 @@
+"""The list of architectures says what loading them would say, in 80 columns."""
+
+import open_clip
+import pytest
+import timm
+
+from taillift.models.errors import UserError
+from taillift.models.lift.catalogue import Entry, describe, details, names_like, table
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width", "blocks", "millions"),
+    [
+        ("ViT-B-16", 224, 768, 12, 86.2),
+        ("RN50", 224, 1024, 0, 38.3),
+        ("ViT-B-16-SigLIP", 224, 768, 12, 92.9),
+        ("timm:vit_small_patch14_reg4_dinov2", 518, 384, 12, 22.1),
+        ("timm:deit_tiny_distilled_patch16_224", 224, 192, 12, 5.5),
+        ("timm:flexivit_small", 240, 384, 12, 21.7),
+    ],
+)
+def test_an_architecture_that_works_has_its_measures(
+    name: str, size: int, width: int, blocks: int, millions: float
+) -> None:
+    entry = describe(name)
+    assert entry.works
+    assert (entry.image_size, entry.width, entry.blocks) == (size, width, blocks)
+    assert entry.weights is not None
+    assert round(entry.weights / 1e6, 1) == millions
+
+
+def test_tags_are_sorted_by_the_activation_they_were_trained_with() -> None:
+    tags = describe("ViT-B-16").tags
+    assert "openai" in tags["QuickGELU"]
+    assert "laion2b_s34b_b88k" in tags["GELU"]
+    assert describe("ViT-B-16-quickgelu").tags["GELU"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("convnext_base", "is a convnext_base"),
+        ("coca_ViT-B-32", "is a CoCa"),
+        ("ViT-bigG-14", "7.4 GB of weights"),
+        ("timm:vit_small_patch16_dinov3", "rotary positions in DINOv3"),
+        ("timm:vit_base_patch16_18x2_224", "ParallelThingsBlock"),
+    ],
+)
+def test_one_that_does_not_work_has_the_reason_and_no_measures(name: str, reason: str) -> None:
+    entry = describe(name)
+    assert not entry.works
+    assert reason in entry.reason
+    assert (entry.image_size, entry.weights) == (None, None)
+    assert any("does not work" in line for line in details(entry))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        ("ViT-B-16", ["ViT-B-16"]),
+        ("ViT-B-16:openai", ["ViT-B-16"]),
+        ("timm:deit3_small_patch16_224.fb_in1k", ["timm:deit3_small_patch16_224"]),
+        ("timm:resnet50", ["timm:resnet50"]),
+        ("timm:flexivit", [f"timm:flexivit_{size}" for size in ("base", "large", "small")]),
+        ("RN50X", ["RN50x4", "RN50x4-quickgelu", "RN50x16", "RN50x16-quickgelu"]),
+    ],
+)
+def test_a_name_or_a_part_of_names_is_found(wanted: str, names: list[str]) -> None:
+    found = names_like(wanted)
+    assert set(names) <= set(found)
+    assert all(wanted.partition(":")[0].lower() in one.lower() for one in found)
+
+
+def test_without_a_name_all_of_open_clip_are_listed() -> None:
+    assert names_like(None) == open_clip.list_models()
+
+
+def test_an_unknown_name_gets_a_hint() -> None:
+    with pytest.raises(UserError, match=r"no architecture 'ViT-B16'.*did you mean .ViT-B-16"):
+        names_like("ViT-B16")
+
+
+def test_the_table_fits_80_columns_with_the_longest_names() -> None:
+    names = [*open_clip.list_models(), *(f"timm:{one}" for one in timm.list_models("vit_*"))]
+    tags = {"GELU": ["a"] * 20, "QuickGELU": ["b"] * 20}
+    entries = [
+        *(Entry(one, tags, "", 1024, 1280, 48, 500_000_000) for one in names),
+        *(Entry(one, tags, "has an attention of another kind") for one in names),
+    ]
+    lines = list(table(entries))
+    assert max(map(len, lines)) <= 80
+    assert "both" in lines[1]
+    assert all(any(one in line for line in lines) for one in names)
+    assert max(len(line) for one in entries[:200] for line in details(one)) <= 80
