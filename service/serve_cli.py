@@ -1,4 +1,4 @@
-"""The commands `serve`, `classify` and `watch`."""
+"""The commands `serve`, `classify`, `embed`, `watch` and `upgrade-bundle`."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
@@ -251,6 +251,23 @@ def watch(
         replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
         as_json,
     )
+
+
+@app.command()
+def upgrade_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder for the new bundle.", show_default="the manifest is replaced in its place"
+        ),
+    ] = None,
+) -> None:
+    """Let the version of an older bundle cover its manifest, too (schema 2), without training."""
+    from taillift.models.bundle.folder import upgrade
+
+    manifest = upgrade(bundle, out)
+    say(f"{out or bundle}: bundle {manifest.name} {manifest.version}, schema 2")
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:

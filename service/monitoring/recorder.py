@@ -11,13 +11,14 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.arrays import Doubles
+from taillift.models.bundle.folder import CONFUSION, verify_file
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.review import Decision
 from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
-from taillift.service.tail.confusion import read_confusions
+from taillift.service.tail.confusion import Pair, read_confusions
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import restore, to_arrays
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 # A process that is killed loses the statistics since its last save.
 SAVE_SECONDS: Final = 5.0
-CONFUSION: Final = Path("report") / "confusion.csv"
 
 
 class Monitoring:
@@ -123,14 +123,21 @@ class Monitoring:
 def model_profile(bundle: Path, manifest: Manifest) -> ModelProfile:
     """Return what the statistics need of a bundle.
 
-    Raises `UserError` if the bundle's confusions do not fit its classes.
+    Raises `UserError` if the bundle's confusions are not those that the manifest lists, or do not
+    fit its classes.
     """
+    path, pairs = bundle / CONFUSION, list[Pair]()
+    if CONFUSION in manifest.files:
+        verify_file(bundle, manifest, CONFUSION)
+        pairs = read_confusions(path, manifest.labels)
+    elif path.exists():
+        logger.warning("%s is not used, because the manifest does not list it", path)
     return ModelProfile(
         version=manifest.version,
         labels=tuple(manifest.labels),
         groups=tuple(info.group for info in manifest.classes),
         counts=tuple(manifest.counts),
-        pairs=tuple(read_confusions(bundle / CONFUSION, manifest.labels)),
+        pairs=tuple(pairs),
     )
 
 

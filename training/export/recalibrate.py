@@ -58,11 +58,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             ),
             "variants": {precision: variant.variant for precision, variant in variants.items()},
         }
-        return new.finish(
-            lambda content_version, files: old.model_copy(
-                update=changes | {"version": content_version, "files": files}
-            )
-        )
+        return new.finish(lambda files: old.model_copy(update=changes | {"files": files}))
 
 
 def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:
