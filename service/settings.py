@@ -93,7 +93,9 @@ COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 class Settings(BaseSettings):
     """The settings of one service: given values first, then `TAILLIFT_*`, then the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     bundle: Path = Field(description="Folder of the bundle to serve.")
     host: str = Field(
@@ -266,7 +268,7 @@ class Settings(BaseSettings):
     )
     tail_level: float = Field(
         0.05,
-        gt=0,
+        ge=1e-6,
         lt=1,
         description="False discovery rate for drifting and silent classes.",
     )
