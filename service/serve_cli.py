@@ -2,12 +2,14 @@
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from taillift.models.errors import end_in_one_line
 from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
 
@@ -76,6 +78,8 @@ def setting_parameter(name: str) -> inspect.Parameter:
 @takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
 def serve(**given: Any) -> None:
     """Serve a bundle over HTTP until stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_in_one_line)
     settings = read_settings(**given)
     from taillift.service import server
 

@@ -245,6 +245,12 @@ class Settings(BaseSettings):
         description="Time without a finished batch, or without a decoded image if all decode "
         "threads are busy, after which the service is not ready (503), in seconds.",
     )
+    notice_seconds: float = Field(
+        1,
+        ge=0,
+        description="Time between a signal to stop, from which on /readyz answers 503, and the "
+        "closing of the port, in seconds; as long as a load balancer takes to notice.",
+    )
     drain_seconds: int = Field(
         30,
         ge=1,
