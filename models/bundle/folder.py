@@ -267,19 +267,16 @@ def read_golden(
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Read the named arrays of a bundle's npz file; raises `UserError` if it is damaged."""
     try:
-        with (
-            readable(path.parent),
-            path.open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
+        with readable(path.parent):
+            file = path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: export the bundle again") from None
+    try:
+        with file, np.load(file, allow_pickle=False) as arrays:
             size = sum(member.file_size for member in arrays.zip.infolist())
             if size > MAX_ARRAYS:
                 raise ValueError(f"it would take {size:,} bytes, more than {MAX_ARRAYS:,}")
             return [arrays[name] for name in names]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: export the bundle again") from None
-    except UserError:
-        raise
     except Exception as error:  # A damaged file may raise anything.
         raise UserError(
             f"{path} is damaged ({first_lines(error)}): export the bundle again"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from zipfile import ZIP_BZIP2, ZIP_LZMA, ZipFile
 
 import numpy as np
 import pytest
@@ -403,6 +404,36 @@ def test_golden_views_that_break_within_are_one_line(copy: Path) -> None:
 
 def test_golden_views_without_logits_are_one_line(copy: Path) -> None:
     np.savez(copy / "golden.npz", pixels=np.zeros((1, 8, 8, 3), np.uint8))
+    assert "golden.npz is damaged" in golden_refusal(copy)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1048576, 1048576, 64), }",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (9, 9, 9, 9), }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': '|u1', 'shape': ",
+    ],
+)
+def test_golden_views_with_a_wrong_header_are_one_line(copy: Path, header: str) -> None:
+    size = (len(header) + 1).to_bytes(2, "little")
+    with ZipFile(copy / "golden.npz", "w") as archive:
+        for name in ("pixels", "fp32"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + size + header.encode() + b"\n")
+    assert "golden.npz is damaged" in golden_refusal(copy)
+
+
+@pytest.mark.parametrize("method", [ZIP_LZMA, ZIP_BZIP2])
+def test_golden_views_that_were_packed_otherwise_and_damaged_are_one_line(
+    copy: Path, method: int
+) -> None:
+    with ZipFile(copy / "golden.npz", "w", method) as archive:
+        for name in ("pixels", "fp32"):
+            archive.writestr(f"{name}.npy", bytes(10_000))
+    data = bytearray((copy / "golden.npz").read_bytes())
+    data[60:80] = bytes(20)
+    (copy / "golden.npz").write_bytes(data)
     assert "golden.npz is damaged" in golden_refusal(copy)
 
 

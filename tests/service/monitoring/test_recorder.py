@@ -238,6 +238,28 @@ def test_another_bundle_version_begins_anew(
         assert client.get("/classes").json()["window"]["predictions"] == 0
 
 
+@pytest.mark.parametrize("text", ["", "true,predicted,photos\nred,red,1\n"])
+def test_confusions_that_were_changed_are_refused_before_they_are_read(
+    known: Path, tmp_path: Path, text: str
+) -> None:
+    bundle = shutil.copytree(known, tmp_path / "bundle")
+    (bundle / "report" / "confusion.csv").write_text(text)
+    with pytest.raises(UserError, match=r"confusion\.csv is not the file that the manifest lists"):
+        Engine(read_settings(bundle=bundle))
+
+
+def test_confusions_that_nobody_lists_are_not_used(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copied = shutil.copytree(bundle, tmp_path / "bundle")
+    (copied / "report").mkdir()
+    (copied / "report" / "confusion.csv").write_text("not a table")
+    engine = Engine(read_settings(bundle=copied))
+    assert not engine.bundle.monitoring.monitor.profile.pairs
+    (line,) = [line for line in caplog.messages if "confusion.csv" in line]
+    assert line.endswith("is not used, because the manifest does not list it")
+
+
 def test_an_upgrade_of_the_bundle_goes_on_counting(
     known: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
