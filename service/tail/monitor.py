@@ -28,8 +28,8 @@ from taillift.service.tail.window import Window
 # Of every interval that is shown.
 COVERAGE: Final = 0.95
 WEEK: Final = 7 * 24 * 3600.0
-# Predictions are counted in batches of this size at most: a batch costs the same as a single one.
-MAX_PENDING: Final = 4096
+# Predictions are counted so many at once: more would make the next look late.
+MAX_PENDING: Final = 512
 # So many of the last predictions are judged anew at every look, because it takes time to notice
 # that they depend on each other.
 HELD: Final = 2048
