@@ -350,14 +350,16 @@ class Connection(HttpToolsProtocol):
         answer = respond(problem.document(), problem.status, {**headers, **(problem.headers or {})})
         lines = [b"%s%d %s" % (ANSWER_START, problem.status, phrase(problem.status))]
         lines += [b"%s: %s" % header for header in answer.raw_headers]
-        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+        bodiless = self._head_begun and self.parser.get_method() == b"HEAD"
+        body = b"" if bodiless else bytes(answer.body)
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
         record = AccessRecord(
             method=None,
             path=self.url.partition(b"?")[0].decode("latin-1") if self._head_begun else None,
             status=problem.status,
             seconds=self.loop.time() - self._head_since,
             bytes_in=0,
-            bytes_out=len(answer.body),
+            bytes_out=len(body),
             client=self.client and self.client[0],
         )
         log_access(record, self._settings.access_log)
