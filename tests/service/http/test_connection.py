@@ -98,6 +98,16 @@ def test_a_refused_head_is_answered_without_a_body(
     assert (int(head.split()[1]), body) == (status, b"")
 
 
+def test_what_follows_a_head_and_is_no_request_is_answered_with_a_body(
+    hasty: httpx.Client,
+) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n\x89PNG")
+        first, _, rest = read(connection).partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert problem(rest) == (400, "malformed")
+
+
 def test_headers_that_trickle_are_refused_although_bytes_keep_coming(
     hasty: httpx.Client,
 ) -> None:
