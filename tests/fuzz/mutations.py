@@ -1,6 +1,7 @@
 """Mutations: of the bytes of an image, of a form, of the fields of a request, of its wire."""
 
 import gzip
+import re
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -8,7 +9,10 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
+from benchmarks.hostile import chunk
 from tests.fuzz.seeds import FORM, Message, form
+
+Chunks = list[tuple[bytes, bytes]]
 
 INTERESTING: Final = (
     0,
@@ -122,44 +126,71 @@ def image(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     if random.random() < 0.1:
         other = random.choice(others)
         return data[: random.randrange(len(data))] + other[random.randrange(len(other)) :]
-    if data.startswith(b"\x89PNG") and random.random() < 0.8:
-        return png_chunks(data, random)
+    if random.random() < 0.6:
+        match data[:4]:
+            case b"\x89PNG":
+                return png_of_chunks(changed(png_chunks(data), random))
+            case b"RIFF":
+                return webp_of_chunks(changed(webp_chunks(data), random))
+            case _ if data[:2] == b"\xff\xd8":
+                # Split before each marker, but not before restarts and escaped bytes.
+                segments = re.split(rb"(?=\xff[\xc0-\xcf\xd8-\xfe])", data)
+                pairs = changed([(each[:2], each[2:]) for each in segments], random)
+                return b"".join(kind + content for kind, content in pairs)
     for _ in range(random.choice((1, 1, 2, 5))):
         data = bytes_of(data, random)
-    if data.startswith(b"RIFF") and random.random() < 0.8:
-        data = data[:4] + struct.pack("<I", max(len(data) - 8, 0) % 2**32) + data[8:]
     return data
 
 
-def png_chunks(data: bytes, random: Random) -> bytes:
-    """Return a PNG with a changed, lost, doubled or moved chunk, and right checksums."""
+def changed(chunks: Chunks, random: Random) -> Chunks:
+    """Return the chunks of a file with one of them lost, doubled, moved or changed."""
+    at = random.randrange(len(chunks))
+    before, (kind, content), after = chunks[:at], chunks[at], chunks[at + 1 :]
+    match random.randrange(5):
+        case 0:
+            return before + after
+        case 1:
+            return before + [(kind, content)] * random.choice((2, 4, 90, 4_000)) + after
+        case 2:
+            place = random.randrange(len(chunks))
+            others = before + after
+            return [*others[:place], (kind, content), *others[place:]]
+        case 3 if kind == b"IDAT":
+            pixels = bytes_of(zlib.decompress(content), random)
+            return [*before, (kind, zlib.compress(pixels)), *after]
+        case _:
+            return [*before, (kind, bytes_of(content, random)[:MOST_BYTES]), *after]
+
+
+def png_chunks(data: bytes) -> Chunks:
     chunks, place = [], 8
     while place + 8 <= len(data):
         (size,) = struct.unpack_from(">I", data, place)
         chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + size]))
         place += 12 + size
-    at = random.randrange(len(chunks))
-    kind, content = chunks[at]
-    match random.randrange(5):
-        case 0:
-            del chunks[at]
-        case 1:
-            chunks[at:at] = [chunks[at]] * random.choice((1, 3, 4_000))
-        case 2:
-            chunks.insert(random.randrange(len(chunks)), chunks.pop(at))
-        case 3 if kind == b"IDAT" and random.random() < 0.5:
-            with_error = bytes_of(zlib.decompress(content), random)
-            chunks[at] = (kind, zlib.compress(with_error))
-        case _:
-            chunks[at] = (kind, bytes_of(content, random)[:MOST_BYTES])
+    return chunks
+
+
+def png_of_chunks(chunks: Chunks) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in chunks)
+
+
+def webp_chunks(data: bytes) -> Chunks:
+    chunks, place = [], 12
+    while place + 8 <= len(data):
+        (size,) = struct.unpack_from("<I", data, place + 4)
+        chunks.append((data[place : place + 4], data[place + 8 : place + 8 + size]))
+        place += 8 + size + size % 2
+    return chunks
+
+
+def webp_of_chunks(chunks: Chunks) -> bytes:
     parts = [
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
+        kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
         for kind, content in chunks
     ]
-    return data[:8] + b"".join(parts)
+    body = b"WEBP" + b"".join(parts)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def sent_image(message: Message, images: Sequence[bytes], random: Random) -> bytes:

@@ -49,6 +49,7 @@ def images() -> Mapping[str, bytes]:
     colour, alpha = Image.fromarray(noise[..., :3]), Image.fromarray(noise)
     grey, frames = colour.convert("L"), [colour.rotate(turn) for turn in (0, 90)]
     exif = b"Exif\0\0" + orientation(3, 1, 0)
+    large = Image.linear_gradient("L").resize((1_800, 1_200)).convert("RGB")
     deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     return {
         "jpeg": saved("JPEG", colour),
@@ -71,6 +72,10 @@ def images() -> Mapping[str, bytes]:
         "webp, lossless": saved("WEBP", alpha, lossless=True, exif=exif),
         "webp, animated": saved("WEBP", colour, save_all=True, append_images=frames),
         "webp, tiny": webp(90, 70),
+        "jpeg, large": saved("JPEG", large.convert("CMYK"), progressive=True, quality=20),
+        "png, large": saved("PNG", large),
+        "png, one bit, large": png(width=3_000, height=2_000, bits=1),
+        "webp, large": saved("WEBP", large, lossless=True),
         "gif": saved("GIF", colour),
         "bmp": saved("BMP", colour),
         "tiff": saved("TIFF", colour, compression="tiff_lzw"),

@@ -63,7 +63,7 @@ def test_a_minute_of_it_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
         (GOOD.replace(b"200 OK", b"500 Oh"), "answered with 500"),
         (GOOD.replace(b"200 OK", b"302 Found"), "answered with 302"),
         (GOOD[:-1], "cut off"),
-        (GOOD + b"more", "is no answer"),
+        (GOOD + b"more", "is not an answer"),
         (GOOD.replace(b"{}", b"{]"), "Expecting property name"),
         (GOOD.replace(b"Content-Length", b"Content Length"), "broken header"),
     ],
@@ -98,7 +98,7 @@ def test_an_unwell_service_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_to_head_has_no_body() -> None:
     head = GOOD.removesuffix(b"{}")
     assert read_answers(head, b"HEAD / HTTP/1.1\r\n\r\n") == [200]
-    with pytest.raises(ValueError, match="no answer"):
+    with pytest.raises(ValueError, match="not an answer"):
         read_answers(GOOD, b"HEAD / HTTP/1.1\r\n\r\n")
 
 

@@ -106,7 +106,7 @@ def read_answers(text: bytes, wire: bytes) -> list[int]:
         lines = head.decode("latin-1").split("\r\n")
         match = re.fullmatch(r"HTTP/1\.1 (\d{3}) [ -~]*", lines[0])
         if not end or not match:
-            raise ValueError(f"is no answer: {head[:80]!r}")
+            raise ValueError(f"is not an answer: {head[:80]!r}")
         fields: dict[str, str] = {}
         for line in lines[1:]:
             name, colon, value = line.partition(":")
