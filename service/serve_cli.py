@@ -241,7 +241,7 @@ def watch(
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
-            "label,confidence and optionally time.",
+            "label,confidence and optionally time,thing (rows of one thing count once).",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,

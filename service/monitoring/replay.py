@@ -101,10 +101,10 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
 def read_predictions(
     path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
 ) -> Iterator[PastPrediction]:
-    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and thing.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    Rows with the same `group` show one thing. `taillift classify --out` writes such files; in them,
+    Rows with the same `thing` show one thing. `taillift classify --out` writes such files; in them,
     `refused` is called with every photo that could not be used and the reason. Raises `UserError`
     that names the line.
     """
@@ -152,7 +152,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    things = (group_digest(row["group"]),) if row.get("group") else ()
+    things = (group_digest(row["thing"]),) if row.get("thing") else ()
     return PastPrediction(index, confidence, time, things)
 
 

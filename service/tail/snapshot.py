@@ -77,8 +77,9 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     if not np.array_equal(before, now):
         return
     for name, evidence in _evidences(monitor.settled).items():
-        evidence.wealth = arrays[f"{name}/wealth"].copy()
-        evidence.predictions = arrays[f"{name}/predictions"].astype(np.float64)
+        evidence.restore(
+            arrays[f"{name}/wealth"].copy(), arrays[f"{name}/predictions"].astype(np.float64)
+        )
     for name, band in _bands(monitor.settled).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
