@@ -1,6 +1,5 @@
 """A survey of a set of photos before training: what is read, what is not, and what is wrong."""
 
-import io
 import logging
 import os
 from collections import Counter
@@ -11,9 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from pydantic import BaseModel, Field
 
+from taillift.models.bundle.colour_profile import profile_name
 from taillift.models.bundle.images import (
     BrokenImageError,
     ImageTooLargeError,
@@ -173,11 +173,7 @@ def profile_of(image: Image.Image) -> str:
     profile = image.info.get("icc_profile")
     if not profile:
         return "none (CMYK)" if image.mode == "CMYK" else "none"
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.getProfileDescription(opened).strip() or "without a name"
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return "broken"
+    return profile_name(profile)
 
 
 def _survey_names(made: Survey, listing: Listing) -> tuple[str, ...]:

@@ -157,7 +157,7 @@ def test_a_file_padded_with_what_costs_time_is_refused(data: bytes, words: str) 
     ids=["metadata of 12 MB", "profiles", "a long text", "a wrong checksum", "a short EXIF"],
 )
 def test_what_changes_no_pixel_never_reaches_the_decoder(padded: bytes, plain: bytes) -> None:
-    assert essence(padded) == essence(plain)
+    assert essence(padded)._replace(profile=b"") == essence(plain)
     assert decode(padded, 16).tobytes() == decode(plain, 16).tobytes()
 
 
