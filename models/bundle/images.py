@@ -258,10 +258,13 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         # In place or rebound, so that a full-size copy lives no longer than it is needed.
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile", b"")
-        image = _eight_bits(image, usable_mode(profile))
+        profile_mode = usable_mode(profile)
+        image = _eight_bits(image, profile_mode)
         factor = min(image.size) // (2 * target)
         if factor > 1:
             image = image.reduce(factor)
+        if image.mode == "L" and profile_mode != "L":
+            image = image.convert("RGB")
         image = to_srgb(image, profile)
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -289,12 +292,15 @@ def _eight_bits(image: Image.Image, profile_mode: str) -> Image.Image:
 def canvas(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Resize an RGB image once, with antialiasing, so that its shorter side is S + expand.
 
-    With `squash`, both sides are. Returns uint8 [height, width, 3], RGB.
+    With `squash`, both sides are. If the longer side is cut off and not rounded, the pixels are
+    those of torchvision's `Resize`. Returns uint8 [height, width, 3], RGB.
     """
     short = preprocessing.size + preprocessing.expand
     width, height = image.size
     if preprocessing.resize_mode == "squash":
         size = (short, short)
+    elif preprocessing.long_side == "cut":
+        size = (short * width // min(width, height), short * height // min(width, height))
     else:
         scale = short / min(width, height)
         size = (max(short, round(width * scale)), max(short, round(height * scale)))

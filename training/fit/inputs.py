@@ -173,7 +173,7 @@ def training_photos(
         random = np.random.default_rng((seed, epoch, index))
         photo = split.photos[index]
         with naming(photo):
-            image = decode(photo.read(), size + preprocessing.expand)
+            image = decode(photo.read(), size + preprocessing.expand, split.max_pixels)
         if augmentation.name == "minimalist":
             smallest = smallest_area(augmentation.schedule, epoch / max(1, epochs - 1))
             box = minimalist_crop(*image.size, smallest, random)
@@ -193,7 +193,8 @@ def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
     def crop(index: int, _: int) -> Pixels:
         photo = split.photos[index]
         with naming(photo):
-            return views(load(photo.read(), preprocessing), preprocessing.size)
+            canvas = load(photo.read(), preprocessing, split.max_pixels)
+        return views(canvas, preprocessing.size)
 
     return Photos(crop, VIEWS, torch.tensor(split.labels))
 

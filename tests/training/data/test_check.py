@@ -141,11 +141,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = check.inspect_photo
 
-    def spy(photo: StoredPhoto) -> int | str:
+    def spy(photo: StoredPhoto, max_pixels: int) -> int | str:
         names.append(photo.name)
         if photo.name == "train/stop":
             raise KeyboardInterrupt
-        return real(photo)
+        return real(photo, max_pixels)
 
     monkeypatch.setattr(check, "inspect_photo", spy)
     return names
