@@ -259,6 +259,8 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         ImageOps.exif_transpose(image, in_place=True)
         profile = image.info.get("icc_profile", b"")
         profile_mode = usable_mode(profile)
+        if (image.mode == "CMYK") != (profile_mode == "CMYK"):
+            profile, profile_mode = b"", ""
         image = _eight_bits(image, profile_mode)
         factor = min(image.size) // (2 * target)
         if factor > 1:
