@@ -3,7 +3,7 @@
     python -m benchmarks.colours BUNDLE [--before CHECKOUT] [--rounds 15]
 
 The test photos of wardrobe-lt are stored as JPEGs of quality 95 in sRGB and in four wider spaces,
-whose profiles are made here from their primaries. The table gives the accuracy with five views and
+whose profiles are made here from their primaries. The table gives the accuracy as served and
 the share of answers that differ from those for sRGB. With --before, photos without a profile are
 also decoded by the code of another checkout, in alternating rounds. Results are written to
 benchmarks/results/colours.md.
@@ -30,7 +30,6 @@ from benchmarks.photos import SAMPLE
 from benchmarks.tables import RESULTS, markdown, write_result
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.classifier import Classifier
-from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.images import decode
 from taillift.training.data.dataset import Dataset, load_dataset
 
@@ -136,9 +135,10 @@ def stored_in(image: Image.Image, profile: bytes | None) -> bytes:
 
 
 def predicted(classifier: Classifier, photos: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return the most probable class of each photo, with five views."""
+    """Return the most probable class of each photo."""
     canvases = (classifier.canvas(photo) for photo in photos)
-    return np.array([*classifier.mean_logits(canvases, Ensemble.FULL).logits.argmax(1)], np.int64)
+    outputs = classifier.outputs(canvases, classifier.predictor.usual_ensemble)
+    return np.array([int(output.logits.argmax()) for output in outputs], np.int64)
 
 
 def accuracies(

@@ -95,3 +95,14 @@ def test_a_bad_photo_is_a_line_and_the_others_are_classified(
         f"{text}: not a JPEG, PNG or WebP image",
         f"{missing}: No such file or directory",
     ]
+
+
+def test_the_largest_image_is_the_users_choice(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(photo(CLASSES["red"][0], size=(50, 40)))
+    assert classify(bundle, path, "--max-pixels", 2_000).exit_code == 0
+    refused = classify(bundle, path, "--max-pixels", 1_999)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(
+        f"{path}: the image has 50 x 40 pixels, more than the 1,999 allowed"
+    )

@@ -225,10 +225,12 @@ def minimalist_crop(
 ) -> tuple[float, float, float, float]:
     """Return a square box (left, top, right, bottom) of at least `smallest` of the area.
 
-    If that does not fit, it is the largest square. From LIFT+ (arXiv 2504.13282), minimalist data
-    augmentation.
+    Its area is uniform between that and the largest square's; if the largest square is smaller, it
+    is the box. From LIFT+ (arXiv 2504.13282), minimalist data augmentation.
     """
-    side = min(width, height, np.sqrt(width * height * random.uniform(smallest, 1)))
+    largest = min(width, height) / max(width, height)
+    area = random.uniform(min(smallest, largest), largest)
+    side = min(width, height, np.sqrt(width * height * area))
     left, top = random.uniform(0, width - side), random.uniform(0, height - side)
     return left, top, left + side, top + side
 
