@@ -151,7 +151,7 @@ def test_photos_above_the_limit_of_their_split_are_refused_and_others_are_read(
         evaluation_photos(split, PREPROCESSING),
         training_photos(split, PREPROCESSING, Augmentation(), 2, 0),
     ):
-        with pytest.raises(UserError, match="0: the image has .* more than the 6,207 allowed"):
+        with pytest.raises(UserError, match=r"0: the image has .* more than the 6,207 allowed"):
             inputs.crop(0, 0)
     enough = replace(split, max_pixels=97 * 64).only([0])
     assert evaluation_photos(enough, PREPROCESSING).crop(0, 0).shape == (5, 32, 32, 3)
