@@ -5,7 +5,8 @@
 The test photos of wardrobe-lt are stored as JPEGs of quality 95 in sRGB and in four wider spaces,
 whose profiles are made here from their primaries. The table gives the accuracy as served and
 the share of answers that differ from those for sRGB. With --before, photos without a profile are
-also decoded by the code of another checkout, in alternating rounds. Results are written to
+also decoded by the code of another checkout, in alternating rounds. Saving at quality 94 shows how
+much the answers depend on a JPEG's rounding alone. Results are written to
 benchmarks/results/colours.md.
 """
 
@@ -123,14 +124,16 @@ def _sampled_curve(curve: tuple[float, ...]) -> bytes:
     return b"curv\0\0\0\0" + struct.pack(">I", len(x)) + (y * 65535).round().astype(">u2").tobytes()
 
 
-def stored_in(image: Image.Image, profile: bytes | None) -> bytes:
-    """Return an sRGB image as a JPEG of quality 95 in the colours of a profile, with it."""
+def stored_in(
+    image: Image.Image, profile: bytes | None, tagged: bool = True, quality: int = 95
+) -> bytes:
+    """Return an sRGB image as a JPEG in the colours of a profile, which is in it if `tagged`."""
     file = io.BytesIO()
     if profile is not None:
         source = ImageCms.createProfile("sRGB")
         target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         image = ImageCms.buildTransform(source, target, "RGB", "RGB").apply(image)
-    image.save(file, "JPEG", quality=95, icc_profile=profile)
+    image.save(file, "JPEG", quality=quality, icc_profile=profile if tagged else None)
     return file.getvalue()
 
 
@@ -158,10 +161,17 @@ def compare_spaces(classifier: Classifier, dataset: Dataset) -> str:
     labels = np.array([order[dataset.classes[label]] for label in dataset.test.labels])
     images = [decode(photo.read(), 4096) for photo in dataset.test.photos]
     plain = predicted(classifier, [stored_in(image, None) for image in images])
+    stored = {"sRGB": plain}
+    stored["sRGB at quality 94"] = predicted(
+        classifier, [stored_in(image, None, quality=94) for image in images]
+    )
+    for name, space in WIDER.items():
+        profile = matrix_profile(space, name)
+        for tagged in (True, False):
+            files = [stored_in(image, profile, tagged) for image in images]
+            stored[name if tagged else f"{name}, profile lost"] = predicted(classifier, files)
     rows = []
-    for name, space in {"no profile": None, "sRGB": SRGB, **WIDER}.items():
-        profile = None if space is None else matrix_profile(space, name)
-        answers = predicted(classifier, [stored_in(image, profile) for image in images])
+    for name, answers in stored.items():
         few, mean = accuracies(classifier, answers, labels)
         changed = 100 * float((answers != plain).mean())
         rows.append([name, f"{few:.2f}", f"{mean:.2f}", f"{changed:.2f} %"])
