@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import end_in_one_line
 from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
@@ -30,6 +31,10 @@ Sources = Annotated[
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
+]
+
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which an image is refused.")
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
@@ -128,6 +133,7 @@ def classify(
             show_default=False,
         ),
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
     ] = False,
@@ -160,7 +166,7 @@ def classify(
     if out is not None:
         row_file.check_out(out, folder_run.PREDICTIONS)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
@@ -218,6 +224,7 @@ def embed(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Write the model's features of images, at unit length, to a file."""
     from taillift.models.bundle.classifier import Classifier
@@ -228,7 +235,7 @@ def embed(
 
     row_file.check_out(out, folder_run.FEATURES)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     folder_run.embed_photos(classifier, photos, out, Ensemble(ensemble))
 
 
@@ -244,6 +251,7 @@ def watch(
             "label,confidence and optionally time,thing (rows of one thing count once).",
         ),
     ],
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
     **given: Any,
 ) -> None:
@@ -251,10 +259,8 @@ def watch(
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
-    show(
-        replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
-        as_json,
-    )
+    level, window = settings.tail_level, settings.tail_window_seconds
+    show(replay(bundle, past, settings.reference, level, window, max_pixels), as_json)
 
 
 @app.command()

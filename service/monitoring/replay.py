@@ -22,6 +22,7 @@ from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.models.plain_console import PlainConsole
@@ -76,7 +77,14 @@ class Report:
     delays: tuple[float, ...]
 
 
-def replay(bundle: Path, past: Path, reference: str, level: float, window: float) -> Report:
+def replay(
+    bundle: Path,
+    past: Path,
+    reference: str,
+    level: float,
+    window: float,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
     """Replay a CSV file of predictions, or those for a folder of photos, through the monitor.
 
     A photo that cannot be used is named on standard error and left out. Raises `UserError` if the
@@ -90,7 +98,7 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
         say(f"{photo}: {reason}", err=True)
 
     if past.is_dir():
-        predictions = classify_folder(bundle, past, refused)
+        predictions = classify_folder(bundle, past, refused, max_pixels)
     elif past.suffix.lower() == ".csv":
         predictions = read_predictions(past, manifest.labels, refused)
     else:
@@ -173,7 +181,10 @@ def parse_time(text: str) -> float:
 
 
 def classify_folder(
-    bundle: Path, folder: Path, refused: Callable[[Path, str], None]
+    bundle: Path,
+    folder: Path,
+    refused: Callable[[Path, str], None],
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[PastPrediction]:
     """Yield the top class of every photo below the folder, in the order of their paths.
 
@@ -182,7 +193,7 @@ def classify_folder(
     no photos or the bundle is damaged.
     """
     photos = photos_in(folder, recursive=True)
-    classifier = Classifier.open(bundle)
+    classifier = Classifier.open(bundle, max_pixels=max_pixels)
     for photo, prediction in zip(
         photos, conveyor.predictions(classifier, photos, Ensemble.FULL, cores()), strict=True
     ):
