@@ -134,7 +134,7 @@ def classify(
                     manifest.classes,
                     top_k,
                     prediction.views,
-                    prediction.decision,
+                    prediction.reason,
                 )
             )
     good = [result for result in results if isinstance(result, ClassifiedImage)]

@@ -116,15 +116,15 @@ async def classify(
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
     def result(filename: str | None, prediction: Prediction) -> ClassifiedImage:
-        decision, members = prediction.decision, prediction.members
-        bundle.monitoring.observe(prediction.uniform, decision, members)
+        members = prediction.members
+        bundle.monitoring.observe(prediction.uniform, prediction.decision, members)
         return classified(
             filename,
             prediction.requested,
             bundle.manifest.classes,
             query.top_k,
             prediction.views,
-            decision,
+            prediction.reason,
             members,
         )
 

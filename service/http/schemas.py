@@ -15,7 +15,7 @@ from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation,
 from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
-from taillift.models.bundle.review import Decision, Review
+from taillift.models.bundle.review import Decision, DecisionReason, Review
 from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
 from taillift.models.bundle.temperature import Calibration
 from taillift.service.problems import MalformedError, ProblemDocument
@@ -92,6 +92,9 @@ class ClassifiedImage(ImageResult):
         description="accept: the share of errors among such answers is certified, or only "
         "estimated, to stay within the risk that GET /model states (`review`); review: a person "
         "should check the answer; null: the bundle or the prior allows no decision",
+    )
+    decision_reason: DecisionReason | None = Field(
+        None, description="why: how the confidence stands to the threshold of the answer's group"
     )
     set: list[str] | None = Field(
         None, description="the set for `coverage`, the most probable label first"
@@ -174,7 +177,7 @@ def classified(
     classes: Sequence[ClassInfo],
     top_k: int,
     views: int,
-    decision: Decision | None = None,
+    reason: DecisionReason | None = None,
     members: Sequence[int] | None = None,
 ) -> ClassifiedImage:
     """Return the result for one image: its `top_k` most probable classes and its set.
@@ -194,7 +197,8 @@ def classified(
         filename=filename,
         views=views,
         predictions=predictions,
-        decision=decision,
+        decision=reason.decision if reason else None,
+        decision_reason=reason,
         set=None if members is None else [classes[index].label for index in members],
     )
 

@@ -101,6 +101,11 @@ def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     assert [found.decide(row) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]
     assert found.decide(few) == "review", "nothing is known of few"
+    assert [reason.kind for row in (*rows, few) if (reason := found.explain(row))] == [
+        "below threshold",
+        "accepted",
+        "no threshold",
+    ]
     assert predictor(review=None).decide(few) is None
 
 
