@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from functools import partial
 from types import FrameType
 from typing import cast
@@ -73,6 +74,9 @@ def serve(settings: Settings) -> None:
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         manifest = engine.bundle.manifest
         print(f"{manifest.name} {manifest.version}: http://{address} (Ctrl-C stops it)", flush=True)
+        for precision, variant in manifest.variants.items():
+            print(f"{precision}, ensemble if none is asked for: {variant.usual_ensemble_reason}")
+        sys.stdout.flush()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
         try:

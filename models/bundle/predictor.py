@@ -90,7 +90,7 @@ class Predictor:
     @property
     def usual_ensemble(self) -> Ensemble:
         """The ensemble of a request that names none."""
-        return Ensemble.ADAPTIVE if self.variant.exit else Ensemble.FULL
+        return self.variant.usual_ensemble
 
     def stages(self, ensemble: Ensemble) -> Stages:
         """Return the rule that says after how many views an image stops.

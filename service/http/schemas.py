@@ -32,8 +32,8 @@ class InferenceQuery(BaseModel):
     ensemble: Ensemble | None = Field(
         None,
         description="off: the centre view only; full: the mean of five views; adaptive: the other "
-        "views only if the centre view leaves doubt. The default is adaptive if GET /model has an "
-        "exit rule, else full",
+        "views only if the centre view leaves doubt. The default is `usual_ensemble` of GET "
+        "/model: adaptive if it saves at least a quarter of the views, else full",
     )
     prior: str = Field(
         Prior.UNIFORM,
@@ -149,6 +149,8 @@ class ModelSummary(BaseModel):
     calibrated: bool
     calibration: Calibration | None
     exit: ExitRule | None = Field(description="rule of ensemble=adaptive")
+    usual_ensemble: Ensemble = Field(description="the ensemble of a request that names none")
+    usual_ensemble_reason: str
     sets: PredictionSets | None = Field(description="basis of the sets for `coverage`")
     review: Review | None = Field(description="basis of each result's decision")
     evaluation: Evaluation | None
@@ -278,6 +280,8 @@ def model_summary(
         calibrated=variant.calibration is not None,
         calibration=variant.calibration,
         exit=variant.exit,
+        usual_ensemble=variant.usual_ensemble,
+        usual_ensemble_reason=variant.usual_ensemble_reason,
         sets=variant.sets,
         review=variant.review,
         evaluation=variant.evaluation,

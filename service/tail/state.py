@@ -12,8 +12,9 @@ import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.distributions import Doubles, Flags, Indices, binomial_interval
+from taillift.service.tail.drift import Drift
 from taillift.service.tail.monitor import COVERAGE, TailMonitor
-from taillift.service.tail.reference import Source
+from taillift.service.tail.reference import Rates, Source
 from taillift.service.tail.window import quantiles
 
 ClassStatus = Literal["as expected", "fewer", "more", "silent"]
@@ -45,6 +46,9 @@ class ClassArrays:
 
     `ratio` is NaN before the first prediction of any class, `last_seen` before that of the class.
     `found` marks the classes that drift; `direction` is 1 for more and -1 for fewer predictions.
+    `missing` is how many more predictions (of any class) it takes until 95 of 100 classes that are
+    predicted twice as often as expected would have been found: 0 if there are enough already, and
+    infinite if the held-out photos leave so much open.
     `hidden` marks few-shot classes whose loss would be hidden by the mistakes on other classes.
     """
 
@@ -57,6 +61,7 @@ class ClassArrays:
     silent: Flags
     hidden: Flags
     last_seen: Doubles
+    missing: Doubles
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,16 @@ class GroupState:
     e_value: float
     verdict: ClassStatus
     confidence: Quantiles | None
+    missing: float
+
+    @property
+    def words(self) -> str:
+        """The verdict; without one, whether that is because there is too little evidence."""
+        if self.verdict != "as expected" or not self.missing:
+            return self.verdict
+        if math.isinf(self.missing):
+            return "not enough evidence yet"
+        return f"not enough evidence yet: {self.missing:,.0f} more predictions"
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,7 @@ def tail_state(monitor: TailMonitor) -> TailState:
         silent=silence.found,
         hidden=hidden,
         last_seen=monitor.last_seen.copy(),
+        missing=missing_predictions(drift, monitor.expected.classes),
     )
     return TailState(
         reference=monitor.reference.source,
@@ -159,6 +175,19 @@ def tail_state(monitor: TailMonitor) -> TailState:
     )
 
 
+def missing_predictions(drift: Drift, rates: Rates) -> Doubles:
+    """Return the predictions [K] until a doubling from the beginning on would have been found."""
+    needed: Doubles = np.ceil(drift.delay(doubled(rates), after=0))
+    return (needed - drift.evidence.predictions).clip(0)
+
+
+def doubled(rates: Rates) -> Doubles:
+    """Return the rates [K] whose odds are twice those of `rates`."""
+    odds = 2 * rates.mean / (1 - rates.mean)
+    twice: Doubles = odds / (1 + odds)
+    return twice
+
+
 def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     """Return the state of every group that has classes."""
     size, drift, rates = len(GROUPS), monitor.group_drift, monitor.expected.groups
@@ -167,6 +196,7 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     predicted = histogram.sum(1)
     total = int(predicted.sum())
     shares = monitor.prevalence.estimate(predicted)
+    missing = missing_predictions(drift, rates)
     found, direction, e_values = drift.found, drift.direction, drift.e_values
     intervals = _intervals(*binomial_interval(predicted, total, COVERAGE))
     expected_intervals = _intervals(*monitor.group_interval)
@@ -186,6 +216,7 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
             e_value=float(e_values[g]),
             verdict=_status(bool(found[g]), int(direction[g]), silent=False),
             confidence=Quantiles.of(histogram[g]),
+            missing=float(missing[g]),
         )
         for g, group in enumerate(GROUPS)
         if classes[g]
@@ -199,8 +230,6 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
     counts = monitor.window.counts
     predicted, total = int(counts[index]), int(counts.sum())
     expected = total * float(rates.mean[index])
-    doubled_odds = 2 * rates.mean / (1 - rates.mean)
-    doubled: Doubles = doubled_odds / (1 + doubled_odds)
     watched = np.flatnonzero(silence.indices == index)
     last_seen = float(monitor.last_seen[index])
     return ClassState(
@@ -218,7 +247,7 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
         ),
         silence_e_value=float(silence.evidence.e_values[watched[0]]) if watched.size else None,
         silence_delay=float(silence.delay()[watched[0]]) if watched.size else None,
-        doubling_delay=float(drift.delay(doubled)[index]),
+        doubling_delay=float(drift.delay(doubled(rates))[index]),
         confidence=Quantiles.of(monitor.window.histogram[index]),
         last_seen=None if math.isnan(last_seen) else last_seen,
     )

@@ -17,7 +17,7 @@ TARGET: Final = 90
 
 
 def summary(variant: Variant) -> Iterator[str]:
-    """Yield what is known of a variant in at most eleven lines, the last of which counts the notes."""
+    """Yield what is known of a variant in at most twelve lines; the last counts the notes."""
     yield from headlines(variant)
     parts = (variant.exit, variant.calibration, variant.sets, variant.review)
     if count := sum(len(part.notes) for part in parts if part):
@@ -25,7 +25,7 @@ def summary(variant: Variant) -> Iterator[str]:
 
 
 def headlines(variant: Variant) -> Iterator[str]:
-    """Yield what is known of a variant in at most ten lines."""
+    """Yield what is known of a variant in at most eleven lines."""
     if variant.made:
         yield variant.made
     if variant.evaluation:
@@ -34,6 +34,7 @@ def headlines(variant: Variant) -> Iterator[str]:
         yield "no test/ or val/ photos: nothing is known of its accuracy"
     if variant.exit:
         yield exit_verdict(variant.exit)
+        yield f"used unless a request says otherwise: {variant.usual_ensemble_reason}"
         if variant.exit.source == "cross-fitting":
             yield f"fitted by cross-fitting, as there is no val/: {variant.exit.data}"
     if variant.calibration:
