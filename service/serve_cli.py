@@ -179,7 +179,7 @@ def classify(
                     manifest.classes,
                     top_k,
                     prediction.views,
-                    prediction.decision,
+                    prediction.reason,
                     prediction.members,
                 )
             )

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from functools import partial
 from types import FrameType
 from typing import Final, cast
@@ -85,6 +86,9 @@ def serve(settings: Settings) -> None:
         manifest = engine.bundle.manifest
         title = printable(f"{manifest.name} {manifest.version}")
         print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
+        for precision, variant in manifest.variants.items():
+            print(f"{precision}, ensemble if none is asked for: {variant.usual_ensemble_reason}")
+        sys.stdout.flush()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
         if hasattr(signal, "SIGHUP"):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -14,6 +14,10 @@ from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import Group, SchemaModel
 
 Fill = Callable[[Counts, int, int], None]
+
+
+# The share of the views that an exit rule has to save to be used without being asked for.
+WORTHWHILE: Final = 0.25
 
 
 class Ensemble(StrEnum):
@@ -107,6 +111,11 @@ class ExitRule(Stages):
     mean_views: float
     certified: bool = Field(description="every bound is within the tolerance")
     notes: tuple[str, ...] = Field((), description="what the photos could show and what not")
+
+    @property
+    def saves_enough(self) -> bool:
+        """Whether it saves so many views that it is the usual ensemble."""
+        return self.mean_views <= (1 - WORTHWHILE) * VIEWS
 
 
 class ImageOutputs(NamedTuple):

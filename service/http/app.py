@@ -142,10 +142,10 @@ async def classify(
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
     def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
-        decision, members = prediction.decision, prediction.members
+        members = prediction.members
         if count == "yes":
             things = [upload.digest, group_digest(group)] if group else [upload.digest]
-            bundle.monitoring.observe(prediction.uniform, decision, members, things)
+            bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
         else:
             engine.metrics.count_omission("asked")
         return classified(
@@ -154,7 +154,7 @@ async def classify(
             bundle.manifest.classes,
             query.top_k,
             prediction.views,
-            decision,
+            prediction.reason,
             members,
         )
 

@@ -60,6 +60,10 @@ class Traffic(BaseModel):
     confidence: Confidences | None
     evidence: float = Field(description="logarithm to base 10 of the drift test's e-value")
     direction: Direction | None = Field(description="direction of the drift, if there is one")
+    missing: float | None = Field(
+        description="predictions of any class until a doubling since the beginning would have been "
+        "found, 95 times of 100; 0: enough; null: the held-out photos leave too much open to say"
+    )
 
 
 class ClassTraffic(Traffic):
@@ -168,6 +172,7 @@ def classes(snapshot: Snapshot) -> Classes:
             else Confidences.model_validate(group.confidence, from_attributes=True),
             evidence=log10(group.e_value),
             direction=group.verdict if group.verdict in {"more", "fewer"} else None,
+            missing=_finite(group.missing),
             classes=group.classes,
             expected_share=group.expected_share,
             prevalence=ShareEstimate(share=group.prevalence, low=interval.low, high=interval.high),
@@ -232,6 +237,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         arrays.silent[chosen].tolist(),
         arrays.hidden[chosen].tolist(),
         arrays.last_seen[chosen].tolist(),
+        arrays.missing[chosen].tolist(),
         quantiles(snapshot.histogram[chosen]).tolist(),
         strict=True,
     )
@@ -249,6 +255,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         silent,
         hidden,
         last_seen,
+        missing,
         (tenth, median, ninetieth),
     ) in columns:
         traffic = ClassTraffic(
@@ -262,6 +269,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
             evidence=evidence,
             direction=("more" if direction > 0 else "fewer") if drifting else None,
             last_seen=_time(last_seen),
+            missing=_finite(missing),
             silent=silent,
             hidden=hidden,
             drifting=drifting,

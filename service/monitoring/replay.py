@@ -283,7 +283,7 @@ def _group_table(groups: Iterable[GroupState]) -> Table:
             text(group.expected_share, group.expected_interval),
             text(group.prevalence, group.prevalence_interval),
             "" if group.confidence is None else f"{group.confidence.median:.0%}",
-            group.verdict,
+            group.words,
         )
     return table
 

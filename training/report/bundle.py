@@ -79,6 +79,7 @@ def page(
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
+        unproved={name: each.unproved for name, each in calibrations.items() if each.unproved},
         errors=sections.calibration_errors(calibrations),
         temperatures=sections.temperatures(calibrations),
         coverage=sections.coverage(sets),

@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from taillift.models.bundle.manifest import Accuracy
 from taillift.models.bundle.schema import GROUPS, Group
 
-COLOURS: Final[dict[Group, str]] = {"many": "#4477aa", "medium": "#228833", "few": "#ee6677"}
+# Those of the service's page; white figures on them have a contrast of at least 4.5.
+COLOURS: Final[dict[Group, str]] = {"many": "#2f6cb8", "medium": "#1f7f74", "few": "#a9560b"}
 SHADES: Final = ("#999999", "#0077bb", "#cc3311", "#aa3377", "#ccbb44")
 # In inches.
 WIDEST: Final = 24.0
@@ -216,7 +217,7 @@ def draw_tail(
         for indices in bins:
             known = [rates[index] for index in indices if not math.isnan(rates[index])]
             heights.append(sum(known) / len(known) if known else math.nan)
-        below.plot(centres, heights, "o-", color=shade, lw=1.6, ms=4.5, label=title)
+        below.plot(centres, heights, "o", color=shade, ms=5, alpha=0.85, label=title)
     size = max(len(indices) for indices in bins)
     measure = (
         "accuracy by class" if size == 1 else f"mean accuracy of up to {size} neighbouring classes"

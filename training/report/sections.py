@@ -266,10 +266,11 @@ def acceptance(reviews: Mapping[Precision, Review]) -> Table:
     rows = []
     for precision, review in reviews.items():
         for name, group in review.groups.items():
-            threshold, kind = "never", UNKNOWN
+            fitted = "" if group.fitted_photos is None else f" from {group.fitted_photos:,} photos"
+            threshold, kind = "never", f"unknown{fitted}"
             if group.threshold is not None:
                 threshold = number(group.threshold, 3)
-                kind = "certified" if group.certified else "estimated"
+                kind = f"{'certified' if group.certified else 'estimated'}{fitted}"
             accepted = number(group.accepted if group.photos else None)
             figures = [threshold, kind, accepted, number(group.error)]
             rows.append([precision, name, f"{group.photos:,}", *figures])

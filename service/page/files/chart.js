@@ -74,8 +74,15 @@ export const stateOf = ({ silent, direction }) => (silent ? "silent" : direction
 
 export function stateText(live) {
   const state = stateOf(live);
-  if (!state) return live.hidden ? "loss would not show" : "as expected";
+  if (!state) return live.hidden ? "loss would not show" : evidenceText(live.missing);
   return state === "silent" ? state : `${state} than expected`;
+}
+
+/** Whether nothing was found because all is as expected, or because too little was seen. */
+export function evidenceText(missing) {
+  if (missing === 0) return "as expected";
+  const more = missing === null ? "" : `: ${many(missing, "more prediction")}`;
+  return `not enough evidence yet${more}`;
 }
 
 function readingText({ label, group, count: photos, live }) {

@@ -215,7 +215,12 @@ def test_decision_and_prediction_set_are_shown(page: Page) -> None:
         requests.append(route.request.url)
         response = route.fetch(url=route.request.url.split("&coverage")[0])
         document = response.json()
-        document["results"][0] |= {"decision": "review", "set": ["red", HOSTILE]}
+        reason = {"text": "no threshold for the group few"}
+        document["results"][0] |= {
+            "decision": "review",
+            "decision_reason": reason,
+            "set": ["red", HOSTILE],
+        }
         route.fulfill(response=response, json=document)
 
     def can(route: Route) -> None:
@@ -228,6 +233,7 @@ def test_decision_and_prediction_set_are_shown(page: Page) -> None:
     page.get_by_label("Prediction sets").check()
     choose(page, file("a.png", photo(RED)))
     expect(card(page).get_by_text("review", exact=True)).to_be_visible()
+    expect(card(page).get_by_text("let a person look: no threshold for the group")).to_be_visible()
     expect(card(page).get_by_text("Prediction set (2 classes)")).to_be_visible()
     expect(card(page).get_by_text(HOSTILE)).to_be_visible()
     assert "coverage=0.9" in requests[0]
