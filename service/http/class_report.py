@@ -17,7 +17,7 @@ from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
 from taillift.service.tail.reference import Source
 from taillift.service.tail.state import ClassStatus, TailState
-from taillift.service.tail.window import BUCKETS, quantiles
+from taillift.service.tail.window import quantiles
 
 Direction = Literal["more", "fewer"]
 
@@ -33,7 +33,7 @@ class Confidences(BaseModel):
 class WindowSummary(BaseModel):
     seconds: float
     predictions: int
-    since: datetime | None = Field(description="start of the oldest part that is counted")
+    since: datetime | None = Field(description="when the counting of these predictions began")
     reference: Source
     design_effect: float = Field(
         description="predictions that are worth one independent prediction; at first 64"
@@ -141,15 +141,15 @@ class Snapshot(NamedTuple):
 def take_snapshot(monitoring: Monitoring) -> Snapshot:
     """Copy the statistics. Call it from the event loop only, which it blocks for a short time."""
     state = monitoring.state()
-    window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
+    monitor = monitoring.monitor
     summary = WindowSummary(
-        seconds=seconds,
+        seconds=monitor.rules.window_seconds,
         predictions=state.window_predictions,
-        since=_time(window.buckets[0].number * seconds / BUCKETS if window.buckets else None),
+        since=_time(monitor.counted_since),
         reference=state.reference,
         design_effect=state.design_effect,
     )
-    return Snapshot(monitoring.manifest, summary, state, window.histogram.copy())
+    return Snapshot(monitoring.manifest, summary, state, monitor.window.histogram.copy())
 
 
 def classes(snapshot: Snapshot) -> Classes:

@@ -27,6 +27,7 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     arrays["sightings/times"] = sightings.times.copy()
     arrays["sightings/next"] = np.array(sightings.next)
     arrays["predictions"] = np.array(monitor.predictions)
+    arrays["began"] = np.array(monitor.began)
     arrays["held"] = monitor.held.copy()
     arrays[f"{DEPENDENCE}counts"] = dependence.counts.copy()
     arrays[f"{DEPENDENCE}labels"] = dependence.labels.copy()
@@ -57,6 +58,7 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     if SETTINGS not in arrays:
         return
     monitor.last_seen = arrays["last seen"].copy()
+    monitor.began = float(arrays.get("began", np.nan))
     if "sightings/digests" in arrays:
         monitor.sightings.restore(
             arrays["sightings/digests"], arrays["sightings/times"], int(arrays["sightings/next"])
