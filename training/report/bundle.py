@@ -12,10 +12,12 @@ from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant
+from taillift.training.data.photo import Photo
 from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
-from taillift.training.report.figures import draw_class_accuracies
+from taillift.training.report.figures import draw_class_accuracies, draw_confusion
+from taillift.training.report.gallery import Galleries, galleries
 from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import draw_reliability
 from taillift.training.report.summary import headlines
@@ -26,16 +28,19 @@ def write_report(
     metadata: CheckpointMetadata,
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
+    photos: Sequence[Photo] = (),
 ) -> None:
     """Write metrics.json, the confusions with five views, figures, and report.html.
 
-    Without photos to measure on only metrics.json and report.html are written.
+    `photos` are those that the variants were measured on; report.html shows a few of them, made
+    small. Without photos to measure on only metrics.json and report.html are written.
     """
     folder.mkdir()
     metrics = {str(precision): metrics_of(each.variant) for precision, each in calibrated.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     fp32 = calibrated[Precision.FP32]
-    figures: dict[str, str | None] = {"classes": None, "reliability": None}
+    figures: dict[str, str | None] = {"classes": None, "confusion": None, "reliability": None}
+    confused = 0
     if fp32.check:
         write_confusion(folder / "confusion.csv", metadata.classes, fp32.check)
         draw_class_accuracies(
@@ -46,10 +51,15 @@ def write_report(
             class_accuracies(fp32.check.view_logits, fp32.check.labels, len(groups)),
         )
         figures["classes"] = embedded(folder / "classes.png")
+        counts = confusion(fp32.check.view_logits, fp32.check.labels, len(groups))
+        confused = draw_confusion(folder / "confusion.png", metadata.classes, groups, counts)
+        figures["confusion"] = embedded(folder / "confusion.png")
     if fp32.fitted:
         draw_reliability(folder / "reliability.png", fp32.fitted.scored)
         figures["reliability"] = embedded(folder / "reliability.png")
-    (folder / "report.html").write_text(page(metadata, groups, calibrated, figures), "utf-8")
+    shown = galleries(metadata, fp32, photos)
+    text = page(metadata, groups, calibrated, figures, confused, shown)
+    (folder / "report.html").write_text(text, "utf-8")
 
 
 def page(
@@ -57,8 +67,13 @@ def page(
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
     figures: Mapping[str, str | None],
+    confused: int,
+    shown: Galleries,
 ) -> str:
-    """Return report.html, which holds all of the bundle's measurements and `figures`."""
+    """Return report.html, which holds all of the bundle's measurements, `figures` and galleries.
+
+    `confused` is the number of classes in the confusion picture.
+    """
     variants = {precision: each.variant for precision, each in calibrated.items()}
     evaluations = {name: each.evaluation for name, each in variants.items() if each.evaluation}
     rules = {name: each.exit for name, each in variants.items() if each.exit}
@@ -75,6 +90,8 @@ def page(
         headlines={name: list(headlines(each)) for name, each in variants.items()},
         identity=sections.identity(metadata, groups, calibrated),
         figures=figures,
+        confused=confused,
+        galleries=shown,
         accuracies=sections.accuracy_table(evaluations),
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),

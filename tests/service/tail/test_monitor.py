@@ -214,7 +214,7 @@ def test_counting_began_with_the_first_prediction_also_after_a_restart(tmp_path:
     assert clock.now - WEEK / 12 <= (monitor.counted_since or 0) <= clock.now
 
 
-def test_counts_of_an_old_tail_file_began_with_their_part_of_the_window(tmp_path: Path) -> None:
+def test_counts_of_an_old_tail_file_began_with_their_part_of_the_window() -> None:
     clock, bundle = Clock(), simulate(0, 5)
     monitor = TailMonitor(profile(bundle), UNIFORM, clock)
     feed(monitor, clock, bundle, 20)

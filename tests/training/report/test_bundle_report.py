@@ -137,7 +137,7 @@ def page(
 
 
 def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
-    assert len(page.sources) == 2
+    assert len(page.sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "url(" not in page.source
     assert "@import" not in page.source

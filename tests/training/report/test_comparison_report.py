@@ -120,7 +120,7 @@ def test_a_failed_run_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
     text = Words((tmp_path / "report.html").read_text("utf-8")).text
     assert f"full, SGD, seed 0, failed: {FAILED}" in text
-    assert "Name a heavy recipe" in text
+    assert "Does heavy fine-tuning hurt" not in text, "nothing at hand answers it"
     assert "full, SGD - - - - - - - -" in text
 
 

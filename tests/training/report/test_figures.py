@@ -18,6 +18,8 @@ from taillift.training.report.figures import (
     MOST_MARKS,
     Bar,
     Point,
+    Style,
+    Tail,
     draw_class_accuracies,
     draw_groups,
     draw_parameters,
@@ -26,6 +28,8 @@ from taillift.training.report.figures import (
     spread,
 )
 from tests.support.outcomes import tail_of
+
+GREY = Style("#777777", "o")
 
 
 def is_drawn(path: Path) -> bool:
@@ -43,7 +47,8 @@ def test_figures_take_any_number_of_classes(tmp_path: Path, classes: int) -> Non
     groups = Thresholds().groups(counts)
     names = [f"a $ang € class {index}" for index in range(classes)]
     rates = [50.0, math.nan, *[70.0] * (classes - 2)]
-    draw_tail(tmp_path / "tail.png", {"before": rates, "after": rates}, names, counts, groups)
+    tails = [Tail(label, rates, GREY) for label in ("before", "after")]
+    draw_tail(tmp_path / "tail.png", tails, names, counts, groups)
     accuracies = [Accuracy(single=50, full=50), None, *[None] * (classes - 2)]
     draw_class_accuracies(tmp_path / "classes.png", names, counts, groups, accuracies)
     assert is_drawn(tmp_path / "tail.png")
@@ -62,7 +67,7 @@ def test_bars_take_any_number_of_recipes_and_groups_without_classes(
 
 
 def test_a_recipe_that_trains_nothing_may_be_the_only_point(tmp_path: Path) -> None:
-    points = [Point("zero-shot", 0, 50.0, 0.0, "black")]
+    points = [Point("zero-shot", 0, 50.0, 0.0, GREY)]
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     assert is_drawn(tmp_path / "points.png")
 
@@ -72,10 +77,10 @@ def test_labels_of_crowded_points_cover_neither_points_nor_each_other(
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
-    points = [Point("zero-shot", 0, 60.0, 0.0, "grey"), Point("full", 85_000_000, 62.0, 1, "red")]
+    points = [Point("zero-shot", 0, 60.0, 0.0, GREY), Point("full", 85_000_000, 62.0, 1, GREY)]
     for index in range(8):
         spot = 178_000 + 9_000 * index, 70 + 0.4 * index
-        points.append(Point(f"recipe {index}", *spot, 0.3, "blue"))
+        points.append(Point(f"recipe {index}", *spot, 0.3, GREY))
     draw_parameters(tmp_path / "points.png", {"accuracy": points})
     (axes,) = drawn[0].axes
     canvas = FigureCanvasAgg(drawn[0])
