@@ -19,7 +19,7 @@ from taillift.training.report import sections
 from taillift.training.report.figures import draw_class_accuracies, draw_confusion
 from taillift.training.report.gallery import Galleries, galleries
 from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
-from taillift.training.report.reliability_diagram import draw_reliability
+from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
 
 
@@ -81,7 +81,7 @@ def page(
     errors = {name: each.errors for name, each in calibrations.items() if each.errors}
     sets = {name: each.sets for name, each in variants.items() if each.sets}
     reviews = {name: each.review for name, each in variants.items() if each.review}
-    check = calibrated[Precision.FP32].check
+    check, fp32_fitted = calibrated[Precision.FP32].check, calibrated[Precision.FP32].fitted
     return render(
         "bundle.html",
         name=metadata.data,
@@ -96,7 +96,7 @@ def page(
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
-        unproved={name: each.unproved for name, each in calibrations.items() if each.unproved},
+        recalibrated=changed_by_calibration(fp32_fitted.scored) if fp32_fitted else False,
         errors=sections.calibration_errors(calibrations),
         temperatures=sections.temperatures(calibrations),
         coverage=sections.coverage(sets),
@@ -108,6 +108,9 @@ def page(
             "exit": merged_notes({name: rule.notes for name, rule in rules.items()}),
             "errors": merged_notes({name: each.notes for name, each in errors.items()}),
             "calibration": merged_notes({name: each.notes for name, each in calibrations.items()}),
+            "unproved": merged_notes(
+                {name: sections.unproved(each) for name, each in calibrations.items()}
+            ),
             "sets": merged_notes({name: each.notes for name, each in sets.items()}),
             "review": merged_notes({name: each.notes for name, each in reviews.items()}),
         },

@@ -76,9 +76,8 @@ def write_report(
     counted = [
         f"{name} ({count})" for name, count in zip(dataset.classes, dataset.counts, strict=True)
     ]
-    tails = before_and_after(rows)
     with atomic_file(folder / "tail.png") as path:
-        draw_tail(path, tails, counted, dataset.counts, groups)
+        draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
     verdict = compare_kinds(outcomes, groups)
     heads = ("", *(f"{views}\n{measure}" for views, measure in headings()))
     page = render(
@@ -92,7 +91,7 @@ def write_report(
         failures=failures(outcomes),
         figures=[
             (embedded(folder / name), text)
-            for name, text in zip(FIGURES, captions(rows, bars, tails), strict=True)
+            for name, text in zip(FIGURES, captions(rows, bars), strict=True)
         ],
         command=command,
         provenance=provenance(dataset, groups, outcomes),
@@ -124,21 +123,18 @@ def points(rows: Sequence[Row], measure: str) -> list[Point]:
     ]
 
 
-def captions(
-    rows: Sequence[Row], bars: Mapping[str, Mapping[Group, Bar]], tails: Sequence[Tail]
-) -> list[str]:
+def captions(rows: Sequence[Row], bars: Mapping[str, Mapping[Group, Bar]]) -> list[str]:
     """Return the captions of `FIGURES`, which name only what is drawn."""
     groups = "Accuracy of every recipe by group."
     if any(bar.deviation for of_recipe in bars.values() for bar in of_recipe.values()):
         groups += " The lines at the bars' ends are standard deviations over seeds."
     present = {kind_of(row.recipe) for row in rows}
     kinds = "; ".join(KIND_WORDS[kind] for kind in KINDS if kind in present)
-    names = " and ".join(tail.label for tail in tails)
     return [
         groups,
         f"Accuracy against the number of trained parameters. {kinds[0].upper()}{kinds[1:]}.",
-        f"Accuracy of {names} along the tail, from the class with the most training photos to the "
-        "one with the fewest.",
+        "Accuracy along the tail, from the class with the most training photos to the one with the "
+        "fewest.",
     ]
 
 

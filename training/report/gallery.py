@@ -56,7 +56,7 @@ def galleries(
         Thumbnail(
             thumbnail(photos[index]),
             classes[check.labels[index]],
-            f"taken for {classes[answers[index]]}, {confidences[index]:.0%}",
+            f"taken for {classes[answers[index]]}, {100 * confidences[index]:.0f} %",
         )
         for index in surest
     ]

@@ -13,6 +13,7 @@ from taillift.training.calibration.predictions import ScoredPredictions
 from taillift.training.calibration.reliability import QUANTILE_95, bins, change
 from taillift.training.calibration.temperature import BeforeAndAfter
 from taillift.training.report.figures import COLOURS
+from taillift.training.report.html import change as format_change
 
 BEFORE: Final = "#777777"
 OVERALL: Final = "black"
@@ -37,12 +38,23 @@ def draw_reliability(path: Path, ensembles: BeforeAndAfter) -> None:
         row[0].set_ylabel("right, %")
     for axes in panels[-1]:
         axes.set_xlabel("confidence, %")
-    handles = [
-        Line2D([], [], color=BEFORE, marker="o", mfc="white", ls="--", label="temperature 1"),
-        Line2D([], [], color=OVERALL, marker="o", label="calibrated"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    if changed_by_calibration(ensembles):
+        handles = [
+            Line2D([], [], color=BEFORE, marker="o", mfc="white", ls="--", label="temperature 1"),
+            Line2D([], [], color=OVERALL, marker="o", label="calibrated"),
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
     figure.savefig(path, format="png")
+
+
+def changed_by_calibration(ensembles: BeforeAndAfter) -> bool:
+    """Return whether any confidence is another one after calibration."""
+    return any(
+        not np.array_equal(before.confidence, after.confidence)
+        for before, after in ensembles.values()
+    )
 
 
 def draw_panel(
@@ -69,8 +81,7 @@ def draw_panel(
     if error.before is None or error.after is None:
         caption += ", too few for the error\n"
     else:
-        caption += (
-            f", noise {error.resolution:.1f}\nerror {error.before:.1f} → {error.after:.1f} points"
-        )
+        errors = format_change(error.before, error.after)
+        caption += f", noise {error.resolution:.1f}\nerror {errors} points"
     # Above the axes, so that no mark can reach it.
     axes.set_title(caption, fontsize=8)

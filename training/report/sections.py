@@ -220,6 +220,16 @@ def halved(error: ErrorChange) -> str:
     return "yes" if error.after <= error.before / 2 else "no"
 
 
+def unproved(calibration: Calibration) -> list[str]:
+    """Return which ensembles' temperatures stay 1 and why, in at most one sentence."""
+    if not calibration.unproved:
+        return []
+    return [
+        f"the temperature of {', '.join(calibration.unproved)} stays 1, because the held-out "
+        "photos do not show that another one is better"
+    ]
+
+
 def temperatures(calibrations: Mapping[Precision, Calibration]) -> Table:
     """Return every variant's temperatures, for all answers and by the group answered."""
     heads = ("", "", "all answers", *(f"answered {group}" for group in GROUPS))

@@ -124,6 +124,15 @@ def test_a_failed_run_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     assert "full, SGD - - - - - - - -" in text
 
 
+def test_captions_name_only_what_is_drawn(tmp_path: Path) -> None:
+    outcomes = [one for one in outcomes_of(1) if one.recipe.name in ("zero-shot", "lift")]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "Grey squares: nothing in the tower; purple dots: small tuners." in text
+    assert "red" not in text.replace("are", "")
+    assert "standard deviations" not in text, "one seed has none"
+
+
 def test_if_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:
     written = write_report(tmp_path, dataset_of(COUNTS), outcomes_of(1), "")
     assert {path.name for path in tmp_path.iterdir()} == set(written)

@@ -2,6 +2,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,12 +16,14 @@ from taillift.models.bundle.manifest import Accuracy, Thresholds
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.report import figures
 from taillift.training.report.figures import (
+    COLOURS,
     MOST_MARKS,
     Bar,
     Point,
     Style,
     Tail,
     draw_class_accuracies,
+    draw_confusion,
     draw_groups,
     draw_parameters,
     draw_tail,
@@ -53,6 +56,51 @@ def test_figures_take_any_number_of_classes(tmp_path: Path, classes: int) -> Non
     draw_class_accuracies(tmp_path / "classes.png", names, counts, groups, accuracies)
     assert is_drawn(tmp_path / "tail.png")
     assert is_drawn(tmp_path / "classes.png")
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(1, 1), (9, 9), (300, 40)])
+def test_confusions_are_drawn_for_the_classes_with_the_most_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int, drawn: int
+) -> None:
+    figures_drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures_drawn.append(self))
+    counts = np.diag(np.full(classes, 6))
+    if classes > 1:
+        counts[0, classes - 1] = 2
+        counts[1] = 0
+    names = [f"the class number {index} with a long name" for index in range(classes)]
+    groups = Thresholds().groups(tail_of(classes) if classes > 1 else [3])
+    assert draw_confusion(tmp_path / "confusion.png", names, groups, counts) == drawn
+    (axes,) = figures_drawn[0].axes
+    shares = axes.images[0].get_array()
+    assert shares is not None
+    if classes > 1:
+        assert shares[0].max() == 75
+        assert shares[0, -1] == 25
+        assert bool(np.ma.getmaskarray(np.ma.masked_invalid(shares))[1].all())
+    labels = axes.get_yticklabels()
+    assert labels[-1].get_text().startswith(f"the class number {classes - 1}")
+    assert len(labels[-1].get_text()) <= 28
+    assert {text.get_text() for text in axes.texts} <= {"25", "75", "100"}
+
+
+def test_numbers_on_bars_and_names_of_groups_can_be_read() -> None:
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for colour in COLOURS.values():
+        assert 1.05 / (light(colour) + 0.05) >= 4.5, f"white on {colour}, and the other way round"
+
+
+def test_the_groups_have_the_same_colours_on_page_report_and_dashboard() -> None:
+    root = Path(__file__).parents[3]
+    style = (root / "service/page/files/page.css").read_text("utf-8").split("@media")[0]
+    dashboard = (root / "docker/grafana/dashboards/taillift.json").read_text("utf-8")
+    for group, colour in COLOURS.items():
+        assert f"--{group}: {colour};" in style
+        assert f'"fixedColor": "{colour}"' in dashboard
 
 
 @pytest.mark.parametrize("recipes", [1, 3, 15])
