@@ -178,9 +178,8 @@ def test_sure_mistakes_and_rare_classes_are_shown_as_small_photos(tmp_path: Path
     with Image.open(BytesIO(data)) as image:
         assert image.size == (192, 144)
         assert image.getpixel((90, 70)) == pytest.approx((28, 28, 28), abs=3)
-    write_report(
-        tmp_path / "report", hostile, NINE, {FP32: CalibratedVariant(Variant(), check)}, photos
-    )
+    measured = CalibratedVariant(measure_on(Variant(), check), check)
+    write_report(tmp_path / "report", hostile, NINE, {FP32: measured}, photos)
     page = Page(tmp_path / "report" / "report.html")
     assert "The surest mistakes" in page.text
     assert sum(source.startswith("data:image/jpeg") for source in page.sources) == 2 + 9
@@ -191,7 +190,7 @@ def test_without_mistakes_there_is_no_gallery_of_them(tmp_path: Path) -> None:
     labels = np.arange(9)
     check = named(seen(9.0 * np.eye(9), labels), "test")
     photos = [RawPhoto("x", np.zeros((3, 20, 30), np.uint8))] * 9
-    variant = CalibratedVariant(Variant(), check)
+    variant = CalibratedVariant(measure_on(Variant(), check), check)
     assert galleries(metadata_of(), variant, photos).mistakes == []
     assert galleries(metadata_of(), variant, ()).rare == []
     write_report(tmp_path / "report", metadata_of(), NINE, {FP32: variant}, photos)
