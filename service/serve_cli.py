@@ -13,6 +13,7 @@ from taillift.service.settings import PREFIX, Settings, cores, default_text, rea
 
 if TYPE_CHECKING:
     from taillift.service.http.schemas import ClassifiedImage
+    from taillift.service.monitoring.replay import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -241,16 +242,50 @@ def watch(
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write the report to this file as well: a page like the Tail of the service's.",
+            show_default=False,
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Replay past predictions through the drift monitor."""
+    from taillift.models.bundle.atomic import require_writable
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
-    show(
-        replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
-        as_json,
+    if html is not None:
+        require_writable(html)
+    report = replay(
+        bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds
     )
+    show(report, as_json)
+    if html is not None:
+        _write_page(html, bundle, report)
+
+
+def _write_page(path: Path, bundle: Path, report: "Report") -> None:
+    """Write a page with the report. Without times in the predictions, it has none either."""
+    from taillift.models.bundle.atomic import atomic_file
+    from taillift.models.bundle.folder import read_manifest
+    from taillift.service.http.class_report import classes, take_snapshot
+    from taillift.service.monitoring.replay import summary_of
+    from taillift.service.page import page_of_report
+
+    manifest = read_manifest(bundle)
+    snapshot = take_snapshot(manifest, report.monitor)
+    document = classes(snapshot).model_dump(mode="json") | {"summary": summary_of(report)}
+    timed = bool((report.monitor.last_seen > 0).any())
+    for info in document["classes"]:
+        if not timed:
+            del info["live"]["last_seen"]
+        if (after := report.first_found.get(info["label"])) is not None:
+            info["live"]["found_after"] = after
+    with atomic_file(path) as file:
+        file.write_text(page_of_report(f"The tail of {manifest.name}", document), "utf-8")
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:

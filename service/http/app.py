@@ -272,7 +272,7 @@ def _results(
 async def classes(bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
-        snapshot = class_report.take_snapshot(bundle.monitoring)
+        snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor)
         text = await asyncio.to_thread(lambda: class_report.classes(snapshot).model_dump_json())
     return Response(text, media_type="application/json")
 

@@ -15,8 +15,9 @@ from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
+from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.state import ClassStatus, TailState
+from taillift.service.tail.state import ClassStatus, TailState, tail_state
 from taillift.service.tail.window import quantiles
 
 Direction = Literal["more", "fewer"]
@@ -138,10 +139,12 @@ class Snapshot(NamedTuple):
     histogram: npt.NDArray[np.int64]
 
 
-def take_snapshot(monitoring: Monitoring) -> Snapshot:
-    """Copy the statistics. Call it from the event loop only, which it blocks for a short time."""
-    state = monitoring.state()
-    monitor = monitoring.monitor
+def take_snapshot(manifest: Manifest, monitor: TailMonitor) -> Snapshot:
+    """Copy the statistics of the bundle with this manifest.
+
+    The service calls it from the event loop only, which it blocks for a short time.
+    """
+    state = tail_state(monitor)
     summary = WindowSummary(
         seconds=monitor.rules.window_seconds,
         predictions=state.window_predictions,
@@ -149,7 +152,7 @@ def take_snapshot(monitoring: Monitoring) -> Snapshot:
         reference=state.reference,
         design_effect=state.design_effect,
     )
-    return Snapshot(monitoring.manifest, summary, state, monitor.window.histogram.copy())
+    return Snapshot(manifest, summary, state, monitor.window.histogram.copy())
 
 
 def classes(snapshot: Snapshot) -> Classes:
@@ -196,7 +199,7 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     index = index_of_name(label, indices_by_name(labels))
     if index is None:
         raise UnknownClassError(unknown_class(label, labels))
-    snapshot = take_snapshot(monitoring)
+    snapshot = take_snapshot(monitoring.manifest, monitoring.monitor)
     (summary,) = class_summaries(snapshot, [index])
     state = monitoring.class_state(index)
     return ClassDetails(
