@@ -105,7 +105,7 @@ def classify(
         typer.Option(
             help="full: the mean of five views; off: the centre view only; adaptive: the other "
             "views only if the centre view leaves doubt.",
-            show_default="adaptive if the bundle has a rule for it, else full",
+            show_default="adaptive if it saves at least a quarter of the views, else full",
         ),
     ] = None,
     prior: Annotated[

@@ -87,7 +87,9 @@ def serve(settings: Settings) -> None:
         title = printable(f"{manifest.name} {manifest.version}")
         print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
         for precision, variant in manifest.variants.items():
-            print(f"{precision}, ensemble if none is asked for: {variant.usual_ensemble_reason}")
+            if settings.precision in ("auto", precision):
+                reason = variant.usual_ensemble_reason
+                print(f"{precision}, ensemble if none is asked for: {reason}")
         sys.stdout.flush()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
