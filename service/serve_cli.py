@@ -16,6 +16,7 @@ from taillift.service.settings import PREFIX, Settings, cores, default_text, rea
 
 if TYPE_CHECKING:
     from taillift.service.http.schemas import ClassifiedImage
+    from taillift.service.monitoring.replay import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -113,7 +114,7 @@ def classify(
         typer.Option(
             help="full: the mean of five views; off: the centre view only; adaptive: the other "
             "views only if the centre view leaves doubt.",
-            show_default="adaptive if the bundle has a rule for it, else full",
+            show_default="adaptive if it saves at least a quarter of the views, else full",
         ),
     ] = None,
     prior: Annotated[
@@ -189,7 +190,7 @@ def classify(
                     manifest.classes,
                     top_k,
                     prediction.views,
-                    prediction.decision,
+                    prediction.reason,
                     prediction.members,
                 )
             )
@@ -253,14 +254,49 @@ def watch(
     ],
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write the report to this file as well: a page like the Tail of the service's.",
+            show_default=False,
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Replay past predictions through the drift monitor."""
+    from taillift.models.bundle.atomic import require_writable
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
+    if html is not None:
+        require_writable(html)
     level, window = settings.tail_level, settings.tail_window_seconds
-    show(replay(bundle, past, settings.reference, level, window, max_pixels), as_json)
+    report = replay(bundle, past, settings.reference, level, window, max_pixels)
+    show(report, as_json)
+    if html is not None:
+        _write_page(html, bundle, report)
+
+
+def _write_page(path: Path, bundle: Path, report: "Report") -> None:
+    """Write a page with the report. Without times in the predictions, it has none either."""
+    from taillift.models.bundle.atomic import atomic_file
+    from taillift.models.bundle.folder import read_manifest
+    from taillift.service.http.class_report import classes, take_snapshot
+    from taillift.service.monitoring.replay import summary_of
+    from taillift.service.page import page_of_report
+
+    manifest = read_manifest(bundle)
+    snapshot = take_snapshot(manifest, report.monitor)
+    document = classes(snapshot).model_dump(mode="json") | {"summary": summary_of(report)}
+    timed = bool((report.monitor.last_seen > 0).any())
+    for info in document["classes"]:
+        if not timed:
+            del info["live"]["last_seen"]
+        if (after := report.first_found.get(info["label"])) is not None:
+            info["live"]["found_after"] = after
+    with atomic_file(path) as file:
+        file.write_text(page_of_report(f"The tail of {manifest.name}", document), "utf-8")
 
 
 @app.command()
