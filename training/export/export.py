@@ -144,7 +144,7 @@ def export(
 
 
 def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
-    """Return the recipe with the numerical precision that the checkpoint was trained in.
+    """Return the recipe with the epochs and the numerical precision of the checkpoint's training.
 
     Raises `UserError` if a file that the recipe names has changed since.
     """
@@ -156,7 +156,10 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
             "trains from it again: restore the old file, train again, or add a val split"
         )
-    return recipe.model_copy(update={"precision": metadata.record.precision or "auto"})
+    # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
+    # number was bounded.
+    precision = metadata.record.precision or "auto"
+    return recipe.model_copy(update={"steps": None, "precision": precision})
 
 
 def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
