@@ -39,13 +39,15 @@ from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
-from taillift.training.calibration.cross_fit import carried_prior, cross_fit
+from taillift.training.calibration.cross_fit import FOLDS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
+from taillift.training.console import duration, note
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.onnx_graph import in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
+from taillift.training.fit.estimate import evaluation_seconds
 from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
@@ -105,6 +107,13 @@ def export(
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
             f"{dataset.name}: name the photos it was trained on"
         )
+    held_out = [split for split in (dataset.val, dataset.test) if split is not None]
+    photos = sum(map(len, held_out))
+    seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
+    if calibrated and dataset.val is None:
+        # Each fold trains on four fifths of the photos again.
+        seconds += (FOLDS - 1) * metadata.record.seconds
+    note(f"Exporting {metadata.recipe.title} for {dataset.name}: {duration(seconds)}")
     model.eval().requires_grad_(False)
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)

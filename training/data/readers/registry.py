@@ -47,10 +47,13 @@ LAYOUTS: Final = (
 def read_source(source: str) -> Listing:
     """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
-    In a folder with a `dataset.yaml`, this file says which lists are read. Raises `UserError` if
+    In a folder with a `dataset.yaml`, this file says which lists are read. A set's train/ stands
+    for the set. Raises `UserError` if
     the source has no known layout or several, and for the reasons of the layout's reader.
     """
     path = Path(source)
+    if is_train_folder(path):
+        source, path = str(path.parent), path.parent
     if (path / DESCRIPTION).is_file():
         path = path / DESCRIPTION
     layouts = [layout for layout in LAYOUTS if layout.matches(path)]
@@ -77,3 +80,9 @@ def read_source(source: str) -> Listing:
     raise UserError(
         f"{path} is not a set of photos: give one of {descriptions}; or a sample set ({samples})"
     )
+
+
+def is_train_folder(path: Path) -> bool:
+    """Return whether `path` is the train/ of a set in class folders, and not a set of its own."""
+    is_set = (path / DESCRIPTION).is_file() or any(layout.matches(path) for layout in LAYOUTS)
+    return path.name == "train" and path.is_dir() and not is_set
