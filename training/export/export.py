@@ -40,13 +40,15 @@ from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.models.names import canonical
-from taillift.training.calibration.cross_fit import carried_prior, cross_fit
+from taillift.training.calibration.cross_fit import FOLDS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
+from taillift.training.console import duration, note
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.onnx_graph import in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
+from taillift.training.fit.estimate import evaluation_seconds
 from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
@@ -107,6 +109,13 @@ def export(
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
             f"{dataset.name}: name the photos it was trained on"
         )
+    held_out = [split for split in (dataset.val, dataset.test) if split is not None]
+    photos = sum(map(len, held_out))
+    seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
+    if calibrated and dataset.val is None:
+        # Each fold trains on four fifths of the photos again.
+        seconds += (FOLDS - 1) * metadata.record.seconds
+    note(f"Exporting {metadata.recipe.title} for {dataset.name}: {duration(seconds)}")
     model.eval().requires_grad_(False)
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
@@ -146,7 +155,7 @@ def export(
 
 
 def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
-    """Return the recipe with the numerical precision that the checkpoint was trained in.
+    """Return the recipe with the epochs and the numerical precision of the checkpoint's training.
 
     Raises `UserError` if a file that the recipe names has changed since.
     """
@@ -158,7 +167,10 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
             "trains from it again: restore the old file, train again, or add a val split"
         )
-    return recipe.model_copy(update={"precision": metadata.record.precision or "auto"})
+    # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
+    # number was bounded.
+    precision = metadata.record.precision or "auto"
+    return recipe.model_copy(update={"steps": None, "precision": precision})
 
 
 def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
