@@ -204,8 +204,12 @@ class Trainer:
         chosen = list(kept)
         return self._centres[preprocessing][chosen], views.labels[chosen]
 
-    def view_logits(self, run: Run, split: Split) -> Floats:
-        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch."""
+    def view_logits(self, run: Run, split: Split, only: Sequence[int] | None = None) -> Floats:
+        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch.
+
+        `only` are the indices of N of the photos. The frozen features of the whole split are
+        kept for other runs.
+        """
         preprocessing = run.metadata.preprocessing
         key = split, preprocessing
         if key not in self._views:
@@ -214,7 +218,8 @@ class Trainer:
                 photos, [1] * len(split), 1, self._frozen, self._processes
             )
         inputs = self._views[key].inputs_for(run.model, preprocessing.size)
-        return view_logits(run.model, inputs, self._processes.device)
+        chosen = inputs if only is None else Subset(inputs, only)
+        return view_logits(run.model, chosen, self._processes.device)
 
 
 def fit(

@@ -51,7 +51,7 @@ Set = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Steps, in 2 to 10 passes over the photos: --set steps=..."),
+    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos a step: --set batch=...")]
 Rate = Annotated[
@@ -222,7 +222,7 @@ def export(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
-        f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
+        f"graph: {proof.nodes} nodes"
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
