@@ -34,7 +34,7 @@ BUNDLE = Path("bundles/demo")
 MOST_PHOTOS = {"train": 60, "val": 6, "test": 20}
 STEPS = 50
 # `taillift compare` takes about this many times as long as the demo.
-COMPARISON = 4
+COMPARISON = 3
 READY_SECONDS = 60
 console = Console(markup=False, highlight=False)
 # Requests to this machine do not go through a proxy that the environment names.
