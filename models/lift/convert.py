@@ -18,11 +18,18 @@ from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch import Tensor, nn
 
 from taillift.models.errors import UserError
-from taillift.models.lift.block import Block, Mlp, QuickGELU
-from taillift.models.lift.embedding import Embed, PatchConv
-from taillift.models.lift.pooling import AttentionPool, MeanPool, Pool
 from taillift.models.lift.resnet import GridPool, Layer, ResidualBottleneck, Stem
 from taillift.models.lift.tower import Tower
+from taillift.models.lift.vit import (
+    AttentionPool,
+    Block,
+    Embed,
+    MeanPool,
+    Mlp,
+    PatchConv,
+    Pool,
+    QuickGELU,
+)
 
 SUPPORTED: Final = (
     "ViT-*, ViT-*-SigLIP*, MobileCLIP*-B, RN* and timm's plain vision transformers, such as vit_*, "

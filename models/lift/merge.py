@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from taillift.models.lift.block import Block
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners.base import Attachment, Wrapper
+from taillift.models.lift.vit import Block
 
 
 def merge(model: Model) -> Model:

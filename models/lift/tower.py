@@ -11,10 +11,8 @@ from typing import Self
 
 from torch import nn
 
-from taillift.models.lift.block import Block
-from taillift.models.lift.embedding import Embed
-from taillift.models.lift.pooling import AttentionPool, MeanPool, Pool
 from taillift.models.lift.resnet import GridPool, Layer, Stem
+from taillift.models.lift.vit import AttentionPool, Block, Embed, MeanPool, Pool
 
 
 class Tower(nn.Sequential):

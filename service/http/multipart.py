@@ -19,7 +19,10 @@ MAX_BOUNDARY: Final = 70
 
 @dataclass(frozen=True)
 class FormPart:
-    """One part of a form; `filename` is None if it is a text field."""
+    """One part of a form; `filename` is None if it is a text field.
+
+    A part without a file name is a file if its Content-Type is given and is not text.
+    """
 
     name: str
     filename: str | None
@@ -74,7 +77,7 @@ def _part(body: bytes, start: int, end: int) -> FormPart:
             f"the form cannot be read: a part has no headers within {MAX_PART_HEADERS:,} bytes"
         )
     disposition: dict[bytes, bytes] = {}
-    is_image = False
+    is_file = False
     for line in body[start:head].split(b"\r\n"):
         field, colon, value = line.partition(b":")
         if not colon or not field.strip():
@@ -83,10 +86,10 @@ def _part(body: bytes, start: int, end: int) -> FormPart:
             case b"content-disposition":
                 _, disposition = parse_options_header(value.strip())
             case b"content-type":
-                is_image = value.strip().lower().startswith(b"image/")
+                is_file = not value.strip().lower().startswith(b"text/")
     if b"name" not in disposition:
         raise MalformedError("the form cannot be read: a part has no name in Content-Disposition")
-    filename = disposition.get(b"filename", b"" if is_image else None)
+    filename = disposition.get(b"filename", b"" if is_file else None)
     return FormPart(
         name=_text(disposition[b"name"]),
         filename=None if filename is None else _text(filename),

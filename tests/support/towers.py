@@ -5,14 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from taillift.models.lift.block import Block
-from taillift.models.lift.embedding import Embed, PatchConv
 from taillift.models.lift.head import CosineHead, Head
 from taillift.models.lift.model import Model, Normalise
-from taillift.models.lift.pooling import MeanPool, Pool
 from taillift.models.lift.tower import Tower
 from taillift.models.lift.tuners import Tuner
 from taillift.models.lift.tuners.base import Attachment
+from taillift.models.lift.vit import Block, Embed, MeanPool, PatchConv, Pool
 
 WIDTH, BLOCKS, CLASSES = 32, 3, 7
 PIXELS = torch.randint(

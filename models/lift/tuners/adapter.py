@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import nn
 
-from taillift.models.lift.block import Block
 from taillift.models.lift.tuners.base import require_resolved, transformer_blocks
 from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckTuner, mlp_norm
+from taillift.models.lift.vit import Block
 
 
 class Adapter(BottleneckTuner):

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taillift.models.lift.block import Block, LayerScale
 from taillift.models.lift.tuners.base import require_resolved, transformer_blocks
 from taillift.models.lift.tuners.bottleneck import Bottleneck, BottleneckTuner, mlp_norm
+from taillift.models.lift.vit import Block, LayerScale
 
 
 class AdaptFormer(BottleneckTuner):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taillift.models.errors import UserError
 from taillift.models.lift.attention import ALL
-from taillift.models.lift.block import Block
+from taillift.models.lift.vit import Block
 
 Option = TypeVar("Option")
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.block import Block
 from taillift.models.lift.tuners.base import Attachment, Tuner, adaptive_rank, innermost
+from taillift.models.lift.vit import Block
 
 
 class BottleneckTuner(Tuner):

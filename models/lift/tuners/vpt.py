@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.block import Block
 from taillift.models.lift.tuners.base import (
     Attachment,
     Tuner,
@@ -15,6 +14,7 @@ from taillift.models.lift.tuners.base import (
     require_resolved,
     transformer_blocks,
 )
+from taillift.models.lift.vit import Block
 
 # Standard deviation of the initial prompts, as in LIFT+.
 SPREAD: Final = 0.02

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from taillift.models.bundle.session import load_graph
-from taillift.models.lift.block import Block, LayerScale, QuickGELU
 from taillift.models.lift.merge import merge, merge_block, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
@@ -28,6 +27,7 @@ from taillift.models.lift.tuners import (
 )
 from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch, SplitActivation
 from taillift.models.lift.tuners.bottleneck import Bottleneck
+from taillift.models.lift.vit import Block, LayerScale, QuickGELU
 from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import SGD
 
 from taillift.models.errors import UserError
-from taillift.models.lift.block import Block
 from taillift.models.lift.head import CosineHead
 from taillift.models.lift.merge import merge_block
 from taillift.models.lift.tuners import (
@@ -33,6 +32,7 @@ from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch
 from taillift.models.lift.tuners.lora import LoRALinear
 from taillift.models.lift.tuners.sparse import SparseLinear
 from taillift.models.lift.tuners.vpt import Prompts
+from taillift.models.lift.vit import Block
 from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

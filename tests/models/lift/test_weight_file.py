@@ -287,7 +287,6 @@ FOREIGN: Final[dict[str, tuple[object, str]]] = {
     "numbers": ({"epoch": 3, "loss": 0.1}, "no tensors by name"),
     "list": ([ONE, ONE], "no tensors by name"),
     "tensor": (ONE, "no tensors by name"),
-    "escape": ({"\x1b[31mred\nline": ONE}, "it lacks positional_embedding"),
 }
 
 

@@ -1,6 +1,7 @@
 """The page at / in a real browser: photos, the tail, keys, keyboards, colours and hostile text."""
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_
 from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
-from tests.support.palette import CLASSES, Colour, palette_manifest, photo, write_bundle
+from tests.support.palette import CLASSES, Colour, new_photo, palette_manifest, photo, write_bundle
 from tests.support.serving import running
 
 KEY = "a-key-for-the-page-0123"
@@ -81,11 +82,14 @@ def opened(browser: Browser, client: httpx.Client, path: str = "") -> Iterator[P
 
 
 def feed(client: httpx.Client, photos: dict[str, int]) -> None:
-    for label, number in photos.items():
-        image = photo(CLASSES[label][0])
-        for start in range(0, number, 50):
-            files = [("images", ("x", image))] * min(50, number - start)
-            assert client.post("/classify", files=files).status_code == 200
+    """Classify so many different photos of each class, in an order that depends on nothing."""
+    labels = [label for label, number in photos.items() for _ in range(number)]
+    random.Random(0).shuffle(labels)
+    for start in range(0, len(labels), 50):
+        files = [
+            ("images", ("x", new_photo(CLASSES[label][0]))) for label in labels[start : start + 50]
+        ]
+        assert client.post("/classify", files=files).status_code == 200
 
 
 def file(name: str, data: bytes) -> FilePayload:
