@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from functools import partial
 from time import monotonic
 from types import FrameType
@@ -99,6 +100,11 @@ def serve(settings: Settings) -> None:
         manifest = engine.bundle.manifest
         title = printable(f"{manifest.name} {manifest.version}")
         print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
+        for precision, variant in manifest.variants.items():
+            if settings.precision in ("auto", precision):
+                reason = variant.usual_ensemble_reason
+                print(f"{precision}, ensemble if none is asked for: {reason}")
+        sys.stdout.flush()
 
         def leave(number: int, frame: FrameType | None) -> None:
             """Exit with status 0: uvicorn raises the signal again after every answer."""

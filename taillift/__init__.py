@@ -26,16 +26,18 @@ def load(
     precision: str = "fp32",
     provider: str = "cpu",
     threads: int | None = None,
+    max_pixels: int = 50_000_000,
 ) -> "Classifier":
     """Open a bundle, as `taillift export` writes it, to classify images without a server.
 
     `precision` ("fp32", "fp16" or "int8") names one of the bundle's graphs, `provider` ("cpu",
     "cuda", "tensorrt" or "openvino") what runs it, and `threads` the CPU threads of a batch, by
-    default one for each core. Raises `UserError` if the bundle is damaged or cannot run so.
+    default one for each core. Images with more than `max_pixels` are refused. Raises `UserError` if
+    the bundle is damaged or cannot run so.
     """
     from taillift.models.bundle.classifier import Classifier
 
-    return Classifier.load(path, precision, provider, threads)
+    return Classifier.load(path, precision, provider, threads, max_pixels)
 
 
 if not TYPE_CHECKING:

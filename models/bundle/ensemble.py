@@ -4,7 +4,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,6 +23,10 @@ from taillift.models.bundle.schema import (
 Fill = Callable[[Counts, int, int], None]
 Views = Annotated[int, Field(ge=1, le=VIEWS)]
 MeanViews = Annotated[float, Field(ge=1, le=VIEWS)]
+
+
+# The share of the views that an exit rule has to save to be used without being asked for.
+WORTHWHILE: Final = 0.25
 
 
 class Ensemble(StrEnum):
@@ -118,6 +122,11 @@ class ExitRule(Stages):
     mean_views: MeanViews
     certified: bool = Field(description="every bound is within the tolerance")
     notes: tuple[str, ...] = Field((), description="what the photos could show and what not")
+
+    @property
+    def saves_enough(self) -> bool:
+        """Whether it saves so many views that it is the usual ensemble."""
+        return self.mean_views <= (1 - WORTHWHILE) * VIEWS
 
 
 class ImageOutputs(NamedTuple):

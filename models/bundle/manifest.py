@@ -6,7 +6,8 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from taillift.models.bundle.ensemble import ExitRule, MeanViews
+from taillift.models.bundle.ensemble import Ensemble, ExitRule, MeanViews
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.prediction_sets import PredictionSets
 from taillift.models.bundle.review import Review
 from taillift.models.bundle.schema import (
@@ -122,6 +123,21 @@ class Variant(SchemaModel):
     sets: PredictionSets | None = Field(None, description="what coverage= is answered from")
     review: Review | None = None
     notes: tuple[str, ...] = Field((), description="why the parts that are absent are")
+
+    @property
+    def usual_ensemble(self) -> Ensemble:
+        """The ensemble of a request that names none."""
+        return Ensemble.ADAPTIVE if self.exit and self.exit.saves_enough else Ensemble.FULL
+
+    @property
+    def usual_ensemble_reason(self) -> str:
+        """Why this ensemble is the usual one, in a sentence that begins with its name."""
+        if self.exit is None:
+            return "full: there is no exit rule for adaptive"
+        mean = f"{self.exit.mean_views:.2f} of {VIEWS} views on average"
+        if self.exit.saves_enough:
+            return f"adaptive: it takes {mean}, and so saves at least a quarter"
+        return f"full: adaptive takes {mean}, and so does not save a quarter"
 
 
 class FileRecord(SchemaModel):

@@ -49,8 +49,9 @@ class SchemaModel(BaseModel):
 class Preprocessing(SchemaModel):
     """The way from a decoded image to the pixels that the graph takes.
 
-    `size` S and `expand` are in pixels. `mean` and `std` are per RGB channel on a 0 to 1 scale and
-    are applied inside the graph.
+    `size` S and `expand` are in pixels. The longer side of a canvas is mostly a fraction: bundles
+    before 0.2.0 rounded it, and since then it is cut off, as by torchvision. `mean` and `std` are
+    per RGB channel on a 0 to 1 scale and are applied inside the graph.
     """
 
     size: int = Field(gt=0, le=2**13)
@@ -58,5 +59,6 @@ class Preprocessing(SchemaModel):
     interpolation: Literal["bilinear", "bicubic"]
     antialias: Literal[True] = True
     resize_mode: Literal["shortest", "squash"]
+    long_side: Literal["rounded", "cut"] = "rounded"
     mean: tuple[Share, Share, Share]
     std: tuple[Deviation, Deviation, Deviation]

@@ -86,6 +86,10 @@ class Calibration(SchemaModel):
     data: str = Field(description="what it was fitted on")
     source: Literal["validation", "cross-fitting"]
     images: Count = Field(description="the number of images that it was fitted on")
+    unproved: tuple[Ensemble, ...] = Field(
+        (),
+        description="ensembles whose temperatures stay 1: no others were shown to be better",
+    )
     errors: CalibrationErrors | None = None
     notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
 

@@ -21,7 +21,7 @@ LAST_SEEN: Final = "last seen"
 # Arrays of classes, in the order of the predictions.
 STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
 # Beginnings of the names that files of version 0.1.0 lack.
-LATER: Final = ("sightings/", "predictions", "held", DEPENDENCE)
+LATER: Final = ("sightings/", "predictions", "held", "began", DEPENDENCE)
 
 
 def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
@@ -32,6 +32,7 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     arrays["sightings/times"] = sightings.times.copy()
     arrays["sightings/next"] = np.array(sightings.next)
     arrays["predictions"] = np.array(monitor.predictions)
+    arrays["began"] = np.array(monitor.began)
     arrays["held"] = monitor.held.copy()
     arrays[f"{DEPENDENCE}counts"] = dependence.counts.copy()
     arrays[f"{DEPENDENCE}labels"] = dependence.labels.copy()
@@ -64,6 +65,7 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         return
     check_arrays(monitor, arrays)
     monitor.last_seen = arrays[LAST_SEEN].copy()
+    monitor.began = float(arrays.get("began", np.nan))
     if "sightings/digests" in arrays:
         monitor.sightings.restore(
             arrays["sightings/digests"], arrays["sightings/times"], int(arrays["sightings/next"])
@@ -77,8 +79,9 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     if not np.array_equal(before, now):
         return
     for name, evidence in _evidences(monitor.settled).items():
-        evidence.wealth = arrays[f"{name}/wealth"].copy()
-        evidence.predictions = arrays[f"{name}/predictions"].astype(np.float64)
+        evidence.restore(
+            arrays[f"{name}/wealth"].copy(), arrays[f"{name}/predictions"].astype(np.float64)
+        )
     for name, band in _bands(monitor.settled).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()

@@ -115,3 +115,14 @@ def test_a_bundle_is_upgraded_in_its_place_or_in_a_copy(bundle: Path, tmp_path: 
     again = upgrade(old).exception
     assert isinstance(again, UserError)
     assert "is of schema 2 already" in str(again)
+
+
+def test_the_largest_image_is_the_users_choice(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(photo(CLASSES["red"][0], size=(50, 40)))
+    assert classify(bundle, path, "--max-pixels", 2_000).exit_code == 0
+    refused = classify(bundle, path, "--max-pixels", 1_999)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(
+        f"{path}: the image has 50 x 40 pixels, more than the 1,999 allowed"
+    )

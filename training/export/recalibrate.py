@@ -51,7 +51,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             precision: variant.as_made(old.variants[precision].made)
             for precision, variant in calibrator.calibrate(sessions).items()
         }
-        write_measurements(new.path, metadata, groups, variants)
+        write_measurements(new.path, metadata, dataset, groups, variants)
         measured = zip(old.classes, accuracies(variants, len(groups)), strict=True)
         changes = {
             "taillift_version": version("taillift"),
