@@ -126,7 +126,7 @@ def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
             raise ValueError(
                 f"the array {name!r} has another size or type: {array.dtype}{list(array.shape)}"
             )
-        if name != LAST_SEEN and not np.isfinite(array).all():
+        if name not in (LAST_SEEN, "began") and not np.isfinite(array).all():
             raise ValueError(f"the array {name!r} has numbers that are not finite")
         if name in STREAMS and not ((array >= 0) & (array < len(monitor.last_seen))).all():
             raise ValueError(f"the array {name!r} has classes that the bundle lacks")
