@@ -89,6 +89,8 @@ def serve(**given: Any) -> None:
     """Serve a bundle over HTTP until stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_in_one_line)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read yet.
     settings = read_settings(**given)
     from taillift.service import server
 

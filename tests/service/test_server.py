@@ -76,7 +76,7 @@ def assert_shutting_down(connection: socket.socket) -> None:
 def test_what_is_late_at_the_end_of_a_drain_is_told_that_the_service_shuts_down(
     bundle: Path, sent: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--drain-seconds", "1", "--notice-seconds", "0")
+    flags = ("--drain-seconds", "1", "--notice-seconds", "0.5")
     with (
         process(bundle, *flags) as (server, client),
         socket.create_connection((client.base_url.host, client.base_url.port)) as connection,

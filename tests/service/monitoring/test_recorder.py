@@ -322,6 +322,18 @@ def test_saves_that_fail_are_counted_and_told_once(
         assert sample(client, "taillift_window_predictions") == 2
 
 
+@pytest.mark.usefixtures("quickly")
+def test_a_file_that_is_removed_before_anything_was_counted_is_read_again(
+    known: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tail.sqlite"
+    with running(known, tail_file=file):
+        file.unlink()
+        until(file.exists)
+    with running(known, tail_file=file) as client:
+        assert sample(client, "taillift_window_predictions") == 0
+
+
 def saved_arrays(known: Path, file: Path) -> dict[str, Array]:
     """Count some predictions, and return what the file holds then."""
     with running(known, tail_file=file) as client:
@@ -373,7 +385,7 @@ def test_a_damaged_array_is_one_line_at_the_start(known: Path, tmp_path: Path) -
 
 def test_a_file_of_the_first_version_is_read(known: Path, tmp_path: Path) -> None:
     arrays = saved_arrays(known, tmp_path / "tail.sqlite")
-    later = ("sightings/", "held", "predictions", "dependence/")
+    later = ("sightings/", "held", "predictions", "began", "dependence/")
     old = {name: array for name, array in arrays.items() if not name.startswith(later)}
     with Store(tmp_path / "old.sqlite") as store:
         store.save(read_manifest(known).version, old)
