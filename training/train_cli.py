@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.terminal import say
 
@@ -48,6 +49,23 @@ Set = Annotated[
         "given several times.",
     ),
 ]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
+]
+Batch = Annotated[int | None, typer.Option(help="Photos a step: --set batch=...")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        help="Learning rate of head and tuners: --set optimiser.head_rate=..., and of tuner_rate. "
+        "Recipes have one for each.",
+    ),
+]
 Imbalance = Annotated[
     float | None,
     typer.Option(
@@ -64,6 +82,10 @@ def train(
         str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
     ] = "lift",
     changes: Set = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -80,6 +102,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
@@ -90,22 +113,24 @@ def train(
     """
     from taillift.models.bundle.atomic import require_writable
     from taillift.models.lift.backbone import load_backbone
-    from taillift.training.console import is_first
+    from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
     from taillift.training.fit.resume import resume_path
-    from taillift.training.recipe.recipe import load_recipe, parse_changes
+    from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
 
     seeded = {} if seed is None else {"seed": seed}
-    chosen = load_recipe(recipe, {**parse_changes(changes or []), **seeded})
-    dataset = load_dataset(data, imbalance)
+    chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
+    dataset = load_dataset(data, imbalance, max_pixels)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
-        run = Trainer(dataset, load_backbone(backbone)).train(chosen, resume_path(path), curves)
+        trainer = Trainer(dataset, load_backbone(backbone))
+        note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
+        run = trainer.train(chosen, resume_path(path), curves)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -124,6 +149,7 @@ def train(
 @app.command()
 def check(
     data: Data,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="print everything as one JSON object")
     ] = False,
@@ -137,7 +163,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data)
+    made = survey(data, max_pixels)
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -172,6 +198,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
         bool,
         typer.Option(
@@ -193,7 +220,7 @@ def export(
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
 
-    dataset = load_dataset(data, imbalance)
+    dataset = load_dataset(data, imbalance, max_pixels)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
     exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
@@ -202,7 +229,7 @@ def export(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
-        f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
+        f"graph: {proof.nodes} nodes"
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
@@ -216,6 +243,7 @@ def calibrate(
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Bundle to make.")],
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
@@ -225,7 +253,8 @@ def calibrate(
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.recalibrate import recalibrate
 
-    print_summary(out, recalibrate(bundle, load_dataset(data), out, replace))
+    dataset = load_dataset(data, max_pixels=max_pixels)
+    print_summary(out, recalibrate(bundle, dataset, out, replace))
 
 
 @app.command()
@@ -236,11 +265,16 @@ def compare(
     ] = COMPARED,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     changes: Set = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
     backbone: BackboneName = "default",
     out: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite results of other settings in the folder."),
@@ -259,10 +293,10 @@ def compare(
     from taillift.training.comparison.table import failures, table
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.recipe.recipe import load_recipe, parse_changes
+    from taillift.training.recipe.recipe import load_recipe
     from taillift.training.report.comparison import write_report
 
-    values = parse_changes(changes or [])
+    values = recipe_changes(changes, epochs, steps, batch, lr)
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
@@ -272,7 +306,7 @@ def compare(
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = load_dataset(data, imbalance)
+    dataset = load_dataset(data, imbalance, max_pixels)
     folder = out or Path("runs") / dataset.name
     console = PlainConsole(quiet=not is_first())
     try:
@@ -322,6 +356,36 @@ def backbones(
         typer.echo(line)
     if name is None:
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
+
+
+def recipe_changes(
+    assignments: Sequence[str] | None,
+    epochs: int | None,
+    steps: int | None,
+    batch: int | None,
+    rate: float | None,
+) -> dict[str, Any]:
+    """Return the fields that --set and the options with names of their own change in a recipe.
+
+    Raises `UserError` if a field is given twice.
+    """
+    from taillift.training.recipe.recipe import parse_changes
+
+    named: dict[str, dict[str, float | None]] = {
+        "--epochs": {"epochs": epochs},
+        "--steps": {"steps": steps},
+        "--batch": {"batch": batch},
+        "--lr": {"optimiser.head_rate": rate, "optimiser.tuner_rate": rate},
+    }
+    changes = parse_changes(assignments or [])
+    for option, fields in named.items():
+        for field, value in fields.items():
+            if value is None:
+                continue
+            if field in changes:
+                raise UserError(f"{option} and --set {field} change the same field: give one")
+            changes[field] = value
+    return changes
 
 
 def print_summary(target: Path, manifest: "Manifest") -> None:

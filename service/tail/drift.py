@@ -287,12 +287,14 @@ class Drift:
         fewer, more = np.split(self.evidence.wealth, [len(FEWER)])
         return np.where(more.sum(0) > fewer.sum(0), 1, -1)
 
-    def delay(self, rates: Doubles) -> Doubles:
+    def delay(self, rates: Doubles, after: int | None = None) -> Doubles:
         """Return the predictions [K] within which 95 of 100 changes to `rates` are found.
 
-        The change happens now. Infinite if the new rate is within the band, or almost.
+        The change happens `after` so many predictions, or now. Infinite if the new rate is within
+        the band, or almost.
         """
         gain, spread = self._stakes.moments(rates)
-        nats = np.log(self.threshold) + self.evidence.start_cost(gain, self.evidence.predictions)
+        start = self.evidence.predictions if after is None else after
+        nats = np.log(self.threshold) + self.evidence.start_cost(gain, start)
         needed: Doubles = steps_to_reach(nats, gain, spread).min(0)
         return needed

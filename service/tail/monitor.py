@@ -23,7 +23,7 @@ from taillift.service.tail.reference import (
 )
 from taillift.service.tail.sightings import Sightings
 from taillift.service.tail.silence import Silence
-from taillift.service.tail.window import Window
+from taillift.service.tail.window import BUCKETS, Window
 
 # Of every interval that is shown.
 COVERAGE: Final = 0.95
@@ -137,7 +137,20 @@ class TailMonitor:
         self.window = Window(len(profile.labels), rules.window_seconds)
         self.sightings = Sightings(rules.window_seconds)
         self.last_seen = np.full(len(profile.labels), np.nan)
+        # The time of the first prediction; NaN before, or if it is from version 0.1.0.
+        self.began = np.nan
         self._pending = PendingPredictions()
+
+    @property
+    def counted_since(self) -> float | None:
+        """The time from which on the window counts: that of the first prediction, or its start.
+
+        None without predictions in the window.
+        """
+        if not self.window.buckets:
+            return None
+        start = self.window.buckets[0].number * self.rules.window_seconds / BUCKETS
+        return start if np.isnan(self.began) else max(start, self.began)
 
     @property
     def drift(self) -> Drift:
@@ -168,6 +181,8 @@ class TailMonitor:
         pending.labels.append(label)
         pending.confidences.append(confidence)
         self.last_seen[label] = now
+        if np.isnan(self.began) and not self.window.buckets:
+            self.began = now
         return True
 
     def refresh(self) -> None:
@@ -179,6 +194,7 @@ class TailMonitor:
         now = self._clock()
         self.window.forget(now)
         self.last_seen = np.minimum(self.last_seen, now)
+        self.began = min(self.began, now)
 
     def _count_pending(self) -> None:
         pending, self._pending = self._pending, PendingPredictions()
