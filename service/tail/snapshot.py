@@ -23,7 +23,7 @@ STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
 # Times that are not a number before the first prediction.
 TIMES: Final = {LAST_SEEN, "began"}
 # Beginnings of the names that files of version 0.1.0 lack.
-LATER: Final = ("sightings/", "predictions", "held", "began", DEPENDENCE)
+LATER: Final = ("sightings/", "predictions", "held", DEPENDENCE)
 
 
 def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
