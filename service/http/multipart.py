@@ -15,6 +15,8 @@ from taillift.service.problems import MalformedError
 # Bytes of the headers of one part, and of the boundary (RFC 2046, section 5.1.1).
 MAX_PART_HEADERS: Final = 8_192
 MAX_BOUNDARY: Final = 70
+# Bytes that are searched for a delimiter without a pause.
+PIECE: Final = 2**18
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,30 @@ def form_parts(body: bytes, boundary: bytes) -> Iterator[FormPart]:
         return
     if body.startswith(first + b"\r\n"):
         start = len(first) + 2
-    elif (preamble := body.find(following)) >= 0:
+    elif (preamble := _find(body, following, 0, len(body))) >= 0:
         start = preamble + len(following)
     else:
         raise MalformedError("the form cannot be read: it does not begin with its boundary")
-    closing = body.find(last, start - 2)
+    closing = _find(body, last, start - 2, len(body))
     if closing < 0:
         raise MalformedError("the form cannot be read: it ends before its closing boundary")
     while True:
         # A following delimiter that stands behind the closing one belongs to the epilogue.
-        end = body.find(following, start - 2, closing + len(following))
+        end = _find(body, following, start - 2, min(closing + len(following), len(body)))
         end = closing if end < 0 or end > closing else end
         yield _part(body, start, end)
         if end == closing:
             return
         start = end + len(following)
+
+
+def _find(body: bytes, delimiter: bytes, start: int, end: int) -> int:
+    """Return the place of a delimiter, or -1; other threads may run between two pieces."""
+    for place in range(start, end, PIECE):
+        found = body.find(delimiter, place, min(place + PIECE + len(delimiter) - 1, end))
+        if found >= 0:
+            return found
+    return -1
 
 
 def _part(body: bytes, start: int, end: int) -> FormPart:

@@ -19,6 +19,8 @@ from taillift.service.problems import (
 from taillift.service.tail.sightings import image_digest
 
 FIELD: Final = "images"
+# A larger form is read outside the event loop.
+SMALL_FORM: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ async def read_uploads(
         ) from None
     content_type = request.headers.get("content-type", "")
     if content_type.lower().startswith("multipart/"):
-        return form_images(data, content_type, max_images)
+        if len(data) <= SMALL_FORM:
+            return form_images(data, content_type, max_images)
+        return await asyncio.to_thread(form_images, data, content_type, max_images)
     if not data:
         raise MalformedError(
             "the request has no image: send it as the body, or one or more in the multipart "

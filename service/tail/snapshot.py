@@ -23,7 +23,7 @@ STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
 # Times that are not a number before the first prediction.
 TIMES: Final = {LAST_SEEN, "began"}
 # Beginnings of the names that files of version 0.1.0 lack.
-LATER: Final = ("sightings/", "predictions", "held", "began", DEPENDENCE)
+LATER: Final = ("sightings/", "predictions", "held", DEPENDENCE)
 
 
 def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
@@ -109,7 +109,7 @@ def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     expected = to_arrays(monitor)
     later = {name for name in expected if name.startswith(LATER)}
     needed = expected.keys() if later & arrays.keys() else expected.keys() - later
-    for name in sorted(needed - arrays.keys()):
+    for name in sorted(needed - arrays.keys() - {"began"}):
         raise ValueError(f"the array {name!r} is missing")
     shapes = {name: [array.shape] for name, array in expected.items()}
     for name, evidence in _evidences(monitor.settled).items():

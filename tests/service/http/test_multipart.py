@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taillift.service.http.multipart import FormPart, form_boundary, form_parts
+from taillift.service.http.multipart import PIECE, FormPart, form_boundary, form_parts
 from taillift.service.problems import MalformedError
 
 NAMED = b'Content-Disposition: form-data; name="images"; filename="a.png"'
@@ -68,3 +68,11 @@ def test_a_boundary_is_needed_and_not_long(kind: str) -> None:
     with pytest.raises(MalformedError, match="boundary"):
         form_boundary(kind)
     assert form_boundary('multipart/form-data; charset=x; boundary="a b"') == b"a b"
+
+
+@pytest.mark.parametrize("shift", range(-9, 3))
+def test_a_delimiter_across_two_pieces_of_the_search_is_found(shift: int) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    first = b"x" * (PIECE - len(head) + shift)
+    body = head + first + b"\r\n" + head + b"y" * 2 * PIECE + b"\r\n--b--"
+    assert [len(part.data) for part in form_parts(body, b"b")] == [len(first), 2 * PIECE]
