@@ -8,12 +8,12 @@ for result in classifier.classify(["cat.jpg", "owl.jpg"]):
 """
 
 from os import PathLike
-from typing import TYPE_CHECKING
 
-from taillift.models.errors import UserError
-
+# Type checkers take it for true. The import of `typing` is most of what importing this costs.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from taillift.models.bundle.classifier import Classifier
+    from taillift.models.errors import UserError
 
     __version__: str
 
@@ -41,13 +41,17 @@ def load(
 
 
 if not TYPE_CHECKING:
-    # numpy and ONNX Runtime are imported only when they are needed.
+    # Nothing is imported before it is needed, above all numpy and ONNX Runtime.
     def __getattr__(name: str) -> object:
         match name:
             case "Classifier":
                 from taillift.models.bundle.classifier import Classifier
 
                 return Classifier
+            case "UserError":
+                from taillift.models.errors import UserError
+
+                return UserError
             case "__version__":
                 from importlib.metadata import version
 

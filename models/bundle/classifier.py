@@ -33,7 +33,7 @@ from taillift.models.bundle.manifest import ClassInfo
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.bundle.prediction_sets import LEAST, MOST
 from taillift.models.bundle.predictor import Prediction, Predictor
-from taillift.models.bundle.review import Decision
+from taillift.models.bundle.review import Decision, DecisionReason
 from taillift.models.bundle.schema import FILES, MAX_PIXELS, Group, Precision
 from taillift.models.bundle.session import CPU, Outputs, Session
 from taillift.models.errors import UserError, did_you_mean, first_line
@@ -66,7 +66,8 @@ class Result:
 
     `label`, `confidence` (0 to 1) and `group` are those of the most probable class, the first of
     `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or
-    "review"; None if the bundle cannot decide, or under a prior other than the uniform one.
+    "review", and `reason` its reason; None if the bundle cannot decide, or under a prior other than
+    the uniform one.
     `labels_in_set` is None without a `coverage`.
     """
 
@@ -77,6 +78,7 @@ class Result:
     decision: Decision | None
     ranking: tuple[RankedClass, ...]
     labels_in_set: tuple[str, ...] | None = None
+    reason: DecisionReason | None = None
 
     @classmethod
     def of(cls, prediction: Prediction, classes: Sequence[ClassInfo], top_k: int) -> "Result":
@@ -96,6 +98,7 @@ class Result:
             labels_in_set=None
             if members is None
             else tuple(classes[index].label for index in members),
+            reason=prediction.reason,
         )
 
 
