@@ -1,6 +1,6 @@
 """Measure what colour profiles change in a bundle's answers, and what reading photos costs.
 
-    python -m benchmarks.colours BUNDLE [--before CHECKOUT] [--rounds 15]
+    python -m benchmarks.colours [BUNDLE] [--before CHECKOUT] [--rounds 61]
 
 The test photos of wardrobe-lt are stored as JPEGs of quality 95 in sRGB and in four wider spaces,
 whose profiles are made here from their primaries. The table gives the accuracy as served and
@@ -230,13 +230,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--before", type=Path, help="another checkout of taillift")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=61)
     options = parser.parse_args()
     dataset = load_dataset(SAMPLE)
     assert dataset.test is not None
-    parts = [compare_spaces(Classifier.open(options.bundle), dataset)]
+    parts = []
+    if options.bundle is not None:
+        parts.append(compare_spaces(Classifier.open(options.bundle), dataset))
     if options.before is not None:
         photos = [photo.read() for photo in dataset.test.photos]
         parts.append(compare_checkouts(options.before.resolve(), photos, options.rounds))

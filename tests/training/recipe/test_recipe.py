@@ -328,3 +328,18 @@ def test_ldams_scale_must_be_that_of_the_head() -> None:
     with pytest.raises(UserError, match=r"loss\.scale = 25 and head\.scale = 16"):
         load_recipe("lift", {"loss": {"name": "ldam"}})
     assert load_recipe("lift", {"loss": {"name": "ldam", "scale": 16}}).loss.name == "ldam"
+
+
+def test_lift_plus_as_published_has_the_settings_of_its_code() -> None:
+    recipe = load_recipe("lift-plus-published")
+    assert (recipe.epochs, recipe.steps, recipe.batch) == (5, None, 128)
+    optimiser = recipe.optimiser
+    assert (optimiser.name, optimiser.head_rate, optimiser.tuner_rate) == ("sgd", 0.02, 0.02)
+    assert (optimiser.momentum, optimiser.head_decay, optimiser.tuner_decay) == (0.9, 5e-4, 5e-4)
+    assert (optimiser.step, optimiser.warmup, optimiser.average) == ("epoch", 0, 0)
+    assert (recipe.head.kind, recipe.head.scale) == ("cosine", 25)
+    assert recipe.head.initial.name == "text"
+    augmentation = recipe.augmentation
+    assert (augmentation.name, augmentation.schedule) == ("minimalist", "convex")
+    assert (augmentation.flip, augmentation.interpolation) == (False, "bicubic")
+    assert recipe.loss.name == "logit-adjusted"
