@@ -1,13 +1,16 @@
-"""The commands `serve`, `classify` and `watch`."""
+"""The commands `serve`, `classify`, `embed`, `watch` and `upgrade-bundle`."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from taillift.models.bundle.schema import MAX_PIXELS
+from taillift.models.errors import end_in_one_line
 from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
 
@@ -29,6 +32,10 @@ Sources = Annotated[
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
+]
+
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which an image is refused.")
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
@@ -77,6 +84,8 @@ def setting_parameter(name: str) -> inspect.Parameter:
 @takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
 def serve(**given: Any) -> None:
     """Serve a bundle over HTTP until stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_in_one_line)
     settings = read_settings(**given)
     from taillift.service import server
 
@@ -125,6 +134,7 @@ def classify(
             show_default=False,
         ),
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
     ] = False,
@@ -157,7 +167,7 @@ def classify(
     if out is not None:
         row_file.check_out(out, folder_run.PREDICTIONS)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
@@ -215,6 +225,7 @@ def embed(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Write the model's features of images, at unit length, to a file."""
     from taillift.models.bundle.classifier import Classifier
@@ -225,7 +236,7 @@ def embed(
 
     row_file.check_out(out, folder_run.FEATURES)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     folder_run.embed_photos(classifier, photos, out, Ensemble(ensemble))
 
 
@@ -238,9 +249,10 @@ def watch(
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
-            "label,confidence and optionally time.",
+            "label,confidence and optionally time,thing (rows of one thing count once).",
         ),
     ],
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
     html: Annotated[
         Path | None,
@@ -259,9 +271,8 @@ def watch(
     settings = read_settings(bundle=bundle, **given)
     if html is not None:
         require_writable(html)
-    report = replay(
-        bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds
-    )
+    level, window = settings.tail_level, settings.tail_window_seconds
+    report = replay(bundle, past, settings.reference, level, window, max_pixels)
     show(report, as_json)
     if html is not None:
         _write_page(html, bundle, report)
@@ -286,6 +297,23 @@ def _write_page(path: Path, bundle: Path, report: "Report") -> None:
             info["live"]["found_after"] = after
     with atomic_file(path) as file:
         file.write_text(page_of_report(f"The tail of {manifest.name}", document), "utf-8")
+
+
+@app.command()
+def upgrade_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder for the new bundle.", show_default="the manifest is replaced in its place"
+        ),
+    ] = None,
+) -> None:
+    """Let the version of an older bundle cover its manifest, too (schema 2), without training."""
+    from taillift.models.bundle.folder import upgrade
+
+    manifest = upgrade(bundle, out)
+    say(f"{out or bundle}: bundle {manifest.name} {manifest.version}, schema 2")
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from taillift.models.bundle.schema import Group, SchemaModel
+from taillift.models.bundle.schema import Count, Group, Percent, SchemaModel, Share
 
 Decision = Literal["accept", "review"]
 
@@ -31,16 +31,18 @@ class DecisionReason(SchemaModel):
 class GroupReview(SchemaModel):
     """The threshold for answers of one group's classes; photos of every class weigh the same."""
 
-    photos: int = Field(description="held-out photos that are answered with a class of this group")
-    threshold: float | None = Field(
+    photos: Count = Field(
+        description="held-out photos that are answered with a class of this group"
+    )
+    threshold: Share | None = Field(
         description="the least confidence that is accepted; absent: everything goes to review"
     )
     certified: bool = Field(
         description="the errors stay within the risk; otherwise that is an estimate"
     )
-    accepted: float = Field(description="per cent of the held-out answers")
-    error: float | None = Field(description="per cent of the accepted answers")
-    fitted_photos: int | None = Field(
+    accepted: Percent = Field(description="per cent of the held-out answers")
+    error: Percent | None = Field(description="per cent of the accepted answers")
+    fitted_photos: Count | None = Field(
         None, description="the photos, counted likewise, that the threshold was fitted on"
     )
 
@@ -48,8 +50,8 @@ class GroupReview(SchemaModel):
 class Review(SchemaModel):
     """Thresholds on the confidence under the uniform prior, at the same risk in every group."""
 
-    risk: float = Field(description="per cent of accepted answers that may be wrong")
-    level: float = Field(description="per cent: how sure a certified threshold is")
+    risk: Percent = Field(description="per cent of accepted answers that may be wrong")
+    level: Percent = Field(description="per cent: how sure a certified threshold is")
     data: str = Field(description="what the shares and errors were measured on")
     groups: dict[Group, GroupReview] = Field(description="by the group of the predicted class")
     notes: tuple[str, ...] = Field((), description="what there were too few photos for")

@@ -22,6 +22,7 @@ from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.models.plain_console import PlainConsole
@@ -78,7 +79,14 @@ class Report:
     delays: tuple[float, ...]
 
 
-def replay(bundle: Path, past: Path, reference: str, level: float, window: float) -> Report:
+def replay(
+    bundle: Path,
+    past: Path,
+    reference: str,
+    level: float,
+    window: float,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
     """Replay a CSV file of predictions, or those for a folder of photos, through the monitor.
 
     A photo that cannot be used is named on standard error and left out. Raises `UserError` if the
@@ -92,7 +100,7 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
         say(f"{photo}: {reason}", err=True)
 
     if past.is_dir():
-        predictions = classify_folder(bundle, past, refused)
+        predictions = classify_folder(bundle, past, refused, max_pixels)
     elif past.suffix.lower() == ".csv":
         predictions = read_predictions(past, manifest.labels, refused)
     else:
@@ -103,10 +111,10 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
 def read_predictions(
     path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
 ) -> Iterator[PastPrediction]:
-    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and thing.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    Rows with the same `group` show one thing. `taillift classify --out` writes such files; in them,
+    Rows with the same `thing` show one thing. `taillift classify --out` writes such files; in them,
     `refused` is called with every photo that could not be used and the reason. Raises `UserError`
     that names the line.
     """
@@ -154,7 +162,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    things = (group_digest(row["group"]),) if row.get("group") else ()
+    things = (group_digest(row["thing"]),) if row.get("thing") else ()
     return PastPrediction(index, confidence, time, things)
 
 
@@ -175,7 +183,10 @@ def parse_time(text: str) -> float:
 
 
 def classify_folder(
-    bundle: Path, folder: Path, refused: Callable[[Path, str], None]
+    bundle: Path,
+    folder: Path,
+    refused: Callable[[Path, str], None],
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[PastPrediction]:
     """Yield the top class of every photo below the folder, in the order of their paths.
 
@@ -184,7 +195,7 @@ def classify_folder(
     no photos or the bundle is damaged.
     """
     photos = photos_in(folder, recursive=True)
-    classifier = Classifier.open(bundle)
+    classifier = Classifier.open(bundle, max_pixels=max_pixels)
     for photo, prediction in zip(
         photos, conveyor.predictions(classifier, photos, Ensemble.FULL, cores()), strict=True
     ):

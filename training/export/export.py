@@ -236,7 +236,6 @@ def make_manifest(
     groups: Sequence[Group],
     priors: Sequence[float],
     variants: Mapping[Precision, CalibratedVariant],
-    content_version: str,
     files: dict[str, FileRecord],
 ) -> Manifest:
     """Return the manifest of an exported bundle; `priors` are those that its logits carry."""
@@ -251,7 +250,6 @@ def make_manifest(
         prior = "train" if np.allclose(priors, frequencies) else "other"
     return Manifest(
         name=metadata.data,
-        version=content_version,
         taillift_version=version("taillift"),
         backbone=BackboneInfo(
             architecture=metadata.architecture,

@@ -139,6 +139,23 @@ def test_frequent_looks_change_no_count() -> None:
     np.testing.assert_array_equal(states[0].last_seen, states[1].last_seen)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_every_look_finds_what_a_fresh_monitor_with_the_same_past_finds(times: int) -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
+    rates = np.ones(len(bundle.groups)) / len(bundle.groups) @ bundle.matrix
+    labels = np.random.default_rng(0).choice(len(rates), 6_000 // times, p=rates).repeat(times)
+    for start in range(0, len(labels), 250):
+        for label in labels[start : start + 250].tolist():
+            monitor.observe(label, 0.5)
+        monitor.refresh()
+        fresh = TailMonitor(profile(bundle), UNIFORM, clock)
+        restore(fresh, to_arrays(monitor))
+        np.testing.assert_allclose(fresh.drift.e_values, monitor.drift.e_values, rtol=1e-3)
+        silence, wanted = (one.silence.evidence.e_values for one in (fresh, monitor))
+        np.testing.assert_allclose(silence, wanted, rtol=1e-3)
+
+
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     bundle, clock = few_shot_bundle(20), Clock()
     before = TailMonitor(profile(bundle), UNIFORM, clock)
