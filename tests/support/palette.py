@@ -154,7 +154,7 @@ def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
     path = bundle / CONFUSION
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("true", "predicted", "photos"), *rows])
+        csv.writer(file, lineterminator="\n").writerows([("true", "predicted", "photos"), *rows])
     files = {**manifest.files, CONFUSION: file_record(path)}
     write_manifest(bundle / MANIFEST, manifest.model_copy(update={"files": files}))
 
