@@ -5,6 +5,7 @@ out). Two colours cause trouble on purpose: `SLOW` keeps the device busy for nea
 `POISON` makes ONNX Runtime fail.
 """
 
+import csv
 import io
 import json
 from importlib import metadata
@@ -147,12 +148,13 @@ def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
     `photos` counts them by true and predicted class. Classes that are not in it were always right.
     """
     listed = {true for true, _ in photos}
-    right = {(label, label): 10_000 for label in CLASSES if label not in listed}
-    rows = [f"{true},{predicted},{count}" for (true, predicted), count in (photos | right).items()]
+    manifest = read_manifest(bundle)
+    right = {(label, label): 10_000 for label in manifest.labels if label not in listed}
+    rows = [(*pair, count) for pair, count in (photos | right).items()]
     path = bundle / CONFUSION
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(["true,predicted,photos", *rows]) + "\n")
-    manifest = read_manifest(bundle)
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("true", "predicted", "photos"), *rows])
     files = {**manifest.files, CONFUSION: file_record(path)}
     write_manifest(bundle / MANIFEST, manifest.model_copy(update={"files": files}))
 

@@ -22,7 +22,15 @@ from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
 from taillift.service.serve_cli import app
-from tests.support.palette import CLASSES, Colour, new_photo, palette_manifest, photo, write_bundle
+from tests.support.palette import (
+    CLASSES,
+    Colour,
+    new_photo,
+    palette_manifest,
+    photo,
+    write_bundle,
+    write_confusion,
+)
 from tests.support.serving import running
 
 KEY = "a-key-for-the-page-0123"
@@ -327,10 +335,7 @@ def test_a_replay_is_a_page_of_its_own(browser: Browser, tmp_path: Path) -> None
     counts = [count for _, count in CLASSES.values()]
     renamed = classes_from(labels, labels, counts, Thresholds(), [None] * len(labels))
     bundle = write_bundle(tmp_path / "bundle", classes=renamed)
-    (bundle / "report").mkdir()
-    with (bundle / "report" / "confusion.csv").open("w", newline="") as confusions:
-        right = [[label, label, 10_000] for label in labels]
-        csv.writer(confusions).writerows([["true", "predicted", "photos"], *right])
+    write_confusion(bundle, {})
     past, report = tmp_path / "past.csv", tmp_path / "tail.html"
     rows = [[label, "0.9"] for label in labels[:-1] * 400]
     with past.open("w", newline="") as lines:
