@@ -49,13 +49,12 @@ def random_bundle(architecture: str, target: Path, classes: int = CLASSES) -> Pa
 
 
 def random_manifest(
-    architecture: str, size: int, classes: int, version: str, files: dict[str, FileRecord]
+    architecture: str, size: int, classes: int, files: dict[str, FileRecord]
 ) -> Manifest:
     """Return the manifest of a bundle with random weights: no accuracy, no calibration."""
     names = [f"class-{index}" for index in range(classes)]
     return Manifest(
         name=f"{architecture}-random",
-        version=version,
         taillift_version="0",
         backbone=BackboneInfo(architecture=architecture, pretrained="none", sha256="0" * 64),
         method=Method(name="none", trainable_parameters=0, loss="none"),

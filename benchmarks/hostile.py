@@ -2,14 +2,20 @@
 
     python -m benchmarks.hostile BUNDLE
 
-Each is sent once to a service of its own and prints one row: the service's processor seconds, and
-the bound of 0.05 + 0.1 for each megabyte sent + 0.03 for each megapixel that is decoded.
+Each is sent to a service of its own and makes one row: the service's processor seconds, the least
+of three times, and the bound of 0.05 + 0.1 for each megabyte sent + 0.03 for each megapixel that is
+decoded.
+Then 8 connections send the worst of them as fast as they can, and ordinary photos are sent one
+after the other as well: their time, compared with that next to 8 connections with ordinary
+photos, the photos that were lost, and the times of /healthz.
 """
 
 import argparse
 import http.client
 import io
+import multiprocessing
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,14 +24,27 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
-from benchmarks.served import taillift
+from benchmarks.photos import read_photos
+from benchmarks.served import Served, direct, taillift
 from benchmarks.tables import RESULTS, markdown, write_result
 
 MEGABYTE: Final = 1e6
 FORM: Final = "multipart/form-data; boundary=b"
 LIMIT_SECONDS: Final = 30
+TRIES: Final = 3
+CONNECTIONS: Final = 8
+# Those that take the most time, or are refused only once they are read.
+WORST: Final = (
+    "progressive CMYK JPEG of 49 Mpx",
+    "form of almost-boundaries, 30 MB",
+    "16 WebPs of 34 bytes, 50 Mpx each",
+    "WebP, orientation of millions of shorts, 15 MB",
+    "PNG of 1.2 million empty IDATs, 15 MB",
+    "labels repeated in an address of 31 KB",
+)
 # Work may go on after the answer, so the clock is read once it has stood still for so long.
 QUIET_SECONDS: Final = 1.0
 
@@ -115,30 +134,112 @@ def requests() -> Mapping[str, Callable[[], Hostile]]:
     }
 
 
+def post(service: Served, request: Hostile) -> tuple[int, float]:
+    """Return the status, 0 without an answer, and the seconds until the answer."""
+    address = urlsplit(service.url)
+    start = time.monotonic()
+    connection = http.client.HTTPConnection(
+        str(address.hostname), address.port, timeout=LIMIT_SECONDS
+    )
+    try:
+        connection.request("POST", request.path, request.body, {"Content-Type": request.kind})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, time.monotonic() - start
+    except OSError:
+        return 0, time.monotonic() - start
+    finally:
+        connection.close()
+
+
 def cost(bundle: Path, request: Hostile) -> tuple[int, float, float]:
     """Return the status, the service's processor seconds, and the seconds until the answer.
 
-    The status is 0 if there is no answer in time.
+    Of several tries, it is the one with the least processor time. The status is 0 if there is no
+    answer in time.
     """
+    trials = []
     with taillift(bundle) as service:
-        address = urlsplit(service.url)
-        connection = http.client.HTTPConnection(
-            str(address.hostname), address.port, timeout=LIMIT_SECONDS
+        for _ in range(TRIES):
+            before = service.processor_seconds
+            status, seconds = post(service, request)
+            end, last = time.monotonic() + LIMIT_SECONDS, -1.0
+            while service.processor_seconds - last > 0.02 and time.monotonic() < end:
+                last = service.processor_seconds
+                time.sleep(QUIET_SECONDS)
+            trials.append((status, service.processor_seconds - before, seconds))
+    return min(trials, key=lambda trial: trial[1])
+
+
+class Crowd(NamedTuple):
+    """Seconds of each ordinary photo next to a crowd, how many were lost, and those of /healthz."""
+
+    photos: list[float]
+    lost: int
+    health: list[float]
+
+
+def press(service: Served, request: Hostile) -> None:
+    """Send `request` over and over from `CONNECTIONS` threads."""
+
+    def send() -> None:
+        while True:
+            post(service, request)
+
+    for _ in range(CONNECTIONS):
+        threading.Thread(target=send).start()
+
+
+def next_to(bundle: Path, request: Hostile, photo: Hostile, seconds: float) -> Crowd:
+    """Send ordinary photos for so long while another process sends `request`."""
+    ended, health = threading.Event(), [0.0]
+
+    def ask() -> None:
+        while not ended.wait(0.1):
+            start = time.monotonic()
+            with direct.open(f"{service.url}/healthz", timeout=LIMIT_SECONDS) as answer:
+                answer.read()
+            health.append(time.monotonic() - start)
+
+    with taillift(bundle) as service:
+        crowd = multiprocessing.Process(target=press, args=(service, request))
+        crowd.start()
+        asking = threading.Thread(target=ask)
+        asking.start()
+        end, found = time.monotonic() + seconds, []
+        while time.monotonic() < end:
+            found.append(post(service, photo))
+        ended.set()
+        asking.join()
+        crowd.kill()
+        crowd.join()
+    taken = [time_taken for status, time_taken in found if status == HTTPStatus.OK]
+    return Crowd(taken, len(found) - len(taken), health)
+
+
+def crowds(bundle: Path, seconds: float) -> str:
+    """Return a table of ordinary photos next to 8 connections with each of the worst requests."""
+    photo = Hostile(read_photos(None)[0])
+    made = requests()
+    others = {"ordinary photos": photo, **{name: made[name]() for name in WORST}}
+    rows, ordinary = [], 0.0
+    for name, request in others.items():
+        crowd = next_to(bundle, request, photo, seconds)
+        p99 = float(np.quantile(crowd.photos or [np.inf], 0.99))
+        ordinary = ordinary or p99
+        rows.append(
+            [
+                name,
+                str(len(crowd.photos)),
+                str(crowd.lost),
+                f"{p99:.2f}",
+                f"{p99 / ordinary:.1f}",
+                f"{1e3 * np.quantile(crowd.health, 0.99):.0f}",
+                f"{1e3 * max(crowd.health):.0f}",
+            ]
         )
-        before, start = service.processor_seconds, time.monotonic()
-        connection.request("POST", request.path, request.body, {"Content-Type": request.kind})
-        try:
-            answer = connection.getresponse()
-            answer.read()
-            status = answer.status
-        except TimeoutError:
-            status = 0
-        seconds = time.monotonic() - start
-        end, last = start + LIMIT_SECONDS, -1.0
-        while service.processor_seconds - last > 0.02 and time.monotonic() < end:
-            last = service.processor_seconds
-            time.sleep(QUIET_SECONDS)
-        return status, service.processor_seconds - before, seconds
+    titles = [f"{CONNECTIONS} connections send", "photos next to them", "lost", "p99, s"]
+    return markdown([*titles, "times the ordinary p99", "p99 of /healthz, ms", "slowest"], rows)
 
 
 def main() -> None:
@@ -146,6 +247,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="how long photos are sent next to a crowd"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "hostile.md")
     options = parser.parse_args()
     rows = []
@@ -169,7 +273,7 @@ def main() -> None:
             ]
         )
     titles = ["request", "MB", "status", "CPU s", "bound", "within", "answered after s"]
-    write_result(options.out, [markdown(titles, rows)])
+    write_result(options.out, [markdown(titles, rows), crowds(options.bundle, options.seconds)])
 
 
 if __name__ == "__main__":

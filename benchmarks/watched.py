@@ -53,7 +53,13 @@ class MonitorCosts:
         self.observe.append(seconds(self._observe) / PREDICTIONS)
         self.scrape.append(seconds(self.text))
         self.keep.append(seconds(lambda: to_arrays(self.monitoring.monitor)))
-        self.snapshots.append(seconds(lambda: class_report.take_snapshot(self.monitoring)))
+        self.snapshots.append(
+            seconds(
+                lambda: class_report.take_snapshot(
+                    self.monitoring.manifest, self.monitoring.monitor
+                )
+            )
+        )
         self.listing.append(seconds(self._list))
 
     def _observe(self) -> None:
@@ -61,7 +67,9 @@ class MonitorCosts:
             self.monitoring.observe(self.rows[number % DRAWN])
 
     def _list(self) -> str:
-        return class_report.classes(class_report.take_snapshot(self.monitoring)).model_dump_json()
+        return class_report.classes(
+            class_report.take_snapshot(self.monitoring.manifest, self.monitoring.monitor)
+        ).model_dump_json()
 
     def text(self) -> bytes:
         return generate_latest(self.metrics.registry)

@@ -1,9 +1,15 @@
-"""The error that every command reports as one line without a traceback, and help for its text."""
+"""The error that every command reports as one line without a traceback, and help for its text.
 
+So is the end by a signal before anything has begun.
+"""
+
+import os
 import re
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 # Colours and other orders to a terminal, which libraries put into their messages.
 CONTROLS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]+")
@@ -11,6 +17,15 @@ CONTROLS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]+")
 
 class UserError(Exception):
     """An error the user can fix. The text is one line: what is wrong, where, what to do."""
+
+
+def end_in_one_line(number: int, _frame: FrameType | None) -> NoReturn:
+    """End the process at once after a signal; for the time in which nothing needs an orderly end.
+
+    An exception instead would be raised in the middle of an import, which may report it at length.
+    """
+    os.write(2, f"error: stopped by {signal.Signals(number).name} while starting\n".encode())
+    os._exit(128 + number)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

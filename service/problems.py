@@ -148,12 +148,16 @@ class NotReadyError(ServiceError):
     status, reason, title = 503, "not_ready", "The service is not ready"
 
 
+CLOSING: Final = "the service is shutting down"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
 
 class InternalError(ServiceError):
     status, reason, title = 500, "internal", "The service failed"
+    headers: Mapping[str, str] = {"Connection": "close"}  # uvicorn closes it after an exception.
 
 
 class PerImageError(ServiceError):

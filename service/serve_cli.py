@@ -1,18 +1,22 @@
-"""The commands `serve`, `classify` and `watch`."""
+"""The commands `serve`, `classify`, `embed`, `watch` and `upgrade-bundle`."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 
+from taillift.models.bundle.schema import MAX_PIXELS
+from taillift.models.errors import end_in_one_line
 from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
 if TYPE_CHECKING:
     from taillift.service.http.schemas import ClassifiedImage
+    from taillift.service.monitoring.replay import Report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,6 +32,10 @@ Sources = Annotated[
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
+]
+
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which an image is refused.")
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
@@ -79,6 +87,8 @@ def setting_parameter(name: str) -> inspect.Parameter:
 @takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
 def serve(**given: Any) -> None:
     """Serve a bundle over HTTP until stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_in_one_line)
     settings = read_settings(**given)
     from taillift.service import server
 
@@ -107,7 +117,7 @@ def classify(
         typer.Option(
             help="full: the mean of five views; off: the centre view only; adaptive: the other "
             "views only if the centre view leaves doubt.",
-            show_default="adaptive if the bundle has a rule for it, else full",
+            show_default="adaptive if it saves at least a quarter of the views, else full",
         ),
     ] = None,
     prior: Annotated[
@@ -127,6 +137,7 @@ def classify(
             show_default=False,
         ),
     ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
     ] = False,
@@ -159,7 +170,7 @@ def classify(
     if out is not None:
         row_file.check_out(out, folder_run.PREDICTIONS)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
@@ -182,7 +193,7 @@ def classify(
                     manifest.classes,
                     top_k,
                     prediction.views,
-                    prediction.decision,
+                    prediction.reason,
                     prediction.members,
                 )
             )
@@ -217,6 +228,7 @@ def embed(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
+    max_pixels: MaxPixels = MAX_PIXELS,
 ) -> None:
     """Write the model's features of images, at unit length, to a file."""
     from taillift.models.bundle.classifier import Classifier
@@ -227,7 +239,7 @@ def embed(
 
     row_file.check_out(out, folder_run.FEATURES)
     photos = find_photos(sources, recursive)
-    classifier = Classifier.open(bundle, precision=Precision(precision))
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     folder_run.embed_photos(classifier, photos, out, Ensemble(ensemble))
 
 
@@ -240,20 +252,71 @@ def watch(
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
-            "label,confidence and optionally time.",
+            "label,confidence and optionally time,thing (rows of one thing count once).",
         ),
     ],
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write the report to this file as well: a page like the Tail of the service's.",
+            show_default=False,
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Replay past predictions through the drift monitor."""
+    from taillift.models.bundle.atomic import require_writable
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
-    show(
-        replay(bundle, past, settings.reference, settings.tail_level, settings.tail_window_seconds),
-        as_json,
-    )
+    if html is not None:
+        require_writable(html)
+    level, window = settings.tail_level, settings.tail_window_seconds
+    report = replay(bundle, past, settings.reference, level, window, max_pixels)
+    show(report, as_json)
+    if html is not None:
+        _write_page(html, bundle, report)
+
+
+def _write_page(path: Path, bundle: Path, report: "Report") -> None:
+    """Write a page with the report. Without times in the predictions, it has none either."""
+    from taillift.models.bundle.atomic import atomic_file
+    from taillift.models.bundle.folder import read_manifest
+    from taillift.service.http.class_report import classes, take_snapshot
+    from taillift.service.monitoring.replay import summary_of
+    from taillift.service.page import page_of_report
+
+    manifest = read_manifest(bundle)
+    snapshot = take_snapshot(manifest, report.monitor)
+    document = classes(snapshot).model_dump(mode="json") | {"summary": summary_of(report)}
+    timed = bool((report.monitor.last_seen > 0).any())
+    for info in document["classes"]:
+        if not timed:
+            del info["live"]["last_seen"]
+        if (after := report.first_found.get(info["label"])) is not None:
+            info["live"]["found_after"] = after
+    with atomic_file(path) as file:
+        file.write_text(page_of_report(f"The tail of {manifest.name}", document), "utf-8")
+
+
+@app.command()
+def upgrade_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder for the new bundle.", show_default="the manifest is replaced in its place"
+        ),
+    ] = None,
+) -> None:
+    """Let the version of an older bundle cover its manifest, too (schema 2), without training."""
+    from taillift.models.bundle.folder import upgrade
+
+    manifest = upgrade(bundle, out)
+    say(f"{out or bundle}: bundle {manifest.name} {manifest.version}, schema 2")
 
 
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:

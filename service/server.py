@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import signal
 import socket
+import sys
 from functools import partial
+from time import monotonic
 from types import FrameType
 from typing import Final, cast
 
@@ -14,7 +17,7 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, end_in_one_line
 from taillift.models.terminal import printable
 from taillift.service.http.access import Access
 from taillift.service.http.app import create_app
@@ -31,7 +34,10 @@ SPARE_FILES: Final = 48
 
 
 class Server(uvicorn.Server):
-    """HTTP server that stops being ready at the first signal, and ends if the engine fails."""
+    """HTTP server that is not ready from the first signal on, and ends if the engine fails.
+
+    It closes its port `notice_seconds` later, or at the second signal.
+    """
 
     def __init__(self, engine: Engine) -> None:
         settings = engine.settings
@@ -42,7 +48,7 @@ class Server(uvicorn.Server):
         connection = partial(Connection, settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                SecurityHeaders(RequestLog(app, settings.access_log)),
+                SecurityHeaders(RequestLog(app, settings.access_log, engine.count_answer)),
                 http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
@@ -55,12 +61,21 @@ class Server(uvicorn.Server):
             )
         )
         self._engine = engine
+        self._closes_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._engine.drain()
-        super().handle_exit(sig, frame)
+        if self._engine.obstacle is None:
+            self._captured_signals.append(sig)
+            self._engine.announce_end()
+            self._closes_at = monotonic() + self._engine.settings.notice_seconds
+        else:
+            self._engine.drain()
+            super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
+        if monotonic() >= self._closes_at:
+            self._engine.drain()
+            self.should_exit = True
         return await super().on_tick(counter) or self._engine.failure is not None
 
 
@@ -85,6 +100,18 @@ def serve(settings: Settings) -> None:
         manifest = engine.bundle.manifest
         title = printable(f"{manifest.name} {manifest.version}")
         print(f"{title}: http://{address} (Ctrl-C stops it)", flush=True)
+        for precision, variant in manifest.variants.items():
+            if settings.precision in ("auto", precision):
+                reason = variant.usual_ensemble_reason
+                print(f"{precision}, ensemble if none is asked for: {reason}")
+        sys.stdout.flush()
+
+        def leave(number: int, frame: FrameType | None) -> None:
+            """Exit with status 0: uvicorn raises the signal again after every answer."""
+            if not server.started:
+                end_in_one_line(number, frame)
+            raise SystemExit(0)
+
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
         if hasattr(signal, "SIGHUP"):
@@ -121,11 +148,6 @@ def with_enough_files(settings: Settings) -> Settings:
         limit,
     )
     return settings.model_copy(update={"max_connections": connections})
-
-
-def leave(_number: int, _frame: FrameType | None) -> None:
-    """Exit with status 0: uvicorn raises the signal again when every request is answered."""
-    raise SystemExit(0)
 
 
 def listen(host: str, port: int) -> socket.socket:

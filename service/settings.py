@@ -93,7 +93,7 @@ COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 GROUPS: Final = {
     "Connections": (
         "metrics_port cors_origins max_connections max_header_bytes max_headers header_seconds "
-        "body_seconds stall_seconds keep_alive_seconds drain_seconds"
+        "body_seconds stall_seconds keep_alive_seconds notice_seconds drain_seconds"
     ),
     "Computing": (
         "device_memory_bytes engines decode_threads decode_pixels batch_views queue_views "
@@ -110,7 +110,9 @@ GROUPS: Final = {
 class Settings(BaseSettings):
     """The settings of one service: given values first, then `TAILLIFT_*`, then the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     bundle: Path = Field(description="Folder of the bundle to serve.")
     host: str = Field(
@@ -260,6 +262,12 @@ class Settings(BaseSettings):
         description="Time without a finished batch, or without a decoded image if all decode "
         "threads are busy, after which the service is not ready (503), in seconds.",
     )
+    notice_seconds: float = Field(
+        1,
+        ge=0,
+        description="Time between a signal to stop, from which on /readyz answers 503, and the "
+        "closing of the port, in seconds; as long as a load balancer takes to notice.",
+    )
     drain_seconds: int = Field(
         30,
         ge=1,
@@ -283,7 +291,7 @@ class Settings(BaseSettings):
     )
     tail_level: float = Field(
         0.05,
-        gt=0,
+        ge=1e-6,
         lt=1,
         description="False discovery rate for drifting and silent classes.",
     )

@@ -1,5 +1,19 @@
-"""`python -m taillift`, and `torchrun -m taillift` for several processes."""
+"""`taillift`, `python -m taillift`, and `torchrun -m taillift` for several processes."""
 
-from taillift.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Run a command; Ctrl-C during its imports ends it in one line at most."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from taillift.models.errors import end_in_one_line
+
+    signal.signal(signal.SIGINT, end_in_one_line)
+    from taillift import cli
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -33,6 +33,7 @@ SLOW = frozenset(
         "test_wheel",
         "docker/test_alerts",
         "docker/test_monitoring",
+        "fuzz/test_fuzz",
         "models/lift/test_convert",
         "models/lift/test_merge",
         "service/test_server",

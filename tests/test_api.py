@@ -68,6 +68,7 @@ def test_answers_are_those_of_the_service(
         answer = client.post("/classify", params=query, content=data).json()["results"][0]
         assert result.views == answer["views"]
         assert result.decision == answer["decision"]
+        assert (result.reason and result.reason.model_dump()) == answer["decision_reason"]
         for ranked, served in zip(result.ranking, answer["predictions"], strict=True):
             assert (ranked.label, ranked.group) == (served["label"], served["group"])
             assert ranked.confidence == pytest.approx(served["confidence"], rel=1e-5)

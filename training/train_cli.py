@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.terminal import say
 
@@ -62,6 +63,9 @@ Rate = Annotated[
         "Recipes have one for each.",
     ),
 ]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+]
 Imbalance = Annotated[
     float | None,
     typer.Option(
@@ -98,6 +102,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
@@ -117,7 +122,7 @@ def train(
 
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
-    dataset = load_dataset(data, imbalance)
+    dataset = load_dataset(data, imbalance, max_pixels)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     check_free(path, replace)
     require_writable(path)
@@ -144,6 +149,7 @@ def train(
 @app.command()
 def check(
     data: Data,
+    max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="print everything as one JSON object")
     ] = False,
@@ -157,7 +163,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data)
+    made = survey(data, max_pixels)
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -192,6 +198,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
         bool,
         typer.Option(
@@ -213,7 +220,7 @@ def export(
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
 
-    dataset = load_dataset(data, imbalance)
+    dataset = load_dataset(data, imbalance, max_pixels)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
     exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
@@ -236,6 +243,7 @@ def calibrate(
     ],
     data: Data,
     out: Annotated[Path, typer.Option(help="Bundle to make.")],
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
@@ -245,7 +253,8 @@ def calibrate(
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.recalibrate import recalibrate
 
-    print_summary(out, recalibrate(bundle, load_dataset(data), out, replace))
+    dataset = load_dataset(data, max_pixels=max_pixels)
+    print_summary(out, recalibrate(bundle, dataset, out, replace))
 
 
 @app.command()
@@ -265,6 +274,7 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite results of other settings in the folder."),
@@ -296,7 +306,7 @@ def compare(
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = load_dataset(data, imbalance)
+    dataset = load_dataset(data, imbalance, max_pixels)
     folder = out or Path("runs") / dataset.name
     console = PlainConsole(quiet=not is_first())
     try:

@@ -33,8 +33,8 @@ from taillift.models.bundle.manifest import ClassInfo
 from taillift.models.bundle.posterior import Prior, log_prior
 from taillift.models.bundle.prediction_sets import LEAST, MOST
 from taillift.models.bundle.predictor import Prediction, Predictor
-from taillift.models.bundle.review import Decision
-from taillift.models.bundle.schema import FILES, Group, Precision
+from taillift.models.bundle.review import Decision, DecisionReason
+from taillift.models.bundle.schema import FILES, MAX_PIXELS, Group, Precision
 from taillift.models.bundle.session import CPU, Outputs, Session
 from taillift.models.errors import UserError, did_you_mean, first_line
 
@@ -66,7 +66,8 @@ class Result:
 
     `label`, `confidence` (0 to 1) and `group` are those of the most probable class, the first of
     `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or
-    "review"; None if the bundle cannot decide, or under a prior other than the uniform one.
+    "review", and `reason` its reason; None if the bundle cannot decide, or under a prior other than
+    the uniform one.
     `labels_in_set` is None without a `coverage`.
     """
 
@@ -77,6 +78,7 @@ class Result:
     decision: Decision | None
     ranking: tuple[RankedClass, ...]
     labels_in_set: tuple[str, ...] | None = None
+    reason: DecisionReason | None = None
 
     @classmethod
     def of(cls, prediction: Prediction, classes: Sequence[ClassInfo], top_k: int) -> "Result":
@@ -96,6 +98,7 @@ class Result:
             labels_in_set=None
             if members is None
             else tuple(classes[index].label for index in members),
+            reason=prediction.reason,
         )
 
 
@@ -103,17 +106,25 @@ class Classifier:
     """A bundle's session and predictor.
 
     `classify` is the whole way in one call. `predictions`, `outputs` and `run` are its steps, from
-    the last to the first, for callers that do a part of it themselves.
+    the last to the first, for callers that do a part of it themselves. Images with more than
+    `max_pixels` are refused.
     """
 
-    def __init__(self, session: Session, predictor: Predictor) -> None:
+    def __init__(
+        self, session: Session, predictor: Predictor, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.session = session
         self.predictor = predictor
         self.manifest = predictor.manifest
+        self.max_pixels = max_pixels
 
     @classmethod
     def open(
-        cls, bundle: Path, device: Device = CPU, precision: Precision = Precision.FP32
+        cls,
+        bundle: Path,
+        device: Device = CPU,
+        precision: Precision = Precision.FP32,
+        max_pixels: int = MAX_PIXELS,
     ) -> "Classifier":
         """Open one of a bundle's graphs.
 
@@ -124,18 +135,24 @@ class Classifier:
         predictor = Predictor.open(bundle, manifest, precision)
         session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
         check_golden(bundle, predictor, session)
-        return cls(session, predictor)
+        return cls(session, predictor, max_pixels)
 
     @classmethod
     def load(
-        cls, path: str | PathLike[str], precision: str, provider: str, threads: int | None
+        cls,
+        path: str | PathLike[str],
+        precision: str,
+        provider: str,
+        threads: int | None,
+        max_pixels: int = MAX_PIXELS,
     ) -> "Classifier":
         """Open a bundle with options that are given by their names; raises `UserError`."""
         graph, runs_on = named(Precision, precision), named(Provider, provider)
         if graph is Precision.FP16 and runs_on is Provider.TENSORRT:
             # TensorRT makes fp16 of the fp32 graph by itself.
-            return cls.open(Path(path), Device(runs_on, threads, Precision.FP16))
-        return cls.open(Path(path), Device(runs_on, threads), graph)
+            device = Device(runs_on, threads, Precision.FP16)
+            return cls.open(Path(path), device, max_pixels=max_pixels)
+        return cls.open(Path(path), Device(runs_on, threads), graph, max_pixels)
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # A path is iterable, too.
@@ -261,7 +278,7 @@ class Classifier:
         preprocessing = self.manifest.preprocessing
         match image:
             case bytes():
-                return load(image, preprocessing)
+                return load(image, preprocessing, self.max_pixels)
             case str() | Path():
                 try:
                     data = Path(image).read_bytes()
@@ -269,11 +286,11 @@ class Classifier:
                     raise UnreadableImageError(str(error.strerror)) from error
                 except ValueError as error:  # The path has a zero byte.
                     raise UnreadableImageError(str(error)) from error
-                return load(data, preprocessing)
+                return load(data, preprocessing, self.max_pixels)
             case Image():
-                return load_pil(image, preprocessing)
+                return load_pil(image, preprocessing, self.max_pixels)
             case np.ndarray():
-                return load_array(image, preprocessing)
+                return load_array(image, preprocessing, self.max_pixels)
         raise TypeError(
             "an image is a path, bytes, a PIL image or a numpy array, and not "
             f"{type(image).__name__}"

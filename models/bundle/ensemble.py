@@ -4,16 +4,29 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from taillift.models.bundle.arrays import Counts, Floats
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.schema import Group, SchemaModel
+from taillift.models.bundle.schema import (
+    Amount,
+    Count,
+    Group,
+    Percent,
+    PercentChange,
+    SchemaModel,
+)
 
 Fill = Callable[[Counts, int, int], None]
+Views = Annotated[int, Field(ge=1, le=VIEWS)]
+MeanViews = Annotated[float, Field(ge=1, le=VIEWS)]
+
+
+# The share of the views that an exit rule has to save to be used without being asked for.
+WORTHWHILE: Final = 0.25
 
 
 class Ensemble(StrEnum):
@@ -42,7 +55,7 @@ class Stages(SchemaModel):
     """
 
     stages: tuple[int, ...] = Field(min_length=1, description="numbers of views, rising")
-    leads: tuple[float, ...] = Field(
+    leads: tuple[Amount, ...] = Field(
         description="margins in logits, one for each stage but the last"
     )
 
@@ -85,13 +98,15 @@ class Loss(SchemaModel):
     Without photos only the bound is there, and it says nothing.
     """
 
-    photos: int = Field(ge=0)
-    estimate: float | None = Field(description="by the photos' labels")
-    error: float | None = Field(description="standard error of the estimate")
-    expected: float | None = Field(
+    photos: Count
+    estimate: PercentChange | None = Field(description="by the photos' labels")
+    error: Amount | None = Field(description="standard error of the estimate")
+    expected: PercentChange | None = Field(
         description="the estimate, shrunk toward what a posterior expects"
     )
-    bound: float = Field(description="upper bound with 95 % confidence, one-sided and paired")
+    bound: PercentChange = Field(
+        description="upper bound with 95 % confidence, one-sided and paired"
+    )
 
 
 class ExitRule(Stages):
@@ -100,13 +115,18 @@ class ExitRule(Stages):
     tolerance: float = Field(gt=0, description="points of accuracy, overall and in every group")
     data: str = Field(description="what it was fitted on")
     source: Literal["validation", "cross-fitting"]
-    images: int = Field(ge=0)
+    images: Count
     overall: Loss
     groups: dict[Group, Loss]
-    disagreement: float | None = Field(description="answers that differ from full's, in per cent")
-    mean_views: float
+    disagreement: Percent | None = Field(description="answers that differ from full's, in per cent")
+    mean_views: MeanViews
     certified: bool = Field(description="every bound is within the tolerance")
     notes: tuple[str, ...] = Field((), description="what the photos could show and what not")
+
+    @property
+    def saves_enough(self) -> bool:
+        """Whether it saves so many views that it is the usual ensemble."""
+        return self.mean_views <= (1 - WORTHWHILE) * VIEWS
 
 
 class ImageOutputs(NamedTuple):

@@ -1,80 +1,126 @@
 """A bundle's folder: `manifest.json` and the files that it lists, which never change."""
 
 import hashlib
-import zlib
+import json
+import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
-from zipfile import BadZipFile
+from typing import Any, Final
 
 import numpy as np
 from pydantic import ValidationError
 
 from taillift.models.bundle.arrays import Floats, Labels
-from taillift.models.bundle.atomic import atomic_folder, file_sha256
+from taillift.models.bundle.atomic import atomic_file, atomic_folder, file_sha256
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import FileRecord, Manifest
-from taillift.models.bundle.schema import Precision
-from taillift.models.errors import UserError
+from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.errors import UserError, first_lines
+
+logger = logging.getLogger(__name__)
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 DELTA: Final = "delta.safetensors"
 GOLDEN: Final = "golden.npz"
 REPORT: Final = "report"
+CONFUSION: Final = "report/confusion.csv"
 # Bytes of an npz file once unpacked: the scores of ten million photos, or 400 golden images.
 MAX_ARRAYS: Final = 2**28
+# Bytes of a manifest: that of 20,000 classes has 5 million.
+MAX_MANIFEST: Final = 2**26
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest.
+    """Read a bundle's manifest and check the version that follows from it.
 
-    Raises `UserError` if `folder` is not a bundle, or if its manifest is unreadable or not valid.
+    Raises `UserError` if `folder` is not a bundle, or if its manifest is unreadable, not valid, of
+    another version than it says, or does not list a file that is used.
     """
+    path = folder / MANIFEST
     try:
-        with readable(folder):
-            text = (folder / MANIFEST).read_bytes()
+        with readable(folder), path.open("rb") as file:
+            text = file.read(MAX_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{folder} is not a bundle (it has no {MANIFEST}): make one with `taillift export`"
         ) from None
+    if len(text) > MAX_MANIFEST:
+        raise UserError(f"{path} has more than {MAX_MANIFEST:,} bytes: export the bundle again")
     try:
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        message = first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{folder / MANIFEST} is not valid at {where} ({first['msg']}): export the bundle again"
+            f"{path} is not valid at {where} ({message}): export the bundle again"
         ) from error
+    for name in used_files(manifest):
+        if name not in manifest.files:
+            raise UserError(f"{path} does not list {name}: export the bundle again")
+    if manifest.schema_version == 1:
+        if (version := content_version(manifest.files)) != manifest.version:
+            raise UserError(
+                f"{path} says version {manifest.version} and lists the files of version "
+                f"{version}: copy the whole bundle again"
+            )
+        tell_of_first_schema(folder, manifest.version)
+    elif (version := document_version(json.loads(text))) != manifest.version:
+        raise UserError(
+            f"{path} says version {manifest.version} and its content has version {version}: it "
+            "was changed after the bundle was made; copy the whole bundle again"
+        )
+    return manifest
+
+
+@cache
+def tell_of_first_schema(folder: Path, version: str) -> None:
+    """Log once that a bundle's version says nothing about its manifest."""
+    logger.warning(
+        "%s (%s) is of schema 1: its version does not cover the manifest with the labels and "
+        "temperatures; `taillift upgrade-bundle` makes it schema 2",
+        folder,
+        version,
+    )
+
+
+def used_files(manifest: Manifest) -> list[str]:
+    """Return the names of the files without which the bundle cannot be opened."""
+    graphs = [FILES[precision] for precision in manifest.variants]
+    scores = [scores_file(name) for name, variant in manifest.variants.items() if variant.sets]
+    return [*graphs, GOLDEN, *scores]
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every listed file's size and sha256, and the version that follows from them.
+    """Compare every listed file's size and sha256.
 
     Raises `UserError` for the first that differs or cannot be read.
     """
-    for name in (MODEL, GOLDEN):
-        if name not in manifest.files:
-            raise UserError(f"{folder / MANIFEST} does not list {name}: export the bundle again")
-    if (version := content_version(manifest.files)) != manifest.version:
-        raise UserError(
-            f"{folder / MANIFEST} says version {manifest.version} and lists the files of version "
-            f"{version}: copy the whole bundle again"
-        )
+    for name in manifest.files:
+        verify_file(folder, manifest, name)
+
+
+def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
+    """Compare one listed file's size and sha256.
+
+    Raises `UserError` if it differs, cannot be read or is outside the folder.
+    """
+    path, record = folder / name, manifest.files[name]
     with readable(folder):
-        for name, record in manifest.files.items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"{folder / MANIFEST} lists {name}, which is outside the folder")
-            if not path.is_file():
-                raise UserError(f"{path} is missing: copy the whole bundle again")
-            if file_record(path) != record:
-                raise UserError(
-                    f"{path} is not the file that the manifest lists (its hash differs): "
-                    "copy the whole bundle again"
-                )
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{folder / MANIFEST} lists {name}, which is outside the folder")
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy the whole bundle again")
+        if path.stat().st_size != record.size or file_record(path) != record:
+            raise UserError(
+                f"{path} is not the file that the manifest lists (its hash differs): "
+                "copy the whole bundle again"
+            )
 
 
 @contextmanager
@@ -105,9 +151,53 @@ def file_record(path: Path) -> FileRecord:
 
 
 def content_version(files: dict[str, FileRecord]) -> str:
-    """Return the first 12 hex digits of the sha256 over the files' names and hashes, by name."""
+    """Return the version of schema 1, which stands for the files alone.
+
+    It is the first 12 hex digits of the sha256 over the files' names and hashes, by name.
+    """
     lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+def document_version(document: dict[str, Any]) -> str:
+    """Return the version of schema 2, which stands for the files and everything said of them.
+
+    It is the first 12 hex digits of the sha256 over the manifest as JSON in ASCII, without its
+    version, with sorted keys and without spaces.
+    """
+    covered = {key: value for key, value in document.items() if key != "version"}
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Write a manifest in schema 2 with the version that follows from it, and return it."""
+    second = manifest.model_copy(update={"schema_version": 2})
+    version = document_version(json.loads(second.model_dump_json()))
+    complete = second.model_copy(update={"version": version})
+    path.write_text(complete.model_dump_json(indent=2) + "\n", "utf-8")
+    return complete
+
+
+def upgrade(bundle: Path, target: Path | None = None) -> Manifest:
+    """Give a bundle of schema 1 a manifest of schema 2, in its place or in a copy at `target`.
+
+    Returns the new manifest. Raises `UserError` if the bundle is damaged or of schema 2 already.
+    """
+    old = read_manifest(bundle)
+    verify_files(bundle, old)
+    if old.schema_version > 1:
+        raise UserError(f"{bundle} ({old.version}) is of schema 2 already: use it as it is")
+    if target is None:
+        with atomic_file(bundle / MANIFEST) as temporary:
+            manifest = write_manifest(temporary, old)
+            shutil.copymode(bundle / MANIFEST, temporary)
+        return manifest
+    with new_bundle(target) as builder:
+        for name in old.files:
+            (builder.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, builder.path / name)
+        return builder.finish(lambda files: old.model_copy(update={"files": files}))
 
 
 class BundleBuilder:
@@ -117,15 +207,14 @@ class BundleBuilder:
         self.path = path
         self.finished = False
 
-    def finish(self, make_manifest: Callable[[str, dict[str, FileRecord]], Manifest]) -> Manifest:
-        """Hash every file in the folder, write the manifest and return it.
+    def finish(self, make_manifest: Callable[[dict[str, FileRecord]], Manifest]) -> Manifest:
+        """Hash every file in the folder, write the manifest and return it with its version.
 
-        `make_manifest` is given the content version and the files' records by their names.
+        `make_manifest` is given the files' records by their names.
         """
         paths = sorted(path for path in self.path.rglob("*") if path.is_file())
         files = {path.relative_to(self.path).as_posix(): file_record(path) for path in paths}
-        manifest = make_manifest(content_version(files), files)
-        (self.path / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        manifest = write_manifest(self.path / MANIFEST, make_manifest(files))
         self.finished = True
         return manifest
 
@@ -178,19 +267,20 @@ def read_golden(
 def read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Read the named arrays of a bundle's npz file; raises `UserError` if it is damaged."""
     try:
-        with (
-            readable(path.parent),
-            path.open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
+        with readable(path.parent):
+            file = path.open("rb")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: export the bundle again") from None
+    try:
+        with file, np.load(file, allow_pickle=False) as arrays:
             size = sum(member.file_size for member in arrays.zip.infolist())
             if size > MAX_ARRAYS:
                 raise ValueError(f"it would take {size:,} bytes, more than {MAX_ARRAYS:,}")
             return [arrays[name] for name in names]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: export the bundle again") from None
-    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): export the bundle again") from error
+    except Exception as error:  # A damaged file may raise anything.
+        raise UserError(
+            f"{path} is damaged ({first_lines(error)}): export the bundle again"
+        ) from error
 
 
 @dataclass(frozen=True)

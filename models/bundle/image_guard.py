@@ -1,12 +1,13 @@
 """Find what a decoder needs of an image file: its size before anything is read, and no more.
 
 Metadata, fill bytes and empty chunks take time and memory though they change no pixel. They are
-counted, and left out of what the decoder gets.
+counted, and left out of what the decoder gets. Orientation and colour profile are read here.
 """
 
 import re
 import struct
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 JPEG: Final = b"\xff\xd8\xff"
@@ -26,6 +27,29 @@ MAX_FILL: Final = 2**12
 # Entries of an EXIF directory that are read: they are sorted, and the orientation comes early.
 MAX_TAGS: Final = 1_000
 MAX_XMP: Final = 2**16
+# Bytes of a colour profile, unpacked. Cameras write 500, presses up to 3 MB.
+MAX_PROFILE: Final = 2**22
+
+# Other formats: how their files begin, their names, and a command that converts them.
+FOREIGN: Final = (
+    (rb".{4}ftyp.{0,60}avi[fs]", "AVIF", "avifdec photo.avif photo.png"),
+    (
+        rb".{4}ftyp.{0,60}(hei[cxms]|hev[cxms]|mif1|msf1)",
+        "HEIC",
+        "heif-convert photo.heic photo.jpg",
+    ),
+    (rb".{4}ftyp", "a video", "ffmpeg -i video.mp4 -frames:v 1 photo.jpg"),
+    (rb"(\0\0\0\x0c)?(JXL \r\n|\xff\x0a)", "JPEG XL", "djxl photo.jxl photo.png"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000", "magick photo.jp2 photo.jpg"),
+    (rb"GIF8[79]a", "GIF", "magick 'photo.gif[0]' photo.png"),
+    (rb"BM.{12}", "BMP", "magick photo.bmp photo.png"),
+    (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF or a camera's raw file", "magick photo.tif photo.jpg"),
+    (rb"8BPS", "Photoshop", "magick 'photo.psd[0]' photo.jpg"),
+    (rb"%PDF-", "PDF", "pdftoppm -jpeg -r 150 file.pdf photo"),
+    (rb"\s*(<\?xml.{0,500})?<svg", "SVG", "rsvg-convert drawing.svg -o photo.png"),
+    (rb"(?i)\s*<(!doctype )?html", "a web page", ""),
+    (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
+)
 
 # The end marker, and the markers that a length follows. In a scan's data FF is followed by 00 or by
 # a restart marker.
@@ -33,11 +57,13 @@ MARKER: Final = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")
 SCAN: Final = b"\xda"
 END: Final = b"\xd9"
 METADATA: Final = b"\xe1"
+PROFILE: Final = b"\xe2"
 FRAMES: Final = frozenset(bytes([code]) for code in range(0xC0, 0xD0)) - {b"\xc4", b"\xc8", b"\xcc"}
 # Frames and tables, and the two that tell the colours: JFIF and Adobe.
 TABLES: Final = FRAMES | {b"\xc4", b"\xcc", b"\xdb", b"\xdc", b"\xdd", b"\xde", b"\xe0", b"\xee"}
 EXIF_ID: Final = b"Exif\0\0"
 XMP_ID: Final = b"http://ns.adobe.com/xap/1.0/\0"
+PROFILE_ID: Final = b"ICC_PROFILE\0"
 
 TABLE_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS"})
 # Their number grows with a PNG's size or frames, and only the first frame is decoded.
@@ -62,10 +88,16 @@ class FilePart(NamedTuple):
 
 
 class Essence(NamedTuple):
-    """The needed part of an image file: one with the same pixels, and its orientation, 1 to 8."""
+    """The needed part of an image file: one with the same pixels, and how these are meant.
+
+    `orientation` is 1 to 8, and `profile` the bytes of the colour profile, empty if there is none
+    that can be read. `ended` is False if the end marker of a JPEG was missing; `data` has one.
+    """
 
     data: bytes
     orientation: int
+    profile: bytes = b""
+    ended: bool = True
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
@@ -95,13 +127,21 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def foreign_format(data: bytes) -> str:
+    """Return the format of a file that is not decoded and how to convert it; empty if unknown."""
+    for beginning, name, command in FOREIGN:
+        if re.match(beginning, data[:1_000], re.DOTALL):
+            return f"{name}: convert it, such as with `{command}`" if command else name
+    return ""
+
+
 def essence(data: bytes) -> Essence:
     """Return what is needed of an image file; raises `ExcessError` if it has too much."""
     if data.startswith(JPEG):
         return _jpeg_essence(data)
     if data.startswith(PNG):
         return _png_essence(data)
-    exif = xmp = b""
+    exif = xmp = profile = b""
     if WEBP.match(data):
         for count, part in enumerate(riff_chunks(data)):
             if count > MAX_PIXEL_CHUNKS:
@@ -110,13 +150,16 @@ def essence(data: bytes) -> Essence:
                 exif = exif or data[part.contents : part.end]
             elif part.kind == b"XMP ":
                 xmp = xmp or data[part.contents : part.contents + MAX_XMP]
-    return Essence(data, orientation(exif, xmp))
+            elif part.kind == b"ICCP" and part.end - part.contents <= MAX_PROFILE:
+                profile = profile or data[part.contents : part.end]
+    return Essence(data, orientation(exif, xmp), profile)
 
 
 def _jpeg_essence(data: bytes) -> Essence:
     """Keep the tables and everything from the first scan to the end of the first image."""
-    kept, exif, xmp, scans, tables, end = [data[:2]], b"", b"", 0, 0, len(data)
+    kept, exif, xmp, scans, tables, end = [data[:2]], b"", b"", 0, 0, None
     first_scan = None
+    profile: dict[bytes, bytes] = {}
     for part in jpeg_segments(data):
         if part.kind == SCAN:
             first_scan = part.start if first_scan is None else first_scan
@@ -135,14 +178,50 @@ def _jpeg_essence(data: bytes) -> Essence:
                 exif = data[part.contents : part.end]
             elif not xmp and data.startswith(XMP_ID, part.contents):
                 xmp = data[part.contents : part.end]
+        elif part.kind == PROFILE and data.startswith(PROFILE_ID, part.contents):
+            start = part.contents + len(PROFILE_ID)
+            profile.setdefault(data[start : start + 1], data[start + 1 : part.end])
     if first_scan is not None:
         kept.append(data[first_scan:end])
-    return Essence(b"".join(kept), orientation(exif, xmp))
+        if end is None:
+            kept[-1] = kept[-1].rstrip(b"\xff") + b"\xff" + END
+    return Essence(
+        b"".join(kept),
+        orientation(exif, xmp),
+        join_profile(profile),
+        first_scan is None or end is not None,
+    )
+
+
+def join_profile(parts: Mapping[bytes, bytes]) -> bytes:
+    """Return the profile in the segments of a JPEG, by their numbers; empty if one is missing.
+
+    Each part begins with the number of parts (ICC.1:2022, annex B.4).
+    """
+    counts = {part[:1] for part in parts.values()}
+    profile = b"".join(parts[number][1:] for number in sorted(parts))
+    complete = counts == {bytes([len(parts)])} and len(profile) <= MAX_PROFILE
+    return profile if complete else b""
+
+
+def unpack_profile(contents: bytes) -> bytes:
+    """Return the profile in a PNG's iCCP chunk: name, zero, method, zlib stream; empty if broken.
+
+    No more than `MAX_PROFILE` bytes are unpacked (PNG, third edition, section 11.3.2.3).
+    """
+    name, zero, packed = contents.partition(b"\0")
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(packed[1:], MAX_PROFILE)
+    except zlib.error:
+        return b""
+    return profile if zero and len(name) < 80 and stream.eof else b""
 
 
 def _png_essence(data: bytes) -> Essence:
     """Keep the first image: header, palette, transparency and pixels."""
     kept, exif, xmp, others, pixels, tables = [PNG], b"", b"", 0, 0, 0
+    profile: bytes | None = None
     for part in png_chunks(data):
         others += part.kind not in PIXEL_CHUNKS
         pixels += part.kind in PIXEL_CHUNKS
@@ -160,7 +239,9 @@ def _png_essence(data: bytes) -> Essence:
             exif = exif or data[part.contents : part.end]
         elif part.kind == b"iTXt" and data.startswith(b"XML:com.adobe.xmp\0\0", part.contents):
             xmp = xmp or data[part.contents : min(part.end, part.contents + MAX_XMP)]
-    return Essence(b"".join(kept), orientation(exif, xmp))
+        elif part.kind == b"iCCP" and profile is None and not pixels:
+            profile = unpack_profile(data[part.contents : part.end - 4])
+    return Essence(b"".join(kept), orientation(exif, xmp), profile or b"")
 
 
 def jpeg_segments(data: bytes) -> Iterator[FilePart]:

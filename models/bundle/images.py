@@ -8,16 +8,20 @@ import io
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.colour_profile import to_srgb, usable_mode
 from taillift.models.bundle.image_guard import (
+    END,
     JPEG,
     ORIENTATION,
     PNG,
     ExcessError,
     essence,
+    foreign_format,
     image_size,
+    orientation,
 )
 from taillift.models.bundle.schema import (
     FREE_PIXELS,
@@ -31,6 +35,10 @@ from taillift.models.errors import UserError
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 SIGNATURES: Final = (JPEG, PNG)
 VIEWS: Final = 5
+# Modes of images that keep the mode of a profile for grey or CMYK.
+PROFILED: Final = {("1", "L"), ("L", "L"), ("LA", "L"), ("CMYK", "CMYK")}
+# The least size at which the rows of a JPEG without an end are compared.
+CHECKED_SIZE: Final = (512, 512)
 
 RESAMPLING: Final = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -83,23 +91,27 @@ def load_opened(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     return canvas(decode_opened(image, preprocessing.size + preprocessing.expand), preprocessing)
 
 
-def load_pil(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+def load_pil(
+    image: Image.Image, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS
+) -> Pixels:
     """Lay a PIL image on its canvas as a file with the same pixels would be.
 
     The image itself does not change. Raises `ImageTooLargeError`, `ImageTooLongError` and
     `BrokenImageError`.
     """
-    check_size(image.size, MAX_PIXELS)
+    check_size(image.size, max_pixels)
     try:
         copy = image.copy()
     except MemoryError:
         raise
     except Exception as error:  # A file that Pillow has opened is decoded only now.
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
+    exif, xmp, profile = (copy.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
+    _keep(copy, orientation(exif, xmp), profile)
     return load_opened(copy, preprocessing)
 
 
-def load_array(array: Pixels, preprocessing: Preprocessing) -> Pixels:
+def load_array(array: Pixels, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Lay an RGB image uint8 [H, W, 3] on its canvas.
 
     Raises `NotAnImageError` for another array, `ImageTooLargeError` and `ImageTooLongError`.
@@ -108,15 +120,17 @@ def load_array(array: Pixels, preprocessing: Preprocessing) -> Pixels:
         raise NotAnImageError(
             f"an array of an image must be uint8 [H, W, 3], not {array.dtype} {list(array.shape)}"
         )
-    return load_pil(Image.fromarray(array), preprocessing)
+    return load_pil(Image.fromarray(array), preprocessing, max_pixels)
 
 
 def decode(data: bytes, target: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image file to RGB, turned as its EXIF orientation says.
+    """Decode an image file to RGB in sRGB, turned as its EXIF orientation says.
 
     `target` is the length in pixels of the shorter side that is needed. A larger image is scaled
     down to no less than twice that: a JPEG while it is decoded, any other image before its colours
-    are converted. Transparency is laid on white. 16-bit grey is brought to 8 bits.
+    are converted. Colours of another profile are converted to sRGB; a profile that is broken or for
+    another kind of image counts as none. Transparency is laid on white. 16-bit grey is brought to 8
+    bits.
 
     Raises what `open_image` raises, and `BrokenImageError`.
     """
@@ -146,8 +160,9 @@ def _excess(error: ExcessError) -> BrokenImageError:
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image file's header, which gives its size; no pixel is decoded yet.
 
-    Of its metadata only the orientation is kept. Raises `NotAnImageError`, what `pixel_count`
-    raises, and `BrokenImageError`, also if the file has more parts than it could need.
+    Of its metadata only the orientation and the colour profile are kept. Raises `NotAnImageError`,
+    what `pixel_count` raises, and `BrokenImageError`, also if the file has more parts than it could
+    need, or if rows are missing at its end.
     """
     if not data:
         raise NotAnImageError("the image is empty (0 bytes)")
@@ -161,18 +176,51 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except UnidentifiedImageError:
         if data.startswith(SIGNATURES):
             raise BrokenImageError("the image's header is damaged") from None
-        raise NotAnImageError("not a JPEG, PNG or WebP image") from None
+        known = foreign_format(data)
+        raise NotAnImageError(
+            f"not a JPEG, PNG or WebP image{known and f', but {known}'}"
+        ) from None
     except MemoryError:
         raise
     except Exception as error:
         raise BrokenImageError(f"the image's header cannot be read: {error}") from error
     if image.width * image.height > pixels:
         raise BrokenImageError("the image's header gives two sizes")
-    image.info.pop("xmp", None)
-    exif = Image.Exif()
-    exif[ORIENTATION] = needed.orientation
-    image.info["exif"] = exif.tobytes()
+    _keep(image, needed.orientation, needed.profile)
+    if not needed.ended:
+        _check_rows(needed.data)
     return image
+
+
+def _keep(image: Image.Image, turned: int, profile: bytes) -> None:
+    """Make an orientation and a colour profile the only metadata of an image."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = turned
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    image.info.update(exif=exif.tobytes(), icc_profile=profile)
+
+
+def _check_rows(data: bytes) -> None:
+    """Raise `BrokenImageError` if rows are missing at the end of a JPEG that had no end marker.
+
+    What follows the last row changes no pixel. What follows an earlier one is decoded with it.
+    """
+    end = b"\xff" + END
+    try:
+        one, other = (
+            Image.open(io.BytesIO(data.removesuffix(end) + more + end), formats=["JPEG"])
+            for more in (b"", bytes(range(255)) * 4)
+        )
+        for image in (one, other):
+            image.draft(image.mode, CHECKED_SIZE)
+        cut_off = ImageChops.difference(one, other).getbbox(alpha_only=False) is not None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's errors for damaged files have no common base.
+        raise BrokenImageError(f"the image cannot be decoded: {error}") from error
+    if cut_off:
+        raise BrokenImageError("the image is cut off: send or copy the whole file")
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -209,10 +257,17 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         image.draft(image.mode, (2 * target, 2 * target))
         # In place or rebound, so that a full-size copy lives no longer than it is needed.
         ImageOps.exif_transpose(image, in_place=True)
-        image = _eight_bits(image)
+        profile = image.info.get("icc_profile", b"")
+        profile_mode = usable_mode(profile)
+        if (image.mode == "CMYK") != (profile_mode == "CMYK"):
+            profile, profile_mode = b"", ""
+        image = _eight_bits(image, profile_mode)
         factor = min(image.size) // (2 * target)
         if factor > 1:
             image = image.reduce(factor)
+        if image.mode == "L" and profile_mode != "L":
+            image = image.convert("RGB")
+        image = to_srgb(image, profile)
         if image.mode == "RGBA":
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -222,23 +277,32 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
         raise BrokenImageError(f"the image cannot be decoded: {error}") from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return the image as L, RGB or RGBA, which can be reduced: palettes cannot."""
+def _eight_bits(image: Image.Image, profile_mode: str) -> Image.Image:
+    """Return the image as L, RGB or RGBA, which can be reduced: palettes cannot.
+
+    If its profile is for grey or for CMYK, it is in that mode, and grey perhaps as LA.
+    """
     if image.mode == "I;16":
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    mode = "RGBA" if image.has_transparency_data else "RGB"
+    opaque = "RGB"
+    if (image.mode, profile_mode) in PROFILED:
+        opaque = profile_mode
+    mode = f"{opaque}A" if image.has_transparency_data else opaque
     return image if image.mode == mode else image.convert(mode)
 
 
 def canvas(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """Resize an RGB image once, with antialiasing, so that its shorter side is S + expand.
 
-    With `squash`, both sides are. Returns uint8 [height, width, 3], RGB.
+    With `squash`, both sides are. If the longer side is cut off and not rounded, the pixels are
+    those of torchvision's `Resize`. Returns uint8 [height, width, 3], RGB.
     """
     short = preprocessing.size + preprocessing.expand
     width, height = image.size
     if preprocessing.resize_mode == "squash":
         size = (short, short)
+    elif preprocessing.long_side == "cut":
+        size = (short * width // min(width, height), short * height // min(width, height))
     else:
         scale = short / min(width, height)
         size = (max(short, round(width * scale)), max(short, round(height * scale)))

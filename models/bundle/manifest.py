@@ -1,16 +1,29 @@
-"""A bundle's description of itself: `manifest.json`, schema version 1."""
+"""A bundle's description of itself: `manifest.json`, schema versions 1 and 2."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from taillift.models.bundle.ensemble import ExitRule
+from taillift.models.bundle.ensemble import Ensemble, ExitRule, MeanViews
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.prediction_sets import PredictionSets
 from taillift.models.bundle.review import Review
-from taillift.models.bundle.schema import Group, Precision, Preprocessing, SchemaModel
+from taillift.models.bundle.schema import (
+    Count,
+    Group,
+    Percent,
+    Precision,
+    Preprocessing,
+    SchemaModel,
+)
 from taillift.models.bundle.temperature import Calibration
+
+# The logarithm of a smaller prior would drown the logits.
+LEAST_PRIOR: Final = 1e-12
+# The sum of priors is divided out; beyond this they are something other than shares.
+LEAST_SUM, MOST_SUM = 0.5, 1.5
 
 PriorName = Literal["uniform", "train", "other"]
 
@@ -18,8 +31,14 @@ PriorName = Literal["uniform", "train", "other"]
 class Thresholds(SchemaModel):
     """The numbers of training images that separate the groups (LIFT, section 5)."""
 
-    many: int = 100
-    few: int = 20
+    many: Count = 100
+    few: Count = 20
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Thresholds":
+        if self.few > self.many:
+            raise ValueError(f"few={self.few} is more than many={self.many}")
+        return self
 
     def group(self, count: int) -> Group:
         """Return `many` above `self.many` images, `few` below `self.few`, otherwise `medium`."""
@@ -35,16 +54,18 @@ class Thresholds(SchemaModel):
 class Accuracy(SchemaModel):
     """The share of one class's held-out images that were recognised, in per cent."""
 
-    single: float
-    full: float
+    single: Percent
+    full: Percent
 
 
 class ClassInfo(SchemaModel):
     label: str
     prompt: str
-    count: int = Field(gt=0, description="training images")
+    count: Count = Field(gt=0, description="training images")
     group: Group
-    prior: float = Field(gt=0, description="the class's share in the prior that the logits carry")
+    prior: float = Field(
+        ge=LEAST_PRIOR, le=1, description="the class's share in the prior that the logits carry"
+    )
     accuracy: Accuracy | None = Field(None, description="absent without held-out images")
 
 
@@ -57,8 +78,8 @@ class BackboneInfo(SchemaModel):
 class Method(SchemaModel):
     name: str = Field(description="the recipe's name")
     tuners: tuple[str, ...] = Field((), description="what was trained inside the tower")
-    rank: int | None = Field(None, description="hidden units of the first tuner that has any")
-    trainable_parameters: int
+    rank: Count | None = Field(None, description="hidden units of the first tuner that has any")
+    trainable_parameters: Count
     loss: str
     prior: PriorName = Field(
         "uniform", description="the prior that the logits carry and that other priors replace"
@@ -68,24 +89,24 @@ class Method(SchemaModel):
 class Scores(SchemaModel):
     """Accuracies in per cent; a group without test images has none."""
 
-    overall: float
-    mean_class: float
-    many: float | None
-    medium: float | None
-    few: float | None
-    worst_class: float
-    harmonic_mean: float
+    overall: Percent
+    mean_class: Percent
+    many: Percent | None
+    medium: Percent | None
+    few: Percent | None
+    worst_class: Percent
+    harmonic_mean: Percent
 
 
 class Evaluation(SchemaModel):
     """Accuracy on held-out images, measured through the code that serves."""
 
     data: str
-    images: int
+    images: Count
     single: Scores = Field(description="ensemble=off, the centre view")
     full: Scores = Field(description="ensemble=full, five views")
     adaptive: Scores | None = Field(None, description="absent without an exit rule")
-    adaptive_views: float | None = Field(None, description="mean number of views it took")
+    adaptive_views: MeanViews | None = Field(None, description="mean number of views it took")
 
 
 class Variant(SchemaModel):
@@ -103,16 +124,38 @@ class Variant(SchemaModel):
     review: Review | None = None
     notes: tuple[str, ...] = Field((), description="why the parts that are absent are")
 
+    @property
+    def usual_ensemble(self) -> Ensemble:
+        """The ensemble of a request that names none."""
+        return Ensemble.ADAPTIVE if self.exit and self.exit.saves_enough else Ensemble.FULL
+
+    @property
+    def usual_ensemble_reason(self) -> str:
+        """Why this ensemble is the usual one, in a sentence that begins with its name."""
+        if self.exit is None:
+            return "full: there is no exit rule for adaptive"
+        mean = f"{self.exit.mean_views:.2f} of {VIEWS} views on average"
+        if self.exit.saves_enough:
+            return f"adaptive: it takes {mean}, and so saves at least a quarter"
+        return f"full: adaptive takes {mean}, and so does not save a quarter"
+
 
 class FileRecord(SchemaModel):
     sha256: str
-    size: int
+    size: Count
 
 
 class Manifest(SchemaModel):
-    schema_version: Literal[1] = 1
+    """The content of `manifest.json`.
+
+    In schema 2 the version covers the whole manifest, in schema 1 only the files that it lists.
+    """
+
+    schema_version: Literal[1, 2] = 2
     name: str
-    version: str = Field(description="first 12 hex digits of the hash over all files' hashes")
+    version: str = Field(
+        "", description="first 12 hex digits of a hash; empty until the bundle is complete"
+    )
     taillift_version: str
     backbone: BackboneInfo
     method: Method
@@ -129,6 +172,14 @@ class Manifest(SchemaModel):
         twice = [label for label, count in counts.items() if count > 1]
         if twice:
             raise ValueError(f"two classes have the label {twice[0]!r}")
+        return classes
+
+    @field_validator("classes")
+    @classmethod
+    def _priors_are_shares(cls, classes: tuple[ClassInfo, ...]) -> tuple[ClassInfo, ...]:
+        total = sum(info.prior for info in classes)
+        if not LEAST_SUM <= total <= MOST_SUM:
+            raise ValueError(f"the priors add up to {total:.6g} instead of 1")
         return classes
 
     @field_validator("variants")

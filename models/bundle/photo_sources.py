@@ -9,7 +9,7 @@ from typing import Final
 
 from taillift.models.errors import UserError
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp"})
 LIST_SUFFIX: Final = ".txt"
 STDIN: Final = "-"
 BOM: Final = b"\xef\xbb\xbf"

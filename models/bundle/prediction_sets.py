@@ -13,7 +13,14 @@ from pydantic import Field
 
 from taillift.models.bundle.arrays import Doubles, Flags, Floats, Labels, group_indices
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
+from taillift.models.bundle.schema import (
+    GROUPS,
+    Amount,
+    Count,
+    Group,
+    Percent,
+    SchemaModel,
+)
 
 LEAST: Final = 0.5
 MOST: Final = 0.99
@@ -30,25 +37,25 @@ class Interpolation(SchemaModel):
     (arXiv 2507.06867, section 3), one for each class.
     """
 
-    pull: float = Field(ge=0, description="what the group counts as, in photos")
+    pull: Amount = Field(description="what the group counts as, in photos")
 
 
 class GroupCoverage(SchemaModel):
-    photos: int
-    coverage: float | None = Field(description="absent without photos")
-    size: float | None = Field(description="labels in a set")
+    photos: Count
+    coverage: Percent | None = Field(description="absent without photos")
+    size: Amount | None = Field(description="labels in a set")
 
 
 class CoverageScores(SchemaModel):
     """How often sets hold the right label, in per cent, and how many labels they have."""
 
-    target: float = Field(description="per cent")
-    marginal: float | None = Field(description="over photos; absent without any")
-    macro: float | None = Field(description="mean over classes")
-    gap: float | None = Field(
+    target: Percent = Field(description="per cent")
+    marginal: Percent | None = Field(description="over photos; absent without any")
+    macro: Percent | None = Field(description="mean over classes")
+    gap: Percent | None = Field(
         description="points by which classes miss the target, mean over classes"
     )
-    size: float | None = Field(description="labels in a set, mean over classes")
+    size: Amount | None = Field(description="labels in a set, mean over classes")
     groups: dict[Group, GroupCoverage] = Field(
         description="by the group of the true class, mean over its classes"
     )
@@ -58,8 +65,8 @@ class PredictionSets(SchemaModel):
     """The basis of `coverage=`, and what held-out photos say about it."""
 
     interpolation: Interpolation
-    photos: int = Field(description="photos that the thresholds were fitted on")
-    reach: dict[Group, float] = Field(
+    photos: Count = Field(description="photos that the thresholds were fitted on")
+    reach: dict[Group, Percent] = Field(
         description="per cent: the maximal coverage that a group's own photos can support"
     )
     data: str = Field(description="what the estimates were measured on")

@@ -17,7 +17,7 @@ from taillift.models.bundle.posterior import (
     without_prior,
 )
 from taillift.models.bundle.prediction_sets import Coverage
-from taillift.models.bundle.review import Decision
+from taillift.models.bundle.review import Decision, DecisionReason
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 
@@ -26,17 +26,23 @@ class Prediction(NamedTuple):
     """One image's probabilities [C] under the requested and the uniform prior, and what follows.
 
     `views` is the number of views behind them and `temperature` their softmax temperature, 1
-    without calibration. `decision` is None if a prior other than the uniform one was requested, or
-    if the bundle cannot decide. `members` are the classes of the prediction set, the most probable
-    first; None if no coverage was requested, or if the bundle has no sets.
+    without calibration. `reason` is that of the `decision`; both are None if a prior other than the
+    uniform one was requested, or if the bundle cannot decide. `members` are the classes of the
+    prediction set, the most probable first; None if no coverage was requested, or if the bundle has
+    no sets.
     """
 
     requested: Doubles
     uniform: Doubles
     views: int
     temperature: float
-    decision: Decision | None = None
+    reason: DecisionReason | None = None
     members: list[int] | None = None
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision on the answer, if there is one."""
+        return self.reason.decision if self.reason else None
 
 
 class Predictor:
@@ -84,7 +90,7 @@ class Predictor:
     @property
     def usual_ensemble(self) -> Ensemble:
         """The ensemble of a request that names none."""
-        return Ensemble.ADAPTIVE if self.variant.exit else Ensemble.FULL
+        return self.variant.usual_ensemble
 
     def stages(self, ensemble: Ensemble) -> Stages:
         """Return the rule that says after how many views an image stops.
@@ -128,7 +134,7 @@ class Predictor:
             uniform,
             outputs.views,
             float(temperature[0]),
-            self.decide(uniform) if log_prior is None else None,
+            self.explain(uniform) if log_prior is None else None,
             self.members(requested, uniform, ensemble, coverage),
         )
 
@@ -183,8 +189,13 @@ class Predictor:
 
         None if the bundle cannot say.
         """
+        reason = self.explain(uniform)
+        return reason.decision if reason else None
+
+    def explain(self, uniform: Doubles) -> DecisionReason | None:
+        """Return the reason of `decide`, None if that is None."""
         if self.variant.review is None:
             return None
         index = int(uniform.argmax())
         group = self.manifest.classes[index].group
-        return self.variant.review.decide(float(uniform[index]), group)
+        return self.variant.review.explain(float(uniform[index]), group)

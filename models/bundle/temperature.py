@@ -1,14 +1,16 @@
 """Temperatures that make confidence mean how often an answer is right."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from taillift.models.bundle.arrays import Doubles, Floats, Indices
-from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.ensemble import Ensemble, Views
 from taillift.models.bundle.images import VIEWS
-from taillift.models.bundle.schema import GROUPS, Group, SchemaModel
+from taillift.models.bundle.schema import GROUPS, Amount, Count, Group, SchemaModel
+
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class Temperatures(SchemaModel):
@@ -17,8 +19,8 @@ class Temperatures(SchemaModel):
     The group is that of the predicted class.
     """
 
-    pooled: float = Field(gt=0)
-    groups: dict[Group, PositiveFloat] = Field(
+    pooled: Temperature
+    groups: dict[Group, Temperature] = Field(
         description="shrunk toward the pooled one if photos are few"
     )
 
@@ -37,16 +39,16 @@ class ErrorChange(SchemaModel):
     includes chance.
     """
 
-    photos: int = Field(description="photos that the model answers with a class of this group")
-    before: float | None = Field(description="absent if there are too few photos to say")
-    after: float | None
-    resolution: float | None = Field(
+    photos: Count = Field(description="photos that the model answers with a class of this group")
+    before: Amount | None = Field(description="absent if there are too few photos to say")
+    after: Amount | None
+    resolution: Amount | None = Field(
         description="minimum detectable error in points, with so many photos (at 95 %)"
     )
-    ece_before: float | None = Field(
+    ece_before: Amount | None = Field(
         None, description="ECE over 15 bins of equal mass; chance alone makes it more than 0"
     )
-    ece_after: float | None = None
+    ece_after: Amount | None = None
 
     @property
     def enough(self) -> bool:
@@ -80,10 +82,14 @@ class Calibration(SchemaModel):
 
     off: Temperatures = Field(description="the centre view of every image")
     full: Temperatures = Field(description="all views of every image")
-    adaptive: dict[int, Temperatures] = Field({}, description="by the views that an image took")
+    adaptive: dict[Views, Temperatures] = Field({}, description="by the views that an image took")
     data: str = Field(description="what it was fitted on")
     source: Literal["validation", "cross-fitting"]
-    images: int = Field(description="the number of images that it was fitted on")
+    images: Count = Field(description="the number of images that it was fitted on")
+    unproved: tuple[Ensemble, ...] = Field(
+        (),
+        description="ensembles whose temperatures stay 1: no others were shown to be better",
+    )
     errors: CalibrationErrors | None = None
     notes: tuple[str, ...] = Field((), description="what the data were too few or too odd for")
 

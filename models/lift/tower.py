@@ -53,7 +53,7 @@ class Tower(nn.Sequential):
         last = self[-1]
         if isinstance(last, GridPool):
             return last.c_proj.out_features
-        return self.blocks[-1].norm1.normalized_shape[0]
+        return self.blocks[-1].attention.width
 
     @property
     def frozen_stages(self) -> int:

@@ -142,10 +142,10 @@ async def classify(
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
     def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
-        decision, members = prediction.decision, prediction.members
+        members = prediction.members
         if count == "yes":
             things = [upload.digest, group_digest(group)] if group else [upload.digest]
-            bundle.monitoring.observe(prediction.uniform, decision, members, things)
+            bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
         else:
             engine.metrics.count_omission("asked")
         return classified(
@@ -154,7 +154,7 @@ async def classify(
             bundle.manifest.classes,
             query.top_k,
             prediction.views,
-            decision,
+            prediction.reason,
             members,
         )
 
@@ -272,7 +272,7 @@ def _results(
 async def classes(bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
-        snapshot = class_report.take_snapshot(bundle.monitoring)
+        snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor)
         text = await asyncio.to_thread(lambda: class_report.classes(snapshot).model_dump_json())
     return Response(text, media_type="application/json")
 

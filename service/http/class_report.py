@@ -15,9 +15,10 @@ from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
+from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.state import ClassStatus, TailState
-from taillift.service.tail.window import BUCKETS, quantiles
+from taillift.service.tail.state import ClassStatus, TailState, tail_state
+from taillift.service.tail.window import quantiles
 
 Direction = Literal["more", "fewer"]
 
@@ -33,7 +34,7 @@ class Confidences(BaseModel):
 class WindowSummary(BaseModel):
     seconds: float
     predictions: int
-    since: datetime | None = Field(description="start of the oldest part that is counted")
+    since: datetime | None = Field(description="when the counting of these predictions began")
     reference: Source
     design_effect: float = Field(
         description="predictions that are worth one independent prediction; at first 64"
@@ -60,6 +61,10 @@ class Traffic(BaseModel):
     confidence: Confidences | None
     evidence: float = Field(description="logarithm to base 10 of the drift test's e-value")
     direction: Direction | None = Field(description="direction of the drift, if there is one")
+    missing: float | None = Field(
+        description="predictions of any class until a doubling since the beginning would have been "
+        "found, 95 times of 100; 0: enough; null: the held-out photos leave too much open to say"
+    )
 
 
 class ClassTraffic(Traffic):
@@ -134,18 +139,20 @@ class Snapshot(NamedTuple):
     histogram: npt.NDArray[np.int64]
 
 
-def take_snapshot(monitoring: Monitoring) -> Snapshot:
-    """Copy the statistics. Call it from the event loop only, which it blocks for a short time."""
-    state = monitoring.state()
-    window, seconds = monitoring.monitor.window, monitoring.monitor.rules.window_seconds
+def take_snapshot(manifest: Manifest, monitor: TailMonitor) -> Snapshot:
+    """Copy the statistics of the bundle with this manifest.
+
+    The service calls it from the event loop only, which it blocks for a short time.
+    """
+    state = tail_state(monitor)
     summary = WindowSummary(
-        seconds=seconds,
+        seconds=monitor.rules.window_seconds,
         predictions=state.window_predictions,
-        since=_time(window.buckets[0].number * seconds / BUCKETS if window.buckets else None),
+        since=_time(monitor.counted_since),
         reference=state.reference,
         design_effect=state.design_effect,
     )
-    return Snapshot(monitoring.manifest, summary, state, window.histogram.copy())
+    return Snapshot(manifest, summary, state, monitor.window.histogram.copy())
 
 
 def classes(snapshot: Snapshot) -> Classes:
@@ -168,6 +175,7 @@ def classes(snapshot: Snapshot) -> Classes:
             else Confidences.model_validate(group.confidence, from_attributes=True),
             evidence=log10(group.e_value),
             direction=group.verdict if group.verdict in {"more", "fewer"} else None,
+            missing=_finite(group.missing),
             classes=group.classes,
             expected_share=group.expected_share,
             prevalence=ShareEstimate(share=group.prevalence, low=interval.low, high=interval.high),
@@ -191,7 +199,7 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     index = index_of_name(label, indices_by_name(labels))
     if index is None:
         raise UnknownClassError(unknown_class(label, labels))
-    snapshot = take_snapshot(monitoring)
+    snapshot = take_snapshot(monitoring.manifest, monitoring.monitor)
     (summary,) = class_summaries(snapshot, [index])
     state = monitoring.class_state(index)
     return ClassDetails(
@@ -232,6 +240,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         arrays.silent[chosen].tolist(),
         arrays.hidden[chosen].tolist(),
         arrays.last_seen[chosen].tolist(),
+        arrays.missing[chosen].tolist(),
         quantiles(snapshot.histogram[chosen]).tolist(),
         strict=True,
     )
@@ -249,6 +258,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         silent,
         hidden,
         last_seen,
+        missing,
         (tenth, median, ninetieth),
     ) in columns:
         traffic = ClassTraffic(
@@ -262,6 +272,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
             evidence=evidence,
             direction=("more" if direction > 0 else "fewer") if drifting else None,
             last_seen=_time(last_seen),
+            missing=_finite(missing),
             silent=silent,
             hidden=hidden,
             drifting=drifting,

@@ -77,6 +77,7 @@ class Connection(HttpToolsProtocol):
         self._deaf = False  # What comes from now on is thrown away.
         self._leaving = False
         self._half_closed = False
+        self._opening = b""  # The first five bytes of a head: the parser may not know its method.
         self._answer_begun = False  # ANSWER_START has been sent before the rest of the answer.
         self._request_id = new_request_id()
         self._reset_head()
@@ -182,6 +183,7 @@ class Connection(HttpToolsProtocol):
         if not self._deaf and not self._offers_upgrade:
             super().on_message_complete()
         self._in_head = True
+        self._opening = b""
         self._reset_head()
         self._stop_timer("rest")
 
@@ -250,6 +252,7 @@ class Connection(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         if self._in_head:
             self._start_head_timer()
+            self._opening = (self._opening + data).lstrip(b"\r\n")[:5]
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -350,14 +353,15 @@ class Connection(HttpToolsProtocol):
         answer = respond(problem.document(), problem.status, {**headers, **(problem.headers or {})})
         lines = [b"%s%d %s" % (ANSWER_START, problem.status, phrase(problem.status))]
         lines += [b"%s: %s" % header for header in answer.raw_headers]
-        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
+        body = b"" if self._opening == b"HEAD " else bytes(answer.body)
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
         record = AccessRecord(
             method=None,
             path=self.url.partition(b"?")[0].decode("latin-1") if self._head_begun else None,
             status=problem.status,
             seconds=self.loop.time() - self._head_since,
             bytes_in=0,
-            bytes_out=len(answer.body),
+            bytes_out=len(body),
             client=self.client and self.client[0],
         )
         log_access(record, self._settings.access_log)

@@ -1,5 +1,7 @@
 """ASGI middleware: the request's id and log line, the security headers, and the metrics port."""
 
+import asyncio
+from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
@@ -10,7 +12,7 @@ from taillift.service.http.access import HEALTH
 from taillift.service.http.access_log import REQUEST_ID, AccessRecord, log_access
 from taillift.service.http.handlers import UNEXPECTED, respond
 from taillift.service.monitoring.logs import request_id
-from taillift.service.problems import InternalError, ProblemDocument
+from taillift.service.problems import CLOSING, InternalError, NotReadyError, ProblemDocument
 from taillift.service.settings import AccessLevel
 
 # Pages load only what the service itself serves, run no inline scripts and are shown in no frame.
@@ -61,9 +63,13 @@ class RequestLog:
     had raises the `ServiceError` that is there.
     """
 
-    def __init__(self, app: ASGIApp, level: AccessLevel) -> None:
+    def __init__(
+        self, app: ASGIApp, level: AccessLevel, count_answer: Callable[[int], None]
+    ) -> None:
+        """`count_answer` is called with the status of each answer to a POST."""
         self._app = app
         self._level = level
+        self._count_answer = count_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,13 +99,21 @@ class RequestLog:
 
         try:
             await self._app(scope, counting_receive, counting_send)
+        except asyncio.CancelledError:
+            # The server gives up what is not answered at the end of a drain.
+            if not status:
+                late = NotReadyError(CLOSING)
+                answer = respond(late.document(), late.status, {"Connection": "close"})
+                await answer(scope, counting_receive, counting_send)
         except BaseException:
             if not status:
                 problem = InternalError(UNEXPECTED)
-                answer = respond(problem.document(), problem.status)
+                answer = respond(problem.document(), problem.status, problem.headers)
                 await answer(scope, counting_receive, counting_send)
             raise
         finally:
+            if scope["method"] == "POST":
+                self._count_answer(status)
             client = scope["client"]
             record = AccessRecord(
                 method=scope["method"],

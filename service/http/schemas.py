@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,15 +16,15 @@ from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation,
 from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
-from taillift.models.bundle.review import Decision, Review
+from taillift.models.bundle.review import Decision, DecisionReason, Review
 from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
 from taillift.models.bundle.temperature import Calibration
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
 
 MAX_TOP_K: Final = 100
-# With more labels the nearest one is not searched for: the search would delay other requests.
-MAX_COMPARED: Final = 1_000
+# Labels that an unknown one is compared with: each takes about 20 microseconds of other requests.
+MAX_COMPARED: Final = 100
 CONFIDENCE: Final = "probability from 0 to 1; calibrated if GET /model says so"
 
 
@@ -33,8 +34,8 @@ class InferenceQuery(BaseModel):
     ensemble: Ensemble | None = Field(
         None,
         description="off: the centre view only; full: the mean of five views; adaptive: the other "
-        "views only if the centre view leaves doubt. The default is adaptive if GET /model has an "
-        "exit rule, else full",
+        "views only if the centre view leaves doubt. The default is `usual_ensemble` of GET "
+        "/model: adaptive if it saves at least a quarter of the views, else full",
     )
     prior: str = Field(
         Prior.UNIFORM,
@@ -94,6 +95,9 @@ class ClassifiedImage(ImageResult):
         "estimated, to stay within the risk that GET /model states (`review`); review: a person "
         "should check the answer; null: the bundle or the prior allows no decision",
     )
+    decision_reason: DecisionReason | None = Field(
+        None, description="why: how the confidence stands to the threshold of the answer's group"
+    )
     set: list[str] | None = Field(
         None, description="the set for `coverage`, the most probable label first"
     )
@@ -147,6 +151,8 @@ class ModelSummary(BaseModel):
     calibrated: bool
     calibration: Calibration | None
     exit: ExitRule | None = Field(description="rule of ensemble=adaptive")
+    usual_ensemble: Ensemble = Field(description="the ensemble of a request that names none")
+    usual_ensemble_reason: str
     sets: PredictionSets | None = Field(description="basis of the sets for `coverage`")
     review: Review | None = Field(description="basis of each result's decision")
     evaluation: Evaluation | None
@@ -175,7 +181,7 @@ def classified(
     classes: Sequence[ClassInfo],
     top_k: int,
     views: int,
-    decision: Decision | None = None,
+    reason: DecisionReason | None = None,
     members: Sequence[int] | None = None,
 ) -> ClassifiedImage:
     """Return the result for one image: its `top_k` most probable classes and its set.
@@ -195,7 +201,8 @@ def classified(
         filename=filename,
         views=views,
         predictions=predictions,
-        decision=decision,
+        decision=reason.decision if reason else None,
+        decision_reason=reason,
         set=None if members is None else [classes[index].label for index in members],
     )
 
@@ -255,8 +262,14 @@ def chosen_classes(labels: Sequence[str], manifest: Manifest) -> Sequence[int]:
 
 
 def unknown_class(label: str, labels: Sequence[str]) -> str:
-    """Return the error for an unknown label, with the nearest of `labels` if they are not many."""
-    near = get_close_matches(label, labels, n=1) if len(labels) <= MAX_COMPARED else []
+    """Return the error for an unknown label, with the nearest of `labels`.
+
+    If there are many, it is looked for among those with the same beginning only.
+    """
+    if len(labels) > MAX_COMPARED:
+        alike = (known for known in labels if known[:2].casefold() == label[:2].casefold())
+        labels = list(islice(alike, MAX_COMPARED))
+    near = get_close_matches(label, labels, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "GET /classes lists them"
     return f"unknown class `{label[:80]}`: {hint}"
 
@@ -279,6 +292,8 @@ def model_summary(
         calibrated=variant.calibration is not None,
         calibration=variant.calibration,
         exit=variant.exit,
+        usual_ensemble=variant.usual_ensemble,
+        usual_ensemble_reason=variant.usual_ensemble_reason,
         sets=variant.sets,
         review=variant.review,
         evaluation=variant.evaluation,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from time import monotonic, time
 from typing import Final
 
@@ -16,16 +17,20 @@ from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.pipeline import Pipeline
 from taillift.service.inference.resident_bundle import CHANNELS, STARTING, ResidentBundle
 from taillift.service.inference.runner import Runner
-from taillift.service.inference.scheduler import BROKEN, CLOSING, Scheduler
+from taillift.service.inference.scheduler import BROKEN, Scheduler
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import TailSeries, class_series
-from taillift.service.problems import NotReadyError
+from taillift.service.problems import CLOSING, InternalError, NotReadyError, OverloadedError
 from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 # Runs of a batch size before it is warm: the first one chooses kernels and takes memory.
 GPU_RUNS: Final = 2
+
+# So many requests in a row that fail with 500 make the service not ready. Then it checks itself.
+FAILURES: Final = 10
+SELF_CHECK_SECONDS: Final = 5.0
 
 # Time to end the threads after drain_seconds, when the server has dropped what was not answered.
 CLOSE_SECONDS: Final = 1
@@ -59,8 +64,12 @@ class Engine:
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.failure: Exception | None = None
         self.hung = False
+        self._ending = False
         self._draining_since: float | None = None
+        self._failures = 0
+        self._self_check: asyncio.Task[None] | None = None
         self._opened: Opened | None = None
+        self._known_image = b""
         self._decoder = Decoder(
             settings.decode_threads, settings.decode_pixels, manifest.preprocessing, self.metrics
         )
@@ -85,6 +94,7 @@ class Engine:
         # The runner's thread also checks the files. A thread of the event loop would not do: at its
         # end the loop waits for its threads without a limit.
         await runner.open()
+        self._known_image = await asyncio.to_thread(bundle.known_image)
         scheduler = Scheduler(runner, settings.batch_views, self.metrics)
         scheduler.start()
         pipeline = Pipeline(
@@ -92,8 +102,13 @@ class Engine:
         )
         return Opened(scheduler, pipeline)
 
+    def announce_end(self) -> None:
+        """Be not ready from now on, and still accept requests."""
+        self._ending = True
+
     def drain(self) -> None:
-        """Be not ready from now on; what was accepted is still answered."""
+        """Be not ready and accept nothing from now on; what was accepted is still answered."""
+        self.announce_end()
         if self._draining_since is None:
             self._draining_since = monotonic()
 
@@ -104,6 +119,8 @@ class Engine:
         thread is left that never ends.
         """
         self.drain()
+        if self._self_check is not None:
+            self._self_check.cancel()
         assert self._draining_since is not None
         end = self._draining_since + self.settings.drain_seconds + CLOSE_SECONDS
         try:
@@ -119,9 +136,47 @@ class Engine:
                 self.settings.drain_seconds,
             )
 
+    def count_answer(self, status: int) -> None:
+        """Note the status of the answer to images: a row of failures makes the service not ready.
+
+        It becomes ready again with the next success, or if it passes a check of itself.
+        """
+        if status < HTTPStatus.BAD_REQUEST:
+            self._failures = 0
+        elif status == InternalError.status:
+            self._failures += 1
+        if self._failures == FAILURES and (self._self_check is None or self._self_check.done()):
+            logger.error("%d requests in a row have failed: the service checks itself", FAILURES)
+            self._self_check = asyncio.create_task(self._check_itself())
+
+    async def _check_itself(self) -> None:
+        """Classify a known image every few seconds while requests fail; end the row if it works."""
+        while self._failures >= FAILURES:
+            await asyncio.sleep(SELF_CHECK_SECONDS)
+            if self._opened is None or self._failures < FAILURES:
+                continue
+            try:
+                await self._opened.pipeline.check(self._known_image)
+            except OverloadedError:
+                continue  # There are requests enough to tell.
+            except Exception:
+                logger.exception("the service fails on an image of its bundle, too")
+            else:
+                self._failures = 0
+                logger.warning("the service works on an image of its bundle: it is ready again")
+
     @property
     def obstacle(self) -> str | None:
         """The reason why the service is not ready; None if it is."""
+        if self._ending:
+            return CLOSING
+        if self._failures >= FAILURES:
+            return f"{self._failures} requests in a row have failed: the service checks itself"
+        return self._refusal
+
+    @property
+    def _refusal(self) -> str | None:
+        """The reason why no image is accepted; None if images are."""
         if self._draining_since is not None:
             return CLOSING
         if self._opened is None:
@@ -136,9 +191,12 @@ class Engine:
         return None
 
     def require_ready(self) -> None:
-        """Raise `NotReadyError` if the service is not ready."""
-        if (obstacle := self.obstacle) is not None:
-            raise NotReadyError(obstacle)
+        """Raise `NotReadyError` if no image is accepted.
+
+        While the service is only expected to fail, or about to close, a request may still succeed.
+        """
+        if (reason := self._refusal) is not None:
+            raise NotReadyError(reason)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -33,6 +33,7 @@ from taillift.service.inference.row_file import (
     row_format,
 )
 from taillift.service.settings import cores
+from taillift.service.tail.sightings import image_digest
 
 PREDICTIONS: Final = (".csv", ".jsonl", ".parquet")
 FEATURES: Final = (".npz", ".parquet", ".csv", ".jsonl")
@@ -60,7 +61,7 @@ def classify_photos(
     ranks = range(2, min(top_k, len(classes)) + 1)
     same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(prior)}
     types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
-    types |= {"group": "string", "views": "int64", "decision": "string"}
+    types |= {"thing": "string", "group": "string", "views": "int64", "decision": "string"}
     for rank in ranks:
         types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
     target = None
@@ -94,9 +95,12 @@ def classify_photos(
         # older than those before them.
         time: str = rows.last.get("time", "")
         with shown_progress(len(photos), rows.count) as advance:
-            for name, prediction in zip(key[rows.count :], found, strict=True):
+            for name, path, prediction in zip(key[rows.count :], rest, found, strict=True):
                 time = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
-                rows.add({"photo": name, "time": time, **result(prediction, cells), **same})
+                row: Row = {"photo": name, "time": time}
+                if not isinstance(prediction, ImageError):
+                    row["thing"] = thing(path)
+                rows.add({**row, **result(prediction, cells), **same})
                 advance()
         finish(rows, out, types)
 
@@ -135,6 +139,14 @@ def embed_photos(
 def result(found: Found | ImageError, cells: Callable[[Found], Row]) -> Row:
     """Return the cells of what was found in a photo, or the reason why it cannot be used."""
     return {"error": str(found)} if isinstance(found, ImageError) else cells(found)
+
+
+def thing(photo: Path) -> str | None:
+    """Return what files with the same bytes have in common, or None if the file cannot be read."""
+    try:
+        return f"{image_digest(photo.read_bytes()):016x}"
+    except OSError:
+        return None
 
 
 def made_by(classifier: Classifier, ensemble: Ensemble) -> dict[str, Cell]:

@@ -18,6 +18,7 @@ from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import (
     ImageBytesError,
+    InferenceError,
     MalformedError,
     PerImageError,
     RequestPixelsError,
@@ -115,6 +116,19 @@ class Pipeline:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    async def check(self, image: bytes) -> None:
+        """Take an encoded image the way of a request's images; raise whatever goes wrong.
+
+        An image that the limits refuse says nothing.
+        """
+        deadline = Deadline.after(self._settings.answer_seconds)
+        with self.reserve(len(image), deadline) as reservation:
+            (answer,) = await self.answers([image], Ensemble.OFF, reservation)
+        if isinstance(answer, InferenceError):
+            raise answer
+        if not isinstance(answer, PerImageError):
+            self._bundle.predictor.predict(answer, Ensemble.OFF)
 
     def _pixels(self, image: bytes) -> int | PerImageError:
         """Return the pixels that an image's header says, or why it is not worth decoding."""

@@ -2,13 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from time import time
 from typing import Final
 
+from PIL import Image
+
 from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.folder import read_golden
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.session import Outputs
@@ -85,6 +89,13 @@ class ResidentBundle:
                 "service"
             )
         self._classifier, self._predictor = classifier, classifier.predictor
+
+    def known_image(self) -> bytes:
+        """Return one of the bundle's golden views as a PNG file; it is read from the disk."""
+        view = read_golden(self.folder, self.predictor.precision)[0][0]
+        file = BytesIO()
+        Image.fromarray(view).save(file, "PNG")
+        return file.getvalue()
 
     def run(self, pixels: Pixels) -> Outputs:
         """Run views uint8 [N, S, S, 3] on the device; the logits carry no prior."""

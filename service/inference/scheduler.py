@@ -13,11 +13,10 @@ from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.jobs import ImageJob, ViewSlice, WaitingJobs, settle
 from taillift.service.inference.runner import Runner
 from taillift.service.monitoring.counters import Metrics
-from taillift.service.problems import InferenceError, NotReadyError
+from taillift.service.problems import CLOSING, InferenceError, NotReadyError
 
 logger = logging.getLogger(__name__)
 
-CLOSING: Final = "the service is shutting down"
 BROKEN: Final = "the device fails even on a blank image: the model is loaded again"
 FAILED: Final = "the model failed on this image; the others are not affected"
 

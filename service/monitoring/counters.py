@@ -133,6 +133,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.tail_save_failures = Counter(
+            "taillift_tail_save_failures",
+            "Saves of the tail's statistics that failed",
+            registry=registry,
+        )
         self.ready = Gauge("taillift_ready", "1 if /readyz answers 200", registry=registry)
         for group in GROUPS:
             self._predictions.labels(group)

@@ -19,6 +19,9 @@ request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 # Text that needs no quotes as the value of a field.
 PLAIN: Final = re.compile(r"[!#-~]+")
 TRACEBACK_SECONDS: Final = 60
+# Characters of a record: libraries put what they were given into their messages.
+MAX_MESSAGE: Final = 4_000
+MAX_TRACEBACK: Final = 50_000
 
 
 class RequestIdFilter(logging.Filter):
@@ -49,16 +52,25 @@ class TracebackFormatter(logging.Formatter):
         if record.created - self._given.get(place, -math.inf) < TRACEBACK_SECONDS:
             kind, error = record.exc_info[:2]
             name = kind.__name__ if kind else ""
-            return f"{name}: {error} (the same place as in a traceback of the last minute)"
+            text = str(error)[:MAX_MESSAGE]
+            return f"{name}: {text} (the same place as in a traceback of the last minute)"
         self._given[place] = record.created
-        return self.formatException(record.exc_info)
+        return self.formatException(record.exc_info)[-MAX_TRACEBACK:]
+
+
+def message(record: logging.LogRecord) -> str:
+    """Return the text of `record`, without the end of one that a file or a client made long."""
+    text = record.getMessage().rstrip()
+    return (
+        text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}... ({len(text):,} characters)"
+    )
 
 
 class TextFormatter(TracebackFormatter):
     """Formatter of one line per record; the lines of a traceback are indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{record.levelname}: {printable(record.getMessage().rstrip())}"
+        line = f"{record.levelname}: {printable(message(record))}"
         fields = getattr(record, "access", {}) | {"request_id": getattr(record, "request_id", None)}
         for name, value in fields.items():
             if value is not None:
@@ -76,7 +88,7 @@ class JsonFormatter(TracebackFormatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage().rstrip(),
+            "message": message(record),
             "request_id": getattr(record, "request_id", None),
             **getattr(record, "access", {}),
         }

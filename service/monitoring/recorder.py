@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -11,23 +11,23 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.arrays import Doubles
+from taillift.models.bundle.folder import CONFUSION, content_version, verify_file
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.review import Decision
 from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
-from taillift.service.tail.confusion import read_confusions
+from taillift.service.tail.confusion import Pair, read_confusions
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.snapshot import restore, to_arrays
+from taillift.service.tail.snapshot import Array, restore, to_arrays
 from taillift.service.tail.state import ClassState, TailState, class_state, tail_state
 
 logger = logging.getLogger(__name__)
 
 # A process that is killed loses the statistics since its last save.
 SAVE_SECONDS: Final = 5.0
-CONFUSION: Final = Path("report") / "confusion.csv"
 
 
 class Monitoring:
@@ -54,11 +54,18 @@ class Monitoring:
         self._store = None if settings.tail_file is None else Store(settings.tail_file)
         if self._store is not None:
             try:
-                restore(self.monitor, self._store.load(manifest.version))
+                restore(self.monitor, self._saved_arrays(self._store))
+            except ValueError as error:
+                self._store.close()
+                raise UserError(
+                    f"{settings.tail_file} is damaged ({error}): move it away, and monitoring "
+                    "begins anew"
+                ) from error
             except BaseException:
                 self._store.close()
                 raise
         self._saved_predictions = self.monitor.predictions
+        self._save_fails = False
 
     def observe(
         self,
@@ -107,30 +114,56 @@ class Monitoring:
         self._ended.set()
 
     async def _save(self, store: Store) -> None:
-        """Save if there are new predictions; after an error, the next save includes them."""
+        """Save if there are new predictions, or if the file is gone.
+
+        After an error, the next save includes what this one lacks.
+        """
         self.monitor.refresh()
-        if self.monitor.predictions == self._saved_predictions:
+        nothing_new = self.monitor.predictions == self._saved_predictions
+        if nothing_new and await asyncio.to_thread(lambda: store.in_place):
             return
         predictions, arrays = self.monitor.predictions, to_arrays(self.monitor)
         try:
             await asyncio.to_thread(store.save, self.manifest.version, arrays)
         except UserError as error:
-            logger.error("the tail's statistics are not saved: %s", error)
+            self._metrics.tail_save_failures.inc()
+            if not self._save_fails:
+                logger.error("the tail's statistics are not saved: %s", error)
+            self._save_fails = True
         else:
+            if self._save_fails:
+                logger.warning("the tail's statistics are saved again")
+            self._save_fails = False
             self._saved_predictions = predictions
+
+    def _saved_arrays(self, store: Store) -> Mapping[str, Array]:
+        """Return what was saved for the bundle, or for the same files before their upgrade."""
+        arrays, before = store.load(self.manifest.version), content_version(self.manifest.files)
+        if not arrays and (arrays := store.load(before)):
+            logger.warning(
+                "the tail goes on from what was counted for the same files as version %s", before
+            )
+        return arrays
 
 
 def model_profile(bundle: Path, manifest: Manifest) -> ModelProfile:
     """Return what the statistics need of a bundle.
 
-    Raises `UserError` if the bundle's confusions do not fit its classes.
+    Raises `UserError` if the bundle's confusions are not those that the manifest lists, or do not
+    fit its classes.
     """
+    path, pairs = bundle / CONFUSION, list[Pair]()
+    if CONFUSION in manifest.files:
+        verify_file(bundle, manifest, CONFUSION)
+        pairs = read_confusions(path, manifest.labels)
+    elif path.exists():
+        logger.warning("%s is not used, because the manifest does not list it", path)
     return ModelProfile(
         version=manifest.version,
         labels=tuple(manifest.labels),
         groups=tuple(info.group for info in manifest.classes),
         counts=tuple(manifest.counts),
-        pairs=tuple(read_confusions(bundle / CONFUSION, manifest.labels)),
+        pairs=tuple(pairs),
     )
 
 

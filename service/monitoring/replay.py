@@ -22,6 +22,7 @@ from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.models.plain_console import PlainConsole
@@ -68,15 +69,24 @@ class Report:
 
     `classes` are those found silent or drifting at the end, the strongest evidence first.
     `first_found` also has those that recovered. `delays` are those of the few-shot classes.
+    `monitor` has all else.
     """
 
+    monitor: TailMonitor
     state: TailState
     classes: tuple[ClassState, ...]
     first_found: dict[str, int]
     delays: tuple[float, ...]
 
 
-def replay(bundle: Path, past: Path, reference: str, level: float, window: float) -> Report:
+def replay(
+    bundle: Path,
+    past: Path,
+    reference: str,
+    level: float,
+    window: float,
+    max_pixels: int = MAX_PIXELS,
+) -> Report:
     """Replay a CSV file of predictions, or those for a folder of photos, through the monitor.
 
     A photo that cannot be used is named on standard error and left out. Raises `UserError` if the
@@ -90,7 +100,7 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
         say(f"{photo}: {reason}", err=True)
 
     if past.is_dir():
-        predictions = classify_folder(bundle, past, refused)
+        predictions = classify_folder(bundle, past, refused, max_pixels)
     elif past.suffix.lower() == ".csv":
         predictions = read_predictions(past, manifest.labels, refused)
     else:
@@ -101,10 +111,10 @@ def replay(bundle: Path, past: Path, reference: str, level: float, window: float
 def read_predictions(
     path: Path, labels: list[str], refused: Callable[[str, str], None] = lambda *_: None
 ) -> Iterator[PastPrediction]:
-    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and group.
+    """Yield the rows of a CSV file with the columns label, confidence and perhaps time and thing.
 
     The oldest row comes first. `time` is in seconds since 1970 or ISO 8601 (without a zone: UTC).
-    Rows with the same `group` show one thing. `taillift classify --out` writes such files; in them,
+    Rows with the same `thing` show one thing. `taillift classify --out` writes such files; in them,
     `refused` is called with every photo that could not be used and the reason. Raises `UserError`
     that names the line.
     """
@@ -152,7 +162,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")
-    things = (group_digest(row["group"]),) if row.get("group") else ()
+    things = (group_digest(row["thing"]),) if row.get("thing") else ()
     return PastPrediction(index, confidence, time, things)
 
 
@@ -173,7 +183,10 @@ def parse_time(text: str) -> float:
 
 
 def classify_folder(
-    bundle: Path, folder: Path, refused: Callable[[Path, str], None]
+    bundle: Path,
+    folder: Path,
+    refused: Callable[[Path, str], None],
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[PastPrediction]:
     """Yield the top class of every photo below the folder, in the order of their paths.
 
@@ -182,7 +195,7 @@ def classify_folder(
     no photos or the bundle is damaged.
     """
     photos = photos_in(folder, recursive=True)
-    classifier = Classifier.open(bundle)
+    classifier = Classifier.open(bundle, max_pixels=max_pixels)
     for photo, prediction in zip(
         photos, conveyor.predictions(classifier, photos, Ensemble.FULL, cores()), strict=True
     ):
@@ -220,18 +233,28 @@ def replay_predictions(
     indices = np.flatnonzero(state.classes.silent | state.classes.found)
     # Silent classes first, then the drifting ones; both by their evidence.
     order = np.lexsort((-state.classes.e_value[indices], ~state.classes.silent[indices]))
+    delays = monitor.dependence.delay(
+        monitor.silence.delay(), monitor.dependence.class_effects[monitor.silence.indices]
+    )
     return Report(
+        monitor=monitor,
         state=state,
         classes=tuple(class_state(monitor, index) for index in indices[order].tolist()),
         first_found=first_found,
-        delays=tuple(monitor.silence.delay().tolist()),
+        delays=tuple(delays.tolist()),
     )
 
 
 def show(report: Report, as_json: bool) -> None:
     """Print the report as JSON, or as tables."""
     if as_json:
-        print(json.dumps(to_json_value(asdict(report)), indent=2))
+        parts = {
+            "state": asdict(report.state),
+            "classes": [asdict(state) for state in report.classes],
+            "first_found": report.first_found,
+            "delays": report.delays,
+        }
+        print(json.dumps(to_json_value(parts), indent=2))
     else:
         print_report(report, PlainConsole())
 
@@ -259,7 +282,9 @@ def print_report(report: Report, console: Console) -> None:
     console.print(_group_table(report.state.groups))
     if report.classes:
         console.print(_class_table(report))
-    console.print(_summary(report))
+    if len(report.classes) > SHOWN:
+        console.print(f"The {SHOWN} with the strongest evidence are listed.")
+    console.print(summary_of(report))
 
 
 def _group_table(groups: Iterable[GroupState]) -> Table:
@@ -283,7 +308,7 @@ def _group_table(groups: Iterable[GroupState]) -> Table:
             text(group.expected_share, group.expected_interval),
             text(group.prevalence, group.prevalence_interval),
             "" if group.confidence is None else f"{group.confidence.median:.0%}",
-            group.verdict,
+            group.words,
         )
     return table
 
@@ -307,7 +332,8 @@ def _class_table(report: Report) -> Table:
     return table
 
 
-def _summary(report: Report) -> str:
+def summary_of(report: Report) -> str:
+    """Return in sentences what was found, and how soon a loss would be."""
     state, delays = report.state, [delay for delay in report.delays if math.isfinite(delay)]
     text = (
         f"{state.predictions:,} predictions against the reference {state.reference}: "
@@ -318,8 +344,6 @@ def _summary(report: Report) -> str:
             f" The predictions depend on each other: {state.design_effect:.1f} of them count as "
             "one independent prediction."
         )
-    if len(report.classes) > SHOWN:
-        text += f" The {SHOWN} with the strongest evidence are listed."
     if delays:
         text += (
             f" The loss of any of {len(delays)} few-shot classes (of {len(report.delays)}) from "

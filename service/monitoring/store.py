@@ -1,5 +1,7 @@
 """Named arrays in one SQLite file, so that a restart loses nothing."""
 
+import logging
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,8 @@ import numpy as np
 
 from taillift.models.errors import UserError
 from taillift.service.tail.snapshot import Array
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 SCHEMA: Final = """
@@ -35,18 +39,26 @@ class Store:
         self._path = path
         # Checksums of the arrays in the file, so that only those that changed are written.
         self._checksums: dict[tuple[str, str], int] = {}
-        with self._readable_errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=1, check_same_thread=False)
+        self._open()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file is still the one that was opened: neither removed nor replaced."""
         try:
-            with self._readable_errors():
-                self._prepare()
-        except BaseException:
-            self._database.close()
-            raise
+            return os.path.samestat(self._path.stat(), self._opened)
+        except OSError:
+            return False
 
     def save(self, bundle: str, arrays: Mapping[str, Array]) -> None:
-        """Replace everything saved for the bundle version by `arrays`, in one transaction."""
+        """Replace everything saved for the bundle version by `arrays`, in one transaction.
+
+        A file that is no longer in its place is made again, with these arrays.
+        """
+        if not self.in_place:
+            logger.warning("%s was removed or replaced: it is written again", self._path)
+            self._database.close()
+            self._checksums.clear()
+            self._open()
         sums = {(bundle, name): zlib.crc32(array.tobytes()) for name, array in arrays.items()}
         saved = {key: value for key, value in self._checksums.items() if key[0] == bundle}
         with self._readable_errors(), self._database as database:
@@ -62,6 +74,9 @@ class Store:
                     "INSERT OR REPLACE INTO arrays VALUES (?, ?, ?, ?, ?)",
                     (bundle, name, array.dtype.str, shape, data),
                 )
+        # Nothing stays in the log next to the file, which may be moved or replaced without it.
+        with self._readable_errors():
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         others = {key: value for key, value in self._checksums.items() if key[0] != bundle}
         self._checksums = others | sums
 
@@ -92,6 +107,18 @@ class Store:
     ) -> None:
         self.close()
 
+    def _open(self) -> None:
+        with self._readable_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._database = sqlite3.connect(self._path, timeout=1, check_same_thread=False)
+        try:
+            with self._readable_errors():
+                self._prepare()
+                self._opened = self._path.stat()
+        except BaseException:
+            self._database.close()
+            raise
+
     def _prepare(self) -> None:
         database = self._database
         # Held until the file is closed: what a second writer wrote would be lost.
@@ -121,11 +148,17 @@ class Store:
                 raise UserError(
                     f"{self._path} is in use by another process: give every replica its own file"
                 ) from error
-            raise UserError(f"{self._path} cannot be used: {error}") from error
+            raise UserError(
+                f"{self._path} cannot be used ({error}): name a file in a folder that this user "
+                "may write"
+            ) from error
         except (sqlite3.DatabaseError, zlib.error, ValueError, TypeError) as error:
             raise UserError(
                 f"{self._path} is damaged ({str(error).splitlines()[0]}): move it away, and "
                 "monitoring begins anew"
             ) from error
         except OSError as error:
-            raise UserError(f"{self._path} cannot be used: {error.strerror}") from error
+            raise UserError(
+                f"{self._path} cannot be used ({error.strerror}): name a file in a folder that "
+                "this user may write"
+            ) from error

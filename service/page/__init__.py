@@ -1,5 +1,10 @@
-"""The page at /: classify photos, and watch the state of the tail."""
+"""The page at /: classify photos, and watch the state of the tail; also as a file by itself."""
 
+import json
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -24,3 +29,49 @@ def add_page(app: FastAPI) -> None:
     app.state.index = StoredFile(FOLDER / "index.html")
     app.include_router(pages)
     app.mount("/page", StoredFolder(FOLDER))
+
+
+def page_of_report(title: str, report: Mapping[str, object]) -> str:
+    """Return a page with the state of the tail that a `report` of GET /classes has.
+
+    It is the Tail of the page at /, holds all that it needs, and can be opened from a disk. The
+    text of `summary` in the report stands above it.
+    """
+    index = (FOLDER / "index.html").read_text("utf-8")
+    _, _, tail = index.partition('id="tail" aria-labelledby="tail-tab" hidden>')
+    style = (FOLDER / "page.css").read_text("utf-8")
+    # Modules from addresses that hold them cannot import each other by relative paths.
+    modules = {
+        path.name: re.sub(r'from "\./', 'from "', path.read_text("utf-8"))
+        for path in FOLDER.glob("*.js")
+    }
+    imports = {
+        name: f"data:text/javascript;base64,{b64encode(text.encode()).decode()}"
+        for name, text in modules.items()
+    }
+    # No label can end the script that holds it.
+    data = json.dumps(report).replace("<", "\\u003c")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+<script type="importmap">{json.dumps({"imports": imports})}</script>
+<script type="application/json" id="report">{data}</script>
+</head>
+<body>
+<header><h1>{escape(title)}</h1></header>
+<main id="main">
+<noscript><p class="problem">This page needs JavaScript.</p></noscript>
+<section>{tail.partition("</main>")[0]}</main>
+<script type="module">
+import {{ showOnce }} from "tail.js";
+showOnce(JSON.parse(document.getElementById("report").textContent));
+</script>
+</body>
+</html>
+"""

@@ -17,6 +17,9 @@ from taillift.service.tail.distributions import Doubles, Indices
 STRENGTH: Final = 5.0
 # Pseudo-counts for the recall of all groups together, in case hardly any photo was held out.
 HITS, TRIES = 2.0, 3.0
+# Bytes of a file of confusions, which has at most a row for every photo that was held out.
+MAX_CONFUSIONS: Final = 2**26
+MOST_PHOTOS: Final = 2**31
 
 Pair = tuple[int, int, int]
 
@@ -155,20 +158,25 @@ def _sums(indices: Indices, weights: Doubles, size: int) -> Doubles:
 
 
 def read_confusions(path: Path, labels: Sequence[str]) -> list[Pair]:
-    """Return the pairs of a bundle's `report/confusion.csv`, or none if there is no such file.
+    """Return the pairs of a bundle's `report/confusion.csv`.
 
-    Raises `UserError` if the file names a class that the bundle does not have.
+    Raises `UserError` if the file is too large, names a class that the bundle does not have, or has
+    a number of photos that cannot be one.
     """
-    if not path.exists():
-        return []
+    if (size := path.stat().st_size) > MAX_CONFUSIONS:
+        raise UserError(
+            f"{path} has {size:,} bytes, more than {MAX_CONFUSIONS:,}: export the bundle again"
+        )
     indices = {label: index for index, label in enumerate(labels)}
+    pairs = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return [
-                (indices[row["true"]], indices[row["predicted"]], int(row["photos"]))
-                for row in csv.DictReader(file)
-            ]
-    except (KeyError, ValueError, TypeError) as error:
+            for row in csv.DictReader(file):
+                pairs.append((indices[row["true"]], indices[row["predicted"]], int(row["photos"])))
+                if not 0 <= pairs[-1][2] <= MOST_PHOTOS:
+                    raise ValueError(f"{row['photos']} photos")
+        return pairs
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path} does not fit the bundle's classes ({error}): export the bundle again"
         ) from error

@@ -67,11 +67,13 @@ class Dependence:
                 self.class_sums[0] += np.bincount(classes, squares, len(self.counts))
                 self.class_sums[1] += np.bincount(both, minlength=len(self.counts))
             keep = 1 - 1 / max(BLOCKS, MEMORY / size)
-            for ratio in np.bincount(pairs, squares) / (2 * size * spread):
-                self.sums[1, scale] *= keep
-                self.sums[:, scale, :3] += (1, ratio, ratio**2)
-                largest = self.sums[:, scale, 3:]
-                self.sums[:, scale, 3:] = np.sort(np.insert(largest, 0, ratio, 1))[:, 1:]
+            ratios = np.bincount(pairs, squares) / (2 * size * spread)
+            # How much of each ratio is left at the end of the batch, in both means.
+            left = np.stack([np.ones(len(ratios)), keep ** np.arange(len(ratios))[::-1]])
+            sums = self.sums[:, scale]
+            sums[1] *= keep ** len(ratios)
+            sums[:, :3] += left @ np.stack([ratios**0, ratios, ratios**2], 1)
+            sums[:, 3:] = np.sort(np.hstack([sums[:, 3:], left * ratios]))[:, -2:]
 
     def _spreads(self) -> Doubles:
         """[C], the variances of one prediction's counts."""
@@ -84,12 +86,17 @@ class Dependence:
 
         Squares come with the index of their pair of blocks and with their class.
         """
-        pairs, classes = max(len(blocks) - 1, 0), len(self.counts)
+        pairs, classes = len(blocks) - 1, len(self.counts)
+        if pairs < 1:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
         cells = np.stack([blocks[1:], blocks[:-1]]) + classes * np.arange(pairs)[:, None]
-        distinct, places = np.unique(cells, return_inverse=True)
-        signs = np.repeat([1.0, -1.0], cells[0].size)
-        differences = np.bincount(places.ravel(), signs, len(distinct))
-        return distinct // classes, distinct % classes, (differences**2).astype(np.float64)
+        # Equal cells stand together, and the last bit says from which block they are.
+        ordered = np.sort((2 * cells + np.array([0, 1])[:, None, None]).ravel())
+        places = ordered >> 1
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        differences = np.add.reduceat(1.0 - 2 * (ordered & 1), starts)
+        distinct = places[starts]
+        return distinct // classes, distinct % classes, differences**2
 
     @property
     def measured(self) -> float:

@@ -171,7 +171,8 @@ def beta_binomial_at_most(count: float, total: float, a: float, b: float) -> flo
 
     X <= count if r is below the order statistic of `total` uniforms that has `count` of them below
     it, which is Beta(count + 1, total - count). This avoids a sum over counts, whose cost would
-    grow with them. Accurate to 1e-5 relative up to a billion predictions, and better for fewer.
+    grow with them. Accurate to 1e-5 relative up to a billion predictions, and better for fewer, if
+    it is above 1e-200.
     """
     if count >= total:
         return 1.0

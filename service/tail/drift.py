@@ -21,7 +21,10 @@ TEST_SHARE, HELD_OUT_SHARE, LIVE_SHARE = 0.6, 0.2, 0.2
 
 # The band is narrowed again each time the stream has grown by this factor.
 GROWTH: Final = 1.1
-BISECTIONS: Final = 30
+# Its bounds are found by so many steps at most, until a step is smaller than this.
+STEPS, PRECISION = 60, 1e-9
+FEWEST: Final = 1e-9
+LOG_TINY: Final = float(np.log(1e-300))
 
 # The time of a change is unknown, so bets start all the time; the unit of time is the number of
 # predictions in which this many of the class are expected.
@@ -73,40 +76,54 @@ class ConfidenceBand:
         high: Doubles = odds / (1 + odds)
         return high
 
-    def narrow(self, counts: Doubles, predictions: Doubles | float, suspected: Flags) -> bool:
-        """Count a batch and return whether bands changed; those of `suspected` streams stay."""
+    def add(self, counts: Doubles, predictions: Doubles | float) -> bool:
+        """Count a batch and return whether it is time to narrow the bands."""
         self.counts = self.counts + counts
         self.predictions = self.predictions + predictions
-        most = float(np.max(self.predictions))
-        if most < GROWTH * self.narrowed_at:
-            return False
-        self.narrowed_at = most
+        return float(np.max(self.predictions)) >= GROWTH * self.narrowed_at
+
+    def narrow(self, suspected: Flags) -> None:
+        """Narrow the bands by what was counted; those of `suspected` streams stay."""
+        self.narrowed_at = float(np.max(self.predictions))
         low, high = self._confidence_sequence()
         low = np.maximum(self.narrowest[0], low)
         high = np.minimum(self.narrowest[1], high)
         keep = suspected | (low >= high)
         self.narrowest = np.where(keep, self.narrowest, np.stack([low, high]))
-        return True
 
     def _confidence_sequence(self) -> tuple[Doubles, Doubles]:
-        """Return the current bounds, found by bisection of the mixture likelihood ratio."""
+        """Return the current bounds: the rates at which the mixture likelihood ratio is `level`."""
         hits, misses = self.counts, self.predictions - self.counts
         after = log_beta(self._rates.a + hits, self._rates.b + misses)
         floor = np.log(self._level) + after - log_beta(self._rates.a, self._rates.b)
+        low, high = log_lower_bound(hits, misses, floor), log_lower_bound(misses, hits, floor)
+        return np.exp(low), -np.expm1(high)
 
-        def within(rate: Doubles) -> Flags:
-            flags: Flags = hits * np.log(rate) + misses * np.log1p(-rate) >= floor
-            return flags
 
-        centre = ((hits + 0.5) / (self.predictions + 1)).clip(1e-12, 1 - 1e-12)
-        low_out, low_in = np.full(len(hits), 1e-300), centre
-        high_in, high_out = centre, np.full(len(hits), 1 - 1e-16)
-        for _ in range(BISECTIONS):
-            low, high = (low_out + low_in) / 2, (high_in + high_out) / 2
-            low_ok, high_ok = within(low), within(high)
-            low_out, low_in = np.where(low_ok, low_out, low), np.where(low_ok, low, low_in)
-            high_in, high_out = np.where(high_ok, high, high_in), np.where(high_ok, high_out, high)
-        return low_out, high_out
+def log_lower_bound(hits: Doubles, misses: Doubles, floor: Doubles) -> Doubles:
+    """Return the logarithms [K] of the lowest rates whose log likelihood is at least `floor` [K].
+
+    The log likelihood of `hits` and `misses` [K] is concave in the logarithm of the rate, so each
+    step of Newton's method ends at or below the bound, and the next one ends nearer to it.
+    """
+    some = hits.clip(FEWEST)
+    likeliest = -np.log1p(misses.clip(FEWEST) / some)
+    excess = hits * likeliest + misses * np.log(-np.expm1(likeliest)) - floor
+    # A parabola's estimate is the first guess. Without hits the bound is 0.
+    width = np.sqrt(2 * excess.clip(FEWEST) * -np.expm1(likeliest) / some)
+    guess = np.where(misses > 0, likeliest - width, floor / some)
+    bounds: Doubles = np.where(hits > 0, guess.clip(LOG_TINY), LOG_TINY)
+    open_ = np.flatnonzero(hits > 0)
+    for _ in range(STEPS):
+        before, left, right = bounds[open_], hits[open_], misses[open_]
+        miss = -np.expm1(before)
+        slope = left - right * (1 - miss) / miss
+        step = (floor[open_] - left * before - right * np.log(miss)) / slope
+        bounds[open_] = (before + step).clip(LOG_TINY)
+        open_ = open_[np.abs(step) > PRECISION * np.minimum(-before, 1)]
+        if not open_.size:
+            break
+    return bounds
 
 
 class Evidence:
@@ -126,22 +143,29 @@ class Evidence:
         self._cap = cap
         self.wealth = np.zeros((bets, len(rates)))
         self.predictions: Doubles | float = 0.0
+        self._staked = np.zeros(len(rates))
+
+    def restore(self, wealth: Doubles, predictions: Doubles) -> None:
+        """Continue from the `wealth` [B, K] after `predictions`."""
+        self.wealth, self.predictions = wealth, predictions
+        self._staked = self._spent(predictions)
 
     def update(self, gains: Doubles, predictions: Doubles | float) -> None:
         """Add a batch of `predictions` with the bets' log likelihood ratios `gains` [B, K].
 
         The rates of the ratios may depend on what came before the batch, but not on the batch.
         """
-        before = self._spent(self.predictions)
+        before = self._staked
         self.predictions = self.predictions + predictions
-        started = (self._spent(self.predictions) - before) / len(self.wealth)
+        self._staked = self._spent(self.predictions)
+        started = (self._staked - before) / len(self.wealth)
         factors = np.exp(gains.clip(-MAX_LOG_GAIN, MAX_LOG_GAIN))
         self.wealth = np.minimum((self.wealth + started) * factors, self._cap)
 
     @property
     def e_values(self) -> Doubles:
         """[K], the current e-values."""
-        values: Doubles = self.wealth.sum(0) + 1 - self._spent(self.predictions)
+        values: Doubles = self.wealth.sum(0) + 1 - self._staked
         return values
 
     def start_cost(self, gain: Doubles, predictions: Doubles | float) -> Doubles:
@@ -242,11 +266,10 @@ class Drift:
         be divided by the design effect before, which may differ between streams [K].
         """
         hits = np.asarray(counts, np.float64)
-        gains = self._stakes.gains(hits, predictions)
-        suspected = self.e_values * self._level > 1
-        self.evidence.update(gains, predictions)
-        suspected |= self.e_values * self._level > 1
-        if self.band.narrow(hits, predictions, suspected):
+        before = self.e_values
+        self.evidence.update(self._stakes.gains(hits, predictions), predictions)
+        if self.band.add(hits, predictions):
+            self.band.narrow(np.maximum(before, self.e_values) * self._level > 1)
             self.place_bets()
 
     @property
@@ -264,12 +287,14 @@ class Drift:
         fewer, more = np.split(self.evidence.wealth, [len(FEWER)])
         return np.where(more.sum(0) > fewer.sum(0), 1, -1)
 
-    def delay(self, rates: Doubles) -> Doubles:
+    def delay(self, rates: Doubles, after: int | None = None) -> Doubles:
         """Return the predictions [K] within which 95 of 100 changes to `rates` are found.
 
-        The change happens now. Infinite if the new rate is within the band, or almost.
+        The change happens `after` so many predictions, or now. Infinite if the new rate is within
+        the band, or almost.
         """
         gain, spread = self._stakes.moments(rates)
-        nats = np.log(self.threshold) + self.evidence.start_cost(gain, self.evidence.predictions)
+        start = self.evidence.predictions if after is None else after
+        nats = np.log(self.threshold) + self.evidence.start_cost(gain, start)
         needed: Doubles = steps_to_reach(nats, gain, spread).min(0)
         return needed

@@ -23,13 +23,13 @@ from taillift.service.tail.reference import (
 )
 from taillift.service.tail.sightings import Sightings
 from taillift.service.tail.silence import Silence
-from taillift.service.tail.window import Window
+from taillift.service.tail.window import BUCKETS, Window
 
 # Of every interval that is shown.
 COVERAGE: Final = 0.95
 WEEK: Final = 7 * 24 * 3600.0
-# Predictions are counted in batches of this size at most: a batch costs the same as a single one.
-MAX_PENDING: Final = 4096
+# Predictions are counted so many at once: more would make the next look late.
+MAX_PENDING: Final = 512
 # So many of the last predictions are judged anew at every look, because it takes time to notice
 # that they depend on each other.
 HELD: Final = 2048
@@ -123,17 +123,34 @@ class TailMonitor:
         self.group = group_indices(profile.groups)
         self.predictions = 0
         self.dependence = Dependence(self.expected.classes.mean)
-        # The tests without the predictions that are held, and with them.
+        # The tests without the predictions that are held, with the first held ones, and with all.
+        # The second go on from look to look as long as the design effects stay what they are.
         self.settled = Findings(self.expected, self.group, rules)
         self.held = np.zeros(0, np.int64)
         self._batch_effects: list[float] = []
+        self._effects = (self.dependence.design_effect, self.dependence.class_effects)
+        self._ahead: Findings | None = None
+        self._judged = 0
         self._current: Findings | None = None
         self.group_interval = self.expected.groups.interval(COVERAGE)
         self.prevalence = Prevalence(confusion, self.reference)
         self.window = Window(len(profile.labels), rules.window_seconds)
         self.sightings = Sightings(rules.window_seconds)
         self.last_seen = np.full(len(profile.labels), np.nan)
+        # The time of the first prediction; NaN before, or if it is from version 0.1.0.
+        self.began = np.nan
         self._pending = PendingPredictions()
+
+    @property
+    def counted_since(self) -> float | None:
+        """The time from which on the window counts: that of the first prediction, or its start.
+
+        None without predictions in the window.
+        """
+        if not self.window.buckets:
+            return None
+        start = self.window.buckets[0].number * self.rules.window_seconds / BUCKETS
+        return start if np.isnan(self.began) else max(start, self.began)
 
     @property
     def drift(self) -> Drift:
@@ -164,6 +181,8 @@ class TailMonitor:
         pending.labels.append(label)
         pending.confidences.append(confidence)
         self.last_seen[label] = now
+        if np.isnan(self.began) and not self.window.buckets:
+            self.began = now
         return True
 
     def refresh(self) -> None:
@@ -175,6 +194,7 @@ class TailMonitor:
         now = self._clock()
         self.window.forget(now)
         self.last_seen = np.minimum(self.last_seen, now)
+        self.began = min(self.began, now)
 
     def _count_pending(self) -> None:
         pending, self._pending = self._pending, PendingPredictions()
@@ -187,18 +207,29 @@ class TailMonitor:
             self.dependence.learn(labels[start : start + LONGEST])
         self.held = np.concatenate([self.held, labels])
         self._current = None
+        self._measure()
         if len(self.held) >= HELD + BATCH:
             settled = (len(self.held) - HELD) // BATCH * BATCH
-            self._judge(self.settled, settled)
+            self._judge(self.settled, 0, settled)
             self.held = self.held[settled:]
             del self._batch_effects[: settled // BATCH]
+            self._judged -= settled
+            if self._judged < 0:
+                self._ahead = None
 
-    def _judge(self, findings: Findings, until: int) -> None:
-        """Add the held predictions up to `until`, weakened by how dependent they are."""
-        effect, classes = self.dependence.design_effect, self.dependence.class_effects
-        for start in range(0, until, BATCH):
+    def _measure(self) -> None:
+        """Take over the current design effects; under others, what was judged is judged anew."""
+        effects = (self.dependence.design_effect, self.dependence.class_effects)
+        if effects[0] != self._effects[0] or not np.array_equal(effects[1], self._effects[1]):
+            self._ahead = None
+        self._effects = effects
+
+    def _judge(self, findings: Findings, begin: int, end: int) -> None:
+        """Add the held predictions from `begin` to `end`, weakened by how dependent they are."""
+        effect, classes = self._effects
+        for start in range(begin, end, BATCH):
             own = self._batch_effect(start)
-            labels = self.held[start : min(start + BATCH, until)]
+            labels = self.held[start : min(start + BATCH, end)]
             findings.update(labels, max(effect, own), np.maximum(classes, max(effect, own)))
 
     def _batch_effect(self, start: int) -> float:
@@ -217,6 +248,12 @@ class TailMonitor:
     def _findings(self) -> Findings:
         """The tests with all predictions, the held ones judged by what is known now."""
         if self._current is None:
-            self._current = deepcopy(self.settled)
-            self._judge(self._current, len(self.held))
+            self._measure()
+            if self._ahead is None:
+                self._ahead, self._judged = deepcopy(self.settled), 0
+            whole = len(self.held) // BATCH * BATCH
+            self._judge(self._ahead, self._judged, whole)
+            self._judged = whole
+            self._current = deepcopy(self._ahead)
+            self._judge(self._current, whole, len(self.held))
         return self._current

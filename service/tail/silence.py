@@ -39,6 +39,8 @@ class Silence:
         self._mistakes = expected.mistakes[self.indices]
         self._level = TEST_SHARE * level
         self.evidence = Evidence(1, expected.classes.mean[self.indices], CAP * self.threshold)
+        self._narrowest: Doubles | None = None
+        self._follow_band()
 
     @property
     def threshold(self) -> float:
@@ -48,6 +50,7 @@ class Silence:
     @property
     def hidden(self) -> Flags:
         """[F], the classes whose loss would be hidden by the mistakes on other classes."""
+        self._follow_band()
         flags: Flags = self._mistakes > VISIBLE * self._null
         return flags
 
@@ -59,7 +62,8 @@ class Silence:
         """
         hits = np.asarray(counts, np.float64)[self.indices]
         watched = np.broadcast_to(predictions, len(counts))[self.indices]
-        gains = Stakes(self._null, self._bet).gains(hits, watched)
+        self._follow_band()
+        gains = self._stakes.gains(hits, watched)
         self.evidence.update(np.where(self.hidden, 0.0, gains)[None], watched)
 
     @property
@@ -74,8 +78,8 @@ class Silence:
 
         Infinite for a class whose loss would be hidden.
         """
-        bet = self._bet
-        gain, spread = Stakes(self._null, bet).moments(np.minimum(self._mistakes, bet))
+        self._follow_band()
+        gain, spread = self._stakes.moments(np.minimum(self._mistakes, self._bet))
         nats = np.log(self.threshold) + self.evidence.start_cost(gain, self.evidence.predictions)
         return np.where(self.hidden, np.inf, steps_to_reach(nats, gain, spread))
 
@@ -89,16 +93,14 @@ class Silence:
             count, predictions, float(self._rates.a[index]), float(self._rates.b[index])
         )
 
-    @property
-    def _null(self) -> Doubles:
-        """[F], the band's lower end without the tolerance.
+    def _follow_band(self) -> None:
+        """Place the bet against the lower end of the drift test's band, without the tolerance.
 
         The tolerance is not needed: this bet loses anyway if a rate is only slightly lower.
         """
-        low: Doubles = self._drift.band.narrowest[0][self.indices]
-        return low
-
-    @property
-    def _bet(self) -> Doubles:
-        """[F], the rate that is bet on."""
-        return np.clip(self._mistakes, LEAST * self._null, VISIBLE * self._null)
+        if self._narrowest is self._drift.band.narrowest:
+            return
+        self._narrowest = self._drift.band.narrowest
+        self._null: Doubles = self._narrowest[0][self.indices]
+        self._bet: Doubles = np.clip(self._mistakes, LEAST * self._null, VISIBLE * self._null)
+        self._stakes = Stakes(self._null, self._bet)

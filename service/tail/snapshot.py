@@ -9,7 +9,7 @@ import numpy.typing as npt
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import ConfidenceBand, Evidence
 from taillift.service.tail.monitor import Findings, TailMonitor
-from taillift.service.tail.window import Bucket
+from taillift.service.tail.window import BINS, Bucket
 
 Array = npt.NDArray[Any]
 
@@ -17,16 +17,22 @@ Array = npt.NDArray[Any]
 BUCKET: Final = "window/"
 SETTINGS: Final = "judged by"
 DEPENDENCE: Final = "dependence/"
+LAST_SEEN: Final = "last seen"
+# Arrays of classes, in the order of the predictions.
+STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
+# Beginnings of the names that files of version 0.1.0 lack.
+LATER: Final = ("sightings/", "predictions", "held", "began", DEPENDENCE)
 
 
 def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     """Return everything counted so far; the arrays stay as they are when the monitor goes on."""
-    arrays = {SETTINGS: _settings(monitor), "last seen": monitor.last_seen.copy()}
+    arrays = {SETTINGS: _settings(monitor), LAST_SEEN: monitor.last_seen.copy()}
     sightings, dependence = monitor.sightings, monitor.dependence
     arrays["sightings/digests"] = sightings.digests.copy()
     arrays["sightings/times"] = sightings.times.copy()
     arrays["sightings/next"] = np.array(sightings.next)
     arrays["predictions"] = np.array(monitor.predictions)
+    arrays["began"] = np.array(monitor.began)
     arrays["held"] = monitor.held.copy()
     arrays[f"{DEPENDENCE}counts"] = dependence.counts.copy()
     arrays[f"{DEPENDENCE}labels"] = dependence.labels.copy()
@@ -48,15 +54,18 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
 
 
 def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
-    """Continue from arrays of the same bundle version; without any, change nothing.
+    """Continue from arrays of the same bundle; without any, change nothing.
 
     Under another reference, level or tolerance the evidence begins anew, because it answered
     another question. The window, with its counts and confidences, is kept if it is as long. Without
-    an estimate of the dependence, from version 0.1.0, that alone begins anew.
+    an estimate of the dependence, from version 0.1.0, that alone begins anew. Raises `ValueError`
+    if the arrays are not those of such a monitor.
     """
-    if SETTINGS not in arrays:
+    if not arrays:
         return
-    monitor.last_seen = arrays["last seen"].copy()
+    check_arrays(monitor, arrays)
+    monitor.last_seen = arrays[LAST_SEEN].copy()
+    monitor.began = float(arrays.get("began", np.nan))
     if "sightings/digests" in arrays:
         monitor.sightings.restore(
             arrays["sightings/digests"], arrays["sightings/times"], int(arrays["sightings/next"])
@@ -70,8 +79,9 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     if not np.array_equal(before, now):
         return
     for name, evidence in _evidences(monitor.settled).items():
-        evidence.wealth = arrays[f"{name}/wealth"].copy()
-        evidence.predictions = arrays[f"{name}/predictions"].astype(np.float64)
+        evidence.restore(
+            arrays[f"{name}/wealth"].copy(), arrays[f"{name}/predictions"].astype(np.float64)
+        )
     for name, band in _bands(monitor.settled).items():
         band.narrowest = arrays[f"{name}/band"].copy()
         band.counts = arrays[f"{name}/counts"].copy()
@@ -90,6 +100,36 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         monitor.dependence.predictions = int(arrays[f"{DEPENDENCE}predictions"])
         monitor.dependence.sums = arrays[f"{DEPENDENCE}sums"].copy()
         monitor.dependence.class_sums = arrays[f"{DEPENDENCE}class sums"].copy()
+
+
+def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
+    """Raise `ValueError` unless `arrays` could have come from `to_arrays` of this monitor."""
+    expected = to_arrays(monitor)
+    later = {name for name in expected if name.startswith(LATER)}
+    needed = expected.keys() if later & arrays.keys() else expected.keys() - later
+    for name in sorted(needed - arrays.keys()):
+        raise ValueError(f"the array {name!r} is missing")
+    shapes = {name: [array.shape] for name, array in expected.items()}
+    for name, evidence in _evidences(monitor.settled).items():
+        shapes[f"{name}/predictions"] = [(), evidence.wealth.shape[1:]]
+    for name, band in _bands(monitor.settled).items():
+        shapes[f"{name}/learned"] = [(2,), (2, *band.counts.shape)]
+    for name in STREAMS & arrays.keys():
+        shapes[name] = [arrays[name].shape[:1]]
+    for name in arrays:
+        if name.startswith(BUCKET):
+            expected[name] = np.zeros((len(monitor.last_seen), BINS), np.uint32)
+            shapes[name] = [expected[name].shape]
+    for name in expected.keys() & arrays.keys():
+        array = arrays[name]
+        if array.shape not in shapes[name] or not np.can_cast(array.dtype, expected[name].dtype):
+            raise ValueError(
+                f"the array {name!r} has another size or type: {array.dtype}{list(array.shape)}"
+            )
+        if name != LAST_SEEN and not np.isfinite(array).all():
+            raise ValueError(f"the array {name!r} has numbers that are not finite")
+        if name in STREAMS and not ((array >= 0) & (array < len(monitor.last_seen))).all():
+            raise ValueError(f"the array {name!r} has classes that the bundle lacks")
 
 
 def _settings(monitor: TailMonitor) -> Doubles:

@@ -12,8 +12,9 @@ import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.distributions import Doubles, Flags, Indices, binomial_interval
+from taillift.service.tail.drift import Drift
 from taillift.service.tail.monitor import COVERAGE, TailMonitor
-from taillift.service.tail.reference import Source
+from taillift.service.tail.reference import Rates, Source
 from taillift.service.tail.window import quantiles
 
 ClassStatus = Literal["as expected", "fewer", "more", "silent"]
@@ -45,6 +46,9 @@ class ClassArrays:
 
     `ratio` is NaN before the first prediction of any class, `last_seen` before that of the class.
     `found` marks the classes that drift; `direction` is 1 for more and -1 for fewer predictions.
+    `missing` is how many more predictions (of any class) it takes until 95 of 100 classes that are
+    predicted twice as often as expected would have been found: 0 if there are enough already, and
+    infinite if the held-out photos leave so much open.
     `hidden` marks few-shot classes whose loss would be hidden by the mistakes on other classes.
     """
 
@@ -57,6 +61,7 @@ class ClassArrays:
     silent: Flags
     hidden: Flags
     last_seen: Doubles
+    missing: Doubles
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,16 @@ class GroupState:
     e_value: float
     verdict: ClassStatus
     confidence: Quantiles | None
+    missing: float
+
+    @property
+    def words(self) -> str:
+        """The verdict; without one, whether that is because there is too little evidence."""
+        if self.verdict != "as expected" or not self.missing:
+            return self.verdict
+        if math.isinf(self.missing):
+            return "not enough evidence yet"
+        return f"not enough evidence yet: {self.missing:,.0f} more predictions"
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,9 @@ def tail_state(monitor: TailMonitor) -> TailState:
         silent=silence.found,
         hidden=hidden,
         last_seen=monitor.last_seen.copy(),
+        missing=missing_predictions(
+            monitor, drift, monitor.expected.classes, monitor.dependence.class_effects
+        ),
     )
     return TailState(
         reference=monitor.reference.source,
@@ -176,6 +194,26 @@ def tail_state(monitor: TailMonitor) -> TailState:
     )
 
 
+def missing_predictions(
+    monitor: TailMonitor, drift: Drift, rates: Rates, effects: Doubles
+) -> Doubles:
+    """Return the predictions [K] until a doubling from the beginning on would have been found.
+
+    `drift` tests the K `rates`, and `effects` [K] are the design effects by which its evidence is
+    weakened.
+    """
+    needed = drift.delay(doubled(rates), after=0) - drift.evidence.predictions
+    missing: Doubles = np.where(needed > 0, monitor.dependence.delay(needed, effects), 0.0)
+    return np.ceil(missing)
+
+
+def doubled(rates: Rates) -> Doubles:
+    """Return the rates [K] whose odds are twice those of `rates`."""
+    odds = 2 * rates.mean / (1 - rates.mean)
+    twice: Doubles = odds / (1 + odds)
+    return twice
+
+
 def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     """Return the state of every group that has classes."""
     size, drift, rates = len(GROUPS), monitor.group_drift, monitor.expected.groups
@@ -185,6 +223,7 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     total = int(predicted.sum())
     effect = monitor.dependence.measured
     shares = monitor.prevalence.estimate(predicted / effect)
+    missing = missing_predictions(monitor, drift, rates, np.full(size, effect))
     found, direction, e_values = drift.found, drift.direction, drift.e_values
     intervals = _intervals(*share_bounds(predicted, total, effect))
     expected_intervals = _intervals(*monitor.group_interval)
@@ -204,6 +243,7 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
             e_value=float(e_values[g]),
             verdict=_status(bool(found[g]), int(direction[g]), silent=False),
             confidence=Quantiles.of(histogram[g]),
+            missing=float(missing[g]),
         )
         for g, group in enumerate(GROUPS)
         if classes[g]
@@ -217,14 +257,12 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
     counts = monitor.window.counts
     predicted, total = int(counts[index]), int(counts.sum())
     expected = total * float(rates.mean[index])
-    doubled_odds = 2 * rates.mean / (1 - rates.mean)
-    doubled: Doubles = doubled_odds / (1 + doubled_odds)
     watched = np.flatnonzero(silence.indices == index)
     last_seen = float(monitor.last_seen[index])
     dependence, effect = monitor.dependence, monitor.dependence.measured
     effects = dependence.class_effects
     silence_delays = dependence.delay(silence.delay(), effects[silence.indices])
-    doubling_delays = dependence.delay(drift.delay(doubled), effects)
+    doubling_delays = dependence.delay(drift.delay(doubled(rates)), effects)
     return ClassState(
         label=monitor.profile.labels[index],
         group=monitor.profile.groups[index],
@@ -239,7 +277,7 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
             bool(drift.found[index]), int(drift.direction[index]), bool(silence.found[index])
         ),
         silence_e_value=float(silence.evidence.e_values[watched[0]]) if watched.size else None,
-        silence_delay=(float(silence_delays[watched[0]]) if watched.size else None),
+        silence_delay=float(silence_delays[watched[0]]) if watched.size else None,
         doubling_delay=float(doubling_delays[index]),
         confidence=Quantiles.of(monitor.window.histogram[index]),
         last_seen=None if math.isnan(last_seen) else last_seen,

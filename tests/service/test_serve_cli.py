@@ -1,16 +1,18 @@
-"""`taillift classify`: images to a table, without a server."""
+"""The commands that need no server: `taillift classify` and `taillift upgrade-bundle`."""
 
 import json
+import shutil
 from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
+from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
-from tests.support.palette import CLASSES, photo, write_bundle
+from tests.support.palette import CLASSES, make_first_schema, photo, write_bundle
 
 
 @pytest.fixture
@@ -95,3 +97,32 @@ def test_a_bad_photo_is_a_line_and_the_others_are_classified(
         f"{text}: not a JPEG, PNG or WebP image",
         f"{missing}: No such file or directory",
     ]
+
+
+def upgrade(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["upgrade-bundle", *map(str, arguments)])
+
+
+def test_a_bundle_is_upgraded_in_its_place_or_in_a_copy(bundle: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(bundle, tmp_path / "old")
+    make_first_schema(old)
+    version = read_manifest(bundle).version
+    for arguments in ((old, tmp_path / "new"), (old,)):
+        result = upgrade(*arguments)
+        assert result.exit_code == 0
+        assert result.stdout == f"{arguments[-1]}: bundle palette {version}, schema 2\n"
+        assert read_manifest(arguments[-1]).version == version
+    again = upgrade(old).exception
+    assert isinstance(again, UserError)
+    assert "is of schema 2 already" in str(again)
+
+
+def test_the_largest_image_is_the_users_choice(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(photo(CLASSES["red"][0], size=(50, 40)))
+    assert classify(bundle, path, "--max-pixels", 2_000).exit_code == 0
+    refused = classify(bundle, path, "--max-pixels", 1_999)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(
+        f"{path}: the image has 50 x 40 pixels, more than the 1,999 allowed"
+    )

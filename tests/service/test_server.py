@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,7 +55,98 @@ def test_a_device_that_hangs_does_not_keep_the_process_alive(
         until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") == 1)
         server.terminate()
         assert server.wait(timeout=20) == 1
-    assert "gave up after the 1 seconds of drain_seconds" in capfd.readouterr().err
+        assert_shutting_down(connection)
+    errors = capfd.readouterr().err
+    assert "gave up after the 1 seconds of drain_seconds" in errors
+    assert "Traceback" not in errors
+
+
+def assert_shutting_down(connection: socket.socket) -> None:
+    """Read an answer to the end of the connection, and check that it is the right problem."""
+    connection.settimeout(20)
+    head, _, body = b"".join(iter(lambda: connection.recv(2**16), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"application/problem+json" in head
+    document = json.loads(body)
+    assert document["type"] == "urn:taillift:problem:not-ready"
+    assert document["detail"] == "the service is shutting down"
+
+
+@pytest.mark.parametrize("sent", [0, 1, 100])
+def test_what_is_late_at_the_end_of_a_drain_is_told_that_the_service_shuts_down(
+    bundle: Path, sent: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--drain-seconds", "1", "--notice-seconds", "0")
+    with (
+        process(bundle, *flags) as (server, client),
+        socket.create_connection((client.base_url.host, client.base_url.port)) as connection,
+    ):
+        head = "POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        connection.sendall(head.encode() + photo(SLOW)[:sent] + bytes(max(0, sent - 60)))
+        assert client.get("/healthz").status_code == 200
+        server.terminate()
+        assert_shutting_down(connection)
+        assert server.wait(timeout=20) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_it_is_not_ready_for_a_moment_before_the_port_is_closed(bundle: Path) -> None:
+    red = photo(CLASSES["red"][0])
+    with process(bundle, "--notice-seconds", "2") as (server, client):
+        server.terminate()
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert client.get("/readyz").json()["detail"] == "the service is shutting down"
+        again = httpx.post(client.base_url.join("/classify"), content=red, trust_env=False)
+        assert top_labels(again) == ["red"], "a balancer that has not noticed yet"
+        assert server.wait(timeout=20) == 0
+
+
+def test_a_second_signal_closes_the_port_at_once(bundle: Path) -> None:
+    with process(bundle, "--notice-seconds", "3600") as (server, client):
+        server.terminate()
+        until(lambda: client.get("/readyz").status_code == 503)
+        server.terminate()
+        assert server.wait(timeout=20) == 0
+
+
+# The command `taillift`, which says when it has begun.
+BEGUN = """
+import taillift.__main__ as command
+print("begun", flush=True)
+command.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 4.0])
+def test_a_signal_in_the_first_seconds_ends_in_one_line(
+    bundle: Path, number: signal.Signals, seconds: float
+) -> None:
+    command = [sys.executable, "-c", BEGUN, "serve", str(bundle), "--port", "0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "begun\n"
+        time.sleep(seconds)
+        server.send_signal(number)
+        _, errors = server.communicate(timeout=20)
+    assert errors in ("", f"error: stopped by {number.name} while starting\n")
+    assert server.returncode in (0, 128 + number, -number)
+
+
+def test_a_signal_while_the_bundle_is_opened_ends_in_order(bundle: Path) -> None:
+    command = [*serving.SERVE, str(bundle), "--port", "0"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None
+            assert "http://127.0.0.1:" in server.stdout.readline()
+            server.send_signal(number)
+            _, errors = server.communicate(timeout=20)
+        assert errors in ("", f"error: stopped by {number.name} while starting\n")
+        assert server.returncode in (0, 128 + number)
 
 
 # A service that never finishes decoding one image, which is marked after its end.

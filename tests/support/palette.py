@@ -6,6 +6,7 @@ out). Two colours cause trouble on purpose: `SLOW` keeps the device busy for nea
 """
 
 import io
+import json
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,17 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from taillift.models.bundle.ensemble import ExitRule, Loss
-from taillift.models.bundle.folder import MODEL, new_bundle, write_golden
+from taillift.models.bundle.folder import (
+    CONFUSION,
+    MANIFEST,
+    MODEL,
+    content_version,
+    file_record,
+    new_bundle,
+    read_manifest,
+    write_golden,
+    write_manifest,
+)
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import (
     Accuracy,
@@ -120,8 +131,8 @@ def write_bundle(target: Path, **changes: object) -> Path:
     """Write the bundle to `target` and return it; `changes` replace fields of the manifest."""
     colours = [colour for colour, _ in CLASSES.values()]
 
-    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        return palette_manifest(version, files).model_copy(update=changes)
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        return palette_manifest("", files).model_copy(update=changes)
 
     with new_bundle(target) as bundle:
         onnx.save(graph(), bundle.path / MODEL)
@@ -138,9 +149,22 @@ def write_confusion(bundle: Path, photos: dict[tuple[str, str], int]) -> None:
     listed = {true for true, _ in photos}
     right = {(label, label): 10_000 for label in CLASSES if label not in listed}
     rows = [f"{true},{predicted},{count}" for (true, predicted), count in (photos | right).items()]
-    report = bundle / "report"
-    report.mkdir(exist_ok=True)
-    (report / "confusion.csv").write_text("\n".join(["true,predicted,photos", *rows]) + "\n")
+    path = bundle / CONFUSION
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(["true,predicted,photos", *rows]) + "\n")
+    manifest = read_manifest(bundle)
+    files = {**manifest.files, CONFUSION: file_record(path)}
+    write_manifest(bundle / MANIFEST, manifest.model_copy(update={"files": files}))
+
+
+def make_first_schema(bundle: Path) -> Manifest:
+    """Make a bundle one of schema 1, whose version stands for the files alone."""
+    path = bundle / MANIFEST
+    document = json.loads(path.read_text())
+    files = {name: FileRecord(**record) for name, record in document["files"].items()}
+    document |= {"schema_version": 1, "version": content_version(files)}
+    path.write_text(json.dumps(document))
+    return Manifest.model_validate(document)
 
 
 def palette_manifest(version: str, files: dict[str, FileRecord]) -> Manifest:

@@ -64,8 +64,8 @@ def write_wardrobe(target: Path) -> Path:
     canvases = np.array(list(colours().values()), np.uint8)[:, None, None]
     canvases = np.broadcast_to(canvases, (len(counts), SIZE, SIZE, 3)).copy()
 
-    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        return palette_manifest(version, files).model_copy(update={"classes": classes})
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        return palette_manifest("", files).model_copy(update={"classes": classes})
 
     with new_bundle(target) as bundle:
         onnx.save(_graph(), bundle.path / MODEL)

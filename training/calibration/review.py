@@ -41,7 +41,7 @@ def fit_review(
     makes a note, never an exception.
     """
     reviews = {
-        group: answers.fitted(risk, level)
+        group: answers.fitted(risk, level).model_copy(update={"fitted_photos": len(answers.wrong)})
         for group, answers in answers_by_group(probabilities, labels, groups).items()
     }
     return Review(
@@ -58,7 +58,9 @@ def measure_review(
 ) -> Review:
     """Return the thresholds of `review`, measured on the photos that `data` describes."""
     measured = {
-        group: answers.reviewed(review.groups[group].threshold, review.groups[group].certified)
+        group: answers.reviewed(
+            review.groups[group].threshold, review.groups[group].certified
+        ).model_copy(update={"fitted_photos": review.groups[group].fitted_photos})
         for group, answers in answers_by_group(probabilities, labels, groups).items()
     }
     return review.model_copy(update={"groups": measured, "data": data})

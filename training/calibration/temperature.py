@@ -1,5 +1,8 @@
 """Temperatures fitted on held-out photos, for each ensemble and group.
 
+A temperature other than 1 has to be shown to be better, by cross-validation. Otherwise the
+ensemble's temperatures stay 1.
+
 log T has a normal prior. Temperatures of groups are shrunk toward that of all photos (empirical
 Bayes), so a group with few photos cannot have an extreme one.
 """
@@ -12,6 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.special import logsumexp
+from scipy.stats import t as student_t
 
 from taillift.models.bundle.arrays import Doubles, Indices
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits
@@ -40,8 +44,12 @@ MAX_ROUNDS: Final = 200
 LOGITS_AT_ONCE: Final = 2**22
 # With fewer photos, a group's temperature is mostly that of all answers.
 FEW: Final = 30
+# How sure it must be that the temperatures raise the likelihood of photos they were not fitted on.
+SHOWN: Final = 0.95
 # There is a note if the weighted photos are worth less than this share of their number.
 UNEVEN: Final = 0.8
+
+NEUTRAL: Final = Temperatures(pooled=1.0, groups=dict.fromkeys(GROUPS, 1.0))
 
 # The answers of each ensemble before calibration and after it.
 BeforeAndAfter = Mapping[Ensemble, tuple[ScoredPredictions, ScoredPredictions]]
@@ -63,14 +71,22 @@ def fit_temperatures(held: HeldOut, adaptive: MeanLogits | None = None) -> Fitte
     """
     fits = [EnsembleFit(predictions) for predictions in predictions_on(held, adaptive)]
     calibration = _assemble(held, fits, np.arange(len(held)))
-    scored = [
-        (fit.predictions, fit.predictions.at(temperatures))
-        for fit, temperatures in zip(fits, cross_validated(held, fits), strict=True)
-    ]
+    scored, unproved = [], []
+    for fit, temperatures in zip(fits, cross_validated(held, fits), strict=True):
+        if not improves(fit.predictions, temperatures):
+            unproved.append(fit.predictions.ensemble)
+            temperatures = np.ones(len(held))
+        scored.append((fit.predictions, fit.predictions.at(temperatures)))
     errors = errors_of(f"{held.data}, cross-validated", scored)
     notes = temperature_notes(held, [fit.predictions for fit in fits])
+    if unproved and len(held):
+        notes += (
+            f"{', '.join(unproved)}: not shown, with {SHOWN:.0%} confidence, that other "
+            "temperatures than 1 raise the likelihood of photos that they were not fitted on: they "
+            "stay 1",
+        )
     return FittedTemperatures(
-        calibration.model_copy(update={"errors": errors, "notes": notes}),
+        switched_off(calibration, unproved).model_copy(update={"errors": errors, "notes": notes}),
         {before.ensemble: (before.uncalibrated(), after) for before, after in scored},
     )
 
@@ -117,15 +133,43 @@ class EnsembleFit:
 def _assemble(held: HeldOut, fits: Sequence[EnsembleFit], rows: Indices) -> Calibration:
     """Return the temperatures of every ensemble, fitted on the photos at `rows`."""
     fitted = [fit.temperatures(rows) for fit in fits]
-    neutral = Temperatures(pooled=1.0, groups={})
     return Calibration(
-        off=fitted[0].get(1, neutral),
-        full=fitted[1].get(VIEWS, neutral),
+        off=fitted[0].get(1, NEUTRAL),
+        full=fitted[1].get(VIEWS, NEUTRAL),
         adaptive=fitted[2] if len(fitted) > 2 else {},
         data=held.data,
         source=held.source,
         images=len(rows),
     )
+
+
+def switched_off(calibration: Calibration, ensembles: Sequence[Ensemble]) -> Calibration:
+    """Return the calibration with every temperature of `ensembles` 1, which it names."""
+    neutral: dict[Ensemble, object] = {
+        Ensemble.OFF: NEUTRAL,
+        Ensemble.FULL: NEUTRAL,
+        Ensemble.ADAPTIVE: dict.fromkeys(calibration.adaptive, NEUTRAL),
+    }
+    changes = {str(ensemble): neutral[ensemble] for ensemble in ensembles}
+    return calibration.model_copy(update={**changes, "unproved": tuple(ensembles)})
+
+
+def improves(predictions: Predictions, temperatures: Doubles) -> bool:
+    """Return whether `temperatures` [N], fitted without each photo, are shown to be better than 1.
+
+    They are if the mean log-likelihood rises, by a one-sided paired t test over the photos at the
+    level `SHOWN`. Fewer than `FEW` photos show nothing.
+    """
+    weights = predictions.weights
+    photos = effective_count(weights)
+    if photos < FEW:
+        return False
+    ones = np.ones(len(predictions))
+    nll = negative_log_likelihoods(predictions, np.stack([ones, temperatures], axis=1))
+    gains = nll[:, 0] - nll[:, 1]
+    mean = float(np.average(gains, weights=weights))
+    error = float(np.sqrt(np.average((gains - mean) ** 2, weights=weights) / (photos - 1)))
+    return mean > float(student_t.ppf(SHOWN, photos - 1)) * error
 
 
 def cross_validated(held: HeldOut, fits: Sequence[EnsembleFit]) -> list[Doubles]:
@@ -158,14 +202,20 @@ class LogTemperature:
 
 def nll_grid(predictions: Predictions) -> Doubles:
     """Return -log p(label) [N, 41] at every log T of `GRID`, for equally frequent classes."""
-    nll = np.empty((len(predictions), len(GRID)))
+    shape = (len(predictions), len(GRID))
+    return negative_log_likelihoods(predictions, np.broadcast_to(np.exp(GRID), shape))
+
+
+def negative_log_likelihoods(predictions: Predictions, temperatures: Doubles) -> Doubles:
+    """Return -log p(label) [N, K] of each photo at its K `temperatures` [N, K]."""
+    nll = np.empty(temperatures.shape)
     step = max(1, LOGITS_AT_ONCE // predictions.logits.shape[1])
     for start in range(0, len(predictions), step):
         rows = slice(start, start + step)
         logits = predictions.logits[rows].astype(np.float64)
         labels = predictions.labels[rows, None]
-        for column, log_t in enumerate(GRID):
-            scores = logits * np.exp(-log_t)
+        for column in range(temperatures.shape[1]):
+            scores = logits / temperatures[rows, column, None]
             true = np.take_along_axis(scores, labels, axis=1)[:, 0]
             nll[rows, column] = logsumexp(scores, axis=1) - true
     return nll

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +30,10 @@ MOST_NAMED: Final = 10
 logger = logging.getLogger(__name__)
 
 
-def drop_unreadable(listing: Listing) -> Listing:
+def drop_unreadable(listing: Listing, max_pixels: int = MAX_PIXELS) -> Listing:
     """Return the listing without the photos that cannot be decoded; warnings name these.
+
+    Nor can those with more than `max_pixels`, in this check and later.
 
     Every photo is decoded once, at a small size, on all cores. For a large set the cache keeps
     which photos were good, with their size and time of change. These are not decoded again in the
@@ -43,8 +46,8 @@ def drop_unreadable(listing: Listing) -> Listing:
     for reason in conflicts(listing):
         raise UserError(reason)
     photos = [photo for split in listing.splits.values() for photo in split.photos]
-    digests = content_digests(photos, cache_file("seen", listing.source, ".npy"))
-    kept = only_readable(listing, digests)
+    digests = content_digests(photos, cache_file("seen", listing.source, ".npy"), max_pixels)
+    kept = only_readable(listing, digests, max_pixels)
     for reason in gaps(kept):
         raise UserError(reason)
     for line in find_duplicates(kept).warnings(listing.source):
@@ -52,12 +55,16 @@ def drop_unreadable(listing: Listing) -> Listing:
     return kept
 
 
-def only_readable(listing: Listing, digests: Mapping[Photo, int]) -> Listing:
-    """Return the listing with only the photos that have a digest of their content, and with it."""
+def only_readable(listing: Listing, digests: Mapping[Photo, int], max_pixels: int) -> Listing:
+    """Return the listing with only the photos that have a digest of their content, and with it.
+
+    Their limit is set to `max_pixels`.
+    """
     splits: dict[SplitName, Split] = {}
     for name, split in listing.splits.items():
         kept = split.only(index for index, photo in enumerate(split.photos) if photo in digests)
-        splits[name] = replace(kept, contents=tuple(digests[photo] for photo in kept.photos))
+        contents = tuple(digests[photo] for photo in kept.photos)
+        splits[name] = replace(kept, contents=contents, max_pixels=max_pixels)
     return replace(listing, splits=splits)
 
 
@@ -140,7 +147,9 @@ def find_duplicates(listing: Listing) -> Duplicates:
     return found
 
 
-def content_digests(photos: Sequence[Photo], cached: Path | None) -> dict[Photo, int]:
+def content_digests(
+    photos: Sequence[Photo], cached: Path | None, max_pixels: int = MAX_PIXELS
+) -> dict[Photo, int]:
     """Return 64 bits of the content of every photo that can be decoded, and warn of the others.
 
     The file `cached`, if any, keeps them for the next run.
@@ -151,14 +160,16 @@ def content_digests(photos: Sequence[Photo], cached: Path | None) -> dict[Photo,
             remembered = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
     # Raw pixels need no check: damage would have shown when their whole file was read.
     stored = [photo for photo in photos if isinstance(photo, StoredPhoto)]
-    states = {photo: _state_of(photo) for photo in stored}
+    states = {photo: _state_of(photo, max_pixels) for photo in stored}
     new = [photo for photo, state in states.items() if state not in remembered]
     problems: dict[Photo, str] = {}
     good: dict[int, int] = {}
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             pending = (
-                out for chunk in chunks(new, CHUNK) for out in pool.map(inspect_photo, chunk)
+                out
+                for chunk in chunks(new, CHUNK)
+                for out in pool.map(inspect_photo, chunk, repeat(max_pixels))
             )
             results = track(pending, "Checking photos", len(new))
             for photo, result in zip(new, results, strict=True):
@@ -179,11 +190,11 @@ def content_digests(photos: Sequence[Photo], cached: Path | None) -> dict[Photo,
     return raw | {photo: digests[state] for photo, state in states.items() if photo not in problems}
 
 
-def inspect_photo(photo: StoredPhoto) -> int | str:
+def inspect_photo(photo: StoredPhoto, max_pixels: int) -> int | str:
     """Return 64 bits of the photo's content or, if it cannot be used, the reason."""
     try:
         data = photo.read()
-        decode(data, target=1)
+        decode(data, 1, max_pixels)
     except UserError as error:
         return str(error)
     return hash64(data)
@@ -194,7 +205,7 @@ def hash64(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _state_of(photo: StoredPhoto) -> int:
+def _state_of(photo: StoredPhoto, max_pixels: int) -> int:
     """Return 64 bits that change with the photo's file and with the limits of the check."""
-    state = (photo.path, photo.start, photo.size, photo.changed, MAX_PIXELS, MAX_ASPECT)
+    state = (photo.path, photo.start, photo.size, photo.changed, max_pixels, MAX_ASPECT)
     return hash64(os.fsencode("\0".join(map(str, state))))

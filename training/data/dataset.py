@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from taillift.models.bundle.manifest import Thresholds
-from taillift.models.bundle.schema import Group
+from taillift.models.bundle.schema import MAX_PIXELS, Group
 from taillift.training.data.check import drop_unreadable
 from taillift.training.data.long_tail import tail_indices
 from taillift.training.data.photo import SPLITS, SplitName
@@ -72,21 +72,23 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load_dataset(source: str, imbalance: float | None = None) -> Dataset:
+def load_dataset(
+    source: str, imbalance: float | None = None, max_pixels: int = MAX_PIXELS
+) -> Dataset:
     """Read labelled photos from a path in any layout of `readers.registry`, or a sample set.
 
     `imbalance` cuts the training photos to an exponential tail with this ratio between the largest
     and the smallest class, as `tail_indices` describes. The other splits stay whole.
 
-    A photo that cannot be decoded is left out with a warning that names it. Raises `UserError` if
-    the source cannot be read as a set of photos, and for the reasons of `drop_unreadable` and
-    `tail_indices`.
+    A photo that cannot be decoded, or has more than `max_pixels`, is left out with a warning that
+    names it. Raises `UserError` if the source cannot be read as a set of photos, and for the
+    reasons of `drop_unreadable` and `tail_indices`.
     """
     listing = read_source(source)
     for unused in listing.unused:
         logger.warning("%s", unused)
     name, names = listing.name, listing.names
-    listing = drop_unreadable(listing)
+    listing = drop_unreadable(listing, max_pixels)
     splits = dict(listing.splits)
     if imbalance is not None:
         train = splits["train"]

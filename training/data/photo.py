@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from taillift.models.bundle.images import ImageError
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 
 
@@ -104,12 +105,14 @@ SPLITS: Final[tuple[SplitName, ...]] = get_args(SplitName)
 class Split:
     """Photos, and for each the index of its class in the classes of the set.
 
-    `contents` has 64 bits of the content of each photo, as far as they have been read.
+    `contents` has 64 bits of the content of each photo, as far as they have been read. Photos with
+    more than `max_pixels` are refused.
     """
 
     photos: tuple[Photo, ...]
     labels: tuple[int, ...]
     contents: tuple[int, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -117,10 +120,11 @@ class Split:
     def only(self, indices: Iterable[int]) -> "Split":
         """Return the photos at `indices`, in that order."""
         kept = list(indices)
-        return Split(
-            tuple(self.photos[index] for index in kept),
-            tuple(self.labels[index] for index in kept),
-            tuple(self.contents[index] for index in kept) if self.contents else (),
+        return replace(
+            self,
+            photos=tuple(self.photos[index] for index in kept),
+            labels=tuple(self.labels[index] for index in kept),
+            contents=tuple(self.contents[index] for index in kept) if self.contents else (),
         )
 
     def relabelled(self, labels: Sequence[int]) -> "Split":

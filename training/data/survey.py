@@ -1,6 +1,5 @@
 """A survey of a set of photos before training: what is read, what is not, and what is wrong."""
 
-import io
 import logging
 import os
 from collections import Counter
@@ -8,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from pydantic import BaseModel, Field
 
+from taillift.models.bundle.colour_profile import profile_name
 from taillift.models.bundle.images import (
     BrokenImageError,
     ImageTooLargeError,
@@ -23,7 +24,7 @@ from taillift.models.bundle.images import (
     open_image,
 )
 from taillift.models.bundle.manifest import Thresholds
-from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.bundle.schema import GROUPS, MAX_PIXELS, Group
 from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
@@ -136,7 +137,7 @@ class Look:
     reason: str = ""
 
 
-def survey(source: str) -> Survey:
+def survey(source: str, max_pixels: int = MAX_PIXELS) -> Survey:
     """Read a set of photos as training does, open every photo, and return all that was found.
 
     Raises nothing that `load_dataset` raises: that is in the survey's `refusals`.
@@ -148,20 +149,20 @@ def survey(source: str) -> Survey:
         except UserError as error:
             made.refusals.append(str(error))
             return made
-        _survey_photos(made, listing, _survey_names(made, listing))
+        _survey_photos(made, listing, _survey_names(made, listing), max_pixels)
     return made
 
 
-def look_at(photo: Photo) -> Look:
+def look_at(photo: Photo, max_pixels: int) -> Look:
     """Open a photo and decode it as training does."""
     try:
         data = photo.pixels.tobytes() if isinstance(photo, RawPhoto) else photo.read()
         if isinstance(photo, RawPhoto):
             _, height, width = photo.pixels.shape
             return Look(hash64(data), "pixels", "none", (width, height))
-        image = open_image(data)
+        image = open_image(data, max_pixels)
         look = Look(hash64(data), image.format or "", profile_of(image), image.size)
-        decode(data, target=1)
+        decode(data, 1, max_pixels)
         return look
     except UserError as error:
         kind = next(words for kind, words in PROBLEMS.items() if isinstance(error, kind))
@@ -173,11 +174,7 @@ def profile_of(image: Image.Image) -> str:
     profile = image.info.get("icc_profile")
     if not profile:
         return "none (CMYK)" if image.mode == "CMYK" else "none"
-    try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.getProfileDescription(opened).strip() or "without a name"
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return "broken"
+    return profile_name(profile)
 
 
 def _survey_names(made: Survey, listing: Listing) -> tuple[str, ...]:
@@ -204,13 +201,14 @@ def _survey_names(made: Survey, listing: Listing) -> tuple[str, ...]:
     return names
 
 
-def _survey_photos(made: Survey, listing: Listing, names: Sequence[str]) -> None:
+def _survey_photos(made: Survey, listing: Listing, names: Sequence[str], max_pixels: int) -> None:
     """Add what the photos are, class by class, and what is wrong with them."""
     photos = [photo for split in listing.splits.values() for photo in split.photos]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = list(track(pool.map(look_at, photos), "Looking at photos", len(photos)))
+        found_looks = pool.map(look_at, photos, repeat(max_pixels))
+        looks = list(track(found_looks, "Looking at photos", len(photos)))
     good = {photo: look for photo, look in zip(photos, looks, strict=True) if not look.problem}
-    kept = only_readable(listing, {photo: look.content for photo, look in good.items()})
+    kept = only_readable(listing, {photo: look.content for photo, look in good.items()}, max_pixels)
     made.refusals += [*conflicts(listing), *gaps(kept)]
     bad = [(photo, look) for photo, look in zip(photos, looks, strict=True) if look.problem]
     for kind in PROBLEMS.values():

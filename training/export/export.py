@@ -148,7 +148,7 @@ def export(
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
         }
-        write_measurements(bundle.path, metadata, groups, finished)
+        write_measurements(bundle.path, metadata, dataset, groups, finished)
         manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
     return Exported(manifest, proof, unmerged(merged))
 
@@ -217,11 +217,16 @@ def prove(model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: in
 def write_measurements(
     folder: Path,
     metadata: CheckpointMetadata,
+    dataset: Dataset,
     groups: Sequence[Group],
     variants: Mapping[Precision, CalibratedVariant],
 ) -> None:
-    """Write the report, and the scores that prediction sets are made from."""
-    write_report(folder / REPORT, metadata, groups, variants)
+    """Write the report, and the scores that prediction sets are made from.
+
+    The variants were measured on the held-out photos of `dataset`.
+    """
+    photos = dataset.held_out[1].photos if dataset.held_out else ()
+    write_report(folder / REPORT, metadata, groups, variants, photos)
     for precision, variant in variants.items():
         if variant.fitted:
             write_scores(folder, precision, variant.fitted.scores)
@@ -242,7 +247,6 @@ def make_manifest(
     groups: Sequence[Group],
     priors: Sequence[float],
     variants: Mapping[Precision, CalibratedVariant],
-    content_version: str,
     files: dict[str, FileRecord],
 ) -> Manifest:
     """Return the manifest of an exported bundle; `priors` are those that its logits carry."""
@@ -257,7 +261,6 @@ def make_manifest(
         prior = "train" if np.allclose(priors, frequencies) else "other"
     return Manifest(
         name=metadata.data,
-        version=content_version,
         taillift_version=version("taillift"),
         backbone=BackboneInfo(
             architecture=metadata.architecture,

@@ -27,6 +27,8 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
     photos, or if `dataset` has a class that the bundle does not know.
     """
     old = read_manifest(bundle)
+    if DELTA not in old.files:
+        raise UserError(f"{bundle} has no {DELTA} in its list of files: export it again")
     verify_files(bundle, old)
     dataset = in_order_of(old, bundle, dataset)
     if dataset.val is None:
@@ -49,7 +51,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             precision: variant.as_made(old.variants[precision].made)
             for precision, variant in calibrator.calibrate(sessions).items()
         }
-        write_measurements(new.path, metadata, groups, variants)
+        write_measurements(new.path, metadata, dataset, groups, variants)
         measured = zip(old.classes, accuracies(variants, len(groups)), strict=True)
         changes = {
             "taillift_version": version("taillift"),
@@ -58,11 +60,7 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             ),
             "variants": {precision: variant.variant for precision, variant in variants.items()},
         }
-        return new.finish(
-            lambda content_version, files: old.model_copy(
-                update=changes | {"version": content_version, "files": files}
-            )
-        )
+        return new.finish(lambda files: old.model_copy(update=changes | {"files": files}))
 
 
 def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:

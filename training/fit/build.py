@@ -140,6 +140,7 @@ def preprocessing_for(image: ImageSpec, interpolation: str | None = None) -> Pre
             "expand": image.patch * 3 // 2,
             "interpolation": interpolation or image.interpolation,
             "resize_mode": image.resize_mode,
+            "long_side": "cut",
             "mean": image.mean,
             "std": image.std,
         }

@@ -173,7 +173,7 @@ def training_photos(
         random = np.random.default_rng((seed, epoch, index))
         photo = split.photos[index]
         with naming(photo):
-            image = decode(photo.read(), size + preprocessing.expand)
+            image = decode(photo.read(), size + preprocessing.expand, split.max_pixels)
         if augmentation.name == "minimalist":
             smallest = smallest_area(augmentation.schedule, epoch / max(1, epochs - 1))
             box = minimalist_crop(*image.size, smallest, random)
@@ -193,7 +193,8 @@ def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
     def crop(index: int, _: int) -> Pixels:
         photo = split.photos[index]
         with naming(photo):
-            return views(load(photo.read(), preprocessing), preprocessing.size)
+            canvas = load(photo.read(), preprocessing, split.max_pixels)
+        return views(canvas, preprocessing.size)
 
     return Photos(crop, VIEWS, torch.tensor(split.labels))
 
@@ -224,10 +225,12 @@ def minimalist_crop(
 ) -> tuple[float, float, float, float]:
     """Return a square box (left, top, right, bottom) of at least `smallest` of the area.
 
-    If that does not fit, it is the largest square. From LIFT+ (arXiv 2504.13282), minimalist data
-    augmentation.
+    Its area is uniform between that and the largest square's; if the largest square is smaller, it
+    is the box. From LIFT+ (arXiv 2504.13282), minimalist data augmentation.
     """
-    side = min(width, height, np.sqrt(width * height * random.uniform(smallest, 1)))
+    largest = min(width, height) / max(width, height)
+    area = random.uniform(min(smallest, largest), largest)
+    side = min(width, height, np.sqrt(width * height * area))
     left, top = random.uniform(0, width - side), random.uniform(0, height - side)
     return left, top, left + side, top + side
 

@@ -4,13 +4,14 @@ import hashlib
 import json
 import time
 from dataclasses import asdict
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from taillift.models.bundle.atomic import atomic_file
+from taillift.models.bundle.atomic import atomic_file, file_sha256
 from taillift.models.errors import UserError
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.progress import Progress
@@ -20,6 +21,11 @@ from taillift.training.recipe.recipe import Recipe
 SAVE_EVERY = 600.0
 # Raise it when the content of the file changes its meaning.
 FORMAT: Final = 1
+# Stands behind the sha256 of everything before it, at the end of the file.
+SEAL: Final = b"taillift sha256\n"
+# The signature of a zip archive's last record, and the record's size without a comment.
+ARCHIVE_END: Final = b"PK\5\6"
+ARCHIVE_END_BYTES: Final = 22
 
 
 class Resume:
@@ -73,6 +79,9 @@ class Resume:
             state = {"key": self._key, "progress": asdict(progress), "learner": optimisation}
             with atomic_file(self._path) as temporary:
                 torch.save(state, temporary)
+                digest = file_sha256(temporary).digest()
+                with temporary.open("ab") as file:
+                    file.write(digest + SEAL)
         self._written = time.monotonic()
 
 
@@ -84,7 +93,8 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        # `torch.load` does not verify the checksums of the archive.
+        check_seal(path)
+        # For older files without a digest: `torch.load` does not verify the archive's checksums.
         with ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
                 raise BadZipFile(f"{damaged} does not match its checksum")
@@ -101,6 +111,19 @@ def read_state(path: Path, key: str) -> dict[str, Any] | None:
             "backbone: remove it, or write this run's checkpoint elsewhere"
         )
     return state
+
+
+def check_seal(path: Path) -> None:
+    """Raise `ValueError` unless the file is an archive with its digest, or an older one without."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        if data[-len(SEAL) :] == SEAL:
+            end = len(data) - len(SEAL) - hashlib.sha256().digest_size
+            with memoryview(data) as whole, whole[:end] as archive:
+                digest = hashlib.sha256(archive).digest()
+            if digest != data[end : -len(SEAL)]:
+                raise ValueError("the archive does not match its digest")
+        elif not data[-ARCHIVE_END_BYTES:].startswith(ARCHIVE_END):
+            raise ValueError("the end is neither that of an archive nor a digest")
 
 
 def resume_path(checkpoint: Path) -> Path:

@@ -70,7 +70,7 @@ class CrossEntropy(LossSpec):
         return _prior(counts)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return WeightedCrossEntropy(torch.ones_like(_checked_counts(counts)))
+        return WeightedCrossEntropy(torch.ones_like(_checked_counts(counts)), _prior(counts))
 
 
 class LogitAdjusted(LossSpec):
@@ -138,7 +138,7 @@ class Ldam(LossSpec):
 class ClassBalanced(LossSpec):
     """Cross-entropy weighted by 1 / effective number of photos (Cui et al. 2019, section 4).
 
-    The weights are (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the classes.
+    The weights are (1 - beta) / (1 - beta^n), scaled to a mean of 1 over the photos.
     """
 
     name: Literal["class-balanced"] = "class-balanced"
@@ -150,7 +150,7 @@ class ClassBalanced(LossSpec):
         return weighted / weighted.sum()
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return WeightedCrossEntropy(self.class_weights(counts))
+        return WeightedCrossEntropy(self.class_weights(counts), _prior(counts))
 
     def class_weights(self, counts: Sequence[int]) -> Tensor:
         """Return 1 / effective number of photos of each class, float64 [C]."""
@@ -162,7 +162,7 @@ class ClassBalanced(LossSpec):
 class Reweighted(LossSpec):
     """Cross-entropy weighted by (1 / prior)^rho, generalised re-weighting (Zhang et al. 2021).
 
-    The weights are scaled to a mean of 1 over the classes.
+    The weights are scaled to a mean of 1 over the training photos.
     """
 
     name: Literal["reweighted"] = "reweighted"
@@ -173,7 +173,8 @@ class Reweighted(LossSpec):
         return _prior_power(counts, 1 - self.rho)
 
     def build(self, counts: Sequence[int]) -> Criterion:
-        return WeightedCrossEntropy(_prior(counts) ** -self.rho)
+        prior = _prior(counts)
+        return WeightedCrossEntropy(prior**-self.rho, prior)
 
 
 class Lade(LossSpec):
@@ -224,13 +225,17 @@ class ShiftedCrossEntropy(Criterion):
 
 
 class WeightedCrossEntropy(Criterion):
-    """Cross-entropy times the weight of the true class; `weight` [C] is scaled to a mean of 1."""
+    """Cross-entropy times the weight of the true class.
+
+    `weight` [C] is scaled to a mean of 1 over photos whose classes are as frequent as `prior` [C].
+    So the losses of an epoch have the published size, however long the tail is.
+    """
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, prior: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", (weight / weight.mean()).float())
+        self.register_buffer("weight", (weight / (prior * weight).sum()).float())
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.weight[labels] * F.cross_entropy(logits, labels, reduction="none")

@@ -12,12 +12,14 @@ from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant
+from taillift.training.data.photo import Photo
 from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
-from taillift.training.report.figures import draw_class_accuracies
+from taillift.training.report.figures import draw_class_accuracies, draw_confusion
+from taillift.training.report.gallery import Galleries, galleries
 from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
-from taillift.training.report.reliability_diagram import draw_reliability
+from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
 
 
@@ -26,16 +28,19 @@ def write_report(
     metadata: CheckpointMetadata,
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
+    photos: Sequence[Photo] = (),
 ) -> None:
     """Write metrics.json, the confusions with five views, figures, and report.html.
 
-    Without photos to measure on only metrics.json and report.html are written.
+    `photos` are those that the variants were measured on; report.html shows a few of them, made
+    small. Without photos to measure on only metrics.json and report.html are written.
     """
     folder.mkdir()
     metrics = {str(precision): metrics_of(each.variant) for precision, each in calibrated.items()}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     fp32 = calibrated[Precision.FP32]
-    figures: dict[str, str | None] = {"classes": None, "reliability": None}
+    figures: dict[str, str | None] = {"classes": None, "confusion": None, "reliability": None}
+    confused = 0
     if fp32.check:
         write_confusion(folder / "confusion.csv", metadata.classes, fp32.check)
         draw_class_accuracies(
@@ -46,10 +51,15 @@ def write_report(
             class_accuracies(fp32.check.view_logits, fp32.check.labels, len(groups)),
         )
         figures["classes"] = embedded(folder / "classes.png")
+        counts = confusion(fp32.check.view_logits, fp32.check.labels, len(groups))
+        confused = draw_confusion(folder / "confusion.png", metadata.classes, groups, counts)
+        figures["confusion"] = embedded(folder / "confusion.png")
     if fp32.fitted:
         draw_reliability(folder / "reliability.png", fp32.fitted.scored)
         figures["reliability"] = embedded(folder / "reliability.png")
-    (folder / "report.html").write_text(page(metadata, groups, calibrated, figures), "utf-8")
+    shown = galleries(metadata, fp32, photos)
+    text = page(metadata, groups, calibrated, figures, confused, shown)
+    (folder / "report.html").write_text(text, "utf-8")
 
 
 def page(
@@ -57,8 +67,13 @@ def page(
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
     figures: Mapping[str, str | None],
+    confused: int,
+    shown: Galleries,
 ) -> str:
-    """Return report.html, which holds all of the bundle's measurements and `figures`."""
+    """Return report.html, which holds all of the bundle's measurements, `figures` and galleries.
+
+    `confused` is the number of classes in the confusion picture.
+    """
     variants = {precision: each.variant for precision, each in calibrated.items()}
     evaluations = {name: each.evaluation for name, each in variants.items() if each.evaluation}
     rules = {name: each.exit for name, each in variants.items() if each.exit}
@@ -66,7 +81,7 @@ def page(
     errors = {name: each.errors for name, each in calibrations.items() if each.errors}
     sets = {name: each.sets for name, each in variants.items() if each.sets}
     reviews = {name: each.review for name, each in variants.items() if each.review}
-    check = calibrated[Precision.FP32].check
+    check, fp32_fitted = calibrated[Precision.FP32].check, calibrated[Precision.FP32].fitted
     return render(
         "bundle.html",
         name=metadata.data,
@@ -75,10 +90,13 @@ def page(
         headlines={name: list(headlines(each)) for name, each in variants.items()},
         identity=sections.identity(metadata, groups, calibrated),
         figures=figures,
+        confused=confused,
+        galleries=shown,
         accuracies=sections.accuracy_table(evaluations),
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
+        recalibrated=changed_by_calibration(fp32_fitted.scored) if fp32_fitted else False,
         errors=sections.calibration_errors(calibrations),
         temperatures=sections.temperatures(calibrations),
         coverage=sections.coverage(sets),
@@ -90,6 +108,9 @@ def page(
             "exit": merged_notes({name: rule.notes for name, rule in rules.items()}),
             "errors": merged_notes({name: each.notes for name, each in errors.items()}),
             "calibration": merged_notes({name: each.notes for name, each in calibrations.items()}),
+            "unproved": merged_notes(
+                {name: sections.unproved(each) for name, each in calibrations.items()}
+            ),
             "sets": merged_notes({name: each.notes for name, each in sets.items()}),
             "review": merged_notes({name: each.notes for name, each in reviews.items()}),
         },

@@ -1,7 +1,7 @@
 """A comparison as files to look at: results.md, figures, and report.html that holds them all."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Final, get_args
@@ -15,18 +15,29 @@ from taillift.training.comparison.table import Row, caption, failures, headings,
 from taillift.training.comparison.verdict import HARMLESS, Verdict, class_rates, compare_kinds
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
-from taillift.training.report.figures import Bar, Point, draw_groups, draw_parameters, draw_tail
+from taillift.training.report.figures import (
+    Bar,
+    Point,
+    Style,
+    Tail,
+    draw_groups,
+    draw_parameters,
+    draw_tail,
+)
 from taillift.training.report.html import Table, embedded, render
 
-KINDS: Final[dict[Kind, str]] = {"frozen": "#777777", "light": "#0077bb", "heavy": "#cc3311"}
-FIGURES: Final = {
-    "groups.png": "Accuracy of every recipe by group. The lines at the bars' ends are standard "
-    "deviations over seeds.",
-    "parameters.png": "Accuracy against the number of trained parameters. Red: all weights of "
-    "blocks; blue: small tuners; grey: nothing in the tower.",
-    "tail.png": "Accuracy before and after training along the tail, from the class with the most "
-    "training photos to the one with the fewest.",
+# None of the colours is that of a group.
+KINDS: Final[dict[Kind, Style]] = {
+    "frozen": Style("#55606e", "s"),
+    "light": Style("#7a3bb5", "o"),
+    "heavy": Style("#b3212b", "^"),
 }
+KIND_WORDS: Final[dict[Kind, str]] = {
+    "frozen": "grey squares: nothing in the tower",
+    "light": "purple dots: small tuners",
+    "heavy": "red triangles: all weights of blocks",
+}
+FIGURES: Final = ("groups.png", "parameters.png", "tail.png")
 
 TABLE: Final = "results.md"
 REPORT: Final = "report.html"
@@ -78,7 +89,10 @@ def write_report(
         caption=caption(outcomes),
         results=Table(heads, [[row.label, *row.cells] for row in rows_of(outcomes)], words=1),
         failures=failures(outcomes),
-        figures=[(embedded(folder / name), text) for name, text in FIGURES.items()],
+        figures=[
+            (embedded(folder / name), text)
+            for name, text in zip(FIGURES, captions(rows, bars), strict=True)
+        ],
         command=command,
         provenance=provenance(dataset, groups, outcomes),
     )
@@ -109,21 +123,37 @@ def points(rows: Sequence[Row], measure: str) -> list[Point]:
     ]
 
 
-def before_and_after(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Return the class accuracies of zero-shot, LIFT and full fine-tuning by their labels.
+def captions(rows: Sequence[Row], bars: Mapping[str, Mapping[Group, Bar]]) -> list[str]:
+    """Return the captions of `FIGURES`, which name only what is drawn."""
+    groups = "Accuracy of every recipe by group."
+    if any(bar.deviation for of_recipe in bars.values() for bar in of_recipe.values()):
+        groups += " The lines at the bars' ends are standard deviations over seeds."
+    present = {kind_of(row.recipe) for row in rows}
+    kinds = "; ".join(KIND_WORDS[kind] for kind in KINDS if kind in present)
+    return [
+        groups,
+        f"Accuracy against the number of trained parameters. {kinds[0].upper()}{kinds[1:]}.",
+        "Accuracy along the tail, from the class with the most training photos to the one with the "
+        "fewest.",
+    ]
+
+
+def before_and_after(rows: Sequence[Row]) -> list[Tail]:
+    """Return the class accuracies of zero-shot, LIFT and full fine-tuning.
 
     If one of them is missing, another recipe of its kind takes its place.
     """
     preferred: dict[Kind, str] = {"frozen": "zero-shot", "light": "lift", "heavy": "full"}
     assert set(preferred) == set(get_args(Kind))
-    rates = {}
+    tails = []
     for kind, name in preferred.items():
         candidates = [row for row in rows if kind_of(row.recipe) == kind]
         candidates.sort(key=lambda row: row.recipe.name != name)
         if candidates:
             by_seed = [class_rates(outcome) for outcome, _ in succeeded(candidates[0].outcomes)]
-            rates[candidates[0].label] = np.mean(by_seed, axis=0).tolist()
-    return rates
+            rates = np.mean(by_seed, axis=0).tolist()
+            tails.append(Tail(candidates[0].label, rates, KINDS[kind]))
+    return tails
 
 
 def differences(verdict: Verdict) -> Table:

@@ -14,14 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from taillift.models.bundle.arrays import Indices
 from taillift.models.bundle.manifest import Accuracy
 from taillift.models.bundle.schema import GROUPS, Group
 
-COLOURS: Final[dict[Group, str]] = {"many": "#4477aa", "medium": "#228833", "few": "#ee6677"}
-SHADES: Final = ("#999999", "#0077bb", "#cc3311", "#aa3377", "#ccbb44")
+# Those of the service's page; white figures on them have a contrast of at least 4.5.
+COLOURS: Final[dict[Group, str]] = {"many": "#2f6cb8", "medium": "#1f7f74", "few": "#a9560b"}
 # In inches.
 WIDEST: Final = 24.0
 MOST_NAMES: Final = 70
+# A longer name is cut, so that the names leave room for the figure.
+LONGEST_NAME: Final = 28
+# Classes in the confusion picture, and up to how many of them its cells have figures.
+MOST_CONFUSED, MOST_FIGURES = 40, 22
+# Axis labels need so much of a logarithmic axis' length between them.
+LABEL_GAP: Final = 0.09
 # The least accuracy in per cent whose bar has room for its figure.
 SHORT_BAR: Final = 8.0
 # Up to this number of classes each has a mark of its own along the tail; more are averaged.
@@ -52,6 +59,14 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class Style:
+    """The colour and the shape of a mark, as matplotlib names them."""
+
+    colour: str
+    shape: str
+
+
+@dataclass(frozen=True)
 class Point:
     """A recipe in the plane of trainable parameters and accuracy in per cent."""
 
@@ -59,7 +74,16 @@ class Point:
     parameters: int
     accuracy: float
     deviation: float
-    colour: str
+    style: Style
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The accuracies in per cent of a recipe by class, NaN for a class without photos."""
+
+    label: str
+    rates: Sequence[float]
+    style: Style
 
 
 def draw_class_accuracies(
@@ -125,7 +149,7 @@ def draw_groups(
 def write_bar(axes: Axes, bar: Bar, spot: float) -> None:
     """Draw the deviation at a bar's end, and write its figure where the bar begins.
 
-    A bar too short for its figure has it behind its end.
+    A bar too short for its figure has it behind its end, in front of whatever else is there.
     """
     if bar.deviation:
         axes.plot([bar.mean - bar.deviation, bar.mean + bar.deviation], [spot] * 2, "k-", lw=0.8)
@@ -138,6 +162,8 @@ def write_bar(axes: Axes, bar: Bar, spot: float) -> None:
         color="white" if long else "black",
         fontsize=7,
         va="center",
+        bbox=None if long else {"fc": "white", "ec": "none", "pad": 0.6},
+        zorder=5,
     )
 
 
@@ -155,13 +181,15 @@ def draw_parameters(path: Path, panels: Mapping[str, Sequence[Point]]) -> None:
         points = sorted(points, key=lambda point: point.accuracy)
         spots = [(point.parameters or left, point.accuracy) for point in points]
         for spot, point in zip(spots, points, strict=True):
-            style = {"fmt": "o", "color": point.colour, "ms": 6, "elinewidth": 1}
-            axes.errorbar(*spot, point.deviation, **style)
+            style = {"fmt": point.style.shape, "color": point.style.colour, "ms": 6}
+            axes.errorbar(*spot, point.deviation, elinewidth=1, **style)
         axes.set(xscale="log", title=title, xlabel="trainable parameters")
         axes.set_xlim(left / 2, max(trained, default=10) * 2)
         axes.margins(y=0.12)
-        first = math.ceil(math.log10(left * 1.5))
-        powers = range(first, math.floor(math.log10(axes.get_xlim()[1])) + 1)
+        start, end = np.log10(axes.get_xlim())
+        gap = LABEL_GAP * (end - start)
+        step = max(1, math.ceil(gap))
+        powers = range(math.ceil(math.log10(left) + gap), math.floor(end) + 1, step)
         axes.set_xticks([left, *(10.0**power for power in powers)])
         axes.set_xticklabels(["none", *(f"$10^{power}$" for power in powers)], parse_math=True)
         axes.minorticks_off()
@@ -176,7 +204,7 @@ def draw_parameters(path: Path, panels: Mapping[str, Sequence[Point]]) -> None:
                 textcoords="axes fraction",
                 fontsize=7.5,
                 va="center",
-                arrowprops={**LEADER_LINE, "color": point.colour},
+                arrowprops={**LEADER_LINE, "color": point.style.colour},
             )
     figure.savefig(path, format="png")
 
@@ -195,28 +223,31 @@ def spread(heights: Sequence[float], gap: float = 0.05) -> list[float]:
 
 def draw_tail(
     path: Path,
-    recipes: Mapping[str, Sequence[float]],
+    recipes: Sequence[Tail],
     names: Sequence[str],
     counts: Sequence[int],
     groups: Sequence[Group],
 ) -> None:
     """Draw each recipe's accuracy by class below the number of training photos.
 
-    The classes are in order of frequency. `recipes` have one accuracy in per cent a class, NaN for
-    a class without photos. If there are many classes, the means of neighbours in one group are
-    drawn.
+    The classes are in order of frequency. If there are many, the means of neighbours in one group
+    are drawn. Classes are unrelated to each other, so no line joins them.
     """
     figure = Figure(figsize=(10, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3.2])
     draw_counts(above, counts, groups)
     bins = list(neighbours(groups))
     centres = [float(np.mean(indices)) for indices in bins]
-    for shade, (title, rates) in zip(SHADES, recipes.items(), strict=False):
+    distance = len(names) / len(bins)
+    for number, recipe in enumerate(recipes):
         heights = []
         for indices in bins:
-            known = [rates[index] for index in indices if not math.isnan(rates[index])]
+            known = [rate for rate in (recipe.rates[i] for i in indices) if not math.isnan(rate)]
             heights.append(sum(known) / len(known) if known else math.nan)
-        below.plot(centres, heights, "o-", color=shade, lw=1.6, ms=4.5, label=title)
+        # Next to each other, so that no mark hides another of the same accuracy.
+        shift = (number - (len(recipes) - 1) / 2) * 0.2 * distance
+        style = {"color": recipe.style.colour, "marker": recipe.style.shape, "label": recipe.label}
+        below.plot([centre + shift for centre in centres], heights, ls="", ms=5, **style)
     size = max(len(indices) for indices in bins)
     measure = (
         "accuracy by class" if size == 1 else f"mean accuracy of up to {size} neighbouring classes"
@@ -272,12 +303,62 @@ def draw_counts(axes: Axes, counts: Sequence[int], groups: Sequence[Group]) -> N
     axes.set(yscale="log", ylim=(0.7, 1.4 * max(counts)), title="training photos")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    handles = [mpl.patches.Patch(color=colour, label=group) for group, colour in COLOURS.items()]
-    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="upper right")
+    handles = [
+        mpl.patches.Patch(color=COLOURS[group], label=group) for group in GROUPS if group in groups
+    ]
+    legend = axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower right")
+    # Above the axes, so that no bar can reach it.
+    legend.set_bbox_to_anchor((1, 1))
 
 
 def name_classes(axes: Axes, names: Sequence[str]) -> None:
     """Name the classes below the axis, leaving some out if there are too many to be read."""
     step = -(-len(names) // MOST_NAMES)
+    shown = [cut(name) for name in names[::step]]
     ticks = range(0, len(names), step)
-    axes.set_xticks(ticks, names[::step], rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xticks(ticks, shown, rotation=60, ha="right", rotation_mode="anchor")
+
+
+def cut(name: str) -> str:
+    """Return the name, cut if it is too long for a figure."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def draw_confusion(
+    path: Path, classes: Sequence[str], groups: Sequence[Group], confusion: Indices
+) -> int:
+    """Draw how the photos of each class, in a row, were answered, and return how many classes.
+
+    `confusion` [C, C] counts the photos by true and predicted class. Among many classes, those with
+    the most mistakes are drawn, in order of frequency as all are.
+    """
+    totals = confusion.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        shares = np.where(totals > 0, 100 * confusion / totals, np.nan)
+    mistakes = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
+    shown = np.sort(np.argsort(-mistakes, kind="stable")[:MOST_CONFUSED])
+    shares = shares[np.ix_(shown, shown)]
+    side = 2.2 + max(3.2, 0.27 * len(shown))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colors.LinearSegmentedColormap.from_list(
+        "shares", ["#ffffff", "#17365d"]
+    ).with_extremes(bad="#dddddd")
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=100)
+    if len(shown) <= MOST_FIGURES:
+        for row, column in np.argwhere(shares >= 0.5).tolist():
+            share = shares[row, column]
+            text = axes.text(column, row, f"{share:.0f}", fontsize=6.5, ha="center", va="center")
+            text.set_color("white" if share > 45 else "black")
+    name_classes(axes, [classes[index] for index in shown])
+    axes.set_yticks(range(len(shown)), [cut(classes[index]) for index in shown])
+    axes.tick_params(length=0)
+    for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+        for tick, index in zip(ticks, shown, strict=True):
+            tick.set_color(COLOURS[groups[index]])
+    for start in [start for _, start, _ in group_spans([groups[index] for index in shown])][1:]:
+        axes.axhline(start - 0.5, color="#777777", lw=0.6)
+        axes.axvline(start - 0.5, color="#777777", lw=0.6)
+    axes.set(title="photos of a class, %", xlabel="answered as", ylabel="is")
+    figure.savefig(path, format="png")
+    return len(shown)

@@ -72,7 +72,9 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def change(before: float | None, after: float | None) -> str:
-    """Format a figure before and after calibration."""
+    """Format a figure before and after calibration; once, if calibration leaves it as it is."""
     if before is None or after is None:
         return UNKNOWN
+    if before == after:
+        return number(before)
     return f"{before:.1f} \N{RIGHTWARDS ARROW} {after:.1f}"

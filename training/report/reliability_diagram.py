@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,35 +13,48 @@ from taillift.training.calibration.predictions import ScoredPredictions
 from taillift.training.calibration.reliability import QUANTILE_95, bins, change
 from taillift.training.calibration.temperature import BeforeAndAfter
 from taillift.training.report.figures import COLOURS
+from taillift.training.report.html import change as format_change
 
-BEFORE: Final = "#999999"
+BEFORE: Final = "#777777"
 OVERALL: Final = "black"
 
 
 def draw_reliability(path: Path, ensembles: BeforeAndAfter) -> None:
-    """Draw a row of panels for each ensemble (before, after): overall and by group.
+    """Draw a row of panels for each ensemble (before, after): overall and by group of the answers.
 
     A mark is the mean of a bin. Its line is what chance alone may do to its accuracy 9 times of 10.
     `noise` is the error that perfect confidence stays under 19 times of 20.
     """
-    figure = Figure(figsize=(10.4, 0.7 + 2.65 * len(ensembles)), layout="constrained")
-    panels = figure.subplots(
-        len(ensembles), 1 + len(GROUPS), sharex=True, sharey=True, squeeze=False
-    )
+    answered = np.unique(np.concatenate([before.groups for before, _ in ensembles.values()]))
+    columns = 1 + len(answered)
+    size = 0.3 + 2.52 * columns, 0.7 + 2.95 * len(ensembles)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(ensembles), columns, sharex=True, sharey=True, squeeze=False)
     for row, (name, (before, after)) in zip(panels, ensembles.items(), strict=True):
         draw_panel(row[0], f"{name}: overall", before, after, OVERALL)
-        for index, (axes, group) in enumerate(zip(row[1:], GROUPS, strict=True)):
+        for index, axes in zip(answered.tolist(), row[1:], strict=True):
             parts = before.of_group(index), after.of_group(index)
-            draw_panel(axes, f"answered {group}", *parts, COLOURS[group])
+            draw_panel(axes, f"answered {GROUPS[index]}", *parts, COLOURS[GROUPS[index]])
         row[0].set_ylabel("right, %")
     for axes in panels[-1]:
         axes.set_xlabel("confidence, %")
-    handles = [
-        Line2D([], [], color=BEFORE, marker="o", mfc="white", ls="--", label="temperature 1"),
-        Line2D([], [], color=OVERALL, marker="o", label="calibrated"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    if changed_by_calibration(ensembles):
+        handles = [
+            Line2D([], [], color=BEFORE, marker="o", mfc="white", ls="--", label="temperature 1"),
+            Line2D([], [], color=OVERALL, marker="o", label="calibrated"),
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8
+        )
     figure.savefig(path, format="png")
+
+
+def changed_by_calibration(ensembles: BeforeAndAfter) -> bool:
+    """Return whether any confidence is another one after calibration."""
+    return any(
+        not np.array_equal(before.confidence, after.confidence)
+        for before, after in ensembles.values()
+    )
 
 
 def draw_panel(
@@ -60,14 +74,14 @@ def draw_panel(
         chance = QUANTILE_95 * mark.noise**0.5
         ends = [100 * (mark.accuracy - chance), 100 * (mark.accuracy + chance)]
         axes.plot([100 * mark.confidence] * 2, ends, color=colour, lw=0.7)
-    axes.set(xlim=(0, 100), ylim=(0, 102), title=title, aspect="equal")
+    axes.set(xlim=(0, 100), ylim=(0, 102), aspect="equal")
     axes.set(xticks=range(0, 101, 25), yticks=range(0, 101, 25))
     error = change(before, after)
-    caption = f"{error.photos:,} photos"
+    caption = f"{title}\n{error.photos:,} photos"
     if error.before is None or error.after is None:
-        caption += "\ntoo few for the error"
+        caption += ", too few for the error\n"
     else:
-        caption += (
-            f", noise {error.resolution:.1f}\nerror {error.before:.1f} → {error.after:.1f} points"
-        )
-    axes.annotate(caption, (98, 3), ha="right", va="bottom", fontsize=7.5)
+        errors = format_change(error.before, error.after)
+        caption += f", noise {error.resolution:.1f}\nerror {errors} points"
+    # Above the axes, so that no mark can reach it.
+    axes.set_title(caption, fontsize=8)

@@ -220,6 +220,16 @@ def halved(error: ErrorChange) -> str:
     return "yes" if error.after <= error.before / 2 else "no"
 
 
+def unproved(calibration: Calibration) -> list[str]:
+    """Return which ensembles' temperatures stay 1 and why, in at most one sentence."""
+    if not calibration.unproved:
+        return []
+    return [
+        f"the temperature of {', '.join(calibration.unproved)} stays 1, because the held-out "
+        "photos do not show that another one is better"
+    ]
+
+
 def temperatures(calibrations: Mapping[Precision, Calibration]) -> Table:
     """Return every variant's temperatures, for all answers and by the group answered."""
     heads = ("", "", "all answers", *(f"answered {group}" for group in GROUPS))
@@ -266,10 +276,11 @@ def acceptance(reviews: Mapping[Precision, Review]) -> Table:
     rows = []
     for precision, review in reviews.items():
         for name, group in review.groups.items():
-            threshold, kind = "never", UNKNOWN
+            fitted = "" if group.fitted_photos is None else f" from {group.fitted_photos:,} photos"
+            threshold, kind = "never", f"unknown{fitted}"
             if group.threshold is not None:
                 threshold = number(group.threshold, 3)
-                kind = "certified" if group.certified else "estimated"
+                kind = f"{'certified' if group.certified else 'estimated'}{fitted}"
             accepted = number(group.accepted if group.photos else None)
             figures = [threshold, kind, accepted, number(group.error)]
             rows.append([precision, name, f"{group.photos:,}", *figures])

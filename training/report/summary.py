@@ -9,7 +9,7 @@ from taillift.models.bundle.prediction_sets import PredictionSets
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, ErrorChange
-from taillift.training.report.html import change
+from taillift.training.report.html import change, number
 from taillift.training.report.sections import exit_verdict
 
 # The coverage in per cent that the summary names, of those that were measured.
@@ -17,7 +17,7 @@ TARGET: Final = 90
 
 
 def summary(variant: Variant) -> Iterator[str]:
-    """Yield what is known of a variant in at most ten lines, the last of which counts the notes."""
+    """Yield what is known of a variant in at most twelve lines; the last counts the notes."""
     yield from headlines(variant)
     parts = (variant.exit, variant.calibration, variant.sets, variant.review)
     if count := sum(len(part.notes) for part in parts if part):
@@ -25,7 +25,7 @@ def summary(variant: Variant) -> Iterator[str]:
 
 
 def headlines(variant: Variant) -> Iterator[str]:
-    """Yield what is known of a variant in at most nine lines."""
+    """Yield what is known of a variant in at most eleven lines."""
     if variant.made:
         yield variant.made
     if variant.evaluation:
@@ -34,6 +34,7 @@ def headlines(variant: Variant) -> Iterator[str]:
         yield "no test/ or val/ photos: nothing is known of its accuracy"
     if variant.exit:
         yield exit_verdict(variant.exit)
+        yield f"used unless a request says otherwise: {variant.usual_ensemble_reason}"
         if variant.exit.source == "cross-fitting":
             yield f"fitted by cross-fitting, as there is no val/: {variant.exit.data}"
     if variant.calibration:
@@ -60,16 +61,28 @@ def accuracy_lines(evaluation: Evaluation) -> Iterator[str]:
 
 
 def calibration_lines(calibration: Calibration) -> Iterator[str]:
-    """Yield the calibration errors before and after, if they were measured."""
+    """Yield the calibration errors before and after, if they were measured.
+
+    If the temperatures stay 1, it says so instead of a change.
+    """
     errors = calibration.errors
     if errors is None:
         return
 
-    def shown(error: ErrorChange) -> str:
-        return "too few photos" if error.before is None else change(error.before, error.after)
-
     changes = errors.adaptive or errors.full
     ensemble = "adaptive" if errors.adaptive else "five views"
+    stays = (Ensemble.ADAPTIVE if errors.adaptive else Ensemble.FULL) in calibration.unproved
+
+    def shown(error: ErrorChange) -> str:
+        if error.before is None:
+            return "too few photos"
+        return number(error.before) if stays else change(error.before, error.after)
+
+    if stays:
+        yield (
+            f"temperature stays 1 ({ensemble}): {calibration.images:,} held-out photos do not show "
+            "that another one is better"
+        )
     groups = [f"{group} {shown(error)}" for group, error in changes.groups.items() if error.photos]
     yield f"calibration error ({ensemble}): {', '.join([shown(changes.overall), *groups])} points"
 

@@ -29,12 +29,12 @@ export class PhotoCard {
     this.answer.replaceChildren(element("p", { class: "quiet" }, "Classifying …"));
   }
 
-  show({ views, predictions, decision, set }) {
+  show({ views, predictions, decision, decision_reason: reason, set }) {
     this.begin(false);
     this.best = predictions[0];
     this.views = views;
     const lines = [
-      decision && decisionLine(decision),
+      decision && decisionLine(decision, reason),
       element("ol", { class: "predictions" }, ...predictions.map(predictionItem)),
       set && setLine(set),
       element("p", { class: "quiet" }, viewNames(views)),
@@ -93,13 +93,13 @@ function predictionItem({ label, group, count, confidence }) {
   );
 }
 
-function decisionLine(decision) {
+function decisionLine(decision, reason) {
   const review = decision === "review";
   return element(
     "p",
     {},
     element("span", { class: `badge ${review ? "review" : "accept"}` }, decision),
-    review ? " too unsure: let a person look" : " sure enough to use",
+    ` ${review ? "let a person look" : "sure enough to use"}: ${reason.text}`,
   );
 }
 

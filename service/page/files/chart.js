@@ -4,10 +4,13 @@
 import { byId, drawn, element, say } from "./dom.js";
 import { count, expected, many, seen, times } from "./format.js";
 
-const HEIGHT = 310;
+const HEIGHT = 406;
 const LEFT = 60;
-const TOP = 40;
-const BOTTOM = 22;
+const TOP = 52;
+const BOTTOM = 112;
+// Below the axis, names of classes stand at least so far apart, and are cut at so many characters.
+const NAME_GAP = 17;
+const LONGEST_NAME = 14;
 const WIDEST_BAR = 22;
 const GROUPS = ["many", "medium", "few"];
 const LEGEND = [
@@ -74,15 +77,22 @@ export const stateOf = ({ silent, direction }) => (silent ? "silent" : direction
 
 export function stateText(live) {
   const state = stateOf(live);
-  if (!state) return live.hidden ? "loss would not show" : "as expected";
+  if (!state) return live.hidden ? "loss would not show" : evidenceText(live.missing);
   return state === "silent" ? state : `${state} than expected`;
+}
+
+/** Whether nothing was found because all is as expected, or because too little was seen. */
+export function evidenceText(missing) {
+  if (missing === 0) return "as expected";
+  const more = missing === null ? "" : `: ${many(missing, "more prediction")}`;
+  return `not enough evidence yet${more}`;
 }
 
 function readingText({ label, group, count: photos, live }) {
   const counts = `predicted ${count(live.predicted)}, expected ${expected(live.expected)}`;
   return (
     `${label}: ${group}, ${many(photos, "training photo")}; ${counts} (${times(live.ratio)}); ` +
-    `${seen(live.last_seen)}; ${stateText(live)}`
+    `${[seen(live.last_seen), stateText(live)].filter(Boolean).join("; ")}`
   );
 }
 
@@ -116,6 +126,8 @@ function draw() {
       { role: "img", "aria-label": label, width: scale.width, height: HEIGHT },
       ...grid(scale),
       ...zones(scale),
+      ...names(scale),
+      drawn("text", { x: 0, y: TOP - 16 }, "predictions (log)"),
       ...GROUPS.map((group) => bars(scale, group)),
       drawn("path", { class: "expected", d: expectedLine(scale) }),
       ...Object.keys(MARKS).map((kind) => marks(scale, kind)),
@@ -147,6 +159,19 @@ function zones({ step, base }) {
       first ? drawn("path", { class: "zone", d: `M${start} 4V${base}` }) : null,
       room > 64 ? drawn("text", { x: start + 6, y: 16 }, name) : null,
     ].filter(Boolean);
+  });
+}
+
+/** The names of the classes below the axis, as many as there is room for. */
+function names({ step, base, x }) {
+  const stride = Math.ceil(NAME_GAP / step);
+  return classes.flatMap(({ label, group }, index) => {
+    if (index % stride) return [];
+    const characters = [...label];
+    const cut = characters.length > LONGEST_NAME;
+    const text = cut ? `${characters.slice(0, LONGEST_NAME - 1).join("")}…` : label;
+    const place = `translate(${x(index) + 4} ${base + 12}) rotate(-60)`;
+    return drawn("text", { class: `name ${group}`, transform: place, "text-anchor": "end" }, text);
   });
 }
 

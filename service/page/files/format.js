@@ -48,15 +48,19 @@ export function many(number, thing, things = `${thing}s`) {
 
 export const clock = (date) => time.format(date);
 
-/** An ISO time; with its date unless it is today. */
+/** An ISO time; with its date unless it is today. Undefined if no time is known. */
 export function when(iso) {
+  if (iso === undefined) return NONE;
   if (!iso) return "never";
   const date = new Date(iso);
   const today = date.toDateString() === new Date().toDateString();
   return (today ? time : moment).format(date);
 }
 
-export const seen = (iso) => (iso ? `last seen ${when(iso)}` : "never seen");
+export function seen(iso) {
+  if (iso === undefined) return "";
+  return iso ? `last seen ${when(iso)}` : "never seen";
+}
 
 export function duration(seconds) {
   for (const [name, length] of [["day", 86400], ["hour", 3600], ["minute", 60]]) {

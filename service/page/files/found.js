@@ -31,6 +31,7 @@ function foundItem({ label, group, count: photos, live }, state) {
       quiet("span", many(photos, "training photo")),
       element("span", {}, counts),
       quiet("span", seen(live.last_seen)),
+      live.found_after ? quiet("span", `found after ${many(live.found_after, "prediction")}`) : null,
     ),
   );
 }

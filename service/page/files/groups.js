@@ -1,5 +1,6 @@
 // The groups many, medium and few: their shares of the predictions, compared with the expected.
 
+import { evidenceText } from "./chart.js";
 import { byId, chip, drawn, element } from "./dom.js";
 import { count, expected, many, percent, percentWithin, times } from "./format.js";
 
@@ -36,6 +37,7 @@ function groupCard(name, group) {
       ...row("Ratio", times(group.ratio)),
       ...row("Prevalence", prevalenceText(group.prevalence)),
       ...row("Confidence", confidenceText(group.confidence)),
+      ...row("State", group.direction ? `${group.direction} than expected` : evidenceText(group.missing)),
       ...row("Silent", many(group.silent, "class", "classes")),
       ...row("Drifting", many(group.drifting, "class", "classes")),
     ),
@@ -53,7 +55,8 @@ function confidenceText(quantiles) {
 
 /** A bar for the share, a line across it for the expected share, a whisker for the prevalence. */
 function sharesDrawing(name, { share, expected_share: wanted, prevalence }) {
-  const most = 1.1 * Math.max(share ?? 0, wanted, prevalence.high, 0.001);
+  // A share of 100 % fills the bar.
+  const most = Math.min(1, 1.1 * Math.max(share ?? 0, wanted, prevalence.high, 0.001));
   const at = (value) => `${(100 * (value ?? 0)) / most}%`;
   const line = (kind, from, to, y1, y2) =>
     drawn("line", { class: kind, x1: at(from), x2: at(to), y1, y2 });

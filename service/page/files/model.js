@@ -34,8 +34,8 @@ function use(model) {
   summary = model;
   say(byId("model"), heading(model));
   const { ensemble, prior, coverage } = byId("settings").elements;
+  ensemble.value = model.usual_ensemble;
   if (!model.exit) {
-    ensemble.value = "full";
     disable(optionOf(ensemble, "adaptive"), "the bundle has no exit rule");
   }
   if (!model.sets) disable(coverage, "the bundle has no calibration for them");

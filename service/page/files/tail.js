@@ -25,6 +25,15 @@ export function connectTail() {
   document.addEventListener("visibilitychange", schedule);
 }
 
+/** Show one report for good: the page that `taillift watch --html` writes. */
+export function showOnce(report) {
+  connectChart();
+  connectTable();
+  show(report);
+  say(byId("tail-window"), report.summary);
+  byId("pause").hidden = true;
+}
+
 /** Update while `shown`: while the tab is open. */
 export function updateWhile(shown) {
   open = shown;

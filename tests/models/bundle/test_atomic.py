@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_place_that_cannot_be_written_is_known_before_the_work(tmp_path: Path)
 def fill(
     bundle: BundleBuilder,
     size: int,
-    make_manifest: Callable[[str, dict[str, FileRecord]], Manifest],
+    make_manifest: Callable[[dict[str, FileRecord]], Manifest],
 ) -> None:
     """Finish a bundle whose model has `size` bytes."""
     (bundle.path / "model.onnx").write_bytes(bytes(size))
@@ -136,8 +137,8 @@ def fill(
 
 
 def test_a_manifest_that_cannot_be_made_leaves_no_bundle(tmp_path: Path) -> None:
-    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        raise ValueError(version, files)
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        raise ValueError(files)
 
     with pytest.raises(ValueError, match="model"), new_bundle(tmp_path / "b") as bundle:
         fill(bundle, 0, manifest)
@@ -158,7 +159,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk: Path) -> None:
         pytest.raises(UserError, match=r"the disk is full \(0 MB free\) while writing .*: free"),
         new_bundle(small_disk / "bundle") as bundle,
     ):
-        fill(bundle, 2**20, palette_manifest)
+        fill(bundle, 2**20, partial(palette_manifest, ""))
     assert list(small_disk.iterdir()) == []
 
 

@@ -109,8 +109,8 @@ def refusal(
     pixels = canvases(COLOURS) if pixels is None else pixels
     logits = logits_of(COLOURS) if logits is None else logits
 
-    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        return palette_manifest(version, files).model_copy(update=changes)
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        return palette_manifest("", files).model_copy(update=changes)
 
     with new_bundle(folder) as bundle:
         onnx.save(graph(), bundle.path / MODEL)
@@ -149,10 +149,6 @@ def test_a_graph_for_views_of_another_size_is_refused(tmp_path: Path) -> None:
     pixels = np.zeros((7, 9, 9, 3), np.uint8)
     line = refusal(tmp_path / "wrong", preprocessing=other, pixels=pixels)
     assert "model.onnx fails on the views of golden.npz" in line
-
-
-def test_a_version_of_other_files_is_refused(tmp_path: Path) -> None:
-    assert "says version 0123 and lists" in refusal(tmp_path / "wrong", version="0123")
 
 
 def test_a_file_that_is_not_a_graph_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from taillift.models.bundle.images import (
     BrokenImageError,
@@ -78,6 +80,24 @@ def test_a_canvas_keeps_the_shape_of_the_image(height: int, width: int) -> None:
     pixels = canvas(Image.fromarray(noise(height, width)), preprocessing())
     assert min(pixels.shape[:2]) == 20
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx(height / width, rel=0.06)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@given(height=st.integers(16, 60), width=st.integers(16, 60))
+def test_a_canvas_whose_long_side_is_cut_has_the_pixels_of_torchvision(
+    interpolation: str, height: int, width: int
+) -> None:
+    image = Image.fromarray(noise(height, width))
+    mode = InterpolationMode(interpolation)
+    wanted = np.asarray(center_crop(resize(image, [20], mode), [20, 20]))
+    cut = preprocessing(size=20, expand=0, interpolation=interpolation, long_side="cut")
+    np.testing.assert_array_equal(views(canvas(image, cut), 20, 1)[0], wanted)
+
+
+def test_a_bundle_that_does_not_say_so_rounds_the_long_side() -> None:
+    image = Image.fromarray(noise(30, 52))  # At 20 pixels, the longer side has 34.67.
+    assert canvas(image, preprocessing()).shape == (20, 35, 3)
+    assert canvas(image, preprocessing(long_side="cut")).shape == (20, 34, 3)
 
 
 def test_a_squashed_canvas_is_square() -> None:

@@ -23,7 +23,7 @@ def test_a_manifest_survives_json() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "Input should be 1"),
+        ({"schema_version": 3}, "Input should be 1 or 2"),
         ({"colour": "red"}, "Extra inputs"),
         ({"classes": []}, "at least 2"),
     ],

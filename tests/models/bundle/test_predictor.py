@@ -14,7 +14,14 @@ from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
-from tests.support.palette import CLASSES, TEMPERATURE, logits_of, palette_manifest, write_bundle
+from tests.support.palette import (
+    CLASSES,
+    RULE,
+    TEMPERATURE,
+    logits_of,
+    palette_manifest,
+    write_bundle,
+)
 
 LOGITS = logits_of([(90, 100, 110), (200, 30, 30)])
 COUNTS = [count for _, count in CLASSES.values()]
@@ -101,6 +108,11 @@ def test_answers_are_accepted_from_their_groups_threshold_on() -> None:
     assert [found.decide(row) for row in rows] == ["review", "accept"]
     few = np.eye(7)[6]
     assert found.decide(few) == "review", "nothing is known of few"
+    assert [reason.kind for row in (*rows, few) if (reason := found.explain(row))] == [
+        "below threshold",
+        "accepted",
+        "no threshold",
+    ]
     assert predictor(review=None).decide(few) is None
 
 
@@ -129,3 +141,21 @@ def test_a_variant_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no int8 variant \\(it has fp32\\)") as caught:
         Predictor.open(folder, manifest, Precision.INT8)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("views", "usual"), [(1.4, "adaptive"), (3.75, "adaptive"), (3.76, "full"), (5.0, "full")]
+)
+def test_adaptive_is_usual_only_if_it_saves_a_quarter_of_the_views(
+    views: float, usual: str
+) -> None:
+    rule = RULE.model_copy(update={"mean_views": views})
+    variant = Variant(exit=rule)
+    assert variant.usual_ensemble == usual
+    assert variant.usual_ensemble_reason.startswith(f"{usual}: ")
+    assert f"{views:.2f} of 5 views" in variant.usual_ensemble_reason
+    assert predictor(exit=rule).usual_ensemble == usual
+
+
+def test_without_an_exit_rule_full_is_usual() -> None:
+    assert Variant().usual_ensemble_reason == "full: there is no exit rule for adaptive"

@@ -87,9 +87,9 @@ def test_it_survives_json() -> None:
 
 
 def test_a_temperature_is_positive() -> None:
-    with pytest.raises(ValidationError, match="greater than 0"):
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.01"):
         Temperatures(pooled=0.0, groups={})
-    with pytest.raises(ValidationError, match="greater than 0"):
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.01"):
         Temperatures(pooled=1.0, groups={"few": -1.0})
 
 

@@ -363,3 +363,9 @@ def test_a_models_state_is_what_it_needs_besides_its_backbone(tuner: Tuner) -> N
     drawn = {name for name in kept if name not in model.trained()}
     assert all(name.endswith(".indices") for name in drawn)
     assert bool(drawn) == (tuner.name == "sparse")
+
+
+@pytest.mark.parametrize("tuner", EVERY, ids=named)
+def test_a_tower_knows_its_width_whatever_is_attached(tuner: Tuner) -> None:
+    tower = attach(tiny(), [tuner]).tower
+    assert tower.width == WIDTH

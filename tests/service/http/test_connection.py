@@ -78,6 +78,36 @@ def test_headers_that_do_not_end_are_refused(hasty: httpx.Client) -> None:
     assert rejections(hasty, "header_timeout") == before + 1
 
 
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("/ HTTP/1.1", 400),
+        ("/ HTTP/1.1\r\nHost: x\r\nHost: y", 400),
+        ("/ HTTP/2.0\r\nHost: x", 505),
+        ("/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked", 501),
+        ("/\1 HTTP/1.1\r\nHost: x", 400),
+        ("/ HTTP/1.1\r\nHost: x\r\n" + "X-A: b\r\n" * 30, 431),
+    ],
+)
+def test_a_refused_head_is_answered_without_a_body(
+    hasty: httpx.Client, lines: str, status: int
+) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(f"HEAD {lines}\r\n\r\n".encode())
+        head, _, body = read(connection).partition(b"\r\n\r\n")
+    assert (int(head.split()[1]), body) == (status, b"")
+
+
+def test_what_follows_a_head_and_is_no_request_is_answered_with_a_body(
+    hasty: httpx.Client,
+) -> None:
+    with connected(hasty) as connection:
+        connection.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n\x89PNG")
+        first, _, rest = read(connection).partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert problem(rest) == (400, "malformed")
+
+
 def test_headers_that_trickle_are_refused_although_bytes_keep_coming(
     hasty: httpx.Client,
 ) -> None:

@@ -414,6 +414,21 @@ def test_one_place_gives_one_traceback_a_minute(
     assert "Traceback" not in logged(1_100)
 
 
+@pytest.mark.parametrize("formatter", [TextFormatter, JsonFormatter])
+@pytest.mark.parametrize("text", ["x" * 10**6, "tag 1\n" * 10**5, "\x1b" * 10**5])
+def test_a_record_is_short_whatever_a_file_makes_of_it(
+    formatter: type[TextFormatter] | type[JsonFormatter], text: str
+) -> None:
+    logger, form = logging.getLogger("tests.long"), formatter()
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        failure = (type(error), error, error.__traceback__)
+    for cause in (None, failure, failure):
+        record = logger.makeRecord(logger.name, logging.ERROR, "", 0, text, (), cause)
+        assert len(form.format(record)) < 500_000
+
+
 def test_a_line_outside_of_requests_has_no_id() -> None:
     logger = logging.getLogger("tests.none")
     record = logger.makeRecord(logger.name, logging.WARNING, "", 0, "started", (), None)

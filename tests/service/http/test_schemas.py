@@ -1,6 +1,7 @@
 """Answers to valid requests."""
 
 from concurrent.futures import ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -10,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from taillift.service.http import app
+from taillift.service.http import app, schemas
 from taillift.service.http.schemas import (
     Confidence,
     ConfidenceOfImage,
@@ -155,10 +156,29 @@ def test_a_request_is_in_progress_until_its_answer_is_written(
         assert client.post("/confidence", content=body).status_code == 200
 
 
-def test_the_nearest_of_too_many_labels_is_not_searched_for() -> None:
-    labels = [f"label {number}" for number in range(1_001)]
-    assert unknown_class("label", labels[:1_000]).startswith("unknown class `label`: did you mean")
-    assert unknown_class("label", labels) == "unknown class `label`: GET /classes lists them"
+def test_the_nearest_of_many_labels_is_one_that_begins_alike() -> None:
+    words = [f"{chr(97 + number % 26)}{number} thing" for number in range(9_000)]
+    labels = [*words, "great grey owl", "snowy owl"]
+    assert unknown_class("Great gray owl", labels).endswith("did you mean `great grey owl`?")
+    assert unknown_class("snowy ovl", labels).endswith("did you mean `snowy owl`?")
+    assert unknown_class("xnowy owl", labels).endswith("`xnowy owl`: GET /classes lists them")
+    assert unknown_class("xnowy owl", labels[-99:]).endswith("did you mean `snowy owl`?")
+
+
+@pytest.mark.parametrize("label", ["label", "label " * 1_000, "l" * 30_000, "other"])
+def test_few_labels_are_compared_with_an_unknown_one(
+    label: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+
+    def counting(word: str, labels: list[str], n: int) -> list[str]:
+        compared.append(len(labels))
+        return get_close_matches(word, labels, n)
+
+    monkeypatch.setattr(schemas, "get_close_matches", counting)
+    for count in (10, 1_000, 20_000):
+        unknown_class(label, [f"label {number}" for number in range(count)])
+    assert max(compared) <= 100
 
 
 def test_classes_are_listed_in_order(client: httpx.Client) -> None:

@@ -55,8 +55,8 @@ def write(
     """
     colours = [colour for colour, _ in CLASSES.values()]
 
-    def manifest(version: str, files: dict[str, FileRecord]) -> Manifest:
-        return palette_manifest(version, files).model_copy(update={"variants": variants})
+    def manifest(files: dict[str, FileRecord]) -> Manifest:
+        return palette_manifest("", files).model_copy(update={"variants": variants})
 
     with new_bundle(target) as bundle:
         for precision in variants:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import NoReturn
 from weakref import ReferenceType, ref
 
 import httpx
@@ -16,10 +17,10 @@ from taillift.models.bundle.device import Device
 from taillift.models.bundle.session import Outputs, Session
 from taillift.models.errors import UserError
 from taillift.service.http.app import create_app
-from taillift.service.inference.engine import Engine
+from taillift.service.inference.engine import FAILURES, Engine
 from taillift.service.settings import read_settings
 from tests.support import palette
-from tests.support.palette import POISON, SLOW, photo, write_bundle
+from tests.support.palette import POISON, SLOW, new_photo, photo, write_bundle
 from tests.support.serving import running, sample, serving, top_labels, until
 
 
@@ -161,6 +162,100 @@ def test_it_is_not_ready_until_the_bundle_can_be_opened_again(
         (folder / "model.onnx").write_bytes(graph)
         until(lambda: client.get("/readyz").status_code == 200)
         assert top_labels(client.post("/classify", content=photo((0, 0, 255)))) == ["blue"]
+
+
+def fails(*_: object) -> NoReturn:
+    raise RuntimeError("a defect")
+
+
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service does not check itself within the test."""
+    monkeypatch.setattr("taillift.service.inference.engine.SELF_CHECK_SECONDS", 3_600)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taillift.service.inference.engine.SELF_CHECK_SECONDS", 0.05)
+
+
+def post(client: httpx.Client, status: int, times: int = 1) -> None:
+    for _ in range(times):
+        assert client.post("/classify", content=new_photo((0, 0, 255))).status_code == status
+
+
+ANSWER, DECODE = (
+    "taillift.service.http.app.classified",
+    "taillift.service.inference.decoder.load_opened",
+)
+
+
+@pytest.mark.usefixtures("seldom")
+@pytest.mark.parametrize("place", [ANSWER, DECODE])
+def test_ten_failures_in_a_row_make_it_not_ready_until_a_request_succeeds(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with running(bundle) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, fails)
+            post(client, 500, FAILURES - 1)
+            assert client.get("/readyz").status_code == 200
+            post(client, 500)
+            assert client.get("/readyz").status_code == 503
+            assert "10 requests in a row have failed" in client.get("/readyz").json()["detail"]
+            assert sample(client, "taillift_ready") == 0
+        post(client, 200)
+        assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.usefixtures("seldom")
+def test_what_is_not_a_row_of_failures_leaves_it_ready(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(bundle) as client:
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(ANSWER, fails)
+                post(client, 500, FAILURES - 1)
+            post(client, 200)
+        for content in (b"no image", photo((0, 0, 0))[:40]):
+            for _ in range(FAILURES):
+                assert client.post("/classify", content=content).is_client_error
+        assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.usefixtures("often")
+def test_without_requests_it_becomes_ready_once_a_known_image_passes(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(bundle) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(DECODE, fails)
+            post(client, 500, FAILURES)
+            until(lambda: "the service fails on an image of its bundle, too" in caplog.messages)
+            assert client.get("/readyz").status_code == 503
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert "the service works on an image of its bundle: it is ready again" in caplog.messages
+        post(client, 200)
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("limits", [{"max_pixels": 1}, {"max_image_bytes": 1}])
+def test_images_that_the_model_fails_on_keep_it_from_nobody_for_long(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    """With these limits, the known image itself is refused."""
+    with running(bundle, **limits) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("taillift.service.http.app.read_uploads", fails)
+            post(client, 500, FAILURES)
+        until(lambda: client.get("/readyz").status_code == 200)
+    with running(bundle) as client:
+        for _ in range(FAILURES):
+            poisoned = client.post("/classify", content=photo(POISON))
+            assert poisoned.status_code == 500
+        until(lambda: client.get("/readyz").status_code == 200)
+        post(client, 200)
 
 
 def test_it_is_not_ready_while_draining_and_still_answers_what_it_has(bundle: Path) -> None:

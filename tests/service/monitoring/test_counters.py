@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.folder import CONFUSION, file_record
 from taillift.models.bundle.manifest import ClassInfo, Thresholds, classes_from
 from taillift.service.monitoring.counters import DECISIONS, STAGES, Metrics
 from taillift.service.monitoring.exporter import (
@@ -169,13 +170,13 @@ def test_over_the_limit_only_few_shot_classes_that_moved_have_series(tmp_path: P
     size = MAX_CLASSES + 1
     counts = [200] * 100 + [1] * (size - 100)
     labels = [f"class {index}" for index in range(size)]
-    manifest = palette_manifest("v", {}).model_copy(
-        update={"classes": classes_from(labels, labels, counts, Thresholds(), [None] * size)}
-    )
     (tmp_path / "report").mkdir()
     rows = [f"{label},{label},1000" for label in labels]
     text = "\n".join(["true,predicted,photos", *rows])
-    (tmp_path / "report" / "confusion.csv").write_text(text)
+    (tmp_path / CONFUSION).write_text(text)
+    classes = classes_from(labels, labels, counts, Thresholds(), [None] * size)
+    files = {CONFUSION: file_record(tmp_path / CONFUSION)}
+    manifest = palette_manifest("v", files).model_copy(update={"classes": classes})
     metrics = Metrics(manifest, "cpu")
     monitoring = Monitoring(manifest, read_settings(bundle=tmp_path), metrics)
     metrics.registry.register(TailSeries(monitoring, ClassSeries.MOVED))

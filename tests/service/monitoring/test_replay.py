@@ -160,10 +160,10 @@ def test_a_folder_without_photos_is_refused(tmp_path: Path, bundle: Path) -> Non
         list(classify_folder(bundle, tmp_path, lambda *_: None))
 
 
-def test_rows_of_one_group_count_once(tmp_path: Path) -> None:
+def test_rows_of_one_thing_count_once_and_its_group_is_none(tmp_path: Path) -> None:
     path = tmp_path / "past.csv"
-    rows = ["a,1,shoe", "b,1,shoe", "b,1,hat", "a,1,", "a,1,"]
-    path.write_text("\n".join(["label,confidence,group", *rows]))
+    rows = ["a,1,shoe,few", "b,1,shoe,few", "b,1,hat,few", "a,1,,few", "a,1,,few"]
+    path.write_text("\n".join(["label,confidence,thing,group", *rows]))
     report = replay_predictions(profile(), read_predictions(path, LABELS), UNIFORM)
     assert report.state.classes.predicted[:2].tolist() == [3, 1]
 

@@ -1,6 +1,7 @@
 """The tail file, with which a restart loses nothing."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -99,6 +100,61 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "tail.db")
     with pytest.raises(UserError, match="cannot be used"):
         Store(tmp_path)
+
+
+def test_a_file_that_is_removed_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "folder" / "tail.db"
+    with Store(path) as store:
+        store.save("v1", {"a": np.ones(2), "b": np.ones(3)})
+        shutil.rmtree(path.parent)
+        assert not store.in_place
+        store.save("v1", {"a": np.ones(2), "b": np.zeros(3)})
+        assert store.in_place
+    (line,) = caplog.messages
+    assert line == f"{path} was removed or replaced: it is written again"
+    with Store(path) as store:
+        kept = store.load("v1")
+    assert {name: array.tolist() for name, array in kept.items()} == {"a": [1, 1], "b": [0, 0, 0]}
+
+
+def test_what_another_file_in_its_place_holds_of_other_bundles_is_kept(tmp_path: Path) -> None:
+    with Store(tmp_path / "other.db") as other:
+        other.save("v1", {"a": np.ones(2), "old": np.ones(2)})
+        other.save("v2", {"a": np.ones(4)})
+    with Store(tmp_path / "tail.db") as store:
+        store.save("v1", {"a": np.zeros(2)})
+        (tmp_path / "other.db").replace(tmp_path / "tail.db")
+        store.save("v1", {"a": np.zeros(2)})
+    with Store(tmp_path / "tail.db") as store:
+        assert store.load("v1")["a"].tolist() == [0, 0]
+        assert store.load("v2")["a"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("obstacle", ["a folder", "a database of another program"])
+def test_a_file_that_cannot_be_made_again_is_one_line_until_it_can(
+    tmp_path: Path, obstacle: str
+) -> None:
+    path = tmp_path / "tail.db"
+    with Store(path) as store:
+        store.save("v1", {"a": np.ones(2)})
+        path.unlink()
+        if obstacle == "a folder":
+            path.mkdir()
+        else:
+            path.write_bytes(b"something else" * 100)
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"tail\.db (cannot be used|is damaged)") as caught:
+                store.save("v1", {"a": np.ones(2)})
+            assert "\n" not in str(caught.value)
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
+        store.save("v1", {"a": np.ones(2)})
+    with Store(path) as store:
+        assert store.load("v1")["a"].tolist() == [1, 1]
 
 
 def test_a_process_that_is_killed_leaves_a_complete_save(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The page at / in a real browser: photos, the tail, keys, keyboards, colours and hostile text."""
 
+import csv
+import itertools
 import json
 import random
 import re
@@ -14,10 +16,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
+from typer.testing import CliRunner
 
 from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
+from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, Colour, new_photo, palette_manifest, photo, write_bundle
 from tests.support.serving import running
 
@@ -219,7 +223,12 @@ def test_decision_and_prediction_set_are_shown(page: Page) -> None:
         requests.append(route.request.url)
         response = route.fetch(url=route.request.url.split("&coverage")[0])
         document = response.json()
-        document["results"][0] |= {"decision": "review", "set": ["red", HOSTILE]}
+        reason = {"text": "no threshold for the group few"}
+        document["results"][0] |= {
+            "decision": "review",
+            "decision_reason": reason,
+            "set": ["red", HOSTILE],
+        }
         route.fulfill(response=response, json=document)
 
     def can(route: Route) -> None:
@@ -232,6 +241,7 @@ def test_decision_and_prediction_set_are_shown(page: Page) -> None:
     page.get_by_label("Prediction sets").check()
     choose(page, file("a.png", photo(RED)))
     expect(card(page).get_by_text("review", exact=True)).to_be_visible()
+    expect(card(page).get_by_text("let a person look: no threshold for the group")).to_be_visible()
     expect(card(page).get_by_text("Prediction set (2 classes)")).to_be_visible()
     expect(card(page).get_by_text(HOSTILE)).to_be_visible()
     assert "coverage=0.9" in requests[0]
@@ -310,6 +320,53 @@ def test_hostile_and_long_names_are_only_text(browser: Browser, tmp_path: Path) 
         expect(page.get_by_role("row", name=HOSTILE)).to_be_visible()
         assert sideways(page) == 0
         assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_replay_is_a_page_of_its_own(browser: Browser, tmp_path: Path) -> None:
+    labels = [HOSTILE, "</script><script>alert(1)</script>", *list(CLASSES)[2:]]
+    counts = [count for _, count in CLASSES.values()]
+    renamed = classes_from(labels, labels, counts, Thresholds(), [None] * len(labels))
+    bundle = write_bundle(tmp_path / "bundle", classes=renamed)
+    (bundle / "report").mkdir()
+    with (bundle / "report" / "confusion.csv").open("w", newline="") as confusions:
+        right = [[label, label, 10_000] for label in labels]
+        csv.writer(confusions).writerows([["true", "predicted", "photos"], *right])
+    past, report = tmp_path / "past.csv", tmp_path / "tail.html"
+    rows = [[label, "0.9"] for label in labels[:-1] * 400]
+    with past.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["label", "confidence"], *rows])
+    arguments = ["watch", str(bundle), str(past), "--reference", "uniform", "--html", str(report)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    complaints: list[str] = []
+    with browser.new_context(reduced_motion="reduce", offline=True) as context:
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(report.as_uri())
+        expect(page.locator("#tail-window")).to_contain_text("2,400 predictions against")
+        expect(page.locator("#silent")).to_contain_text("black")
+        expect(page.locator("#silent")).to_contain_text("found after")
+        expect(page.get_by_role("row", name=HOSTILE)).to_be_visible()
+        expect(page.get_by_text("1970")).to_have_count(0)
+        page.get_by_label("Label contains").fill("alert")
+        expect(page.locator("#classes tbody tr")).to_have_count(1)
+        for width in (390, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert sideways(page) == 0
+            assert violations(page) == []
+    assert complaints == []
+
+
+def test_classes_are_named_below_the_chart_as_far_as_there_is_room(page: Page) -> None:
+    show_tail(page)
+    expect(page.locator("#chart .name")).to_have_text(list(CLASSES))
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        boxes = page.locator("#chart .name").evaluate_all(
+            "all => all.map((name) => name.getBoundingClientRect().right)"
+        )
+        assert all(right - left >= 16 for left, right in itertools.pairwise(boxes))
 
 
 # Keys

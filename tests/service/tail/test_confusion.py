@@ -1,5 +1,6 @@
 """Confusions estimated from few held-out photos."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
-from taillift.service.tail.confusion import STRENGTH, Confusion, estimate_confusion, read_confusions
+from taillift.service.tail.confusion import (
+    MAX_CONFUSIONS,
+    STRENGTH,
+    Confusion,
+    estimate_confusion,
+    read_confusions,
+)
 from taillift.service.tail.distributions import Doubles
 
 
@@ -70,9 +77,36 @@ def test_rows_of_the_same_pair_are_added() -> None:
 
 def test_the_report_of_a_bundle_is_read(tmp_path: Path) -> None:
     path = tmp_path / "confusion.csv"
-    assert read_confusions(path, ["a, b", "c"]) == []
     path.write_text('true,predicted,photos\n"a, b",c,3\nc,c,1\n', "utf-8")
     assert read_confusions(path, ["a, b", "c"]) == [(0, 1, 3), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "true,predicted,photos\na,a,-1\n",
+        "true,predicted,photos\na,a,1e9\n",
+        f"true,predicted,photos\na,a,{10**30}\n",
+        "true,predicted\na,a\n",
+        "true,predicted,photos\na\n",
+        f'true,predicted,photos\n"{"a" * 200_000}",a,1\n',
+        "true,predicted,photos\n\udcff,a,1\n",
+    ],
+)
+def test_a_report_that_cannot_be_one_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "confusion.csv"
+    path.write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises(UserError, match="does not fit the bundle's classes") as caught:
+        read_confusions(path, ["a", "c"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_of_many_megabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.csv"
+    path.write_text("true,predicted,photos\n")
+    os.truncate(path, MAX_CONFUSIONS + 1)
+    with pytest.raises(UserError, match=r"has 67,108,865 bytes, more than 67,108,864"):
+        read_confusions(path, ["a", "c"])
 
 
 def test_a_report_on_other_classes_is_refused_in_one_line(tmp_path: Path) -> None:

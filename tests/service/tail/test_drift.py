@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from benchmarks.streams import SimulatedBundle, batches, few_shot_bundle, simulate
 from taillift.service.tail.distributions import Doubles
-from taillift.service.tail.drift import Drift, Evidence, discoveries
+from taillift.service.tail.drift import Drift, Evidence, discoveries, log_lower_bound
 from taillift.service.tail.reference import Expected, Reference, Source, expect, reference_from
 
 LOOK = 100
@@ -156,6 +156,27 @@ def test_the_stream_narrows_the_band_but_a_dying_class_does_not_lower_it() -> No
         drift.update(counts, LOOK)
     assert drift.band.low[3] >= learned[3]
     assert drift.found[3]
+
+
+@given(
+    st.one_of(st.just(0.0), st.floats(1e-6, 1e7)),
+    st.one_of(st.just(0.0), st.floats(1e-6, 1e7)),
+    st.floats(1e-3, 60),
+)
+def test_a_confidence_bound_has_the_given_likelihood(
+    hits: float, misses: float, nats: float
+) -> None:
+    def log_likelihood(log_rate: float) -> float:
+        return hits * log_rate + misses * float(np.log(-np.expm1(log_rate)))
+
+    most = log_likelihood(np.log(hits / (hits + misses))) if hits and misses else 0.0
+    floor = most - nats
+    (bound,) = log_lower_bound(np.array([hits]), np.array([misses]), np.array([floor])).tolist()
+    if bound > -690:
+        assert log_likelihood(bound) == pytest.approx(floor, rel=1e-9, abs=1e-4 * nats)
+        assert not misses or bound <= np.log((hits + 1e-9) / (hits + misses))
+    else:
+        assert log_likelihood(-690) >= floor - 1e-9 * abs(floor)
 
 
 def test_one_large_batch_finds_what_many_small_ones_find() -> None:

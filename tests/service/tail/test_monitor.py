@@ -1,5 +1,7 @@
 """The monitor: one call per prediction, and the state that is read from it."""
 
+import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -137,6 +139,23 @@ def test_frequent_looks_change_no_count() -> None:
     np.testing.assert_array_equal(states[0].last_seen, states[1].last_seen)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_every_look_finds_what_a_fresh_monitor_with_the_same_past_finds(times: int) -> None:
+    bundle, clock = few_shot_bundle(20), Clock()
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
+    rates = np.ones(len(bundle.groups)) / len(bundle.groups) @ bundle.matrix
+    labels = np.random.default_rng(0).choice(len(rates), 6_000 // times, p=rates).repeat(times)
+    for start in range(0, len(labels), 250):
+        for label in labels[start : start + 250].tolist():
+            monitor.observe(label, 0.5)
+        monitor.refresh()
+        fresh = TailMonitor(profile(bundle), UNIFORM, clock)
+        restore(fresh, to_arrays(monitor))
+        np.testing.assert_allclose(fresh.drift.e_values, monitor.drift.e_values, rtol=1e-3)
+        silence, wanted = (one.silence.evidence.e_values for one in (fresh, monitor))
+        np.testing.assert_allclose(silence, wanted, rtol=1e-3)
+
+
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     bundle, clock = few_shot_bundle(20), Clock()
     before = TailMonitor(profile(bundle), UNIFORM, clock)
@@ -188,3 +207,71 @@ def test_without_saved_arrays_the_monitor_starts_fresh() -> None:
     monitor = TailMonitor(profile(few_shot_bundle(5)), UNIFORM, Clock())
     restore(monitor, {})
     assert tail_state(monitor).predictions == 0
+
+
+def test_counting_began_with_the_first_prediction_also_after_a_restart(tmp_path: Path) -> None:
+    clock, bundle = Clock(), simulate(0, 5)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
+    assert monitor.counted_since is None
+    feed(monitor, clock, bundle, 20)
+    monitor.refresh()
+    assert monitor.counted_since == START + 60
+    with Store(tmp_path / "tail.npz") as store:
+        store.save("v1", to_arrays(monitor))
+        again = TailMonitor(profile(bundle), UNIFORM, clock)
+        restore(again, store.load("v1"))
+    feed(again, clock, bundle, 20)
+    again.refresh()
+    assert again.counted_since == START + 60
+    clock.now += WEEK
+    monitor.refresh()
+    assert monitor.counted_since is None
+    feed(monitor, clock, bundle, 1)
+    monitor.refresh()
+    assert clock.now - WEEK / 12 <= (monitor.counted_since or 0) <= clock.now
+
+
+def test_counts_of_an_old_tail_file_began_with_their_part_of_the_window() -> None:
+    clock, bundle = Clock(), simulate(0, 5)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
+    feed(monitor, clock, bundle, 20)
+    monitor.refresh()
+    arrays = to_arrays(monitor)
+    del arrays["began"]
+    again = TailMonitor(profile(bundle), Rules(reference=Source.TRAIN), clock)
+    restore(again, arrays)
+    feed(again, clock, bundle, 20)
+    again.refresh()
+    assert again.counted_since == START // (WEEK / 12) * (WEEK / 12)
+
+
+def test_as_expected_is_said_only_after_enough_predictions() -> None:
+    clock, bundle = Clock(), simulate(0, 5)
+    monitor = TailMonitor(profile(bundle), UNIFORM, clock)
+    missing = [tail_state(monitor).classes.missing]
+    for _ in range(3):
+        feed(monitor, clock, bundle, 1_000)
+        missing.append(tail_state(monitor).classes.missing)
+    known = np.isfinite(missing[0])
+    assert known.any()
+    assert (missing[0][known] >= 1_500).all(), "at first nothing shows what depends on what"
+    for before, after in itertools.pairwise(missing):
+        assert (after[known] <= before[known]).all()
+    first = tail_state(TailMonitor(profile(bundle), UNIFORM, Clock())).groups[0]
+    assert first.words.startswith("not enough evidence yet: ")
+    assert dataclasses.replace(first, missing=0.0).words == "as expected"
+    assert dataclasses.replace(first, missing=math.inf).words == "not enough evidence yet"
+    assert dataclasses.replace(first, verdict="fewer").words == "fewer"
+
+
+def test_dependent_predictions_are_missed_for_longer() -> None:
+    clock, bundle = Clock(), simulate(0, 5)
+    monitor, films = (TailMonitor(profile(bundle), UNIFORM, clock) for _ in range(2))
+    labels = np.random.default_rng(0).integers(0, len(bundle.groups), 3_000)
+    for label in labels.tolist():
+        monitor.observe(label, 0.9)
+    for label in np.repeat(labels[:100], 30).tolist():
+        films.observe(label, 0.9)
+    alone, in_films = (tail_state(each).classes.missing for each in (monitor, films))
+    assert (in_films >= alone).all()
+    assert (in_films > alone).any()

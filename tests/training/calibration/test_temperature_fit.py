@@ -190,7 +190,7 @@ def test_temperatures_are_bounded_for_any_photos(data: st.DataObject) -> None:
 
 
 def test_groups_without_classes_make_no_note() -> None:
-    calibration = temperatures_of(held_out(2000, groups=["many"] * 5))
+    calibration = temperatures_of(held_out(2000, [2.0] * 3, groups=["many"] * 5))
     assert calibration.notes == ()
     assert set(calibration.off.groups) == set(GROUPS)
 
@@ -198,3 +198,33 @@ def test_groups_without_classes_make_no_note() -> None:
 def test_drawn_labels_are_as_frequent_as_their_weights() -> None:
     labels = draw(np.tile([1.0, 2.0, 1.0], (4000, 1)), np.random.default_rng(0))
     np.testing.assert_allclose(np.bincount(labels) / 4000, [0.25, 0.5, 0.25], atol=0.03)
+
+
+@pytest.mark.parametrize("photos", [20, 60, 400, 4000])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_model_that_is_calibrated_already_keeps_temperature_1(photos: int, seed: int) -> None:
+    calibration, scored = fit_temperatures(held_out(photos, seed=seed))
+    assert calibration.unproved == (Ensemble.OFF, Ensemble.FULL)
+    for temperatures in (calibration.off, calibration.full):
+        assert temperatures.row == [1.0, 1.0, 1.0]
+    assert any("they stay 1" in note for note in calibration.notes)
+    for before, after in scored.values():
+        np.testing.assert_array_equal(before.confidence, after.confidence)
+    assert calibration.errors is not None
+    assert calibration.errors.off.overall.before == calibration.errors.off.overall.after
+
+
+def test_only_the_ensembles_that_calibration_improves_have_temperatures() -> None:
+    held = held_out(2000)
+    sharp = MeanLogits(3 * held.view_logits[:, 0], np.where(np.arange(2000) % 2, 1, 5))
+    calibration = temperatures_of(held, sharp)
+    assert calibration.unproved == (Ensemble.OFF, Ensemble.FULL)
+    assert calibration.adaptive[1].pooled == pytest.approx(3.0, rel=0.1)
+    off = temperatures_of(held, sharp._replace(logits=held.view_logits[:, 0]))
+    assert off.adaptive == {1: off.off, 5: off.full}, "it does not fall back to other ensembles"
+
+
+def test_calibration_by_chance_is_rarely_taken_for_better() -> None:
+    """The level allows 5 of 100; these are 60 fits of two ensembles that are the same."""
+    shown = [Ensemble.OFF not in temperatures_of(held_out(120, seed=s)).unproved for s in range(60)]
+    assert sum(shown) <= 6

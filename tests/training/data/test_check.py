@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from taillift.models.errors import UserError
 from taillift.training.data import check
 from taillift.training.data.dataset import load_dataset
 from taillift.training.data.photo import StoredPhoto
+from taillift.training.data.survey import survey
 from tests.support.tiny import COLOURS, write_photo, write_photos
 
 
@@ -141,11 +143,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = check.inspect_photo
 
-    def spy(photo: StoredPhoto) -> int | str:
+    def spy(photo: StoredPhoto, max_pixels: int) -> int | str:
         names.append(photo.name)
         if photo.name == "train/stop":
             raise KeyboardInterrupt
-        return real(photo)
+        return real(photo, max_pixels)
 
     monkeypatch.setattr(check, "inspect_photo", spy)
     return names
@@ -209,3 +211,19 @@ def test_a_cache_that_cannot_be_read_or_written_stops_nothing(
     with caplog.at_level(logging.WARNING):
         assert load_dataset(str(root)).counts == [3, 2]
     assert "the work is repeated next time" in caplog.text
+
+
+def test_the_largest_photo_is_the_users_choice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    Image.new("RGB", (100, 90)).save(root / "train/red/large.png")
+    assert load_dataset(str(root), max_pixels=9_000).counts == [4, 2]
+    assert load_dataset(str(root), max_pixels=9_000).train.max_pixels == 9_000
+    assert not caplog.records
+    assert load_dataset(str(root), max_pixels=8_999).counts == [3, 2]
+    assert "large.png is left out: the image has 100 x 90 pixels, more than the 8,999" in (
+        caplog.text
+    )
+    unreadable = survey(str(root), 8_999).unreadable
+    assert [(one.words, one.count) for one in unreadable] == [("too many pixels", 1)]

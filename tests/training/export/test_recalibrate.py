@@ -1,6 +1,7 @@
 """Calibration of a finished bundle on other photos, some of them too few or too odd."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from taillift.training.fit.checkpoint import save
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.summary import summary
 from taillift.training.train import Trainer
+from tests.support.palette import make_first_schema
 from tests.support.tiny import COLOURS, write_photo, write_photos
 
 GRAPHS = ("model.onnx", "delta.safetensors", "golden.npz")
@@ -92,6 +94,21 @@ def test_a_bundle_that_lacks_a_file_is_named_before_anything_is_measured(
     with pytest.raises(UserError, match=f"copied/{name} is missing: copy the whole bundle again"):
         recalibrate(copied, colours, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_bundle_of_the_first_schema_becomes_one_of_the_second(
+    made: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    old = shutil.copytree(made, tmp_path / "old")
+    make_first_schema(old)
+    assert recalibrate(old, colours, tmp_path / "new") == read_manifest(tmp_path / "new")
+    assert read_manifest(tmp_path / "new").schema_version == 2
+    document = json.loads((old / "manifest.json").read_text())
+    del document["files"]["delta.safetensors"]
+    (old / "manifest.json").write_text(json.dumps(document))
+    make_first_schema(old)
+    with pytest.raises(UserError, match=r"has no delta\.safetensors in its list of files"):
+        recalibrate(old, colours, tmp_path / "newer")
 
 
 def test_classes_are_matched_by_label_whatever_their_order(

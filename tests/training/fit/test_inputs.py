@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest
 
 from taillift.models.bundle.images import load, views
 from taillift.models.bundle.schema import Preprocessing
@@ -123,3 +124,30 @@ def test_the_epochs_use_the_copies_of_a_photo_in_order() -> None:
         ((rows, classes),) = cached.batches([(2, epoch), (0, epoch), (1, epoch)], 8)
         assert rows.flatten().tolist() == expected
         assert classes.tolist() == [9, 7, 8]
+
+
+@pytest.mark.parametrize(("width", "height"), [(400, 300), (1600, 900), (300, 400), (224, 224)])
+@pytest.mark.parametrize("smallest", [0.0, 0.08, 0.3, 0.7, 1.0])
+def test_areas_of_minimalist_crops_are_uniform_up_to_the_largest_square(
+    width: int, height: int, smallest: float
+) -> None:
+    random = np.random.default_rng(0)
+    boxes = np.array([minimalist_crop(width, height, smallest, random) for _ in range(20_000)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    np.testing.assert_allclose(sides[:, 0], sides[:, 1])
+    largest = min(width, height) / max(width, height)
+    lowest = min(smallest, largest)
+    shares = sides.prod(1) / (width * height)
+    if lowest == largest:
+        np.testing.assert_allclose(shares, largest)
+    else:
+        # LIFT+'s code cuts both bounds to the largest square's share, and draws between them.
+        assert kstest(shares, "uniform", (lowest, largest - lowest)).statistic < 0.02
+
+
+@pytest.mark.parametrize("size", [(400, 300), (1600, 900), (300, 400)])
+def test_few_minimalist_crops_are_the_whole_short_side(size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    boxes = np.array([minimalist_crop(*size, 0.08, random) for _ in range(5_000)])
+    whole = boxes[:, 2] - boxes[:, 0] > min(size) - 0.5
+    assert whole.mean() < 0.01

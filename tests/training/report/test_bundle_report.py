@@ -1,20 +1,25 @@
 import json
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant, calibrate, measure_on
+from taillift.training.data.photo import RawPhoto
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.report.bundle import write_report
+from taillift.training.report.gallery import galleries
 from taillift.training.report.html import UNKNOWN, merged_notes, without_repeats
 from taillift.training.report.summary import summary
 from tests.support.outcomes import RECORD
@@ -137,7 +142,7 @@ def page(
 
 
 def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
-    assert len(page.sources) == 2
+    assert len(page.sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "url(" not in page.source
     assert "@import" not in page.source
@@ -145,6 +150,53 @@ def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
     assert "prefers-color-scheme: dark" in page.source
     assert 'name="viewport"' in page.source
     assert "$" not in page.text, "no name of the template is left"
+
+
+def test_sure_mistakes_and_rare_classes_are_shown_as_small_photos(tmp_path: Path) -> None:
+    held = held_out(60)
+    logits = np.full((60, 9), -3.0)
+    logits[np.arange(60), held.labels] = 3.0
+    logits[7] = 0
+    logits[7, (held.labels[7] + 1) % 9] = 9.0
+    logits[8] = 0
+    logits[8, (held.labels[8] + 1) % 9] = 2.0
+    check = named(seen(logits, held.labels), "test")
+    pixels = np.zeros((3, 300, 400), np.uint8)
+    photos = [RawPhoto(f"{index}", pixels + np.uint8(4 * index)) for index in range(60)]
+    hostile = metadata_of(classes=("<b>c0", *NAMES[1:]))
+    shown = galleries(hostile, CalibratedVariant(Variant(), check), photos)
+    assert [photo.title for photo in shown.mistakes] == [
+        hostile.classes[held.labels[index]] for index in (7, 8)
+    ]
+    wrong = hostile.classes[(held.labels[7] + 1) % 9]
+    assert shown.mistakes[0].words == f"taken for {wrong}, 100 %"
+    assert [photo.title for photo in shown.rare] == list(hostile.classes[::-1])
+    own = int((held.labels == 8).sum())
+    right = own - int((held.labels[7:9] == 8).sum())
+    assert shown.rare[0].words == f"5 training photos; {right} of {own} right"
+    data = b64decode(shown.mistakes[0].source.removeprefix("data:image/jpeg;base64,"))
+    with Image.open(BytesIO(data)) as image:
+        assert image.size == (192, 144)
+        assert image.getpixel((90, 70)) == pytest.approx((28, 28, 28), abs=3)
+    measured = CalibratedVariant(measure_on(Variant(), check), check)
+    write_report(tmp_path / "report", hostile, NINE, {FP32: measured}, photos)
+    page = Page(tmp_path / "report" / "report.html")
+    assert "The surest mistakes" in page.text
+    assert sum(source.startswith("data:image/jpeg") for source in page.sources) == 2 + 9
+    assert "<b>" not in page.source
+
+
+def test_without_mistakes_there_is_no_gallery_of_them(tmp_path: Path) -> None:
+    labels = np.arange(9)
+    check = named(seen(9.0 * np.eye(9), labels), "test")
+    photos = [RawPhoto("x", np.zeros((3, 20, 30), np.uint8))] * 9
+    variant = CalibratedVariant(measure_on(Variant(), check), check)
+    assert galleries(metadata_of(), variant, photos).mistakes == []
+    assert galleries(metadata_of(), variant, ()).rare == []
+    write_report(tmp_path / "report", metadata_of(), NINE, {FP32: variant}, photos)
+    text = Page(tmp_path / "report" / "report.html").text
+    assert "The surest mistakes" not in text
+    assert "The rarest classes" in text
 
 
 def test_it_says_what_the_bundle_is(page: Page) -> None:
@@ -334,7 +386,7 @@ def test_the_summary_is_short_and_ends_with_where_the_notes_are(
 ) -> None:
     for variant in (each.variant for each in pair.values()):
         lines = list(summary(variant))
-        assert len(lines) <= 8
+        assert len(lines) <= 12
         assert all("\n" not in line for line in lines)
         assert lines[0].startswith("made-up test, 400 photos: mean-class accuracy ")
         parts = (variant.exit, variant.calibration, variant.sets, variant.review)

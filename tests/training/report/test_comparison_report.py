@@ -120,8 +120,17 @@ def test_a_failed_run_is_named_and_the_others_are_shown(tmp_path: Path) -> None:
     write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
     text = Words((tmp_path / "report.html").read_text("utf-8")).text
     assert f"full, SGD, seed 0, failed: {FAILED}" in text
-    assert "Name a heavy recipe" in text
+    assert "Does heavy fine-tuning hurt" not in text, "nothing at hand answers it"
     assert "full, SGD - - - - - - - -" in text
+
+
+def test_captions_name_only_what_is_drawn(tmp_path: Path) -> None:
+    outcomes = [one for one in outcomes_of(1) if one.recipe.name in ("zero-shot", "lift")]
+    write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "Grey squares: nothing in the tower; purple dots: small tuners." in text
+    assert "triangles" not in text
+    assert "standard deviations" not in text, "one seed has none"
 
 
 def test_if_all_failed_the_reasons_are_left_and_nothing_older(tmp_path: Path) -> None:

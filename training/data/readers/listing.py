@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Final
 from unicodedata import normalize
 
+from taillift.models.bundle import photo_sources
 from taillift.models.errors import UserError
 from taillift.training.data.classes import Vocabulary, prompt_names
 from taillift.training.data.photo import Split, SplitName, StoredPhoto
 
-SUFFIXES: Final = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
+SUFFIXES: Final = tuple(sorted(photo_sources.SUFFIXES))
 # Entries that systems and tools create, besides those whose names start with a dot.
 SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
 DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")

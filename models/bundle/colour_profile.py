@@ -1,0 +1,75 @@
+"""From the colours of an image's profile (ICC.1:2022) to sRGB, by LittleCMS."""
+
+import io
+from functools import lru_cache
+from itertools import product
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from taillift.models.bundle.image_guard import MAX_PROFILE
+
+# The modes of the images that a profile of each colour space is for.
+MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+# A profile that changes no colour by more levels than this is taken for sRGB. Rounding changes 1.
+SAME: Final = 2
+# Transforms that are kept: a camera's photos have the same profile.
+KEPT: Final = 8
+PROBE: Final = np.array(list(product(range(0, 256, 51), repeat=3)), np.uint8)[None]
+
+
+def profile_mode(profile: bytes) -> str:
+    """Return the mode of the images that a profile is for: RGB, L or CMYK; else an empty text."""
+    return MODES.get(profile[16:20], "") if len(profile) <= MAX_PROFILE else ""
+
+
+def profile_name(profile: bytes) -> str:
+    """Return a profile's description; `broken` if it cannot be read."""
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.getProfileDescription(opened).strip() or "without a name"
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return "broken"
+
+
+@lru_cache(maxsize=KEPT)
+def srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform to sRGB of images in the profile's mode.
+
+    None if the profile is broken, for another mode or over `MAX_PROFILE` bytes, or if it is sRGB's.
+    """
+    mode = profile_mode(profile)
+    if not mode:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    colours = Image.fromarray(PROBE).convert(mode)
+    unchanged, changed = colours.convert("RGB"), transform.apply(colours)
+    difference = np.abs(np.asarray(unchanged, np.int16) - np.asarray(changed, np.int16))
+    return None if difference.max() <= SAME else transform
+
+
+def usable_mode(profile: bytes) -> str:
+    """Return the mode of the images whose colours `to_srgb` converts by a profile; empty if none's.
+
+    Those of a broken profile, and of sRGB's, stay as they are.
+    """
+    return profile_mode(profile) if srgb_transform(profile) else ""
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert an RGB, RGBA, L, LA or CMYK image with this profile to RGB or RGBA in sRGB.
+
+    The image itself is returned if `usable_mode` does not name its mode.
+    """
+    opaque, transform = image.mode.removesuffix("A"), srgb_transform(profile)
+    if transform is None or opaque != profile_mode(profile):
+        return image
+    changed = transform.apply(image.convert(opaque))
+    if image.mode != opaque:
+        changed.putalpha(image.getchannel("A"))
+    return changed
