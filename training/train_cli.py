@@ -49,6 +49,9 @@ Set = Annotated[
         "given several times.",
     ),
 ]
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
     int | None,
@@ -62,9 +65,6 @@ Rate = Annotated[
         help="Learning rate of head and tuners: --set optimiser.head_rate=..., and of tuner_rate. "
         "Recipes have one for each.",
     ),
-]
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
 ]
 Imbalance = Annotated[
     float | None,
