@@ -93,7 +93,7 @@ COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 GROUPS: Final = {
     "Connections": (
         "metrics_port cors_origins max_connections max_header_bytes max_headers header_seconds "
-        "body_seconds stall_seconds keep_alive_seconds drain_seconds"
+        "body_seconds stall_seconds keep_alive_seconds notice_seconds drain_seconds"
     ),
     "Computing": (
         "device_memory_bytes engines decode_threads decode_pixels batch_views queue_views "

@@ -31,12 +31,13 @@ def test_the_demo_keeps_rare_classes_and_test_photos_whole_and_cuts_frequent_cla
     short = load_dataset(str(table))
     assert set(short.classes) == set(sample.classes)
     counts, whole = (dict(zip(of.classes, of.counts, strict=True)) for of in (short, sample))
-    assert counts == {name: min(60, count) for name, count in whole.items()}
+    assert counts == {name: min(101, count) for name, count in whole.items()}
     assert short.test
     assert sample.test
     tested, all_tested = (
         Counter(of.classes[label] for label in of.test.labels) for of in (short, sample) if of.test
     )
+    assert set(short.groups) == {"many", "medium", "few"}
     assert tested == all_tested, "so that its accuracy is that on wardrobe-lt"
     assert {str(photo) for photo in short.test.photos} == {
         str(Path(str(photo)).resolve()) for photo in sample.test.photos
