@@ -12,7 +12,7 @@ import typer
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import end_in_one_line
 from taillift.models.terminal import printable_json, say
-from taillift.service.settings import PREFIX, Settings, cores, default_text, read_settings
+from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
 if TYPE_CHECKING:
     from taillift.service.http.schemas import ClassifiedImage
@@ -73,7 +73,10 @@ def setting_parameter(name: str) -> inspect.Parameter:
         argument = typer.Argument(envvar=variable, help=field.description)
         return inspect.Parameter(name, kind, annotation=Annotated[annotation, argument])
     option = typer.Option(
-        envvar=variable, help=field.description, show_default=default_text(name) or False
+        envvar=variable,
+        help=field.description,
+        show_default=default_text(name) or False,
+        rich_help_panel=group_of(name),
     )
     return inspect.Parameter(
         name, kind, default=None, annotation=Annotated[annotation | None, option]

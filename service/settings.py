@@ -89,6 +89,23 @@ def batch_views(settings: dict[str, Any]) -> int:
 
 COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 
+# The groups of `taillift serve --help`. What is in none of them is common, and is shown first.
+GROUPS: Final = {
+    "Connections": (
+        "metrics_port cors_origins max_connections max_header_bytes max_headers header_seconds "
+        "body_seconds stall_seconds keep_alive_seconds drain_seconds"
+    ),
+    "Computing": (
+        "device_memory_bytes engines decode_threads decode_pixels batch_views queue_views "
+        "queue_bytes queue_pixels"
+    ),
+    "Limits of a request": (
+        "max_body_bytes max_images max_image_bytes max_pixels max_request_pixels answer_seconds"
+    ),
+    "Rare classes": "class_metrics reference tail_window_seconds tail_level",
+    "Logs": "access_log",
+}
+
 
 class Settings(BaseSettings):
     """The settings of one service: given values first, then `TAILLIFT_*`, then the defaults."""
@@ -375,6 +392,11 @@ def default_text(name: str) -> str | None:
     if field.default_factory is not None:
         return COMPUTED_DEFAULTS[field.default_factory]
     return None if field.default is None else str(field.default)
+
+
+def group_of(name: str) -> str | None:
+    """Return the group of a setting in `taillift serve --help`; None if it is a common one."""
+    return next((group for group, names in GROUPS.items() if name in names.split()), None)
 
 
 def settings_table() -> str:

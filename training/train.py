@@ -18,7 +18,7 @@ from taillift.models.bundle.arrays import Floats, chunks
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
-from taillift.training.console import epochs_bar
+from taillift.training.console import steps_bar
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import predictions, view_logits
 from taillift.training.fit.build import (
@@ -31,6 +31,7 @@ from taillift.training.fit.build import (
 )
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.fit.distributed import Processes, resolve_precision
+from taillift.training.fit.estimate import training_seconds
 from taillift.training.fit.frozen_features import (
     BATCH,
     FrozenFeatures,
@@ -162,6 +163,10 @@ class Trainer:
                     curves.add(recipe.epochs, accuracies)
         return run
 
+    def seconds(self, recipe: Recipe) -> float:
+        """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
+        return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
+
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.
 
@@ -199,8 +204,12 @@ class Trainer:
         chosen = list(kept)
         return self._centres[preprocessing][chosen], views.labels[chosen]
 
-    def view_logits(self, run: Run, split: Split) -> Floats:
-        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch."""
+    def view_logits(self, run: Run, split: Split, only: Sequence[int] | None = None) -> Floats:
+        """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch.
+
+        `only` are the indices of N of the photos. The frozen features of the whole split are
+        kept for other runs.
+        """
         preprocessing = run.metadata.preprocessing
         key = split, preprocessing
         if key not in self._views:
@@ -209,7 +218,8 @@ class Trainer:
                 photos, [1] * len(split), 1, self._frozen, self._processes
             )
         inputs = self._views[key].inputs_for(run.model, preprocessing.size)
-        return view_logits(run.model, inputs, self._processes.device)
+        chosen = inputs if only is None else Subset(inputs, only)
+        return view_logits(run.model, chosen, self._processes.device)
 
 
 def fit(
@@ -244,7 +254,8 @@ def fit(
     photos, options = len(inputs.labels), recipe.optimiser
     steps_per_epoch = -(-photos // recipe.batch)
     clock = Clock(progress)
-    with epochs_bar(f"Training {recipe.title}, seed {recipe.seed}", recipe.epochs) as bar:
+    title, steps = f"Training {recipe.title}, seed {recipe.seed}", steps_per_epoch * recipe.epochs
+    with steps_bar(title, steps, progress.done) as show:
         while progress.epoch < recipe.epochs:
             # Every photo once, in a new order. A run that continues skips what it has done.
             order = epoch_order(photos, recipe.seed, progress.epoch)
@@ -259,12 +270,12 @@ def fit(
                 rates = optimisation.update(progress.done, factor)
                 curves.add(progress.done, {"loss/step": loss} | rates)
                 progress.finish_step(loss, size)
+                show(progress.done, f"loss {loss:.3f}")
                 if resume.due:
                     clock.read()
                     resume.write(progress, optimisation.state_dict())
             mean_loss = progress.finish_epoch(photos)
             curves.add(progress.epoch, {"loss/epoch": mean_loss})
-            bar.update(bar.task_ids[0], completed=progress.epoch, loss=mean_loss)
             clock.read()
             resume.write(progress, optimisation.state_dict())
 

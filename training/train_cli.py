@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -52,6 +52,20 @@ Set = Annotated[
 MaxPixels = Annotated[
     int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
 ]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
+]
+Batch = Annotated[int | None, typer.Option(help="Photos a step: --set batch=...")]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--lr",
+        help="Learning rate of head and tuners: --set optimiser.head_rate=..., and of tuner_rate. "
+        "Recipes have one for each.",
+    ),
+]
 Imbalance = Annotated[
     float | None,
     typer.Option(
@@ -68,6 +82,10 @@ def train(
         str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
     ] = "lift",
     changes: Set = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -95,22 +113,24 @@ def train(
     """
     from taillift.models.bundle.atomic import require_writable
     from taillift.models.lift.backbone import load_backbone
-    from taillift.training.console import is_first
+    from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
     from taillift.training.fit.resume import resume_path
-    from taillift.training.recipe.recipe import load_recipe, parse_changes
+    from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
 
     seeded = {} if seed is None else {"seed": seed}
-    chosen = load_recipe(recipe, {**parse_changes(changes or []), **seeded})
+    chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
     dataset = load_dataset(data, imbalance, max_pixels)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
-        run = Trainer(dataset, load_backbone(backbone)).train(chosen, resume_path(path), curves)
+        trainer = Trainer(dataset, load_backbone(backbone))
+        note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
+        run = trainer.train(chosen, resume_path(path), curves)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -209,7 +229,7 @@ def export(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
         f"on {proof.photos} photos (allowed: {TOLERANCE:g})\n"
         f"ONNX Runtime against torch: {proof.runtime:.1e}\n"
-        f"graph: {proof.nodes} nodes; unmerged it would have {proof.unmerged_nodes}"
+        f"graph: {proof.nodes} nodes"
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
@@ -245,6 +265,10 @@ def compare(
     ] = COMPARED,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     changes: Set = None,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch: Batch = None,
+    lr: Rate = None,
     backbone: BackboneName = "default",
     out: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
@@ -269,10 +293,10 @@ def compare(
     from taillift.training.comparison.table import failures, table
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.recipe.recipe import load_recipe, parse_changes
+    from taillift.training.recipe.recipe import load_recipe
     from taillift.training.report.comparison import write_report
 
-    values = parse_changes(changes or [])
+    values = recipe_changes(changes, epochs, steps, batch, lr)
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
@@ -332,6 +356,36 @@ def backbones(
         typer.echo(line)
     if name is None:
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
+
+
+def recipe_changes(
+    assignments: Sequence[str] | None,
+    epochs: int | None,
+    steps: int | None,
+    batch: int | None,
+    rate: float | None,
+) -> dict[str, Any]:
+    """Return the fields that --set and the options with names of their own change in a recipe.
+
+    Raises `UserError` if a field is given twice.
+    """
+    from taillift.training.recipe.recipe import parse_changes
+
+    named: dict[str, dict[str, float | None]] = {
+        "--epochs": {"epochs": epochs},
+        "--steps": {"steps": steps},
+        "--batch": {"batch": batch},
+        "--lr": {"optimiser.head_rate": rate, "optimiser.tuner_rate": rate},
+    }
+    changes = parse_changes(assignments or [])
+    for option, fields in named.items():
+        for field, value in fields.items():
+            if value is None:
+                continue
+            if field in changes:
+                raise UserError(f"{option} and --set {field} change the same field: give one")
+            changes[field] = value
+    return changes
 
 
 def print_summary(target: Path, manifest: "Manifest") -> None:

@@ -20,6 +20,8 @@ DEPENDENCE: Final = "dependence/"
 LAST_SEEN: Final = "last seen"
 # Arrays of classes, in the order of the predictions.
 STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
+# Times that are not a number before the first prediction.
+TIMES: Final = {LAST_SEEN, "began"}
 # Beginnings of the names that files of version 0.1.0 lack.
 LATER: Final = ("sightings/", "predictions", "held", "began", DEPENDENCE)
 
@@ -126,7 +128,7 @@ def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
             raise ValueError(
                 f"the array {name!r} has another size or type: {array.dtype}{list(array.shape)}"
             )
-        if name != LAST_SEEN and not np.isfinite(array).all():
+        if name not in TIMES and not np.isfinite(array).all():
             raise ValueError(f"the array {name!r} has numbers that are not finite")
         if name in STREAMS and not ((array >= 0) & (array < len(monitor.last_seen))).all():
             raise ValueError(f"the array {name!r} has classes that the bundle lacks")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from taillift.models.errors import UserError
 from taillift.service import settings as settings_module
 from taillift.service.serve_cli import app, serve
-from taillift.service.settings import Settings, batch_views, read_settings, settings_table
+from taillift.service.settings import GROUPS, Settings, batch_views, read_settings, settings_table
 
 
 def test_every_setting_except_a_secret_has_a_flag() -> None:
@@ -70,6 +70,23 @@ def test_help_describes_every_flag_with_its_variable_and_default(command: str) -
         assert f"[env var: TAILLIFT_{name.upper()}]" in line
         if (text := default(field)) != "unset":
             assert f"[default: ({text})]" in line
+
+
+def test_help_shows_ten_common_settings_first_and_the_others_in_groups() -> None:
+    grouped = [name for names in GROUPS.values() for name in names.split()]
+    assert len(set(grouped)) == len(grouped)
+    assert set(grouped) <= set(Settings.model_fields)
+    common = set(Settings.model_fields) - set(grouped) - {"keys", "bundle"}
+    assert len(common) == 10
+    lines = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["serve", "--help"]).output.splitlines()
+    titles = [line for line in lines if line.startswith("╭─")]
+    assert [title.split()[1] for title in titles] == [
+        *("Arguments", "Options"),
+        *(group.split()[0] for group in GROUPS),
+    ]
+    first_group = lines.index(titles[2])
+    for name in common:
+        assert any(f"--{name.replace('_', '-')} " in line for line in lines[:first_group]), name
 
 
 def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.posterior import log_shares
+from taillift.models.bundle.arrays import Doubles
+from taillift.models.bundle.posterior import log_shares, without_prior
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.lift.merge import merge
@@ -18,7 +19,7 @@ from taillift.models.lift.model import Model
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
 from taillift.training.data.photo import Split
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.train import Trainer
+from taillift.training.train import Run, Trainer
 
 FOLDS: Final = 5
 # The most photos of one class: the surplus of frequent classes would cost time and teach little.
@@ -31,13 +32,14 @@ Write = Callable[[Model, Path], dict[Precision, Path]]
 
 
 def cross_fit(
-    trainer: Trainer, recipe: Recipe, write: Write, groups: Sequence[Group]
+    trainer: Trainer, recipe: Recipe, write: Write | None, groups: Sequence[Group]
 ) -> dict[Precision, HeldOut]:
     """Train `FOLDS` times, each time without a part of the photos, and evaluate that part.
 
-    Each model is used as the service would use it: merged, written by `write`, run by ONNX Runtime.
-    The result is empty if every class has a single photo, because that one has to stay in training.
-    Raises what training raises.
+    With `write`, each model is merged, written by it, and run by ONNX Runtime in all its variants.
+    Without, the fp32 logits come from torch, and the folds share what is frozen: no fold has to
+    export a graph. The result is empty if every class has a single photo, because that one has to
+    stay in training. Raises what training raises.
     """
     train = trainer.dataset.train
     most = int(np.clip(MAX_PHOTOS // len(groups), 2, MAX_PER_CLASS))
@@ -47,18 +49,23 @@ def cross_fit(
     if not assigned:
         return {}
     folds = [distinct[fold].tolist() for fold in assigned]
-    parts = [
-        _logits_without(
-            trainer,
-            recipe,
-            write,
-            fold,
-            # A duplicate of an evaluated photo must not be trained on.
-            np.flatnonzero(np.isin(original, fold)).tolist(),
-            f"Measuring fold {number} of {len(folds)}",
-        )
-        for number, fold in enumerate(folds, 1)
-    ]
+    measured = train.only(np.concatenate(folds).tolist())
+    parts: list[ViewLogits] = []
+    for number, fold in enumerate(folds, 1):
+        # A duplicate of an evaluated photo must not be trained on.
+        without = np.flatnonzero(np.isin(original, fold)).tolist()
+        run = trainer.train(recipe, without=set(without))
+        # The model carries the prior of the photos that it was trained on, which are fewer.
+        removed = np.bincount(train.only(without).labels, minlength=len(groups))
+        remaining = (np.array(run.metadata.counts) - removed).tolist()
+        log_prior = log_shares(carried_prior(recipe, remaining))
+        if write is None:
+            start = sum(map(len, folds[: number - 1]))
+            logits = trainer.view_logits(run, measured, range(start, start + len(fold)))
+            parts.append({Precision.FP32: without_prior(logits, log_prior)})
+        else:
+            title = f"Measuring fold {number} of {len(folds)}"
+            parts.append(_written_logits(run, write, log_prior, train.only(fold), title))
     labels = np.concatenate([np.asarray(train.labels)[fold] for fold in folds])
     data = f"{len(labels)} training photos of {trainer.dataset.name}, in {len(folds)} folds"
     return {
@@ -128,27 +135,14 @@ def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
     return shares
 
 
-def _logits_without(
-    trainer: Trainer,
-    recipe: Recipe,
-    write: Write,
-    fold: Sequence[int],
-    without: Sequence[int],
-    title: str,
+def _written_logits(
+    run: Run, write: Write, log_prior: Doubles, photos: Split, title: str
 ) -> ViewLogits:
-    """Return logits of the photos at `fold` from a model trained without those at `without`."""
-    run = trainer.train(recipe, without=set(without))
-    train = trainer.dataset.train
-    removed = np.bincount(train.only(without).labels, minlength=len(run.metadata.counts))
-    # The model carries the prior of the photos that it was trained on, which are fewer.
-    remaining = (np.array(run.metadata.counts) - removed).tolist()
+    """Return the logits of photos from the graphs of a run's merged model."""
+    preprocessing = run.metadata.preprocessing
     with tempfile.TemporaryDirectory() as folder:
         paths = write(merge(run.model.eval()), Path(folder))
-        size = run.metadata.preprocessing.size
-        return view_logits(
-            {precision: Session(path, side=size) for precision, path in paths.items()},
-            log_shares(carried_prior(recipe, remaining)),
-            train.only(fold),
-            run.metadata.preprocessing,
-            title,
-        )
+        sessions = {
+            precision: Session(path, side=preprocessing.size) for precision, path in paths.items()
+        }
+        return view_logits(sessions, log_prior, photos, preprocessing, title)

@@ -1,7 +1,6 @@
 """From a checkpoint to a bundle: merge the tuners, write and check the graphs, calibrate them."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,6 @@ import torch
 from taillift.models.bundle.arrays import Floats, Pixels
 from taillift.models.bundle.folder import (
     DELTA,
-    MODEL,
     REPORT,
     new_bundle,
     write_golden,
@@ -40,13 +38,15 @@ from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.models.names import canonical
-from taillift.training.calibration.cross_fit import carried_prior, cross_fit
+from taillift.training.calibration.cross_fit import FOLDS, MAX_PER_CLASS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
+from taillift.training.console import duration, note
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.onnx_graph import in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
+from taillift.training.fit.estimate import evaluation_seconds
 from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
@@ -61,17 +61,16 @@ GOLDEN_PHOTOS: Final = 4
 
 @dataclass(frozen=True)
 class Proof:
-    """Largest differences between logits on `photos` training photos, and the graphs' sizes.
+    """Largest differences between logits on `photos` training photos, and the graph's size.
 
     `merged` compares the merged model with the trained one, `runtime` ONNX Runtime with the merged
-    model. `unmerged_nodes` is the number of nodes that the graph would have without merging.
+    model. `nodes` is the number of nodes of the fp32 graph.
     """
 
     photos: int
     merged: float
     runtime: float
     nodes: int
-    unmerged_nodes: int
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,15 @@ def export(
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
             f"{dataset.name}: name the photos it was trained on"
         )
-    model.eval().requires_grad_(False)
+    held_out = [split for split in (dataset.val, dataset.test) if split is not None]
+    photos = sum(map(len, held_out))
+    if calibrated and dataset.val is None:
+        photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
+    seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
+    if calibrated and dataset.val is None:
+        # Each fold trains on four fifths of the photos again, and measures the others.
+        seconds += (FOLDS - 1) * metadata.record.seconds
+    note(f"Exporting {metadata.recipe.title} for {dataset.name}: {duration(seconds)}")
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
     graphs = Graphs(pixels, variants)
@@ -117,14 +124,15 @@ def export(
 
     def cross_fitted() -> HeldOuts:
         trainer = Trainer(dataset, load_backbone(backbone or metadata.backbone))
-        return cross_fit(trainer, recipe_as_trained(checkpoint, metadata), graphs.write, groups)
+        write = graphs.write if variants else None
+        return cross_fit(trainer, recipe_as_trained(checkpoint, metadata), write, groups)
 
     with new_bundle(target, replace) as bundle:
         paths = graphs.write(merged, bundle.path)
         side = metadata.preprocessing.size
         sessions = {precision: Session(path, side=side) for precision, path in paths.items()}
         served = logits_of(sessions[Precision.FP32], pixels)
-        proof = prove(model, merged, pixels, served, node_count(paths[Precision.FP32]), graphs)
+        proof = prove(model, merged, pixels, served, node_count(paths[Precision.FP32]))
         shutil.copyfile(checkpoint, bundle.path / DELTA)
         golden = pixels[:GOLDEN_PHOTOS]
         golden_logits = {
@@ -146,7 +154,7 @@ def export(
 
 
 def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
-    """Return the recipe with the numerical precision that the checkpoint was trained in.
+    """Return the recipe with the epochs and the numerical precision of the checkpoint's training.
 
     Raises `UserError` if a file that the recipe names has changed since.
     """
@@ -158,7 +166,10 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
             "trains from it again: restore the old file, train again, or add a val split"
         )
-    return recipe.model_copy(update={"precision": metadata.record.precision or "auto"})
+    # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
+    # number was bounded.
+    precision = metadata.record.precision or "auto"
+    return recipe.model_copy(update={"steps": None, "precision": precision})
 
 
 def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
@@ -171,27 +182,27 @@ def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
 
 
 @torch.no_grad()
-def prove(
-    model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int, graphs: Graphs
-) -> Proof:
+def prove(model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int) -> Proof:
     """Compare the trained model, the merged one, and the logits that the merged graph gives.
 
-    `served` are those logits, float32 [N, C], on `pixels`. Raises `UserError` if a step
-    changes a logit by more than `TOLERANCE`.
+    `served` are those logits, float32 [N, C], on `pixels`. The stages that training left as they
+    were run once for both models. Raises `UserError` if a step changes a logit by more than
+    `TOLERANCE`.
     """
+    frozen = model.tower.frozen_stages
+    stem = model.eval().tower[:frozen]
+    rows = in_batches(lambda views: stem(model.normalise(torch.from_numpy(views))).numpy(), pixels)
 
     def logits(of: Model) -> Floats:
-        return in_batches(lambda rows: of(torch.from_numpy(rows))[0].numpy(), pixels)
+        network = of.tower[frozen:]
+        return in_batches(lambda part: of.head(network(torch.from_numpy(part)))[0].numpy(), rows)
 
     merged_logits = logits(merged)
-    with tempfile.TemporaryDirectory() as folder:
-        unmerged_nodes = graphs.write_plain(model, Path(folder) / MODEL)
     proof = Proof(
         photos=len(pixels),
         merged=float(np.abs(logits(model) - merged_logits).max()),
         runtime=float(np.abs(served - merged_logits).max()),
         nodes=nodes,
-        unmerged_nodes=unmerged_nodes,
     )
     for name, error in (("merging", proof.merged), ("ONNX Runtime", proof.runtime)):
         # NaN is refused, too.

@@ -48,11 +48,10 @@ class Graphs:
                 self.made[precision] = str(self.int8)
         return paths
 
-    def write_plain(self, model: Model, path: Path) -> int:
-        """Write any model's fp32 graph and return its number of nodes."""
-        side = self.pixels.shape[1]
-        example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-        return write_graph(model, example, path, ["pixels"], ["logits", "features"])
+    def write_plain(self, model: Model, path: Path) -> None:
+        """Write any model's fp32 graph."""
+        example = torch.zeros(2, *self.pixels.shape[1:], dtype=torch.uint8)
+        write_graph(model, example, path, ["pixels"], ["logits", "features"])
 
 
 def node_count(path: Path) -> int:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import onnx
@@ -15,6 +15,8 @@ from taillift.models.bundle.arrays import Floats, Pixels, chunks
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError, first_line
 
+# Pixels, or what stages of a tower have made of them.
+Rows = TypeVar("Rows", Pixels, Floats)
 PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
 # Views that are run at once: any machine has the memory for them.
 BATCH: Final = 8
@@ -108,7 +110,7 @@ def logits_of(session: Session, pixels: Pixels) -> Floats:
     return in_batches(lambda rows: session.run(rows).logits, pixels)
 
 
-def in_batches(run: Callable[[Pixels], Floats], pixels: Pixels) -> Floats:
-    """Return what `run` gives for all views, computed `BATCH` views at a time."""
-    batches = chunks(range(len(pixels)), BATCH)
-    return np.concatenate([run(pixels[list(indices)]) for indices in batches])
+def in_batches(run: Callable[[Rows], Floats], rows: Rows) -> Floats:
+    """Return what `run` gives for all rows [N, ...], computed `BATCH` rows at a time."""
+    batches = chunks(range(len(rows)), BATCH)
+    return np.concatenate([run(rows[list(indices)]) for indices in batches])

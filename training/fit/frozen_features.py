@@ -7,7 +7,7 @@ part of the work, they run once, on a few augmented copies of each photo.
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taillift.models.bundle.session import load_graph
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
+from taillift.models.lift.tower import Tower
 from taillift.training.console import track
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import CachedFeatures, Inputs, Photos, copy_epochs
@@ -192,16 +193,24 @@ def worthwhile_stages(model: Model, size: int) -> dict[int, int]:
     it are frozen and do at least `WORTHWHILE` of the tower's operations, counted on one image of
     `size` S, in pixels.
     """
-    operations, numbers = [0], [0]
-    with torch.no_grad():
-        rows = model.normalise(torch.zeros(1, size, size, 3, dtype=torch.uint8))
-        for stage in model.tower:
-            with FlopCounterMode(display=False) as counter:
-                rows = stage(rows)
-            operations.append(operations[-1] + int(counter.get_total_flops()))
-            numbers.append(rows.numel())
+    counted = stage_operations(model.tower, size)
+    operations = [0, *accumulate(operations for operations, _ in counted)]
     return {
-        stages: numbers[stages]
+        stages: counted[stages - 1][1]
         for stages in range(model.tower.frozen_stages, 0, -1)
         if operations[stages] >= WORTHWHILE * operations[-1]
     }
+
+
+@torch.no_grad()
+def stage_operations(tower: Tower, size: int) -> list[tuple[int, int]]:
+    """Return the floating-point operations of each stage, and the numbers behind it.
+
+    Both are counted on one view of `size` S, in pixels.
+    """
+    rows, counted = torch.zeros(1, 3, size, size), []
+    for stage in tower:
+        with FlopCounterMode(display=False) as counter:
+            rows = stage(rows)
+        counted.append((int(counter.get_total_flops()), rows.numel()))
+    return counted

@@ -17,6 +17,9 @@ FOLDER: Final = Path(__file__).parent
 LARGEST_SEED: Final = 2**64 - 1
 # For recipes that give `steps`: augmentation and schedule make no sense in fewer epochs.
 FEWEST_EPOCHS: Final = 2
+# And at most this many: on few photos, further epochs take minutes and teach little
+# (docs/training.md gives the figures).
+MOST_EPOCHS: Final = 7
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -103,7 +106,7 @@ class Recipe(Part):
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
     steps: int | None = Field(
-        None, ge=1, description="replaces epochs by the number, at least 2, that these steps take"
+        None, ge=1, description="replaces epochs by the number, 2 to 7, that these steps take"
     )
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
@@ -147,7 +150,8 @@ class Recipe(Part):
         tuners = tuple(tuner.resolved(len(counts), tuned, width) for tuner in self.tuners)
         epochs = self.epochs
         if self.epochs and self.steps is not None:
-            epochs = max(FEWEST_EPOCHS, -(-self.steps * self.batch // sum(counts)))
+            needed = -(-self.steps * self.batch // sum(counts))
+            epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
         return self.model_copy(update={"tuners": tuners, "epochs": epochs})
 
 

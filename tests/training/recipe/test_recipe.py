@@ -16,6 +16,7 @@ from taillift.training.recipe.losses import Focal, LogitAdjusted
 from taillift.training.recipe.recipe import (
     FEWEST_EPOCHS,
     LARGEST_SEED,
+    MOST_EPOCHS,
     NAMES,
     Recipe,
     load_recipe,
@@ -302,7 +303,7 @@ def test_few_classes_get_the_least_rank_and_many_the_papers_rank(classes: int, r
 def test_a_files_steps_do_not_replace_requested_epochs(tmp_path: Path) -> None:
     source = written(tmp_path, "steps: 250")
     assert load_recipe(source, {"epochs": 5}).resolved([10], 12, 768).epochs == 5
-    assert load_recipe(source, {"batch": 25}).resolved([10], 12, 768).epochs == 625
+    assert load_recipe(source, {"batch": 2}).resolved([100], 12, 768).epochs == 5
 
 
 def test_steps_become_whole_epochs() -> None:
@@ -310,8 +311,17 @@ def test_steps_become_whole_epochs() -> None:
     assert recipe.resolved([100, 100], 12, 768).epochs == 5
     assert recipe.resolved([100, 101], 12, 768).epochs == 5, "rounded up to whole epochs"
     assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than this"
+    assert recipe.resolved([99], 12, 768).epochs == MOST_EPOCHS, "and never more than this"
+    assert recipe.resolved([1], 12, 768).epochs == MOST_EPOCHS
     nothing = load_recipe("zero-shot", {"steps": 100})
     assert nothing.resolved([100], 12, 768).epochs == 0
+
+
+@pytest.mark.parametrize(("photos", "epochs"), [(1_303, 7), (3_300, 3), (141, MOST_EPOCHS)])
+def test_only_sets_of_few_photos_are_trained_on_for_fewer_steps(photos: int, epochs: int) -> None:
+    assert load_recipe("lift").resolved([photos], 6, 256).epochs == epochs
+    few = load_recipe("lift", {"epochs": 57})
+    assert few.resolved([photos], 6, 256).epochs == 57, "epochs that are asked for are kept"
 
 
 def test_ldams_scale_must_be_that_of_the_head() -> None:

@@ -24,6 +24,7 @@ from taillift.training.data.readers.lists import (
     read_lists,
 )
 from taillift.training.data.readers.shards import is_shards, read_shards
+from taillift.training.data.split_names import split_called
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,13 @@ def read_source(source: str) -> Listing:
     """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
     In a folder with a `dataset.yaml`, this file says which lists are read. Next to class folders,
-    lists are read if they are lists of the photos in them. Raises `UserError` if the source has no
-    known layout or several, and for the reasons of the layout's reader.
+    lists are read if they are lists of the photos in them. A set's train/ stands for the set.
+    Raises `UserError` if the source has no known layout or several, and for the reasons of the
+    layout's reader.
     """
     path = Path(source)
+    if is_train_folder(path):
+        source, path = str(path.parent), path.parent
     if (path / DESCRIPTION).is_file():
         path = path / DESCRIPTION
     layouts = [layout for layout in LAYOUTS if layout.matches(path)]
@@ -83,3 +87,9 @@ def read_source(source: str) -> Listing:
     raise UserError(
         f"{path} is not a set of photos: give one of {descriptions}; or a sample set ({samples})"
     )
+
+
+def is_train_folder(path: Path) -> bool:
+    """Return whether `path` is the train/ of a set in class folders, and not a set of its own."""
+    is_set = (path / DESCRIPTION).is_file() or any(layout.matches(path) for layout in LAYOUTS)
+    return split_called(path.name) == "train" and path.is_dir() and not is_set

@@ -123,3 +123,15 @@ def test_a_users_folder_comes_before_a_sample_set_of_the_same_name(
     write_photos(tmp_path / "wardrobe-lt", {"red": 3, "blue": 2})
     monkeypatch.chdir(tmp_path)
     assert load_dataset("wardrobe-lt").classes == ("red", "blue")
+
+
+def test_the_train_folder_of_a_set_stands_for_the_set(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", {"red": 3, "blue": 2}, ("train", "val"))
+    whole = load_dataset(str(tmp_path / "photos"))
+    for source in (tmp_path / "photos/train", f"{tmp_path}/photos/train/"):
+        assert load_dataset(str(source)) == whole
+
+
+def test_a_set_that_is_called_train_is_itself(tmp_path: Path) -> None:
+    inner = write_photos(tmp_path / "photos/train", {"red": 3, "blue": 2})
+    assert load_dataset(str(inner)).name == "train"
