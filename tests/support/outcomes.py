@@ -68,11 +68,11 @@ def outcome_of(
         evaluation=Evaluation(
             data="made-up test",
             images=1234,
-            single=_scores(full - 1, groups),
+            single=_scores(np.maximum(full - 1, 0), groups),
             full=_scores(full, groups),
         ),
         accuracies=tuple(
-            None if rate is None else Accuracy(single=rate - 1, full=rate) for rate in rates
+            None if rate is None else Accuracy(single=max(rate - 1, 0), full=rate) for rate in rates
         ),
     )
 

@@ -171,9 +171,9 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
-    status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "epochs=2")
+    status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "batch=8")
     assert status == 0, errors
-    assert read_metadata(path).recipe.epochs == 2
+    assert read_metadata(path).recipe.batch == 8
 
 
 def test_checkpoints_with_dots_keep_apart_from_each_other_and_from_their_recipe(
@@ -213,7 +213,7 @@ def test_an_interrupted_training_leaves_no_checkpoint_and_says_what_to_do(tmp_pa
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert errors.startswith("error: training was interrupted and runs/photos/lift-0.safetensors")
+    assert "\nerror: training was interrupted and runs/photos/lift-0.safetensors" in errors
     assert "run the same command again to continue" in errors
     assert list((tmp_path / "runs").rglob("lift-0.safetensors")) == []
     assert {path.name for path in (tmp_path / "runs/photos").iterdir()} <= {

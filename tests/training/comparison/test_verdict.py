@@ -26,7 +26,8 @@ def runs(name: str, few: float, others: float = 70.0, seeds: int = 3) -> list[Ou
         rates = own + others
         rates[FEW] = own[FEW] + few
         luck = np.random.default_rng(crc32(f"{name} {seed}".encode())).normal(0, 0.5, len(COUNTS))
-        outcomes.append(outcome_of(name, seed, (rates + luck).tolist(), COUNTS))
+        rates = np.clip(rates + luck, 0, 100)
+        outcomes.append(outcome_of(name, seed, rates.tolist(), COUNTS))
     return outcomes
 
 
