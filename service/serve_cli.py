@@ -105,8 +105,8 @@ def classify(
         Path | None,
         typer.Option(
             metavar="FILE.csv|.jsonl|.parquet",
-            help="Write a row for each image to this file instead of printing. If it has the first "
-            "rows already, the run goes on behind them.",
+            help="Write a row for each image to this file instead of printing. If a run was broken "
+            "off, the same command goes on after its last row.",
             show_default=False,
         ),
     ] = None,
@@ -219,13 +219,13 @@ def embed(
         Path,
         typer.Option(
             metavar="FILE.npz|.parquet|.csv|.jsonl",
-            help="File to write. If the run was broken off before, it goes on.",
+            help="File to write. If a run was broken off, the same command goes on.",
         ),
     ],
     recursive: Recursive = False,
     ensemble: Annotated[
         Literal["full", "off", "adaptive"],
-        typer.Option(help="Which views the features are a mean over, as for `classify`."),
+        typer.Option(help="Views over which the features are averaged, as for `classify`."),
     ] = "full",
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
@@ -254,7 +254,7 @@ def watch(
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
-            "label,confidence and optionally time,thing (rows of one thing count once).",
+            "label,confidence and, optionally, time,thing (rows of one thing count once).",
         ),
     ],
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -263,7 +263,7 @@ def watch(
         Path | None,
         typer.Option(
             metavar="FILE.html",
-            help="Write the report to this file as well: a page like the Tail of the service's.",
+            help="Write the report to this file as well, as a page like the service's tab Tail.",
             show_default=False,
         ),
     ] = None,
@@ -310,11 +310,11 @@ def upgrade_bundle(
     out: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder for the new bundle.", show_default="the manifest is replaced in its place"
+            help="Folder for the new bundle.", show_default="replace the manifest of BUNDLE"
         ),
     ] = None,
 ) -> None:
-    """Let the version of an older bundle cover its manifest, too (schema 2), without training."""
+    """Bring a bundle of version 0.1.0 to schema 2: its version then covers the manifest, too."""
     from taillift.models.bundle.folder import upgrade
 
     manifest = upgrade(bundle, out)

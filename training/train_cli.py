@@ -57,13 +57,13 @@ Steps = Annotated[
     int | None,
     typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
 ]
-Batch = Annotated[int | None, typer.Option(help="Photos a step: --set batch=...")]
+Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
     float | None,
     typer.Option(
         "--lr",
-        help="Learning rate of head and tuners: --set optimiser.head_rate=..., and of tuner_rate. "
-        "Recipes have one for each.",
+        help="Learning rate of head and tuners alike: --set optimiser.head_rate=... and "
+        "optimiser.tuner_rate=... Recipes have a rate for each.",
     ),
 ]
 Imbalance = Annotated[
@@ -151,14 +151,14 @@ def check(
     data: Data,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print everything as one JSON object")
+        bool, typer.Option("--json", help="Print everything as one JSON object.")
     ] = False,
 ) -> None:
-    """Tell all about a set of photos before training, and train nothing.
+    """Report on a set of photos before training, without training anything.
 
-    It shows what is read and what is not used, the photos of each class and group, copies, photos
-    that cannot be used, prompts that are the same, colour profiles and sizes. The exit status is 1
-    if training would refuse the set.
+    The report shows what is read and what is not used, the photos of each class and group, copies,
+    photos that cannot be used, prompts that are the same, colour profiles and sizes. The exit
+    status is 1 if training would refuse the set.
     """
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
@@ -175,7 +175,7 @@ def recipes(
         str | None, typer.Argument(help="Recipe to print: a name, or a YAML file.")
     ] = None,
 ) -> None:
-    """List the recipes that come with taillift, or print one as a start for your own."""
+    """List the recipes that come with taillift, or print one to start your own from."""
     from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
 
     if name is None:
@@ -210,7 +210,7 @@ def export(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
+            help="Another graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
         ),
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
@@ -248,7 +248,7 @@ def calibrate(
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
 
-    It is fitted on their val/ and measured on their test/.
+    The calibration is fitted on their val/ and measured on their test/.
     """
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.recalibrate import recalibrate

@@ -12,7 +12,7 @@ import yaml
 from taillift.service.settings import COMPOSE_VARIABLES, Settings
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+SERVICE_PAGE = ROOT / "docs/service.md"
 FILES = [ROOT / "compose.yaml", *sorted((ROOT / "docker").glob("compose.*.yaml"))]
 
 
@@ -84,8 +84,8 @@ def test_nothing_is_killed_while_it_answers_what_it_accepted() -> None:
     assert float(usual[1]) > Settings.model_fields["drain_seconds"].default
 
 
-def test_the_readme_names_what_the_shell_cannot_set() -> None:
-    (passage,) = re.findall(r"^`TAILLIFT_PUBLISHED_PORT`.*$", README.read_text(), re.MULTILINE)
+def test_the_documentation_names_what_the_shell_cannot_set() -> None:
+    (passage,) = re.findall(r"^The other settings of .*$", SERVICE_PAGE.read_text(), re.MULTILINE)
     for name in ("TAILLIFT_METRICS_PORT", "TAILLIFT_PROVIDER", "TAILLIFT_STOP_GRACE"):
         assert name in passage
 
