@@ -33,7 +33,7 @@ CHECKPOINT = Path("runs/demo/lift-0.safetensors")
 BUNDLE = Path("bundles/demo")
 # With more than 100 photos, the most frequent classes are still in the group many.
 MOST_PHOTOS = {"train": 101, "val": 6, "test": 20}
-STEPS = 75
+STEPS = 160
 # `taillift compare` takes about this many times as long as the demo.
 COMPARISON = 3
 READY_SECONDS = 60

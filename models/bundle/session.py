@@ -1,6 +1,9 @@
-"""The ONNX Runtime session behind a bundle's graph."""
+"""The ONNX Runtime session behind a bundle's graph, and the TensorRT engines that it keeps."""
 
-from contextlib import AbstractContextManager, nullcontext
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
@@ -9,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.atomic import file_sha256
 from taillift.models.bundle.device import (
     EXECUTION_PROVIDERS,
     GPU,
@@ -19,7 +23,6 @@ from taillift.models.bundle.device import (
     execution_providers,
     misplaced,
 )
-from taillift.models.bundle.tensorrt_cache import engine_folder, engine_key
 from taillift.models.errors import UserError, first_line
 
 CPU: Final = Device()
@@ -27,6 +30,9 @@ OUTPUTS: Final = ("logits", "features")
 
 # Only fatal messages: every other one comes as an exception.
 SILENT: Final = 4
+
+# A file in the folder of a whole TensorRT engine, which takes minutes to build.
+COMPLETE: Final = "complete"
 
 
 class Outputs(NamedTuple):
@@ -151,6 +157,43 @@ def engines_of(path: Path, device: Device) -> AbstractContextManager[Path | None
         return nullcontext()
     key = engine_key(path, ort.__version__, device.precision, device.batches, device.memory_bytes)
     return engine_folder(device.engines, key)
+
+
+def engine_key(graph: Path, *conditions: object) -> str:
+    """Return the name of a graph's engine that was built under these conditions."""
+    digest = file_sha256(graph)
+    digest.update(repr(conditions).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def engine_folder(root: Path, key: str) -> Iterator[Path]:
+    """Yield the folder for `key` in `root`; no other process uses it until the block ends.
+
+    The folder is marked as complete, last, if the block succeeds. Otherwise it is removed: by the
+    block itself, or by the next one if the process died. So an engine that does not load is built
+    again at the next start. Raises `UserError` if the folder cannot be written.
+    """
+    folder = root / key
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f"{key}.lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{root} cannot hold TensorRT's engines ({error.strerror}): set engines to a folder "
+            "that can be written"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / COMPLETE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        (folder / COMPLETE).touch()
 
 
 def check_placement(graph: ort.InferenceSession, device: Device) -> None:

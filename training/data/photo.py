@@ -1,7 +1,8 @@
-"""A photo of a set, stored or raw, and a split: labelled photos with one purpose."""
+"""A photo of a set, stored or raw, and a split: labelled photos with one purpose, and its name."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,16 @@ def naming(photo: Photo) -> Iterator[None]:
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: Final[tuple[SplitName, ...]] = get_args(SplitName)
+# The words for a split in the names of folders, lists and shards, and in tables, in any case.
+SPLIT_WORDS: Final[Mapping[str, SplitName]] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -130,3 +141,22 @@ class Split:
     def relabelled(self, labels: Sequence[int]) -> "Split":
         """Return the same photos with `labels[old]` in place of every label `old`."""
         return replace(self, labels=tuple(labels[label] for label in self.labels))
+
+
+def split_called(word: str) -> SplitName | None:
+    """Return the split that a word stands for, such as val for `Validation`."""
+    return SPLIT_WORDS.get(word.strip().lower())
+
+
+def split_in(stem: str) -> SplitName | None:
+    """Return the split that one of the words in a file's name stands for.
+
+    It is train for `imagenet1k-train-0000`. None if there is no such word, or if there are two.
+    """
+    found = {split for word in words(stem) if (split := split_called(word))}
+    return found.pop() if len(found) == 1 else None
+
+
+def words(stem: str) -> list[str]:
+    """Return the words of a file's name: what stands between signs and digits."""
+    return re.split(r"[^A-Za-z]+", stem)

@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from taillift.models.lift.tuners.adapter import Adapter
-from taillift.models.lift.tuners.adaptformer import AdaptFormer
 from taillift.models.lift.tuners.base import Tuner, adaptive_rank
+from taillift.models.lift.tuners.bottleneck import Adapter, AdaptFormer
 from taillift.models.lift.tuners.lora import LoRA
 from taillift.models.lift.tuners.sparse import Sparse
 from taillift.models.lift.tuners.ssf import SSF

@@ -25,8 +25,7 @@ from taillift.models.lift.tuners import (
     VPTDeep,
     VPTShallow,
 )
-from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch, SplitActivation
-from taillift.models.lift.tuners.bottleneck import Bottleneck
+from taillift.models.lift.tuners.bottleneck import AdaptFormerBranch, Bottleneck, SplitActivation
 from taillift.models.lift.vit import Block, LayerScale, QuickGELU
 from tests.support.towers import BLOCKS, PIXELS, WIDTH, attach, error, features, shake, tiny
 

@@ -28,7 +28,7 @@ from taillift.models.lift.tuners import (
     adaptive_rank,
     sparse,
 )
-from taillift.models.lift.tuners.adaptformer import AdaptFormerBranch
+from taillift.models.lift.tuners.bottleneck import AdaptFormerBranch
 from taillift.models.lift.tuners.lora import LoRALinear
 from taillift.models.lift.tuners.sparse import SparseLinear
 from taillift.models.lift.tuners.vpt import Prompts

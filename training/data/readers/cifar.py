@@ -14,9 +14,8 @@ from numpy._core.multiarray import _reconstruct
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import PROMPT_NAMES, Vocabulary
-from taillift.training.data.photo import RawPhoto, Split, SplitName
+from taillift.training.data.photo import RawPhoto, Split, SplitName, split_in
 from taillift.training.data.readers.listing import Listing, unused_entries
-from taillift.training.data.split_names import split_in
 
 SHAPE: Final = (3, 32, 32)
 BYTES: Final = 3 * 32 * 32

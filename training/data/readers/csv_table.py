@@ -10,9 +10,8 @@ from typing import Final
 from taillift.models.errors import UserError
 from taillift.models.names import canonical, refuse_two_forms
 from taillift.training.data.classes import Vocabulary
-from taillift.training.data.photo import SPLITS, Split, SplitName
+from taillift.training.data.photo import SPLITS, Split, SplitName, split_called
 from taillift.training.data.readers.listing import Listing, Unused, stored_photos
-from taillift.training.data.split_names import split_called
 
 COLUMNS: Final = ("path", "label")
 TABLE_SUFFIXES: Final = (".csv", ".tsv")

@@ -12,7 +12,7 @@ from taillift.training.data.classes import (
     class_list,
     names_of_folders,
 )
-from taillift.training.data.photo import Split, SplitName, StoredPhoto
+from taillift.training.data.photo import Split, SplitName, StoredPhoto, split_called
 from taillift.training.data.readers.listing import (
     SUFFIXES,
     Listing,
@@ -20,7 +20,6 @@ from taillift.training.data.readers.listing import (
     is_system_name,
     unused_entries,
 )
-from taillift.training.data.split_names import split_called
 
 
 def is_folders(root: Path) -> bool:

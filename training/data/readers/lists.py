@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taillift.models.errors import UserError
 from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
-from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto
+from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto, split_called, words
 from taillift.training.data.readers.folders import photos_below, split_folders
 from taillift.training.data.readers.listing import (
     Listing,
@@ -17,7 +17,6 @@ from taillift.training.data.readers.listing import (
     stored_photos,
     unused_entries,
 )
-from taillift.training.data.split_names import split_called, words
 from taillift.training.yaml_file import parse_yaml
 
 DESCRIPTION: Final = "dataset.yaml"

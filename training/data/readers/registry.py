@@ -11,6 +11,7 @@ from typing import Final
 
 from taillift.models.errors import UserError
 from taillift.training.data.cache import SAMPLE_NAMES, unpack_sample
+from taillift.training.data.photo import split_called
 from taillift.training.data.readers.cifar import is_cifar, read_cifar
 from taillift.training.data.readers.csv_table import is_table, read_table
 from taillift.training.data.readers.folders import is_folders, read_folders
@@ -24,7 +25,6 @@ from taillift.training.data.readers.lists import (
     read_lists,
 )
 from taillift.training.data.readers.shards import is_shards, read_shards
-from taillift.training.data.split_names import split_called
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from taillift.models.names import refuse_two_forms
 from taillift.training.console import track
 from taillift.training.data.cache import cache_file, write_cache_file
 from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
-from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto
+from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto, split_in
 from taillift.training.data.readers.listing import (
     SUFFIXES,
     Listing,
@@ -26,7 +26,6 @@ from taillift.training.data.readers.listing import (
     is_system_name,
     unused_entries,
 )
-from taillift.training.data.split_names import split_in
 
 # Suffixes of members with a photo's class. `parse_label` takes the first of them that exists.
 LABELS: Final = ("cls", "json", "txt")
