@@ -33,7 +33,7 @@ def test_what_waits_beyond_its_deadline_is_given_up_before_the_device(bundle: Pa
         assert response.json()["type"] == "urn:taillift:problem:deadline"
         assert "within the 0.1 seconds allowed" in response.json()["detail"]
         assert busy.result().status_code == 200
-        assert late(client, "queue") == 1
+        assert late(client, "infer") == 0
         assert sample(client, "taillift_rejections_total", reason="deadline") == 1
         assert sample(client, "taillift_batch_views_sum") == 5
 
