@@ -159,8 +159,9 @@ async def classify(
         )
 
     async with _answered(request, engine, wanted, deadline) as answered:
-        # Computed here and kept, because a large image's digest would hold up the event loop.
-        await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
+        if count == "yes":
+            # Computed here and kept, because a large image's digest would hold up the event loop.
+            await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
         results = list(_results(engine, bundle, wanted, answered, result))
     return Classification(
         model=model_id(bundle.manifest),

@@ -107,7 +107,7 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
 def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     """Raise `ValueError` unless `arrays` could have come from `to_arrays` of this monitor."""
     expected = to_arrays(monitor)
-    later = {name for name in expected if name.startswith(LATER)} - {"began"}
+    later = {name for name in expected if name.startswith(LATER)}
     needed = expected.keys() if later & arrays.keys() else expected.keys() - later
     for name in sorted(needed - arrays.keys() - {"began"}):
         raise ValueError(f"the array {name!r} is missing")

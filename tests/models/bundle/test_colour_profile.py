@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from taillift.models.bundle.colour_profile import profile_name
 from taillift.models.bundle.image_guard import MAX_PROFILE
 from taillift.models.bundle.images import decode, load, load_pil
 from taillift.models.bundle.schema import Preprocessing
+from tests.support.png import chunk
 
 P3 = matrix_profile(WIDER["Display P3"], "Display P3")
 # sRGB's red, green, blue, a skin tone and a grey in each space, by the published matrices.
@@ -148,28 +150,33 @@ def damaged(seed: int) -> bytes:
     return bytes(profile)
 
 
+UNUSABLE: Final = [
+    (noise(), b"nonsense" * 40),
+    (noise(), P3[:200]),
+    (noise(), P3[:128] + b"\xff" * 400),
+    (noise(), P3[:16] + b"GRAY" + P3[20:]),
+    (noise(), grey_profile(1.0)),
+    (noise("L"), lut_profile(b"CMYK", 4)),
+    (noise(), lut_profile(b"CMYK", 4)),
+    (noise(), P3.ljust(MAX_PROFILE + 1, b"\0")),
+    (noise(), lut_profile(b"Lab ", 3)),
+    (noise("CMYK"), P3),
+    (noise("CMYK"), P3[:16] + b"CMYK" + P3[20:]),
+]
+
+
 @pytest.mark.parametrize(
-    ("image", "profile"),
+    ("image", "profile", "kind"),
     [
-        (noise(), b"nonsense" * 40),
-        (noise(), P3[:200]),
-        (noise(), P3[:128] + b"\xff" * 400),
-        (noise(), P3[:16] + b"GRAY" + P3[20:]),
-        (noise(), grey_profile(1.0)),
-        (noise("L"), lut_profile(b"CMYK", 4)),
-        (noise(), lut_profile(b"CMYK", 4)),
-        (noise(), P3.ljust(MAX_PROFILE + 1, b"\0")),
-        (noise(), lut_profile(b"Lab ", 3)),
-        (noise("CMYK"), P3),
-        (noise("CMYK"), P3[:16] + b"CMYK" + P3[20:]),
+        (image, profile, kind)
+        for image, profile in UNUSABLE
+        # Only a JPEG has four colours.
+        for kind in (["JPEG"] if image.mode == "CMYK" else ["JPEG", "PNG", "WEBP"])
     ],
 )
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_broken_or_foreign_profile_counts_as_none(
     image: Image.Image, profile: bytes, kind: str
 ) -> None:
-    if image.mode == "CMYK" and kind != "JPEG":
-        pytest.skip("only a JPEG has four colours")
     if image.mode == "L" and kind == "WEBP":
         image = image.convert("RGB")
     read = decode(saved(kind, image, icc_profile=profile), 8)
@@ -179,11 +186,6 @@ def test_a_broken_or_foreign_profile_counts_as_none(
 def test_whatever_is_damaged_in_a_profile_the_photo_is_read() -> None:
     for seed in range(300):
         assert decode(saved("PNG", noise(), icc_profile=damaged(seed)), 16).size == (40, 32)
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + checksum
 
 
 def packed(profile: bytes) -> bytes:

@@ -30,6 +30,7 @@ from taillift.models.bundle.images import (
     pixel_count,
 )
 from taillift.models.bundle.schema import FREE_PIXELS, PIXELS_PER_BYTE, Preprocessing
+from tests.support.png import chunk
 
 PREPROCESSING = Preprocessing(
     size=16,
@@ -83,11 +84,6 @@ def png_of_small_chunks() -> bytes:
 
 def segment(marker: bytes, content: bytes) -> bytes:
     return marker + struct.pack(">H", 2 + len(content)) + content
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    sum_ = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + sum_
 
 
 EXIF = segment(b"\xff\xe1", b"Exif\0\0")

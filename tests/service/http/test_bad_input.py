@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.support.palette import CLASSES, photo
+from tests.support.png import chunk
 from tests.support.serving import form, running, top_labels
 
 RED, BLUE = CLASSES["red"][0], CLASSES["blue"][0]
@@ -31,11 +32,6 @@ def png_bomb(side: int) -> bytes:
     row = bytes(1 + (side + 7) // 8)
     data = b"".join(rows.compress(row) for _ in range(side)) + rows.flush()
     header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
 
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
