@@ -4,14 +4,13 @@ import signal
 
 
 def main() -> None:
-    """Run a command; Ctrl-C during its imports ends it in one line at most."""
+    """Run a command; Ctrl-C before the command's own code ends it in one line at most."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from taillift.models.errors import end_in_one_line
 
     signal.signal(signal.SIGINT, end_in_one_line)
     from taillift import cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
 
 

@@ -1,13 +1,17 @@
 """The command `taillift`: the commands of training and of the service, whichever are installed."""
 
 import logging
+import signal
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from taillift.models.errors import UserError
 from taillift.models.terminal import PrintableFormatter, printable
@@ -51,7 +55,7 @@ def main() -> None:
     # The readers of photos say what they have found.
     logging.getLogger("taillift.training.data").setLevel(logging.INFO)
     try:
-        app()
+        commands()()
     except UserError as error:
         fail(str(error))
     except ModuleNotFoundError as error:
@@ -59,6 +63,27 @@ def main() -> None:
             f"{error.name} is not installed: install taillift[train,cpu] to train, taillift[cpu] "
             "or taillift[gpu] to serve"
         )
+
+
+def commands() -> TyperGroup:
+    """Return the commands; Ctrl-C interrupts each one in its own code, and not before."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    for command in group.commands.values():
+        assert command.callback is not None
+        command.callback = interruptible(command.callback)
+    return group
+
+
+def interruptible(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that lets Ctrl-C raise `KeyboardInterrupt` and then calls `run`."""
+
+    @wraps(run)
+    def interruptibly(**options: Any) -> Any:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return run(**options)
+
+    return interruptibly
 
 
 def fail(line: str) -> NoReturn:

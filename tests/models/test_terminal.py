@@ -47,7 +47,7 @@ def test_every_way_to_print_shows_it_escaped(
     def fails() -> None:
         raise UserError(text)
 
-    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setattr(cli, "commands", lambda: fails)
     monkeypatch.setattr("sys.__stderr__", sys.stderr)
     with pytest.raises(SystemExit):
         cli.main()
