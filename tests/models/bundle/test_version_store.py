@@ -116,7 +116,7 @@ def name_another_schema(bundle: Path) -> None:
 
 def change_golden_logits(bundle: Path) -> None:
     pixels, logits = read_golden(bundle)
-    write_golden(bundle, pixels, np.float32(logits + 1))
+    write_golden(bundle, pixels, logits + np.float32(1))
     manifest = read_manifest(bundle)
     files = {**manifest.files, "golden.npz": file_record(bundle / "golden.npz")}
     write_manifest(bundle / MANIFEST, manifest.model_copy(update={"files": files}))
