@@ -175,12 +175,10 @@ def promote(
 @app.command()
 def rollback(store: Folder, because: Because = "") -> None:
     """Make the previous champion champion again."""
-    from taillift.models.bundle.version_store import RefusedError, VersionStore, check_bundle
+    from taillift.models.bundle.version_store import VersionStore, check_bundle
 
     opened = VersionStore(store)
-    if (previous := opened.roles().previous) is None:
-        raise RefusedError(f"{store} has no previous version to roll back to")
-    check_bundle(opened.path(previous))
+    check_bundle(opened.path(opened.rollback_target(opened.roles())))
     tell(opened.rollback(because))
 
 

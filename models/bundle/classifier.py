@@ -1,6 +1,7 @@
 """An open bundle: images in, predictions out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
@@ -43,6 +44,8 @@ BATCH_VIEWS: Final = 40
 # A path, an image file's bytes, a PIL image, or an array uint8 [H, W, 3] in RGB.
 AnyImage = str | Path | bytes | Image | Pixels
 Name = TypeVar("Name", bound=StrEnum)
+# Opens a block within which the device may be used.
+Turn = Callable[[], AbstractContextManager[None]]
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -125,16 +128,22 @@ class Classifier:
         device: Device = CPU,
         precision: Precision = Precision.FP32,
         max_pixels: int = MAX_PIXELS,
+        turn: Turn = nullcontext,
+        verified: bool = False,
     ) -> "Classifier":
         """Open one of a bundle's graphs.
 
-        Raises `UserError` if a hash, the provider, the graph or its logits are not as they must be.
+        The graph runs the golden views within `turn()`. The files are not hashed again if they are
+        `verified`. Raises `UserError` if a hash, the provider, the graph or its logits are not as
+        they must be.
         """
         manifest = layout.read_manifest(bundle)
-        layout.verify_files(bundle, manifest)
+        if not verified:
+            layout.verify_files(bundle, manifest)
         predictor = Predictor.open(bundle, manifest, precision)
         session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
-        check_golden(bundle, predictor, session)
+        with turn():
+            check_golden(bundle, predictor, session)
         return cls(session, predictor, max_pixels)
 
     @classmethod

@@ -269,13 +269,7 @@ class VersionStore:
         """
 
         def changed(roles: Roles) -> Roles:
-            stored = self.version(number)
-            if number == roles.champion:
-                raise RefusedError(f"version {number} is the champion already")
-            allowed = classes_change or stored.added.classes_change or number == roles.previous
-            new, lost = self._class_changes(stored.manifest)
-            if (new or lost) and not allowed:
-                raise RefusedError(class_refusal(stored.folder, new, lost))
+            self.check_promotion(number, classes_change)
             challenger = roles.challenger
             if challenger is not None and challenger.version == number:
                 challenger = None
@@ -289,19 +283,30 @@ class VersionStore:
 
         return self._change_roles("promote", number, because, who, etag, changed)
 
+    def check_promotion(self, number: int, classes_change: bool = False) -> None:
+        """Raise what `promote` raises, whatever the etag, and change nothing."""
+        stored, roles = self.version(number), self.roles()
+        if number == roles.champion:
+            raise RefusedError(f"version {number} is the champion already")
+        allowed = classes_change or stored.added.classes_change or number == roles.previous
+        new, lost = self._class_changes(stored.manifest)
+        if (new or lost) and not allowed:
+            raise RefusedError(class_refusal(stored.folder, new, lost))
+
     def rollback(self, because: str = "", who: str | None = None, etag: int | None = None) -> Roles:
         """Exchange champion and previous; raises `RefusedError` if there is no previous one."""
 
         def changed(roles: Roles) -> Roles:
-            self.path(target(roles))
+            self.path(self.rollback_target(roles))
             return roles.model_copy(update={"champion": roles.previous, "previous": roles.champion})
 
-        def target(roles: Roles) -> int:
-            if roles.previous is None:
-                raise RefusedError(f"{self.folder} has no previous version to roll back to")
-            return roles.previous
+        return self._change_roles("rollback", self.rollback_target, because, who, etag, changed)
 
-        return self._change_roles("rollback", target, because, who, etag, changed)
+    def rollback_target(self, roles: Roles) -> int:
+        """Return the version that a rollback leads to; raises `RefusedError` if there is none."""
+        if roles.previous is None:
+            raise RefusedError(f"{self.folder} has no previous version to roll back to")
+        return roles.previous
 
     def challenge(
         self,

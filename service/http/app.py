@@ -13,8 +13,8 @@ from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
-from taillift.service.http import class_report
-from taillift.service.http.auth import Keys, require_key
+from taillift.service.http import admin, class_report
+from taillift.service.http.auth import Keys, require_admin_key, require_key
 from taillift.service.http.disconnect import reserving_body, while_connected
 from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
@@ -40,9 +40,11 @@ from taillift.service.http.schemas import (
     model_summary,
 )
 from taillift.service.http.uploads import Upload, body_bytes, read_uploads
+from taillift.service.http.version_lease import PIN, Lease, VersionLease
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
+from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 from taillift.service.tail.sightings import group_digest
@@ -72,9 +74,24 @@ async def _engine(request: Request) -> Engine:
 Service = Annotated[Engine, Depends(_engine)]
 
 
-async def _bundle(engine: Service) -> ResidentBundle:
+async def _leased(request: Request) -> Lease:
+    """Return the lease on the version that this request is served by."""
+    lease: Lease = request.state.lease
+    return lease
+
+
+Leased = Annotated[Lease, Depends(_leased)]
+
+
+async def _bundle(
+    lease: Leased,
+    _version: Annotated[
+        str | None,
+        Query(alias=PIN, description="champion, challenger or the number of a loaded version"),
+    ] = None,
+) -> ResidentBundle:
     """Return the bundle that this request is served by."""
-    return engine.bundle
+    return lease.version.bundle
 
 
 Served = Annotated[ResidentBundle, Depends(_bundle)]
@@ -117,7 +134,7 @@ async def classify(
     request: Request,
     query: Annotated[ClassifyQuery, Query()],
     engine: Service,
-    bundle: Served,
+    lease: Leased,
     deadline: Until,
     group: Annotated[
         str | None,
@@ -137,6 +154,7 @@ async def classify(
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
+    bundle = lease.version.bundle
     wanted = _wanted(bundle, query, query.coverage)
     if query.coverage is not None and bundle.predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
@@ -158,13 +176,13 @@ async def classify(
             members,
         )
 
-    async with _answered(request, engine, wanted, deadline) as answered:
+    async with _answered(request, engine, lease, wanted, deadline) as answered:
         if count == "yes":
             # Computed here and kept, because a large image's digest would hold up the event loop.
             await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
         results = list(_results(engine, bundle, wanted, answered, result))
     return Classification(
-        model=model_id(bundle.manifest),
+        model=model_id(bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
         results=results,
@@ -181,12 +199,13 @@ async def confidence(
     request: Request,
     query: Annotated[ConfidenceQuery, Query()],
     engine: Service,
-    bundle: Served,
+    lease: Leased,
     deadline: Until,
     writing: Writing,
 ) -> Response:
     """Give the confidence of every class, or of the classes in the query, and of every group."""
     engine.require_ready()
+    bundle = lease.version.bundle
     chosen, wanted = chosen_classes(query.classes, bundle.manifest), _wanted(bundle, query)
 
     def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
@@ -195,10 +214,12 @@ async def confidence(
         )
 
     answer = InferenceResponse(
-        model=model_id(bundle.manifest), ensemble=wanted.ensemble, prior=query.prior
+        model=model_id(bundle.manifest, lease.version.number),
+        ensemble=wanted.ensemble,
+        prior=query.prior,
     )
     # Within the reservation, because the request's images are in memory until then.
-    async with _answered(request, engine, wanted, deadline) as answered, writing:
+    async with _answered(request, engine, lease, wanted, deadline) as answered, writing:
         results = _results(engine, bundle, wanted, answered, result)
         content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
@@ -221,14 +242,14 @@ def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | Non
 
 @asynccontextmanager
 async def _answered(
-    request: Request, engine: Engine, wanted: Wanted, deadline: Deadline
+    request: Request, engine: Engine, lease: Lease, wanted: Wanted, deadline: Deadline
 ) -> AsyncIterator[Sequence[Answered]]:
     """Yield each image of the request with its outputs, or with why it cannot be used.
 
     The request's reservation is kept until the end of the block. Raises a `ServiceError` if no
     image can be used.
     """
-    settings, pipeline = engine.settings, engine.pipeline
+    settings, pipeline = engine.settings, lease.version.pipeline
     size = body_bytes(request, settings.max_body_bytes)
     announced = size if "content-length" in request.headers else 0
     with pipeline.reserve(announced, deadline) as reservation:
@@ -325,18 +346,22 @@ def create_app(engine: Engine) -> FastAPI:
 
     Raises `UserError` if the API keys cannot be read.
     """
-    keys, monitoring = Keys.of(engine.settings), engine.bundle.monitoring
+    keys = Keys.of(engine.settings)
+    follower = None if engine.store is None else RoleFollower(engine, engine.store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Not awaited: /healthz and /readyz answer meanwhile.
         start = asyncio.create_task(engine.start())
-        keep = asyncio.create_task(monitoring.keep())
+        keep = asyncio.create_task(engine.evidence.keep())
+        follow = None if follower is None else asyncio.create_task(follower.follow(start))
         try:
             yield
         finally:
+            if follower is not None and follow is not None:
+                await follower.end(follow)
             await engine.close(start)
-            monitoring.end()
+            engine.evidence.end()
             await keep
 
     app = FastAPI(
@@ -352,6 +377,7 @@ def create_app(engine: Engine) -> FastAPI:
         servers=[{"url": "."}],
     )
     app.state.engine = engine
+    app.state.follower = follower
     app.state.keys = keys
     app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
@@ -360,6 +386,10 @@ def create_app(engine: Engine) -> FastAPI:
     else:
         app.include_router(router)
     app.include_router(open_router)
+    if engine.settings.admin_keys_file is not None and follower is not None:
+        app.state.admin_keys = Keys(None, engine.settings.admin_keys_file)
+        app.include_router(admin.router, dependencies=[Security(require_admin_key)])
+    app.add_middleware(VersionLease, engine=engine)
     add_docs(app)
     add_page(app)
     add_handlers(app, engine.metrics)

@@ -43,6 +43,11 @@ class InferenceQuery(BaseModel):
         "often as in the training images) or the name of one of the service's priors, which GET "
         "/model lists",
     )
+    version: str | None = Field(
+        None,
+        description="version to answer with: champion, challenger or a number; it must be loaded. "
+        "The default is the champion, or what a canary chooses",
+    )
 
 
 class ClassifyQuery(InferenceQuery):
@@ -69,6 +74,11 @@ class ConfidenceQuery(InferenceQuery):
 class ModelId(BaseModel):
     name: str
     version: str
+    number: int | None = Field(
+        None,
+        exclude_if=lambda number: number is None,
+        description="number of the version in the store; absent if a bundle is served without one",
+    )
 
 
 class LabelConfidence(BaseModel):
@@ -171,8 +181,8 @@ class Status(BaseModel):
     status: Literal["alive", "ready"]
 
 
-def model_id(manifest: Manifest) -> ModelId:
-    return ModelId(name=manifest.name, version=manifest.version)
+def model_id(manifest: Manifest, number: int | None = None) -> ModelId:
+    return ModelId(name=manifest.name, version=manifest.version, number=number)
 
 
 def classified(

@@ -12,7 +12,7 @@ from taillift.models.bundle.images import VIEWS, ImageError, pixel_count
 from taillift.service.inference.admission import Admission, Load, Reservation, total
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.decoder import Decoder, work
-from taillift.service.inference.latency import LatencyModel, MovingAverage
+from taillift.service.inference.latency import MovingAverage
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
@@ -41,7 +41,7 @@ class Plan:
 
 
 class Pipeline:
-    """Answers requests' images with `bundle`; `latency` is the device's."""
+    """Answers requests' images with `bundle`; other bundles' pipelines share `admission`."""
 
     def __init__(
         self,
@@ -49,30 +49,17 @@ class Pipeline:
         bundle: ResidentBundle,
         decoder: Decoder,
         scheduler: Scheduler,
-        latency: LatencyModel,
+        admission: Admission,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._bundle = bundle
         self._decoder = decoder
         self._scheduler = scheduler
-        self._latency = latency
         self._metrics = metrics
         rule = bundle.predictor.variant.exit
         self._adaptive_views = MovingAverage(rule.mean_views if rule is not None else VIEWS)
-        self._admission = Admission(
-            settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
-        )
-        metrics.predicted_wait.set_function(
-            lambda: self._admission.wait(1) + self._seconds(VIEWS, 0)
-        )
-
-    def _seconds(self, views: float, raw: float) -> float:
-        """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
-        return max(
-            self._latency.seconds(views, self._settings.batch_views),
-            self._decoder.latency.seconds(raw) / self._decoder.threads,
-        )
+        self._admission = admission
 
     @contextmanager
     def reserve(self, size: int, deadline: Deadline) -> Iterator[Reservation]:
@@ -179,7 +166,13 @@ class Pipeline:
             async with reservation.deadline.limit("decode"), turns:
                 try:
                     views = await self._decoder.views(
-                        image, pixels, plan.views, limit, reservation, since
+                        image,
+                        pixels,
+                        plan.views,
+                        limit,
+                        self._bundle.manifest.preprocessing,
+                        reservation,
+                        since,
                     )
                 except ImageError as error:
                     raise image_problem(error) from error

@@ -11,8 +11,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.classifier import Turn
 from taillift.models.bundle.session import Outputs
 from taillift.service.inference.latency import LatencyModel
+from taillift.service.inference.turns import DeviceTurns
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +36,32 @@ class Runner:
 
     `warm` are batches to run before the first one counts, each `runs` times; the best time of each
     counts for the latency. The smallest of them tells later, when an image fails, whether the
-    device itself has failed.
+    device itself has failed. Runners of several models take `turns` on one device.
     """
 
-    def __init__(self, model: DeviceModel, warm: Sequence[Pixels], runs: int = 1) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        warm: Sequence[Pixels],
+        runs: int = 1,
+        turns: DeviceTurns | None = None,
+    ) -> None:
         self.latency = LatencyModel()
+        self._turns = turns or DeviceTurns()
         self._model = model
         # The largest first, which takes the memory for all.
         self._warm = sorted(warm, key=len, reverse=True)
         self._runs = runs
         self._thread = ThreadPoolExecutor(1, "device")
 
-    async def open(self) -> None:
-        """Load the model and warm it; raises whatever the model raises."""
+    async def open(self, turn: Turn | None = None) -> None:
+        """Load the model and warm it, each pass within `turn()`; raises whatever the model raises.
+
+        Without a `turn` the device is used at once.
+        """
         await self._in_thread(self._model.open)
         seconds = [
-            min([(await self._timed([views]))[1] for _ in range(self._runs)])
+            min([(await self._timed([views], turn))[1] for _ in range(self._runs)])
             for views in self._warm
         ]
         if seconds:
@@ -74,14 +86,21 @@ class Runner:
             return False
         return True
 
-    def close(self) -> None:
-        """End the thread; waits for what it runs."""
-        self._thread.shutdown()
+    def close(self, wait: bool = True) -> None:
+        """End the thread, after what it runs; the caller may `wait` for it."""
+        self._thread.shutdown(wait)
 
-    async def _timed(self, parts: Sequence[Pixels]) -> tuple[Outputs, float]:
-        count, start = sum(map(len, parts)), perf_counter()
+    async def _timed(
+        self, parts: Sequence[Pixels], turn: Turn | None = None
+    ) -> tuple[Outputs, float]:
+        def run() -> tuple[Outputs, float]:
+            with (turn or self._turns.at_once)():
+                start = perf_counter()
+                return self._model.run(np.concatenate(parts)), perf_counter() - start
+
+        count = sum(map(len, parts))
         try:
-            outputs = await self._in_thread(lambda: self._model.run(np.concatenate(parts)))
+            outputs, seconds = await self._in_thread(run)
         except Exception as error:
             # Its frames hold the model, whose memory may be needed to load it again.
             clear_frames(error.__traceback__)
@@ -91,7 +110,7 @@ class Runner:
             and np.isfinite(outputs.logits).all()
         ):
             raise ValueError("the model did not give one row of finite logits for each view")
-        return outputs, perf_counter() - start
+        return outputs, seconds
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
