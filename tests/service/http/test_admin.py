@@ -11,6 +11,7 @@ import pytest
 from taillift.models.bundle.version_store import VersionStore
 from taillift.service.inference.engine import Engine
 from taillift.service.settings import read_settings
+from tests.support import palette
 from tests.support.palette import palette_manifest, photo, write_bundle
 from tests.support.serving import process, sample, serving, top_labels, until
 
@@ -166,21 +167,28 @@ def test_the_reason_of_a_damaged_version_stands_in_its_state(
 
 
 def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_numbers(
-    bundle: Path, store: VersionStore, keys: Path
+    bundle: Path,
+    store: VersionStore,
+    keys: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    graph = palette.graph()
+    graph.doc_string = " " * 20 * 2**20
+    monkeypatch.setattr(palette, "graph", lambda: graph)
+    large = store.add(write_bundle(tmp_path / "large"))
     flags = ["--store", str(store.folder), "--admin-keys-file", str(keys), "--threads", "1"]
     with process(bundle, *flags) as (server, client):
         client.headers.update(ADMIN)
-        client.get("/admin/versions")  # This starts a thread, which takes memory of its own.
         status = Path(f"/proc/{server.pid}/status").read_text()
         (size,) = [int(line.split()[1]) for line in status.splitlines() if "VmSize" in line]
         _, hard = resource.prlimit(server.pid, resource.RLIMIT_AS)
-        resource.prlimit(server.pid, resource.RLIMIT_AS, (size * 1024 + 1_000_000, hard))
-        refused = put(client, 2)
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (size * 1024 + 60 * 2**20, hard))
+        refused = put(client, large)
         assert refused.status_code == 507
-        assert "version 2 needs about" in refused.json()["detail"]
+        assert "version 4 needs about 12" in refused.json()["detail"]
         assert "MB are left" in refused.json()["detail"]
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
         resource.prlimit(server.pid, resource.RLIMIT_AS, (hard, hard))
-        assert put(client, 2).status_code == 202
-        until(lambda: champion(client) == "2")
+        assert put(client, large).status_code == 202
+        until(lambda: champion(client) == "4")
