@@ -25,7 +25,7 @@ from taillift.service.inference.served_version import ServedVersion, Workshop
 from taillift.service.inference.turns import DeviceTurns
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import ClassSeries, TailSeries, class_series
-from taillift.service.monitoring.recorder import TailRecords, Monitoring
+from taillift.service.monitoring.recorder import Monitoring, TailRecords
 from taillift.service.problems import (
     CLOSING,
     InternalError,

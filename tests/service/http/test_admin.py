@@ -174,7 +174,7 @@ def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph = palette.graph()
-    graph.doc_string = " " * 20 * 2**20
+    graph.doc_string = " " * 40 * 2**20
     monkeypatch.setattr(palette, "graph", lambda: graph)
     large = store.add(write_bundle(tmp_path / "large"))
     flags = ["--store", str(store.folder), "--admin-keys-file", str(keys), "--threads", "1"]
@@ -183,10 +183,10 @@ def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_numbers(
         status = Path(f"/proc/{server.pid}/status").read_text()
         (size,) = [int(line.split()[1]) for line in status.splitlines() if "VmSize" in line]
         _, hard = resource.prlimit(server.pid, resource.RLIMIT_AS)
-        resource.prlimit(server.pid, resource.RLIMIT_AS, (size * 1024 + 60 * 2**20, hard))
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (size * 1024 + 150 * 2**20, hard))
         refused = put(client, large)
         assert refused.status_code == 507
-        assert "version 4 needs about 12" in refused.json()["detail"]
+        assert "version 4 needs about 24" in refused.json()["detail"]
         assert "MB are left" in refused.json()["detail"]
         assert top_labels(client.post("/classify", content=photo((255, 0, 0)))) == ["red"]
         resource.prlimit(server.pid, resource.RLIMIT_AS, (hard, hard))
