@@ -249,6 +249,42 @@ def unchallenge(store: Folder, because: Because = "") -> None:
     tell(VersionStore(store).unchallenge(because))
 
 
+@app.command()
+def verdict(
+    store: Folder,
+    labels: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.csv",
+            help="Labelled photos with the columns label,champion,challenger: the true class and "
+            "the two answers.",
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the challenger is better, by the labels of photos on which the two differ.
+
+    It may be asked after every label: equal models are promoted in at most 5 % of cases, however
+    often one looks. The exit status is 0 in any case.
+    """
+    from dataclasses import asdict
+
+    from taillift.models.bundle.version_store import RefusedError, VersionStore
+    from taillift.models.duel import read_duel
+
+    opened = VersionStore(store)
+    if (champion := opened.roles().champion) is None:
+        raise RefusedError(f"{store} has no champion")
+    classes = opened.version(champion).manifest.classes
+    duel = read_duel(labels, [info.label for info in classes], [info.group for info in classes])
+    if as_json:
+        print(json.dumps(asdict(duel), indent=2))
+        return
+    for name, tally in (("all", duel.overall), *duel.groups.items()):
+        say(f"{name}: the challenger alone right {tally.wins}, the champion alone {tally.losses}")
+    say(f"{duel.decision}: {duel.reason} ({duel.labels} labels)")
+
+
 def summary(stored: "StoredVersion", roles: "Roles") -> dict[str, object]:
     """Return what a list says of a version; accuracies are in per cent, of all five views."""
     from taillift.models.bundle.schema import Precision

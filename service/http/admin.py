@@ -1,12 +1,12 @@
 """The routes below /admin, which change the version that is served; absent without admin keys."""
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.schema import GROUPS, Group, Precision
 from taillift.models.bundle.version_store import (
     Canary,
     Challenger,
@@ -16,8 +16,10 @@ from taillift.models.bundle.version_store import (
 )
 from taillift.models.errors import UserError
 from taillift.service.http.openapi import problems
+from taillift.service.inference.agreement import KEPT, Disagreement, Side, WeightedShare
 from taillift.service.inference.memory import OverBudgetError
 from taillift.service.inference.role_follower import RoleFollower, State
+from taillift.service.inference.served_version import ServedVersion
 from taillift.service.problems import (
     MalformedError,
     NoRoomError,
@@ -26,6 +28,9 @@ from taillift.service.problems import (
     ServiceError,
     StaleRolesError,
 )
+
+# Flips and few-shot classes in a report.
+SHOWN: Final = 20
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -56,6 +61,54 @@ class VersionsReport(BaseModel):
     previous: int | None
     etag: int
     versions: list[VersionReport]
+
+
+class ShareReport(BaseModel):
+    """A share of the images, weighted by how they were chosen, with its 95 % interval."""
+
+    images: int
+    share: float | None
+    low: float
+    high: float
+
+
+class SideReport(BaseModel):
+    """Means over the answers of one of the two."""
+
+    number: int | None
+    confidence: float | None
+    views: float | None
+    seconds: float | None = Field(description="on the device for so many views, when it is free")
+
+
+class FlipReport(BaseModel):
+    champion: str
+    challenger: str
+    images: int
+
+
+class RareReport(BaseModel):
+    """A few-shot class: the share of images that each of the two gives to it."""
+
+    label: str
+    champion: float
+    challenger: float
+
+
+class ChallengerReport(BaseModel):
+    """The comparison so far. Agreement does not say who is right: labels do."""
+
+    plan: Challenger
+    champion: SideReport
+    challenger: SideReport
+    agreement: ShareReport
+    by_champion: dict[Group, ShareReport] = Field(description="by the group of its answer")
+    by_challenger: dict[Group, ShareReport] = Field(description="by the group of its answer")
+    flips: list[FlipReport] = Field(description="the most frequent differences")
+    rare: list[RareReport] = Field(description="the few-shot classes that differ most")
+    differences: list[Disagreement] = Field(
+        description="the latest images on which the two differ: those whose labels decide"
+    )
 
 
 class RoleRequest(BaseModel):
@@ -199,6 +252,50 @@ async def unchallenge(request: Request, follower: Follower, etag: IfMatch) -> Ro
         return await follower.unchallenge(who(request), etag)
     except UserError as error:
         raise problem_of(error) from error
+
+
+@router.get("/challenger", responses=problems(401, 404))
+async def challenger(
+    follower: Follower, differences: Annotated[int, Query(ge=0, le=KEPT)] = 100
+) -> ChallengerReport:
+    """Compare the challenger with the champion, image by image, as far as copies were answered."""
+    challenge = follower.challenge_at_work
+    if challenge is None:
+        raise NoSuchVersionError("no challenger is loaded: PUT /admin/roles/challenger begins")
+    agreement = challenge.agreement
+    shown = list(agreement.differences)[-differences:] if differences else []
+    return ChallengerReport(
+        plan=challenge.plan,
+        champion=side_report(challenge.champion, agreement.champion),
+        challenger=side_report(challenge.challenger, agreement.challenger),
+        agreement=share_report(agreement.overall),
+        by_champion={group: share_report(agreement.by_champion[group]) for group in GROUPS},
+        by_challenger={group: share_report(agreement.by_challenger[group]) for group in GROUPS},
+        flips=[
+            FlipReport(champion=mine, challenger=other, images=images)
+            for (mine, other), images in agreement.flips.most_common(SHOWN)
+        ],
+        rare=[
+            RareReport(label=label, champion=mine, challenger=other)
+            for label, mine, other in agreement.rare()[:SHOWN]
+        ],
+        differences=shown[::-1],
+    )
+
+
+def share_report(share: WeightedShare) -> ShareReport:
+    low, high = share.interval
+    return ShareReport(images=share.images, share=share.estimate, low=low, high=high)
+
+
+def side_report(version: ServedVersion, side: Side) -> SideReport:
+    views = side.views.value
+    return SideReport(
+        number=version.number,
+        confidence=side.confidence.value,
+        views=views,
+        seconds=None if views is None else version.runner.latency.seconds(views),
+    )
 
 
 async def accepted(number: int, response: Response, follower: RoleFollower) -> VersionReport:

@@ -83,6 +83,28 @@ async def _leased(request: Request) -> Lease:
 Leased = Annotated[Lease, Depends(_leased)]
 
 
+async def _chosen(
+    request: Request,
+    lease: Leased,
+    key: Annotated[
+        str | None,
+        Header(
+            alias="X-Canary-Key",
+            description="by which a canary chooses the version: the same for the same key. "
+            "Without it, the API key's name chooses, or else the first image",
+        ),
+    ] = None,
+) -> Lease:
+    """Return the lease on the version that answers images, as far as it is chosen by now."""
+    name: str | None = key or getattr(request.state, "key", None)
+    if lease.open and name is not None:
+        lease.choose(name)
+    return lease
+
+
+Chosen = Annotated[Lease, Depends(_chosen)]
+
+
 async def _bundle(
     lease: Leased,
     _version: Annotated[
@@ -134,7 +156,7 @@ async def classify(
     request: Request,
     query: Annotated[ClassifyQuery, Query()],
     engine: Service,
-    lease: Leased,
+    lease: Chosen,
     deadline: Until,
     group: Annotated[
         str | None,
@@ -154,13 +176,16 @@ async def classify(
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
-    bundle = lease.version.bundle
-    wanted = _wanted(bundle, query, query.coverage)
-    if query.coverage is not None and bundle.predictor.variant.sets is None:
-        raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
+
+    def want(bundle: ResidentBundle) -> Wanted:
+        if query.coverage is not None and bundle.predictor.variant.sets is None:
+            raise MalformedError(
+                "this bundle has no calibration to make sets from: leave out coverage"
+            )
+        return _wanted(bundle, query, query.coverage)
 
     def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
-        members = prediction.members
+        bundle, members = lease.version.bundle, prediction.members
         if count == "yes":
             things = [upload.digest, group_digest(group)] if group else [upload.digest]
             bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
@@ -176,13 +201,14 @@ async def classify(
             members,
         )
 
-    async with _answered(request, engine, lease, wanted, deadline) as answered:
+    copied = count == "yes"
+    async with _answered(request, engine, lease, want, deadline, copied) as (wanted, answered):
         if count == "yes":
             # Computed here and kept, because a large image's digest would hold up the event loop.
             await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
-        results = list(_results(engine, bundle, wanted, answered, result))
+        results = list(_results(engine, wanted, answered, result))
     return Classification(
-        model=model_id(bundle.manifest, lease.version.number),
+        model=model_id(wanted.bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
         results=results,
@@ -199,36 +225,42 @@ async def confidence(
     request: Request,
     query: Annotated[ConfidenceQuery, Query()],
     engine: Service,
-    lease: Leased,
+    lease: Chosen,
     deadline: Until,
     writing: Writing,
 ) -> Response:
     """Give the confidence of every class, or of the classes in the query, and of every group."""
     engine.require_ready()
-    bundle = lease.version.bundle
-    chosen, wanted = chosen_classes(query.classes, bundle.manifest), _wanted(bundle, query)
 
-    def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
-        return confidences(
-            upload.filename, prediction.requested, bundle.manifest, chosen, prediction.views
-        )
+    def want(bundle: ResidentBundle) -> Wanted:
+        chosen_classes(query.classes, bundle.manifest)
+        return _wanted(bundle, query)
 
-    answer = InferenceResponse(
-        model=model_id(bundle.manifest, lease.version.number),
-        ensemble=wanted.ensemble,
-        prior=query.prior,
-    )
     # Within the reservation, because the request's images are in memory until then.
-    async with _answered(request, engine, lease, wanted, deadline) as answered, writing:
-        results = _results(engine, bundle, wanted, answered, result)
+    async with _answered(request, engine, lease, want, deadline) as (wanted, answered), writing:
+        manifest = wanted.bundle.manifest
+        chosen = chosen_classes(query.classes, manifest)
+
+        def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
+            return confidences(
+                upload.filename, prediction.requested, manifest, chosen, prediction.views
+            )
+
+        answer = InferenceResponse(
+            model=model_id(manifest, lease.version.number),
+            ensemble=wanted.ensemble,
+            prior=query.prior,
+        )
+        results = _results(engine, wanted, answered, result)
         content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a request wants its images answered; the arguments of `Predictor.predict`."""
+    """How a request wants its images answered: by which bundle, and as `Predictor.predict` says."""
 
+    bundle: ResidentBundle
     ensemble: Ensemble
     log_prior: Doubles | None
     coverage: float | None
@@ -237,22 +269,27 @@ class Wanted:
 def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None) -> Wanted:
     ensemble = query.ensemble or bundle.usual_ensemble
     log_prior = known_prior(query.prior, bundle.priors)
-    return Wanted(ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
+    return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
 
 
 @asynccontextmanager
 async def _answered(
-    request: Request, engine: Engine, lease: Lease, wanted: Wanted, deadline: Deadline
-) -> AsyncIterator[Sequence[Answered]]:
-    """Yield each image of the request with its outputs, or with why it cannot be used.
+    request: Request,
+    engine: Engine,
+    lease: Lease,
+    want: Callable[[ResidentBundle], Wanted],
+    deadline: Deadline,
+    copied: bool = False,
+) -> AsyncIterator[tuple[Wanted, Sequence[Answered]]]:
+    """Yield what `want` says, and each image with its outputs, or with why it cannot be used.
 
-    The request's reservation is kept until the end of the block. Raises a `ServiceError` if no
-    image can be used.
+    If the images are to be `copied`, a challenger may see them. The request's reservation is kept
+    until the end of the block. Raises a `ServiceError` if no image can be used.
     """
-    settings, pipeline = engine.settings, lease.version.pipeline
+    settings, wanted = engine.settings, want(lease.version.bundle)
     size = body_bytes(request, settings.max_body_bytes)
     announced = size if "content-length" in request.headers else 0
-    with pipeline.reserve(announced, deadline) as reservation:
+    with lease.version.pipeline.reserve(announced, deadline) as reservation:
         with engine.metrics.time_stage("read"):
             async with deadline.limit("read"):
                 uploads = await read_uploads(
@@ -261,19 +298,22 @@ async def _answered(
                     settings.max_images,
                     settings.body_seconds,
                 )
-        images = [upload.data for upload in uploads]
+        if lease.open and uploads:
+            lease.choose(str(await asyncio.to_thread(lambda: uploads[0].digest)))
+            wanted = want(lease.version.bundle)
+        images, copier = [upload.data for upload in uploads], lease.copier if copied else None
         answers = await while_connected(
-            request, pipeline.answers(images, wanted.ensemble, reservation)
+            request,
+            lease.version.pipeline.answers(images, wanted.ensemble, reservation, copier),
         )
         failed = [answer for answer in answers if isinstance(answer, PerImageError)]
         if len(failed) == len(answers):
             raise failed[0] if len(failed) == 1 else NoImageError(failed)
-        yield list(zip(uploads, answers, strict=True))
+        yield wanted, list(zip(uploads, answers, strict=True))
 
 
 def _results(
     engine: Engine,
-    bundle: ResidentBundle,
     wanted: Wanted,
     answered: Sequence[Answered],
     result: Callable[[Upload, Prediction], Item],
@@ -284,13 +324,13 @@ def _results(
             if isinstance(answer, PerImageError):
                 yield FailedImage(filename=upload.filename, error=answer.document())
             else:
-                prediction = bundle.predictor.predict(
+                prediction = wanted.bundle.predictor.predict(
                     answer, wanted.ensemble, wanted.log_prior, wanted.coverage
                 )
                 yield result(upload, prediction)
 
 
-@router.get("/classes", response_model=class_report.Classes)
+@router.get("/classes", response_model=class_report.Classes, responses=problems(404))
 async def classes(bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
@@ -305,7 +345,7 @@ async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
     return class_report.class_details(bundle.monitoring, label)
 
 
-@router.get("/model")
+@router.get("/model", responses=problems(404))
 async def model(engine: Service, bundle: Served) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
     return model_summary(

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taillift.service.http.handlers import respond
 from taillift.service.inference.engine import Engine
-from taillift.service.inference.served_version import ServedVersion
+from taillift.service.inference.pipeline import Copier
 from taillift.service.problems import NoSuchVersionError
 
 VERSION: Final = "X-Taillift-Version"
@@ -25,15 +25,34 @@ class Lease:
 
     def __init__(self, engine: Engine, wanted: str | None) -> None:
         """Raises `NoSuchVersionError` if the `wanted` role or number is not loaded."""
-        self.pinned = wanted is not None
+        self.chosen = wanted is not None
+        self._engine = engine
         self.version = engine.champion if wanted is None else engine.resident(wanted)
         self._held = ExitStack()
         self._held.enter_context(self.version.lease())
 
-    def move(self, version: ServedVersion) -> None:
-        """Hold another version instead, of which nothing has been answered yet."""
-        self._held.enter_context(version.lease())
-        self.version = version
+    def choose(self, key: str) -> None:
+        """Let a canary, if there is one, choose the version by the key of who asks.
+
+        It chooses once, before anything of the answer exists.
+        """
+        challenge = self._engine.challenge
+        self.chosen = True
+        if challenge is not None and challenge.chooses(key):
+            self.version = challenge.challenger
+            self._held.enter_context(self.version.lease())
+
+    @property
+    def open(self) -> bool:
+        """Whether a canary may still choose."""
+        challenge = self._engine.challenge
+        return not self.chosen and challenge is not None and challenge.plan.canary is not None
+
+    @property
+    def copier(self) -> Copier | None:
+        """The function that copies the request's images for a challenger, if they are copied."""
+        challenge = self._engine.challenge
+        return None if challenge is None else challenge.copier(self.version)
 
     def end(self) -> None:
         self._held.close()

@@ -16,6 +16,7 @@ from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.version_store import VERSIONS, VersionStore
 from taillift.models.errors import UserError, first_lines
 from taillift.service.inference.admission import Admission
+from taillift.service.inference.challenge import Challenge
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
 from taillift.service.inference.memory import check_budget, estimate_bytes
@@ -62,6 +63,7 @@ class Engine:
         # Why versions of the store could not be loaded.
         self.refusals: dict[int, str] = {}
         self.challenger: ServedVersion | None = None
+        self.challenge: Challenge | None = None
         self._ending = False
         self._draining_since: float | None = None
         self._failures = 0
@@ -78,7 +80,7 @@ class Engine:
         )
         decoder = Decoder(settings.decode_threads, settings.decode_pixels, self.metrics)
         turns = DeviceTurns(lambda: not admission.images)
-        self._workshop = Workshop(settings, self.metrics, decoder, admission, turns)
+        self.workshop = Workshop(settings, self.metrics, decoder, admission, turns)
         try:
             self.champion = self._next_version()
         except BaseException:
@@ -145,7 +147,7 @@ class Engine:
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
         bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
-        return ServedVersion(number, bundle, self._workshop)
+        return ServedVersion(number, bundle, self.workshop)
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         assert number is not None
@@ -230,7 +232,7 @@ class Engine:
 
     def _seconds(self, views: float, raw: float) -> float:
         """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
-        decoder = self._workshop.decoder
+        decoder = self.workshop.decoder
         return max(
             self.champion.runner.latency.seconds(views, self.settings.batch_views),
             decoder.latency.seconds(raw) / decoder.threads,
@@ -263,7 +265,7 @@ class Engine:
                 for version in self.residents:
                     await version.close()
                 await asyncio.gather(*self.draining.values())
-                await self._workshop.decoder.close()
+                await self.workshop.decoder.close()
         except TimeoutError:
             self.hung = True
             logger.error(
@@ -314,7 +316,7 @@ class Engine:
     @property
     def _refusal(self) -> str | None:
         """The reason why no image is accepted; None if images are."""
-        scheduler, decoder = self.champion.scheduler, self._workshop.decoder
+        scheduler, decoder = self.champion.scheduler, self.workshop.decoder
         if self._draining_since is not None:
             return CLOSING
         if scheduler is None:

@@ -1,12 +1,14 @@
 """An image's way from its bytes to its outputs: admitted, decoded, scheduled."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Final
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs, Stages
 from taillift.models.bundle.images import VIEWS, ImageError, pixel_count
 from taillift.service.inference.admission import Admission, Load, Reservation, total
@@ -29,6 +31,11 @@ from taillift.service.settings import Settings
 # Images of one request that are with the decoder at once, for each of its threads: the next one is
 # there when one ends, and a small request waits for few images of a large one.
 AHEAD: Final = 2
+
+
+# Takes which image of a request was answered, from 0, its views uint8 [V, S, S, 3], its ensemble
+# and its outputs.
+Copier = Callable[[int, Pixels, Ensemble, ImageOutputs], None]
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,15 @@ class Pipeline:
             yield reservation
 
     async def answers(
-        self, images: Sequence[bytes], ensemble: Ensemble, reservation: Reservation
+        self,
+        images: Sequence[bytes],
+        ensemble: Ensemble,
+        reservation: Reservation,
+        copier: Copier | None = None,
     ) -> list[ImageOutputs | PerImageError]:
         """Return each encoded image's outputs, or the reason why there are none.
+
+        `copier` is given every image that was answered.
 
         `reservation` is changed from the body to the images, with the pixels that their headers
         say, and their views. Raises `MalformedError`, `RequestPixelsError` and, before anything is
@@ -96,9 +109,20 @@ class Pipeline:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(
-                        self._answer(image, cost, ensemble, plan, reservation, load, turns)
+                        self._answer(
+                            image,
+                            cost,
+                            ensemble,
+                            plan,
+                            reservation,
+                            load,
+                            turns,
+                            copier and partial(copier, number),
+                        )
                     )
-                    for image, cost, load in zip(images, costs, loads, strict=True)
+                    for number, (image, cost, load) in enumerate(
+                        zip(images, costs, loads, strict=True)
+                    )
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -157,6 +181,7 @@ class Pipeline:
         reservation: Reservation,
         load: Load,
         turns: asyncio.Semaphore,
+        copy: Callable[[Pixels, Ensemble, ImageOutputs], None] | None,
     ) -> ImageOutputs | PerImageError:
         """Answer one image, and release the parts of `load` as soon as they are not needed."""
         since, limit = perf_counter(), self._settings.max_pixels
@@ -189,4 +214,6 @@ class Pipeline:
         self._metrics.count_views(outputs.views, ensemble)
         if ensemble is Ensemble.ADAPTIVE:
             self._adaptive_views.update(outputs.views)
+        if copy is not None:
+            copy(views, ensemble, outputs)
         return outputs

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from taillift.models.bundle.version_store import Challenger, Roles, StaleError, VersionStore
 from taillift.models.errors import UserError
+from taillift.service.inference.challenge import Challenge, ShadowCounters, agreement_series
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.served_version import ServedVersion
 
@@ -47,6 +48,7 @@ class RoleFollower:
         )
         for outcome in get_args(Outcome):
             self._outcomes.labels(outcome)
+        self._counters = ShadowCounters(engine.metrics)
         engine.metrics.registry.register(VersionSeries(engine))
 
     async def follow(self, started: Awaitable[None]) -> None:
@@ -81,6 +83,8 @@ class RoleFollower:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._engine.challenge is not None:
+            await self._engine.challenge.end()
 
     async def promote(
         self, number: int, because: str, who: str, etag: int | None, classes_change: bool
@@ -132,6 +136,11 @@ class RoleFollower:
     def champion(self) -> int | None:
         """The number of the version that answers."""
         return self._engine.champion.number
+
+    @property
+    def challenge_at_work(self) -> Challenge | None:
+        """The comparison that is running, if there is one."""
+        return self._engine.challenge
 
     def refusal(self, number: int) -> str | None:
         """Return why a version could not be served, if it could not."""
@@ -230,7 +239,40 @@ class RoleFollower:
             else:
                 self._engine.crown(version)
                 self._outcomes.labels("done").inc()
+        await self._seat(roles)
         await self._retain_evidence(roles)
+
+    async def _seat(self, roles: Roles) -> None:
+        """Let the roles' challenger be compared with the champion, or end the comparison."""
+        engine, plan, running = self._engine, roles.challenger, self._engine.challenge
+        if running is not None and running.plan == plan and running.champion is engine.champion:
+            return
+        if running is not None:
+            engine.challenge = None
+            await running.end()
+        seated = engine.challenger
+        if seated is not None and (plan is None or seated.number != plan.version):
+            engine.challenger = None
+            engine.retire(seated)
+        if plan is None or plan.version == engine.champion.number:
+            return
+        try:
+            challenger = await self._loaded(plan.version)
+        except UserError as error:
+            self._outcomes.labels("refused").inc()
+            engine.refusals[plan.version] = str(error)
+            return
+        engine.challenger = challenger
+        engine.challenge = Challenge(
+            engine.champion,
+            challenger,
+            plan,
+            roles.salt,
+            engine.workshop.admission,
+            self._counters,
+            running,
+        )
+        self._outcomes.labels("done").inc()
 
     async def _retain_evidence(self, roles: Roles) -> None:
         kept = {version.bundle.manifest.version for version in self._engine.residents}
@@ -278,3 +320,5 @@ class VersionSeries(Collector):
                 resident.add_metric((number,), version.resident_bytes)
                 seconds.add_metric((number,), version.load_seconds)
         yield from (info, leases, resident, seconds)
+        if engine.challenge is not None:
+            yield agreement_series(engine.challenge.agreement)
