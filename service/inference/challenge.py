@@ -36,7 +36,7 @@ Loss = Literal["full", "other_pixels", "failed"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShadowCopy:
     """An image's views uint8 [V, S, S, 3], the champion's answer, and how likely it was chosen."""
 
@@ -149,7 +149,13 @@ class Challenge:
                 await self._arrival.wait()
             while self._admission.images:
                 await asyncio.sleep(LOOK)
-            await self._compare(self._waiting.popleft())
+            try:
+                await self._compare(self._waiting.popleft())
+            except Exception as error:
+                # The challenger's failure is no concern of the champion's requests.
+                if not isinstance(error, ServiceError):
+                    logger.exception("the challenger failed on a copy")
+                self._counters.dropped.labels("failed").inc()
 
     async def _compare(self, copy: ShadowCopy) -> None:
         bundle, scheduler = self.challenger.bundle, self.challenger.scheduler
@@ -157,17 +163,9 @@ class Challenge:
         ensemble = copy.ensemble
         if ensemble is Ensemble.ADAPTIVE and bundle.predictor.variant.exit is None:
             ensemble = Ensemble.FULL
-        try:
-            outputs = await scheduler.answer(
-                copy.views,
-                Deadline.after(SHADOW_SECONDS),
-                copy,
-                bundle.predictor.stages(ensemble),
-            )
-        except ServiceError as error:
-            logger.warning("the challenger did not answer a copy: %s", error)
-            self._counters.dropped.labels("failed").inc()
-            return
+        outputs = await scheduler.answer(
+            copy.views, Deadline.after(SHADOW_SECONDS), copy, bundle.predictor.stages(ensemble)
+        )
         uniform = bundle.predictor.predict(outputs, ensemble).uniform
         index = int(uniform.argmax())
         answer = Answer(index, float(uniform[index]), outputs.views)

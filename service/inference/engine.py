@@ -142,12 +142,12 @@ class Engine:
                     raise
                 self._refuse(number, error)
 
-    def _version(self, number: int | None, folder: Path) -> ServedVersion:
+    def _version(self, number: int | None, folder: Path, alongside: bool = False) -> ServedVersion:
         manifest = read_manifest(folder)
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
         bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
-        return ServedVersion(number, bundle, self.workshop)
+        return ServedVersion(number, bundle, self.workshop, alongside)
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         assert number is not None
@@ -168,9 +168,9 @@ class Engine:
         Raises `UserError` if it cannot be served, and `OverBudgetError` if it does not fit.
         """
         try:
-            version = await asyncio.to_thread(self._version, number, folder)
+            version = await asyncio.to_thread(self._version, number, folder, alongside=True)
             self.check_budget(version.bundle.manifest, number)
-            await version.open(alongside=True)
+            await version.open()
         except UserError as error:
             self._refuse(number, error)
             raise

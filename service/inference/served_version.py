@@ -43,7 +43,14 @@ class ServedVersion:
     `number` is its number in the store; None if a bundle is served without one.
     """
 
-    def __init__(self, number: int | None, bundle: ResidentBundle, workshop: Workshop) -> None:
+    def __init__(
+        self,
+        number: int | None,
+        bundle: ResidentBundle,
+        workshop: Workshop,
+        alongside: bool = False,
+    ) -> None:
+        """If it is loaded `alongside` a version that answers requests, these come first."""
         self.number = number
         self.bundle = bundle
         self.leases = 0
@@ -55,26 +62,27 @@ class ServedVersion:
         self._free.set()
         batches, largest = workshop.settings.device.batches, workshop.settings.batch_views
         # A GPU runs few sizes, which are all warmed. A CPU runs any: three give the latency.
-        sizes = {1, min(VIEWS, largest), largest} if batches is None else batches.sizes
+        # Next to another version, requests of that one wait for as long as an image takes at most.
+        sizes = {1, min(VIEWS, largest)} | (set() if alongside else {largest})
         side = bundle.manifest.preprocessing.size
-        blank = [np.zeros((size, side, side, CHANNELS), np.uint8) for size in sizes]
+        blank = [
+            np.zeros((size, side, side, CHANNELS), np.uint8)
+            for size in (sizes if batches is None else batches.sizes)
+        ]
         runs = 1 if batches is None else GPU_RUNS
+        self._turn = workshop.turns.when_idle if alongside else None
         self.runner = Runner(bundle, blank, runs, workshop.turns)
         self.scheduler: Scheduler | None = None
         self._pipeline: Pipeline | None = None
 
-    async def open(self, alongside: bool = False) -> None:
-        """Check the bundle, load it and warm it; raises what its parts raise.
-
-        If it is loaded `alongside` a version that answers requests, these come first.
-        """
+    async def open(self) -> None:
+        """Check the bundle, load it and warm it; raises what its parts raise."""
         workshop, start, before = self._workshop, perf_counter(), status_bytes("VmRSS")
-        turn = workshop.turns.when_idle if alongside else None
-        self.bundle.turn = turn
+        self.bundle.turn = self._turn
         try:
             # The runner's thread also checks the files. A thread of the event loop would not do:
             # at its end the loop waits for its threads without a limit.
-            await self.runner.open(turn)
+            await self.runner.open(self._turn)
             self.known_image = await asyncio.to_thread(self.bundle.known_image)
         except BaseException:
             self.bundle.close()

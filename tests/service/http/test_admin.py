@@ -76,6 +76,7 @@ def test_a_key_is_needed_and_is_not_one_for_images(admin: httpx.Client) -> None:
         "/admin/versions/{number}",
         "/admin/roles/champion",
         "/admin/roles/challenger",
+        "/admin/challenger",
         "/admin/rollback",
     }
 
