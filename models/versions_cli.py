@@ -5,8 +5,9 @@ A service that runs with `--store` follows every change within two seconds.
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from taillift.models.bundle.version_store import Roles, StoredVersion
 
 app = typer.Typer(no_args_is_help=True)
+
+# Of the commands that run a model: a service on the same machine comes first.
+LEAST_PRIORITY: Final = 19
 
 Folder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
@@ -43,6 +47,7 @@ def add(
     """
     from taillift.models.bundle.version_store import VersionStore
 
+    os.nice(LEAST_PRIORITY)
     number = VersionStore.at(store).add(bundle, classes_change, note)
     print(number)
 
@@ -137,6 +142,7 @@ def verify(
     """
     from taillift.models.bundle.version_store import VersionStore, check_bundle
 
+    os.nice(LEAST_PRIORITY)
     opened = VersionStore(store)
     damaged = False
     for one in opened.numbers if number is None else [number]:
@@ -167,6 +173,7 @@ def promote(
     """Check a version and make it champion: the one that answers."""
     from taillift.models.bundle.version_store import VersionStore, check_bundle
 
+    os.nice(LEAST_PRIORITY)
     opened = VersionStore(store)
     check_bundle(opened.path(number))
     tell(opened.promote(number, because, classes_change=classes_change))
@@ -177,6 +184,7 @@ def rollback(store: Folder, because: Because = "") -> None:
     """Make the previous champion champion again."""
     from taillift.models.bundle.version_store import VersionStore, check_bundle
 
+    os.nice(LEAST_PRIORITY)
     opened = VersionStore(store)
     check_bundle(opened.path(opened.rollback_target(opened.roles())))
     tell(opened.rollback(because))
@@ -236,6 +244,7 @@ def challenge(
             few=1.0 if few is None else few,
         )
         challenger = Challenger(version=number, shadow=shadow)
+    os.nice(LEAST_PRIORITY)
     opened = VersionStore(store)
     check_bundle(opened.path(number))
     tell(opened.challenge(challenger, because))

@@ -276,7 +276,7 @@ class VersionStore:
             return roles.model_copy(
                 update={
                     "champion": number,
-                    "previous": roles.champion,
+                    "previous": roles.champion if self._has(roles.champion) else roles.previous,
                     "challenger": challenger,
                 }
             )
@@ -466,6 +466,9 @@ class VersionStore:
             by_hand = "the folder was put there by hand"
             return Added(change=change_of("salvaged", number, "unknown", because=by_hand))
 
+    def _has(self, number: int | None) -> bool:
+        return number is not None and number in self.numbers
+
     def _same(self, manifest: Manifest) -> int | None:
         """Return the number of the version that is this bundle already, if its files are sound."""
         for number in reversed(self.numbers):
@@ -479,13 +482,17 @@ class VersionStore:
         return None
 
     def _class_changes(self, manifest: Manifest) -> tuple[list[str], list[str]]:
-        """Return the classes that the champion does not have, and those that only it has."""
-        champion = self.roles().champion
-        if champion is None:
-            return [], []
-        old = {canonical(label) for label in self.version(champion).manifest.labels}
-        new = {canonical(label) for label in manifest.labels}
-        return sorted(new - old), sorted(old - new)
+        """Return the classes that the champion does not have, and those that only it has.
+
+        If the champion was deleted or damaged, the previous one is served and counts.
+        """
+        roles, new = self.roles(), {canonical(label) for label in manifest.labels}
+        for number in (roles.champion, roles.previous):
+            with suppress(UserError):
+                if number is not None:
+                    old = {canonical(label) for label in self.version(number).manifest.labels}
+                    return sorted(new - old), sorted(old - new)
+        return [], []
 
     def _share_files(self, folder: Path, manifest: Manifest) -> None:
         """Replace copies of files that another version holds already by links to them."""

@@ -152,7 +152,7 @@ class Challenge:
             try:
                 await self._compare(self._waiting.popleft())
             except Exception as error:
-                # The challenger's failure is no concern of the champion's requests.
+                # A challenger may fail without any effect on the champion.
                 if not isinstance(error, ServiceError):
                     logger.exception("the challenger failed on a copy")
                 self._counters.dropped.labels("failed").inc()

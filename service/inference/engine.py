@@ -64,6 +64,7 @@ class Engine:
         self.refusals: dict[int, str] = {}
         self.challenger: ServedVersion | None = None
         self.challenge: Challenge | None = None
+        self.loading: set[int] = set()
         self._ending = False
         self._draining_since: float | None = None
         self._failures = 0
@@ -167,6 +168,7 @@ class Engine:
 
         Raises `UserError` if it cannot be served, and `OverBudgetError` if it does not fit.
         """
+        self.loading.add(number)
         try:
             version = await asyncio.to_thread(self._version, number, folder, alongside=True)
             self.check_budget(version.bundle.manifest, number)
@@ -178,6 +180,8 @@ class Engine:
             logger.exception("version %d cannot be loaded", number)
             self._refuse(number, error)
             raise UserError(f"version {number} cannot be loaded: {first_lines(error)}") from error
+        finally:
+            self.loading.discard(number)
         self.refusals.pop(number, None)
         self._note_memory(version)
         return version

@@ -30,7 +30,6 @@ class RoleFollower:
 
     def __init__(self, engine: Engine, store: VersionStore) -> None:
         self.store = store
-        self.loading: int | None = None
         # The version of a change that was accepted and is not done yet.
         self.pending: int | None = None
         self._engine = engine
@@ -156,7 +155,7 @@ class RoleFollower:
     def state(self, number: int) -> State:
         """Return what the service does with a version of the store."""
         engine = self._engine
-        if number == self.loading:
+        if number in engine.loading:
             return "loading"
         if any(version.number == number for version in engine.residents):
             return "resident"
@@ -216,12 +215,8 @@ class RoleFollower:
         for version in self._engine.residents:
             if version.number == number:
                 return version
-        self.loading = number
-        try:
-            folder = await asyncio.to_thread(self.store.path, number)
-            return await self._engine.load(number, folder)
-        finally:
-            self.loading = None
+        folder = await asyncio.to_thread(self.store.path, number)
+        return await self._engine.load(number, folder)
 
     async def _apply(self, roles: Roles) -> None:
         """Serve what the roles say; what is refused is tried again when they change."""

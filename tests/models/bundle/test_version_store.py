@@ -182,6 +182,16 @@ def test_other_classes_than_the_champions_at_the_promotion_are_refused(
     assert store.promote(other, classes_change=True).champion == other
 
 
+def test_a_store_goes_on_without_its_champions_folder(store: VersionStore, tmp_path: Path) -> None:
+    two = store.add(write_bundle(tmp_path / "second", name="second"))
+    store.promote(two)
+    shutil.rmtree(store.path(two))
+    three = store.add(write_bundle(tmp_path / "third", name="third"))
+    roles = store.promote(three)
+    assert (roles.champion, roles.previous) == (three, 1)
+    assert store.rollback().champion == 1
+
+
 def test_roles_move_and_every_change_has_one_line(store: VersionStore, tmp_path: Path) -> None:
     two = store.add(write_bundle(tmp_path / "second", name="second"))
     roles = store.challenge(Challenger(version=two, canary=Canary(share=0.1)), who="ann")

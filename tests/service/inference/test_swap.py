@@ -1,12 +1,14 @@
 """Versions that change under load: nothing is lost, and each answer is of the version it names."""
 
 import shutil
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from weakref import ref
 
 import httpx
@@ -34,7 +36,7 @@ from tests.support.palette import (
     photo,
     write_bundle,
 )
-from tests.support.serving import sample, scrape, serving, top_labels, until
+from tests.support.serving import process, sample, scrape, serving, top_labels, until
 
 COLOURS = {label: colour for label, (colour, _) in CLASSES.items()}
 
@@ -224,6 +226,37 @@ def test_a_version_that_cannot_be_served_changes_nothing_also_after_a_restart(
         assert served(client) == "1"
         assert 2 in engine.refusals
         assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["red"]
+
+
+def test_a_version_that_is_deleted_while_it_loads_takes_nothing_with_it(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    with running_store(store) as (client, engine):
+        for index in range(4):
+            number = store.add(write_bundle(tmp_path / f"b{index}", name=f"b{index}"))
+            before = outcome(client, "done") + outcome(client, "refused")
+            store.promote(number)
+            until(lambda: number in engine.loading or engine.champion.number == number)  # noqa: B023
+            sleep(0.01 * index)
+            shutil.rmtree(store.folder / "versions" / str(number))
+            until(lambda: outcome(client, "done") + outcome(client, "refused") > before)  # noqa: B023
+            answer = client.post("/classify", content=new_photo(COLOURS["red"]))
+            assert top_labels(answer) == ["red"]
+
+
+def test_a_process_follows_a_signal_and_serves_the_champion_after_being_killed(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    flags = ["--store", str(store.folder), "--tail-file", str(tmp_path / "tail.sqlite")]
+    with process(tmp_path / "unused", *flags) as (server, client):
+        assert served(client) == "1"
+        store.promote(2)
+        server.send_signal(signal.SIGHUP)
+        until(lambda: served(client) == "2")
+        server.kill()
+    with process(tmp_path / "unused", *flags) as (_, client):
+        assert served(client) == "2"
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["green"]
 
 
 def test_a_store_without_a_champion_or_with_damaged_roles_is_one_line(
