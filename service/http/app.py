@@ -15,7 +15,6 @@ from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
-from taillift.service.http.disconnect import reserving_body, while_connected
 from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
@@ -39,7 +38,13 @@ from taillift.service.http.schemas import (
     model_id,
     model_summary,
 )
-from taillift.service.http.uploads import Upload, body_bytes, read_uploads
+from taillift.service.http.uploads import (
+    Upload,
+    body_bytes,
+    read_uploads,
+    reserving_body,
+    while_connected,
+)
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
