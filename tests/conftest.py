@@ -77,7 +77,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fresh_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scrape of a service in this process shows what has just happened."""
-    monkeypatch.setattr("taillift.service.http.exposition.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("taillift.service.monitoring.exporter.FRESH_SECONDS", 0.0)
 
 
 @pytest.fixture

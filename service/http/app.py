@@ -15,7 +15,6 @@ from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
-from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -48,6 +47,7 @@ from taillift.service.http.uploads import (
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
+from taillift.service.monitoring.exporter import Exposition
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
 from taillift.service.tail.sightings import group_digest
