@@ -10,9 +10,9 @@ from typing import Any, Final
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
 from taillift.service.http.uploads import FIELD
+from taillift.service.monitoring.logs import REQUEST_ID
 from taillift.service.page.stored_files import StoredFolder
 
 _REQUEST_ID: Final = {
