@@ -11,8 +11,7 @@ from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_view
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import posterior
 from taillift.models.bundle.temperature import Calibration
-from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.weights import class_weights
+from taillift.training.calibration.held_out import HeldOut, class_weights
 
 
 @dataclass(frozen=True)

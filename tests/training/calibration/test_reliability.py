@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.calibration.held_out import effective_count
 from taillift.training.calibration.predictions import (
     ScoredPredictions,
     predictions_on,
@@ -21,7 +22,6 @@ from taillift.training.calibration.reliability import (
     expected_error,
     minimum_detectable_error,
 )
-from taillift.training.calibration.weights import effective_count
 from tests.support.simulated import held_out
 
 
