@@ -57,10 +57,9 @@ from taillift.training.fit.optimisation import (
     micro_batch,
     rate_factor,
 )
-from taillift.training.fit.progress import Clock, Progress
+from taillift.training.fit.progress import Clock, Curves, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
-from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
 
 
