@@ -10,8 +10,7 @@ import numpy as np
 
 from taillift.models.bundle.arrays import Doubles, Labels
 from taillift.models.bundle.images import decode
-from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.predictions import predictions_on
+from taillift.training.calibration.held_out import HeldOut, predictions_on
 from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.data.photo import Photo
 from taillift.training.fit.checkpoint import CheckpointMetadata

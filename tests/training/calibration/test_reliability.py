@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.held_out import effective_count
-from taillift.training.calibration.predictions import (
+from taillift.training.calibration.held_out import (
     ScoredPredictions,
+    effective_count,
     predictions_on,
 )
 from taillift.training.calibration.reliability import (
