@@ -50,7 +50,7 @@ from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.monitoring.exporter import Exposition
 from taillift.service.page import add_page
 from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
-from taillift.service.tail.sightings import group_digest
+from taillift.service.tail.dependence import group_digest
 
 
 class TextConvertor(PathConvertor):

@@ -19,7 +19,7 @@ from taillift.service.problems import (
     EncodedError,
     MalformedError,
 )
-from taillift.service.tail.sightings import image_digest
+from taillift.service.tail.dependence import image_digest
 
 FIELD: Final = "images"
 # A larger form is read outside the event loop.

@@ -33,7 +33,7 @@ from taillift.service.inference.row_file import (
     row_format,
 )
 from taillift.service.settings import cores
-from taillift.service.tail.sightings import image_digest
+from taillift.service.tail.dependence import image_digest
 
 PREDICTIONS: Final = (".csv", ".jsonl", ".parquet")
 FEATURES: Final = (".npz", ".parquet", ".csv", ".jsonl")
