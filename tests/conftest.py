@@ -53,6 +53,7 @@ SLOW = frozenset(
         "training/calibration/test_cross_fit",
         "training/calibration/test_exit_rule",
         "training/comparison/test_compare",
+        "training/data/readers/test_cifar",
         "training/export/test_export",
         "training/export/test_fp16",
         "training/export/test_int8",
