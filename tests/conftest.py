@@ -52,6 +52,7 @@ SLOW = frozenset(
         "service/test_server",
         "training/calibration/test_cross_fit",
         "training/calibration/test_exit_rule",
+        "training/calibration/test_temperature_fit",
         "training/comparison/test_compare",
         "training/data/readers/test_cifar",
         "training/export/test_export",
