@@ -130,6 +130,10 @@ class NoRoomError(ServiceError):
     status, reason, title = 507, "over_budget", "The version does not fit into memory"
 
 
+class ClassesError(ServiceError):
+    status, reason, title = 422, "classes", "The classes or counts cannot be used"
+
+
 class DeadlineError(ServiceError):
     """Deadline that passed, or that cannot be met; `stage` is where the request was then."""
 
@@ -263,6 +267,7 @@ REASONS: Final = (
             RefusedVersionError,
             StaleRolesError,
             NoRoomError,
+            ClassesError,
             DeadlineError,
             BodyTooLargeError,
             RequestPixelsError,

@@ -21,9 +21,9 @@ from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
 from taillift.service.inference.memory import check_budget, estimate_bytes
 from taillift.service.inference.resident_bundle import CHANNELS, STARTING, ResidentBundle
+from taillift.service.inference.runner import DeviceTurns
 from taillift.service.inference.scheduler import BROKEN
 from taillift.service.inference.served_version import ServedVersion, Workshop
-from taillift.service.inference.turns import DeviceTurns
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import ClassSeries, TailSeries, class_series
 from taillift.service.monitoring.recorder import Monitoring, TailRecords

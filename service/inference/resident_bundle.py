@@ -18,7 +18,7 @@ from taillift.models.bundle.session import Outputs
 from taillift.models.errors import UserError
 from taillift.service.inference.graph_choice import open_classifier
 from taillift.service.inference.priors import read_priors
-from taillift.service.inference.turns import run_niced
+from taillift.service.inference.runner import run_niced
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings

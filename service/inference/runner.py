@@ -1,12 +1,15 @@
-"""The model in a thread of its own, timed."""
+"""The model in a thread of its own, timed, and turns on the device for several models."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from contextlib import contextmanager
+from threading import Lock, Thread, get_native_id
+from time import monotonic, perf_counter, sleep
 from traceback import clear_frames
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,11 +17,17 @@ from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Turn
 from taillift.models.bundle.session import Outputs
 from taillift.service.inference.latency import LatencyModel
-from taillift.service.inference.turns import DeviceTurns
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# How long a pass of a version that is loading waits at most for a moment without requests, ...
+PATIENCE: Final = 0.5
+# ... and how often it looks.
+PAUSE: Final = 0.002
+
+LEAST_PRIORITY: Final = 19
 
 
 class DeviceModel(Protocol):
@@ -29,6 +38,32 @@ class DeviceModel(Protocol):
 
     def run(self, pixels: Pixels) -> Outputs:
         """Run views uint8 [N, S, S, 3]; the logits carry no prior."""
+
+
+class DeviceTurns:
+    """One pass at a time. `idle` tells, from any thread, whether no request waits for anything."""
+
+    def __init__(self, idle: Callable[[], bool] = lambda: True) -> None:
+        self._idle = idle
+        self._lock = Lock()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Hold the device during the block, after at most the pass that is running."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def when_idle(self) -> Iterator[None]:
+        """Hold the device during the block, from a moment without requests on.
+
+        If none comes within `PATIENCE` seconds, requests wait for this one pass.
+        """
+        end = monotonic() + PATIENCE
+        while not self._idle() and monotonic() < end:
+            sleep(PAUSE)
+        with self._lock:
+            yield
 
 
 class Runner:
@@ -114,3 +149,29 @@ class Runner:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def run_niced(work: Callable[[], T]) -> T:
+    """Return the result of `work`, which a thread of the least priority does meanwhile.
+
+    ONNX Runtime's own threads would inherit the priority and keep it, so no session may be made in
+    `work`. Raises whatever `work` raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        if hasattr(os, "setpriority"):
+            # On Linux a priority is that of a thread.
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), LEAST_PRIORITY)
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run, name="background", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -15,9 +15,8 @@ from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.memory import give_back, status_bytes
 from taillift.service.inference.pipeline import Pipeline
 from taillift.service.inference.resident_bundle import CHANNELS, STARTING, ResidentBundle
-from taillift.service.inference.runner import Runner
+from taillift.service.inference.runner import DeviceTurns, Runner
 from taillift.service.inference.scheduler import Scheduler
-from taillift.service.inference.turns import DeviceTurns
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
