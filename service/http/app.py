@@ -394,10 +394,14 @@ async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
 
 
 @router.get("/model", responses=problems(404))
-async def model(engine: Service, bundle: Served) -> ModelSummary:
+async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
     return model_summary(
-        bundle.predictor, engine.settings.device, list(bundle.priors), bundle.precision_reason
+        bundle.predictor,
+        engine.settings.device,
+        list(bundle.priors),
+        bundle.precision_reason,
+        lease.version.number,
     )
 
 

@@ -174,11 +174,9 @@ class Confidence(InferenceResponse):
     results: list[ConfidenceOfImage | FailedImage]
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(ModelId):
     """Summary of the manifest, and what the model runs on."""
 
-    name: str
-    version: str
     taillift_version: str
     backbone: BackboneInfo
     method: Method
@@ -323,7 +321,11 @@ def unknown_class(label: str, labels: Sequence[str]) -> str:
 
 
 def model_summary(
-    predictor: Predictor, device: Device, priors: Sequence[str], reason: str
+    predictor: Predictor,
+    device: Device,
+    priors: Sequence[str],
+    reason: str,
+    number: int | None = None,
 ) -> ModelSummary:
     """Return the summary of the served model; `reason` says why its precision was chosen."""
     manifest, variant = predictor.manifest, predictor.variant
@@ -331,6 +333,7 @@ def model_summary(
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
+        number=number,
         taillift_version=manifest.taillift_version,
         backbone=manifest.backbone,
         method=manifest.method,
