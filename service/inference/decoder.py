@@ -90,6 +90,7 @@ class Decoder:
             decoded = await answer
         finally:
             self._waiting.discard(job)
+            del answer, job  # The traceback of an error has this frame, and the future that error.
         self.latency.update(cost, decoded.seconds)
         return decoded.views
 
@@ -113,11 +114,13 @@ class Decoder:
     ) -> None:
         self._running.discard(task)
         self._free += share
-        if not answer.done():
-            if (error := task.exception()) is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(task.result())
+        error = task.exception()  # Asked for even if nobody waits: asyncio would log it otherwise.
+        if answer.done():
+            pass
+        elif error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
         self._start_jobs()
 
     def _decode(self, job: DecodeJob) -> Decoded:
@@ -131,6 +134,7 @@ class Decoder:
             return Decoded(cut, perf_counter() - start)
         finally:
             self._progress = perf_counter()
+            del job  # As in `views`: it has the future.
 
     @property
     def _busy(self) -> bool:
