@@ -41,7 +41,7 @@ CONNECTIONS: Final = 8
 QUIET_SECONDS: Final = 1.0
 # Before and after a crowd, for the memory of a service that has worked and is idle.
 WARM_PHOTOS: Final = 20
-REST_SECONDS: Final = 10
+REST_SECONDS: Final = 6
 
 
 class Hostile(NamedTuple):

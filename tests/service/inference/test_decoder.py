@@ -82,7 +82,7 @@ def test_an_image_that_fails_after_it_was_given_up_is_not_reported(gate: Event) 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
         decoder = decoder_of(threads=1)
-        broken = sent(decoder, PHOTO[:-20])
+        broken = sent(decoder, PHOTO[:-30])
         await settle()
         broken.cancel()
         await settle()
