@@ -191,7 +191,7 @@ def cost(bundle: Path, request: Hostile) -> tuple[int, float, float]:
 
 
 class Crowd(NamedTuple):
-    """What a crowd does to a service.
+    """The effects of a crowd on a service and on its other clients.
 
     The seconds of each ordinary photo, how many were lost, the seconds of each /healthz, and the
     resident MiB before, at most, and `REST_SECONDS` after.
