@@ -143,6 +143,11 @@ class Decoder:
     def _busy(self) -> bool:
         return len(self._running) >= self.threads or len(self._waiting) > 0
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no image waits, and no thread has one."""
+        return not self._running and not self._waiting
+
     def stalled(self, seconds: float) -> bool:
         """Return whether images wait or all threads are busy, and none ends for `seconds`."""
         return self._busy and perf_counter() - self._progress > seconds

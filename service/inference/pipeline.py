@@ -68,8 +68,9 @@ class Pipeline:
         )
 
     def has_become_idle(self) -> bool:
-        """Return whether there are no requests, and were some since the last time it was so."""
-        return self._admission.has_become_idle()
+        """Return whether there is no work, and was some since the last time it was so."""
+        # Images of requests that were given up may still be in the decoder.
+        return self._decoder.is_idle and self._admission.has_become_idle()
 
     def _seconds(self, views: float, raw: float) -> float:
         """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""

@@ -88,9 +88,11 @@ def test_an_image_that_fails_after_it_was_given_up_is_not_reported(gate: Event) 
         await settle()
         broken.cancel()
         await settle()
+        assert not decoder.is_idle
         gate.set()
         await decoder.close()
         await settle()
+        assert decoder.is_idle
 
     asyncio.run(main())
     gc.collect()
