@@ -19,7 +19,7 @@ from taillift.service.inference.admission import Admission
 from taillift.service.inference.challenge import Challenge
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
-from taillift.service.inference.memory import check_budget, estimate_bytes
+from taillift.service.inference.memory import check_budget, estimate_bytes, trim
 from taillift.service.inference.resident_bundle import CHANNELS, STARTING, ResidentBundle
 from taillift.service.inference.runner import DeviceTurns
 from taillift.service.inference.scheduler import BROKEN
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 # So many requests in a row that fail with 500 make the service not ready. Then it checks itself.
 FAILURES: Final = 10
 SELF_CHECK_SECONDS: Final = 5.0
+
+# Time between two looks whether there is no work and memory can be given back.
+IDLE_SECONDS: Final = 2.0
 
 # Time to end the threads after drain_seconds, when the server has dropped what was not answered.
 CLOSE_SECONDS: Final = 1
@@ -69,6 +72,7 @@ class Engine:
         self._draining_since: float | None = None
         self._failures = 0
         self._self_check: asyncio.Task[None] | None = None
+        self._trim: asyncio.Task[None] | None = None
         # Versions that answer the requests they have, and no new ones.
         self.draining: dict[ServedVersion, asyncio.Task[None]] = {}
         # Bytes of memory that a graph took, by the size of its file.
@@ -119,6 +123,7 @@ class Engine:
                 return
             self._show(self.champion)
         self._note_memory(self.champion)
+        self._trim = asyncio.create_task(give_memory_back(self.workshop))
 
     def _first_manifest(self) -> Manifest:
         """Return the first valid manifest of the versions to try, and leave out those before it."""
@@ -259,8 +264,9 @@ class Engine:
         thread is left that never ends.
         """
         self.drain()
-        if self._self_check is not None:
-            self._self_check.cancel()
+        for task in (self._self_check, self._trim):
+            if task is not None:
+                task.cancel()
         assert self._draining_since is not None
         end = self._draining_since + self.settings.drain_seconds + CLOSE_SECONDS
         try:
@@ -363,6 +369,19 @@ def sources(settings: Settings, store: VersionStore | None) -> list[tuple[int | 
         )
     numbers = [roles.champion, *([] if roles.previous is None else [roles.previous])]
     return [(number, store.folder / VERSIONS / str(number)) for number in numbers]
+
+
+async def give_memory_back(workshop: Workshop) -> None:
+    """Give what large requests have left free back to the system whenever there is no work.
+
+    glibc keeps freed memory: after 8 connections with large images 400 MiB, by the table of
+    `python -m benchmarks.hostile`. Other allocators have no such call.
+    """
+    while True:
+        await asyncio.sleep(IDLE_SECONDS)
+        # Images of requests that were given up may still be in the decoder.
+        if workshop.decoder.is_idle and workshop.admission.has_become_idle():
+            await asyncio.to_thread(trim)
 
 
 def check_limits(settings: Settings, view_bytes: int) -> None:

@@ -99,9 +99,12 @@ def check_budget(needed: int, number: int | None) -> None:
 
 
 def give_back() -> None:
-    """Collect what is unreachable, and give free memory back to the system if glibc can."""
+    """Collect what is unreachable, and give free memory back to the system."""
     gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # Another C library.
-        return
+    trim()
+
+
+def trim() -> None:
+    """Give free memory back to the system; only glibc needs to be asked."""
+    if (call := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        call(0)

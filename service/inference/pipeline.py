@@ -105,28 +105,29 @@ class Pipeline:
         body = Load(size=sum(map(len, images)))
         reservation.resize(total(body, *loads))
         turns = asyncio.Semaphore(AHEAD * self._decoder.threads)
+        tasks = [
+            asyncio.create_task(
+                self._answer(
+                    image,
+                    cost,
+                    ensemble,
+                    plan,
+                    reservation,
+                    load,
+                    turns,
+                    copier and partial(copier, number),
+                )
+            )
+            for number, (image, cost, load) in enumerate(zip(images, costs, loads, strict=True))
+        ]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        self._answer(
-                            image,
-                            cost,
-                            ensemble,
-                            plan,
-                            reservation,
-                            load,
-                            turns,
-                            copier and partial(copier, number),
-                        )
-                    )
-                    for number, (image, cost, load) in enumerate(
-                        zip(images, costs, loads, strict=True)
-                    )
-                ]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            # No TaskGroup: up to Python 3.12, the images of one that fails stay in memory until
+            # garbage is collected, because its error and a frame in the traceback have each other.
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def check(self, image: bytes) -> None:
         """Take an encoded image the way of a request's images; raise whatever goes wrong.
