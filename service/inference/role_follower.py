@@ -34,6 +34,8 @@ class RoleFollower:
         self.pending: int | None = None
         self._engine = engine
         self._applied: int | None = None
+        # What was refused at the start is not tried again at once.
+        self._retrying = False
         self._changing = asyncio.Lock()
         self._look = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,7 +74,7 @@ class RoleFollower:
 
     def look_again(self) -> None:
         """Follow the roles at once, and try again what was refused; for any thread."""
-        self._applied = None
+        self._applied, self._retrying = None, True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._look.set)
 
@@ -222,8 +224,8 @@ class RoleFollower:
         """Serve what the roles say; what is refused is tried again when they change."""
         if roles.etag == self._applied:
             return
-        first, self._applied = self._applied is None, roles.etag
-        number = roles.champion
+        number, first = roles.champion, self._applied is None and not self._retrying
+        self._applied, self._retrying = roles.etag, False
         tried = first and number in self._engine.refusals
         if number is not None and number != self._engine.champion.number and not tried:
             try:
