@@ -15,7 +15,9 @@ from taillift.models.bundle.version_store import Challenger, Roles, StaleError, 
 from taillift.models.errors import UserError
 from taillift.service.inference.challenge import Challenge, ShadowCounters, agreement_series
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.resident_bundle import STARTING
 from taillift.service.inference.served_version import ServedVersion
+from taillift.service.problems import NotReadyError
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +168,8 @@ class RoleFollower:
         return "refused" if number in engine.refusals else "stored"
 
     async def _roles(self, etag: int | None) -> Roles:
+        if self._engine.champion.scheduler is None:
+            raise NotReadyError(STARTING)
         roles = await asyncio.to_thread(self.store.roles)
         if self.pending is not None:
             raise StaleError(f"version {self.pending} is about to become champion: try again later")
@@ -209,6 +213,9 @@ class RoleFollower:
             self._engine.refusals[number] = str(error)
             with suppress(UserError):
                 await asyncio.to_thread(self.store.note_refusal, number, str(error), who)
+        except Exception:
+            self._outcomes.labels("refused").inc()
+            logger.exception("version %d did not become champion", number)
         finally:
             self.pending = None
 
