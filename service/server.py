@@ -24,9 +24,10 @@ from taillift.service.http.app import create_app
 from taillift.service.http.connection import LINGERING, Connection
 from taillift.service.http.middleware import HeadAsGet, MetricsPort, RequestLog, SecurityHeaders
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.memory import limit_arenas
 from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.monitoring.logs import logging_to_stderr
-from taillift.service.settings import Settings
+from taillift.service.settings import Settings, cores
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ def serve(settings: Settings) -> None:
     """
     with logging_to_stderr(settings.log_format):
         disable_created_metrics()  # type: ignore[no-untyped-call]
+        if settings.store is not None:
+            limit_arenas(cores())
         engine = Engine(with_enough_files(settings))
         server = Server(engine)
         listener = listen(settings.host, settings.port)

@@ -17,6 +17,9 @@ FIRST_FACTOR: Final = 6.0
 # Over what a graph of the same size took the last time.
 MARGIN: Final = 1.2
 
+# The option of glibc's mallopt.
+ARENA_MAX: Final = -8
+
 CGROUP: Final = Path("/sys/fs/cgroup")
 MEMINFO: Final = Path("/proc/meminfo")
 STATUS: Final = Path("/proc/self/status")
@@ -96,6 +99,16 @@ def check_budget(needed: int, number: int | None) -> None:
             f"served, and {left / 2**20:,.0f} MB are left: give the service more memory, or "
             "restart it with this version as the champion"
         )
+
+
+def limit_arenas(count: int) -> None:
+    """Let all threads share so many heaps, before any is started; only glibc has several.
+
+    Each thread that loads or runs a version would otherwise leave holes in a heap of its own, and
+    memory would grow from swap to swap (docs/versions.md has the figures).
+    """
+    if (call := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        call(ARENA_MAX, count)
 
 
 def give_back() -> None:
