@@ -55,7 +55,7 @@ def test_the_methods_of_the_paper_are_shipped() -> None:
     for recipe in (lift, head, full):
         assert recipe.loss == LogitAdjusted(tau=1.0)
         assert recipe.head.kind == "cosine"
-    assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of a {}.")
+    assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of {article} {}.")
 
 
 def test_a_users_recipe_has_the_name_of_its_file_unless_it_gives_another(
