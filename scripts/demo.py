@@ -139,14 +139,13 @@ def predictions(url: str, dataset: Dataset) -> Table:
     """
     assert dataset.test is not None
     grid = Table(title=f"POST {url}/classify", title_justify="left", box=SIMPLE_HEAD)
-    for title in ("photo", "is", "trained on", "predicted", "confidence", ""):
+    for title in ("a photo of", "trained on", "predicted", "confidence", ""):
         grid.add_column(title, justify="right" if title in ("trained on", "confidence") else "left")
     for index in range(0, len(dataset.classes), 3):
         photo = dataset.test.photos[dataset.test.labels.index(index)]
         best = classify(url, photo)["results"][0]["predictions"][0]
         name = dataset.classes[index]
         grid.add_row(
-            Path(photo.name).name,
             name,
             str(dataset.counts[index]),
             best["label"],
