@@ -30,7 +30,6 @@ from taillift.training.fit.build import (
     resolve_recipe,
 )
 from taillift.training.fit.checkpoint import CheckpointMetadata
-from taillift.training.fit.curves import Curves, Log
 from taillift.training.fit.distributed import Processes, resolve_precision
 from taillift.training.fit.estimate import training_seconds
 from taillift.training.fit.frozen_features import (
@@ -58,7 +57,7 @@ from taillift.training.fit.optimisation import (
     micro_batch,
     rate_factor,
 )
-from taillift.training.fit.progress import Clock, Curves, Progress
+from taillift.training.fit.progress import Clock, Curves, Log, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.recipe.recipe import Augmentation, Recipe

@@ -20,7 +20,7 @@ from taillift.models.terminal import say
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
-    from taillift.training.fit.curves import Log
+    from taillift.training.fit.progress import Log
 
 app = typer.Typer()
 
@@ -125,7 +125,7 @@ def train(
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
-    from taillift.training.fit.curves import require_installed
+    from taillift.training.fit.progress import require_installed
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
@@ -424,7 +424,7 @@ def requested_variants(names: Sequence[str]) -> "list[Precision]":
 
 def requested_logs(names: Sequence[str]) -> "list[Log]":
     """Return the logs that --log names; raise `UserError` if one does not exist."""
-    from taillift.training.fit.curves import Log
+    from taillift.training.fit.progress import Log
 
     for name in names:
         if name not in list(Log):

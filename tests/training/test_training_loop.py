@@ -17,7 +17,6 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.build import build_model
-from taillift.training.fit.curves import Curves
 from taillift.training.fit.distributed import Processes, resolve_precision
 from taillift.training.fit.inputs import Photos, Pick, epoch_order
 from taillift.training.fit.optimisation import ema_decay, enough_memory, micro_batch, rate_factor

@@ -13,8 +13,8 @@ from taillift.training.calibration.cross_fit import Write, carried_prior, cross_
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.evaluation import view_logits
 from taillift.training.export.graphs import Graphs
-from taillift.training.fit.curves import Log
 from taillift.training.fit.inputs import evaluation_photos
+from taillift.training.fit.progress import Log
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_photos

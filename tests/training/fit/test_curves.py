@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from taillift.models.errors import UserError
-from taillift.training.fit.curves import Curves, Log, require_installed
+from taillift.training.fit.progress import Curves, Log, require_installed
 
 
 def test_a_log_without_its_package_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
