@@ -18,7 +18,7 @@ from taillift.models.bundle.arrays import Floats, chunks
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
-from taillift.training.console import steps_bar
+from taillift.training.console import note, steps_bar
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import predictions, view_logits
 from taillift.training.fit.build import (
@@ -57,7 +57,7 @@ from taillift.training.fit.optimisation import (
     micro_batch,
     rate_factor,
 )
-from taillift.training.fit.progress import Clock, Curves, Progress
+from taillift.training.fit.progress import Clock, Curves, Log, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.recipe.recipe import Augmentation, Recipe
@@ -101,13 +101,15 @@ class Trainer:
         resume_file: Path | None = None,
         curves_folder: Path | None = None,
         without: Collection[int] = (),
+        logs: Sequence[Log] = (),
     ) -> Run:
         """Train one recipe.
 
         The run continues from `resume_file` if that exists, and keeps it up to date. TensorBoard's
-        curves go to `curves_folder`. The training photos at the indices `without` are set aside,
-        but the number of epochs stays; every class has to keep a photo. Raises `UserError` if the
-        loss diverges, the memory is too small, or `resume_file` is from another run.
+        curves go to `curves_folder`, and then to the `logs`, too. The training photos at the
+        indices `without` are set aside, but the passes over the others stay as many; every class
+        has to keep a photo. Raises `UserError` if the loss diverges, the memory is too small,
+        `resume_file` is from another run, or one of the `logs` refuses.
         """
         dataset, backbone, processes = self.dataset, self._backbone, self._processes
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
@@ -126,15 +128,19 @@ class Trainer:
             )
             model = build_model(backbone, recipe, weight)
 
-            with Curves(curves_folder, resume.done) as curves:
+            settings = recipe.model_dump(mode="json")
+            with Curves(curves_folder, resume.done, logs, settings) as curves:
                 progress = None
                 if recipe.epochs:
                     # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
                     inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
+                    steps = recipe.total_steps(len(kept), len(dataset.train))
                     try:
-                        progress = fit(model, inputs, counts, recipe, processes, resume, curves)
+                        progress = fit(
+                            model, inputs, counts, recipe, steps, processes, resume, curves
+                        )
                     except DivergedError:
                         resume.forget()
                         raise
@@ -170,7 +176,8 @@ class Trainer:
 
     def seconds(self, recipe: Recipe) -> float:
         """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
-        return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
+        with enough_memory(recipe, self._processes):
+            return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
 
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.
@@ -185,7 +192,10 @@ class Trainer:
             split = self.dataset.train
             photos = training_photos(split, preprocessing, augmentation, epochs, seed)
             copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
-            self._crops[key] = FrozenFeatures(photos, copies, epochs, self._frozen, self._processes)
+            title = "Running the frozen stages on crops"
+            self._crops[key] = FrozenFeatures(
+                photos, copies, epochs, self._frozen, self._processes, title
+            )
         return self._crops[key]
 
     @torch.no_grad()
@@ -200,7 +210,9 @@ class Trainer:
         if preprocessing not in self._centres:
             centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
             copies = [1] * len(views.labels)
-            frozen = FrozenFeatures(centres, copies, 1, self._frozen, self._processes)
+            note(f"The head starts from the training photos: each of {len(copies):,} is read once")
+            title = "Reading photos for the head"
+            frozen = FrozenFeatures(centres, copies, 1, self._frozen, self._processes, title)
             model = bare_model(self._backbone, len(self.dataset.classes))
             inputs = frozen.inputs_for(model, preprocessing.size)
             network = remaining_network(model, inputs.stage)
@@ -219,8 +231,9 @@ class Trainer:
         key = split, preprocessing
         if key not in self._views:
             photos = evaluation_photos(split, preprocessing)
+            title, copies = "Running the frozen stages on views", [1] * len(split)
             self._views[key] = FrozenFeatures(
-                photos, [1] * len(split), 1, self._frozen, self._processes
+                photos, copies, 1, self._frozen, self._processes, title
             )
         inputs = self._views[key].inputs_for(run.model, preprocessing.size)
         chosen = inputs if only is None else Subset(inputs, only)
@@ -232,13 +245,15 @@ def fit(
     inputs: Inputs,
     counts: Sequence[int],
     recipe: Recipe,
+    steps: int,
     processes: Processes,
     resume: Resume,
     curves: Curves,
 ) -> Progress:
     """Train the unfrozen tensors of `model` and leave it on the CPU; return the finished progress.
 
-    `counts` are the photos of each class in `inputs`. Every process takes its part of every batch,
+    `counts` are the photos of each class in `inputs`; the last of the `steps` may be within an
+    epoch. Every process takes its part of every batch,
     and all end with the same weights: those that a single process would get, up to the rounding of
     sums. The run continues from where `resume` is. Raises `DivergedError` if the loss is not a
     finite number.
@@ -259,19 +274,19 @@ def fit(
     photos, options = len(inputs.labels), recipe.optimiser
     steps_per_epoch = -(-photos // recipe.batch)
     clock = Clock(progress)
-    title, steps = f"Training {recipe.title}, seed {recipe.seed}", steps_per_epoch * recipe.epochs
+    title = f"Training {recipe.title}, seed {recipe.seed}"
     with steps_bar(title, steps, progress.done) as show:
-        while progress.epoch < recipe.epochs:
+        while progress.done < steps or progress.step:
             # Every photo once, in a new order. A run that continues skips what it has done.
             order = epoch_order(photos, recipe.seed, progress.epoch)
-            batches = list(chunks(order, recipe.batch))[progress.step :]
+            batches = list(chunks(order, recipe.batch))[progress.step :][: steps - progress.done]
             for size, shard in clock.waiting(sharded(inputs, batches, processes)):
                 optimisation.zero_grad()
                 loss = processes.all_reduce(gradients.add(shard, size)).item()
                 if not math.isfinite(loss):
                     position = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
                     raise DivergedError(f"the loss is {loss} in {position}", options)
-                factor = rate_factor(options, progress.done, steps_per_epoch, recipe.epochs)
+                factor = rate_factor(options, progress.done, steps_per_epoch, steps)
                 rates = optimisation.update(progress.done, factor)
                 curves.add(progress.done, {"loss/step": loss} | rates)
                 progress.finish_step(loss, size)
@@ -279,7 +294,7 @@ def fit(
                 if resume.due:
                     clock.read()
                     resume.write(progress, optimisation.state_dict())
-            mean_loss = progress.finish_epoch(photos)
+            mean_loss = progress.finish_epoch(min(photos, progress.step * recipe.batch))
             curves.add(progress.epoch, {"loss/epoch": mean_loss})
             clock.read()
             resume.write(progress, optimisation.state_dict())

@@ -20,6 +20,7 @@ from taillift.models.terminal import say
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
+    from taillift.training.fit.progress import Log
 
 app = typer.Typer()
 
@@ -55,7 +56,7 @@ MaxPixels = Annotated[
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
+    typer.Option(help="Exactly so many steps, in as many passes as they take: --set steps=..."),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
@@ -98,7 +99,7 @@ def train(
         Path | None,
         typer.Option(
             help="Checkpoint to write, NAME.safetensors. Default: "
-            "runs/DATA/RECIPE-SEED.safetensors."
+            "runs/DATA/RECIPE-SEED.safetensors, or RECIPE-BACKBONE-SEED with --backbone."
         ),
     ] = None,
     imbalance: Imbalance = None,
@@ -106,6 +107,14 @@ def train(
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="wandb|mlflow",
+            help="Send the curves there, too: TensorBoard's files are always written. May be given "
+            "twice. Needs the extra of that name: pip install 'taillift[wandb]'.",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint.
 
@@ -115,22 +124,26 @@ def train(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
+    from taillift.training.fit.progress import require_installed
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
 
+    logs = requested_logs(log or [])
+    require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
     dataset = load_dataset(data, imbalance, max_pixels)
-    path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
+    stem = checkpoint_stem(chosen, backbone)
+    path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
         trainer = Trainer(dataset, load_backbone(backbone))
         note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
-        run = trainer.train(chosen, resume_path(path), curves)
+        run = trainer.train(chosen, resume_path(path), curves, logs=logs)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -407,6 +420,16 @@ def requested_variants(names: Sequence[str]) -> "list[Precision]":
         if name not in variants:
             raise UserError(f"--variant {name}: give one of {', '.join(variants)}")
     return [variant for variant in variants if variant in names]
+
+
+def requested_logs(names: Sequence[str]) -> "list[Log]":
+    """Return the logs that --log names; raise `UserError` if one does not exist."""
+    from taillift.training.fit.progress import Log
+
+    for name in names:
+        if name not in list(Log):
+            raise UserError(f"--log {name}: give one of {', '.join(Log)}")
+    return [Log(name) for name in names]
 
 
 def seeds_from(text: str) -> list[int]:

@@ -169,7 +169,8 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
     # number was bounded.
     precision = metadata.record.precision or "auto"
-    return recipe.model_copy(update={"steps": None, "precision": precision})
+    steps = None if recipe.bounded else recipe.steps
+    return recipe.model_copy(update={"steps": steps, "precision": precision})
 
 
 def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:

@@ -138,5 +138,9 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     (`data`) and of the backbone. Raises `UserError` if such a file cannot be read.
     """
     files = recipe.head.initial.contents()
-    parts = [FORMAT, recipe.model_dump(mode="json"), data, backbone, *files]
+    fields = recipe.model_dump(mode="json")
+    if recipe.bounded:
+        # Recipes had no such field at first; their runs keep their keys.
+        del fields["bounded"]
+    parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
