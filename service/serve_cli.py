@@ -1,4 +1,4 @@
-"""The commands `serve`, `classify`, `embed`, `watch` and `upgrade-bundle`."""
+"""The commands `serve`, `classify`, `adapt-prior`, `embed`, `watch` and `upgrade-bundle`."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
@@ -250,6 +250,62 @@ def classify(
         _print_table(good)
     if len(good) < len(results):
         raise typer.Exit(1)
+
+
+@app.command()
+def adapt_prior(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="File to write, for the setting `priors`.")
+    ],
+    recursive: Recursive = False,
+    name: Annotated[str, typer.Option(help="Name of the prior.")] = "adapted",
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Estimate the share of each class and not only of each group; this needs 20 "
+            "photos a class.",
+        ),
+    ] = False,
+    ensemble: Annotated[
+        Literal["full", "off"], typer.Option(help="Views of each photo, as for `classify`.")
+    ] = "full",
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Estimate from photos without labels how often the groups occur, as a prior to classify with.
+
+    It is written only if it makes photos likelier that it was not estimated from: the exit status
+    is 1 if the gain may be chance.
+    """
+    from taillift.models.bundle import conveyor
+    from taillift.models.bundle.atomic import atomic_file, require_writable
+    from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.images import ImageError
+    from taillift.models.bundle.photo_sources import find_photos
+    from taillift.service.inference import adapted_prior
+
+    adapted_prior.refuse_taken(out, name)
+    require_writable(out)
+    photos = find_photos(sources, recursive)
+    classifier = Classifier.open(bundle, max_pixels=max_pixels)
+    found = conveyor.predictions(classifier, photos, Ensemble(ensemble), cores())
+    rows = [None if isinstance(one, ImageError) else one.uniform for one in found]
+    for photo, row in zip(photos, rows, strict=True):
+        if row is None:
+            say(f"{photo}: cannot be used, and is left out", err=True)
+    good = [row for row in rows if row is not None]
+    adapted = adapted_prior.adapt_prior(good, classifier.manifest, per_class)
+    for line in adapted.lines:
+        print(line)
+    if not adapted.is_sure:
+        say(f"{out} is not written: the gain may be chance; give more photos, or stay with uniform")
+        raise typer.Exit(1)
+    with atomic_file(out) as file:
+        file.write_text(adapted_prior.as_priors_file(adapted, classifier.manifest, name), "utf-8")
+    say(f"{out}: serve with --priors {out}, and ask for prior={name}")
 
 
 @app.command()
