@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
-from taillift.models.errors import end_in_one_line
+from taillift.models.errors import UserError, end_in_one_line
 from taillift.models.terminal import printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
@@ -41,6 +41,7 @@ MaxPixels = Annotated[
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
 NOT_FLAGS: Final = frozenset({"keys"})
+ARGUMENTS: Final = frozenset({"bundle"})
 
 
 def takes_settings(*names: str) -> Callable[[Command], Command]:
@@ -66,13 +67,15 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
 
 
 def setting_parameter(name: str) -> inspect.Parameter:
-    """Return the command-line parameter of a setting: a flag, or an argument if it is required."""
+    """Return the command-line parameter of a setting: a flag, or one of the `ARGUMENTS`."""
     field = Settings.model_fields[name]
     variable, kind = f"{PREFIX}{name.upper()}", inspect.Parameter.KEYWORD_ONLY
     annotation: Any = field.annotation
-    if field.is_required():
-        argument = typer.Argument(envvar=variable, help=field.description)
-        return inspect.Parameter(name, kind, annotation=Annotated[annotation, argument])
+    if name in ARGUMENTS:
+        argument = typer.Argument(envvar=variable, help=field.description, show_default=False)
+        return inspect.Parameter(
+            name, kind, default=None, annotation=Annotated[annotation, argument]
+        )
     option = typer.Option(
         envvar=variable,
         help=field.description,
@@ -87,12 +90,14 @@ def setting_parameter(name: str) -> inspect.Parameter:
 @app.command()
 @takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
 def serve(**given: Any) -> None:
-    """Serve a bundle over HTTP until stopped."""
+    """Serve a bundle, or the champion of a store, over HTTP until stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_in_one_line)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read yet.
     settings = read_settings(**given)
+    if settings.admin_keys_file is not None and settings.store is None:
+        raise UserError("admin_keys_file is for changing versions: name their store with --store")
     from taillift.service import server
 
     server.serve(settings)

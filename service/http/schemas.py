@@ -44,6 +44,11 @@ class InferenceQuery(BaseModel):
         "often as in the training images) or the name of one of the service's priors, which GET "
         "/model lists",
     )
+    version: str | None = Field(
+        None,
+        description="version to answer with: champion, challenger or a number; it must be loaded. "
+        "The default is the champion, or what a canary chooses",
+    )
 
 
 class ClassifyQuery(InferenceQuery):
@@ -81,6 +86,11 @@ class ConfidenceQuery(InferenceQuery):
 class ModelId(BaseModel):
     name: str
     version: str
+    number: int | None = Field(
+        None,
+        exclude_if=lambda number: number is None,
+        description="number of the version in the store; absent if a bundle is served without one",
+    )
 
 
 class LabelConfidence(BaseModel):
@@ -164,11 +174,9 @@ class Confidence(InferenceResponse):
     results: list[ConfidenceOfImage | FailedImage]
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(ModelId):
     """Summary of the manifest, and what the model runs on."""
 
-    name: str
-    version: str
     taillift_version: str
     backbone: BackboneInfo
     method: Method
@@ -198,8 +206,8 @@ class Status(BaseModel):
     status: Literal["alive", "ready"]
 
 
-def model_id(manifest: Manifest) -> ModelId:
-    return ModelId(name=manifest.name, version=manifest.version)
+def model_id(manifest: Manifest, number: int | None = None) -> ModelId:
+    return ModelId(name=manifest.name, version=manifest.version, number=number)
 
 
 def classified(
@@ -313,7 +321,11 @@ def unknown_class(label: str, labels: Sequence[str]) -> str:
 
 
 def model_summary(
-    predictor: Predictor, device: Device, priors: Sequence[str], reason: str
+    predictor: Predictor,
+    device: Device,
+    priors: Sequence[str],
+    reason: str,
+    number: int | None = None,
 ) -> ModelSummary:
     """Return the summary of the served model; `reason` says why its precision was chosen."""
     manifest, variant = predictor.manifest, predictor.variant
@@ -321,6 +333,7 @@ def model_summary(
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
+        number=number,
         taillift_version=manifest.taillift_version,
         backbone=manifest.backbone,
         method=manifest.method,
