@@ -23,7 +23,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # The serving image is built without training.
-for module in ("taillift.training.train_cli", "taillift.service.serve_cli"):
+for module in (
+    "taillift.training.train_cli",
+    "taillift.models.release.release_cli",
+    "taillift.service.serve_cli",
+):
     if find_spec(module.rpartition(".")[0]):
         app.add_typer(import_module(module).app)
 

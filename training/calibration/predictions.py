@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
+from taillift.models.bundle.calibration_error import ScoredPredictions
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import posterior
 from taillift.models.bundle.temperature import Calibration
+from taillift.models.bundle.weights import class_weights
 from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.weights import class_weights
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,6 @@ class Predictions:
     def uncalibrated(self) -> "ScoredPredictions":
         """Return the answers at temperature 1."""
         return self.at(np.ones(len(self)))
-
-
-@dataclass(frozen=True)
-class ScoredPredictions:
-    """The confidence of each photo's answer, whether it is right, its group and weight; all [N]."""
-
-    confidence: Doubles
-    right: npt.NDArray[np.bool_]
-    groups: Indices
-    weights: Doubles
-
-    def __len__(self) -> int:
-        return len(self.right)
-
-    def of_group(self, group: int) -> "ScoredPredictions":
-        """Return the answers with a class of the group with this index."""
-        rows = self.groups == group
-        return ScoredPredictions(
-            self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
-        )
 
 
 def predictions_on(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:

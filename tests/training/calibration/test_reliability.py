@@ -5,23 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.predictions import (
-    ScoredPredictions,
-    predictions_on,
-)
-from taillift.training.calibration.reliability import (
+from taillift.models.bundle.calibration_error import (
     MAX_BINS,
     MIN_PHOTOS,
     Bin,
+    ScoredPredictions,
     bins,
     calibration_error,
-    change,
-    errors_of,
     expected_error,
     minimum_detectable_error,
 )
-from taillift.training.calibration.weights import effective_count
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.bundle.weights import effective_count
+from taillift.training.calibration.predictions import predictions_on
+from taillift.training.calibration.reliability import change, errors_of
 from tests.support.simulated import held_out
 
 
