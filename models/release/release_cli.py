@@ -1,4 +1,4 @@
-"""The commands `compare-bundles`, `pack`, `unpack` and `sign`."""
+"""The commands `compare-bundles`, `pack`, `unpack`, `sign` and `verify-signature`."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 from pathlib import Path
@@ -85,3 +85,77 @@ def compare_bundles(
                 say(line)
     if any(comparison.verdict == "harm" for comparison in comparisons):
         raise typer.Exit(1)
+
+
+@app.command()
+def pack(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle to pack.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE.taillift", help="File to write.")
+    ],
+    since: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD",
+            help="Bundle that the receiver has. Only what differs from it is packed.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Pack a bundle into one file, whole or as changes to a bundle that the receiver has."""
+    from taillift.models.release import archive
+
+    index = archive.pack(bundle, out, since)
+    whole = sum(file.size for file in index.files)
+    base = "" if index.since is None else f", as changes to {index.since}"
+    say(
+        f"{out}: bundle {index.name} {index.version}{base}, {out.stat().st_size:,} bytes for "
+        f"{whole:,}"
+    )
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="File that `taillift pack` wrote.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the bundle to make.")],
+    since: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OLD",
+            help="Bundle that the file holds changes to.",
+            show_default=False,
+        ),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Make a bundle from a packed file; it appears only if every hash is right."""
+    from taillift.models.release import archive
+
+    manifest = archive.unpack(file, out, since, replace)
+    say(f"{out}: bundle {manifest.name} {manifest.version}")
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    key: Annotated[Path, typer.Option(help="Private elliptic-curve key in PEM.")],
+) -> None:
+    """Sign a bundle with a key of your own; the signature lies in its folder."""
+    from taillift.models.release import signature
+
+    say(f"{signature.sign(bundle, key)}: written")
+
+
+@app.command()
+def verify_signature(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    key: Annotated[
+        list[Path],
+        typer.Option(help="Public key in PEM. May be given several times: one must fit."),
+    ],
+) -> None:
+    """Check that a bundle is as the owner of a key signed it."""
+    from taillift.models.release import signature
+
+    signature.verify_signature(bundle, *key)
+    say(f"{bundle}: signed, and unchanged since")
