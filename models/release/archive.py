@@ -80,7 +80,7 @@ def pack(new: Path, out: Path, since: Path | None = None) -> Pack:
     index = Pack(
         name=manifest.name,
         version=manifest.version,
-        since=old and old.version,
+        since=None if old is None else old.version,
         files=tuple(packed_files(new, manifest, old)),
     )
     with atomic_file(out) as temporary, tarfile.open(temporary, "w") as archive:

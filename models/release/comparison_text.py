@@ -6,7 +6,9 @@ from typing import Final
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from taillift.models.plain_console import PlainConsole
 from taillift.models.release.bundle_comparison import BundleComparison, ComparedGroup, SetScores
+from taillift.models.terminal import say
 
 Cell = Callable[[ComparedGroup], str]
 
@@ -30,6 +32,14 @@ ROWS: Final[tuple[tuple[str, Cell], ...]] = (
     ("  new", lambda group: optional(group.new.review)),
     ("views, old, new", lambda group: f"{group.old.views:.2f}, {group.new.views:.2f}"),
 )
+
+
+def print_comparison(comparison: BundleComparison) -> None:
+    """Print which models on which photos, the table, and the lines under it."""
+    say(f"{comparison.old} -> {comparison.new}, on {comparison.data}")
+    PlainConsole().print(comparison_table(comparison))
+    for line in comparison_lines(comparison):
+        say(line)
 
 
 def comparison_table(comparison: BundleComparison) -> Table:

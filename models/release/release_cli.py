@@ -51,9 +51,8 @@ def compare_bundles(
     """
     from taillift.models.bundle.ensemble import Ensemble
     from taillift.models.bundle.schema import Precision
-    from taillift.models.plain_console import PlainConsole
     from taillift.models.release import bundle_comparison
-    from taillift.models.release.comparison_text import comparison_lines, comparison_table
+    from taillift.models.release.comparison_text import print_comparison
 
     if len(paths) != (2 if variants else 3):
         raise UserError(
@@ -79,10 +78,7 @@ def compare_bundles(
         print(printable_json(json.dumps(document, indent=2, ensure_ascii=False)))
     else:
         for comparison in comparisons:
-            say(f"{comparison.old} -> {comparison.new}, on {comparison.data}")
-            PlainConsole().print(comparison_table(comparison))
-            for line in comparison_lines(comparison):
-                say(line)
+            print_comparison(comparison)
     if any(comparison.verdict == "harm" for comparison in comparisons):
         raise typer.Exit(1)
 

@@ -22,8 +22,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ours", "theirs"):
         private, public = folder / f"{name}.pem", folder / f"{name}.pub"
         make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"]
-        subprocess.run([*make, "-out", private], check=True, capture_output=True)
-        derive = ["openssl", "ec", "-in", private, "-pubout", "-out", public]
+        subprocess.run([*make, "-out", str(private)], check=True, capture_output=True)
+        derive = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
         subprocess.run(derive, check=True, capture_output=True)
     return folder
 
