@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.arrays import Doubles, Flags, Indices
-from taillift.models.bundle.weights import effective_count
+from taillift.models.bundle.arrays import Doubles, Flags, Indices, Labels
+
+Weights = Doubles
 
 MAX_BINS: Final = 15
 # With fewer photos than this in a bin there are fewer bins.
@@ -17,6 +18,31 @@ MIN_IN_BIN: Final = 20
 MIN_PHOTOS: Final = 100
 # The one-sided 95 % quantile of the normal distribution.
 QUANTILE_95: Final = 1.645
+
+
+def class_weights(labels: Labels) -> Weights:
+    """Return weights [N] of mean 1 that turn a mean over photos into a mean over classes.
+
+    With them the weighted mean over photos is the mean of the classes' own means.
+    """
+    _, class_indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights: Weights = len(labels) / (len(counts) * counts[class_indices])
+    return weights
+
+
+def effective_counts(weights: Weights) -> Weights:
+    """Return how many equally weighted photos say as much as the first n do, [N].
+
+    Kish's effective sample size (1965), (sum w)^2 / sum w^2, of positive weights [N].
+    """
+    counts: Weights = np.cumsum(weights) ** 2 / np.cumsum(weights**2)
+    return counts
+
+
+def effective_count(weights: Weights) -> float:
+    """Return the last of `effective_counts`, and 0 without photos."""
+    # Rounded so that N equal weights are worth exactly N.
+    return round(float(effective_counts(weights)[-1]), 6) if len(weights) else 0.0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from taillift.models.bundle.calibration_error import (
     ScoredPredictions,
     bins,
     calibration_error,
+    class_weights,
+    effective_count,
 )
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.device import Device
@@ -51,7 +53,6 @@ from taillift.models.bundle.schema import (
     Share,
 )
 from taillift.models.bundle.session import Session
-from taillift.models.bundle.weights import class_weights, effective_count
 from taillift.models.errors import UserError
 from taillift.models.names import canonical
 from taillift.models.release.labelled_photos import LabelledPhotos, find_labelled

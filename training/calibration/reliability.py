@@ -7,6 +7,7 @@ from taillift.models.bundle.calibration_error import (
     ScoredPredictions,
     bins,
     calibration_error,
+    effective_count,
     expected_error,
     minimum_detectable_error,
 )
@@ -18,8 +19,7 @@ from taillift.models.bundle.temperature import (
     ErrorChange,
     ErrorChanges,
 )
-from taillift.models.bundle.weights import effective_count
-from taillift.training.calibration.predictions import Predictions
+from taillift.training.calibration.held_out import Predictions
 
 
 def measure_errors(

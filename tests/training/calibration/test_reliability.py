@@ -12,12 +12,12 @@ from taillift.models.bundle.calibration_error import (
     ScoredPredictions,
     bins,
     calibration_error,
+    effective_count,
     expected_error,
     minimum_detectable_error,
 )
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.models.bundle.weights import effective_count
-from taillift.training.calibration.predictions import predictions_on
+from taillift.training.calibration.held_out import predictions_on
 from taillift.training.calibration.reliability import change, errors_of
 from tests.support.simulated import held_out
 
