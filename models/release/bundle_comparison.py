@@ -1,5 +1,6 @@
 """Comparing two bundles, or two graphs of one, on the same labelled photos, group by group."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ from taillift.models.release.labelled_photos import LabelledPhotos, find_labelle
 from taillift.models.release.paired import PairedCounts, PairedInterval, holm, mcnemar
 
 ONE_THREAD: Final = Device(threads=1)
-DECODE_THREADS: Final = 2
+DECODE_THREADS: Final = os.cpu_count() or 1
 TIMED_VIEWS: Final = 8
 ROUNDS: Final = 5
 # The coverage whose prediction sets are compared.
