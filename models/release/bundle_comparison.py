@@ -345,7 +345,7 @@ def compare(
             groups[name] = group
     changes = pair.class_changes()
     losing = sorted(changes, key=lambda change: (change.gained - change.lost, change.p_value))
-    verdict, sentence = conclude(groups, pair.is_identical, old.manifest)
+    verdict, sentence = conclude(groups, pair, old.manifest)
     return BundleComparison(
         old=old.summary,
         new=new.summary,
@@ -389,9 +389,11 @@ class ComparedPair:
         self.groups = group_indices([info.group for info in old.manifest.classes])
         new_logits = new.logits[:, order]
         new_probabilities = new.probabilities[:, order]
+        # Then they are one model as far as answers go, whatever the photos.
         self.is_identical = np.array_equal(old.logits, new_logits) and np.array_equal(
-            old.probabilities, new_probabilities
+            old.views, new.views
         )
+        self.is_as_confident = np.array_equal(old.probabilities, new_probabilities)
         self.old_answers = old.probabilities.argmax(1)
         self.new_answers = new_probabilities.argmax(1)
         self.old_right = self.old_answers == labels
@@ -517,12 +519,13 @@ def set_scores(sets: Flags | None, labels: Labels, rows: Indices) -> SetScores |
 
 
 def conclude(
-    groups: dict[GroupName, ComparedGroup], is_identical: bool, manifest: Manifest
+    groups: dict[GroupName, ComparedGroup], pair: ComparedPair, manifest: Manifest
 ) -> tuple[Verdict, str]:
     """Return the verdict, and one sentence on it that claims no more than the photos show."""
-    if is_identical:
+    if pair.is_identical:
         photos = groups["all"].photos
-        return "identical", f"no difference: both give the same for all {photos:,} photos"
+        more = "" if pair.is_as_confident else ", and only their confidence differs"
+        return "identical", f"no difference: the same logits for all {photos:,} photos{more}"
     has_few = any(info.group == "few" for info in manifest.classes)
     judged: GroupName = "few" if has_few else "all"
     words = "few-shot classes" if has_few else "its classes, of which none is few-shot,"

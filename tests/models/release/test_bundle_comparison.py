@@ -15,9 +15,9 @@ from taillift.cli import app
 from taillift.models.bundle.arrays import Floats, Labels
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import MODEL, new_bundle, read_manifest, write_golden
-from taillift.models.bundle.manifest import Thresholds, classes_from
+from taillift.models.bundle.manifest import Thresholds, Variant, classes_from
 from taillift.models.bundle.predictor import Predictor
-from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.release.bundle_comparison import (
@@ -28,6 +28,7 @@ from taillift.models.release.bundle_comparison import (
 )
 from taillift.models.release.labelled_photos import LabelledPhotos
 from tests.support.palette import (
+    CALIBRATION,
     CLASSES,
     canvases,
     graph,
@@ -47,7 +48,9 @@ def model(answers: Labels, labels: list[str] = LABELS, sharpness: float = 6.0) -
     noise = np.random.default_rng(0).random((len(answers), len(labels)), np.float32)
     logits: Floats = noise + sharpness * np.eye(len(labels), dtype=np.float32)[answers]
     classes = classes_from(labels, labels, COUNTS, Thresholds(), [None] * len(labels))
-    manifest = palette_manifest("", {}).model_copy(update={"classes": classes})
+    variants = {Precision.FP32: Variant()}
+    changes = {"classes": classes, "variants": variants}
+    manifest = palette_manifest("", {}).model_copy(update=changes)
     predictor = Predictor(manifest, Precision.FP32)
     return MeasuredModel(predictor, Ensemble.OFF, logits, np.ones(len(answers), np.int64), 1.0)
 
@@ -73,6 +76,22 @@ def test_a_model_against_itself_has_no_difference_at_all() -> None:
         assert group.old == group.new
     assert result.changed_classes == 0
     assert result.losses == ()
+
+
+def test_the_same_graph_with_other_temperatures_differs_in_confidence_alone() -> None:
+    answers = usual(np.random.default_rng(1))
+    old, new = model(answers), model(answers)
+    variant = new.predictor.variant.model_copy(update={"calibration": CALIBRATION})
+    variants = {Precision.FP32: variant}
+    manifest = new.manifest.model_copy(update={"variants": variants})
+    new = replace(new, predictor=Predictor(manifest, Precision.FP32), ensemble=Ensemble.FULL)
+    result = compare(replace(old, ensemble=Ensemble.FULL), new, labelled())
+    assert result.verdict == "identical"
+    assert result.sentence.endswith("and only their confidence differs")
+    few = result.groups["few"]
+    assert (few.low, few.high, few.kept) == (0, 0, 100)
+    assert few.new_error_at_old_temperatures == few.old.confidence_error
+    assert few.new.confidence_error != few.old.confidence_error
 
 
 def test_five_per_cent_of_the_few_shot_answers_flipped_is_harm_in_nine_of_ten_seeds() -> None:
@@ -301,6 +320,34 @@ def test_bundles_of_different_classes_are_refused_before_any_photo_is_read(
         other.finish(lambda files: old.model_copy(update={"classes": classes, "files": files}))
     with pytest.raises(UserError, match=r"different classes \(the new one lacks 'white'"):
         compare_bundles(bundle, tmp_path / "other", tmp_path / "missing")
+
+
+def test_each_variant_is_compared_with_fp32(
+    bundle: Path, blind: Path, photos: Path, tmp_path: Path
+) -> None:
+    old = read_manifest(bundle)
+    pixels = canvases([colour for colour, _ in CLASSES.values()])
+    graphs = {Precision.FP32: bundle, Precision.FP16: bundle, Precision.INT8: blind}
+    with new_bundle(tmp_path / "both") as both:
+        for precision, source in graphs.items():
+            (both.path / FILES[precision]).write_bytes((source / MODEL).read_bytes())
+        logits = {
+            precision: Session(both.path / FILES[precision]).run(pixels).logits
+            for precision in graphs
+        }
+        write_golden(both.path, pixels, logits)
+        variants = dict.fromkeys(graphs, old.variants[Precision.FP32])
+        both.finish(lambda files: old.model_copy(update={"variants": variants, "files": files}))
+    command = ["compare-bundles", "--variants", "--json", str(tmp_path / "both"), str(photos)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    document = json.loads(result.output)
+    assert {name: one["verdict"] for name, one in document.items()} == {
+        "fp16": "identical",
+        "int8": "harm",
+    }
+    three = CliRunner().invoke(app, [*command, "more"])
+    assert "--variants needs BUNDLE PHOTOS" in str(three.exception)
 
 
 def test_a_bundle_without_variants_says_how_to_get_one(bundle: Path, photos: Path) -> None:
