@@ -19,6 +19,7 @@ from taillift.models.names import index_of_name, indices_by_name
 HELD_OUT: Final = (("test", "testing"), ("val", "valid", "validation", "dev"))
 TABLES: Final = frozenset({".csv", ".tsv"})
 COLUMNS: Final = ("path", "label")
+SEPARATORS: Final = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -109,18 +110,20 @@ def table_rows(table: Path) -> list[tuple[Path, str]]:
         text = table.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{table} cannot be read as a table in UTF-8: {error}") from error
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if table.suffix.lower() == ".tsv" else ","
-    )
-    if lacking := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+    first = text.partition("\n")[0]
+    separator = max(SEPARATORS, key=first.count)
+    cells = next(csv.reader([first], delimiter=separator), [])
+    columns = [name.strip().lower() for name in cells]
+    if lacking := [name for name in COLUMNS if name not in columns]:
         raise UserError(f"{table} has no column {lacking[0]}: its first line must be path,label")
-    rows = list(reader)
+    reader = csv.DictReader(io.StringIO(text, newline=""), columns, "", "", delimiter=separator)
+    rows = list(reader)[1:]
     for number, row in enumerate(rows, 2):
-        if not row["path"] or not row["label"]:
+        if not row["path"].strip() or not row["label"].strip():
             raise UserError(f"{table}: row {number} has no path or no label: write both")
     by_split: dict[str, list[tuple[Path, str]]] = {}
     for row in rows:
-        split = (row.get("split") or "").strip().lower()
+        split = row.get("split", "").strip().lower()
         pair = table.parent / row["path"].strip(), row["label"].strip()
         by_split.setdefault(split, []).append(pair)
     for names in (*HELD_OUT, ("",)):

@@ -242,11 +242,12 @@ def test_photos_that_cannot_be_used_are_counted_and_left_out(bundle: Path, photo
     assert result.verdict == "identical"
 
 
-def test_a_table_takes_its_held_out_rows(bundle: Path, photos: Path) -> None:
-    rows = ["path,label,split", "test/red/0.png,red,train"]
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_takes_its_held_out_rows(separator: str, bundle: Path, photos: Path) -> None:
+    rows = ["\ufeffPath, Label,split", "test/red/0.png,red,train"]
     held_out = [f"test/{label}/{index}.png,{label},test" for label in CLASSES for index in (1, 2)]
     table = photos / "photos.csv"
-    table.write_text("\n".join(rows + held_out))
+    table.write_text("\n".join(rows + held_out).replace(",", separator), "utf-8")
     assert compare_bundles(bundle, bundle, table).groups["all"].photos == 14
 
 
