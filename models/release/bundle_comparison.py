@@ -75,14 +75,14 @@ class ComparedModel(SchemaModel):
     """One of the two: which graph of which bundle, and what it costs."""
 
     name: str
-    version: str
+    version: str = Field(description="empty while the bundle is being made")
     precision: Precision
     ensemble: Ensemble = Field(description="which views count")
     megabytes: Amount
     milliseconds: Amount = Field(description="processor time of a view, on one thread")
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} {self.precision}"
+        return " ".join(filter(None, (self.name, self.version, self.precision)))
 
 
 class SetScores(SchemaModel):

@@ -48,21 +48,20 @@ def comparison_table(comparison: BundleComparison) -> Table:
     grid.add_column("", no_wrap=True)
     for name in comparison.groups:
         grid.add_column(name, justify="right", no_wrap=True)
-    for title, cell in ROWS:
-        grid.add_row(title, *map(cell, comparison.groups.values()))
+    for row in comparison_rows(comparison):
+        grid.add_row(*row)
     return grid
+
+
+def comparison_rows(comparison: BundleComparison) -> list[list[str]]:
+    """Return the rows of the table as text: a title, and a cell for each group."""
+    return [[title, *map(cell, comparison.groups.values())] for title, cell in ROWS]
 
 
 def comparison_lines(comparison: BundleComparison) -> Iterator[str]:
     """Yield the lines under the table: the classes that lose most, the cost, the verdict."""
     old, new = comparison.old, comparison.new
-    if comparison.losses:
-        losses = ", ".join(
-            f"{loss.label} ({loss.group}): {loss.gained} gained, {loss.lost} lost of {loss.photos}"
-            for loss in comparison.losses
-        )
-        yield f"largest losses: {losses}"
-    yield f"classes that change beyond noise (Holm): {comparison.changed_classes}"
+    yield from loss_lines(comparison)
     yield (
         f"size: {old.megabytes:.1f} -> {new.megabytes:.1f} MB; processor time of a view on one "
         f"thread: {old.milliseconds:.1f} -> {new.milliseconds:.1f} ms"
@@ -72,6 +71,17 @@ def comparison_lines(comparison: BundleComparison) -> Iterator[str]:
     if comparison.unusable:
         yield f"{comparison.unusable:,} photos could not be used and do not count"
     yield comparison.sentence
+
+
+def loss_lines(comparison: BundleComparison) -> Iterator[str]:
+    """Yield the classes that lose most, if any do, and how many change beyond noise."""
+    if comparison.losses:
+        losses = ", ".join(
+            f"{loss.label} ({loss.group}): {loss.gained} gained, {loss.lost} lost of {loss.photos}"
+            for loss in comparison.losses
+        )
+        yield f"largest losses: {losses}"
+    yield f"classes that change beyond noise (Holm): {comparison.changed_classes}"
 
 
 def interval(group: ComparedGroup) -> str:

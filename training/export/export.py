@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -17,13 +16,13 @@ from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
     new_bundle,
+    read_golden,
     write_golden,
     write_scores,
 )
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
-    FileRecord,
     Manifest,
     Method,
     PriorName,
@@ -41,7 +40,6 @@ from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.models.names import canonical
 from taillift.models.release.bundle_comparison import (
-    TIMED_VIEWS,
     BundleComparison,
     MeasuredModel,
     compare,
@@ -166,9 +164,9 @@ def export(
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
         }
-        write_measurements(bundle.path, metadata, dataset, groups, finished)
-        manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
-        comparisons = compared_with_fp32(bundle.path, manifest, finished, pixels)
+        draft = make_manifest(metadata, groups, priors, finished)
+        comparisons = write_measurements(bundle.path, draft, metadata, dataset, finished)
+        manifest = bundle.finish(lambda files: draft.model_copy(update={"files": files}))
     return Exported(manifest, proof, unmerged(merged), comparisons)
 
 
@@ -208,20 +206,18 @@ def few_shot_photos(
 
 
 def compared_with_fp32(
-    bundle: Path,
-    manifest: Manifest,
-    variants: Mapping[Precision, CalibratedVariant],
-    pixels: Pixels,
+    bundle: Path, manifest: Manifest, variants: Mapping[Precision, CalibratedVariant]
 ) -> dict[Precision, BundleComparison]:
     """Compare each variant with fp32 on the photos that they were measured on, if there are any.
 
-    `pixels` uint8 [N, S, S, 3] are views to time the graphs on.
+    The graphs, golden views and scores are in the folder `bundle` already.
     """
     check = variants[Precision.FP32].check
     if check is None or len(variants) == 1:
         return {}
     distinct = check.distinct
-    timed = [(bundle / FILES[precision], pixels[:TIMED_VIEWS]) for precision in variants]
+    views, _ = read_golden(bundle)
+    timed = [(bundle / FILES[precision], views) for precision in variants]
     measured: dict[Precision, MeasuredModel] = {}
     for (precision, variant), (path, _), milliseconds in zip(
         variants.items(), timed, view_milliseconds(timed), strict=True
@@ -229,12 +225,12 @@ def compared_with_fp32(
         assert variant.check is not None
         predictor = Predictor.open(bundle, manifest, precision)
         ensemble = predictor.usual_ensemble
-        logits, views = run_stages(
+        logits, taken = run_stages(
             predictor.stages(ensemble), variant.check.view_logits[distinct, : ensemble.views]
         )
         megabytes = path.stat().st_size / 1e6
         measured[precision] = MeasuredModel(
-            predictor, ensemble, logits, views, megabytes, milliseconds
+            predictor, ensemble, logits, taken, megabytes, milliseconds
         )
     photos = LabelledPhotos(check.data, [], check.labels[distinct], len(check) - len(distinct))
     fp32 = measured.pop(Precision.FP32)
@@ -285,20 +281,24 @@ def prove(model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: in
 
 def write_measurements(
     folder: Path,
+    draft: Manifest,
     metadata: CheckpointMetadata,
     dataset: Dataset,
-    groups: Sequence[Group],
     variants: Mapping[Precision, CalibratedVariant],
-) -> None:
-    """Write the report, and the scores that prediction sets are made from.
+) -> dict[Precision, BundleComparison]:
+    """Write the scores that prediction sets are made from, and the report.
 
-    The variants were measured on the held-out photos of `dataset`.
+    The variants were measured on the held-out photos of `dataset`. Returns how they compare with
+    fp32. `draft` is the manifest as far as it is known.
     """
-    photos = dataset.held_out[1].photos if dataset.held_out else ()
-    write_report(folder / REPORT, metadata, groups, variants, photos)
     for precision, variant in variants.items():
         if variant.fitted:
             write_scores(folder, precision, variant.fitted.scores)
+    comparisons = compared_with_fp32(folder, draft, variants)
+    photos = dataset.held_out[1].photos if dataset.held_out else ()
+    groups = [info.group for info in draft.classes]
+    write_report(folder / REPORT, metadata, groups, variants, photos, comparisons)
+    return comparisons
 
 
 def accuracies(
@@ -316,9 +316,11 @@ def make_manifest(
     groups: Sequence[Group],
     priors: Sequence[float],
     variants: Mapping[Precision, CalibratedVariant],
-    files: dict[str, FileRecord],
 ) -> Manifest:
-    """Return the manifest of an exported bundle; `priors` are those that its logits carry."""
+    """Return the manifest of an exported bundle, without files.
+
+    `priors` are those that its logits carry.
+    """
     recipe = metadata.recipe
     ranks = [
         tuner.rank for tuner in recipe.tuners if isinstance(tuner, AdaptFormer | Adapter | LoRA)
@@ -356,5 +358,5 @@ def make_manifest(
         thresholds=THRESHOLDS,
         preprocessing=metadata.preprocessing,
         variants={precision: variant.variant for precision, variant in variants.items()},
-        files=files,
+        files={},
     )

@@ -324,7 +324,8 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
             assert compared.new.accuracy == pytest.approx(100 * rates.mean())
             assert compared.photos == len(colours.test)
             assert comparison.new.milliseconds > 0
-            assert comparison.old.version == manifest.version
+            assert metrics[precision]["against_fp32"]["sentence"] == comparison.sentence
+            assert comparison.sentence in (target / "report/report.html").read_text()
     assert len(logits) == 3, "each is calibrated on its own logits"
 
 
