@@ -229,6 +229,7 @@ def export(
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Merge a checkpoint's tuners into the backbone and make a bundle to serve."""
+    from taillift.models.release.comparison_text import print_comparison
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
@@ -246,6 +247,8 @@ def export(
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
+    for comparison in exported.comparisons.values():
+        print_comparison(comparison)
     print_summary(target, exported.manifest)
 
 

@@ -51,16 +51,18 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             precision: variant.as_made(old.variants[precision].made)
             for precision, variant in calibrator.calibrate(sessions).items()
         }
-        write_measurements(new.path, metadata, dataset, groups, variants)
         measured = zip(old.classes, accuracies(variants, len(groups)), strict=True)
         changes = {
+            "version": "",
             "taillift_version": version("taillift"),
             "classes": tuple(
                 info.model_copy(update={"accuracy": accuracy}) for info, accuracy in measured
             ),
             "variants": {precision: variant.variant for precision, variant in variants.items()},
         }
-        return new.finish(lambda files: old.model_copy(update=changes | {"files": files}))
+        draft = old.model_copy(update=changes)
+        write_measurements(new.path, draft, metadata, dataset, variants)
+        return new.finish(lambda files: draft.model_copy(update={"files": files}))
 
 
 def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:
