@@ -49,6 +49,14 @@ Set = Annotated[
         "given several times.",
     ),
 ]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|SHARDS",
+        help="Photos without labels: a folder, tar shards, or a CSV file whose labels are only "
+        "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
+    ),
+]
 MaxPixels = Annotated[
     int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
 ]
@@ -149,6 +157,7 @@ def train(
 @app.command()
 def check(
     data: Data,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as one JSON object.")
@@ -163,7 +172,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data, max_pixels)
+    made = survey(data, max_pixels, unlabelled)
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
