@@ -20,6 +20,8 @@ from taillift.models.terminal import say
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
+    from taillift.training.data.dataset import Dataset
+    from taillift.training.recipe.recipe import Recipe
 
 app = typer.Typer()
 
@@ -110,6 +112,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
@@ -130,7 +133,7 @@ def train(
 
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
     path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
     check_free(path, replace)
     require_writable(path)
@@ -207,6 +210,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
         bool,
@@ -228,8 +232,12 @@ def export(
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
+    from taillift.training.fit.checkpoint import read_metadata
 
     dataset = load_dataset(data, imbalance, max_pixels)
+    if dataset.val is None and calibration:
+        # Without val/, calibration trains again.
+        dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
     exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
@@ -283,6 +291,7 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool,
@@ -315,7 +324,7 @@ def compare(
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), chosen, data, unlabelled)
     folder = out or Path("runs") / dataset.name
     console = PlainConsole(quiet=not is_first())
     try:
@@ -365,6 +374,33 @@ def backbones(
         typer.echo(line)
     if name is None:
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
+
+
+def with_pool(
+    dataset: "Dataset", recipes: "Sequence[Recipe]", data: str, unlabelled: str | None
+) -> "Dataset":
+    """Return the set with its unlabelled photos, or those of --unlabelled, if a recipe uses them.
+
+    Raises `UserError` if --unlabelled is given and no recipe does, or if photos are needed and
+    there are none.
+    """
+    from taillift.training.data.pool import own_pool, with_unlabelled
+
+    if not any(recipe.unlabelled for recipe in recipes):
+        if unlabelled:
+            raise UserError(
+                "--unlabelled: no recipe here uses unlabelled photos: pass --set "
+                "unlabelled.name=loft, or leave the option out"
+            )
+        return dataset
+    source = unlabelled or own_pool(data)
+    if source is None:
+        raise UserError(
+            f"the recipe uses unlabelled photos: put them into {data}/unlabelled, or pass "
+            "--unlabelled"
+        )
+    max_pixels = dataset.train.max_pixels
+    return with_unlabelled(dataset, source, max_pixels)
 
 
 def recipe_changes(

@@ -88,6 +88,10 @@ class Dataset:
             return ""
         return hashlib.sha256(self.unlabelled.listed()).hexdigest()
 
+    def fingerprint_for(self, unlabelled: bool) -> str:
+        """Return the fingerprint of what a run depends on, which may use the unlabelled photos."""
+        return self.fingerprint + (self.pool_fingerprint if unlabelled else "")
+
 
 def load_dataset(
     source: str, imbalance: float | None = None, max_pixels: int = MAX_PIXELS

@@ -119,7 +119,7 @@ def export(
     pixels = centre_views(dataset.train, metadata)
     graphs = Graphs(pixels, variants)
     groups = dataset.groups
-    priors = carried_prior(metadata.recipe, metadata.counts)
+    priors = carried_prior(metadata.recipe, metadata.prior_counts)
     calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_shares(priors))
 
     def cross_fitted() -> HeldOuts:
@@ -160,7 +160,7 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     """
     recipe = metadata.recipe
     reads_file = metadata.key and recipe.head.initial.contents()
-    key = run_key(recipe, metadata.data_sha256, metadata.backbone_sha256)
+    key = run_key(recipe, metadata.data_sha256 + metadata.pool_sha256, metadata.backbone_sha256)
     if reads_file and metadata.key != key:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "

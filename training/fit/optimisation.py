@@ -36,7 +36,11 @@ class OptimisationState:
         self.broadcast_weights()
         self.optimiser = new_optimiser(model, recipe.optimiser)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._anchors = [(tensor, tensor.detach().clone()) for tensor in model.head.parameters()]
+        self._anchors = [
+            (tensor, tensor.detach().clone())
+            for tensor in model.head.parameters()
+            if tensor.requires_grad
+        ]
         self._ema = [
             tensor.detach().clone() for tensor in self.parameters if recipe.optimiser.average
         ]

@@ -10,6 +10,7 @@ from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import AnyHeadInit, TextInit
 from taillift.training.recipe.losses import AnyLoss, Ldam, LogitAdjusted
+from taillift.training.recipe.semi_supervision import AnyMethod, SemiSupervision
 from taillift.training.yaml_file import parse_yaml
 
 FOLDER: Final = Path(__file__).parent
@@ -37,7 +38,7 @@ class Part(BaseModel):
         kinds = {
             key: field.default.name
             for key, field in cls.model_fields.items()
-            if field.discriminator and isinstance(values.get(key), dict)
+            if field.discriminator and field.default and isinstance(values.get(key), dict)
         }
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
 
@@ -102,6 +103,7 @@ class Recipe(Part):
     blocks: int | None = Field(None, ge=1)
     head: HeadConfig = HeadConfig()
     loss: AnyLoss = Field(LogitAdjusted(), discriminator="name")
+    unlabelled: AnyMethod | None = None
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
@@ -139,6 +141,35 @@ class Recipe(Part):
                 "margins are cosines, so give both the same"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_unlabelled(self) -> Self:
+        """Refuse what cannot be combined with unlabelled photos."""
+        method = self.unlabelled
+        if method is None:
+            return self
+        if not self.epochs:
+            raise ValueError("epochs = 0 trains nothing, so remove the part unlabelled")
+        if self.loss.whole_batch:
+            raise ValueError(
+                f"loss.name = {self.loss.name} is a statistic of labelled batches, which "
+                "pseudo-labels would distort: choose another loss, or remove the part unlabelled"
+            )
+        if method.needs_text and not self.head.initial.needs_text:
+            raise ValueError(
+                f"unlabelled.name = {method.name} needs class texts: set head.initial.name to "
+                "text or prototypes"
+            )
+        if method.needs_cosine and self.head.kind != "cosine":
+            raise ValueError(
+                f"unlabelled.name = {method.name} needs head.kind = cosine, not {self.head.kind}"
+            )
+        return self
+
+    @property
+    def teaching(self) -> SemiSupervision | None:
+        """How unlabelled photos are used; None if they are not, also because of a weight of 0."""
+        return self.unlabelled if self.unlabelled and self.unlabelled.active else None
 
     def resolved(self, counts: Sequence[int], blocks: int, width: int) -> "Recipe":
         """Return the recipe with the number of epochs and the sizes of its tuners settled.

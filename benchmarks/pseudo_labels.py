@@ -1,0 +1,295 @@
+"""Measures if photos without labels help: pseudo-labels next to no and next to right labels.
+
+    python -m benchmarks.pseudo_labels wardrobe-lt --recipe head --seeds 0 1 2
+
+A share of each class's training photos keeps its labels, drawn by the seed, and the others lose
+them. Rows: the labelled photos alone; each method; as many right labels as the method with the most
+accepted photos has pseudo-labels, on photos drawn at random; and all labels. The groups are those
+of the whole set. Intervals are of the difference to the labelled photos alone: test photos are
+drawn again, class by class, the same for both, and so are seeds if there are several.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.tables import RESULTS, markdown, write_result
+from taillift.models.bundle.schema import Group
+from taillift.models.lift.backbone import load_backbone
+from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.data.photo import Split
+from taillift.training.data.pool import FOREIGN
+from taillift.training.evaluation import predictions, scores
+from taillift.training.fit.provenance import PseudoLabelEpoch
+from taillift.training.recipe.recipe import Recipe, load_recipe
+from taillift.training.train import Trainer
+
+Hits = npt.NDArray[np.bool_]
+
+DRAWS: Final = 2000
+METHODS: Final[dict[str, dict[str, Any]]] = {
+    "fixmatch": {"name": "fixmatch"},
+    "freematch": {"name": "freematch"},
+    "loft": {"name": "loft"},
+    "loft, soft": {"name": "loft", "soft_weight": 1.0},
+    "loft, open world": {
+        "name": "loft",
+        "threshold": 0.95,
+        "weight": 2.0,
+        "soft_weight": 1.0,
+        "foreign": 0.6,
+        "zero_shot": 0.0,
+    },
+    "finessl": {"name": "finessl"},
+    "ulfine": {"name": "ulfine"},
+}
+
+
+@dataclass(frozen=True)
+class PartlyLabelled(Dataset):
+    """A set of which some photos have lost their labels; its groups are those of the `whole`."""
+
+    whole: Dataset | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        assert self.whole is not None
+        return self.whole.groups
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The row of one run: which test photos were right, and its pseudo-labels in the last epoch."""
+
+    title: str
+    labels: int
+    predicted: npt.NDArray[np.int64]
+    last: PseudoLabelEpoch | None
+    prior: dict[str, float]
+
+
+def main() -> None:
+    """Train every row with every seed, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--recipe", default="head")
+    parser.add_argument("--share", type=float, default=0.2, help="share of labels that is kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=7)
+    parser.add_argument("--ratio", type=int, help="unlabelled photos a labelled one; default: own")
+    parser.add_argument("--copies", type=int, default=4, help="augmented copies of each photo")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--foreign", help="a set whose training photos are half of the pool")
+    parser.add_argument("--backbone", default="default")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+
+    whole = load_dataset(options.data)
+    foreign = load_dataset(options.foreign).train if options.foreign else None
+    backbone = load_backbone(options.backbone)
+    runs: dict[str, list[Measured]] = {}
+    for seed in options.seeds:
+        some = partly_labelled(whole, options.share, seed, foreign)
+        trainer = Trainer(some, backbone)
+        plans: dict[str, dict[str, Any] | None] = {"labels alone": None}
+        plans |= {name: METHODS[name] for name in options.methods}
+        for title, method in plans.items():
+            changes: dict[str, Any] = {
+                "epochs": options.epochs,
+                "augmentation.copies": options.copies,
+                "seed": seed,
+            }
+            if method:
+                changes["unlabelled"] = method | ({"ratio": options.ratio} if options.ratio else {})
+            recipe = load_recipe(options.recipe, changes)
+            runs.setdefault(title, []).append(measure(title, trainer, recipe))
+            print(rows_of(runs, whole)[-1], flush=True)
+        accepted = max(accepted_photos(of_seed[-1], some) for of_seed in runs.values())
+        recipe = load_recipe(options.recipe, changes | {"unlabelled": None})
+        for title, count in (("as many right labels", accepted), ("all labels", None)):
+            more = with_right_labels(some, count, seed)
+            steps = options.epochs * len(some.train) / len(more.train)
+            same_steps = recipe.model_copy(update={"epochs": max(2, round(steps))})
+            runs.setdefault(title, []).append(measure(title, Trainer(more, backbone), same_steps))
+            print(rows_of(runs, whole)[-1], flush=True)
+
+    titles = [
+        "",
+        "labels",
+        "mean-class",
+        "many",
+        "medium",
+        "few",
+        "difference (95 %)",
+        "few (95 %)",
+    ]
+    titles += ["accepted", "right", "few: precision", "recall", "foreign kept"]
+    name = f"pseudo-labels-{whole.name}-{options.recipe}{'-foreign' if foreign else ''}.md"
+    write_result(RESULTS / name, [markdown(titles, rows_of(runs, whole)), NOTES])
+
+
+NOTES: Final = (
+    "Accuracies in per cent, five views, means over the seeds. The last five columns are of the "
+    "last epoch: the share of unlabelled photos with a pseudo-label, the share of right ones among "
+    "these, of few-shot classes the precision and recall, and the share of foreign photos with a "
+    "pseudo-label. All rows take about the same number of steps."
+)
+
+
+def partly_labelled(
+    whole: Dataset, share: float, seed: int, foreign: Split | None
+) -> PartlyLabelled:
+    """Return the set with `share` of each class's labels, at least one; the others are the pool.
+
+    As many `foreign` photos, if any, are drawn into the pool.
+    """
+    random = np.random.default_rng((seed, 7))
+    labels = np.array(whole.train.labels)
+    kept: list[int] = []
+    for label in range(len(whole.classes)):
+        own = random.permutation(np.flatnonzero(labels == label))
+        kept += own[: max(1, round(share * len(own)))].tolist()
+    pool = whole.train.only(sorted(set(range(len(labels))) - set(kept)))
+    if foreign:
+        chosen = sorted(random.permutation(len(foreign))[: len(pool)].tolist())
+        others = foreign.only(chosen)
+        pool = Split(
+            pool.photos + others.photos, pool.labels + (FOREIGN,) * len(others), (), pool.max_pixels
+        )
+    return PartlyLabelled(
+        name=whole.name,
+        classes=whole.classes,
+        names=whole.names,
+        train=whole.train.only(sorted(kept)),
+        val=whole.val,
+        test=whole.test,
+        unlabelled=pool,
+        whole=whole,
+    )
+
+
+def with_right_labels(some: PartlyLabelled, count: int | None, seed: int) -> PartlyLabelled:
+    """Return the set with the labels of `count` random photos of its pool, or of all."""
+    assert some.unlabelled is not None
+    known = np.flatnonzero(np.array(some.unlabelled.labels) >= 0)
+    chosen = np.random.default_rng((seed, 8)).permutation(known)[:count].tolist()
+    more = some.unlabelled.only(sorted(chosen))
+    contents = some.train.contents + more.contents if more.contents else ()
+    train = Split(
+        some.train.photos + more.photos, some.train.labels + more.labels, contents, more.max_pixels
+    )
+    return replace(some, train=train, unlabelled=None)
+
+
+def measure(title: str, trainer: Trainer, recipe: Recipe) -> Measured:
+    """Train a recipe, and predict the held-out photos by five views."""
+    dataset = trainer.dataset
+    assert dataset.held_out is not None
+    run = trainer.train(recipe)
+    logits = trainer.view_logits(run, dataset.held_out[1])
+    epochs = run.metadata.record.pseudo_labels
+    return Measured(
+        title,
+        len(dataset.train),
+        predictions(logits)[1],
+        epochs[-1] if epochs else None,
+        mean_posterior(logits, np.array(dataset.held_out[1].labels), dataset.groups),
+    )
+
+
+def mean_posterior(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], groups: Sequence[Group]
+) -> dict[str, float]:
+    """Return the mean share of each group in the softmax, in points above the uniform share.
+
+    Every class of the photos weighs the same.
+    """
+    mean = logits.mean(1, dtype=np.float64)
+    odds = np.exp(mean - mean.max(1, keepdims=True))
+    posterior = odds / odds.sum(1, keepdims=True)
+    weight = 1 / np.bincount(labels)[labels]
+    shares = np.average(posterior, axis=0, weights=weight)
+    return {
+        group: 100
+        * float(shares[np.array(groups) == group].sum() - groups.count(group) / len(groups))
+        for group in dict.fromkeys(groups)
+    }
+
+
+def accepted_photos(measured: Measured, some: Dataset) -> int:
+    """Return about how many photos of the pool had a pseudo-label in the last epoch."""
+    if measured.last is None or some.unlabelled is None:
+        return 0
+    return round(measured.last.accepted / measured.last.seen * len(some.unlabelled))
+
+
+def rows_of(runs: dict[str, list[Measured]], whole: Dataset) -> list[list[str]]:
+    """Return the cells of every row."""
+    assert whole.held_out is not None
+    labels = np.array(whole.held_out[1].labels)
+    groups = whole.groups
+    few = np.array([group == "few" for group in groups])
+    first = next(iter(runs.values()))
+    base = np.stack([measured.predicted == labels for measured in first])
+    rows = []
+    for title, measured in runs.items():
+        every = [scores(one.predicted, labels, groups) for one in measured]
+        hits = np.stack([one.predicted == labels for one in measured])
+        number = len(hits)
+        cells = [title, f"{np.mean([one.labels for one in measured]):.0f}"]
+        cells += [
+            f"{np.mean([getattr(one, name) for one in every]):.1f}"
+            for name in ("mean_class", "many", "medium", "few")
+        ]
+        for chosen in (np.ones_like(few), few):
+            same = title == next(iter(runs))
+            cells.append("" if same else interval(hits, base[:number], labels, chosen))
+        rows.append(cells + pseudo_cells([one.last for one in measured if one.last]))
+    return rows
+
+
+def pseudo_cells(epochs: Sequence[PseudoLabelEpoch]) -> list[str]:
+    """Return the last cells of a row."""
+    if not epochs:
+        return [""] * 5
+
+    def share(parts: Sequence[int], wholes: Sequence[int]) -> str:
+        return f"{100 * sum(parts) / sum(wholes):.0f}" if sum(wholes) else "-"
+
+    groups = [group for epoch in epochs for group in epoch.groups.values()]
+    rare = [epoch.groups["few"] for epoch in epochs]
+    return [
+        share([epoch.accepted for epoch in epochs], [epoch.seen for epoch in epochs]),
+        share([group.right for group in groups], [group.judged for group in groups]),
+        share([group.right for group in rare], [group.judged for group in rare]),
+        share([group.right for group in rare], [group.photos for group in rare]),
+        share([epoch.foreign_accepted for epoch in epochs], [epoch.foreign for epoch in epochs]),
+    ]
+
+
+def interval(hits: Hits, base: Hits, labels: npt.NDArray[np.int64], chosen: Hits) -> str:
+    """Return the difference of the mean-class accuracies over `chosen` [C], with its interval.
+
+    `hits` and `base` are [S, N] of S seeds and N photos.
+    """
+    random = np.random.default_rng(0)
+    differences = hits.astype(float) - base.astype(float)
+    of_class = [np.flatnonzero(labels == label) for label in np.flatnonzero(chosen)]
+    of_class = [photos for photos in of_class if len(photos)]
+    draws = []
+    for _ in range(DRAWS):
+        seeds = random.integers(0, len(differences), len(differences))
+        drawn = differences[seeds].mean(0)
+        draws.append(np.mean([drawn[random.choice(own, len(own))].mean() for own in of_class]))
+    middle = 100 * float(np.mean([differences.mean(0)[own].mean() for own in of_class]))
+    low, high = 100 * np.quantile(draws, [0.025, 0.975])
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""How a recipe uses photos without labels: the options of each method.
+
+The methods themselves are in `training.unlabelled`. A new one is a class of options here, its name
+in `AnyMethod`, and a teacher there.
+"""
+
+from abc import ABC
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StrongView(BaseModel):
+    """The changes that make a strong view out of a weak one, as RandAugment chooses them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operations: int = Field(2, ge=0, description="changes of each view, of 14 kinds")
+    strength: float = Field(10.0, ge=0, le=10, description="largest size of a change, 10: all")
+    cutout: float = Field(0.25, ge=0, le=1, description="side of a grey square, in views")
+
+
+class SemiSupervision(BaseModel, ABC):
+    """Options that all methods share.
+
+    Each step takes `ratio` times as many unlabelled photos as labelled ones. The model's guess on
+    a weak view of a photo is its pseudo-label if it is accepted, and is taught on a strong view
+    with the weight `weight`. With weights of 0, nothing changes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Whether a method needs class texts, or a cosine head.
+    needs_text: ClassVar[bool] = False
+    needs_cosine: ClassVar[bool] = False
+
+    ratio: int = Field(7, ge=1, description="unlabelled photos for each labelled one")
+    weight: float = Field(1.0, ge=0, description="weight of accepted pseudo-labels")
+    strong: StrongView = StrongView()
+
+    @property
+    def active(self) -> bool:
+        """Whether unlabelled photos affect the training at all."""
+        return self.weight > 0
+
+
+class FixMatch(SemiSupervision):
+    """Pseudo-labels above one threshold (Sohn et al. 2020)."""
+
+    name: Literal["fixmatch"] = "fixmatch"
+    threshold: float = Field(0.95, ge=0, le=1, description="least probability of a pseudo-label")
+
+
+class FreeMatch(SemiSupervision):
+    """A threshold for each class that follows the model's confidence (Wang et al. 2023).
+
+    The averages' decay is smaller in the first steps, as in `ema_decay` (ours: the authors train
+    for a million steps, in which this makes no difference).
+    """
+
+    name: Literal["freematch"] = "freematch"
+    decay: float = Field(0.999, ge=0, lt=1, description="decay of the averages of confidence")
+    fairness: float = Field(0.001, ge=0, description="weight of the fairness term")
+
+
+class Loft(SemiSupervision):
+    """Hard labels for confident photos, soft ones for the others (LoFT, arXiv 2509.09926).
+
+    `foreign` switches the gate of the open world on: a photo that is less sure than that does not
+    teach softly. Before training, `zero_shot` drops photos of which zero-shot CLIP is less sure.
+    """
+
+    name: Literal["loft"] = "loft"
+    threshold: float = Field(0.6, ge=0, le=1, description="least probability of a hard label")
+    weight: float = Field(3.0, ge=0, description="weight of hard labels")
+    soft_weight: float = Field(0.0, ge=0, description="weight of soft labels")
+    foreign: float | None = Field(
+        None, ge=0, le=1, description="least probability of a soft label; None: no gate"
+    )
+    zero_shot: float = Field(
+        0.95, ge=0, le=1, description="least zero-shot probability, if `foreign` is given"
+    )
+
+    @property
+    def active(self) -> bool:
+        return self.weight > 0 or self.soft_weight > 0
+
+
+class FineSsl(SemiSupervision):
+    """Margins by the counts of pseudo-labels, and confidence from a head of its own.
+
+    FineSSL, arXiv 2405.11756. The second head is trained on features without gradient, and is not
+    a part of the result.
+    """
+
+    name: Literal["finessl"] = "finessl"
+    ratio: int = Field(1, ge=1, description="unlabelled photos for each labelled one")
+    threshold: float = Field(0.7, ge=0, le=1, description="least probability that counts")
+    weight: float = Field(3.0, ge=0, description="weight of pseudo-labels")
+    margin: float = Field(8.0, ge=0, description="largest margin, in logits")
+    smoothing: float = Field(0.5, ge=0, le=1, description="label mass spread by the second head")
+
+
+class UlFine(SemiSupervision):
+    """Prototypes that move from texts toward images, fused with the head (arXiv 2505.05062).
+
+    Only the beginning of the paper could be read. It says that a class's prototype moves toward
+    its images as far as the model is confident in the class, that an orthogonality term keeps
+    prototypes apart, and that two aligned logits are added. All numbers here are ours.
+    """
+
+    name: Literal["ulfine"] = "ulfine"
+    needs_text = True
+    needs_cosine = True
+
+    threshold: float = Field(0.6, ge=0, le=1, description="least probability of a pseudo-label")
+    weight: float = Field(3.0, ge=0, description="weight of pseudo-labels")
+    move: float = Field(0.1, ge=0, le=1, description="largest move of a prototype in a step")
+    momentum: float = Field(0.9, ge=0, lt=1, description="decay of the classes' mean features")
+    orthogonality: float = Field(0.1, ge=0, description="how strongly prototypes repel each other")
+    share: float = Field(0.5, gt=0, lt=1, description="share of the prototypes in the logits")
+
+
+AnyMethod = Annotated[FixMatch | FreeMatch | Loft | FineSsl | UlFine, Field(discriminator="name")]
