@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.tables import RESULTS, markdown, write_result
-from taillift.models.bundle.schema import Group
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.data.photo import Split
@@ -51,26 +50,12 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class PartlyLabelled(Dataset):
-    """A set of which some photos have lost their labels; its groups are those of the `whole`."""
-
-    whole: Dataset | None = None
-
-    @property
-    def groups(self) -> list[Group]:
-        assert self.whole is not None
-        return self.whole.groups
-
-
-@dataclass(frozen=True)
 class Measured:
     """The row of one run: which test photos were right, and its pseudo-labels in the last epoch."""
 
-    title: str
     labels: int
     predicted: npt.NDArray[np.int64]
     last: PseudoLabelEpoch | None
-    prior: dict[str, float]
 
 
 def main() -> None:
@@ -83,6 +68,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--ratio", type=int, help="unlabelled photos a labelled one; default: own")
     parser.add_argument("--copies", type=int, default=4, help="augmented copies of each photo")
+    parser.add_argument(
+        "--views", type=int, choices=(1, 5), default=5, help="1 only without tuners"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--foreign", help="a set whose training photos are half of the pool")
     parser.add_argument("--backbone", default="default")
@@ -93,30 +81,52 @@ def main() -> None:
     foreign = load_dataset(options.foreign).train if options.foreign else None
     backbone = load_backbone(options.backbone)
     runs: dict[str, list[Measured]] = {}
+
+    def measure(title: str, trainer: Trainer, recipe: Recipe, aside: Sequence[int]) -> None:
+        """Train without the labels of the photos `aside`, and add a row."""
+        dataset = trainer.dataset
+        assert dataset.held_out is not None
+        run = trainer.train(recipe, without=aside)
+        photos = dataset.held_out[1]
+        if options.views == 1:
+            features = trainer.backbone_features(photos, run.metadata.preprocessing)
+            predicted = run.model.head(features)[0].argmax(1).numpy()
+        else:
+            predicted = predictions(trainer.view_logits(run, photos))[1]
+        epochs = run.metadata.record.pseudo_labels
+        labelled = len(dataset.train) - len(aside)
+        row = Measured(labelled, predicted, epochs[-1] if epochs else None)
+        runs.setdefault(title, []).append(row)
+        print(rows_of(runs, whole)[list(runs).index(title)], flush=True)
+
     for seed in options.seeds:
-        some = partly_labelled(whole, options.share, seed, foreign)
-        trainer = Trainer(some, backbone)
-        plans: dict[str, dict[str, Any] | None] = {"labels alone": None}
-        plans |= {name: METHODS[name] for name in options.methods}
-        for title, method in plans.items():
-            changes: dict[str, Any] = {
-                "epochs": options.epochs,
-                "augmentation.copies": options.copies,
-                "seed": seed,
-            }
-            if method:
-                changes["unlabelled"] = method | ({"ratio": options.ratio} if options.ratio else {})
-            recipe = load_recipe(options.recipe, changes)
-            runs.setdefault(title, []).append(measure(title, trainer, recipe))
-            print(rows_of(runs, whole)[-1], flush=True)
-        accepted = max(accepted_photos(of_seed[-1], some) for of_seed in runs.values())
-        recipe = load_recipe(options.recipe, changes | {"unlabelled": None})
-        for title, count in (("as many right labels", accepted), ("all labels", None)):
-            more = with_right_labels(some, count, seed)
-            steps = options.epochs * len(some.train) / len(more.train)
-            same_steps = recipe.model_copy(update={"epochs": max(2, round(steps))})
-            runs.setdefault(title, []).append(measure(title, Trainer(more, backbone), same_steps))
-            print(rows_of(runs, whole)[-1], flush=True)
+        aside = unlabelled_indices(whole, options.share, seed)
+        pool = pool_of(whole, aside, foreign, seed)
+        # One trainer for all rows, so that each photo goes through the frozen stages once.
+        trainer = Trainer(replace(whole, unlabelled=pool), backbone)
+        changes: dict[str, Any] = {"augmentation.copies": options.copies, "seed": seed}
+
+        def recipe_for(labelled: int, changes: dict[str, Any]) -> Recipe:
+            """Return the recipe with about the same number of steps on so many photos."""
+            base = len(whole.train) - len(aside)  # noqa: B023
+            epochs = max(2, round(options.epochs * base / labelled))
+            return load_recipe(options.recipe, changes | {"epochs": epochs})
+
+        some = recipe_for(len(whole.train) - len(aside), changes)
+        measure("labels alone", trainer, some, aside)
+        for name in options.methods:
+            ratio = {"ratio": options.ratio} if options.ratio else {}
+            taught = some.model_dump(exclude={"title"}) | {"unlabelled": METHODS[name] | ratio}
+            measure(name, trainer, Recipe.model_validate(taught), aside)
+        shares = [row[-1].last for row in runs.values()]
+        accepted = max(last.accepted / last.seen for last in shares if last)
+        more = np.random.default_rng((seed, 8)).permutation(aside)
+        for title, count in (
+            ("as many right labels", round(accepted * len(aside))),
+            ("all labels", len(aside)),
+        ):
+            recipe = recipe_for(len(whole.train) - len(aside) + count, changes)
+            measure(title, trainer, recipe, more[count:].tolist())
 
     titles = [
         "",
@@ -134,98 +144,36 @@ def main() -> None:
 
 
 NOTES: Final = (
-    "Accuracies in per cent, five views, means over the seeds. The last five columns are of the "
+    "Accuracies in per cent, means over the seeds. The last five columns are of the "
     "last epoch: the share of unlabelled photos with a pseudo-label, the share of right ones among "
     "these, of few-shot classes the precision and recall, and the share of foreign photos with a "
     "pseudo-label. All rows take about the same number of steps."
 )
 
 
-def partly_labelled(
-    whole: Dataset, share: float, seed: int, foreign: Split | None
-) -> PartlyLabelled:
-    """Return the set with `share` of each class's labels, at least one; the others are the pool.
+def unlabelled_indices(whole: Dataset, share: float, seed: int) -> list[int]:
+    """Return the training photos that lose their labels; `share` of each class keeps them.
 
-    As many `foreign` photos, if any, are drawn into the pool.
+    Every class keeps at least one.
     """
     random = np.random.default_rng((seed, 7))
     labels = np.array(whole.train.labels)
-    kept: list[int] = []
+    kept: set[int] = set()
     for label in range(len(whole.classes)):
         own = random.permutation(np.flatnonzero(labels == label))
-        kept += own[: max(1, round(share * len(own)))].tolist()
-    pool = whole.train.only(sorted(set(range(len(labels))) - set(kept)))
-    if foreign:
-        chosen = sorted(random.permutation(len(foreign))[: len(pool)].tolist())
-        others = foreign.only(chosen)
-        pool = Split(
-            pool.photos + others.photos, pool.labels + (FOREIGN,) * len(others), (), pool.max_pixels
-        )
-    return PartlyLabelled(
-        name=whole.name,
-        classes=whole.classes,
-        names=whole.names,
-        train=whole.train.only(sorted(kept)),
-        val=whole.val,
-        test=whole.test,
-        unlabelled=pool,
-        whole=whole,
-    )
+        kept.update(own[: max(1, round(share * len(own)))].tolist())
+    return sorted(set(range(len(labels))) - kept)
 
 
-def with_right_labels(some: PartlyLabelled, count: int | None, seed: int) -> PartlyLabelled:
-    """Return the set with the labels of `count` random photos of its pool, or of all."""
-    assert some.unlabelled is not None
-    known = np.flatnonzero(np.array(some.unlabelled.labels) >= 0)
-    chosen = np.random.default_rng((seed, 8)).permutation(known)[:count].tolist()
-    more = some.unlabelled.only(sorted(chosen))
-    contents = some.train.contents + more.contents if more.contents else ()
-    train = Split(
-        some.train.photos + more.photos, some.train.labels + more.labels, contents, more.max_pixels
-    )
-    return replace(some, train=train, unlabelled=None)
-
-
-def measure(title: str, trainer: Trainer, recipe: Recipe) -> Measured:
-    """Train a recipe, and predict the held-out photos by five views."""
-    dataset = trainer.dataset
-    assert dataset.held_out is not None
-    run = trainer.train(recipe)
-    logits = trainer.view_logits(run, dataset.held_out[1])
-    epochs = run.metadata.record.pseudo_labels
-    return Measured(
-        title,
-        len(dataset.train),
-        predictions(logits)[1],
-        epochs[-1] if epochs else None,
-        mean_posterior(logits, np.array(dataset.held_out[1].labels), dataset.groups),
-    )
-
-
-def mean_posterior(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], groups: Sequence[Group]
-) -> dict[str, float]:
-    """Return the mean share of each group in the softmax, in points above the uniform share.
-
-    Every class of the photos weighs the same.
-    """
-    mean = logits.mean(1, dtype=np.float64)
-    odds = np.exp(mean - mean.max(1, keepdims=True))
-    posterior = odds / odds.sum(1, keepdims=True)
-    weight = 1 / np.bincount(labels)[labels]
-    shares = np.average(posterior, axis=0, weights=weight)
-    return {
-        group: 100
-        * float(shares[np.array(groups) == group].sum() - groups.count(group) / len(groups))
-        for group in dict.fromkeys(groups)
-    }
-
-
-def accepted_photos(measured: Measured, some: Dataset) -> int:
-    """Return about how many photos of the pool had a pseudo-label in the last epoch."""
-    if measured.last is None or some.unlabelled is None:
-        return 0
-    return round(measured.last.accepted / measured.last.seen * len(some.unlabelled))
+def pool_of(whole: Dataset, aside: Sequence[int], foreign: Split | None, seed: int) -> Split:
+    """Return the photos without labels, with their truth, and as many `foreign` ones if any."""
+    pool = whole.train.only(aside)
+    if foreign is None:
+        return pool
+    chosen = np.random.default_rng((seed, 9)).permutation(len(foreign))[: len(pool)]
+    others = foreign.only(sorted(chosen.tolist()))
+    labels = pool.labels + (FOREIGN,) * len(others)
+    return Split(pool.photos + others.photos, labels, (), pool.max_pixels)
 
 
 def rows_of(runs: dict[str, list[Measured]], whole: Dataset) -> list[list[str]]:

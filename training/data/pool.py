@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Pool:
+class UnlabelledPool:
     """Photos without labels, and how many were left out because of their content.
 
     `photos` has a label for each photo: `UNKNOWN`, unless the source gives the truth. The truth is
@@ -71,7 +71,7 @@ def with_unlabelled(dataset: Dataset, source: str, max_pixels: int = MAX_PIXELS)
         max_pixels,
     )
     others = [other for other in (dataset.val, dataset.test) if other is not None]
-    pool = without_known(Pool(source, split), dataset.train, others)
+    pool = without_known(UnlabelledPool(source, split), dataset.train, others)
     for line in pool.dropped():
         logger.warning("%s", line)
     if not len(pool.photos):
@@ -82,7 +82,7 @@ def with_unlabelled(dataset: Dataset, source: str, max_pixels: int = MAX_PIXELS)
     return replace(dataset, unlabelled=pool.photos)
 
 
-def without_known(pool: Pool, train: Split, others: Sequence[Split]) -> Pool:
+def without_known(pool: UnlabelledPool, train: Split, others: Sequence[Split]) -> UnlabelledPool:
     """Return the pool without photos that have the content of a labelled or of an earlier one.
 
     `others` are the held-out splits. If a photo is in train as well, it counts as held out.
@@ -102,7 +102,7 @@ def without_known(pool: Pool, train: Split, others: Sequence[Split]) -> Pool:
         else:
             first.add(content)
             kept.append(index)
-    return Pool(pool.source, pool.photos.only(kept), **counts)
+    return UnlabelledPool(pool.source, pool.photos.only(kept), **counts)
 
 
 def own_pool(source: str) -> str | None:

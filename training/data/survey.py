@@ -30,7 +30,7 @@ from taillift.training.console import track
 from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
 from taillift.training.data.classes import names_in_prompts, refuse_equal_prompts, same_prompts
 from taillift.training.data.photo import SPLITS, Photo, RawPhoto, Split
-from taillift.training.data.pool import Pool, own_pool, read_pool, without_known
+from taillift.training.data.pool import UnlabelledPool, own_pool, read_pool, without_known
 from taillift.training.data.prompts import is_cut
 from taillift.training.data.readers.csv_table import read_head
 from taillift.training.data.readers.listing import Listing
@@ -266,7 +266,7 @@ def _survey_pool(
     }
     split = Split(tuple(contents), (0,) * len(contents), tuple(contents.values()))
     held_out = [split for name, split in kept.splits.items() if name != "train"]
-    pool = without_known(Pool(source, split), kept.splits["train"], held_out)
+    pool = without_known(UnlabelledPool(source, split), kept.splits["train"], held_out)
     made.unreadable += _problems(photos, looks)
     made.warnings += pool.dropped()
     made.unlabelled = SurveyedPool(

@@ -60,7 +60,7 @@ class CheckpointMetadata(BaseModel):
 
     @property
     def prior_counts(self) -> tuple[float, ...]:
-        """What the loss counted of each class: its photos, and its accepted pseudo-labels."""
+        """Each class's count in the loss: its photos, and what its pseudo-labels count as."""
         extra = self.pseudo_counts or (0.0,) * len(self.counts)
         return tuple(count + more for count, more in zip(self.counts, extra, strict=True))
 

@@ -1,4 +1,4 @@
-"""What unlabelled photos add to each training step: pseudo-labels and the loss that teaches them.
+"""Adds unlabelled photos to each training step: pseudo-labels, and the loss that teaches them.
 
 A step guesses the class of weak views, accepts some of the guesses, and trains on strong views of
 the same photos. Every process has a part of each batch; sums over all processes keep them alike.
@@ -91,12 +91,12 @@ class Teacher:
 
     @property
     def joint_counts(self) -> list[float]:
-        """What the loss counts of each class: its labelled photos, and its pseudo-labels."""
+        """Each class's count in the loss: its labelled photos, and its pseudo-labels."""
         return (self.counts + self.pseudo_counts).tolist()
 
     @property
     def pseudo_counts(self) -> Tensor:
-        """What the accepted pseudo-labels of each class count as, in labelled photos; [C]."""
+        """Each class's accepted pseudo-labels [C], counted in labelled photos."""
         return self.method.weight * self.counts.sum() * self.averages.accepted
 
     def batches(self, done: int, steps: int) -> Iterator[PoolBatch]:

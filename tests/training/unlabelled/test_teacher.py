@@ -1,4 +1,4 @@
-"""What pseudo-labels add to a run: their loss, their prior, and that a run can be repeated."""
+"""Tests of what pseudo-labels add to a run: their loss, their prior, and runs that are repeated."""
 
 import math
 from collections.abc import Mapping
@@ -127,7 +127,7 @@ def test_the_terms_of_three_photos_are_those_worked_out_by_hand(of_three: Teache
 
 
 def test_accepted_pseudo_labels_count_as_the_loss_weighs_them(of_three: Teacher) -> None:
-    """Of four photos one is accepted, three times as heavy as a labelled one of eight."""
+    """One of four photos is accepted, three times as heavy as a labelled one of eight."""
     accepted = torch.tensor([0, 0, 1.0], dtype=torch.float64)
     of_three.averages.follow_accepted(accepted, accepted, 4, 0)
     assert of_three.joint_counts == [4, 2, 2 + 3 * 8 / 4]
