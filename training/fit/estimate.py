@@ -44,6 +44,14 @@ def training_seconds(
         else:
             operations += frozen * crops
         operations += FORWARD_AND_BACKWARD * (whole - frozen) * crops
+        if recipe.teaching and dataset.unlabelled:
+            # A weak view goes forward, and a strong one forward and back.
+            pool, steps = len(dataset.unlabelled), -(-photos // recipe.batch) * recipe.epochs
+            taken = steps * recipe.batch * recipe.teaching.ratio
+            kept = min(recipe.augmentation.copies, -(-taken // pool)) * pool
+            seen = kept if frozen >= WORTHWHILE * whole else taken
+            operations += 2 * frozen * seen
+            operations += (1 + FORWARD_AND_BACKWARD) * (whole - frozen) * taken
     return START + operations / operations_a_second(device)
 
 
