@@ -12,13 +12,14 @@ drawn again, class by class, the same for both, and so are seeds if there are se
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.tables import RESULTS, markdown, write_result
+from taillift.models.bundle.schema import Group
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.data.photo import Split
@@ -50,6 +51,17 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
+class Drawn(Dataset):
+    """A part of a set, whose classes stay in the groups that they are in by all photos."""
+
+    own_groups: tuple[Group, ...] = ()
+
+    @property
+    def groups(self) -> list[Group]:
+        return list(self.own_groups)
+
+
+@dataclass(frozen=True)
 class Measured:
     """The row of one run: which test photos were right, and its pseudo-labels in the last epoch."""
 
@@ -64,6 +76,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--recipe", default="head")
     parser.add_argument("--share", type=float, default=0.2, help="share of labels that is kept")
+    parser.add_argument("--pool", type=int, help="unlabelled photos to draw; default: all others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--ratio", type=int, help="unlabelled photos a labelled one; default: own")
@@ -100,19 +113,19 @@ def main() -> None:
         print(rows_of(runs, whole)[list(runs).index(title)], flush=True)
 
     for seed in options.seeds:
-        aside = unlabelled_indices(whole, options.share, seed)
-        pool = pool_of(whole, aside, foreign, seed)
+        drawn, aside = drawn_set(whole, options.share, options.pool, foreign, seed)
         # One trainer for all rows, so that each photo goes through the frozen stages once.
-        trainer = Trainer(replace(whole, unlabelled=pool), backbone)
+        trainer = Trainer(drawn, backbone)
         changes: dict[str, Any] = {"augmentation.copies": options.copies, "seed": seed}
+
+        base = len(drawn.train) - len(aside)
 
         def recipe_for(labelled: int, changes: dict[str, Any]) -> Recipe:
             """Return the recipe with about the same number of steps on so many photos."""
-            base = len(whole.train) - len(aside)  # noqa: B023
-            epochs = max(2, round(options.epochs * base / labelled))
+            epochs = max(2, round(options.epochs * base / labelled))  # noqa: B023
             return load_recipe(options.recipe, changes | {"epochs": epochs})
 
-        some = recipe_for(len(whole.train) - len(aside), changes)
+        some = recipe_for(base, changes)
         measure("labels alone", trainer, some, aside)
         for name in options.methods:
             ratio = {"ratio": options.ratio} if options.ratio else {}
@@ -125,7 +138,7 @@ def main() -> None:
             ("as many right labels", round(accepted * len(aside))),
             ("all labels", len(aside)),
         ):
-            recipe = recipe_for(len(whole.train) - len(aside) + count, changes)
+            recipe = recipe_for(base + count, changes)
             measure(title, trainer, recipe, more[count:].tolist())
 
     titles = [
@@ -151,29 +164,40 @@ NOTES: Final = (
 )
 
 
-def unlabelled_indices(whole: Dataset, share: float, seed: int) -> list[int]:
-    """Return the training photos that lose their labels; `share` of each class keeps them.
+def drawn_set(
+    whole: Dataset, share: float, pool: int | None, foreign: Split | None, seed: int
+) -> tuple[Drawn, list[int]]:
+    """Return a set with unlabelled photos, and the indices of these in its training photos.
 
-    Every class keeps at least one.
+    `share` of each class keeps its labels, at least one photo. Of the others, `pool` are drawn, or
+    all are in. As many `foreign` ones, if any, are in the pool, too.
     """
     random = np.random.default_rng((seed, 7))
     labels = np.array(whole.train.labels)
-    kept: set[int] = set()
+    kept: list[int] = []
     for label in range(len(whole.classes)):
         own = random.permutation(np.flatnonzero(labels == label))
-        kept.update(own[: max(1, round(share * len(own)))].tolist())
-    return sorted(set(range(len(labels))) - kept)
-
-
-def pool_of(whole: Dataset, aside: Sequence[int], foreign: Split | None, seed: int) -> Split:
-    """Return the photos without labels, with their truth, and as many `foreign` ones if any."""
-    pool = whole.train.only(aside)
-    if foreign is None:
-        return pool
-    chosen = np.random.default_rng((seed, 9)).permutation(len(foreign))[: len(pool)]
-    others = foreign.only(sorted(chosen.tolist()))
-    labels = pool.labels + (FOREIGN,) * len(others)
-    return Split(pool.photos + others.photos, labels, (), pool.max_pixels)
+        kept += own[: max(1, round(share * len(own)))].tolist()
+    others = random.permutation(sorted(set(range(len(labels))) - set(kept)))[:pool].tolist()
+    unlabelled = whole.train.only(others)
+    if foreign is not None:
+        strangers = foreign.only(random.permutation(len(foreign))[: len(others)].tolist())
+        unlabelled = Split(
+            unlabelled.photos + strangers.photos,
+            unlabelled.labels + (FOREIGN,) * len(strangers),
+            max_pixels=unlabelled.max_pixels,
+        )
+    drawn = Drawn(
+        name=whole.name,
+        classes=whole.classes,
+        names=whole.names,
+        train=whole.train.only(kept + others),
+        val=whole.val,
+        test=whole.test,
+        unlabelled=unlabelled,
+        own_groups=tuple(whole.groups),
+    )
+    return drawn, list(range(len(kept), len(kept) + len(others)))
 
 
 def rows_of(runs: dict[str, list[Measured]], whole: Dataset) -> list[list[str]]:
