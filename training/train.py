@@ -60,7 +60,7 @@ from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
-from taillift.training.recipe.semi_supervision import Loft, StrongView
+from taillift.training.recipe.semi_supervision import Loft, StrongView, SureGuesses
 from taillift.training.unlabelled.acceptance import known_to_zero_shot, zero_shot_confidence
 from taillift.training.unlabelled.teacher import (
     Teacher,
@@ -224,16 +224,19 @@ class Trainer:
         """Return the features [N, D] of all centre views of a split, from the untrained tower."""
         key = split, preprocessing
         if key not in self._centres:
-            views = evaluation_photos(split, preprocessing)
-            centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
-            copies = [1] * len(views.labels)
-            frozen = FrozenFeatures(centres, copies, 1, self._frozen, self._processes)
             model = bare_model(self._backbone, len(self.dataset.classes))
-            inputs = frozen.inputs_for(model, preprocessing.size)
+            inputs = self.centre_views(split, model, preprocessing)
             network = remaining_network(model, inputs.stage)
-            batches = inputs.batches(first_copies(len(copies)), BATCH)
+            batches = inputs.batches(first_copies(len(split)), BATCH)
             self._centres[key] = torch.cat([network(rows) for rows, _ in batches])
         return self._centres[key]
+
+    def centre_views(self, split: Split, model: Model, preprocessing: Preprocessing) -> Inputs:
+        """Return the centre views of a split, as rows to feed to `model`. Collective."""
+        views = evaluation_photos(split, preprocessing)
+        centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+        frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes)
+        return frozen.inputs_for(model, preprocessing.size)
 
     def teacher(
         self, recipe: Recipe, model: Model, preprocessing: Preprocessing, counts: Sequence[int]
@@ -255,6 +258,14 @@ class Trainer:
             features = self.backbone_features(pool, preprocessing)
             confidence = zero_shot_confidence(self._backbone, recipe, self.dataset.names, features)
             pool = known_to_zero_shot(pool, confidence, method.zero_shot)
+        val = None
+        if isinstance(method, SureGuesses) and method.evidence:
+            val = self.dataset.val
+            if val is None:
+                raise UserError(
+                    "unlabelled.evidence comes from val/ and there is none: add val/, or use "
+                    "unlabelled.threshold"
+                )
         size = method.ratio * recipe.batch
         check_pool(len(pool), recipe.batch, method.ratio)
 
@@ -271,7 +282,14 @@ class Trainer:
             )
         inputs = self._pools[key].inputs_for(model, preprocessing.size)
         teacher = new_teacher(
-            method, model, inputs, recipe, counts, self.dataset.groups, self._processes
+            method,
+            model,
+            inputs,
+            recipe,
+            counts,
+            self.dataset.groups,
+            self._processes,
+            self.centre_views(val, model, preprocessing) if val else None,
         )
         if isinstance(teacher, UlFineTeacher):
             teacher.start(class_texts(self._backbone, recipe.head, self.dataset.names))
@@ -346,6 +364,8 @@ def fit(
             # Every photo once, in a new order. A run that continues skips what it has done.
             order = epoch_order(photos, recipe.seed, progress.epoch)
             batches = list(chunks(order, recipe.batch))[progress.step :]
+            if teacher and not progress.step:
+                teacher.begin_epoch()
             pool_batches = (
                 teacher.batches(progress.done, len(batches)) if teacher else repeat((0, None))
             )

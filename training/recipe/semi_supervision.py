@@ -44,7 +44,30 @@ class SemiSupervision(BaseModel, ABC):
         return self.weight > 0
 
 
-class FixMatch(SemiSupervision):
+class HeldOutEvidence(BaseModel):
+    """Acceptance by what val/ says of the model in every epoch, instead of a threshold (ours).
+
+    A guess is accepted if its prediction set, which has the true class as often as `coverage`
+    says in every class, holds nothing else. Pseudo-labels of a class weigh as much as the lower
+    bound, at `confidence`, of the precision of such guesses on val/; without any, nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    coverage: float = Field(0.9, ge=0.5, le=0.99, description="of the prediction sets")
+    confidence: float = Field(0.9, ge=0.5, lt=1, description="of the bound on the precision")
+
+
+class SureGuesses(SemiSupervision, ABC):
+    """A method with one threshold for all classes, or with evidence from held-out photos."""
+
+    threshold: float = Field(ge=0, le=1)
+    evidence: HeldOutEvidence | None = Field(
+        None, description="replaces the threshold by prediction sets; needs val/"
+    )
+
+
+class FixMatch(SureGuesses):
     """Pseudo-labels above one threshold (Sohn et al. 2020)."""
 
     name: Literal["fixmatch"] = "fixmatch"
@@ -63,7 +86,7 @@ class FreeMatch(SemiSupervision):
     fairness: float = Field(0.001, ge=0, description="weight of the fairness term")
 
 
-class Loft(SemiSupervision):
+class Loft(SureGuesses):
     """Hard labels for confident photos, soft ones for the others (LoFT, arXiv 2509.09926).
 
     `foreign` switches the gate of the open world on: a photo that is less sure than that does not
@@ -101,7 +124,7 @@ class FineSsl(SemiSupervision):
     smoothing: float = Field(0.5, ge=0, le=1, description="label mass spread by the second head")
 
 
-class UlFine(SemiSupervision):
+class UlFine(SureGuesses):
     """Prototypes that move from texts toward images, fused with the head (arXiv 2505.05062).
 
     Only the beginning of the paper could be read. It says that a class's prototype moves toward

@@ -2,11 +2,16 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import beta
 from torch import Tensor, split
 
+from taillift.models.bundle.arrays import Doubles, Labels
+from taillift.models.bundle.prediction_sets import Coverage, Interpolation
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
@@ -17,6 +22,10 @@ from taillift.training.fit.build import class_texts
 from taillift.training.fit.provenance import PseudoLabelEpoch, PseudoLabelGroup
 from taillift.training.recipe.head_init import PromptsInit, TextInit, require_text
 from taillift.training.recipe.recipe import HeadConfig, Recipe
+from taillift.training.recipe.semi_supervision import HeldOutEvidence
+
+# What a group counts as, in photos, when a class's threshold is shrunk toward its group's.
+PULL: Final = 20
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +87,57 @@ def guess_sums(probabilities: Tensor) -> Tensor:
     number = labels.bincount(minlength=probabilities.shape[1])
     sums = [largest.sum()[None], probabilities.double().sum(0), number.double()]
     return torch.cat(sums).cpu()
+
+
+class SetAcceptance:
+    """Acceptance by prediction sets of one class, from held-out photos with true labels [M]."""
+
+    def __init__(self, options: HeldOutEvidence, labels: Tensor, groups: Sequence[Group]) -> None:
+        self.options = options
+        self.labels = labels.numpy()
+        self.groups = groups
+        self.probabilities = torch.zeros(len(labels), len(groups))
+
+    def update(self, probabilities: Tensor) -> None:
+        """Fit thresholds and bounds to the held-out photos' probabilities float32 [M, C].
+
+        They are under the uniform prior, of the model as it is now.
+        """
+        self.probabilities = probabilities
+        scores = probabilities.numpy()[np.arange(len(self.labels)), self.labels]
+        self.coverage = Coverage(scores, self.labels, self.groups, Interpolation(pull=PULL))
+        guesses = probabilities.argmax(1).numpy()
+        accepted = self.singles(probabilities).numpy()
+        classes = len(self.groups)
+        judged = np.bincount(guesses[accepted], minlength=classes)
+        right = np.bincount(guesses[accepted & (guesses == self.labels)], minlength=classes)
+        bounds = precision_bounds(right, judged, self.options.confidence)
+        self.bounds = torch.from_numpy(bounds).float()
+
+    def singles(self, probabilities: Tensor) -> Tensor:
+        """Return bool [N]: whether one probability of [N, C] reaches its class's threshold.
+
+        A prediction set is never empty: it also has the most probable class. Here, that alone is
+        not enough.
+        """
+        thresholds = torch.from_numpy(self.coverage.thresholds(self.options.coverage))
+        return (probabilities >= thresholds.to(probabilities.device)).sum(1) == 1
+
+    def weights(self, probabilities: Tensor) -> Tensor:
+        """Return the weight float32 [N] of each guess: the bound of its class, or 0."""
+        bounds = self.bounds.to(probabilities.device)[probabilities.argmax(1)]
+        return bounds * self.singles(probabilities)
+
+
+def precision_bounds(right: Labels, judged: Labels, confidence: float) -> Doubles:
+    """Return lower bounds [C] of precisions of which `right` of `judged` guesses are right.
+
+    Each holds with probability `confidence` (Clopper and Pearson 1934); 0 without a right guess.
+    """
+    bounds = np.zeros(len(right))
+    some = right > 0
+    bounds[some] = beta.ppf(1 - confidence, right[some], judged[some] - right[some] + 1)
+    return bounds
 
 
 class Tally:

@@ -6,6 +6,7 @@ the same photos. Every process has a part of each batch; sums over all processes
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import torch
@@ -19,20 +20,26 @@ from taillift.models.lift.head import FusedHead, Head
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.gradients import GradientAccumulator
-from taillift.training.fit.inputs import Batch, Inputs, sharded
+from taillift.training.fit.inputs import Batch, Inputs, first_copies, sharded
 from taillift.training.fit.optimisation import ema_decay
 from taillift.training.fit.provenance import PseudoLabelEpoch
 from taillift.training.recipe.losses import Criterion
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.recipe.semi_supervision import (
     FineSsl,
-    FixMatch,
     FreeMatch,
     Loft,
     SemiSupervision,
+    SureGuesses,
     UlFine,
 )
-from taillift.training.unlabelled.acceptance import Averages, Tally, guess_sums, tally_counts
+from taillift.training.unlabelled.acceptance import (
+    Averages,
+    SetAcceptance,
+    Tally,
+    guess_sums,
+    tally_counts,
+)
 from taillift.training.unlabelled.weak_strong import unlabelled_picks
 
 # Decay of the moving averages of accepted pseudo-labels, smaller in the first steps.
@@ -63,10 +70,12 @@ class Teacher:
         counts: Sequence[int],
         groups: Sequence[Group],
         processes: Processes,
+        held_out: Inputs | None = None,
     ) -> None:
         """Teach photos from `pool`, whose rows are a weak and a strong view of each.
 
-        `counts` are the labelled photos and `groups` the groups of the classes.
+        `counts` are the labelled photos and `groups` the groups of the classes. `held_out` has the
+        centre views of val/, if the method asks for evidence from them.
         """
         self.size = method.ratio * recipe.batch
         self.method = method
@@ -75,6 +84,10 @@ class Teacher:
         self.groups = groups
         self.processes = processes
         self.pool = pool
+        self.held_out = held_out
+        self.sets: SetAcceptance | None = None
+        if isinstance(method, SureGuesses) and method.evidence and held_out is not None:
+            self.sets = SetAcceptance(method.evidence, held_out.labels, groups)
         self.head: Head = model.head
         self.averages = Averages(len(counts))
         self.tally = Tally(len(counts))
@@ -88,6 +101,7 @@ class Teacher:
     def prepare(self, model: Model, fabric: Fabric, micro: int) -> None:
         """Begin to teach `model`, which is on its device now, `micro` photos at a time."""
         self.gradients = GradientAccumulator(model, self.pool.stage, fabric, micro)
+        self.model, self.fabric, self.micro = model, fabric, micro
 
     @property
     def joint_counts(self) -> list[float]:
@@ -109,17 +123,38 @@ class Teacher:
         return sharded(self.pool, picks, self.processes)
 
     @torch.no_grad()
+    def begin_epoch(self) -> None:
+        """Look at the held-out photos with the model as it is now. Collective."""
+        if self.sets is None or self.held_out is None:
+            return
+        order = first_copies(len(self.held_out.labels))
+        own = self.processes.shard(order)
+        probabilities = torch.zeros(len(order), len(self.counts))
+        network = GradientAccumulator(self.model, self.held_out.stage, self.fabric, self.micro)
+        places = iter(own)
+        for rows, _ in self.held_out.batches(own, self.micro):
+            part = self.uniform_probabilities(network.features(rows)).cpu()
+            photos = [photo for photo, _ in islice(places, len(part))]
+            probabilities[photos] = part
+        self.sets.update(self.processes.all_reduce(probabilities))
+
+    def uniform_probabilities(self, features: Tensor) -> Tensor:
+        """Return the probabilities float32 [N, C] under the uniform prior, of features [N, D]."""
+        log_prior = self.recipe.loss.implied_prior(self.joint_counts).log().to(features.device)
+        probabilities: Tensor = (self.head(features)[0] - log_prior).softmax(1)
+        return probabilities.float()
+
+    @torch.no_grad()
     def guess(self, batch: PoolBatch, step: int) -> None:
         """Make the pseudo-labels of a batch, count them, and build the loss. Collective."""
         size, shard = batch
         device, classes = self.processes.device, len(self.counts)
-        log_prior = self.recipe.loss.implied_prior(self.joint_counts).log().to(device)
         probabilities, truth = torch.zeros(0, classes, device=device), torch.zeros(0).long()
         features = None
         if shard is not None:
             rows, truth = shard
             features = self.gradients.features(rows[::2])
-            probabilities = (self.head(features)[0] - log_prior).softmax(1).float()
+            probabilities = self.uniform_probabilities(features)
         sums = self.processes.all_reduce(guess_sums(probabilities))
         self.averages.follow_guesses(sums, size, self.decay(step))
         counted = self.choose(probabilities, features)
@@ -140,7 +175,7 @@ class Teacher:
         """
         self.probabilities, self.labels = probabilities, probabilities.argmax(1)
         self.weights, counted = self.accept(probabilities, features)
-        self.soft = self.accept_softly(probabilities)
+        self.soft = self.accept_softly(probabilities, counted)
         return counted
 
     def decay(self, step: int) -> float:
@@ -150,19 +185,22 @@ class Teacher:
     def accept(self, probabilities: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return each guess's weight float32 [N], and bool [N]: whether it counts as accepted."""
         del features
-        assert isinstance(self.method, FixMatch | Loft | UlFine)
+        if self.sets is not None:
+            weights = self.sets.weights(probabilities)
+            return weights, weights > 0
+        assert isinstance(self.method, SureGuesses)
         accepted = probabilities.amax(1) >= self.method.threshold
         return accepted.float(), accepted
 
-    def accept_softly(self, probabilities: Tensor) -> Tensor:
-        """Return the weight float32 [N] of each photo's soft label.
+    def accept_softly(self, probabilities: Tensor, accepted: Tensor) -> Tensor:
+        """Return the weight float32 [N] of each photo's soft label; `accepted` have a hard one.
 
         It is LoFT's (equations 8, 10 and 11): 1 for photos that are not sure enough for a hard
         label and, with the gate of the open world, sure enough not to be foreign.
         """
         if not isinstance(self.method, Loft) or not self.method.soft_weight:
             return torch.zeros_like(self.weights)
-        soft = 1 - self.weights
+        soft = (~accepted).float()
         if self.method.foreign is not None:
             soft = soft * (probabilities.amax(1) > self.method.foreign)
         return soft * self.method.soft_weight
@@ -213,11 +251,14 @@ class Teacher:
             "averages": self.averages.state_dict(),
             "tally": [self.tally.by_class, self.tally.totals],
             "history": [epoch.model_dump() for epoch in self.history],
+            "held_out": self.sets.probabilities if self.sets else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.averages.load_state_dict(state["averages"])
+        if self.sets:
+            self.sets.update(state["held_out"])
         self.tally.by_class, self.tally.totals = state["tally"]
         self.history = [PseudoLabelEpoch.model_validate(epoch) for epoch in state["history"]]
 
@@ -475,9 +516,10 @@ def new_teacher(
     counts: Sequence[int],
     groups: Sequence[Group],
     processes: Processes,
+    held_out: Inputs | None = None,
 ) -> Teacher:
-    """Return the teacher of a method."""
-    rest = model, pool, recipe, counts, groups, processes
+    """Return the teacher of a method; `held_out` are the centre views of val/, if it needs any."""
+    rest = model, pool, recipe, counts, groups, processes, held_out
     match method:
         case FreeMatch():
             return FreeMatchTeacher(method, *rest)

@@ -37,12 +37,13 @@ from tests.support.tiny import COLOURS, write_photo, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-METHODS = {
+METHODS: dict[str, dict[str, object]] = {
     "fixmatch": {"threshold": 0.35},
     "freematch": {},
     "loft": {"threshold": 0.45, "soft_weight": 1.0, "foreign": 0.34, "zero_shot": 0.0},
     "finessl": {"threshold": 0.35, "ratio": 2},
     "ulfine": {"threshold": 0.35},
+    "sets": {"name": "fixmatch", "evidence": {"coverage": 0.5, "confidence": 0.5}},
 }
 
 
@@ -50,7 +51,7 @@ def recipe_with(unlabelled: Mapping[str, object] | None, **changes: object) -> R
     fields = {
         "name": "run",
         "tuners": [{"name": "adaptformer", "rank": 2}],
-        "head": {"scale": 8},
+        "head": {"scale": 8, "initial": {"name": "prototypes"}},
         "epochs": 2,
         "batch": 8,
         "precision": "fp32",
@@ -72,7 +73,12 @@ def pooled(colours: Dataset) -> Dataset:
     labelled, others = range(0, len(train), 2), range(1, len(train), 2)
     pool = train.only(others)
     truth = (*pool.labels[:-2], UNKNOWN, FOREIGN)
-    return replace(colours, train=train.only(labelled), unlabelled=replace(pool, labels=truth))
+    return replace(
+        colours,
+        train=train.only(labelled),
+        val=train.only(labelled),
+        unlabelled=replace(pool, labels=truth),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +331,7 @@ def test_what_cannot_be_combined_is_refused(
 
 def test_two_processes_end_with_the_weights_of_one(tiny_backbone: str, tmp_path: Path) -> None:
     """Batches of 5 labelled and 15 unlabelled photos: parts of unequal sizes."""
-    photos = write_photos(tmp_path / "photos", {"red": 12, "green": 6, "blue": 3})
+    photos = write_photos(tmp_path / "photos", {"red": 12, "green": 6, "blue": 3}, ("train", "val"))
     for index in range(20):
         write_photo(
             photos / f"unlabelled/{index}.png", COLOURS["green" if index % 3 else "red"], index
@@ -359,5 +365,8 @@ def test_too_few_unlabelled_photos_are_refused(
     bare = Trainer(colours, load_backbone(tiny_backbone), CPU)
     with pytest.raises(UserError, match="pass --unlabelled"):
         bare.train(recipe_with(method("loft")))
+    no_val = Trainer(replace(trainer.dataset, val=None), load_backbone(tiny_backbone), CPU)
+    with pytest.raises(UserError, match=r"evidence comes from val/ and there is none: add val/"):
+        no_val.train(recipe_with(method("sets")))
     with pytest.raises(UserError, match=r"set unlabelled\.zero_shot lower"):
         trainer.train(recipe_with(method("loft", zero_shot=1.0)))
