@@ -23,6 +23,7 @@ from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
 from taillift.training.console import steps_bar
 from taillift.training.data.dataset import Dataset, Split
+from taillift.training.data.pool import with_right_labels
 from taillift.training.evaluation import predictions, view_logits
 from taillift.training.fit.build import (
     bare_model,
@@ -60,7 +61,7 @@ from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
-from taillift.training.recipe.semi_supervision import Loft, StrongView, SureGuesses
+from taillift.training.recipe.semi_supervision import Loft, RightLabels, StrongView, SureGuesses
 from taillift.training.unlabelled.acceptance import known_to_zero_shot, zero_shot_confidence
 from taillift.training.unlabelled.teacher import (
     Teacher,
@@ -121,6 +122,12 @@ class Trainer:
         loss diverges, the memory is too small, or `resume_file` is from another run.
         """
         dataset, backbone, processes = self.dataset, self._backbone, self._processes
+        if isinstance(recipe.unlabelled, RightLabels) and dataset.unlabelled is not None:
+            more = with_right_labels(dataset, recipe.unlabelled.photos, recipe.seed)
+            labelled = Trainer(more, backbone, processes.device)
+            run = labelled.train(recipe, resume_file, curves_folder, without)
+            key = run_key(recipe, dataset.fingerprint_for(True), backbone.sha256)
+            return Run(run.model, run.metadata.model_copy(update={"key": key}))
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
         aside = set(without)

@@ -6,7 +6,7 @@ Imports are inside the commands, so that `taillift --help` does not wait for tor
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -89,7 +89,11 @@ Imbalance = Annotated[
 def train(
     data: Data,
     recipe: Annotated[
-        str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
+        str,
+        typer.Option(
+            help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
+            "photos; or a YAML file."
+        ),
     ] = "lift",
     changes: Set = None,
     epochs: Epochs = None,
@@ -150,10 +154,12 @@ def train(
     save(path, run.model, run.metadata, replace)
     if not is_first():
         return
+    guessed = run.metadata.record.pseudo_labels
     say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
+        + (f"; {guessed[-1]} in the last epoch" if guessed else "")
     )
 
 
@@ -301,7 +307,8 @@ def compare(
     """Train several recipes on the same photos and show their accuracy along the tail.
 
     Finished runs are kept: run the command again after an interruption, or with more recipes or
-    seeds. --set applies to every recipe that trains anything. If a run fails, the others are shown
+    seeds. --set applies to every recipe that trains anything, and its fields of `unlabelled` to
+    those that have them, such as lift+loft. If a run fails, the others are shown
     and the exit status is 1.
     """
     from taillift.models.lift.backbone import load_backbone
@@ -318,9 +325,11 @@ def compare(
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
-    trained = {name: load_recipe(name).epochs > 0 for name in names}
+    unchanged = {name: load_recipe(name) for name in names}
     chosen = [
-        load_recipe(name, {**(values if trained[name] else {}), "seed": seed})
+        load_recipe(
+            name, {**changes_for(unchanged[name], values, unchanged.values()), "seed": seed}
+        )
         for seed in seeds_from(seeds)
         for name in names
     ]
@@ -376,6 +385,30 @@ def backbones(
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
 
 
+def changes_for(
+    recipe: "Recipe", values: dict[str, Any], compared: Iterable["Recipe"]
+) -> dict[str, Any]:
+    """Return the values that apply to one of the `compared` recipes: none if it trains nothing.
+
+    A field of `unlabelled` applies to the recipes that have it. If none has, it applies to all with
+    unlabelled photos, or to all recipes, so that a wrong name is refused.
+    """
+    if not recipe.epochs:
+        return {}
+    own, known = (
+        {field for one in recipes if one.unlabelled for field in type(one.unlabelled).model_fields}
+        for recipes in ([recipe], list(compared))
+    )
+    applying = {}
+    for key, value in values.items():
+        part, _, field = key.partition(".")
+        field = field.split(".")[0]
+        wrong = field not in known and bool(own) == bool(known)
+        if part != "unlabelled" or field in own or wrong:
+            applying[key] = value
+    return applying
+
+
 def with_pool(
     dataset: "Dataset", recipes: "Sequence[Recipe]", data: str, unlabelled: str | None
 ) -> "Dataset":
@@ -389,8 +422,8 @@ def with_pool(
     if not any(recipe.unlabelled for recipe in recipes):
         if unlabelled:
             raise UserError(
-                "--unlabelled: no recipe here uses unlabelled photos: pass --set "
-                "unlabelled.name=loft, or leave the option out"
+                "--unlabelled: no recipe here uses unlabelled photos: pass one such as lift+loft, or "
+                "leave the option out"
             )
         return dataset
     source = unlabelled or own_pool(data)

@@ -301,6 +301,43 @@ def test_unlabelled_photos_next_to_train_are_used_and_exported_with(
     assert "bundle photos" in output
 
 
+def test_a_comparison_shows_what_unlabelled_photos_and_what_right_labels_bring(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 8, "green": 6, "blue": 4}, ("train", "test"))
+    rows = ["path,label"]
+    for index in range(20):
+        colour = ("red", "green", "blue")[index % 3]
+        write_photo(tmp_path / f"pool/{index}.png", COLOURS[colour], 500 + index)
+        rows.append(f"pool/{index}.png,{colour}")
+    (tmp_path / "pool.csv").write_text("\n".join(rows))
+    (tmp_path / "nine.yaml").write_text("unlabelled: {name: right-labels, photos: 9}\nbatch: 6\n")
+    command = ["compare", "photos", "--backbone", tiny_backbone, "--unlabelled", "pool.csv"]
+    command += ["--recipes", "zero-shot,head,head+loft,nine.yaml", "--epochs", "2", "--batch", "6"]
+    status, _, errors = run(*command, "--set", "unlabelled.weigth=2")
+    assert status == 1
+    assert 'there is no field unlabelled.weigth (did you mean "weight"?)' in errors
+    status, output, _ = run(*command)
+    assert status == 1
+    assert "takes 42 unlabelled photos and there are 20" in output
+    fields = ["--set", "unlabelled.threshold=0.2", "--set", "unlabelled.ratio=2"]
+    status, output, errors = run(*command, *fields)
+    assert status == 0, errors
+    for part in (
+        "head only, loft",
+        "nine",
+        "3 of 4 runs were finished before",
+        "pseudo-labels for",
+    ):
+        assert part in output
+    folder = tmp_path / "runs/photos"
+    taught = read_metadata(folder / "head+loft-0.safetensors")
+    assert taught.record.pseudo_labels[-1].groups["few"].judged > 0
+    right = read_metadata(folder / "nine-0.safetensors")
+    assert sum(right.counts) == sum(taught.counts) + 9
+    assert right.record.pseudo_labels == ()
+
+
 def test_a_comparison_shows_every_group_and_keeps_its_rows(
     run: Run, tmp_path: Path, tiny_backbone: str
 ) -> None:

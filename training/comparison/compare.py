@@ -238,7 +238,9 @@ def _in_short(outcome: Outcome) -> str:
         return f"failed: {outcome.failure}"
     full = outcome.evaluation.full
     few = "" if full.few is None else f", few {full.few:.1f} %"
-    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s"
+    epochs = outcome.record.pseudo_labels if outcome.record else ()
+    guessed = f"; {epochs[-1]}" if epochs else ""
+    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s{guessed}"
 
 
 def collect(out: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.training.data.cache import cache_file
@@ -103,6 +105,30 @@ def without_known(pool: UnlabelledPool, train: Split, others: Sequence[Split]) -
             first.add(content)
             kept.append(index)
     return UnlabelledPool(pool.source, pool.photos.only(kept), **counts)
+
+
+def with_right_labels(dataset: Dataset, photos: int | None, seed: int) -> Dataset:
+    """Return the set with the truth of `photos` unlabelled photos, drawn by the seed, as labels.
+
+    The others are left out. None means all photos of known class. Raises `UserError` if there are
+    too few of these.
+    """
+    pool = dataset.unlabelled
+    known = [] if pool is None else [index for index, label in enumerate(pool.labels) if label >= 0]
+    if pool is None or len(known) < (photos or 1):
+        raise UserError(
+            f"right labels of {photos or 1:,} unlabelled photos are needed and {len(known):,} are "
+            "known: pass a CSV file with the columns path and label as --unlabelled"
+        )
+    drawn = np.random.default_rng((seed, 8)).permutation(known)[:photos].tolist()
+    more, train = pool.only(sorted(drawn)), dataset.train
+    joined = Split(
+        train.photos + more.photos,
+        train.labels + more.labels,
+        train.contents + more.contents if more.contents else (),
+        train.max_pixels,
+    )
+    return replace(dataset, train=joined, unlabelled=None)
 
 
 def own_pool(source: str) -> str | None:

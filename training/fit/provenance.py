@@ -54,6 +54,12 @@ class PseudoLabelEpoch(Part):
     foreign_accepted: int
     groups: dict[Group, PseudoLabelGroup]
 
+    def __str__(self) -> str:
+        judged = sum(group.judged for group in self.groups.values())
+        right = sum(group.right for group in self.groups.values())
+        known = f", {100 * right / judged:.0f} % of them right" if judged else ""
+        return f"pseudo-labels for {100 * self.accepted / max(1, self.seen):.0f} % of photos{known}"
+
 
 class Provenance(Part):
     """The circumstances of one run.

@@ -168,8 +168,9 @@ class Recipe(Part):
 
     @property
     def teaching(self) -> SemiSupervision | None:
-        """How unlabelled photos are used; None if they are not, also because of a weight of 0."""
-        return self.unlabelled if self.unlabelled and self.unlabelled.active else None
+        """How pseudo-labels are made; None without any, also because of a weight of 0."""
+        method = self.unlabelled
+        return method if isinstance(method, SemiSupervision) and method.active else None
 
     def resolved(self, counts: Sequence[int], blocks: int, width: int) -> "Recipe":
         """Return the recipe with the number of epochs and the sizes of its tuners settled.
@@ -189,11 +190,16 @@ class Recipe(Part):
 def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Load a recipe of taillift by its name, or a YAML file, and apply `changes`.
 
+    NAME+METHOD is a recipe of taillift with unlabelled photos, such as lift+loft.
     `changes` maps fields to values; a nested field is written as "optimiser.tuner_rate". Raises
     `UserError` if there is no such recipe, if a field or value is wrong, or if both epochs and
     steps are changed.
     """
     changes = changes or {}
+    source, plus, method = source.partition("+")
+    if plus and source not in NAMES:
+        # A file whose name has a plus.
+        source, plus = f"{source}+{method}", ""
     if "epochs" in changes and changes.get("steps") is not None:
         raise UserError("epochs and steps each say how long to train: set one of them")
     path = FOLDER / f"{source}.yaml" if source in NAMES else Path(source)
@@ -207,6 +213,13 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
     if not isinstance(fields, dict):
         raise UserError(f"recipe {path} is not a mapping of fields to values")
     fields.setdefault("name", path.stem)
+    if plus:
+        title = fields.get("title", fields["name"])
+        fields |= {
+            "name": f"{fields['name']}+{method}",
+            "title": f"{title}, {method}",
+            "unlabelled": {"name": method},
+        }
     for key, value in changes.items():
         _set_field(fields, key, value)
     if "epochs" in changes:

@@ -20,19 +20,23 @@ class StrongView(BaseModel):
     cutout: float = Field(0.25, ge=0, le=1, description="side of a grey square, in views")
 
 
-class SemiSupervision(BaseModel, ABC):
-    """Options that all methods share.
+class UnlabelledUse(BaseModel, ABC):
+    """A use of unlabelled photos."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # Whether it needs class texts, or a cosine head.
+    needs_text: ClassVar[bool] = False
+    needs_cosine: ClassVar[bool] = False
+
+
+class SemiSupervision(UnlabelledUse, ABC):
+    """Options that all methods with pseudo-labels share.
 
     Each step takes `ratio` times as many unlabelled photos as labelled ones. The model's guess on
     a weak view of a photo is its pseudo-label if it is accepted, and is taught on a strong view
     with the weight `weight`. With weights of 0, nothing changes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    # Whether a method needs class texts, or a cosine head.
-    needs_text: ClassVar[bool] = False
-    needs_cosine: ClassVar[bool] = False
 
     ratio: int = Field(7, ge=1, description="unlabelled photos for each labelled one")
     weight: float = Field(1.0, ge=0, description="weight of accepted pseudo-labels")
@@ -144,4 +148,17 @@ class UlFine(SureGuesses):
     share: float = Field(0.5, gt=0, lt=1, description="share of the prototypes in the logits")
 
 
-AnyMethod = Annotated[FixMatch | FreeMatch | Loft | FineSsl | UlFine, Field(discriminator="name")]
+class RightLabels(UnlabelledUse):
+    """The truth of unlabelled photos, to compare: what labelling `photos` of them would bring.
+
+    They are drawn by the seed, and trained on as labelled photos are. It needs a source that gives
+    the truth.
+    """
+
+    name: Literal["right-labels"] = "right-labels"
+    photos: int | None = Field(None, ge=1, description="photos to draw; None: all of known class")
+
+
+AnyMethod = Annotated[
+    FixMatch | FreeMatch | Loft | FineSsl | UlFine | RightLabels, Field(discriminator="name")
+]

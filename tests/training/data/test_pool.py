@@ -9,7 +9,14 @@ import pytest
 
 from taillift.models.errors import UserError
 from taillift.training.data.dataset import load_dataset
-from taillift.training.data.pool import FOREIGN, UNKNOWN, own_pool, read_pool, with_unlabelled
+from taillift.training.data.pool import (
+    FOREIGN,
+    UNKNOWN,
+    own_pool,
+    read_pool,
+    with_right_labels,
+    with_unlabelled,
+)
 from taillift.training.data.survey import survey
 from taillift.training.data.survey_text import survey_text
 from tests.support.tiny import COLOURS, write_photo, write_photos
@@ -123,6 +130,27 @@ def test_a_pool_without_a_new_photo_is_refused(photos: Path, tmp_path: Path) -> 
         with pytest.raises(UserError, match=reason):
             read_pool(str(tmp_path / source))
     assert survey(str(photos), unlabelled=str(tmp_path / "empty")).refusals
+
+
+def test_right_labels_are_drawn_by_the_seed_from_photos_of_known_class(
+    tmp_path: Path, photos: Path
+) -> None:
+    write_pool(tmp_path / "pool", 5, "blue")
+    write_pool(tmp_path / "pool", 1, "green")
+    rows = [f"pool/blue-{index}.png,blue" for index in range(5)]
+    table = tmp_path / "pool.csv"
+    table.write_text("\n".join(["path,label", *rows, "pool/green-0.png,green"]))
+    dataset = with_unlabelled(load_dataset(str(photos)), str(table))
+    more = with_right_labels(dataset, 3, 0)
+    assert more.unlabelled is None
+    assert more.counts == [4, 6]
+    assert more.train.photos[:7] == dataset.train.photos
+    assert len(more.train.contents) == 10
+    draws = {with_right_labels(dataset, 3, seed).train.photos for seed in range(5)}
+    assert len(draws) > 1
+    assert with_right_labels(dataset, None, 0).counts == [4, 8], "the foreign one is left out"
+    with pytest.raises(UserError, match="right labels of 6 unlabelled photos are needed and 5 are"):
+        with_right_labels(dataset, 6, 0)
 
 
 def test_only_the_pools_own_fingerprint_depends_on_the_pool(photos: Path) -> None:
