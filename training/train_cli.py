@@ -315,7 +315,7 @@ def compare(
     from taillift.models.plain_console import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
-    from taillift.training.comparison.table import failures, table
+    from taillift.training.comparison.outcome import failures, table
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.recipe.recipe import load_recipe
@@ -422,8 +422,8 @@ def with_pool(
     if not any(recipe.unlabelled for recipe in recipes):
         if unlabelled:
             raise UserError(
-                "--unlabelled: no recipe here uses unlabelled photos: pass one such as lift+loft, or "
-                "leave the option out"
+                "--unlabelled: no recipe here uses unlabelled photos: give one such as lift+loft, "
+                "or leave the option out"
             )
         return dataset
     source = unlabelled or own_pool(data)

@@ -19,9 +19,8 @@ from taillift.models.errors import UserError
 from taillift.models.lift.head import FusedHead, Head
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.gradients import GradientAccumulator
 from taillift.training.fit.inputs import Batch, Inputs, first_copies, sharded
-from taillift.training.fit.optimisation import ema_decay
+from taillift.training.fit.optimisation import GradientAccumulator, ema_decay
 from taillift.training.fit.provenance import PseudoLabelEpoch
 from taillift.training.recipe.losses import Criterion
 from taillift.training.recipe.recipe import Recipe

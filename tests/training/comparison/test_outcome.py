@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from taillift.training.comparison.outcome import Outcome
-from taillift.training.comparison.table import (
+from taillift.training.comparison.outcome import (
+    Outcome,
     abbreviate,
     failures,
     markdown,
