@@ -17,14 +17,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import softmax
 
 from benchmarks.tables import RESULTS, markdown, write_result
-from taillift.models.bundle.schema import Group
+from taillift.models.bundle.arrays import Floats
+from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.data.photo import Split
 from taillift.training.data.pool import FOREIGN
-from taillift.training.evaluation import predictions, scores
+from taillift.training.evaluation import scores
 from taillift.training.fit.provenance import PseudoLabelEpoch
 from taillift.training.recipe.recipe import Recipe, load_recipe
 from taillift.training.train import Trainer
@@ -47,6 +49,7 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     },
     "finessl": {"name": "finessl"},
     "ulfine": {"name": "ulfine"},
+    "loft, evidence": {"name": "loft", "evidence": {}},
 }
 
 
@@ -63,11 +66,16 @@ class Drawn(Dataset):
 
 @dataclass(frozen=True)
 class Measured:
-    """The row of one run: which test photos were right, and its pseudo-labels in the last epoch."""
+    """The row of one run: its predictions, its pseudo-labels in the last epoch, and its prior.
+
+    `prior` is how far the mean posterior of photos, every class weighing the same, is above the
+    uniform share of each group, in points.
+    """
 
     labels: int
     predicted: npt.NDArray[np.int64]
     last: PseudoLabelEpoch | None
+    prior: dict[Group, float]
 
 
 def main() -> None:
@@ -103,12 +111,13 @@ def main() -> None:
         photos = dataset.held_out[1]
         if options.views == 1:
             features = trainer.backbone_features(photos, run.metadata.preprocessing)
-            predicted = run.model.head(features)[0].argmax(1).numpy()
+            logits = run.model.head(features)[0].detach().numpy()
         else:
-            predicted = predictions(trainer.view_logits(run, photos))[1]
+            logits = trainer.view_logits(run, photos).mean(1)
         epochs = run.metadata.record.pseudo_labels
         labelled = len(dataset.train) - len(aside)
-        row = Measured(labelled, predicted, epochs[-1] if epochs else None)
+        predicted, prior = logits.argmax(1), prior_left(logits, photos.labels, whole.groups)
+        row = Measured(labelled, predicted, epochs[-1] if epochs else None, prior)
         runs.setdefault(title, []).append(row)
         print(rows_of(runs, whole)[list(runs).index(title)], flush=True)
 
@@ -153,7 +162,8 @@ def main() -> None:
     ]
     titles += ["accepted", "right", "few: precision", "recall", "foreign kept"]
     name = f"pseudo-labels-{whole.name}-{options.recipe}{'-foreign' if foreign else ''}.md"
-    write_result(RESULTS / name, [markdown(titles, rows_of(runs, whole)), NOTES])
+    table = markdown(titles, rows_of(runs, whole))
+    write_result(RESULTS / name, [table, NOTES, prior_table(runs), PRIOR_NOTES])
 
 
 NOTES: Final = (
@@ -162,6 +172,37 @@ NOTES: Final = (
     "these, of few-shot classes the precision and recall, and the share of foreign photos with a "
     "pseudo-label. All rows take about the same number of steps."
 )
+
+
+PRIOR_NOTES: Final = (
+    "How far the mean posterior of held-out photos, every class weighing the same, is above the "
+    "uniform share of each group, in points. The loss should leave no prior, which is 0."
+)
+
+
+def prior_left(
+    logits: Floats, labels: Sequence[int], groups: Sequence[Group]
+) -> dict[Group, float]:
+    """Return the points by which the mean posterior of logits [N, C] exceeds the uniform share.
+
+    Every class of the photos weighs the same.
+    """
+    posterior = softmax(logits.astype(np.float64), axis=1)
+    mean = np.average(posterior, axis=0, weights=1 / np.bincount(labels)[list(labels)])
+    return {
+        group: 100
+        * float(mean[np.array(groups) == group].sum() - groups.count(group) / len(groups))
+        for group in GROUPS
+    }
+
+
+def prior_table(runs: dict[str, list[Measured]]) -> str:
+    """Return the table of the prior that is left, means over the seeds."""
+    rows = [
+        [title, *(f"{np.mean([one.prior[group] for one in measured]):+.1f}" for group in GROUPS)]
+        for title, measured in runs.items()
+    ]
+    return markdown(["", *GROUPS], rows)
 
 
 def drawn_set(

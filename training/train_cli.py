@@ -203,8 +203,11 @@ def recipes(
     else:
         # A recipe with a mistake is refused, not printed.
         load_recipe(name)
-        path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+        base, plus, method = name.partition("+")
+        path = FOLDER / f"{base}.yaml" if base in NAMES else Path(name)
         say(path.read_text("utf-8").removesuffix("\n"))
+        if plus and base in NAMES:
+            say(f"unlabelled: {{name: {method}}}")
 
 
 @app.command()

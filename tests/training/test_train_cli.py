@@ -165,6 +165,15 @@ def test_a_recipe_is_printed_as_a_start_for_ones_own(run: Run, tmp_path: Path) -
     assert load_recipe(str(tmp_path / "lift.yaml")) == load_recipe("lift")
 
 
+def test_a_recipe_with_unlabelled_photos_is_printed_as_a_start(run: Run, tmp_path: Path) -> None:
+    status, output, _ = run("recipes", "lift+loft")
+    assert status == 0
+    (tmp_path / "mine.yaml").write_text(output)
+    printed, named = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("lift+loft")
+    assert printed.unlabelled == named.unlabelled
+    assert printed.tuners == named.tuners
+
+
 def test_a_recipe_of_ones_own_is_printed_as_it_stands(run: Run, tmp_path: Path) -> None:
     text = "epochs: 3  # few\n"
     (tmp_path / "mine.yaml").write_text(text)

@@ -150,7 +150,7 @@ class Recipe(Part):
             return self
         if not self.epochs:
             raise ValueError("epochs = 0 trains nothing, so remove the part unlabelled")
-        if self.loss.whole_batch:
+        if self.loss.whole_batch and isinstance(method, SemiSupervision):
             raise ValueError(
                 f"loss.name = {self.loss.name} is a statistic of labelled batches, which "
                 "pseudo-labels would distort: choose another loss, or remove the part unlabelled"

@@ -228,10 +228,12 @@ class Teacher:
     def teach(self, batch: PoolBatch) -> Tensor:
         """Add the gradients of the strong views; return this process's part of their mean loss."""
         size, shard = batch
-        if shard is None:
+        photos = torch.nonzero((self.weights > 0) | (self.soft > 0)).flatten().cpu()
+        if shard is None or not len(photos):
             return self.gradients.add(None, size, self.strong_loss)
-        strong = shard[0][1::2]
-        return self.gradients.add((strong, torch.arange(len(strong))), size, self.strong_loss)
+        # The other photos have no loss, so their strong views are not looked at.
+        strong = shard[0][1::2][photos]
+        return self.gradients.add((strong, photos), size, self.strong_loss)
 
     def finish_step(self) -> None:
         """Change what no gradient changes, after the weights have changed. Collective."""
