@@ -158,13 +158,17 @@ def survey(source: str, max_pixels: int = MAX_PIXELS, unlabelled: str | None = N
     with _warnings_to(made.warnings):
         try:
             listing = read_source(source)
-            pool = unlabelled or own_pool(source)
-            photos = read_pool(pool)[0] if pool else []
         except UserError as error:
             made.refusals.append(str(error))
             return made
+        pool, photos = unlabelled or own_pool(source), []
+        try:
+            photos = read_pool(pool)[0] if pool else []
+        except UserError as error:
+            # Without a recipe that uses it, training does not look into the set's own folder.
+            (made.refusals if unlabelled else made.warnings).append(str(error))
         kept = _survey_photos(made, listing, _survey_names(made, listing), max_pixels)
-        if pool:
+        if pool and photos:
             _survey_pool(made, pool, photos, kept, max_pixels)
     return made
 

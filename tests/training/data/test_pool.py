@@ -130,6 +130,10 @@ def test_a_pool_without_a_new_photo_is_refused(photos: Path, tmp_path: Path) -> 
         with pytest.raises(UserError, match=reason):
             read_pool(str(tmp_path / source))
     assert survey(str(photos), unlabelled=str(tmp_path / "empty")).refusals
+    (photos / "unlabelled").mkdir()
+    made = survey(str(photos))
+    assert not made.refusals, "training looks there only if a recipe says so"
+    assert "holds no JPEG, PNG or WebP photo" in made.warnings[0]
 
 
 def test_right_labels_are_drawn_by_the_seed_from_photos_of_known_class(
