@@ -6,7 +6,7 @@ Imports are inside the commands, so that `taillift --help` does not wait for tor
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -20,7 +20,9 @@ from taillift.models.terminal import say
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
+    from taillift.training.data.dataset import Dataset
     from taillift.training.fit.progress import Log
+    from taillift.training.recipe.recipe import Recipe
 
 app = typer.Typer()
 
@@ -48,6 +50,14 @@ Set = Annotated[
         metavar="KEY=VALUE",
         help="Change a field of the recipe, such as epochs=5 or optimiser.tuner_rate=0.02. May be "
         "given several times.",
+    ),
+]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|SHARDS",
+        help="Photos without labels: a folder, tar shards, or a CSV file whose labels are only "
+        "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
     ),
 ]
 MaxPixels = Annotated[
@@ -80,7 +90,11 @@ Imbalance = Annotated[
 def train(
     data: Data,
     recipe: Annotated[
-        str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
+        str,
+        typer.Option(
+            help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
+            "photos; or a YAML file."
+        ),
     ] = "lift",
     changes: Set = None,
     epochs: Epochs = None,
@@ -103,6 +117,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
@@ -134,7 +149,7 @@ def train(
     require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
     stem = checkpoint_stem(chosen, backbone)
     path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
     check_free(path, replace)
@@ -152,16 +167,19 @@ def train(
     save(path, run.model, run.metadata, replace)
     if not is_first():
         return
+    guessed = run.metadata.record.pseudo_labels
     say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
+        + (f"; {guessed[-1]} in the last epoch" if guessed else "")
     )
 
 
 @app.command()
 def check(
     data: Data,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as one JSON object.")
@@ -176,7 +194,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data, max_pixels)
+    made = survey(data, max_pixels, unlabelled)
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -198,8 +216,11 @@ def recipes(
     else:
         # A recipe with a mistake is refused, not printed.
         load_recipe(name)
-        path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+        base, plus, method = name.partition("+")
+        path = FOLDER / f"{base}.yaml" if base in NAMES else Path(name)
         say(path.read_text("utf-8").removesuffix("\n"))
+        if plus and base in NAMES:
+            say(f"unlabelled: {{name: {method}}}")
 
 
 @app.command()
@@ -211,6 +232,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
         bool,
@@ -233,8 +255,12 @@ def export(
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
+    from taillift.training.fit.checkpoint import read_metadata
 
     dataset = load_dataset(data, imbalance, max_pixels)
+    if dataset.val is None and calibration:
+        # Without val/, calibration trains again.
+        dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
     exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
@@ -290,6 +316,7 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool,
@@ -299,7 +326,8 @@ def compare(
     """Train several recipes on the same photos and show their accuracy along the tail.
 
     Finished runs are kept: run the command again after an interruption, or with more recipes or
-    seeds. --set applies to every recipe that trains anything. If a run fails, the others are shown
+    seeds. --set applies to every recipe that trains anything, and its fields of `unlabelled` to
+    those that have them, such as lift+loft. If a run fails, the others are shown
     and the exit status is 1.
     """
     from taillift.models.lift.backbone import load_backbone
@@ -316,13 +344,15 @@ def compare(
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
-    trained = {name: load_recipe(name).epochs > 0 for name in names}
+    unchanged = {name: load_recipe(name) for name in names}
     chosen = [
-        load_recipe(name, {**(values if trained[name] else {}), "seed": seed})
+        load_recipe(
+            name, {**changes_for(unchanged[name], values, unchanged.values()), "seed": seed}
+        )
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), chosen, data, unlabelled)
     folder = out or Path("runs") / dataset.name
     console = PlainConsole(quiet=not is_first())
     try:
@@ -372,6 +402,57 @@ def backbones(
         typer.echo(line)
     if name is None:
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
+
+
+def changes_for(
+    recipe: "Recipe", values: dict[str, Any], compared: Iterable["Recipe"]
+) -> dict[str, Any]:
+    """Return the values that apply to one of the `compared` recipes: none if it trains nothing.
+
+    A field of `unlabelled` applies to the recipes that have it. If none has, it applies to all with
+    unlabelled photos, or to all recipes, so that a wrong name is refused.
+    """
+    if not recipe.epochs:
+        return {}
+    own, known = (
+        {field for one in recipes if one.unlabelled for field in type(one.unlabelled).model_fields}
+        for recipes in ([recipe], list(compared))
+    )
+    applying = {}
+    for key, value in values.items():
+        part, _, field = key.partition(".")
+        field = field.split(".")[0]
+        wrong = field not in known and bool(own) == bool(known)
+        if part != "unlabelled" or field in own or wrong:
+            applying[key] = value
+    return applying
+
+
+def with_pool(
+    dataset: "Dataset", recipes: "Sequence[Recipe]", data: str, unlabelled: str | None
+) -> "Dataset":
+    """Return the set with its unlabelled photos, or those of --unlabelled, if a recipe uses them.
+
+    Raises `UserError` if --unlabelled is given and no recipe does, or if photos are needed and
+    there are none.
+    """
+    from taillift.training.data.pool import own_pool, with_unlabelled
+
+    if not any(recipe.unlabelled for recipe in recipes):
+        if unlabelled:
+            raise UserError(
+                "--unlabelled: no recipe here uses unlabelled photos: give one such as lift+loft, "
+                "or leave the option out"
+            )
+        return dataset
+    source = unlabelled or own_pool(data)
+    if source is None:
+        raise UserError(
+            f"the recipe uses unlabelled photos: put them into {data}/unlabelled, or pass "
+            "--unlabelled"
+        )
+    max_pixels = dataset.train.max_pixels
+    return with_unlabelled(dataset, source, max_pixels)
 
 
 def recipe_changes(

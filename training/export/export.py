@@ -132,7 +132,7 @@ def export(
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
     groups = dataset.groups
-    priors = carried_prior(metadata.recipe, metadata.counts)
+    priors = carried_prior(metadata.recipe, metadata.prior_counts)
     log_prior = log_shares(priors)
     few = few_shot_photos(dataset, metadata, log_prior) if Precision.INT8 in variants else None
     graphs = Graphs(pixels, variants, few)
@@ -177,7 +177,7 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     """
     recipe = metadata.recipe
     reads_file = metadata.key and recipe.head.initial.contents()
-    key = run_key(recipe, metadata.data_sha256, metadata.backbone_sha256)
+    key = run_key(recipe, metadata.data_sha256 + metadata.pool_sha256, metadata.backbone_sha256)
     if reads_file and metadata.key != key:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "

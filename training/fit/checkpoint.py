@@ -36,7 +36,9 @@ class CheckpointMetadata(BaseModel):
 
     `names` are the names of the classes in `prompts`. `data_sha256` is the fingerprint of the data,
     `key` that of the run; `key` is empty in checkpoints from before it existed. `record` is the
-    provenance.
+    provenance. `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
+    accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
+    without unlabelled photos.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,8 +56,16 @@ class CheckpointMetadata(BaseModel):
     preprocessing: Preprocessing
     recipe: Recipe
     key: str = ""
+    pool_sha256: str = ""
+    pseudo_counts: tuple[float, ...] = ()
     trainable_parameters: int
     record: Provenance
+
+    @property
+    def prior_counts(self) -> tuple[float, ...]:
+        """Each class's count in the loss: its photos, and what its pseudo-labels count as."""
+        extra = self.pseudo_counts or (0.0,) * len(self.counts)
+        return tuple(count + more for count, more in zip(self.counts, extra, strict=True))
 
 
 def save(path: Path, model: Model, metadata: CheckpointMetadata, replace: bool = False) -> None:

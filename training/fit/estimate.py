@@ -55,7 +55,15 @@ def training_seconds(
             operations += frozen * sum(copies)
         stage = model.tower.frozen_stages if cached else 0
         precision = resolve_precision(recipe.precision, device)
-        steps = crops * step_seconds(model, stage, backbone.image.size, precision, device)
+        one = step_seconds(model, stage, backbone.image.size, precision, device)
+        steps = crops * one
+        if recipe.teaching and dataset.unlabelled:
+            # A weak view goes forward, a third of a step, and a strong one is a step.
+            pool = len(dataset.unlabelled)
+            taken = crops * recipe.teaching.ratio
+            kept = min(recipe.augmentation.copies, -(-taken // pool)) * pool
+            operations += 2 * frozen * (kept if cached else 0)
+            steps += 4 / 3 * one * taken
     return START + steps + operations / operations_a_second(device)
 
 

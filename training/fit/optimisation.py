@@ -1,7 +1,7 @@
 """Gradients of the trained tensors, the optimiser that follows them, the schedule of its rates."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,8 +14,10 @@ from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import remaining_network
-from taillift.training.recipe.losses import Criterion
 from taillift.training.recipe.recipe import Optimiser, Recipe
+
+# The losses [N] of features [N, D] with labels int64 [N].
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 # So many photos fit a CPU's caches: about a seventh faster than 64, with the same gradients.
 CPU_MICRO_BATCH: Final = 32
@@ -43,7 +45,11 @@ class OptimisationState:
         self.broadcast_weights()
         self.optimiser = new_optimiser(model, recipe.optimiser)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._anchors = [(tensor, tensor.detach().clone()) for tensor in model.head.parameters()]
+        self._anchors = [
+            (tensor, tensor.detach().clone())
+            for tensor in model.head.parameters()
+            if tensor.requires_grad
+        ]
         self._ema = [
             tensor.detach().clone() for tensor in self.parameters if recipe.optimiser.average
         ]
@@ -176,16 +182,12 @@ class GradientAccumulator:
     The model gets rows behind the tower's first `stage` stages, or pixels if `stage` is 0.
     """
 
-    def __init__(
-        self, model: Model, stage: int, criterion: Criterion, fabric: Fabric, micro: int
-    ) -> None:
-        self._head = model.head
+    def __init__(self, model: Model, stage: int, fabric: Fabric, micro: int) -> None:
         self._network = remaining_network(model, stage)
-        self._criterion = criterion
         self._fabric = fabric
         self._micro = micro
 
-    def add(self, shard: tuple[Tensor, Tensor] | None, batch: int) -> Tensor:
+    def add(self, shard: tuple[Tensor, Tensor] | None, batch: int, objective: Objective) -> Tensor:
         """Add the gradients of this process's rows and labels from a batch of `batch` photos.
 
         Returns their part of the batch's mean loss; 0 for a process that has no photo of it.
@@ -197,11 +199,19 @@ class GradientAccumulator:
         for rows, labels in zip(*(split(tensor, self._micro) for tensor in shard), strict=True):
             with self._fabric.autocast():
                 features = self._network(rows.to(device))
-            logits, _ = self._head(features.float())
-            part = self._criterion(logits, labels.to(device)).sum() / batch
+            part = objective(features.float(), labels.to(device)).sum() / batch
             self._fabric.backward(part)
             loss += part.detach()
         return loss
+
+    @torch.no_grad()
+    def features(self, rows: Tensor) -> Tensor:
+        """Return the features float32 [N, D] of `rows`, without gradients, on the device."""
+        parts: list[Tensor] = []
+        for part in split(rows, self._micro):
+            with self._fabric.autocast():
+                parts.append(self._network(part.to(self._fabric.device)).float())
+        return torch.cat(parts)
 
 
 def micro_batch(recipe: Recipe, processes: Processes) -> int:

@@ -22,6 +22,7 @@ from taillift.training.recipe.recipe import (
     load_recipe,
     parse_changes,
 )
+from taillift.training.recipe.semi_supervision import SemiSupervision
 
 
 def written(folder: Path, text: str) -> str:
@@ -56,6 +57,28 @@ def test_the_methods_of_the_paper_are_shipped() -> None:
         assert recipe.loss == LogitAdjusted(tau=1.0)
         assert recipe.head.kind == "cosine"
     assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of {article} {}.")
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "freematch", "loft", "finessl", "ulfine"])
+def test_a_recipe_with_a_plus_uses_unlabelled_photos(method: str) -> None:
+    plain, taught = load_recipe("lift"), load_recipe(f"lift+{method}", {"unlabelled.ratio": 3})
+    assert (taught.name, taught.title) == (f"lift+{method}", f"LIFT, {method}")
+    assert isinstance(taught.teaching, SemiSupervision)
+    assert taught.teaching.ratio == 3
+    assert taught.teaching.model_dump()["name"] == method
+    same = {"name": plain.name, "title": plain.title, "unlabelled": None}
+    assert taught.model_copy(update=same) == plain
+    assert Recipe.model_validate_json(taught.model_dump_json()) == taught
+
+
+def test_a_plus_in_the_name_of_a_file_is_just_that(tmp_path: Path) -> None:
+    path = tmp_path / "lift+mine.yaml"
+    path.write_text("epochs: 3\n")
+    assert load_recipe(str(path)).unlabelled is None
+    with pytest.raises(UserError, match=r'unlabelled\.name = lofd \(did you mean "loft"\?\)'):
+        load_recipe("lift+lofd")
+    with pytest.raises(UserError, match=r"there is no recipe 'lit\+loft'"):
+        load_recipe("lit+loft")
 
 
 def test_a_users_recipe_has_the_name_of_its_file_unless_it_gives_another(
