@@ -90,13 +90,15 @@ def export(
     replace: bool = False,
     calibrated: bool = True,
     variants: Sequence[Precision] = (),
+    photos_shown: bool = True,
 ) -> Exported:
     """Make a bundle at `target`; leave nothing there on any failure.
 
     `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
-    temperatures, prediction sets or review thresholds. Raises `UserError` if the checkpoint was
-    trained on other photos than `dataset`, if a variant cannot be made, or if the merged model or
-    ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
+    temperatures, prediction sets or review thresholds. The report shows held-out photos if
+    `photos_shown`. Raises `UserError` if the checkpoint was trained on other photos than `dataset`,
+    if a variant cannot be made, or if the merged model or ONNX Runtime changes a logit by more than
+    `TOLERANCE` on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
     classes = tuple(map(canonical, metadata.classes))
@@ -148,7 +150,7 @@ def export(
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
         }
-        write_measurements(bundle.path, metadata, dataset, groups, finished)
+        write_measurements(bundle.path, metadata, dataset, groups, finished, photos_shown)
         manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
     return Exported(manifest, proof, unmerged(merged))
 
@@ -220,12 +222,14 @@ def write_measurements(
     dataset: Dataset,
     groups: Sequence[Group],
     variants: Mapping[Precision, CalibratedVariant],
+    photos_shown: bool,
 ) -> None:
     """Write the report, and the scores that prediction sets are made from.
 
-    The variants were measured on the held-out photos of `dataset`.
+    The variants were measured on the held-out photos of `dataset`, of which the report shows some
+    if `photos_shown`.
     """
-    photos = dataset.held_out[1].photos if dataset.held_out else ()
+    photos = dataset.held_out[1].photos if dataset.held_out and photos_shown else ()
     write_report(folder / REPORT, metadata, groups, variants, photos)
     for precision, variant in variants.items():
         if variant.fitted:

@@ -17,7 +17,7 @@ from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
 from taillift.training.report.figures import draw_class_accuracies, draw_confusion
-from taillift.training.report.gallery import Galleries, galleries
+from taillift.training.report.gallery import SIDE, Galleries, galleries
 from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
@@ -92,6 +92,7 @@ def page(
         figures=figures,
         confused=confused,
         galleries=shown,
+        side=SIDE,
         accuracies=sections.accuracy_table(evaluations),
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),

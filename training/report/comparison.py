@@ -11,7 +11,15 @@ import numpy as np
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeeded
-from taillift.training.comparison.table import Row, caption, failures, headings, markdown, rows_of
+from taillift.training.comparison.table import (
+    WIDE_COLUMNS,
+    Row,
+    caption,
+    failures,
+    headings,
+    markdown,
+    rows_of,
+)
 from taillift.training.comparison.verdict import HARMLESS, Verdict, class_rates, compare_kinds
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
@@ -79,7 +87,7 @@ def write_report(
     with atomic_file(folder / "tail.png") as path:
         draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
     verdict = compare_kinds(outcomes, groups)
-    heads = ("", *(f"{views}\n{measure}" for views, measure in headings()))
+    heads = ("", *(f"{views}\n{measure}" for views, measure in headings(WIDE_COLUMNS)))
     page = render(
         "comparison.html",
         data=dataset.name,
@@ -87,7 +95,9 @@ def write_report(
         margin=HARMLESS,
         differences=differences(verdict) if verdict else None,
         caption=caption(outcomes),
-        results=Table(heads, [[row.label, *row.cells] for row in rows_of(outcomes)], words=1),
+        results=Table(
+            heads, [[row.label, *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)], words=1
+        ),
         failures=failures(outcomes),
         figures=[
             (embedded(folder / name), text)

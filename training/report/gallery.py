@@ -37,6 +37,11 @@ class Galleries:
     mistakes: list[Thumbnail]
     rare: list[Thumbnail]
 
+    @property
+    def size(self) -> int:
+        """The number of different photos in both."""
+        return len({photo.source for photo in (*self.mistakes, *self.rare)})
+
 
 def galleries(
     metadata: CheckpointMetadata, calibrated: CalibratedVariant, photos: Sequence[Photo]
