@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 
 
 def canonical(name: str) -> str:
@@ -40,3 +40,22 @@ def indices_by_name(names: Sequence[str]) -> dict[str, int]:
 def index_of_name(name: str, indices: Mapping[str, int]) -> int | None:
     """Return the index of a name in any Unicode form, from the result of `indices_by_name`."""
     return indices.get(name, indices.get(canonical(name)))
+
+
+def indices_of_names(names: Iterable[str], known: Sequence[str], where: str) -> list[int]:
+    """Return the index in `known` of each name, in any Unicode form, each index once.
+
+    A name may also be several that are separated by commas. Raises `UserError`, which begins with
+    `where` and gives the nearest name, if one is unknown.
+    """
+    indices = indices_by_name(known)
+    found: dict[int, None] = {}
+    for text in names:
+        whole = index_of_name(text, indices)
+        for name in [text] if whole is not None else text.split(","):
+            index = index_of_name(name.strip(), indices)
+            if index is None:
+                hint = did_you_mean(name.strip(), known)
+                raise UserError(f"{where}: the bundle has no class {name.strip()[:80]!r}{hint}")
+            found[index] = None
+    return list(found)

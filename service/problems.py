@@ -114,6 +114,10 @@ class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
 
 
+class ClassesError(ServiceError):
+    status, reason, title = 422, "classes", "The classes or counts cannot be used"
+
+
 class DeadlineError(ServiceError):
     """Deadline that passed, or that cannot be met; `stage` is where the request was then."""
 
@@ -243,6 +247,7 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            ClassesError,
             DeadlineError,
             BodyTooLargeError,
             RequestPixelsError,

@@ -15,6 +15,7 @@ from taillift.models.terminal import MaxPixels, printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
 if TYPE_CHECKING:
+    from taillift.models.bundle.arrays import Doubles
     from taillift.service.http.schemas import ClassifiedImage
     from taillift.service.monitoring.replay import Report
 
@@ -135,6 +136,24 @@ def classify(
             show_default=False,
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL,LABEL…",
+            help="Classes that the images may show, if fewer than all.",
+            show_default=False,
+        ),
+    ] = None,
+    counts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="How many of the images show each class (columns label,count; a count may be "
+            "12±2, the label `other` stands for none of the classes): each image is also assigned "
+            "the class that fits the counts best.",
+            show_default=False,
+        ),
+    ] = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the JSON that POST /classify would return.")
@@ -149,14 +168,17 @@ def classify(
     from taillift.models.bundle.classifier import Classifier
     from taillift.models.bundle.ensemble import Ensemble
     from taillift.models.bundle.images import ImageError
+    from taillift.models.bundle.known_counts import KnownCounts
     from taillift.models.bundle.photo_sources import find_photos
-    from taillift.models.bundle.posterior import Prior, log_prior
+    from taillift.models.bundle.posterior import Prior, among, log_prior
     from taillift.models.bundle.schema import Precision
     from taillift.models.errors import UserError
+    from taillift.models.names import indices_of_names
     from taillift.service.http.schemas import (
         Classification,
         ClassifiedImage,
         FailedImage,
+        add_assigned,
         classified,
         model_id,
     )
@@ -172,13 +194,24 @@ def classify(
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
-    if out is not None:
-        folder_run.classify_photos(classifier, photos, out, chosen, top_k, Prior(prior), coverage)
-        return
     target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
+    allowed = indices_of_names([classes], manifest.labels, "--classes") if classes else []
+    if allowed:
+        target = among(log_prior(Prior(prior), manifest.counts), allowed)
+        top_k = min(top_k, len(allowed))
+    known = KnownCounts.from_csv(counts, manifest.labels) if counts is not None else None
+    if known is not None:
+        known.check(len(photos))
+    if out is not None:
+        names = tuple(manifest.labels[index] for index in allowed)
+        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known)
+        folder_run.classify_photos(classifier, photos, out, asked)
+        return
     results: list[ClassifiedImage | FailedImage] = []
+    uniform: list[Doubles | None] = []
     found = conveyor.predictions(classifier, photos, chosen, cores(), target, coverage)
     for photo, prediction in zip(photos, found, strict=True):
+        uniform.append(None if isinstance(prediction, ImageError) else prediction.uniform)
         if isinstance(prediction, ImageError):
             problem = image_problem(prediction)
             say(f"{photo}: {problem.detail}", err=True)
@@ -195,12 +228,20 @@ def classify(
                     prediction.members,
                 )
             )
+    if known is not None:
+        add_assigned(results, known.assign(uniform), manifest.classes)
     good = [result for result in results if isinstance(result, ClassifiedImage)]
     if as_json:
         everything = Classification(
-            model=model_id(manifest), ensemble=chosen, prior=prior, results=results
+            model=model_id(manifest),
+            ensemble=chosen,
+            prior=prior,
+            classes=[manifest.labels[index] for index in allowed] or None,
+            results=results,
         )
         print(printable_json(everything.model_dump_json(indent=2)))
+    elif known is not None:
+        _print_assigned(good)
     elif good:
         _print_table(good)
     if len(good) < len(results):
@@ -329,4 +370,19 @@ def _print_table(results: Sequence["ClassifiedImage"]) -> None:
             name = result.filename if rank == 0 else ""
             table.add_row(name, prediction.label, prediction.group, f"{prediction.confidence:.1%}")
         table.add_section()
+    PlainConsole().print(table)
+
+
+def _print_assigned(results: Sequence["ClassifiedImage"]) -> None:
+    """Print the class of each image by the counts, the least certain first."""
+    from rich.table import Table
+
+    from taillift.models.terminal import PlainConsole
+
+    table = Table("image", "assigned", "alone", "next best")
+    table.add_column("confidence", justify="right")
+    found = [(result, result.assigned) for result in results if result.assigned]
+    for result, one in sorted(found, key=lambda pair: pair[1].confidence):
+        alone = result.predictions[0].label
+        table.add_row(result.filename, one.label, alone, one.instead, f"{one.confidence:.1%}")
     PlainConsole().print(table)

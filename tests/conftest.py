@@ -24,39 +24,51 @@ settings.load_profile("patient")
 
 ROOT = Path(__file__).parents[1]
 # Files that `scripts/test --quick` leaves out: those that train, or start a browser, Prometheus or
-# whole processes. A new file that takes over ten seconds belongs here.
+# whole processes, and others that take several seconds. A new file that does belongs here.
 SLOW = frozenset(
     f"tests/{name}.py"
     for name in (
         "test_end_to_end",
         "test_tail_end_to_end",
         "test_wheel",
+        "chaos/test_judge",
         "docker/test_alerts",
         "docker/test_monitoring",
         "fuzz/test_fuzz",
+        "models/bundle/test_arrays",
         "models/lift/test_catalogue",
         "models/lift/test_convert",
         "models/lift/test_merge",
-        "service/test_server",
+        "models/lift/test_weight_file",
         "service/http/test_framing",
         "service/http/test_openapi",
+        "service/http/test_request_id",
+        "service/inference/test_deadline",
         "service/inference/test_folder_run",
+        "service/inference/test_load",
+        "service/inference/test_readiness",
+        "service/monitoring/test_recorder",
         "service/page/test_page",
-        "training/test_train",
-        "training/test_train_cli",
-        "training/test_training_loop",
+        "service/test_server",
         "training/calibration/test_cross_fit",
+        "training/calibration/test_exit_rule",
+        "training/calibration/test_temperature_fit",
         "training/comparison/test_compare",
+        "training/data/readers/test_cifar",
         "training/export/test_export",
         "training/export/test_fp16",
         "training/export/test_int8",
         "training/export/test_recalibrate",
         "training/fit/test_checkpoint",
         "training/fit/test_frozen_features",
+        "training/fit/test_same_pixels",
         "training/fit/test_scale",
         "training/report/test_bundle_report",
         "training/report/test_comparison_report",
         "training/report/test_figures",
+        "training/test_train",
+        "training/test_train_cli",
+        "training/test_training_loop",
     )
 )
 
@@ -77,7 +89,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def fresh_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each scrape of a service in this process shows what has just happened."""
-    monkeypatch.setattr("taillift.service.http.exposition.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("taillift.service.monitoring.exporter.FRESH_SECONDS", 0.0)
 
 
 @pytest.fixture

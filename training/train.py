@@ -39,7 +39,6 @@ from taillift.training.fit.frozen_features import (
     copies_for,
     remaining_network,
 )
-from taillift.training.fit.gradients import GradientAccumulator, enough_memory, micro_batch
 from taillift.training.fit.inputs import (
     Inputs,
     Photos,
@@ -50,11 +49,17 @@ from taillift.training.fit.inputs import (
     sharded,
     training_photos,
 )
-from taillift.training.fit.optimisation import DivergedError, OptimisationState, rate_factor
-from taillift.training.fit.progress import Clock, Progress
+from taillift.training.fit.optimisation import (
+    DivergedError,
+    GradientAccumulator,
+    OptimisationState,
+    enough_memory,
+    micro_batch,
+    rate_factor,
+)
+from taillift.training.fit.progress import Clock, Curves, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
-from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Augmentation, Recipe
 
 

@@ -298,7 +298,7 @@ def compare(
     from taillift.models.terminal import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
-    from taillift.training.comparison.table import failures, table
+    from taillift.training.comparison.outcome import failures, table
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.recipe.recipe import load_recipe

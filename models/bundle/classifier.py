@@ -1,7 +1,7 @@
 """An open bundle: images in, predictions out."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
@@ -29,14 +29,16 @@ from taillift.models.bundle.images import (
     load_pil,
     views,
 )
+from taillift.models.bundle.known_counts import OTHER, Assigned, KnownCounts
 from taillift.models.bundle.manifest import ClassInfo
-from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.posterior import Prior, among, log_prior
 from taillift.models.bundle.prediction_sets import LEAST, MOST
 from taillift.models.bundle.predictor import Prediction, Predictor
 from taillift.models.bundle.review import Decision, DecisionReason
 from taillift.models.bundle.schema import FILES, MAX_PIXELS, Group, Precision
 from taillift.models.bundle.session import CPU, Outputs, Session
 from taillift.models.errors import UserError, did_you_mean, first_line
+from taillift.models.names import indices_of_names
 
 BATCH_VIEWS: Final = 40
 
@@ -52,12 +54,35 @@ class ClassifyOptions(TypedDict, total=False):
     prior: str
     top_k: int
     coverage: float | None
+    classes: Sequence[str] | None
+    counts: Mapping[str, int | str] | None
 
 
 class RankedClass(NamedTuple):
     label: str
     confidence: float
     group: Group
+
+
+class AssignedClass(NamedTuple):
+    """The class that fits the known counts; "other" has no group.
+
+    `confidence` is its probability against the next best assignment, which gives the image the
+    class `instead`: the image whose confidence is lowest is the one to look at.
+    """
+
+    label: str
+    confidence: float
+    group: Group | None
+    instead: str
+
+    @classmethod
+    def of(cls, assigned: Assigned, classes: Sequence[ClassInfo]) -> "AssignedClass":
+        """Name the class that an image was assigned to."""
+        info = None if assigned.kind is None else classes[assigned.kind]
+        instead = OTHER if assigned.instead is None else classes[assigned.instead].label
+        label, group = (info.label, info.group) if info else (OTHER, None)
+        return cls(label, assigned.confidence, group, instead)
 
 
 @dataclass(frozen=True)
@@ -68,7 +93,7 @@ class Result:
     `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or
     "review", and `reason` its reason; None if the bundle cannot decide, or under a prior other than
     the uniform one.
-    `labels_in_set` is None without a `coverage`.
+    `labels_in_set` is None without a `coverage`, and `assigned` without `counts`.
     """
 
     label: str
@@ -79,6 +104,7 @@ class Result:
     ranking: tuple[RankedClass, ...]
     labels_in_set: tuple[str, ...] | None = None
     reason: DecisionReason | None = None
+    assigned: AssignedClass | None = None
 
     @classmethod
     def of(cls, prediction: Prediction, classes: Sequence[ClassInfo], top_k: int) -> "Result":
@@ -194,6 +220,8 @@ class Classifier:
         prior: str = "uniform",
         top_k: int = 5,
         coverage: float | None = None,
+        classes: Sequence[str] | None = None,
+        counts: Mapping[str, int | str] | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> object:
         """Classify one image, or several in batches.
@@ -207,11 +235,21 @@ class Classifier:
         `coverage`, 0.5 to 0.99, adds to each result a set of labels that holds the right one so
         often, in rare classes too.
 
+        `classes` are the labels that the images may show, if fewer than all. `counts` say how many
+        of the images show each class (12, or "12±2"; "other" for none of the bundle's): each result
+        is then also `assigned` the class that fits them best.
+
         Raises `UserError` for a wrong option and `ImageError`, which names the image, for an image
         that cannot be used. With `errors="return"` that error is the image's result instead.
         """
         chosen = named(Ensemble, ensemble) if ensemble else self.predictor.usual_ensemble
         target = log_prior(named(Prior, prior), self.manifest.counts)
+        if classes is not None:
+            names_of = [classes] if isinstance(classes, str) else classes
+            allowed = indices_of_names(names_of, self.manifest.labels, "classes")
+            target = among(target, allowed)
+            top_k = min(top_k, len(allowed))
+        known = None if counts is None else KnownCounts.of(counts.items(), self.manifest.labels)
         if top_k < 1:
             raise UserError(f"top_k is {top_k}: ask for at least 1 class")
         self.check_coverage(coverage)
@@ -227,15 +265,26 @@ class Classifier:
                 yield image
 
         results: list[Result | ImageError] = []
+        uniform: list[Doubles | None] = []
+        changed = prior != Prior.UNIFORM or classes is not None
         for prediction in self.predictions(
-            remembered(), chosen, None if prior == Prior.UNIFORM else target, coverage
+            remembered(), chosen, target if changed else None, coverage
         ):
+            uniform.append(None if isinstance(prediction, ImageError) else prediction.uniform)
             if not isinstance(prediction, ImageError):
                 results.append(Result.of(prediction, self.manifest.classes, top_k))
             elif errors == "return":
                 results.append(prediction)
             else:
                 raise type(prediction)(f"{names[len(results)]}: {prediction}") from prediction
+        if known is not None:
+            pairs = zip(results, known.assign(uniform), strict=True)
+            results = [
+                replace(result, assigned=AssignedClass.of(assigned, self.manifest.classes))
+                if isinstance(result, Result) and assigned
+                else result
+                for result, assigned in pairs
+            ]
         return results[0] if single else results
 
     def check_coverage(self, coverage: float | None) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from taillift.models.bundle.arrays import Doubles, Floats
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.errors import UserError
 
 
 class Prior(StrEnum):
@@ -38,6 +39,20 @@ def log_shares(weights: Sequence[float]) -> Doubles:
     logs = np.full(len(scaled), -np.inf)
     np.log(scaled / scaled.sum(), out=logs, where=scaled > 0)
     return logs
+
+
+def among(log_prior: Doubles, indices: Sequence[int]) -> Doubles:
+    """Return a prior [C] for images that show one of the classes `indices`: -inf for all others.
+
+    Raises `UserError` if there are fewer than two, or if none of them can occur under `log_prior`.
+    """
+    if len(set(indices)) < 2:
+        raise UserError("classes: name at least two that the answer may be")
+    weights = np.zeros(len(log_prior))
+    weights[indices] = np.exp(log_prior[indices])
+    if not weights.any():
+        raise UserError("classes: none of them can occur under the prior, which gives each 0")
+    return log_shares(weights.tolist())
 
 
 def without_prior(logits: Floats, log_carried: npt.NDArray[np.floating]) -> Floats:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from taillift.models.lift.attention import attend
+from taillift.models.lift.vit import attend
 
 # Side in pixels of the image area for one cell of the last layer's grid.
 STRIDE: Final = 32

@@ -13,9 +13,9 @@ from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from taillift.service.http.access_log import READINESS, REQUEST_ID
 from taillift.service.http.handlers import respond
 from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.logs import READINESS, REQUEST_ID
 from taillift.service.problems import ForeignOriginError, ServiceError, UnknownHostError
 from taillift.service.settings import Settings, parts
 

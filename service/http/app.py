@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
@@ -11,12 +11,13 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
-from taillift.models.bundle.posterior import Prior
+from taillift.models.bundle.known_counts import KnownCounts
+from taillift.models.bundle.posterior import Prior, among
 from taillift.models.bundle.predictor import Prediction
+from taillift.models.errors import UserError
+from taillift.models.names import indices_of_names
 from taillift.service.http import class_report
 from taillift.service.http.auth import Keys, require_key
-from taillift.service.http.disconnect import reserving_body, while_connected
-from taillift.service.http.exposition import Exposition
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
 from taillift.service.http.schemas import (
@@ -31,6 +32,7 @@ from taillift.service.http.schemas import (
     InferenceResponse,
     ModelSummary,
     Status,
+    add_assigned,
     chosen_classes,
     classified,
     confidence_json,
@@ -39,13 +41,26 @@ from taillift.service.http.schemas import (
     model_id,
     model_summary,
 )
-from taillift.service.http.uploads import Upload, body_bytes, read_uploads
+from taillift.service.http.uploads import (
+    Upload,
+    body_bytes,
+    read_uploads,
+    reserving_body,
+    while_connected,
+)
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
+from taillift.service.monitoring.exporter import Exposition
 from taillift.service.page import add_page
-from taillift.service.problems import MalformedError, NoImageError, NotReadyError, PerImageError
-from taillift.service.tail.sightings import group_digest
+from taillift.service.problems import (
+    ClassesError,
+    MalformedError,
+    NoImageError,
+    NotReadyError,
+    PerImageError,
+)
+from taillift.service.tail.dependence import group_digest
 
 
 class TextConvertor(PathConvertor):
@@ -138,11 +153,23 @@ async def classify(
     """Name the most probable classes of each image."""
     engine.require_ready()
     wanted = _wanted(bundle, query, query.coverage)
+    labels, known, top_k = bundle.manifest.labels, None, query.top_k
+    with _refusing():
+        allowed = indices_of_names(query.classes, labels, "classes")
+        if query.classes:
+            prior = known_prior(query.prior, bundle.priors)
+            wanted = replace(wanted, log_prior=among(prior, allowed))
+            top_k = min(top_k, len(allowed))
+        if query.counts is not None:
+            known = KnownCounts.from_json(query.counts, labels)
     if query.coverage is not None and bundle.predictor.variant.sets is None:
         raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
 
+    uniform: list[Doubles] = []
+
     def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
         members = prediction.members
+        uniform.append(prediction.uniform)
         if count == "yes":
             things = [upload.digest, group_digest(group)] if group else [upload.digest]
             bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
@@ -152,7 +179,7 @@ async def classify(
             upload.filename,
             prediction.requested,
             bundle.manifest.classes,
-            query.top_k,
+            top_k,
             prediction.views,
             prediction.reason,
             members,
@@ -162,11 +189,21 @@ async def classify(
         if count == "yes":
             # Computed here and kept, because a large image's digest would hold up the event loop.
             await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
+        if known is not None:
+            with _refusing():  # Before anything is counted.
+                known.check(len(answered))
         results = list(_results(engine, bundle, wanted, answered, result))
+        if known is not None:
+            found = iter(uniform)
+            good = [isinstance(result, ClassifiedImage) for result in results]
+            rows = [next(found) if one else None for one in good]
+            assigned = await asyncio.to_thread(known.assign, rows)
+            add_assigned(results, assigned, bundle.manifest.classes)
     return Classification(
         model=model_id(bundle.manifest),
         ensemble=wanted.ensemble,
         prior=query.prior,
+        classes=[labels[index] for index in allowed] or None,
         results=results,
     )
 
@@ -202,6 +239,15 @@ async def confidence(
         results = _results(engine, bundle, wanted, answered, result)
         content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Answer what a query's classes or counts lack with a problem document."""
+    try:
+        yield
+    except UserError as error:
+        raise ClassesError(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from taillift.service.http.access import is_host
-from taillift.service.http.access_log import (
+from taillift.service.http.handlers import respond
+from taillift.service.http.middleware import HEADERS, PROBLEM
+from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.logs import (
     REQUEST_ID,
     REQUEST_ID_BYTES,
     VALID_ID,
     AccessRecord,
     log_access,
     new_request_id,
+    request_id,
 )
-from taillift.service.http.handlers import respond
-from taillift.service.http.middleware import HEADERS, PROBLEM
-from taillift.service.monitoring.counters import Metrics
-from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
     HeadersTooLargeError,
     HeaderTimeoutError,

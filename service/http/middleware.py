@@ -9,9 +9,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taillift.service.http.access import HEALTH
-from taillift.service.http.access_log import REQUEST_ID, AccessRecord, log_access
 from taillift.service.http.handlers import UNEXPECTED, respond
-from taillift.service.monitoring.logs import request_id
+from taillift.service.monitoring.logs import REQUEST_ID, AccessRecord, log_access, request_id
 from taillift.service.problems import CLOSING, InternalError, NotReadyError, ProblemDocument
 from taillift.service.settings import AccessLevel
 

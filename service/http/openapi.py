@@ -10,9 +10,9 @@ from typing import Any, Final
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from taillift.service.http.access_log import REQUEST_ID
 from taillift.service.http.handlers import MEDIA_TYPE
 from taillift.service.http.uploads import FIELD
+from taillift.service.monitoring.logs import REQUEST_ID
 from taillift.service.page.stored_files import StoredFolder
 
 _REQUEST_ID: Final = {
@@ -56,7 +56,8 @@ _PROBLEMS: Final = {
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image, or a body with a Content-Encoding",
     421: "The service does not answer for the host in the header Host",
-    422: "The image is damaged or longer than 32:1, or none of several images can be used",
+    422: "The image is damaged or longer than 32:1, none of several images can be used, or the "
+    "classes or counts of the query are not the model's",
     429: "Overloaded: try again after the seconds in the header Retry-After",
     500: "The model failed on the image, or the service failed",
     503: "Not ready: starting, stalled or shutting down",

@@ -9,9 +9,10 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from taillift.models.bundle.arrays import Doubles
-from taillift.models.bundle.classifier import top
+from taillift.models.bundle.classifier import AssignedClass, top
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
+from taillift.models.bundle.known_counts import Assigned
 from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation, Manifest, Method
 from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
@@ -60,6 +61,17 @@ class ClassifyQuery(InferenceQuery):
         description="add to each result a set of labels that contains the right one with this "
         "probability, for rare classes too",
     )
+    classes: list[str] = Field(
+        [],
+        description="labels of the classes that the images may show, if not all: repeated, or "
+        "separated by commas",
+    )
+    counts: str | None = Field(
+        None,
+        description="how many of the request's images show each class, as JSON such as "
+        '`{"red": 12, "blue": "3±1", "other": 2}` (other: none of the model\'s classes). Each '
+        "result is then also `assigned` the class that fits the counts best",
+    )
 
 
 class ConfidenceQuery(InferenceQuery):
@@ -86,6 +98,15 @@ class FailedImage(ImageResult):
     error: ProblemDocument
 
 
+class AssignedLabel(BaseModel):
+    label: str
+    group: Group | None = Field(description="null: none of the model's classes")
+    confidence: float = Field(
+        description="probability against the next best assignment; the lowest are those to look at"
+    )
+    instead: str = Field(description="the image's label in that next best assignment")
+
+
 class ClassifiedImage(ImageResult):
     views: int = Field(description="number of views that were looked at")
     predictions: list[LabelConfidence]
@@ -100,6 +121,9 @@ class ClassifiedImage(ImageResult):
     )
     set: list[str] | None = Field(
         None, description="the set for `coverage`, the most probable label first"
+    )
+    assigned: AssignedLabel | None = Field(
+        None, description="the class that fits the `counts` best; null without counts"
     )
 
 
@@ -128,6 +152,9 @@ class InferenceResponse(BaseModel):
 class Classification(InferenceResponse):
     """`results` are in the order of the images."""
 
+    classes: list[str] | None = Field(
+        None, description="the classes that the request allowed; null: all"
+    )
     results: list[ClassifiedImage | FailedImage]
 
 
@@ -205,6 +232,17 @@ def classified(
         decision_reason=reason,
         set=None if members is None else [classes[index].label for index in members],
     )
+
+
+def add_assigned(
+    results: Iterable[ClassifiedImage | FailedImage],
+    assigned: Iterable[Assigned | None],
+    classes: Sequence[ClassInfo],
+) -> None:
+    """Add to each result the class that its image was assigned to; failed images have none."""
+    for result, one in zip(results, assigned, strict=True):
+        if one is not None and isinstance(result, ClassifiedImage):
+            result.assigned = AssignedLabel(**AssignedClass.of(one, classes)._asdict())
 
 
 def confidences(

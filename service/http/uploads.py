@@ -1,22 +1,25 @@
-"""The images in a request's body: files in the form field `images`, or one image as the body."""
+"""A request's body: images in the form field `images`, or one image; or a client that goes away."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from taillift.service.http.multipart import form_boundary, form_parts
+from taillift.service.inference.admission import Reservation
 from taillift.service.problems import (
     BodyTimeoutError,
     BodyTooLargeError,
     EncodedError,
     MalformedError,
 )
-from taillift.service.tail.sightings import image_digest
+from taillift.service.tail.dependence import image_digest
 
 FIELD: Final = "images"
 # A larger form is read outside the event loop.
@@ -109,3 +112,43 @@ def form_images(body: bytes, content_type: str, max_images: int) -> list[Upload]
     if not uploads:
         raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
     return uploads
+
+
+T = TypeVar("T")
+
+
+def reserving_body(request: Request, reservation: Reservation) -> Request:
+    """Return the request with a body that extends `reservation` as it comes.
+
+    Reading it raises `OverloadedError`.
+    """
+
+    async def receive() -> Message:
+        message = await request.receive()
+        reservation.extend(len(message.get("body", b"")))
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
+    """Return the result of `work`; if the client goes away first, cancel it.
+
+    The body must have been read. Raises `ClientDisconnect`.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait({task, gone})

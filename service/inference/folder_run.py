@@ -1,9 +1,11 @@
 """`taillift classify --out` and `taillift embed`: a row for each of many photos, in a file."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice, repeat
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeVar
@@ -19,10 +21,12 @@ from rich.progress import (
 )
 
 from taillift.models.bundle import conveyor
-from taillift.models.bundle.classifier import Classifier, top
+from taillift.models.bundle.arrays import Doubles
+from taillift.models.bundle.classifier import AssignedClass, Classifier, top
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.images import ImageError
-from taillift.models.bundle.posterior import Prior, log_prior
+from taillift.models.bundle.known_counts import Assigned, KnownCounts
+from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.inference.row_file import (
     Cell,
@@ -33,7 +37,7 @@ from taillift.service.inference.row_file import (
     row_format,
 )
 from taillift.service.settings import cores
-from taillift.service.tail.sightings import image_digest
+from taillift.service.tail.dependence import image_digest
 
 PREDICTIONS: Final = (".csv", ".jsonl", ".parquet")
 FEATURES: Final = (".npz", ".parquet", ".csv", ".jsonl")
@@ -43,34 +47,52 @@ Found = TypeVar("Found")
 LINE_SECONDS: Final = 30.0
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How `taillift classify` wants its photos answered.
+
+    `prior` is the name of `log_prior` [C], which is None for the uniform prior of all classes.
+    `classes` are the labels that the photos may show, if fewer than all.
+    """
+
+    ensemble: Ensemble
+    top_k: int
+    prior: str = Prior.UNIFORM
+    log_prior: Doubles | None = None
+    coverage: float | None = None
+    classes: tuple[str, ...] = ()
+    counts: KnownCounts | None = None
+
+
 def classify_photos(
-    classifier: Classifier,
-    photos: Sequence[Path],
-    out: Path,
-    ensemble: Ensemble,
-    top_k: int,
-    prior: Prior = Prior.UNIFORM,
-    coverage: float | None = None,
+    classifier: Classifier, photos: Sequence[Path], out: Path, asked: Asked
 ) -> None:
     """Write the classes of each photo to a file, in the order of `photos`.
 
-    A file that has the first rows already gets the rest. Raises `UserError` if it has other rows,
-    or cannot be written.
+    A file that has the first rows already gets the rest. With counts, all photos are looked at
+    before the first row is written. Raises `UserError` if the file has other rows, or cannot be
+    written, or if the counts cannot be met.
     """
     classes = classifier.manifest.classes
+    ensemble, top_k, target = asked.ensemble, asked.top_k, asked.log_prior
     ranks = range(2, min(top_k, len(classes)) + 1)
-    same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(prior)}
+    same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(asked.prior)}
     types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
     types |= {"thing": "string", "group": "string", "views": "int64", "decision": "string"}
     for rank in ranks:
         types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
-    target = None
-    if prior is not Prior.UNIFORM:
-        target = log_prior(prior, classifier.manifest.counts)
+    if target is not None:
         types |= {"uniform_label": "string", "uniform_confidence": "double"}
-    if coverage is not None:
+    if asked.coverage is not None:
         types |= {"set": "list<string>", "coverage": "double"}
-        same["coverage"] = coverage
+        same["coverage"] = asked.coverage
+    if asked.classes:
+        types["classes"] = "string"
+        same["classes"] = ",".join(asked.classes)
+    if asked.counts is not None:
+        types |= {"assigned": "string", "assigned_confidence": "double", "instead": "string"}
+        types["counts"] = "string"
+        same["counts"] = asked.counts.digest
     types |= {"error": "string", "model": "string", "ensemble": "string", "prior": "string"}
 
     def cells(prediction: Prediction) -> Row:
@@ -89,20 +111,47 @@ def classify_photos(
 
     key = [printable(photo) for photo in photos]
     with RowFile(part_of(out), row_format(out, list(types)), key, same) as rows:
-        rest = photos[rows.count :]
-        found = conveyor.predictions(classifier, rest, ensemble, cores(), target, coverage)
+        start = 0 if asked.counts else rows.count
+        rest = photos[start:]
+        found: Iterable[Prediction | ImageError] = conveyor.predictions(
+            classifier, rest, ensemble, cores(), target, asked.coverage
+        )
+        assigned: Iterable[Assigned | None] = repeat(None)
+        if asked.counts is not None:
+            found, assigned = assign_photos(found, asked.counts)
         # A clock that is set back, or was when the run was broken off, must not make rows that are
         # older than those before them.
         time: str = rows.last.get("time", "")
         with shown_progress(len(photos), rows.count) as advance:
-            for name, path, prediction in zip(key[rows.count :], rest, found, strict=True):
+            together = zip(key[start:], rest, found, assigned, strict=False)
+            for name, path, prediction, one in islice(together, rows.count - start, None):
                 time = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
                 row: Row = {"photo": name, "time": time}
                 if not isinstance(prediction, ImageError):
                     row["thing"] = thing(path)
+                if one is not None:
+                    row |= assigned_cells(AssignedClass.of(one, classes))
                 rows.add({**row, **result(prediction, cells), **same})
                 advance()
         finish(rows, out, types)
+
+
+def assign_photos(
+    found: Iterable[Prediction | ImageError], counts: KnownCounts
+) -> tuple[list[Prediction | ImageError], list[Assigned | None]]:
+    """Return the predictions of all photos, and the class of each by the counts."""
+    everything = list(found)
+    uniform = [None if isinstance(one, ImageError) else one.uniform for one in everything]
+    return everything, counts.assign(uniform)
+
+
+def assigned_cells(assigned: AssignedClass) -> Row:
+    """Return the cells of a photo's class by the counts."""
+    return {
+        "assigned": assigned.label,
+        "assigned_confidence": assigned.confidence,
+        "instead": assigned.instead,
+    }
 
 
 def embed_photos(

@@ -1,4 +1,4 @@
-"""The log on standard error: its format, and the id of the request that a line belongs to."""
+"""The log on standard error: its format, a line for each request, and the id that answers share."""
 
 import json
 import logging
@@ -7,14 +7,26 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from traceback import walk_tb
 from typing import Final
+from uuid import uuid4
 
 from taillift.models.terminal import printable
-from taillift.service.settings import LogFormat
+from taillift.service.settings import AccessLevel, LogFormat
+
+access_logger = logging.getLogger("taillift.access")
+# The setting `access_log` decides what is written, not the level of the other loggers.
+access_logger.setLevel(logging.INFO)
 
 request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
+REQUEST_ID: Final = "X-Request-Id"
+REQUEST_ID_BYTES: Final = REQUEST_ID.lower().encode()
+VALID_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+
+READINESS: Final = "/readyz"
+MAX_PATH: Final = 1_000
 
 # Text that needs no quotes as the value of a field.
 PLAIN: Final = re.compile(r"[!#-~]+")
@@ -109,3 +121,39 @@ def logging_to_stderr(log_format: LogFormat) -> Iterator[None]:
         yield
     finally:
         root.handlers = handlers
+
+
+def new_request_id() -> str:
+    """Return the id of a request that was sent without a valid one: 32 hexadecimal digits."""
+    return uuid4().hex
+
+
+@dataclass(frozen=True)
+class AccessRecord:
+    """One answered request. `path` is without the query; the bytes are those of the bodies.
+
+    `method` and `path` are None if the request was refused before it had them. `key` is the name
+    of the API key that was used, if it has one.
+    """
+
+    method: str | None
+    path: str | None
+    status: int
+    seconds: float
+    bytes_in: int
+    bytes_out: int
+    client: str | None
+    key: str | None = None
+
+
+def log_access(record: AccessRecord, level: AccessLevel) -> None:
+    """Log `record` if `level` includes it.
+
+    A failed readiness probe is not an error: it is how the service says that it is starting.
+    """
+    failed = record.status >= 500 and record.path != READINESS
+    if level == "all" or (level == "errors" and failed):
+        fields = asdict(record) | {"path": record.path and record.path[:MAX_PATH]}
+        fields["seconds"] = round(record.seconds, 6)
+        severity = logging.WARNING if failed else logging.INFO
+        access_logger.log(severity, "request", extra={"access": fields})

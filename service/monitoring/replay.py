@@ -28,8 +28,8 @@ from taillift.models.names import index_of_name, indices_by_name
 from taillift.models.terminal import PlainConsole, say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
+from taillift.service.tail.dependence import group_digest, image_digest
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
-from taillift.service.tail.sightings import group_digest, image_digest
 from taillift.service.tail.state import (
     ClassState,
     GroupState,

@@ -10,7 +10,7 @@ import numpy as np
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.service.tail.confusion import Pair, estimate_confusion, group_indices
-from taillift.service.tail.dependence import LONGEST, Dependence
+from taillift.service.tail.dependence import LONGEST, Dependence, Sightings
 from taillift.service.tail.distributions import Doubles, Indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
 from taillift.service.tail.prevalence import Prevalence
@@ -21,7 +21,6 @@ from taillift.service.tail.reference import (
     read_reference,
     reference_from,
 )
-from taillift.service.tail.sightings import Sightings
 from taillift.service.tail.silence import Silence
 from taillift.service.tail.window import BUCKETS, Window
 

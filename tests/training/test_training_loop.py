@@ -18,11 +18,10 @@ from taillift.models.lift.backbone import load_backbone
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.build import build_model
 from taillift.training.fit.distributed import Processes, resolve_precision
-from taillift.training.fit.gradients import enough_memory, micro_batch
 from taillift.training.fit.inputs import Photos, Pick, epoch_order
-from taillift.training.fit.optimisation import ema_decay, rate_factor
+from taillift.training.fit.optimisation import ema_decay, enough_memory, micro_batch, rate_factor
+from taillift.training.fit.progress import Curves
 from taillift.training.fit.resume import Resume
-from taillift.training.fit.tensorboard import Curves
 from taillift.training.recipe.recipe import Optimiser, Recipe
 from taillift.training.train import Run, Trainer, fit
 

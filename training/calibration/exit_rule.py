@@ -15,8 +15,13 @@ from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, mean_over_vi
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import Losses, mean_loss, upper_bound
-from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.weights import Weights, class_weights, photo_weights, shrink
+from taillift.training.calibration.held_out import (
+    HeldOut,
+    Weights,
+    class_weights,
+    photo_weights,
+    shrink,
+)
 
 POINTS: Final = 100
 STAGES: Final = (1, 2, 3, VIEWS)

@@ -1,18 +1,21 @@
-"""Held-out photos, which calibration is fitted on: their logits view by view."""
+"""Held-out photos, on which calibration is fitted: their logits, their weights, the predictions."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from taillift.models.bundle.arrays import Doubles, Floats
-from taillift.models.bundle.posterior import without_prior
+from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
+from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.posterior import posterior, without_prior
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.models.bundle.session import Session
+from taillift.models.bundle.temperature import Calibration
 from taillift.training.console import track
 from taillift.training.data.photo import Split
 from taillift.training.fit.inputs import evaluation_photos, first_copies
@@ -24,6 +27,8 @@ DECIMALS: Final = 4
 Source = Literal["validation", "cross-fitting"]
 # Float32 [N, 5, C], the centre view first.
 ViewLogits = dict[Precision, Floats]
+Weights = npt.NDArray[np.float64]
+Estimate = TypeVar("Estimate", float, Weights)
 
 
 @dataclass(frozen=True)
@@ -110,3 +115,131 @@ def view_logits(
             parts[precision].append(without_prior(logits, log_prior))
     shape = len(split), photos.rows, -1
     return {precision: np.concatenate(part).reshape(shape) for precision, part in parts.items()}
+
+
+def photo_weights(count: int) -> Weights:
+    """Return ones [N]: every photo counts the same."""
+    return np.ones(count)
+
+
+def class_weights(labels: npt.NDArray[np.int64]) -> Weights:
+    """Return weights [N] of mean 1 that turn a mean over photos into a mean over classes.
+
+    With them the weighted mean over photos is the mean of the classes' own means.
+    """
+    _, class_indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights: Weights = len(labels) / (len(counts) * counts[class_indices])
+    return weights
+
+
+def effective_counts(weights: Weights) -> Weights:
+    """Return how many equally weighted photos say as much as the first n do, [N].
+
+    Kish's effective sample size (1965), (sum w)^2 / sum w^2, of positive weights [N].
+    """
+    counts: Weights = np.cumsum(weights) ** 2 / np.cumsum(weights**2)
+    return counts
+
+
+def effective_count(weights: Weights) -> float:
+    """Return the last of `effective_counts`, and 0 without photos."""
+    # Rounded so that N equal weights are worth exactly N.
+    return round(float(effective_counts(weights)[-1]), 6) if len(weights) else 0.0
+
+
+def shrink(estimate: Estimate, error: Estimate, toward: Estimate, spread: float) -> Estimate:
+    """Return `estimate` shrunk toward a prior value, the more so the larger its `error` is.
+
+    This is the mean of N(toward, spread^2) after a measurement with a normal error, all in one
+    unit.
+    """
+    trust = spread**2 / (spread**2 + error**2)
+    return trust * estimate + (1 - trust) * toward
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Mean logits [N, C] over `views` [N], true `labels` [N] and group indices `groups` [C]."""
+
+    ensemble: Ensemble
+    logits: Floats
+    views: Indices
+    labels: Indices
+    groups: Indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def weights(self) -> Doubles:
+        """Weights [N] that sum to 1, with the same sum for every class that has photos.
+
+        With them, held-out photos stand for equally frequent classes, whatever their own
+        distribution is.
+        """
+        return class_weights(self.labels) / max(1, len(self))
+
+    @cached_property
+    def predicted_groups(self) -> Indices:
+        """The group of the class with the largest logit, [N]."""
+        groups: Indices = self.groups[self.logits.argmax(axis=1)]
+        return groups
+
+    def probabilities(self, temperatures: Doubles) -> Doubles:
+        """Return probabilities [N, C] at temperatures [N], for equally frequent classes."""
+        return posterior(self.logits, np.zeros(len(self.groups)), temperatures)
+
+    def at(self, temperatures: Doubles) -> "ScoredPredictions":
+        """Return the answers at temperatures [N], for equally frequent classes."""
+        probabilities = self.probabilities(temperatures)
+        answers = probabilities.argmax(axis=1)
+        return ScoredPredictions(
+            probabilities.max(axis=1), answers == self.labels, self.groups[answers], self.weights
+        )
+
+    def calibrated(self, calibration: Calibration) -> "ScoredPredictions":
+        """Return the answers at the temperatures of `calibration`."""
+        return self.at(
+            calibration.temperatures(self.logits, self.views, self.ensemble, self.groups)
+        )
+
+    def uncalibrated(self) -> "ScoredPredictions":
+        """Return the answers at temperature 1."""
+        return self.at(np.ones(len(self)))
+
+
+@dataclass(frozen=True)
+class ScoredPredictions:
+    """The confidence of each photo's answer, whether it is right, its group and weight; all [N]."""
+
+    confidence: Doubles
+    right: npt.NDArray[np.bool_]
+    groups: Indices
+    weights: Doubles
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    def of_group(self, group: int) -> "ScoredPredictions":
+        """Return the answers with a class of the group with this index."""
+        rows = self.groups == group
+        return ScoredPredictions(
+            self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
+        )
+
+
+def predictions_on(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:
+    """Return the predictions of one view, of all views, and of `adaptive` if it is given."""
+    count, _, classes = held.view_logits.shape
+    full = mean_over_views(held.view_logits.reshape(-1, classes), VIEWS)
+    mean_logits: list[MeanLogits] = [
+        MeanLogits(held.view_logits[:, 0], np.ones(count, np.int64)),
+        MeanLogits(full, np.full(count, VIEWS)),
+    ]
+    if adaptive:
+        mean_logits.append(adaptive)
+    groups = group_indices(held.groups)
+    return [
+        Predictions(ensemble, logits, views, held.labels, groups)
+        for ensemble, (logits, views) in zip(Ensemble, mean_logits, strict=False)
+    ]

@@ -18,7 +18,7 @@ from taillift.models.bundle.prediction_sets import (
 )
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.cross_fit import FOLDS, stratified_folds
-from taillift.training.calibration.weights import class_weights, photo_weights
+from taillift.training.calibration.held_out import class_weights, photo_weights
 
 TARGETS: Final = (0.8, 0.9, 0.95)
 CANDIDATES: Final = tuple(Interpolation(pull=pull) for pull in (10, 20, 50, 100, 1000))

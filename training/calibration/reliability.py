@@ -15,8 +15,7 @@ from taillift.models.bundle.temperature import (
     ErrorChange,
     ErrorChanges,
 )
-from taillift.training.calibration.predictions import Predictions, ScoredPredictions
-from taillift.training.calibration.weights import effective_count
+from taillift.training.calibration.held_out import Predictions, ScoredPredictions, effective_count
 
 MAX_BINS: Final = 15
 # With fewer photos than this in a bin there are fewer bins.

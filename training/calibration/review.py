@@ -11,7 +11,7 @@ from taillift.models.bundle.arrays import Doubles, Labels, group_indices
 from taillift.models.bundle.review import GroupReview, Review
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import running_log_wealth
-from taillift.training.calibration.weights import (
+from taillift.training.calibration.held_out import (
     class_weights,
     effective_count,
     effective_counts,

@@ -23,14 +23,14 @@ from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, Temperatures
 from taillift.training.calibration.cross_fit import stratified_folds
-from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.predictions import (
+from taillift.training.calibration.held_out import (
+    HeldOut,
     Predictions,
     ScoredPredictions,
+    effective_count,
     predictions_on,
 )
 from taillift.training.calibration.reliability import MIN_PHOTOS, errors_of
-from taillift.training.calibration.weights import effective_count
 
 # Logarithms of temperatures, from 1/12 to 12: the log likelihood is computed at the first and
 # interpolated at the second.

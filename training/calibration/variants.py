@@ -16,14 +16,13 @@ from taillift.models.bundle.schema import Group, Precision, Preprocessing
 from taillift.models.bundle.session import Session
 from taillift.models.bundle.temperature import Calibration
 from taillift.training.calibration.exit_rule import fit_exit
-from taillift.training.calibration.held_out import HeldOut, view_logits
+from taillift.training.calibration.held_out import HeldOut, Predictions, predictions_on, view_logits
 from taillift.training.calibration.prediction_sets import (
     TARGETS,
     Estimates,
     fit_coverage,
     measure_coverage,
 )
-from taillift.training.calibration.predictions import Predictions, predictions_on
 from taillift.training.calibration.reliability import measure_errors
 from taillift.training.calibration.review import fit_review, measure_review
 from taillift.training.calibration.temperature import BeforeAndAfter, fit_temperatures

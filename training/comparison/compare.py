@@ -15,12 +15,13 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.training.comparison.outcome import (
     Outcome,
+    labels_of,
     read_outcome,
     read_outcomes,
     run_path,
+    write_csv,
     write_outcome,
 )
-from taillift.training.comparison.table import labels_of, write_csv
 from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate

@@ -1,18 +1,45 @@
-"""The outcome of one run of a comparison, kept as a small JSON file next to its checkpoint."""
+"""The outcomes of a comparison: a JSON file for each run, results.csv, and a table of means."""
 
-from collections.abc import Sequence
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from statistics import mean, stdev
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 
 from taillift.models.bundle.atomic import atomic_file
-from taillift.models.bundle.manifest import Accuracy, Evaluation
+from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
 from taillift.models.lift.tuners import Full
 from taillift.training.fit.provenance import Provenance
 from taillift.training.recipe.recipe import Recipe
 
 Kind = Literal["frozen", "light", "heavy"]
+Views = Literal["single", "full"]
+VIEW_TITLES: Final[dict[Views, str]] = {"single": "one view", "full": "five views"}
+MEASURES: Final = {"geometric_mean": "G-mean", "macro_f1": "macro-F1"}
+Columns = tuple[tuple[Views, str], ...]
+COLUMNS: Final[Columns] = (
+    ("single", "mean_class"),
+    ("single", "few"),
+    ("full", "overall"),
+    ("full", "mean_class"),
+    ("full", "many"),
+    ("full", "medium"),
+    ("full", "few"),
+)
+# A terminal has no room for these: figures that one forgotten class pulls down.
+WIDE_COLUMNS: Final[Columns] = (
+    *COLUMNS,
+    ("full", "worst_class"),
+    ("full", "harmonic_mean"),
+    ("full", "geometric_mean"),
+    ("full", "macro_f1"),
+)
 
 
 class Outcome(BaseModel):
@@ -80,3 +107,153 @@ def read_outcomes(folder: Path) -> dict[Path, Outcome]:
 def succeeded(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Evaluation]]:
     """Return the runs that did not fail, each with its evaluation."""
     return [(outcome, outcome.evaluation) for outcome in outcomes if outcome.evaluation is not None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe with all its seeds; no other row has its label."""
+
+    label: str
+    recipe: Recipe
+    outcomes: list[Outcome]
+
+    @property
+    def trainable_parameters(self) -> int | None:
+        """The number of trained weights; None if every run failed."""
+        runs = (outcome.trainable_parameters for outcome, _ in succeeded(self.outcomes))
+        return next(runs, None)
+
+    def values(self, views: Views, measure: str) -> list[float]:
+        """Return a measure in per cent for each seed; a failed run has none.
+
+        Nor does any run if the measure is of a group without photos.
+        """
+        runs = succeeded(self.outcomes)
+        values = [getattr(getattr(evaluation, views), measure) for _, evaluation in runs]
+        return [value for value in values if value is not None]
+
+    def cells(self, columns: Columns) -> list[str]:
+        """Return the row's cells in a table: trainable parameters, and the columns' measures."""
+        trained = self.trainable_parameters
+        return [
+            "-" if trained is None else abbreviate(trained),
+            *(mean_and_deviation(self.values(views, measure)) for views, measure in columns),
+        ]
+
+
+def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Return a row for each recipe, in the order of their first outcomes."""
+    by_name: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.recipe.name, []).append(outcome)
+    labels = labels_of(outcome.recipe for outcome in outcomes)
+    return [Row(labels[name], runs[0].recipe, runs) for name, runs in by_name.items()]
+
+
+def labels_of(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """Return a label for each recipe's name: its title, and the name too if titles are equal.
+
+    A recipe that was copied from another's YAML has the other's title until it is given its own.
+    """
+    titles = {recipe.name: recipe.title for recipe in recipes}
+    count = Counter(titles.values())
+    return {
+        name: title if count[title] == 1 else f"{title} ({name})" for name, title in titles.items()
+    }
+
+
+def abbreviate(number: int) -> str:
+    """Return three digits and a unit: 842, 76.8 k, 178 k, 85.1 M."""
+    for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        # A number that rounds to 1,000 of a unit is 1 of the next.
+        if number >= 0.9995 * size:
+            return f"{number / size:#.3g}".rstrip(".") + unit
+    return str(number)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation if there are several values."""
+    if not values:
+        return "-"
+    deviation = f" ±{stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{deviation}"
+
+
+def headings(columns: Columns) -> list[tuple[str, str]]:
+    """Return the views and the measure above each of a row's cells."""
+    measures = [
+        (VIEW_TITLES[views], MEASURES.get(measure, measure.replace("_", "-")))
+        for views, measure in columns
+    ]
+    return [("", "weights trained"), *measures]
+
+
+def caption(outcomes: Sequence[Outcome]) -> str:
+    """Return what the table shows, on which photos, and over how many seeds."""
+    data = next((evaluation.data for _, evaluation in succeeded(outcomes)), outcomes[0].data)
+    seeds = len({outcome.recipe.seed for outcome in outcomes})
+    over = f", mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
+    return f"Accuracy on {data}, %{over}"
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a line for each run that failed."""
+    return [
+        f"{row.label}, seed {outcome.recipe.seed}, failed: {outcome.failure}"
+        for row in rows_of(outcomes)
+        for outcome in row.outcomes
+        if outcome.failure
+    ]
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Return a table with a row for each recipe, for terminals of 80 columns and more."""
+    grid = Table(
+        title=caption(outcomes), title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    grid.add_column("", no_wrap=True)
+    for views, measure in headings(COLUMNS):
+        # In a narrow column, a name is broken at its space.
+        grid.add_column(f"{views}\n{measure.replace('-', ' ')}", justify="right")
+    for row in rows_of(outcomes):
+        grid.add_row(row.label, *row.cells(COLUMNS))
+    return grid
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """Return the table with `WIDE_COLUMNS` in Markdown, with the failures below it."""
+    names = ["", *(", ".join(filter(None, heading)) for heading in headings(WIDE_COLUMNS))]
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [
+        [row.label.replace("|", "\\|"), *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)
+    ]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    notes = "".join(f"\n- {line}" for line in failures(outcomes))
+    return f"{caption(outcomes)}\n\n{text}\n" + (f"{notes}\n" if notes else "")
+
+
+def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write a row for each run and number of views, and one without scores for a failed run."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            [
+                *("recipe", "title", "seed", "data", "backbone", "trainable", "seconds"),
+                *("precision", "views", *Scores.model_fields, "failure", "fields"),
+            ]
+        )
+        for outcome in outcomes:
+            recipe, evaluation = outcome.recipe, outcome.evaluation
+            precision = outcome.record.precision if outcome.record else None
+            start = [
+                *(recipe.name, recipe.title, recipe.seed, outcome.data, outcome.backbone),
+                *(outcome.trainable_parameters, outcome.seconds, precision or ""),
+            ]
+            end = [outcome.failure or "", recipe.model_dump_json()]
+            if evaluation is None:
+                writer.writerow([*start, "", *[""] * len(Scores.model_fields), *end])
+                continue
+            for views, scores in ((1, evaluation.single), (5, evaluation.full)):
+                values = scores.model_dump().values()
+                cells = ["" if value is None else f"{value:.2f}" for value in values]
+                writer.writerow([*start, views, *cells, *end])

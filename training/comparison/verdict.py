@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taillift.models.bundle.schema import Group
-from taillift.training.comparison.outcome import Outcome, kind_of, succeeded
-from taillift.training.comparison.table import Row, rows_of
+from taillift.training.comparison.outcome import Outcome, Row, kind_of, rows_of, succeeded
 
 DRAWS: Final = 10_000
 DRAWS_AT_ONCE: Final = 250

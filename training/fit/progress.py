@@ -1,11 +1,16 @@
-"""How far a training run is, and how long it has taken."""
+"""The progress of a training run: its position, its time, and its curves for TensorBoard."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from taillift.training.console import is_first
 from taillift.training.fit.distributed import Precision
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 Item = TypeVar("Item")
 
@@ -62,3 +67,40 @@ class Clock:
                 return
             self._progress.waited += time.perf_counter() - start
             yield item
+
+
+class Curves:
+    """Scalars by step, which the first process writes to event files in `folder`.
+
+    `folder` None writes nothing. Curves of an earlier run in the folder are removed, except up to
+    `start`, the step that this run continues from.
+    """
+
+    _writer: "SummaryWriter | None"
+
+    def __init__(self, folder: Path | None = None, start: int = 0) -> None:
+        self._writer = None
+        if folder is not None and is_first():
+            # Only a run that draws curves waits for this import.
+            from tensorboardX import SummaryWriter
+
+            if not start:
+                for old in folder.glob("events.out.tfevents.*"):
+                    old.unlink()
+            # tensorboardX names files by the second: two runs may begin in the same one.
+            self._writer = SummaryWriter(
+                str(folder), purge_step=start or None, filename_suffix=f".{start}"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to each curve; TensorBoard groups names by the part before the "/"."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)

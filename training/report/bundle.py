@@ -1,26 +1,35 @@
-"""The folder `report` of a bundle: measurements and figures for people to read."""
+"""The folder `report` of a bundle: measurements, figures and photos for people to read."""
 
+import base64
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from taillift.models.bundle.arrays import Doubles, Labels
+from taillift.models.bundle.images import decode
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
-from taillift.training.calibration.held_out import HeldOut
+from taillift.training.calibration.held_out import HeldOut, predictions_on
 from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.data.photo import Photo
 from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
 from taillift.training.report.figures import draw_class_accuracies, draw_confusion
-from taillift.training.report.gallery import SIDE, Galleries, galleries
 from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
+
+# Of each gallery.
+MOST_PHOTOS: Final = 12
+# Of the longer side, in pixels.
+SIDE: Final = 192
 
 
 def write_report(
@@ -68,7 +77,7 @@ def page(
     calibrated: Mapping[Precision, CalibratedVariant],
     figures: Mapping[str, str | None],
     confused: int,
-    shown: Galleries,
+    shown: "Galleries",
 ) -> str:
     """Return report.html, which holds all of the bundle's measurements, `figures` and galleries.
 
@@ -145,3 +154,81 @@ def write_confusion(path: Path, classes: Sequence[str], check: HeldOut) -> None:
         writer.writerow(["true", "predicted", "photos"])
         for true, predicted in np.argwhere(counts).tolist():
             writer.writerow([classes[true], classes[predicted], int(counts[true, predicted])])
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A photo as a URL that holds it, with its true class as the title and words on its answer."""
+
+    source: str
+    title: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Galleries:
+    """The surest mistakes first, and a photo of each of the rarest classes."""
+
+    mistakes: list[Thumbnail]
+    rare: list[Thumbnail]
+
+    @property
+    def size(self) -> int:
+        """The number of different photos in both."""
+        return len({photo.source for photo in (*self.mistakes, *self.rare)})
+
+
+def galleries(
+    metadata: CheckpointMetadata, calibrated: CalibratedVariant, photos: Sequence[Photo]
+) -> Galleries:
+    """Return galleries of the `photos` that the variant was checked on, answered with five views.
+
+    Confidences are under the uniform prior. Without photos the galleries are empty.
+    """
+    check = calibrated.check
+    if check is None or not photos:
+        return Galleries([], [])
+    classes = metadata.classes
+    answers, confidences = answered(calibrated, check)
+    wrong = np.flatnonzero(answers != check.labels)
+    surest = wrong[np.argsort(-confidences[wrong], kind="stable")][:MOST_PHOTOS].tolist()
+    mistakes = [
+        Thumbnail(
+            thumbnail(photos[index]),
+            classes[check.labels[index]],
+            f"taken for {classes[answers[index]]}, {100 * confidences[index]:.0f} %",
+        )
+        for index in surest
+    ]
+    rare = []
+    measured = set(check.labels.tolist())
+    for label in sorted(measured, key=lambda label: metadata.counts[label])[:MOST_PHOTOS]:
+        own = np.flatnonzero(check.labels == label)
+        right = int((answers[own] == label).sum())
+        rare.append(
+            Thumbnail(
+                thumbnail(photos[own[0]]),
+                classes[label],
+                f"{metadata.counts[label]:,} training photos; {right:,} of {len(own):,} right",
+            )
+        )
+    return Galleries(mistakes, rare)
+
+
+def answered(calibrated: CalibratedVariant, check: HeldOut) -> tuple[Labels, Doubles]:
+    """Return the answers int64 [N] with five views, and the confidences [N] in them."""
+    full = predictions_on(check)[1]
+    temperatures = np.ones(len(check))
+    if (calibration := calibrated.variant.calibration) is not None:
+        temperatures = calibration.temperatures(full.logits, full.views, full.ensemble, full.groups)
+    probabilities = full.probabilities(temperatures)
+    return probabilities.argmax(1), probabilities.max(1)
+
+
+def thumbnail(photo: Photo) -> str:
+    """Return a small JPEG of the photo as a URL that holds it, without what the file says of it."""
+    image = decode(photo.read(), SIDE)
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

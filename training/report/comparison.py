@@ -10,15 +10,18 @@ import numpy as np
 
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.comparison.outcome import Kind, Outcome, kind_of, succeeded
-from taillift.training.comparison.table import (
+from taillift.training.comparison.outcome import (
     WIDE_COLUMNS,
+    Kind,
+    Outcome,
     Row,
     caption,
     failures,
     headings,
+    kind_of,
     markdown,
     rows_of,
+    succeeded,
 )
 from taillift.training.comparison.verdict import HARMLESS, Verdict, class_rates, compare_kinds
 from taillift.training.data.dataset import Dataset

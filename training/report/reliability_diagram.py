@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from taillift.models.bundle.schema import GROUPS
-from taillift.training.calibration.predictions import ScoredPredictions
+from taillift.training.calibration.held_out import ScoredPredictions
 from taillift.training.calibration.reliability import QUANTILE_95, bins, change
 from taillift.training.calibration.temperature import BeforeAndAfter
 from taillift.training.report.figures import COLOURS

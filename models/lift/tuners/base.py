@@ -14,8 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from taillift.models.errors import UserError
-from taillift.models.lift.attention import ALL
-from taillift.models.lift.vit import Block
+from taillift.models.lift.vit import ALL, Block
 
 Option = TypeVar("Option")
 

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.attention import ALL, project
 from taillift.models.lift.tuners.base import (
     Tuner,
     Wrapper,
@@ -18,6 +17,7 @@ from taillift.models.lift.tuners.base import (
     transformer_blocks,
     wrap,
 )
+from taillift.models.lift.vit import ALL, project
 
 # A block's LoRA weights divided by D r, if the MLP is four times as wide as the tokens.
 WEIGHTS: Final = {"attention": 4, "mlp": 10, "both": 14}

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.attention import ALL
 from taillift.models.lift.tuners.base import (
     SLOTS,
     Tuner,
@@ -17,6 +16,7 @@ from taillift.models.lift.tuners.base import (
     transformer_blocks,
     wrap,
 )
+from taillift.models.lift.vit import ALL
 
 SEED: Final = 0
 

@@ -7,7 +7,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from taillift.models.lift.attention import ALL, project
 from taillift.models.lift.tuners.base import (
     SLOTS,
     Tuner,
@@ -16,6 +15,7 @@ from taillift.models.lift.tuners.base import (
     transformer_blocks,
     wrap,
 )
+from taillift.models.lift.vit import ALL, project
 
 Where = Literal["attention", "mlp", "norm"]
 # Standard deviation of the initial scales around 1 and shifts around 0.

@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
-from taillift.service.http.access_log import AccessRecord, log_access
 from taillift.service.inference.engine import Engine
 from taillift.service.monitoring.logs import (
+    AccessRecord,
     JsonFormatter,
     RequestIdFilter,
     TextFormatter,
+    log_access,
     request_id,
 )
 from taillift.service.settings import AccessLevel, read_settings

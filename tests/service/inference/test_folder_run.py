@@ -279,3 +279,100 @@ def test_parquet_without_its_package_is_one_line(
     error = taillift("classify", bundle, photos[0], "--out", tmp_path / "out.parquet").exception
     assert isinstance(error, UserError)
     assert "install taillift[parquet]" in str(error)
+
+
+def dark_photos(folder: Path) -> list[Path]:
+    """Write three photos that are black by themselves, the second one closest to red."""
+    folder.mkdir()
+    paths = [folder / name for name in ("a.png", "b.png", "c.png")]
+    for path, colour in zip(paths, [(100, 5, 5), (120, 10, 5), (0, 0, 0)], strict=True):
+        path.write_bytes(photo(colour))
+    return paths
+
+
+@pytest.mark.parametrize("out", ["out.csv", "out.jsonl", "out.parquet"])
+def test_counts_assign_a_folder(bundle: Path, tmp_path: Path, out: str) -> None:
+    dark_photos(tmp_path / "photos")
+    counts, target = tmp_path / "counts.csv", tmp_path / out
+    counts.write_text("label,count\nred,1\nblack,2\n")
+    command = ("classify", bundle, tmp_path / "photos", "--counts", counts, "--out", target)
+    assert taillift(*command).exit_code == 0
+    match target.suffix:
+        case ".csv":
+            rows = read(target)
+        case ".jsonl":
+            rows = [json.loads(line) for line in target.read_text().splitlines()]
+        case _:
+            from pyarrow import parquet
+
+            rows = parquet.read_table(target).to_pylist()
+    assert [row["label"] for row in rows] == ["black"] * 3
+    assert [row["assigned"] for row in rows] == ["black", "red", "black"]
+    assert [row["instead"] for row in rows] == ["red", "black", "red"]
+    # Other counts are another question: their rows must not be taken for these.
+    counts.write_text("label,count\nred,2\nblack,1\n")
+    again = taillift(*command)
+    assert isinstance(again.exception, UserError)
+
+
+def test_a_broken_off_run_with_counts_goes_on_with_the_same_classes(
+    bundle: Path, tmp_path: Path
+) -> None:
+    dark_photos(tmp_path / "photos")
+    counts, target = tmp_path / "counts.csv", tmp_path / "out.csv"
+    counts.write_text("label,count\nred,1\nblack,2\n")
+    command = ("classify", bundle, tmp_path / "photos", "--counts", counts, "--out", target)
+    assert taillift(*command).exit_code == 0
+    whole = read(target)
+    target.write_text("".join(target.read_text().splitlines(keepends=True)[:2]))
+    assert taillift(*command).exit_code == 0
+    for column in ("photo", "assigned", "assigned_confidence", "instead"):
+        assert [row[column] for row in read(target)] == [row[column] for row in whole]
+
+
+def test_the_least_certain_assignment_is_printed_first(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dark_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    Path("counts.csv").write_text("label,count\nred,1\nblack,2\n")
+    found = taillift("classify", bundle, "photos", "--counts", "counts.csv")
+    assert found.exit_code == 0, found.output
+    cells = [line.split() for line in found.stdout.splitlines() if ".png" in line]
+    names = [next(cell for cell in line if ".png" in cell) for line in cells]
+    assert set(names[:2]) == {"photos/a.png", "photos/b.png"}
+    assert names[2] == "photos/c.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("label,count\nred,2\n", "the counts are of 2 images, and there are 3"),
+        ("label,count\nrde,3\n", 'did you mean "red"?'),
+        ("label\nred\n", "needs the columns label,count"),
+        ("", "needs the columns label,count"),
+        ("label,count\nred\n", "'None' of 'red' is not a number"),
+        ("label,count\nred,1\nred,2\n", "'red' appears twice"),
+        ("label,count\nred,many\n", "'many' of 'red' is not a number"),
+    ],
+)
+def test_counts_that_cannot_be_used_are_refused_before_the_first_photo(
+    bundle: Path, tmp_path: Path, content: str, words: str
+) -> None:
+    dark_photos(tmp_path / "photos")
+    counts = tmp_path / "counts.csv"
+    counts.write_text(content)
+    found = taillift("classify", bundle, tmp_path / "photos", "--counts", counts)
+    assert isinstance(found.exception, UserError)
+    assert words in str(found.exception)
+
+
+def test_classes_are_kept_in_the_rows(bundle: Path, tmp_path: Path) -> None:
+    dark_photos(tmp_path / "photos")
+    target = tmp_path / "out.csv"
+    command = ("classify", bundle, tmp_path / "photos", "--classes", "red,blue", "--out", target)
+    assert taillift(*command).exit_code == 0
+    for row in read(target):
+        assert (row["label"], row["uniform_label"]) == ("red", "black")
+        assert row["classes"] == "red,blue"
+        assert "label_3" not in row

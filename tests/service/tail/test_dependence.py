@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from benchmarks.streams import few_shot_bundle
-from taillift.service.tail.dependence import LONGEST, Dependence
+from taillift.service.tail.dependence import (
+    LONGEST,
+    MAX_DIGESTS,
+    Dependence,
+    Sightings,
+    group_digest,
+    image_digest,
+)
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.sightings import LIMIT, Sightings, group_digest, image_digest
 from taillift.service.tail.snapshot import restore, to_arrays
 
 RATES = np.full(20, 0.05)
@@ -128,9 +134,9 @@ def test_a_thing_is_known_within_the_window_and_memory_is_bounded() -> None:
     assert seen.add([photo, group], 50.0)
     assert seen.add([group], 149.0)
     assert not seen.add([photo], 150.0)
-    for digest in range(1, LIMIT + 1):
+    for digest in range(1, MAX_DIGESTS + 1):
         seen.add([digest], 150.0)
     assert not seen.add([photo], 150.0)
     again = Sightings(100.0)
     again.restore(seen.digests, seen.times, seen.next)
-    assert again.add([photo, LIMIT], 151.0)
+    assert again.add([photo, MAX_DIGESTS], 151.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 
 from taillift.training.calibration.betting import mean_loss, upper_bound
-from taillift.training.calibration.weights import class_weights, photo_weights
+from taillift.training.calibration.held_out import class_weights, photo_weights
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 12), st.integers(0, 12)).filter(any)
 

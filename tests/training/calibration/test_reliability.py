@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.predictions import (
+from taillift.training.calibration.held_out import (
     ScoredPredictions,
+    effective_count,
     predictions_on,
 )
 from taillift.training.calibration.reliability import (
@@ -21,7 +22,6 @@ from taillift.training.calibration.reliability import (
     expected_error,
     minimum_detectable_error,
 )
-from taillift.training.calibration.weights import effective_count
 from tests.support.simulated import held_out
 
 

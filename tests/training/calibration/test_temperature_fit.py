@@ -10,8 +10,7 @@ from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration
-from taillift.training.calibration.held_out import HeldOut
-from taillift.training.calibration.predictions import predictions_on
+from taillift.training.calibration.held_out import HeldOut, predictions_on
 from taillift.training.calibration.reliability import measure_errors
 from taillift.training.calibration.temperature import (
     LogTemperature,

@@ -15,8 +15,13 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.comparison import compare as module
 from taillift.training.comparison.compare import collect, compare, expected_seconds, in_order
-from taillift.training.comparison.outcome import Outcome, kind_of, read_outcome, write_outcome
-from taillift.training.comparison.table import write_csv
+from taillift.training.comparison.outcome import (
+    Outcome,
+    kind_of,
+    read_outcome,
+    write_csv,
+    write_outcome,
+)
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.checkpoint import read_metadata, save
 from taillift.training.fit.resume import resume_path

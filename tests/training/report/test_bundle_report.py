@@ -18,8 +18,7 @@ from taillift.training.calibration.variants import CalibratedVariant, calibrate,
 from taillift.training.data.photo import RawPhoto
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
-from taillift.training.report.bundle import write_report
-from taillift.training.report.gallery import galleries
+from taillift.training.report.bundle import galleries, write_report
 from taillift.training.report.html import UNKNOWN, merged_notes, without_repeats
 from taillift.training.report.summary import summary
 from tests.support.outcomes import RECORD

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.training.calibration.predictions import predictions_on
+from taillift.training.calibration.held_out import predictions_on
 from taillift.training.report.reliability_diagram import draw_reliability
 from tests.support.simulated import held_out
 

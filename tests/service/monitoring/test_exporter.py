@@ -1,18 +1,17 @@
-"""Tests of answers that are the same for everybody: the metrics, the description, the classes."""
+"""Tests of the metrics as Prometheus scrapes them."""
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from taillift.service.http import exposition
-from taillift.service.http.exposition import Exposition
-from tests.support.palette import CLASSES, photo
+from taillift.service.monitoring import exporter
+from taillift.service.monitoring.exporter import Exposition
 
 
 def test_the_metrics_are_written_at_most_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "FRESH_SECONDS", 1.0)
+    monkeypatch.setattr(exporter, "FRESH_SECONDS", 1.0)
     now = [100.0]
-    monkeypatch.setattr(exposition, "monotonic", lambda: now[0])
+    monkeypatch.setattr(exporter, "monotonic", lambda: now[0])
     registry = CollectorRegistry()
     counter = Counter("asked", "Times", registry=registry)
     page = Exposition(registry)
@@ -32,17 +31,3 @@ def test_any_accept_header_gets_the_metrics(client: httpx.Client, accept: str) -
     answer = client.get("/metrics", headers={"accept": accept})
     assert answer.status_code == 200
     assert "taillift_ready 1.0" in answer.text
-
-
-def test_the_description_is_the_same_each_time(client: httpx.Client) -> None:
-    first, second = client.get("/openapi.json"), client.get("/openapi.json")
-    assert first.headers["content-type"] == "application/json"
-    assert first.content == second.content
-    assert "/classify" in first.json()["paths"]
-
-
-def test_a_label_that_is_named_often_is_given_once(client: httpx.Client) -> None:
-    query = {"classes": ["red", "blue"] + ["red"] * 2_000}
-    answer = client.post("/confidence", params=query, content=photo(CLASSES["red"][0]))
-    (result,) = answer.json()["results"]
-    assert [entry["label"] for entry in result["classes"]] == ["red", "blue"]

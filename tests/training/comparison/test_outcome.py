@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from taillift.training.comparison.outcome import Outcome, read_outcome, run_path, write_outcome
-from taillift.training.comparison.table import (
+from taillift.training.comparison.outcome import (
     COLUMNS,
     WIDE_COLUMNS,
+    Outcome,
     abbreviate,
     failures,
     markdown,
     mean_and_deviation,
+    read_outcome,
     rows_of,
+    run_path,
     table,
     write_csv,
+    write_outcome,
 )
 from tests.support.outcomes import FAILED, failed, outcome_of, tail_of
 
