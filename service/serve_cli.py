@@ -11,7 +11,7 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError, end_in_one_line
-from taillift.models.terminal import printable_json, say
+from taillift.models.terminal import MaxPixels, printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ Sources = Annotated[
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
-]
-
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which an image is refused.")
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
@@ -426,7 +422,7 @@ def upgrade_bundle(
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
     from rich.table import Table
 
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
 
     table = Table("image", "label", "group")
     table.add_column("confidence", justify="right")
@@ -442,7 +438,7 @@ def _print_assigned(results: Sequence["ClassifiedImage"]) -> None:
     """Print the class of each image by the counts, the least certain first."""
     from rich.table import Table
 
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
 
     table = Table("image", "assigned", "alone", "next best")
     table.add_column("confidence", justify="right")

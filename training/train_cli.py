@@ -15,7 +15,7 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import say
+from taillift.models.terminal import MaxPixels, say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
@@ -60,8 +60,12 @@ Unlabelled = Annotated[
         "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
     ),
 ]
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+PhotosShown = Annotated[
+    bool,
+    typer.Option(
+        "--photos/--no-photos",
+        help="Show held-out photos in report.html: up to 24, made small.",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
@@ -248,6 +252,7 @@ def export(
             help="Another graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
         ),
     ] = None,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Merge a checkpoint's tuners into the backbone and make a bundle to serve."""
@@ -263,7 +268,9 @@ def export(
         dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
-    exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
+    exported = make_bundle(
+        checkpoint, dataset, target, backbone, replace, calibration, variants, photos
+    )
     proof = exported.proof
     say(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -286,6 +293,7 @@ def calibrate(
     data: Data,
     out: Annotated[Path, typer.Option(help="Bundle to make.")],
     max_pixels: MaxPixels = MAX_PIXELS,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
@@ -296,7 +304,7 @@ def calibrate(
     from taillift.training.export.recalibrate import recalibrate
 
     dataset = load_dataset(data, max_pixels=max_pixels)
-    print_summary(out, recalibrate(bundle, dataset, out, replace))
+    print_summary(out, recalibrate(bundle, dataset, out, replace, photos))
 
 
 @app.command()
@@ -331,7 +339,7 @@ def compare(
     and the exit status is 1.
     """
     from taillift.models.lift.backbone import load_backbone
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
@@ -390,11 +398,15 @@ def backbones(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
 ) -> None:
     """List the architectures that work as backbones, and those that do not, without a download."""
-    from taillift.models.lift.catalogue import describe, details, names_like, table
-    from taillift.training.console import track
+    from taillift.models.architectures import details, published, table
 
-    names = names_like(name)
-    entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
+    entries = published(name)
+    if entries is None:
+        from taillift.models.lift.catalogue import describe, names_like
+        from taillift.training.console import track
+
+        names = names_like(name)
+        entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return

@@ -104,13 +104,15 @@ def export(
     replace: bool = False,
     calibrated: bool = True,
     variants: Sequence[Precision] = (),
+    photos_shown: bool = True,
 ) -> Exported:
     """Make a bundle at `target`; leave nothing there on any failure.
 
     `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
-    temperatures, prediction sets or review thresholds. Raises `UserError` if the checkpoint was
-    trained on other photos than `dataset`, if a variant cannot be made, or if the merged model or
-    ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
+    temperatures, prediction sets or review thresholds. The report shows held-out photos if
+    `photos_shown`. Raises `UserError` if the checkpoint was trained on other photos than `dataset`,
+    if a variant cannot be made, or if the merged model or ONNX Runtime changes a logit by more than
+    `TOLERANCE` on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
     classes = tuple(map(canonical, metadata.classes))
@@ -165,7 +167,9 @@ def export(
             for precision, variant in measured.items()
         }
         draft = make_manifest(metadata, groups, priors, finished)
-        comparisons = write_measurements(bundle.path, draft, metadata, dataset, finished)
+        comparisons = write_measurements(
+            bundle.path, draft, metadata, dataset, finished, photos_shown
+        )
         manifest = bundle.finish(lambda files: draft.model_copy(update={"files": files}))
     return Exported(manifest, proof, unmerged(merged), comparisons)
 
@@ -286,17 +290,19 @@ def write_measurements(
     metadata: CheckpointMetadata,
     dataset: Dataset,
     variants: Mapping[Precision, CalibratedVariant],
+    photos_shown: bool,
 ) -> dict[Precision, BundleComparison]:
     """Write the scores that prediction sets are made from, and the report.
 
-    The variants were measured on the held-out photos of `dataset`. Returns how they compare with
-    fp32. `draft` is the manifest as far as it is known.
+    The variants were measured on the held-out photos of `dataset`, of which the report shows some
+    if `photos_shown`. Returns how they compare with fp32. `draft` is the manifest as far as it is
+    known.
     """
     for precision, variant in variants.items():
         if variant.fitted:
             write_scores(folder, precision, variant.fitted.scores)
     comparisons = compared_with_fp32(folder, draft, variants)
-    photos = dataset.held_out[1].photos if dataset.held_out else ()
+    photos = dataset.held_out[1].photos if dataset.held_out and photos_shown else ()
     groups = [info.group for info in draft.classes]
     write_report(folder / REPORT, metadata, groups, variants, photos, comparisons)
     return comparisons

@@ -164,8 +164,13 @@ def copies_for(
     A class's `augmentation.crops` are spread over its photos: at least `FEWEST` of each photo, and
     at most `augmentation.copies` or one an epoch. So the photos of a rare class are seen in as many
     crops as there is time for; the many photos of a frequent class vary by themselves.
+
+    If crops grow from epoch to epoch, every photo has one an epoch, up to `augmentation.copies`:
+    with fewer, the growth would be a step.
     """
     most, crops = min(augmentation.copies, epochs), augmentation.crops
+    if augmentation.grows:
+        return [most] * len(labels)
     by_class = [min(most, max(FEWEST, -(-crops // max(1, count)))) for count in counts]
     return [by_class[label] for label in labels]
 

@@ -87,6 +87,11 @@ class Augmentation(Part):
     crops: int = Field(300, ge=1, description="augmented crops a class, with a frozen stem")
     copies: int = Field(10, ge=1, description="largest number of these crops from one photo")
 
+    @property
+    def grows(self) -> bool:
+        """Whether crops are larger in each epoch than in the one before."""
+        return self.name == "minimalist" and self.schedule not in ("min", "max")
+
 
 class Recipe(Part):
     """The settings of one training run.

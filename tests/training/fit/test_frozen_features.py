@@ -25,6 +25,7 @@ from taillift.training.fit.inputs import (
     copy_epochs,
     evaluation_photos,
     first_copies,
+    smallest_area,
     training_photos,
 )
 from taillift.training.recipe.recipe import Augmentation, Recipe
@@ -174,3 +175,24 @@ def test_few_rows_share_the_compiled_embedding(monkeypatch: pytest.MonkeyPatch) 
     for stage in (len(model.tower), 1, 3):
         frozen.forward(model, stage, pixels, FEW_ROWS - 1)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("schedule", ["convex", "linear", "concave"])
+@pytest.mark.parametrize("epochs", [2, 4, 5, 10, 15])
+def test_crops_that_grow_have_every_size_of_their_schedule(schedule: str, epochs: int) -> None:
+    """LIFT+ over four epochs takes at least 0.08, 0.133, 0.314 and 1 of the area."""
+    augmentation = Augmentation.model_validate({"name": "minimalist", "schedule": schedule})
+    kept = copies_for([0, 0, 2], [300, 40, 5], augmentation, epochs)
+    assert kept == [min(epochs, augmentation.copies)] * 3
+    progress = [epoch / (epochs - 1) for epoch in copy_epochs(kept[0], epochs)]
+    areas = [smallest_area(schedule, done) for done in progress]
+    assert areas == sorted(set(areas))
+    assert (areas[0], areas[-1]) == (0.08, 1)
+    if (schedule, epochs) == ("convex", 4):
+        assert areas == pytest.approx([0.08, 0.133, 0.314, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["min", "max"])
+def test_crops_of_one_size_are_as_many_as_others(schedule: str) -> None:
+    augmentation = Augmentation.model_validate({"name": "minimalist", "schedule": schedule})
+    assert copies_for([0, 2], [300, 40, 5], augmentation, epochs=20) == [2, 10]
