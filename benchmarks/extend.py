@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.photos import SAMPLE
 from benchmarks.tables import RESULTS, markdown, write_result
@@ -61,21 +62,20 @@ class Task:
         assert dataset.test is not None
         preprocessing = preprocessing_for(backbone.image)
 
-        def features(photos: Dataset) -> tuple[Floats, Labels]:
+        def features(photos: Dataset) -> tuple[Tensor, Tensor]:
             trainer = Trainer(photos, backbone)
-            rows, labels = trainer.centre_features(preprocessing, range(len(photos.train)))
-            return unit(rows.numpy()), labels.numpy()
+            return trainer.centre_features(preprocessing, range(len(photos.train)))
 
         trained, tested = features(dataset), features(replace(dataset, train=dataset.test))
-        trainer = Trainer(dataset, backbone)
-        everything = range(len(dataset.train))
-        rows = initial_weight(
-            backbone,
-            load_recipe("head"),
-            dataset.names,
-            lambda: trainer.centre_features(preprocessing, everything),
+        rows = initial_weight(backbone, load_recipe("head"), dataset.names, lambda: trained)
+        return cls(
+            unit(trained[0].numpy()),
+            trained[1].numpy(),
+            unit(tested[0].numpy()),
+            tested[1].numpy(),
+            unit(rows.numpy()),
+            dataset.counts,
         )
-        return cls(*trained, *tested, unit(rows.numpy()), dataset.counts)
 
     def accuracies(self, rows: Floats) -> Doubles:
         """Return the accuracy of each class [C] in per cent, with a head of these rows."""

@@ -236,8 +236,8 @@ class OldBundle:
         had = self.manifest.variants[Precision.FP32]
         if had.calibration or had.exit or had.sets or had.review or had.evaluation:
             left_out.append(
-                "calibration and report: they were of the old classes; `taillift calibrate "
-                f"{target} PHOTOS --out BUNDLE` makes them, with val/ photos of all classes"
+                "calibration and report: they were of the old classes; `taillift calibrate` makes "
+                "new ones, with val/ photos of all classes"
             )
         with new_bundle(target, replace) as new:
             self._write_graph(new.path / MODEL, weight)

@@ -33,12 +33,12 @@ class FeatureStatistics:
         The covariance S is shrunk toward its mean variance m: (1 - b²/d²) S + (b²/d²) m I, with
         the share that Ledoit and Wolf (2004, section 3.2) derive from the spread of the residuals.
         A residual of a class with n photos is lengthened by sqrt(n / (n - 1)), because the mean
-        that it is measured from is the photos' own.
+        that it is measured from is the photos' own, and counts as (n - 1) / n of a photo.
         """
         width = features.shape[1]
         counts = np.bincount(labels, minlength=classes)
         means = np.zeros((classes, width), np.float32)
-        total, fourth, used = np.zeros((width, width)), 0.0, 0
+        total, fourth, used, free = np.zeros((width, width)), 0.0, 0, 0
         order = np.argsort(labels, kind="stable")
         for index, rows in enumerate(np.split(order, np.cumsum(counts)[:-1])):
             if not len(rows):
@@ -50,12 +50,13 @@ class FeatureStatistics:
                 total += residuals.T @ residuals
                 fourth += float(np.square(np.square(residuals).sum(1)).sum())
                 used += len(rows)
+                free += len(rows) - 1
         if used:
             covariance = total / used
             variance = float(np.trace(covariance)) / width
             target = variance * np.eye(width)
             apart = float(np.square(covariance - target).sum())
-            error = (fourth / used - float(np.square(covariance).sum())) / used
+            error = (fourth / used - float(np.square(covariance).sum())) / free
             share = min(max(error, 0.0) / apart, 1.0) if apart > 0 else 0.0
             total = (1 - share) * covariance + share * target
         return cls(means, total.astype(np.float32), counts)
@@ -96,11 +97,13 @@ class FeatureStatistics:
         )
 
     @classmethod
-    def read(cls, folder: Path, classes: int) -> "FeatureStatistics":
-        """Read what `save` wrote; raises `UserError` if it is something else."""
+    def read(cls, folder: Path, classes: int, width: int) -> "FeatureStatistics":
+        """Read what `save` wrote of C `classes` with features of D = `width` numbers.
+
+        Raises `UserError` if it is something else.
+        """
         path = folder / STATISTICS
         means, covariance, counts = read_arrays(path, ["means", "covariance", "counts"])
-        width = means.shape[-1] if means.ndim else 0
         if not (
             (means.dtype, means.shape) == (np.dtype(np.float32), (classes, width))
             and (covariance.dtype, covariance.shape) == (np.dtype(np.float32), (width, width))
@@ -110,7 +113,7 @@ class FeatureStatistics:
             and (counts >= 0).all()
         ):
             raise UserError(
-                f"{path} does not hold means float32 [{classes}, D], their covariance [D, D] and "
+                f"{path} does not hold means float32 [{classes}, {width}], their covariance and "
                 f"counts int64 [{classes}], all finite: export the bundle again"
             )
         return cls(means, covariance, counts)
