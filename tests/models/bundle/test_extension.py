@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from taillift.models.errors import UserError
 from tests.support.cosine import COLOURS, WIDTH, write_colours, write_cosine_bundle
 from tests.support.palette import make_first_schema
 from tests.support.serving import running
+from tests.support.wardrobe import DEMO
 
 OLD = {"red": 30, "green": 22, "blue": 6}
 
@@ -231,3 +233,17 @@ def test_a_bundle_of_the_first_schema_forgets_and_becomes_one_of_the_second(
     manifest = forget(first, ["blue"], tmp_path / "out").manifest
     assert (manifest.schema_version, manifest.labels) == (2, ["red", "green"])
     assert list(COLOURS)[:2] == manifest.labels
+
+
+def test_the_demo_bundle_forgets_a_class_and_says_that_it_cannot_learn_one(tmp_path: Path) -> None:
+    with tarfile.open(DEMO) as archive:
+        archive.extractall(tmp_path / "demo", filter="data")
+    manifest = forget(tmp_path / "demo", ["hat", "polo shirt"], tmp_path / "out").manifest
+    assert len(manifest.labels) == 15
+    # The remaining logits of the golden views are those of the old bundle.
+    old, new = read_golden(tmp_path / "demo")[1], read_golden(tmp_path / "out")[1]
+    labels = read_manifest(tmp_path / "demo").labels
+    assert np.allclose(new, old[:, [labels.index(label) for label in manifest.labels]], atol=1e-4)
+    photos = write_colours(tmp_path / "new", {"orange": 1})
+    with pytest.raises(UserError, match="has no statistics"):
+        extend(tmp_path / "demo", photos, tmp_path / "more")
