@@ -12,6 +12,7 @@ import torch
 
 from taillift.models.bundle.arrays import Doubles, Floats, Pixels
 from taillift.models.bundle.ensemble import run_stages
+from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
@@ -20,6 +21,7 @@ from taillift.models.bundle.folder import (
     write_golden,
     write_scores,
 )
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
@@ -48,15 +50,15 @@ from taillift.models.release.bundle_comparison import (
 from taillift.models.release.labelled_photos import LabelledPhotos
 from taillift.training.calibration.cross_fit import FOLDS, MAX_PER_CLASS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
-from taillift.training.console import duration, note
+from taillift.training.console import duration, note, track
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.int8 import FewShotPhotos
-from taillift.training.export.onnx_graph import in_batches, logits_of
+from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.estimate import evaluation_seconds
-from taillift.training.fit.inputs import evaluation_photos
+from taillift.training.fit.inputs import Photos, evaluation_photos, first_copies
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.bundle import write_report
@@ -126,6 +128,8 @@ def export(
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:
         photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
+    # The statistics of the features take one view of each training photo.
+    photos += len(dataset.train) // VIEWS
     seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
     if calibrated and dataset.val is None:
         # Each fold trains on four fifths of the photos again, and measures the others.
@@ -162,6 +166,7 @@ def export(
             if calibrated
             else calibrator.evaluate(sessions)
         )
+        measure_features(sessions[Precision.FP32], dataset, metadata).save(bundle.path)
         finished = {
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
@@ -249,6 +254,22 @@ def centre_views(split: Split, metadata: CheckpointMetadata, most: int = PROOF_P
     ((rows, _),) = photos.batches([(photo, 0) for photo in spread], len(spread))
     pixels: Pixels = rows.numpy()[:: photos.rows]
     return pixels
+
+
+def measure_features(
+    session: Session, dataset: Dataset, metadata: CheckpointMetadata
+) -> FeatureStatistics:
+    """Return the statistics of the features of all training photos, for `taillift extend`."""
+    views = evaluation_photos(dataset.train, metadata.preprocessing)
+    centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+    batches = centres.batches(first_copies(len(dataset.train)), BATCH)
+    number = -(-len(dataset.train) // BATCH)
+    features = [
+        session.run(rows.numpy()).features
+        for rows, _ in track(batches, "Measuring the features of the training photos", number)
+    ]
+    labels = np.asarray(dataset.train.labels, np.int64)
+    return FeatureStatistics.of(np.concatenate(features), labels, len(dataset.classes))
 
 
 @torch.no_grad()

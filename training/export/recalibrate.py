@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.feature_statistics import STATISTICS
 from taillift.models.bundle.folder import DELTA, GOLDEN, new_bundle, read_manifest, verify_files
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import log_shares
@@ -48,7 +49,8 @@ def recalibrate(
     log_prior = log_shares([info.prior for info in old.classes])
     calibrator = VariantCalibrator(dataset, old.preprocessing, groups, log_prior)
     with new_bundle(target, replace) as new:
-        for name in (*(FILES[precision] for precision in old.variants), DELTA, GOLDEN):
+        kept = [*(FILES[precision] for precision in old.variants), DELTA, GOLDEN]
+        for name in [*kept, *([STATISTICS] if STATISTICS in old.files else [])]:
             shutil.copyfile(bundle / name, new.path / name)
         sessions = {
             precision: Classifier.open(bundle, precision=precision).session

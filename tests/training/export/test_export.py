@@ -152,7 +152,7 @@ def test_the_manifest_describes_what_was_made(
     assert (variant.exit.data, variant.exit.source) == ("colours val", "validation")
     assert variant.notes == ()
     verify_files(target, manifest)
-    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz"}
+    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz", "statistics.npz"}
     report = {
         "metrics.json",
         "confusion.csv",
