@@ -8,6 +8,7 @@ Only renames change what a reader sees, so a process that is killed leaves nothi
 """
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -33,6 +34,8 @@ from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.schema import Precision, SchemaModel
 from taillift.models.errors import UserError
 from taillift.models.names import canonical
+
+logger = logging.getLogger(__name__)
 
 VERSIONS: Final = "versions"
 ROLES: Final = "roles.json"
@@ -204,6 +207,8 @@ class VersionStore:
             lines = (self.folder / LOG).read_text("utf-8").splitlines()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"{self.folder / LOG} cannot be read: {error.strerror}") from error
         changes = []
         for line in lines:
             try:
@@ -431,16 +436,25 @@ class VersionStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _append(self, change: Change) -> None:
+        """Write a line to the log; if that is impossible, the next change does it."""
         line = change.model_dump_json(exclude_none=True).encode() + b"\n"
-        with (self.folder / LOG).open("ab+") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size:
-                file.seek(size - 1)
-                if file.read(1) != b"\n":  # A crash cut the last line off.
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with (self.folder / LOG).open("ab+") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size:
+                    file.seek(size - 1)
+                    if file.read(1) != b"\n":  # A crash cut the last line off.
+                        line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            logger.warning(
+                "%s lacks a line about version %d (%s): the next change writes it",
+                self.folder / LOG,
+                change.version,
+                error.strerror,
+            )
 
     def _take_in(self, folder: Path, added: Added) -> int:
         """Rename a checked folder to the next number and return it."""

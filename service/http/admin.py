@@ -29,6 +29,7 @@ from taillift.service.problems import (
     StaleRolesError,
 )
 
+REFUSALS: Final = problems(400, 401, 404, 409, 412, 503, 507)
 # Flips and few-shot classes in a report.
 SHOWN: Final = 20
 
@@ -190,7 +191,7 @@ async def one_version(number: int, response: Response, follower: Follower) -> Ve
     return await asyncio.to_thread(report, follower, roles, number)
 
 
-@router.put("/roles/champion", status_code=202, responses=problems(400, 401, 404, 409, 412, 507))
+@router.put("/roles/champion", status_code=202, responses=REFUSALS)
 async def champion(
     body: ChampionRequest, request: Request, response: Response, follower: Follower, etag: IfMatch
 ) -> VersionReport:
@@ -209,7 +210,7 @@ async def champion(
     return await accepted(body.version, response, follower)
 
 
-@router.post("/rollback", status_code=202, responses=problems(400, 401, 409, 412, 507))
+@router.post("/rollback", status_code=202, responses=REFUSALS)
 async def rollback(
     body: RoleRequest, request: Request, response: Response, follower: Follower, etag: IfMatch
 ) -> VersionReport:
@@ -221,7 +222,7 @@ async def rollback(
     return await accepted(number, response, follower)
 
 
-@router.put("/roles/challenger", status_code=202, responses=problems(400, 401, 404, 409, 412, 507))
+@router.put("/roles/challenger", status_code=202, responses=REFUSALS)
 async def challenge(
     body: ChallengerRequest,
     request: Request,
@@ -245,7 +246,7 @@ async def challenge(
     return await accepted(body.version, response, follower)
 
 
-@router.delete("/roles/challenger", status_code=202, responses=problems(401, 409, 412))
+@router.delete("/roles/challenger", status_code=202, responses=problems(401, 409, 412, 503))
 async def unchallenge(request: Request, follower: Follower, etag: IfMatch) -> Roles:
     """End the comparison."""
     try:

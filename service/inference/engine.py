@@ -194,6 +194,8 @@ class Engine:
     def crown(self, version: ServedVersion) -> None:
         """Give every new request to `version`; the champion so far answers those that it has."""
         old, self.champion = self.champion, version
+        if version is old:
+            return
         if version is self.challenger:
             self.challenger = None
         self._show(version)

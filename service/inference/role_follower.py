@@ -15,7 +15,9 @@ from taillift.models.bundle.version_store import Challenger, Roles, StaleError, 
 from taillift.models.errors import UserError
 from taillift.service.inference.challenge import Challenge, ShadowCounters, agreement_series
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.resident_bundle import STARTING
 from taillift.service.inference.served_version import ServedVersion
+from taillift.service.problems import NotReadyError
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class RoleFollower:
         self.pending: int | None = None
         self._engine = engine
         self._applied: int | None = None
+        # What was refused at the start is not tried again at once.
+        self._retrying = False
         self._changing = asyncio.Lock()
         self._look = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,7 +76,7 @@ class RoleFollower:
 
     def look_again(self) -> None:
         """Follow the roles at once, and try again what was refused; for any thread."""
-        self._applied = None
+        self._applied, self._retrying = None, True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._look.set)
 
@@ -164,6 +168,8 @@ class RoleFollower:
         return "refused" if number in engine.refusals else "stored"
 
     async def _roles(self, etag: int | None) -> Roles:
+        if self._engine.champion.scheduler is None:
+            raise NotReadyError(STARTING)
         roles = await asyncio.to_thread(self.store.roles)
         if self.pending is not None:
             raise StaleError(f"version {self.pending} is about to become champion: try again later")
@@ -207,6 +213,9 @@ class RoleFollower:
             self._engine.refusals[number] = str(error)
             with suppress(UserError):
                 await asyncio.to_thread(self.store.note_refusal, number, str(error), who)
+        except Exception:
+            self._outcomes.labels("refused").inc()
+            logger.exception("version %d did not become champion", number)
         finally:
             self.pending = None
 
@@ -222,8 +231,8 @@ class RoleFollower:
         """Serve what the roles say; what is refused is tried again when they change."""
         if roles.etag == self._applied:
             return
-        first, self._applied = self._applied is None, roles.etag
-        number = roles.champion
+        number, first = roles.champion, self._applied is None and not self._retrying
+        self._applied, self._retrying = roles.etag, False
         tried = first and number in self._engine.refusals
         if number is not None and number != self._engine.champion.number and not tried:
             try:

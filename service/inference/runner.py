@@ -57,13 +57,16 @@ class DeviceTurns:
     def when_idle(self) -> Iterator[None]:
         """Hold the device during the block, from a moment without requests on.
 
-        If none comes within `PATIENCE` seconds, requests wait for this one pass.
+        If none comes within `PATIENCE` seconds, requests wait for this one pass. Afterwards the
+        device is left alone for as long.
         """
         end = monotonic() + PATIENCE
         while not self._idle() and monotonic() < end:
             sleep(PAUSE)
         with self._lock:
+            start = monotonic()
             yield
+        sleep(min(PATIENCE, monotonic() - start))
 
 
 class Runner:

@@ -255,6 +255,26 @@ def test_a_log_whose_last_line_was_cut_off_goes_on(store: VersionStore, tmp_path
     ]
 
 
+def test_a_line_that_cannot_be_written_is_written_by_the_next_change(
+    small_disk: Path, tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = VersionStore.at(tmp_path / "store")
+    one, two = store.add(bundle), store.add(write_bundle(tmp_path / "second", name="second"))
+    log = small_disk / "log.jsonl"
+    shutil.copyfile(store.folder / "log.jsonl", log)
+    (store.folder / "log.jsonl").unlink()
+    (store.folder / "log.jsonl").symlink_to(log)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(2**17))
+    log.write_bytes(log.read_bytes() + b" " * (-len(log.read_bytes()) % 4096))
+    assert store.promote(one).champion == one
+    assert "the next change writes it" in caplog.text
+    filler.unlink()
+    store.promote(two)
+    assert [line.version for line in store.log() if line.action == "promote"] == [one, two]
+
+
 # Changes the store in a child process again and again, and kills it after the delays.
 KILLED = """
 import os, signal, sys, time

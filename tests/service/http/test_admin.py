@@ -193,3 +193,24 @@ def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_numbers(
         resource.prlimit(server.pid, resource.RLIMIT_AS, (hard, hard))
         assert put(client, large).status_code == 202
         until(lambda: champion(client) == "4")
+
+
+def test_a_rollback_to_the_version_that_is_served_already_keeps_it(
+    store: VersionStore, keys: Path
+) -> None:
+    store.promote(2)
+    (store.path(2) / "golden.npz").unlink()
+    engine = Engine(read_settings(store=store.folder, port=0, admin_keys_file=keys))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        client.headers.update(ADMIN)
+        assert champion(client) == "1"
+        listed = client.get("/admin/versions").json()
+        assert (listed["served"], listed["champion"]) == (1, 2)
+        assert listed["versions"][1]["state"] == "refused"
+        assert client.post("/admin/rollback", json={}).status_code == 202
+        until(lambda: client.get("/admin/versions").json()["champion"] == 1)
+        until(lambda: sample(client, "taillift_role_changes_total", outcome="done") == 1)
+        assert not engine.draining
+        answer = client.post("/classify", content=photo((255, 0, 0)))
+        assert top_labels(answer) == ["red"]

@@ -259,6 +259,20 @@ def test_a_process_follows_a_signal_and_serves_the_champion_after_being_killed(
         assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["green"]
 
 
+def test_a_champion_that_was_refused_at_the_start_is_tried_again_at_a_signal(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    golden = store.path(2) / "golden.npz"
+    content = golden.read_bytes()
+    store.promote(2)
+    golden.unlink()
+    with process(tmp_path / "unused", "--store", str(store.folder)) as (server, client):
+        assert served(client) == "1"
+        golden.write_bytes(content)
+        server.send_signal(signal.SIGHUP)
+        until(lambda: served(client) == "2")
+
+
 def test_a_store_without_a_champion_or_with_damaged_roles_is_one_line(
     tmp_path: Path, bundle: Path
 ) -> None:
