@@ -33,11 +33,19 @@ class Served:
     pid: int
 
     @property
+    def memory(self) -> float:
+        """MiB that are resident now."""
+        return self._status("VmRSS") / 2**10
+
+    @property
     def peak_memory(self) -> float:
         """MiB that were resident at once since `forget_peak`."""
+        return self._status("VmHWM") / 2**10
+
+    def _status(self, name: str) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()
-        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
+        (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
+        return int(line.split()[1])
 
     @property
     def processor_seconds(self) -> float:

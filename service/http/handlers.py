@@ -47,6 +47,7 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
             metrics.count_missed_deadline(error.stage)
         if not isinstance(error, PerImageError):  # These are counted for each image.
             metrics.count_rejection(error.reason)
+        let_go(error)
         return respond(error.document(), error.status, error.headers)
 
     async def on_validation_error(request: Request, error: RequestValidationError) -> Response:
@@ -60,8 +61,9 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
         )
         return respond(document, error.status_code, error.headers)
 
-    async def on_disconnect(_: Request, _error: ClientDisconnect) -> Response:
+    async def on_disconnect(_: Request, error: ClientDisconnect) -> Response:
         metrics.count_rejection(DISCONNECTED)
+        let_go(error)
         return Response(status_code=CLIENT_GONE)
 
     async def on_memory_error(request: Request, _error: MemoryError) -> Response:
@@ -77,6 +79,14 @@ def add_handlers(app: FastAPI, metrics: Metrics) -> None:
     app.exception_handler(ClientDisconnect)(on_disconnect)
     app.exception_handler(MemoryError)(on_memory_error)
     app.exception_handler(Exception)(on_exception)
+
+
+def let_go(error: Exception) -> None:
+    """Take from an error of a client what it was raised by, which has the request's images.
+
+    The tasks that have failed with it are in there, too: all would wait for the garbage collector.
+    """
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 def parameter_detail(error: Mapping[str, Any]) -> str:

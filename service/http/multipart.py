@@ -1,11 +1,15 @@
-"""The files of a multipart form (RFC 7578), found without looking at each byte in Python.
+"""The parts of a multipart form (RFC 7578), taken from its bytes as they come.
 
-The form is read as UTF-8, whatever the charset parameter says (RFC 7578, section 5.1.2). Text
-fields are never decoded.
+No byte is looked at in Python, and other requests have their turn after each piece: a large form
+holds up none of them. The form is read as UTF-8, whatever the charset parameter says (RFC 7578,
+section 5.1.2). Text fields are never decoded.
 """
 
-from collections.abc import Iterator
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final
 
 from python_multipart.multipart import parse_options_header
@@ -16,7 +20,8 @@ from taillift.service.problems import MalformedError
 MAX_PART_HEADERS: Final = 8_192
 MAX_BOUNDARY: Final = 70
 # Bytes that are searched for a delimiter without a pause.
-PIECE: Final = 2**18
+PIECE: Final = 2**16
+HEAD_END: Final = b"\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -43,53 +48,87 @@ def form_boundary(content_type: str) -> bytes:
     return boundary
 
 
-def form_parts(body: bytes, boundary: bytes) -> Iterator[FormPart]:
-    """Yield the parts of a form, in order; raises `MalformedError` if it is not one.
-
-    A delimiter is searched for together with its end, so that a file of almost-boundaries takes no
-    longer than another.
-    """
+async def form_parts(body: AsyncIterator[bytes], boundary: bytes) -> AsyncGenerator[FormPart, None]:
+    """Yield the parts of a form, in order; raises `MalformedError` if it is not one."""
     first = b"--" + boundary
-    following, last = b"\r\n" + first + b"\r\n", b"\r\n" + first + b"--"
-    if body.startswith(first + b"--"):
-        return
-    if body.startswith(first + b"\r\n"):
-        start = len(first) + 2
-    elif (preamble := _find(body, following, 0, len(body))) >= 0:
-        start = preamble + len(following)
-    else:
+    form = DelimitedReader(body, b"\r\n" + first)
+    if (is_last := await form.copy_part(lambda _: None)) is None:
         raise MalformedError("the form cannot be read: it does not begin with its boundary")
-    closing = _find(body, last, start - 2, len(body))
-    if closing < 0:
-        raise MalformedError("the form cannot be read: it ends before its closing boundary")
-    while True:
-        # A following delimiter that stands behind the closing one belongs to the epilogue.
-        end = _find(body, following, start - 2, min(closing + len(following), len(body)))
-        end = closing if end < 0 or end > closing else end
-        yield _part(body, start, end)
-        if end == closing:
-            return
-        start = end + len(following)
+    while not is_last:
+        head = await form.take_head()
+        if head is None or b"\r\n" + first in b"\r\n" + head:
+            raise MalformedError(
+                f"the form cannot be read: a part has no headers within {MAX_PART_HEADERS:,} bytes"
+            )
+        data = BytesIO()
+        is_last = await form.copy_part(data.write)
+        if is_last is None:
+            raise MalformedError("the form cannot be read: it ends before its closing boundary")
+        yield _part(head, data.getvalue())
+    async for _ in body:
+        pass  # The epilogue.
 
 
-def _find(body: bytes, delimiter: bytes, start: int, end: int) -> int:
-    """Return the place of a delimiter, or -1; other threads may run between two pieces."""
-    for place in range(start, end, PIECE):
-        found = body.find(delimiter, place, min(place + PIECE + len(delimiter) - 1, end))
-        if found >= 0:
-            return found
-    return -1
+class DelimitedReader:
+    """Takes a form apart at its delimiters; holds no more of it than came last."""
+
+    def __init__(self, body: AsyncIterator[bytes], delimiter: bytes) -> None:
+        """`delimiter` is a line end, two hyphens and the boundary."""
+        self._body = body
+        # With its end, so that a file of almost-boundaries takes no longer than another.
+        self._delimiter = re.compile(re.escape(delimiter) + rb"(?:\r\n|--)")
+        self._delimiter_bytes = len(delimiter) + 2
+        # The first delimiter may be the form's first line, and has a line end for us as well.
+        self._rest = b"\r\n"
+        self._coming = b""
+
+    async def copy_part(self, write: Callable[[bytes], object]) -> bool | None:
+        """Write what comes before the next delimiter; return whether that closes the form.
+
+        None: the form ends without a delimiter. The line end that comes first is not written: it is
+        that of the headers, and of an empty part's delimiter as well.
+        """
+        line_end = 2
+        while (found := self._delimiter.search(self._rest)) is None:
+            # The last bytes may be the beginning of a delimiter.
+            done = max(0, len(self._rest) - self._delimiter_bytes + 1)
+            write(self._rest[line_end:done])
+            line_end = max(0, line_end - done)
+            self._rest = self._rest[done:]
+            if not await self._read():
+                return None
+        write(self._rest[line_end : found.start()])
+        self._rest = self._rest[found.end() :]
+        return found[0].endswith(b"--")
+
+    async def take_head(self) -> bytes | None:
+        """Take the headers of a part, without their last line end.
+
+        None: they have no end within `MAX_PART_HEADERS`.
+        """
+        while (end := self._rest.find(HEAD_END, 0, MAX_PART_HEADERS)) < 0:
+            if len(self._rest) >= MAX_PART_HEADERS or not await self._read():
+                return None
+        head, self._rest = self._rest[:end], self._rest[end + 2 :]
+        return head
+
+    async def _read(self) -> bool:
+        """Add one piece of what comes to the rest; return False at the end of the body."""
+        await asyncio.sleep(0)  # Other requests have their turn.
+        while not self._coming:
+            more = await anext(self._body, None)
+            if more is None:
+                return False
+            self._coming = more
+        self._rest += self._coming[:PIECE]
+        self._coming = self._coming[PIECE:]
+        return True
 
 
-def _part(body: bytes, start: int, end: int) -> FormPart:
-    head = body.find(b"\r\n\r\n", start, min(end + 2, start + MAX_PART_HEADERS))
-    if head < 0:
-        raise MalformedError(
-            f"the form cannot be read: a part has no headers within {MAX_PART_HEADERS:,} bytes"
-        )
+def _part(head: bytes, data: bytes) -> FormPart:
     disposition: dict[bytes, bytes] = {}
     is_file = False
-    for line in body[start:head].split(b"\r\n"):
+    for line in head.split(b"\r\n"):
         field, colon, value = line.partition(b":")
         if not colon or not field.strip():
             raise MalformedError("the form cannot be read: a part's header has no name or no colon")
@@ -104,7 +143,7 @@ def _part(body: bytes, start: int, end: int) -> FormPart:
     return FormPart(
         name=_text(disposition[b"name"]),
         filename=None if filename is None else _text(filename),
-        data=body[head + 4 : end],
+        data=data,
     )
 
 

@@ -1,10 +1,11 @@
 """A request's body: images in the form field `images`, or one image; or a client that goes away."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from typing import Final, TypeVar
 
 from fastapi import Request
@@ -22,8 +23,6 @@ from taillift.service.problems import (
 from taillift.service.tail.dependence import image_digest
 
 FIELD: Final = "images"
-# A larger form is read outside the event loop.
-SMALL_FORM: Final = 2**20
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,21 @@ async def read_uploads(
 
     Raises `BodyTooLargeError`, `BodyTimeoutError` after `seconds`, and `MalformedError`.
     """
+    content_type, image = request.headers.get("content-type", ""), BytesIO()
     try:
         async with (
             asyncio.timeout(seconds),
             aclosing(limited_stream(request, max_body_bytes)) as body,
         ):
-            data = b"".join([chunk async for chunk in body])
+            if content_type.lower().startswith("multipart/"):
+                return await form_images(body, form_boundary(content_type), max_images)
+            async for chunk in body:
+                image.write(chunk)
     except TimeoutError:
         raise BodyTimeoutError(
             f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
         ) from None
-    content_type = request.headers.get("content-type", "")
-    if content_type.lower().startswith("multipart/"):
-        if len(data) <= SMALL_FORM:
-            return form_images(data, content_type, max_images)
-        return await asyncio.to_thread(form_images, data, content_type, max_images)
+    data = image.getvalue()
     if not data:
         raise MalformedError(
             "the request has no image: send it as the body, or one or more in the multipart "
@@ -96,19 +95,22 @@ async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, 
         yield chunk
 
 
-def form_images(body: bytes, content_type: str, max_images: int) -> list[Upload]:
+async def form_images(body: AsyncIterator[bytes], boundary: bytes, max_images: int) -> list[Upload]:
     """Return the images of a form; raises `MalformedError` if it holds anything else."""
     uploads: list[Upload] = []
-    for part in form_parts(body, form_boundary(content_type)):
-        if part.name != FIELD:
-            raise MalformedError(f"unknown form field `{part.name[:80]}`: images go into `{FIELD}`")
-        if part.filename is None:
-            raise MalformedError(
-                f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
-            )
-        if len(uploads) == max_images:
-            raise MalformedError(f"the form has more than the {max_images} images allowed")
-        uploads.append(Upload(part.filename or None, part.data))
+    async with aclosing(form_parts(body, boundary)) as parts:
+        async for part in parts:
+            if part.name != FIELD:
+                raise MalformedError(
+                    f"unknown form field `{part.name[:80]}`: images go into `{FIELD}`"
+                )
+            if part.filename is None:
+                raise MalformedError(
+                    f"the form field `{FIELD}` holds text, not a file (curl: -F {FIELD}=@FILE)"
+                )
+            if len(uploads) == max_images:
+                raise MalformedError(f"the form has more than the {max_images} images allowed")
+            uploads.append(Upload(part.filename or None, part.data))
     if not uploads:
         raise MalformedError(f"the form has no image: send one or more in the field `{FIELD}`")
     return uploads

@@ -50,17 +50,26 @@ class Admission:
         self._forecast = forecast
         self._reservations: set[Reservation] = set()
         self._total = Load()
+        self._worked = False
 
     @contextmanager
     def reserve(self, deadline: Deadline) -> Iterator["Reservation"]:
         """Yield one request's reservation, which is empty at first and released at the end."""
         reservation = Reservation(self, deadline)
         self._reservations.add(reservation)
+        self._worked = True
         try:
             yield reservation
         finally:
             reservation.release(reservation.load)
             self._reservations.discard(reservation)
+
+    def has_become_idle(self) -> bool:
+        """Return whether there are no requests, and were some since the last time it was so."""
+        idle = self._worked and not self._reservations
+        if idle:
+            self._worked = False
+        return idle
 
     def wait(self, images: int, apart: "Reservation | None" = None) -> float:
         """Return the seconds until a request of so many images has its turn.

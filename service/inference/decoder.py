@@ -93,6 +93,7 @@ class Decoder:
             decoded = await answer
         finally:
             self._waiting.discard(job)
+            del answer, job  # The traceback of an error has this frame, and the future that error.
         self.latency.update(cost, decoded.seconds)
         return decoded.views
 
@@ -116,11 +117,13 @@ class Decoder:
     ) -> None:
         self._running.discard(task)
         self._free += share
-        if not answer.done():
-            if (error := task.exception()) is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(task.result())
+        error = task.exception()  # Asked for even if nobody waits: asyncio would log it otherwise.
+        if answer.done():
+            pass
+        elif error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(task.result())
         self._start_jobs()
 
     def _decode(self, job: DecodeJob) -> Decoded:
@@ -134,10 +137,16 @@ class Decoder:
             return Decoded(cut, perf_counter() - start)
         finally:
             self._progress = perf_counter()
+            del job  # As in `views`: it has the future.
 
     @property
     def _busy(self) -> bool:
         return len(self._running) >= self.threads or len(self._waiting) > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no image waits, and no thread has one."""
+        return not self._running and not self._waiting
 
     def stalled(self, seconds: float) -> bool:
         """Return whether images wait or all threads are busy, and none ends for `seconds`."""

@@ -78,7 +78,13 @@ def classify_photos(
     ranks = range(2, min(top_k, len(classes)) + 1)
     same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(asked.prior)}
     types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
-    types |= {"thing": "string", "group": "string", "views": "int64", "decision": "string"}
+    types |= {
+        "thing": "string",
+        "group": "string",
+        "views": "int64",
+        "decision": "string",
+        "reason": "string",
+    }
     for rank in ranks:
         types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
     if target is not None:
@@ -99,6 +105,7 @@ def classify_photos(
         ranking = top(prediction.requested, top_k)
         row: Row = {"group": classes[ranking[0]].group, "views": prediction.views}
         row["decision"] = prediction.decision
+        row["reason"] = prediction.reason.text if prediction.reason else None
         for index, suffix in zip(ranking, ("", *(f"_{rank}" for rank in ranks)), strict=True):
             row[f"label{suffix}"] = classes[index].label
             row[f"confidence{suffix}"] = float(prediction.requested[index])

@@ -67,6 +67,11 @@ class Pipeline:
             lambda: self._admission.wait(1) + self._seconds(VIEWS, 0)
         )
 
+    def has_become_idle(self) -> bool:
+        """Return whether there is no work, and was some since the last time it was so."""
+        # Images of requests that were given up may still be in the decoder.
+        return self._decoder.is_idle and self._admission.has_become_idle()
+
     def _seconds(self, views: float, raw: float) -> float:
         """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
         return max(
@@ -105,17 +110,18 @@ class Pipeline:
         body = Load(size=sum(map(len, images)))
         reservation.resize(total(body, *loads))
         turns = asyncio.Semaphore(AHEAD * self._decoder.threads)
+        tasks = [
+            asyncio.create_task(self._answer(image, cost, ensemble, plan, reservation, load, turns))
+            for image, cost, load in zip(images, costs, loads, strict=True)
+        ]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(
-                        self._answer(image, cost, ensemble, plan, reservation, load, turns)
-                    )
-                    for image, cost, load in zip(images, costs, loads, strict=True)
-                ]
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+            # No TaskGroup: up to Python 3.12, the images of one that fails stay in memory until
+            # garbage is collected, because its error and a frame in the traceback have each other.
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def check(self, image: bytes) -> None:
         """Take an encoded image the way of a request's images; raise whatever goes wrong.

@@ -206,7 +206,7 @@ class TailMonitor:
             self.dependence.learn(labels[start : start + LONGEST])
         self.held = np.concatenate([self.held, labels])
         self._current = None
-        self._measure()
+        self.measure()
         if len(self.held) >= HELD + BATCH:
             settled = (len(self.held) - HELD) // BATCH * BATCH
             self._judge(self.settled, 0, settled)
@@ -216,8 +216,11 @@ class TailMonitor:
             if self._judged < 0:
                 self._ahead = None
 
-    def _measure(self) -> None:
-        """Take over the current design effects; under others, what was judged is judged anew."""
+    def measure(self) -> None:
+        """Take over the design effects after `dependence` has changed; `refresh` does it as well.
+
+        If they differ from those before, what was judged is judged anew.
+        """
         effects = (self.dependence.design_effect, self.dependence.class_effects)
         if effects[0] != self._effects[0] or not np.array_equal(effects[1], self._effects[1]):
             self._ahead = None
@@ -247,7 +250,6 @@ class TailMonitor:
     def _findings(self) -> Findings:
         """The tests with all predictions, the held ones judged by what is known now."""
         if self._current is None:
-            self._measure()
             if self._ahead is None:
                 self._ahead, self._judged = deepcopy(self.settled), 0
             whole = len(self.held) // BATCH * BATCH

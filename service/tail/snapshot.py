@@ -102,6 +102,7 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
         monitor.dependence.predictions = int(arrays[f"{DEPENDENCE}predictions"])
         monitor.dependence.sums = arrays[f"{DEPENDENCE}sums"].copy()
         monitor.dependence.class_sums = arrays[f"{DEPENDENCE}class sums"].copy()
+        monitor.measure()
 
 
 def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:

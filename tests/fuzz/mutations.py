@@ -9,8 +9,8 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from benchmarks.hostile import chunk
 from tests.fuzz.seeds import FORM, Message, form
+from tests.support.png import chunk
 
 Chunks = list[tuple[bytes, bytes]]
 

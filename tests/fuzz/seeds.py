@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.hostile import chunk, orientation, png, saved, webp
+from benchmarks.hostile import orientation, png, saved, webp
+from tests.support.png import chunk
 
 BOUNDARY: Final = b"b"
 FORM: Final = b"multipart/form-data; boundary=b"

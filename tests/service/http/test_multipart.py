@@ -1,10 +1,13 @@
 """Tests of how the parts of a form are found."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taillift.service.http.multipart import PIECE, FormPart, form_boundary, form_parts
+from taillift.service.http.multipart import FormPart, form_boundary, form_parts
 from taillift.service.problems import MalformedError
 
 NAMED = b'Content-Disposition: form-data; name="images"; filename="a.png"'
@@ -15,16 +18,31 @@ def form_of(*contents: bytes, head: bytes = NAMED, boundary: bytes = b"b") -> by
     return b"".join(parts) + b"--" + boundary + b"--\r\n"
 
 
-def parts_of(body: bytes) -> list[FormPart]:
-    return list(form_parts(body, b"b"))
+def parts_of(body: bytes, pieces: Sequence[int] = ()) -> list[FormPart]:
+    """Return the parts of a form that comes in pieces of these sizes, and then the rest."""
+
+    async def come() -> AsyncIterator[bytes]:
+        start = 0
+        for size in pieces:
+            yield body[start : start + size]
+            start += size
+        yield body[start:]
+
+    async def read() -> list[FormPart]:
+        return [part async for part in form_parts(come(), b"b")]
+
+    return asyncio.run(read())
 
 
-@given(st.lists(st.lists(st.sampled_from([b"\r\n--b", b"--", b"\r", b"\n", b"X", b" "]))))
-def test_every_file_comes_back_as_it_was_sent(pieces: list[list[bytes]]) -> None:
+@given(
+    st.lists(st.lists(st.sampled_from([b"\r\n--b", b"--", b"\r", b"\n", b"X", b" "]))),
+    st.lists(st.integers(0, 9)),
+)
+def test_every_file_comes_back_as_it_was_sent(pieces: list[list[bytes]], sizes: list[int]) -> None:
     files = [b"".join(file).replace(b"--b\r\n", b"").replace(b"--b--", b"") for file in pieces]
     files = [file for file in files if b"--b\r\n" not in file and b"--b--" not in file]
     files = [file for file in files if not file.endswith(b"--b")]
-    assert [part.data for part in parts_of(form_of(*files))] == files
+    assert [part.data for part in parts_of(form_of(*files), sizes)] == files
 
 
 def test_almost_boundaries_are_data() -> None:
@@ -70,9 +88,24 @@ def test_a_boundary_is_needed_and_not_long(kind: str) -> None:
     assert form_boundary('multipart/form-data; charset=x; boundary="a b"') == b"a b"
 
 
-@pytest.mark.parametrize("shift", range(-9, 3))
-def test_a_delimiter_across_two_pieces_of_the_search_is_found(shift: int) -> None:
-    head = b'--b\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
-    first = b"x" * (PIECE - len(head) + shift)
-    body = head + first + b"\r\n" + head + b"y" * 2 * PIECE + b"\r\n--b--"
-    assert [len(part.data) for part in form_parts(body, b"b")] == [len(first), 2 * PIECE]
+def test_a_form_may_come_in_any_two_pieces() -> None:
+    files = [b"\r\n--bX", b""]
+    body = b"A form.\r\n" + form_of(*files) + b"\r\n--b\r\nnot a part"
+    for first in range(len(body)):
+        assert [part.data for part in parts_of(body, [first])] == files
+
+
+def test_a_form_may_come_byte_by_byte() -> None:
+    body = form_of(b"\r\n--bX\r\n", b"y" * 200)
+    assert parts_of(body, [1] * len(body)) == parts_of(body)
+
+
+def test_an_empty_part_may_share_its_line_end_with_the_delimiter() -> None:
+    body = form_of(b"").replace(b"\r\n\r\n\r\n--b--", b"\r\n\r\n--b--")
+    assert [part.data for part in parts_of(body)] == [b""]
+
+
+def test_headers_end_before_the_next_delimiter() -> None:
+    body = b"--b\r\nX: y\r\n--b\r\n" + NAMED + b"\r\n\r\nx\r\n--b--"
+    with pytest.raises(MalformedError, match="no headers"):
+        parts_of(body)

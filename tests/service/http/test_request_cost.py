@@ -1,11 +1,14 @@
 """Tests of what a request may cost: the pixels and bytes of its images, before they are decoded."""
 
+import gc
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import FrameType
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -96,3 +99,35 @@ def test_a_lack_of_memory_is_not_the_images_fault(
             "urn:taillift:problem:out-of-memory",
         )
         assert top_labels(client.post("/classify", content=photo(RED))) == ["red"]
+
+
+@pytest.mark.parametrize("end", ["refused", "late", "gone"])
+def test_an_image_is_let_go_with_its_request_and_not_with_the_next_garbage(
+    bundle: Path, gate: Event, end: str
+) -> None:
+    with running(bundle) as client:
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            match end:
+                case "refused":
+                    assert client.post("/classify", content=photo(RED)[:40]).status_code == 422
+                case "late":
+                    limit = {"X-Request-Timeout": "0.1"}
+                    answer = client.post("/classify", content=photo(RED), headers=limit)
+                    assert answer.status_code == 408
+                case "gone":
+                    with pytest.raises(httpx.ReadTimeout):
+                        client.post("/classify", content=photo(RED), timeout=0.5)
+                    reason = {"reason": "disconnected"}
+                    until(lambda: sample(client, "taillift_rejections_total", **reason) == 1)
+            gate.set()
+            assert client.get("/healthz").status_code == 200
+            gc.collect()
+            names = [item.f_code.co_filename for item in gc.garbage if isinstance(item, FrameType)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert [name for name in names if "taillift" in name] == []

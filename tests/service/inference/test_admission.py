@@ -40,6 +40,14 @@ def test_views_and_bytes_are_given_back_however_the_block_ends() -> None:
         pass
 
 
+def test_it_becomes_idle_once_after_the_last_request() -> None:
+    admission = of()
+    assert not admission.has_become_idle()
+    with held(admission, images(1)):
+        assert not admission.has_become_idle()
+    assert [admission.has_become_idle() for _ in range(2)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("views", "size", "words"),
     [(6, 1, "5 views are in work and 6 more"), (1, 60, "50 bytes are in work and 60 more")],

@@ -1,6 +1,7 @@
 """Tests of how many pixels are decoded at once, in which order, and of decoding that hangs."""
 
 import asyncio
+import gc
 from threading import Event
 from time import perf_counter
 
@@ -75,6 +76,27 @@ def test_an_image_that_is_given_up_while_it_waits_leaves_nothing_behind(gate: Ev
         await decoder.close()
 
     asyncio.run(main())
+
+
+def test_an_image_that_fails_after_it_was_given_up_is_not_reported(gate: Event) -> None:
+    reports: list[dict[str, object]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+        decoder = decoder_of(threads=1)
+        broken = sent(decoder, PHOTO[:-30])
+        await settle()
+        broken.cancel()
+        await settle()
+        assert not decoder.is_idle
+        gate.set()
+        await decoder.close()
+        await settle()
+        assert decoder.is_idle
+
+    asyncio.run(main())
+    gc.collect()
+    assert reports == []
 
 
 def test_it_stalls_if_no_thread_finishes_its_image(gate: Event) -> None:

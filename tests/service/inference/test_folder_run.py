@@ -13,9 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.manifest import Variant
+from taillift.models.bundle.review import GroupReview, Review
+from taillift.models.bundle.schema import Precision
 from taillift.models.errors import UserError
 from taillift.service.serve_cli import app
-from tests.support.palette import CLASSES, POISON, photo
+from tests.support.palette import CLASSES, POISON, photo, write_bundle
 from tests.support.serving import form, running
 
 COMMAND = [sys.executable, "-c", "from taillift.service.serve_cli import app; app()"]
@@ -279,6 +282,21 @@ def test_parquet_without_its_package_is_one_line(
     error = taillift("classify", bundle, photos[0], "--out", tmp_path / "out.parquet").exception
     assert isinstance(error, UserError)
     assert "install taillift[parquet]" in str(error)
+
+
+def test_a_row_says_why_its_answer_is_accepted_or_goes_to_review(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", 6)
+    threshold = GroupReview(photos=9, threshold=0.0, certified=False, accepted=50, error=1)
+    review = Review(risk=5, level=95, data="others", groups={"many": threshold})
+    variants = {Precision.FP32: Variant(review=review)}
+    reviewing, out = write_bundle(tmp_path / "b", variants=variants), tmp_path / "out.csv"
+    assert taillift("classify", reviewing, tmp_path / "photos", "--out", out).exit_code == 0
+    reasons = {(row["decision"], row["group"]): row["reason"] for row in read(out)}
+    assert reasons.keys() == {("accept", "many"), ("review", "medium"), ("review", "few")}
+    assert (
+        reasons["accept", "many"] == "its confidence reaches the threshold of the group many, 0 %"
+    )
+    assert reasons["review", "few"].startswith("no threshold for the group few, because 0 held-out")
 
 
 def dark_photos(folder: Path) -> list[Path]:
