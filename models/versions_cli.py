@@ -58,7 +58,7 @@ def list_versions(store: Folder, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     from taillift.models.bundle.version_store import VersionStore
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
 
     opened = VersionStore(store)
     roles, rows = opened.roles(), []

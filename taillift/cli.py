@@ -24,7 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # The serving image is built without training.
-for module in ("taillift.training.train_cli", "taillift.service.serve_cli"):
+for module in (
+    "taillift.training.train_cli",
+    "taillift.models.release.release_cli",
+    "taillift.service.serve_cli",
+):
     if find_spec(module.rpartition(".")[0]):
         app.add_typer(import_module(module).app)
 app.add_typer(versions_cli.app, name="models", help="Keep versions of a bundle in a store.")

@@ -60,6 +60,7 @@ SLOW = frozenset(
         "training/comparison/test_compare",
         "training/data/readers/test_cifar",
         "training/export/test_export",
+        "training/export/test_extended",
         "training/export/test_fp16",
         "training/export/test_int8",
         "training/export/test_recalibrate",

@@ -19,7 +19,16 @@ from taillift.models.names import indices_of_names
 from taillift.service.http import admin, class_report
 from taillift.service.http.auth import Keys, require_admin_key, require_key
 from taillift.service.http.handlers import add_handlers, respond
-from taillift.service.http.openapi import IMAGES_BODY, INFERENCE_PROBLEMS, add_docs, problems
+from taillift.service.http.openapi import (
+    GROUPS_OF_ROUTES,
+    IMAGES,
+    IMAGES_BODY,
+    INFERENCE_PROBLEMS,
+    MODEL,
+    OPERATION,
+    add_docs,
+    problems,
+)
 from taillift.service.http.schemas import (
     Classification,
     ClassifiedImage,
@@ -166,7 +175,13 @@ async def _deadline(
 Until = Annotated[Deadline, Depends(_deadline)]
 
 
-@router.post("/classify", responses=INFERENCE_PROBLEMS, openapi_extra=IMAGES_BODY)
+@router.post(
+    "/classify",
+    tags=[IMAGES],
+    summary="Most probable classes, and whether to accept the answer",
+    responses=INFERENCE_PROBLEMS,
+    openapi_extra=IMAGES_BODY,
+)
 async def classify(
     request: Request,
     query: Annotated[ClassifyQuery, Query()],
@@ -254,6 +269,8 @@ async def classify(
 
 @router.post(
     "/confidence",
+    tags=[IMAGES],
+    summary="Confidence of every class and group",
     response_model=Confidence,
     responses=INFERENCE_PROBLEMS,
     openapi_extra=IMAGES_BODY,
@@ -378,7 +395,13 @@ def _results(
                 yield result(upload, prediction)
 
 
-@router.get("/classes", response_model=class_report.Classes, responses=problems(404))
+@router.get(
+    "/classes",
+    tags=[MODEL],
+    summary="All classes: how often predicted, how often expected",
+    response_model=class_report.Classes,
+    responses=problems(404),
+)
 async def classes(bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
@@ -387,13 +410,23 @@ async def classes(bundle: Served, writing: Writing) -> Response:
     return Response(text, media_type="application/json")
 
 
-@router.get("/classes/{label:text}", responses=problems(404))
+@router.get(
+    "/classes/{label:text}",
+    tags=[MODEL],
+    summary="One class in detail",
+    responses=problems(404),
+)
 async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
     return class_report.class_details(bundle.monitoring, label)
 
 
-@router.get("/model", responses=problems(404))
+@router.get(
+    "/model",
+    tags=[MODEL],
+    summary="The served bundle, its calibration and its accuracy",
+    responses=problems(404),
+)
 async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
     """Give the manifest in short, and what runs the model."""
     return model_summary(
@@ -405,13 +438,19 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
     )
 
 
-@open_router.get("/healthz")
+@open_router.get("/healthz", tags=[OPERATION], summary="Is the process alive?")
 async def healthz() -> Status:
     """Say that the process is alive."""
     return Status(status="alive")
 
 
-@open_router.get("/readyz", response_model=Status, responses=problems(503))
+@open_router.get(
+    "/readyz",
+    tags=[OPERATION],
+    summary="Can images be sent?",
+    response_model=Status,
+    responses=problems(503),
+)
 async def readyz(engine: Service) -> Status | Response:
     """Say whether images can be sent: the bundle is checked and warm, and work progresses."""
     if (obstacle := engine.obstacle) is None:
@@ -423,6 +462,8 @@ async def readyz(engine: Service) -> Status | Response:
 
 @open_router.get(
     "/metrics",
+    tags=[OPERATION],
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
@@ -467,6 +508,7 @@ def create_app(engine: Engine) -> FastAPI:
         redirect_slashes=False,
         # Relative, so that the description is right below a path of a proxy as well.
         servers=[{"url": "."}],
+        openapi_tags=GROUPS_OF_ROUTES,
     )
     app.state.engine = engine
     app.state.follower = follower

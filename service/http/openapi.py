@@ -15,6 +15,16 @@ from taillift.service.http.uploads import FIELD
 from taillift.service.monitoring.logs import REQUEST_ID
 from taillift.service.page.stored_files import StoredFolder
 
+# The groups of routes that the page shows, in this order.
+IMAGES: Final = "Images"
+MODEL: Final = "Model and classes"
+OPERATION: Final = "Operation"
+GROUPS_OF_ROUTES: Final[list[dict[str, Any]]] = [
+    {"name": IMAGES, "description": "send photos, get classes"},
+    {"name": MODEL, "description": "what is served, and whether each class still works"},
+    {"name": OPERATION, "description": "for load balancers and Prometheus; no API key is needed"},
+]
+
 _REQUEST_ID: Final = {
     "type": "string",
     "pattern": "^[!-~]{1,128}$",

@@ -18,7 +18,7 @@ from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, DecisionReason, Review
-from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
+from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing, SixDigits
 from taillift.models.bundle.temperature import Calibration
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
@@ -96,7 +96,7 @@ class ModelId(BaseModel):
 class LabelConfidence(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description=CONFIDENCE)
+    confidence: SixDigits = Field(description=CONFIDENCE)
     count: int = Field(description="number of training images of the class")
 
 
@@ -140,13 +140,13 @@ class ClassifiedImage(ImageResult):
 class ClassConfidence(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description=CONFIDENCE)
+    confidence: SixDigits = Field(description=CONFIDENCE)
 
 
 class ConfidenceOfImage(ImageResult):
     views: int = Field(description="number of views that were looked at")
     classes: list[ClassConfidence]
-    groups: dict[Group, float] = Field(
+    groups: dict[Group, SixDigits] = Field(
         description="sum of the confidence of all classes of the group"
     )
 
