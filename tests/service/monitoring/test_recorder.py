@@ -129,7 +129,7 @@ def test_get_classes_lists_every_class(lost: httpx.Client) -> None:
     assert black["last_seen"] is black["confidence"] is None
     assert (white["silent"], white["drifting"], white["direction"]) == (False, False, None)
     assert white["low"] < white["predicted"] == 300 < white["high"]
-    assert white["share"] == pytest.approx(1 / 6)
+    assert white["share"] == pytest.approx(1 / 6, rel=1e-5)
     assert white["confidence"]["median"] == pytest.approx(0.99)
     assert abs(datetime.fromisoformat(white["last_seen"]).timestamp() - time.time()) < 600
 
