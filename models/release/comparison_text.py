@@ -6,9 +6,8 @@ from typing import Final
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from taillift.models.plain_console import PlainConsole
 from taillift.models.release.bundle_comparison import BundleComparison, ComparedGroup, SetScores
-from taillift.models.terminal import say
+from taillift.models.terminal import PlainConsole, say
 
 Cell = Callable[[ComparedGroup], str]
 

@@ -12,6 +12,7 @@ import torch
 
 from taillift.models.bundle.arrays import Doubles, Floats, Pixels
 from taillift.models.bundle.ensemble import run_stages
+from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
@@ -20,6 +21,7 @@ from taillift.models.bundle.folder import (
     write_golden,
     write_scores,
 )
+from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
@@ -48,15 +50,15 @@ from taillift.models.release.bundle_comparison import (
 from taillift.models.release.labelled_photos import LabelledPhotos
 from taillift.training.calibration.cross_fit import FOLDS, MAX_PER_CLASS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
-from taillift.training.console import duration, note
+from taillift.training.console import duration, note, track
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.int8 import FewShotPhotos
-from taillift.training.export.onnx_graph import in_batches, logits_of
+from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.estimate import evaluation_seconds
-from taillift.training.fit.inputs import evaluation_photos
+from taillift.training.fit.inputs import Photos, evaluation_photos, first_copies
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.bundle import write_report
@@ -104,13 +106,15 @@ def export(
     replace: bool = False,
     calibrated: bool = True,
     variants: Sequence[Precision] = (),
+    photos_shown: bool = True,
 ) -> Exported:
     """Make a bundle at `target`; leave nothing there on any failure.
 
     `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
-    temperatures, prediction sets or review thresholds. Raises `UserError` if the checkpoint was
-    trained on other photos than `dataset`, if a variant cannot be made, or if the merged model or
-    ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
+    temperatures, prediction sets or review thresholds. The report shows held-out photos if
+    `photos_shown`. Raises `UserError` if the checkpoint was trained on other photos than `dataset`,
+    if a variant cannot be made, or if the merged model or ONNX Runtime changes a logit by more than
+    `TOLERANCE` on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
     classes = tuple(map(canonical, metadata.classes))
@@ -124,6 +128,8 @@ def export(
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:
         photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
+    # The statistics of the features take one view of each training photo.
+    photos += len(dataset.train) // VIEWS
     seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
     if calibrated and dataset.val is None:
         # Each fold trains on four fifths of the photos again, and measures the others.
@@ -132,7 +138,7 @@ def export(
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
     groups = dataset.groups
-    priors = carried_prior(metadata.recipe, metadata.counts)
+    priors = carried_prior(metadata.recipe, metadata.prior_counts)
     log_prior = log_shares(priors)
     few = few_shot_photos(dataset, metadata, log_prior) if Precision.INT8 in variants else None
     graphs = Graphs(pixels, variants, few)
@@ -160,12 +166,15 @@ def export(
             if calibrated
             else calibrator.evaluate(sessions)
         )
+        measure_features(sessions[Precision.FP32], dataset, metadata).save(bundle.path)
         finished = {
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
         }
         draft = make_manifest(metadata, groups, priors, finished)
-        comparisons = write_measurements(bundle.path, draft, metadata, dataset, finished)
+        comparisons = write_measurements(
+            bundle.path, draft, metadata, dataset, finished, photos_shown
+        )
         manifest = bundle.finish(lambda files: draft.model_copy(update={"files": files}))
     return Exported(manifest, proof, unmerged(merged), comparisons)
 
@@ -177,7 +186,7 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     """
     recipe = metadata.recipe
     reads_file = metadata.key and recipe.head.initial.contents()
-    key = run_key(recipe, metadata.data_sha256, metadata.backbone_sha256)
+    key = run_key(recipe, metadata.data_sha256 + metadata.pool_sha256, metadata.backbone_sha256)
     if reads_file and metadata.key != key:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
@@ -186,7 +195,8 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
     # number was bounded.
     precision = metadata.record.precision or "auto"
-    return recipe.model_copy(update={"steps": None, "precision": precision})
+    steps = None if recipe.bounded else recipe.steps
+    return recipe.model_copy(update={"steps": steps, "precision": precision})
 
 
 def few_shot_photos(
@@ -246,6 +256,22 @@ def centre_views(split: Split, metadata: CheckpointMetadata, most: int = PROOF_P
     return pixels
 
 
+def measure_features(
+    session: Session, dataset: Dataset, metadata: CheckpointMetadata
+) -> FeatureStatistics:
+    """Return the statistics of the features of all training photos, for `taillift extend`."""
+    views = evaluation_photos(dataset.train, metadata.preprocessing)
+    centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+    batches = centres.batches(first_copies(len(dataset.train)), BATCH)
+    number = -(-len(dataset.train) // BATCH)
+    features = [
+        session.run(rows.numpy()).features
+        for rows, _ in track(batches, "Measuring the features of the training photos", number)
+    ]
+    labels = np.asarray(dataset.train.labels, np.int64)
+    return FeatureStatistics.of(np.concatenate(features), labels, len(dataset.classes))
+
+
 @torch.no_grad()
 def prove(model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: int) -> Proof:
     """Compare the trained model, the merged one, and the logits that the merged graph gives.
@@ -285,17 +311,19 @@ def write_measurements(
     metadata: CheckpointMetadata,
     dataset: Dataset,
     variants: Mapping[Precision, CalibratedVariant],
+    photos_shown: bool,
 ) -> dict[Precision, BundleComparison]:
     """Write the scores that prediction sets are made from, and the report.
 
-    The variants were measured on the held-out photos of `dataset`. Returns how they compare with
-    fp32. `draft` is the manifest as far as it is known.
+    The variants were measured on the held-out photos of `dataset`, of which the report shows some
+    if `photos_shown`. Returns how they compare with fp32. `draft` is the manifest as far as it is
+    known.
     """
     for precision, variant in variants.items():
         if variant.fitted:
             write_scores(folder, precision, variant.fitted.scores)
     comparisons = compared_with_fp32(folder, draft, variants)
-    photos = dataset.held_out[1].photos if dataset.held_out else ()
+    photos = dataset.held_out[1].photos if dataset.held_out and photos_shown else ()
     groups = [info.group for info in draft.classes]
     write_report(folder / REPORT, metadata, groups, variants, photos, comparisons)
     return comparisons

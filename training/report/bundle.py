@@ -110,6 +110,7 @@ def page(
         figures=figures,
         confused=confused,
         galleries=shown,
+        side=SIDE,
         accuracies=sections.accuracy_table(evaluations),
         comparisons={
             name: (
@@ -191,6 +192,11 @@ class Galleries:
 
     mistakes: list[Thumbnail]
     rare: list[Thumbnail]
+
+    @property
+    def size(self) -> int:
+        """The number of different photos in both."""
+        return len({photo.source for photo in (*self.mistakes, *self.rare)})
 
 
 def galleries(

@@ -152,7 +152,7 @@ def test_the_manifest_describes_what_was_made(
     assert (variant.exit.data, variant.exit.source) == ("colours val", "validation")
     assert variant.notes == ()
     verify_files(target, manifest)
-    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz"}
+    listed = {MODEL, DELTA, "golden.npz", "calibration.fp32.npz", "statistics.npz"}
     report = {
         "metrics.json",
         "confusion.csv",
@@ -176,7 +176,8 @@ def test_the_reported_accuracy_is_what_the_bundle_does(
         assert metrics[name]["overall"] == pytest.approx(rate)
         assert ensemble is not Ensemble.ADAPTIVE or metrics["adaptive_views"] == taken.mean()
         assert set(metrics[name]) == {
-            *("overall", "mean_class", "many", "medium", "few", "worst_class", "harmonic_mean")
+            *("overall", "mean_class", "many", "medium", "few"),
+            *("worst_class", "harmonic_mean", "geometric_mean", "macro_f1"),
         }
     assert metrics["full"]["many"] is None
 
