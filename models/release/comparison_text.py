@@ -17,7 +17,8 @@ ROWS: Final[tuple[tuple[str, Cell], ...]] = (
     ("accuracy, old", lambda group: f"{group.old.accuracy:.1f}"),
     ("accuracy, new", lambda group: f"{group.new.accuracy:.1f}"),
     ("difference", lambda group: f"{group.difference:+.1f}"),
-    ("  95 %", lambda group: interval(group)),
+    ("  95 %, from", lambda group: end(group.low)),
+    ("  to", lambda group: end(group.high)),
     ("gained, lost", lambda group: f"{group.gained:,}, {group.lost:,}"),
     ("  p (McNemar)", lambda group: f"{group.p_value:.2g}"),
     ("same answer, %", lambda group: f"{group.kept:.1f}"),
@@ -83,11 +84,9 @@ def loss_lines(comparison: BundleComparison) -> Iterator[str]:
     yield f"classes that change beyond noise (Holm): {comparison.changed_classes}"
 
 
-def interval(group: ComparedGroup) -> str:
-    """Write the 95 % interval of the difference, or that the photos are too few for one."""
-    if group.low is None or group.high is None:
-        return "too few"
-    return f"{group.low:+.1f}, {group.high:+.1f}"
+def end(value: float | None) -> str:
+    """Write an end of the 95 % interval, or that the photos are too few for one."""
+    return "too few" if value is None else f"{value:+.1f}"
 
 
 def optional(value: float | None) -> str:
