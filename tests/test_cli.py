@@ -24,5 +24,5 @@ def test_version_is_that_of_the_package(command: list[str]) -> None:
 
 def test_help_lists_the_commands_of_training_and_of_the_service() -> None:
     output = CliRunner().invoke(app, ["--help"]).output
-    for command in ("train", "export", "compare", "serve", "classify", "embed", "watch"):
+    for command in ("train", "export", "compare", "serve", "classify", "embed", "watch", "extend"):
         assert f" {command} " in output

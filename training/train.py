@@ -21,7 +21,7 @@ from taillift.models.bundle.schema import Preprocessing
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
-from taillift.training.console import steps_bar
+from taillift.training.console import note, steps_bar
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.data.pool import with_right_labels
 from taillift.training.evaluation import predictions, view_logits
@@ -62,7 +62,7 @@ from taillift.training.fit.optimisation import (
     micro_batch,
     rate_factor,
 )
-from taillift.training.fit.progress import Clock, Curves, Progress
+from taillift.training.fit.progress import Clock, Curves, Log, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.recipe.recipe import Augmentation, Recipe
@@ -118,19 +118,21 @@ class Trainer:
         resume_file: Path | None = None,
         curves_folder: Path | None = None,
         without: Collection[int] = (),
+        logs: Sequence[Log] = (),
     ) -> Run:
         """Train one recipe.
 
         The run continues from `resume_file` if that exists, and keeps it up to date. TensorBoard's
-        curves go to `curves_folder`. The training photos at the indices `without` are set aside,
-        but the number of epochs stays; every class has to keep a photo. Raises `UserError` if the
-        loss diverges, the memory is too small, or `resume_file` is from another run.
+        curves go to `curves_folder`, and then to the `logs`, too. The training photos at the
+        indices `without` are set aside, but the passes over the others stay as many; every class
+        has to keep a photo. Raises `UserError` if the loss diverges, the memory is too small,
+        `resume_file` is from another run, or one of the `logs` refuses.
         """
         dataset, backbone, processes = self.dataset, self._backbone, self._processes
         if isinstance(recipe.unlabelled, RightLabels) and dataset.unlabelled is not None:
             more = with_right_labels(dataset, recipe.unlabelled.photos, recipe.seed)
             labelled = Trainer(more, backbone, processes.device)
-            run = labelled.train(recipe, resume_file, curves_folder, without)
+            run = labelled.train(recipe, resume_file, curves_folder, without, logs)
             key = run_key(recipe, dataset.fingerprint_for(True), backbone.sha256)
             return Run(run.model, run.metadata.model_copy(update={"key": key}))
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
@@ -151,17 +153,27 @@ class Trainer:
             )
             model = build_model(backbone, recipe, weight)
 
-            with Curves(curves_folder, resume.done) as curves:
+            settings = recipe.model_dump(mode="json")
+            with Curves(curves_folder, resume.done, logs, settings) as curves:
                 progress, teacher = None, None
                 if recipe.epochs:
                     # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
                     inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
-                    teacher = self.teacher(recipe, model, preprocessing, counts)
+                    steps = recipe.total_steps(len(kept), len(dataset.train))
+                    teacher = self.teacher(recipe, model, preprocessing, counts, steps)
                     try:
                         progress = fit(
-                            model, inputs, counts, recipe, processes, resume, curves, teacher
+                            model,
+                            inputs,
+                            counts,
+                            recipe,
+                            steps,
+                            processes,
+                            resume,
+                            curves,
+                            teacher,
                         )
                     except DivergedError:
                         resume.forget()
@@ -202,7 +214,8 @@ class Trainer:
 
     def seconds(self, recipe: Recipe) -> float:
         """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
-        return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
+        with enough_memory(recipe, self._processes):
+            return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
 
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.
@@ -217,7 +230,10 @@ class Trainer:
             split = self.dataset.train
             photos = training_photos(split, preprocessing, augmentation, epochs, seed)
             copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
-            self._crops[key] = FrozenFeatures(photos, copies, epochs, self._frozen, self._processes)
+            title = "Running the frozen stages on crops"
+            self._crops[key] = FrozenFeatures(
+                photos, copies, epochs, self._frozen, self._processes, title
+            )
         return self._crops[key]
 
     def centre_features(
@@ -236,6 +252,7 @@ class Trainer:
         """Return the features [N, D] of all centre views of a split, from the untrained tower."""
         key = split, preprocessing
         if key not in self._centres:
+            note(f"The head starts from photos: each of {len(split):,} is read once")
             model = bare_model(self._backbone, len(self.dataset.classes))
             inputs = self.centre_views(split, model, preprocessing)
             network = remaining_network(model, inputs.stage)
@@ -247,16 +264,22 @@ class Trainer:
         """Return the centre views of a split, as rows to feed to `model`. Collective."""
         views = evaluation_photos(split, preprocessing)
         centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
-        frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes)
+        title = "Reading photos for the head"
+        frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes, title)
         return frozen.inputs_for(model, preprocessing.size)
 
     def teacher(
-        self, recipe: Recipe, model: Model, preprocessing: Preprocessing, counts: Sequence[int]
+        self,
+        recipe: Recipe,
+        model: Model,
+        preprocessing: Preprocessing,
+        counts: Sequence[int],
+        steps: int,
     ) -> Teacher | None:
         """Return what teaches unlabelled photos to `model`; None if the recipe uses none.
 
-        `counts` are the labelled photos of each class. Raises `UserError` if the dataset has no
-        unlabelled photos, or too few. Collective.
+        `counts` are the labelled photos of each class, in a run of so many `steps`. Raises
+        `UserError` if the dataset has no unlabelled photos, or too few. Collective.
         """
         method, pool = recipe.teaching, self.dataset.unlabelled
         if method is None:
@@ -282,7 +305,6 @@ class Trainer:
         check_pool(len(pool), recipe.batch, method.ratio)
 
         # Weak and strong views, as rows behind the tower's frozen stages.
-        steps = recipe.epochs * -(-sum(counts) // recipe.batch)
         passes = passes_needed(len(pool), size, steps)
         copies = min(recipe.augmentation.copies, passes)
         key = pool, recipe.seed, passes, copies, method.strong, preprocessing
@@ -317,8 +339,9 @@ class Trainer:
         key = split, preprocessing
         if key not in self._views:
             photos = evaluation_photos(split, preprocessing)
+            title, copies = "Running the frozen stages on views", [1] * len(split)
             self._views[key] = FrozenFeatures(
-                photos, [1] * len(split), 1, self._frozen, self._processes
+                photos, copies, 1, self._frozen, self._processes, title
             )
         inputs = self._views[key].inputs_for(run.model, preprocessing.size)
         chosen = inputs if only is None else Subset(inputs, only)
@@ -330,6 +353,7 @@ def fit(
     inputs: Inputs,
     counts: Sequence[int],
     recipe: Recipe,
+    steps: int,
     processes: Processes,
     resume: Resume,
     curves: Curves,
@@ -337,7 +361,8 @@ def fit(
 ) -> Progress:
     """Train the unfrozen tensors of `model` and leave it on the CPU; return the finished progress.
 
-    `counts` are the photos of each class in `inputs`. Every process takes its part of every batch,
+    `counts` are the photos of each class in `inputs`; the last of the `steps` may be within an
+    epoch. Every process takes its part of every batch,
     and all end with the same weights: those that a single process would get, up to the rounding of
     sums. A `teacher` adds unlabelled photos to every step, and adjusts the loss to their prior. The
     run continues from where `resume` is. Raises `DivergedError` if the loss is not a
@@ -370,12 +395,12 @@ def fit(
     photos, options = len(inputs.labels), recipe.optimiser
     steps_per_epoch = -(-photos // recipe.batch)
     clock = Clock(progress)
-    title, steps = f"Training {recipe.title}, seed {recipe.seed}", steps_per_epoch * recipe.epochs
+    title = f"Training {recipe.title}, seed {recipe.seed}"
     with steps_bar(title, steps, progress.done) as show:
-        while progress.epoch < recipe.epochs:
+        while progress.done < steps or progress.step:
             # Every photo once, in a new order. A run that continues skips what it has done.
             order = epoch_order(photos, recipe.seed, progress.epoch)
-            batches = list(chunks(order, recipe.batch))[progress.step :]
+            batches = list(chunks(order, recipe.batch))[progress.step :][: steps - progress.done]
             if teacher and not progress.step:
                 teacher.begin_epoch()
             pool_batches = (
@@ -395,7 +420,7 @@ def fit(
                 if not math.isfinite(loss):
                     position = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
                     raise DivergedError(f"the loss is {loss} in {position}", options)
-                factor = rate_factor(options, progress.done, steps_per_epoch, recipe.epochs)
+                factor = rate_factor(options, progress.done, steps_per_epoch, steps)
                 rates = optimisation.update(progress.done, factor)
                 if teacher:
                     teacher.finish_step()
@@ -405,7 +430,7 @@ def fit(
                 if resume.due:
                     clock.read()
                     resume.write(progress, state_dict())
-            mean_loss = progress.finish_epoch(photos)
+            mean_loss = progress.finish_epoch(min(photos, progress.step * recipe.batch))
             if teacher:
                 teacher.finish_epoch()
             curves.add(progress.epoch, {"loss/epoch": mean_loss})

@@ -15,12 +15,13 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import say
+from taillift.models.terminal import MaxPixels, say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
     from taillift.training.data.dataset import Dataset
+    from taillift.training.fit.progress import Log
     from taillift.training.recipe.recipe import Recipe
 
 app = typer.Typer()
@@ -59,13 +60,17 @@ Unlabelled = Annotated[
         "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
     ),
 ]
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+PhotosShown = Annotated[
+    bool,
+    typer.Option(
+        "--photos/--no-photos",
+        help="Show held-out photos in report.html: up to 24, made small.",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
+    typer.Option(help="Exactly so many steps, in as many passes as they take: --set steps=..."),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
@@ -112,7 +117,7 @@ def train(
         Path | None,
         typer.Option(
             help="Checkpoint to write, NAME.safetensors. Default: "
-            "runs/DATA/RECIPE-SEED.safetensors."
+            "runs/DATA/RECIPE-SEED.safetensors, or RECIPE-BACKBONE-SEED with --backbone."
         ),
     ] = None,
     imbalance: Imbalance = None,
@@ -121,6 +126,14 @@ def train(
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="wandb|mlflow",
+            help="Send the curves there, too: TensorBoard's files are always written. May be given "
+            "twice. Needs the extra of that name: pip install 'taillift[wandb]'.",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint.
 
@@ -130,22 +143,26 @@ def train(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
+    from taillift.training.fit.progress import require_installed
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
 
+    logs = requested_logs(log or [])
+    require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
     dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
-    path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
+    stem = checkpoint_stem(chosen, backbone)
+    path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
         trainer = Trainer(dataset, load_backbone(backbone))
         note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
-        run = trainer.train(chosen, resume_path(path), curves)
+        run = trainer.train(chosen, resume_path(path), curves, logs=logs)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -235,9 +252,11 @@ def export(
             help="Another graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
         ),
     ] = None,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Merge a checkpoint's tuners into the backbone and make a bundle to serve."""
+    from taillift.models.release.comparison_text import print_comparison
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
@@ -249,7 +268,9 @@ def export(
         dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
-    exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
+    exported = make_bundle(
+        checkpoint, dataset, target, backbone, replace, calibration, variants, photos
+    )
     proof = exported.proof
     say(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -259,6 +280,8 @@ def export(
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
+    for comparison in exported.comparisons.values():
+        print_comparison(comparison)
     print_summary(target, exported.manifest)
 
 
@@ -270,6 +293,7 @@ def calibrate(
     data: Data,
     out: Annotated[Path, typer.Option(help="Bundle to make.")],
     max_pixels: MaxPixels = MAX_PIXELS,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
@@ -280,7 +304,7 @@ def calibrate(
     from taillift.training.export.recalibrate import recalibrate
 
     dataset = load_dataset(data, max_pixels=max_pixels)
-    print_summary(out, recalibrate(bundle, dataset, out, replace))
+    print_summary(out, recalibrate(bundle, dataset, out, replace, photos))
 
 
 @app.command()
@@ -315,7 +339,7 @@ def compare(
     and the exit status is 1.
     """
     from taillift.models.lift.backbone import load_backbone
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
@@ -374,11 +398,15 @@ def backbones(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
 ) -> None:
     """List the architectures that work as backbones, and those that do not, without a download."""
-    from taillift.models.lift.catalogue import describe, details, names_like, table
-    from taillift.training.console import track
+    from taillift.models.architectures import details, published, table
 
-    names = names_like(name)
-    entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
+    entries = published(name)
+    if entries is None:
+        from taillift.models.lift.catalogue import describe, names_like
+        from taillift.training.console import track
+
+        names = names_like(name)
+        entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
@@ -488,6 +516,16 @@ def requested_variants(names: Sequence[str]) -> "list[Precision]":
         if name not in variants:
             raise UserError(f"--variant {name}: give one of {', '.join(variants)}")
     return [variant for variant in variants if variant in names]
+
+
+def requested_logs(names: Sequence[str]) -> "list[Log]":
+    """Return the logs that --log names; raise `UserError` if one does not exist."""
+    from taillift.training.fit.progress import Log
+
+    for name in names:
+        if name not in list(Log):
+            raise UserError(f"--log {name}: give one of {', '.join(Log)}")
+    return [Log(name) for name in names]
 
 
 def seeds_from(text: str) -> list[int]:

@@ -190,7 +190,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     command += ["--epochs", "1", "--lr", "0.002", "--imbalance", "4"]
     status, output, errors = run(*command, "--seed", "3")
     assert status == 0, errors
-    path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
+    path = tmp_path / "runs/photos-ir4/mine-ViT-Tiny-Test-tiny-0-3.safetensors"
     assert f"{path.relative_to(tmp_path)}: " in output
     assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", output)
     metadata = read_metadata(path)
@@ -203,7 +203,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     rates = metadata.recipe.optimiser.head_rate, metadata.recipe.optimiser.tuner_rate
     assert (metadata.recipe.epochs, rates) == (1, (0.002, 0.002))
     assert metadata.counts == (16, 4)
-    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
+    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-ViT-Tiny-Test-tiny-0-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
     status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "batch=8")

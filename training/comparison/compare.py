@@ -26,7 +26,7 @@ from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import read_metadata, restore, save
+from taillift.training.fit.checkpoint import checkpoint_stem, read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import read_state, resume_path, run_key
 from taillift.training.recipe.recipe import Recipe
@@ -204,8 +204,11 @@ def train_and_evaluate(
     start = time.monotonic()
     trained_before = 0.0
     try:
-        if alone and not replace and checkpoint_key(checkpoint) == key:
-            run = Run(*restore(checkpoint, backbone.name))
+        # `taillift train` has the backbone in the names of its checkpoints.
+        named = out / f"{checkpoint_stem(recipe, backbone.name)}.safetensors"
+        left = [path for path in (checkpoint, named) if checkpoint_key(path) == key]
+        if alone and not replace and left:
+            run = Run(*restore(left[0], backbone.name))
             trained_before = run.metadata.record.seconds
         else:
             run = trainer.train(recipe, resume_path(checkpoint))

@@ -1,6 +1,7 @@
 """Checkpoints: what a run trained, with all that is needed to build the rest of the model again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ KEY: Final = "taillift"
 # The files next to a checkpoint append to its whole name, so that they are never another
 # checkpoint's files, and never a recipe.
 SUFFIX: Final = ".safetensors"
+# The end of the name of a file of weights; the size of images may follow it.
+WEIGHT_SUFFIX: Final = re.compile(r"\.(safetensors|pth|pt|bin)(?=@|$)")
 
 
 class CheckpointMetadata(BaseModel):
@@ -93,6 +96,18 @@ def check_free(path: Path, replace: bool) -> None:
     for file in (path, metadata_path(path)):
         if file.exists() and not replace:
             raise UserError(f"{file} exists already: choose another --out or pass --replace")
+
+
+def checkpoint_stem(recipe: Recipe, backbone: str) -> str:
+    """Return the usual name of a checkpoint, without its suffix: recipe, backbone and seed.
+
+    The embedded backbone is not named. Of a backbone in a file, the file's name is taken.
+    """
+    parts = [recipe.name, str(recipe.seed)]
+    if backbone != "default":
+        architecture, _, weights = backbone.partition(":")
+        parts[1:1] = [architecture, WEIGHT_SUFFIX.sub("", Path(weights).name)]
+    return re.sub(r"[^\w.+@-]+", "-", "-".join(filter(None, parts)))
 
 
 def metadata_path(checkpoint: Path) -> Path:

@@ -151,17 +151,16 @@ def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
     return SGD(groups, momentum=options.momentum)
 
 
-def rate_factor(options: Optimiser, step: int, steps: int, epochs: int) -> float:
-    """Return the factor of the rates in `step`, which counts from 0, with `steps` an epoch.
+def rate_factor(options: Optimiser, step: int, steps: int, total: int) -> float:
+    """Return the factor of the rates in `step` of `total`, which counts from 0.
 
-    Rates fall along half a cosine. They change once an epoch, as in LIFT (section 4.1), or at every
-    batch; then the cosine begins after the warm-up. In the warm-up they rise linearly (Goyal et al.
-    2017, section 2.2).
+    Rates fall along half a cosine. They change once an epoch of `steps`, as in LIFT (section 4.1),
+    or at every batch; then the cosine begins after the warm-up. In the warm-up they rise linearly
+    (Goyal et al. 2017, section 2.2).
     """
-    total = steps * epochs
     warmup = round(options.warmup * total)
     if options.step == "epoch":
-        done = step // steps / epochs
+        done = step // steps / -(-total // steps)
     else:
         done = max(0, step - warmup) / max(1, total - warmup)
     rise = min(1.0, (step + 1) / (warmup + 1))

@@ -139,8 +139,9 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     a file cannot be read.
     """
     files = recipe.head.initial.contents()
-    # A recipe from before unlabelled photos has the key that it had.
-    absent = {"unlabelled"} if recipe.unlabelled is None else set()
+    # Recipes had no such fields at first; runs that do not use them keep their keys.
+    absent = {"bounded"} if recipe.bounded else set()
+    absent |= {"unlabelled"} if recipe.unlabelled is None else set()
     fields = recipe.model_dump(mode="json", exclude=absent)
     parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -87,6 +87,11 @@ class Augmentation(Part):
     crops: int = Field(300, ge=1, description="augmented crops a class, with a frozen stem")
     copies: int = Field(10, ge=1, description="largest number of these crops from one photo")
 
+    @property
+    def grows(self) -> bool:
+        """Whether crops are larger in each epoch than in the one before."""
+        return self.name == "minimalist" and self.schedule not in ("min", "max")
+
 
 class Recipe(Part):
     """The settings of one training run.
@@ -108,7 +113,10 @@ class Recipe(Part):
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
     steps: int | None = Field(
-        None, ge=1, description="replaces epochs by the number, 2 to 7, that these steps take"
+        None, ge=1, description="replaces epochs by the number that these steps take"
+    )
+    bounded: bool = Field(
+        True, description="take whole epochs for the steps, 2 to 7; false: exactly these steps"
     )
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
@@ -182,9 +190,26 @@ class Recipe(Part):
         tuners = tuple(tuner.resolved(len(counts), tuned, width) for tuner in self.tuners)
         epochs = self.epochs
         if self.epochs and self.steps is not None:
-            needed = -(-self.steps * self.batch // sum(counts))
-            epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
+            if self.bounded:
+                needed = -(-self.steps * self.batch // sum(counts))
+                epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
+            else:
+                epochs = -(-self.steps // self.steps_per_epoch(sum(counts)))
         return self.model_copy(update={"tuners": tuners, "epochs": epochs})
+
+    def steps_per_epoch(self, photos: int) -> int:
+        """Return the number of steps in one pass over so many photos."""
+        return -(-photos // self.batch)
+
+    def total_steps(self, photos: int, whole: int) -> int:
+        """Return the steps of a resolved recipe that trains on `photos` of a set of `whole`.
+
+        If some are set aside, the passes over the others stay the same.
+        """
+        passes = self.epochs * self.steps_per_epoch(photos)
+        if self.steps is None or self.bounded:
+            return passes
+        return min(passes, max(1, round(self.steps * photos / whole)))
 
 
 def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -222,6 +247,9 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
         }
     for key, value in changes.items():
         _set_field(fields, key, value)
+    if changes.get("steps") is not None:
+        # Only a recipe's own steps are bounded by passes over few photos.
+        fields.setdefault("bounded", False)
     if "epochs" in changes:
         # Else the steps in the file would replace the requested epochs.
         fields.pop("steps", None)

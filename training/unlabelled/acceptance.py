@@ -140,7 +140,7 @@ def precision_bounds(right: Labels, judged: Labels, confidence: float) -> Double
     return bounds
 
 
-class Tally:
+class PseudoLabelTally:
     """Counts of an epoch's pseudo-labels, int64 on the CPU; the rows of `by_class` are [C].
 
     They are accepted, judged and right pseudo-labels of each class, and photos truly of it. The
@@ -183,7 +183,7 @@ class Tally:
 
 
 def tally_counts(labels: Tensor, accepted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Return the counts int64 [4 C + 4] that `Tally.add` takes, of one part of a batch.
+    """Return the counts int64 [4 C + 4] that `PseudoLabelTally.add` takes, of one part of a batch.
 
     `labels` are the guesses int64 [N], `accepted` says bool [N] which are pseudo-labels, and
     `truth` int64 [N] is the true class, or below 0 if that is unknown or foreign.

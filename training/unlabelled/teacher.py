@@ -34,8 +34,8 @@ from taillift.training.recipe.semi_supervision import (
 )
 from taillift.training.unlabelled.acceptance import (
     Averages,
+    PseudoLabelTally,
     SetAcceptance,
-    Tally,
     guess_sums,
     tally_counts,
 )
@@ -89,7 +89,7 @@ class Teacher:
             self.sets = SetAcceptance(method.evidence, held_out.labels, groups)
         self.head: Head = model.head
         self.averages = Averages(len(counts))
-        self.tally = Tally(len(counts))
+        self.tally = PseudoLabelTally(len(counts))
         self.history: list[PseudoLabelEpoch] = []
         # The pseudo-labels of this process's part of the batch: guesses, weights and, for soft
         # labels, probabilities and their weights.

@@ -7,8 +7,8 @@ import torch
 from taillift.training.data.pool import FOREIGN, UNKNOWN
 from taillift.training.recipe.semi_supervision import HeldOutEvidence
 from taillift.training.unlabelled.acceptance import (
+    PseudoLabelTally,
     SetAcceptance,
-    Tally,
     precision_bounds,
     tally_counts,
 )
@@ -48,7 +48,7 @@ def test_a_tally_counts_by_class_and_knows_what_it_cannot_judge() -> None:
     guesses = torch.tensor([0, 0, 1, 2, 2, 2])
     accepted = torch.tensor([True, True, True, True, True, False])
     truth = torch.tensor([0, 1, 1, UNKNOWN, FOREIGN, 2])
-    tally = Tally(3)
+    tally = PseudoLabelTally(3)
     for part in (slice(0, 2), slice(2, 6)):
         tally.add(tally_counts(guesses[part], accepted[part], truth[part], 3))
     epoch = tally.epoch(["many", "medium", "few"])

@@ -1,0 +1,197 @@
+"""Measure `taillift extend` against training on everything, on the backbone's frozen features.
+
+    python -m benchmarks.extend [--sets wardrobe-lt places50-lt] [--seeds 3]
+
+A head is trained on a part of the classes, and then the others are new: every third class of
+wardrobe-lt (from the first and from the second on), every fifth of places50-lt. The table has the
+mean accuracy of classes on the test photos' centre views, over all, the old, the new, and the new
+few-shot classes, for
+
+- joint: one head, trained on the photos of all classes;
+- append: the new classes' mean features as rows of the old head, without training;
+- new photos only: the head trained on them, without draws of old classes;
+- extend: what `taillift extend` does.
+
+Then 10 classes are added, at once and 5 after the other 5. Each figure is the mean of the seeds
+with their standard deviation. Results are written to benchmarks/results/extend.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.photos import SAMPLE
+from benchmarks.tables import RESULTS, markdown, write_result
+from taillift.models.bundle.arrays import Doubles, Floats, Labels
+from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
+from taillift.models.bundle.head_training import DRAWS, train_head
+from taillift.models.lift.backbone import Backbone, load_backbone
+from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.fit.build import initial_weight, preprocessing_for
+from taillift.training.recipe.recipe import load_recipe
+from taillift.training.train import Trainer
+
+SCALE: Final = 16.0
+FEW: Final = 20
+# For each set, the step between new classes and the first of them, one table each.
+SPLITS: Final = {SAMPLE: [(3, 0), (3, 1)], "places50-lt": [(5, 0)]}
+METHODS: Final = ("joint", "append", "new photos only", "extend")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Unit features [N, D] and labels [N] of training and test photos, and rows [C, D] from text.
+
+    Classes are in the order of their frequency; `counts` are their training photos.
+    """
+
+    features: Floats
+    labels: Labels
+    test_features: Floats
+    test_labels: Labels
+    start: Floats
+    counts: list[int]
+
+    @classmethod
+    def of(cls, dataset: Dataset, backbone: Backbone) -> "Task":
+        """Compute the features of a set's photos, once."""
+        assert dataset.test is not None
+        preprocessing = preprocessing_for(backbone.image)
+
+        def features(photos: Dataset) -> tuple[Tensor, Tensor]:
+            trainer = Trainer(photos, backbone)
+            return trainer.centre_features(preprocessing, range(len(photos.train)))
+
+        trained, tested = features(dataset), features(replace(dataset, train=dataset.test))
+        rows = initial_weight(backbone, load_recipe("head"), dataset.names, lambda: trained)
+        return cls(
+            unit(trained[0].numpy()),
+            trained[1].numpy(),
+            unit(tested[0].numpy()),
+            tested[1].numpy(),
+            unit(rows.numpy()),
+            dataset.counts,
+        )
+
+    def accuracies(self, rows: Floats) -> Doubles:
+        """Return the accuracy of each class [C] in per cent, with a head of these rows."""
+        right = (self.test_features @ rows.T).argmax(1) == self.test_labels
+        return np.array(
+            [100 * right[self.test_labels == one].mean() for one in range(len(rows))], np.float64
+        )
+
+    def trained(self, classes: Sequence[int], seed: int) -> Floats:
+        """Return the rows of a head that is trained on the photos of `classes`, in their order."""
+        chosen, labels = self.photos(classes)
+        statistics = FeatureStatistics.of(chosen, labels, len(classes))
+        nothing = np.zeros(len(classes), np.int64)
+        return train_head(
+            self.start[list(classes)], SCALE, chosen, labels, statistics, nothing, seed
+        )
+
+    def photos(self, classes: Sequence[int]) -> tuple[Floats, Labels]:
+        """Return the training photos of `classes`, with labels in their order."""
+        place = np.full(len(self.counts), -1)
+        place[list(classes)] = np.arange(len(classes))
+        chosen = place[self.labels] >= 0
+        return self.features[chosen], place[self.labels[chosen]]
+
+    def extended(
+        self, rows: Floats, old: Sequence[int], new: Sequence[int], seed: int, draws: int = DRAWS
+    ) -> Floats:
+        """Return the rows of a head of `old` classes after `new` ones are added behind them.
+
+        Of the old classes only statistics are used.
+        """
+        known = FeatureStatistics.of(*self.photos(old), len(old))
+        features, labels = self.photos(new)
+        labels = labels + len(old)
+        classes = len(old) + len(new)
+        added = FeatureStatistics.of(features, labels, classes)
+        joined = known.only([*range(len(old)), *[None] * len(new)]).joined(added)
+        start = np.concatenate([rows, joined.means[len(old) :]])
+        drawn = np.array([draws] * len(old) + [0] * len(new))
+        return train_head(start, SCALE, features, labels, joined, drawn, seed)
+
+
+def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
+    """Return each method's accuracies [C] with these new classes."""
+    everything = range(len(task.counts))
+    old = [one for one in everything if one not in set(new)]
+    order = np.argsort([*old, *new])
+    before = task.trained(old, seed)
+    features, labels = task.photos(new)
+    means = unit(FeatureStatistics.of(features, labels, len(new)).means)
+    rows = {
+        "joint": task.trained(everything, seed),
+        "append": np.concatenate([before, means])[order],
+        "new photos only": task.extended(before, old, new, seed, draws=0)[order],
+        "extend": task.extended(before, old, new, seed)[order],
+    }
+    return {name: task.accuracies(rows[name]) for name in METHODS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", default=list(SPLITS), help="names or paths")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    backbone, texts, twice = load_backbone("default"), [], []
+    for source in options.sets:
+        dataset = load_dataset(source)
+        task = Task.of(dataset, backbone)
+        for step, first in SPLITS.get(dataset.name, SPLITS[SAMPLE]):
+            new = list(range(first, len(task.counts), step))
+            old = [one for one in range(len(task.counts)) if one not in new]
+            few = [one for one in new if task.counts[one] < FEW]
+            runs = [methods(task, new, seed) for seed in range(options.seeds)]
+            rows = [
+                [name]
+                + [
+                    spread([float(run[name][part].mean()) for run in runs])
+                    for part in (old + new, old, new, few)
+                ]
+                for name in METHODS
+            ]
+            titles = [
+                f"{dataset.name}: classes {first}, {first + step}, … new",
+                "all",
+                f"old ({len(old)})",
+                f"new ({len(new)})",
+                f"few of the new ({len(few)})",
+            ]
+            texts += [markdown(titles, rows), ""]
+        twice.append(added_twice(task, dataset.name, options.seeds))
+    titles = ["10 classes added", "all classes, at once", "5 and then 5"]
+    write_result(RESULTS / "extend.md", [*texts, markdown(titles, twice)])
+
+
+def added_twice(task: Task, name: str, seeds: int) -> list[str]:
+    """Return a row of a table: accuracy with 10 classes added at once, and 5 after 5."""
+    classes = len(task.counts)
+    new = np.linspace(0, classes - 1, 10, dtype=int).tolist()
+    old = [one for one in range(classes) if one not in new]
+    first, second = new[::2], new[1::2]
+    once, twice = [], []
+    for seed in range(seeds):
+        before = task.trained(old, seed)
+        rows = task.extended(before, old, new, seed)
+        once.append(float(task.accuracies(rows[np.argsort([*old, *new])]).mean()))
+        rows = task.extended(before, old, first, seed)
+        rows = task.extended(rows, [*old, *first], second, seed)
+        twice.append(float(task.accuracies(rows[np.argsort([*old, *first, *second])]).mean()))
+    return [name, spread(once), spread(twice)]
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+
+
+if __name__ == "__main__":
+    main()
