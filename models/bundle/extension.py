@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,29 +77,21 @@ def extend(
     """
     check_replaceable(target, MANIFEST if replace else None)
     old = OldBundle(bundle, max_pixels)
-    statistics, known = old.statistics(), len(old.manifest.classes)
+    statistics = old.statistics()
     by_class = photos_by_class(photos)
-    indices = indices_by_name(old.manifest.labels)
-    if (again := [label for label in by_class if label in indices]) and not more:
+    known = indices_by_name(old.manifest.labels)
+    if (again := [label for label in by_class if label in known]) and not more:
         raise UserError(
             f"{photos} has photos of {again[0]!r}, and so has {bundle}: pass --more if these are "
             "more photos of the class, or rename the folder"
         )
     features, names = features_of(old.classifier, by_class)
-
-    # All classes, the most frequent first; equally frequent ones by name, as in a set of photos.
-    everything = [*old.manifest.labels, *(label for label in by_class if label not in indices)]
-    place = indices_by_name(everything)
-    added = np.bincount([place[name] for name in names], minlength=len(everything))
-    before = [*old.manifest.counts, *[0] * (len(everything) - known)]
-    counts = (added + before).tolist()
-    order = sorted(range(len(everything)), key=lambda one: (-counts[one], everything[one]))
-    rank = {one: index for index, one in enumerate(order)}
-    labels = np.array([rank[place[name]] for name in names], np.int64)
+    classes, rows = classes_with(old.manifest, names)
+    places = indices_by_name([info.label for info in classes])
+    labels = np.array([places[name] for name in names], np.int64)
 
     # The head: old rows from where they are, new ones from the means of their classes.
-    rows = [one if one < known else None for one in order]
-    new = FeatureStatistics.of(features, labels, len(order))
+    new = FeatureStatistics.of(features, labels, len(classes))
     joined = statistics.only(rows).joined(new)
     is_old = np.array([row is not None for row in rows])
     start = joined.means.copy()
@@ -106,25 +99,11 @@ def extend(
     draws = np.where(is_old, DRAWS, 0)
     directions = train_head(start, old.scale, features, labels, joined, draws, seed)
 
-    share = 1 / len(order)
-    infos = []
-    for one in order:
-        count = counts[one]
-        changes = {"count": count, "group": old.manifest.thresholds.group(count)}
-        if one >= known:
-            label = everything[one]
-            infos.append(ClassInfo(label=label, prompt=label, prior=share, **changes))
-        else:
-            shared = {"prior": share, "accuracy": None} | (changes if added[one] else {})
-            infos.append(old.manifest.classes[one].model_copy(update=shared))
-    manifest = old.manifest.model_copy(
-        update={
-            "classes": tuple(infos),
-            "method": old.manifest.method.model_copy(update={"prior": "uniform"}),
-        }
-    )
+    method = old.manifest.method.model_copy(update={"prior": "uniform"})
+    changes = {"classes": tuple(classes), "method": method}
     note = f"photos of {', '.join(by_class)} were added to bundle {old.manifest.version}"
     weight = (old.scale * directions).astype(np.float32)
+    manifest = old.manifest.model_copy(update=changes)
     return old.write(target, replace, manifest, weight, joined, note)
 
 
@@ -229,10 +208,12 @@ class OldBundle:
         `note` says what was changed. The new graph must give the old features, and the product of
         features and rows as logits, on the golden views; raises `UserError` if it does not.
         """
-        variants = [str(one) for one in self.manifest.variants if one is not Precision.FP32]
-        left_out = [
-            f"{', '.join(variants)}: made from the old graph; `taillift export` makes them"
-        ] * bool(variants)
+        left_out = []
+        if variants := [str(one) for one in self.manifest.variants if one is not Precision.FP32]:
+            left_out.append(
+                f"{', '.join(variants)}: made from the old graph; `taillift export` makes new "
+                "ones, with the photos of all classes"
+            )
         had = self.manifest.variants[Precision.FP32]
         if had.calibration or had.exit or had.sets or had.review or had.evaluation:
             left_out.append(
@@ -335,6 +316,32 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
             logger.warning("%s: %d copies of other photos are left out", place, copies)
         by_class[canonical(place.name)] = list(distinct.values())
     return by_class
+
+
+def classes_with(
+    manifest: Manifest, names: Sequence[str]
+) -> tuple[list[ClassInfo], list[int | None]]:
+    """Return all classes after photos of the classes `names` [N] are added, under a uniform prior.
+
+    They are in the order of their counts, equal ones by name, as in a set of photos. With them
+    comes the index that each has in `manifest`, None for a new one.
+    """
+    added, known = Counter(names), indices_by_name(manifest.labels)
+    new = [label for label in added if label not in known]
+    share = 1 / (len(manifest.classes) + len(new))
+    pairs: list[tuple[ClassInfo, int | None]] = []
+    for index, info in enumerate(manifest.classes):
+        count = info.count + added[canonical(info.label)]
+        changes: dict[str, object] = {"prior": share, "accuracy": None}
+        if count != info.count:
+            changes |= {"count": count, "group": manifest.thresholds.group(count)}
+        pairs.append((info.model_copy(update=changes), index))
+    for label in new:
+        group = manifest.thresholds.group(added[label])
+        info = ClassInfo(label=label, prompt=label, count=added[label], group=group, prior=share)
+        pairs.append((info, None))
+    pairs.sort(key=lambda pair: (-pair[0].count, pair[0].label))
+    return [info for info, _ in pairs], [index for _, index in pairs]
 
 
 def features_of(
