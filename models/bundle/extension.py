@@ -26,7 +26,7 @@ from taillift.models.bundle.folder import (
     read_golden,
     write_golden,
 )
-from taillift.models.bundle.head_training import DRAWS, train_head
+from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import ClassInfo, Manifest, Variant
 from taillift.models.bundle.photo_sources import is_photo
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 # The name of a checkpoint's metadata, and of its head's rows.
 KEY, ROWS = "taillift", "head.weight"
 SPLITS: Final = ("train", "val", "test")
+# Names of classes in a note.
+MOST_NAMES: Final = 10
 # How far apart the lengths of a cosine head's rows may be, as a share of them.
 LENGTH_TOLERANCE: Final = 1e-3
 # How far logits may be from the product of features and head, and features from the old tower's.
@@ -91,17 +93,18 @@ def extend(
     labels = np.array([places[name] for name in names], np.int64)
 
     # The head: old rows from where they are, new ones from the means of their classes.
+    before = old.weight / np.float32(old.scale)
     new = FeatureStatistics.of(features, labels, len(classes))
     joined = statistics.only(rows).joined(new)
     is_old = np.array([row is not None for row in rows])
-    start = joined.means.copy()
-    start[is_old] = old.weight[[row for row in rows if row is not None]]
+    start = new_rows(before, statistics.means, joined.means)
+    start[is_old] = before[[row for row in rows if row is not None]]
     draws = np.where(is_old, DRAWS, 0)
     directions = train_head(start, old.scale, features, labels, joined, draws, seed)
 
     method = old.manifest.method.model_copy(update={"prior": "uniform"})
     changes = {"classes": tuple(classes), "method": method}
-    note = f"photos of {', '.join(by_class)} were added to bundle {old.manifest.version}"
+    note = f"photos of {first_names(list(by_class))} were added to bundle {old.manifest.version}"
     weight = (old.scale * directions).astype(np.float32)
     manifest = old.manifest.model_copy(update=changes)
     return old.write(target, replace, manifest, weight, joined, note)
@@ -128,8 +131,8 @@ def forget(
     )
     manifest = old.manifest.model_copy(update={"classes": classes})
     statistics = old.statistics().only([*kept]) if STATISTICS in old.manifest.files else None
-    forgotten = ", ".join(old.manifest.labels[index] for index in gone)
-    note = f"{forgotten} left bundle {old.manifest.version}"
+    forgotten = first_names([old.manifest.labels[index] for index in gone])
+    note = f"bundle {old.manifest.version} also knew {forgotten}"
     return old.write(target, replace, manifest, old.weight[kept], statistics, note)
 
 
@@ -367,6 +370,12 @@ def features_of(
         if label not in labels:
             raise UserError(f"{photos[0].parent} has no photo that can be used: add one")
     return np.stack(rows).astype(np.float32), labels
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first few of many names, and how many more there are."""
+    others = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + others
 
 
 def close(values: Floats, expected: Floats, tolerance: float) -> bool:
