@@ -4,9 +4,10 @@
 
 The test photos of wardrobe-lt are stored as JPEGs of quality 95 in sRGB and in four wider spaces,
 whose profiles are made here from their primaries. The table gives the accuracy as served and
-the share of answers that differ from those for sRGB. With --before, photos without a profile are
-also decoded by the code of another checkout, in alternating rounds. Saving at quality 94 shows how
-much the answers depend on a JPEG's rounding alone. Results are written to
+the share of answers that differ from those for sRGB. Saving in sRGB at another quality or as a PNG
+shows how much the answers depend on a JPEG's rounding alone, and a conversion here in double
+precision how much on that of the code that serves. With --before, photos without a profile are also
+decoded by the code of another checkout, in alternating rounds. Results are written to
 benchmarks/results/colours.md.
 """
 
@@ -72,11 +73,6 @@ def matrix_profile(space: ColourSpace, name: str = "a space", version: int = 4) 
 
     Version 2 has its curve as a table or a gamma, version 4 as parameters.
     """
-    columns = np.array([_xyz(point) for point in space.primaries]).T
-    white, target = _xyz(space.white), _xyz(D50)
-    columns = columns * np.linalg.solve(columns, white)
-    scale = np.diag((BRADFORD @ target) / (BRADFORD @ white))
-    adapted = np.linalg.inv(BRADFORD) @ scale @ BRADFORD @ columns
     if version == 2:
         text = name.encode("ascii") + b"\0"
         described = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78)
@@ -86,10 +82,38 @@ def matrix_profile(space: ColourSpace, name: str = "a space", version: int = 4) 
         described = b"mluc\0\0\0\0" + struct.pack(">II4sII", 1, 12, b"enUS", len(text), 28) + text
         kind = 0 if len(space.curve) == 1 else 3
         curve = b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + _fixed(space.curve)
-    tags = {b"desc": described, b"cprt": described, b"wtpt": b"XYZ \0\0\0\0" + _fixed(target)}
-    for letter, column in zip((b"r", b"g", b"b"), adapted.T, strict=True):
+    white = b"XYZ \0\0\0\0" + _fixed(_xyz(D50))
+    tags = {b"desc": described, b"cprt": described, b"wtpt": white}
+    for letter, column in zip((b"r", b"g", b"b"), primaries_at_d50(space).T, strict=True):
         tags |= {letter + b"XYZ": b"XYZ \0\0\0\0" + _fixed(column), letter + b"TRC": curve}
     return packed_profile(tags, version)
+
+
+def primaries_at_d50(space: ColourSpace) -> Doubles:
+    """Return the matrix [3, 3] from linear RGB to the XYZ of a profile, whose white is D50."""
+    columns = np.array([_xyz(point) for point in space.primaries]).T
+    white, target = _xyz(space.white), _xyz(D50)
+    columns = columns * np.linalg.solve(columns, white)
+    scale = np.diag((BRADFORD @ target) / (BRADFORD @ white))
+    adapted: Doubles = np.linalg.inv(BRADFORD) @ scale @ BRADFORD @ columns
+    return adapted
+
+
+def linear(values: Doubles, curve: tuple[float, ...]) -> Doubles:
+    """Return values of 0 to 1 in a space's curve as linear light."""
+    if len(curve) == 1:
+        return values ** curve[0]
+    gamma, a, b, c, d = curve
+    return np.where(values >= d, (a * values + b).clip(0) ** gamma, c * values)
+
+
+def converted_exactly(photo: bytes, space: ColourSpace) -> Image.Image:
+    """Return a JPEG in this space in sRGB, computed in double precision and rounded once."""
+    values = np.asarray(Image.open(io.BytesIO(photo)).convert("RGB"), np.float64) / 255
+    matrix = np.linalg.inv(primaries_at_d50(SRGB)) @ primaries_at_d50(space)
+    light = (linear(values, space.curve) @ matrix.T).clip(0, 1)
+    encoded = np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+    return Image.fromarray((255 * encoded).round().clip(0, 255).astype(np.uint8))
 
 
 def packed_profile(tags: dict[bytes, bytes], version: int, space: bytes = b"RGB ") -> bytes:
@@ -118,10 +142,8 @@ def _fixed(numbers: Sequence[float] | Doubles) -> bytes:
 def _sampled_curve(curve: tuple[float, ...]) -> bytes:
     if len(curve) == 1:
         return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(curve[0] * 256)) + bytes(2)
-    gamma, a, b, c, d = curve
-    x = np.linspace(0, 1, 1024)
-    y = np.where(x >= d, (a * x + b).clip(0) ** gamma, c * x)
-    return b"curv\0\0\0\0" + struct.pack(">I", len(x)) + (y * 65535).round().astype(">u2").tobytes()
+    light = 65535 * linear(np.linspace(0, 1, 1024), curve)
+    return b"curv\0\0\0\0" + struct.pack(">I", len(light)) + light.round().astype(">u2").tobytes()
 
 
 def stored_in(
@@ -134,6 +156,13 @@ def stored_in(
         target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         image = ImageCms.buildTransform(source, target, "RGB", "RGB").apply(image)
     image.save(file, "JPEG", quality=quality, icc_profile=profile if tagged else None)
+    return file.getvalue()
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Return an image as a PNG, which loses nothing."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -162,14 +191,18 @@ def compare_spaces(classifier: Classifier, dataset: Dataset) -> str:
     images = [decode(photo.read(), 4096) for photo in dataset.test.photos]
     plain = predicted(classifier, [stored_in(image, None) for image in images])
     stored = {"sRGB": plain}
-    stored["sRGB at quality 94"] = predicted(
-        classifier, [stored_in(image, None, quality=94) for image in images]
-    )
+    for quality in (94, 96):
+        files = [stored_in(image, None, quality=quality) for image in images]
+        stored[f"sRGB at quality {quality}"] = predicted(classifier, files)
+    stored["sRGB as PNG"] = predicted(classifier, [as_png(image) for image in images])
     for name, space in WIDER.items():
         profile = matrix_profile(space, name)
         for tagged in (True, False):
             files = [stored_in(image, profile, tagged) for image in images]
             stored[name if tagged else f"{name}, profile lost"] = predicted(classifier, files)
+            if tagged:
+                exact = [as_png(converted_exactly(file, space)) for file in files]
+                stored[f"{name}, converted exactly"] = predicted(classifier, exact)
     rows = []
     for name, answers in stored.items():
         few, mean = accuracies(classifier, answers, labels)

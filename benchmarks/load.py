@@ -128,7 +128,7 @@ class BareLoop:
     """ONNX Runtime over views that are there already: no HTTP, no decoding, no queue."""
 
     def __init__(self, settings: Settings, photos: Sequence[bytes]) -> None:
-        self._classifier = Classifier.open(settings.bundle, settings.device)
+        self._classifier = Classifier.open(settings.folder, settings.device)
         size = self._classifier.manifest.preprocessing.size
         rows = [
             views(self._classifier.canvas(photo), size, VIEWS) for photo in photos[:BARE_PHOTOS]

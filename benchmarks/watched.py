@@ -103,7 +103,7 @@ def simulated_monitor(size: int, setting: Literal["auto", "on"]) -> MonitorCosts
     labels = [f"class-{index}" for index in range(size)]
     manifest = _manifest(classes_from(labels, labels, counts, Thresholds(), [None] * size))
     metrics = Metrics(manifest, "cpu")
-    monitoring = Monitoring(manifest, read_settings(bundle=Path()), metrics)
+    monitoring = Monitoring(Path(), manifest, read_settings(bundle=Path()), metrics)
     metrics.registry.register(TailSeries(monitoring, class_series(setting, size)))
     shares = np.array(counts) / sum(counts)
     rows = np.random.default_rng(0).dirichlet(np.ones(size), DRAWN) / 10

@@ -1,12 +1,20 @@
 """Text from elsewhere on a terminal or in a log: labels, file names, messages of libraries.
 
-It may hold line ends that forge a line, or escape sequences that change the terminal.
+It may hold line ends that forge a line, or escape sequences that change the terminal. The options
+that commands of training and of the service share are here, too.
 """
 
 import json
 import logging
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
+
+MaxPixels = Annotated[
+    int, typer.Option(min=1, help="Number of pixels beyond which a photo is not used.")
+]
 
 
 def printable(text: str) -> str:
@@ -44,3 +52,13 @@ class PrintableFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return printable(super().formatMessage(record))
+
+
+class PlainConsole(Console):
+    """rich's console, for which "[/x]" is not markup, ":x:" no emoji, and an escape no command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable_lines(text), **options)

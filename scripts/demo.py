@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -137,17 +138,14 @@ def predictions(url: str, dataset: Dataset) -> Table:
     Returns a table of the predictions.
     """
     assert dataset.test is not None
-    grid = Table(title=f"POST {url}/classify", title_justify="left")
-    for title in ("photo", "is", "training photos", "predicted", "confidence", ""):
-        grid.add_column(
-            title, justify="right" if title in ("training photos", "confidence") else "left"
-        )
+    grid = Table(title=f"POST {url}/classify", title_justify="left", box=SIMPLE_HEAD)
+    for title in ("a photo of", "trained on", "predicted", "confidence", ""):
+        grid.add_column(title, justify="right" if title in ("trained on", "confidence") else "left")
     for index in range(0, len(dataset.classes), 3):
         photo = dataset.test.photos[dataset.test.labels.index(index)]
         best = classify(url, photo)["results"][0]["predictions"][0]
         name = dataset.classes[index]
         grid.add_row(
-            Path(photo.name).name,
             name,
             str(dataset.counts[index]),
             best["label"],

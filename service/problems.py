@@ -114,6 +114,22 @@ class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
 
 
+class NoSuchVersionError(ServiceError):
+    status, reason, title = 404, "no_such_version", "The version is not loaded"
+
+
+class RefusedVersionError(ServiceError):
+    status, reason, title = 409, "refused_version", "The version cannot have the role"
+
+
+class StaleRolesError(ServiceError):
+    status, reason, title = 412, "stale_roles", "The roles have changed"
+
+
+class NoRoomError(ServiceError):
+    status, reason, title = 507, "over_budget", "The version does not fit into memory"
+
+
 class ClassesError(ServiceError):
     status, reason, title = 422, "classes", "The classes or counts cannot be used"
 
@@ -247,6 +263,10 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            NoSuchVersionError,
+            RefusedVersionError,
+            StaleRolesError,
+            NoRoomError,
             ClassesError,
             DeadlineError,
             BodyTooLargeError,

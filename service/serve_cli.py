@@ -1,4 +1,4 @@
-"""The commands `serve`, `classify`, `embed`, `watch`, `extend`, `forget` and `upgrade-bundle`."""
+"""The commands that serve, classify, embed, watch and change bundles without training."""
 
 # Imports here slow down every `taillift --help`: the commands import the heavy modules themselves.
 import inspect
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
-from taillift.models.errors import end_in_one_line
-from taillift.models.terminal import printable_json, say
+from taillift.models.errors import UserError, end_in_one_line
+from taillift.models.terminal import MaxPixels, printable_json, say
 from taillift.service.settings import PREFIX, Settings, cores, default_text, group_of, read_settings
 
 if TYPE_CHECKING:
@@ -36,12 +36,9 @@ Recursive = Annotated[
     bool, typer.Option("--recursive", help="Look into the folders inside a folder, too.")
 ]
 
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which an image is refused.")
-]
-
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
 NOT_FLAGS: Final = frozenset({"keys"})
+ARGUMENTS: Final = frozenset({"bundle"})
 
 
 def takes_settings(*names: str) -> Callable[[Command], Command]:
@@ -67,13 +64,15 @@ def takes_settings(*names: str) -> Callable[[Command], Command]:
 
 
 def setting_parameter(name: str) -> inspect.Parameter:
-    """Return the command-line parameter of a setting: a flag, or an argument if it is required."""
+    """Return the command-line parameter of a setting: a flag, or one of the `ARGUMENTS`."""
     field = Settings.model_fields[name]
     variable, kind = f"{PREFIX}{name.upper()}", inspect.Parameter.KEYWORD_ONLY
     annotation: Any = field.annotation
-    if field.is_required():
-        argument = typer.Argument(envvar=variable, help=field.description)
-        return inspect.Parameter(name, kind, annotation=Annotated[annotation, argument])
+    if name in ARGUMENTS:
+        argument = typer.Argument(envvar=variable, help=field.description, show_default=False)
+        return inspect.Parameter(
+            name, kind, default=None, annotation=Annotated[annotation, argument]
+        )
     option = typer.Option(
         envvar=variable,
         help=field.description,
@@ -88,12 +87,14 @@ def setting_parameter(name: str) -> inspect.Parameter:
 @app.command()
 @takes_settings(*(name for name in Settings.model_fields if name not in NOT_FLAGS))
 def serve(**given: Any) -> None:
-    """Serve a bundle over HTTP until stopped."""
+    """Serve a bundle, or the champion of a store, over HTTP until stopped."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_in_one_line)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Nothing has been read yet.
     settings = read_settings(**given)
+    if settings.admin_keys_file is not None and settings.store is None:
+        raise UserError("admin_keys_file is for changing versions: name their store with --store")
     from taillift.service import server
 
     server.serve(settings)
@@ -251,6 +252,62 @@ def classify(
         _print_table(good)
     if len(good) < len(results):
         raise typer.Exit(1)
+
+
+@app.command()
+def adapt_prior(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="File to write, for the setting `priors`.")
+    ],
+    recursive: Recursive = False,
+    name: Annotated[str, typer.Option(help="Name of the prior.")] = "adapted",
+    per_class: Annotated[
+        bool,
+        typer.Option(
+            "--per-class",
+            help="Estimate the share of each class and not only of each group; this needs 20 "
+            "photos a class.",
+        ),
+    ] = False,
+    ensemble: Annotated[
+        Literal["full", "off"], typer.Option(help="Views of each photo, as for `classify`.")
+    ] = "full",
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Estimate from photos without labels how often the groups occur, as a prior to classify with.
+
+    It is written only if it makes photos likelier that it was not estimated from: the exit status
+    is 1 if the gain may be chance.
+    """
+    from taillift.models.bundle import conveyor
+    from taillift.models.bundle.atomic import atomic_file, require_writable
+    from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.images import ImageError
+    from taillift.models.bundle.photo_sources import find_photos
+    from taillift.service.inference import adapted_prior
+
+    adapted_prior.refuse_taken(out, name)
+    require_writable(out)
+    photos = find_photos(sources, recursive)
+    classifier = Classifier.open(bundle, max_pixels=max_pixels)
+    found = conveyor.predictions(classifier, photos, Ensemble(ensemble), cores())
+    rows = [None if isinstance(one, ImageError) else one.uniform for one in found]
+    for photo, row in zip(photos, rows, strict=True):
+        if row is None:
+            say(f"{photo}: cannot be used, and is left out", err=True)
+    good = [row for row in rows if row is not None]
+    adapted = adapted_prior.adapt_prior(good, classifier.manifest, per_class)
+    for line in adapted.lines:
+        print(line)
+    if not adapted.is_sure:
+        say(f"{out} is not written: the gain may be chance; give more photos, or stay with uniform")
+        raise typer.Exit(1)
+    with atomic_file(out) as file:
+        file.write_text(adapted_prior.as_priors_file(adapted, classifier.manifest, name), "utf-8")
+    say(f"{out}: serve with --priors {out}, and ask for prior={name}")
 
 
 @app.command()
@@ -415,7 +472,7 @@ def upgrade_bundle(
 def _print_table(results: Sequence["ClassifiedImage"]) -> None:
     from rich.table import Table
 
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
 
     table = Table("image", "label", "group")
     table.add_column("confidence", justify="right")
@@ -431,7 +488,7 @@ def _print_assigned(results: Sequence["ClassifiedImage"]) -> None:
     """Print the class of each image by the counts, the least certain first."""
     from rich.table import Table
 
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
 
     table = Table("image", "assigned", "alone", "next best")
     table.add_column("confidence", justify="right")

@@ -24,6 +24,7 @@ from taillift.service.http.app import create_app
 from taillift.service.http.connection import LINGERING, Connection
 from taillift.service.http.middleware import HeadAsGet, MetricsPort, RequestLog, SecurityHeaders
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.monitoring.logs import logging_to_stderr
 from taillift.service.settings import Settings
 
@@ -41,7 +42,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, engine: Engine) -> None:
         settings = engine.settings
-        app: ASGIApp = create_app(engine)
+        application = create_app(engine)
+        self._follower: RoleFollower | None = application.state.follower
+        app: ASGIApp = application
         if settings.metrics_port is not None:
             app = MetricsPort(app, settings.metrics_port)
         app = HeadAsGet(Access(app, settings, engine.metrics))
@@ -71,6 +74,12 @@ class Server(uvicorn.Server):
         else:
             self._engine.drain()
             super().handle_exit(sig, frame)
+
+    def read_again(self) -> None:
+        """Read the priors and the roles of the store again."""
+        self._engine.read_priors_again()
+        if self._follower is not None:
+            self._follower.look_again()
 
     async def on_tick(self, counter: int) -> bool:
         if monotonic() >= self._closes_at:
@@ -115,7 +124,7 @@ def serve(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, leave)
         if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, lambda _number, _frame: engine.bundle.read_priors_again())
+            signal.signal(signal.SIGHUP, lambda _number, _frame: server.read_again())
         try:
             server.run(sockets=sockets)
         finally:

@@ -104,6 +104,7 @@ GROUPS: Final = {
     ),
     "Rare classes": "class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
+    "Versions": "store admin_keys_file",
 }
 
 
@@ -114,7 +115,9 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
     )
 
-    bundle: Path = Field(description="Folder of the bundle to serve.")
+    bundle: Path | None = Field(
+        None, description="Folder of the bundle to serve, unless a store is set."
+    )
     host: str = Field(
         "127.0.0.1", description="Address to listen on; 0.0.0.0 listens on all interfaces."
     )
@@ -308,6 +311,16 @@ class Settings(BaseSettings):
         description="Requests to log: off, errors (status 500 and above, except a failed readiness "
         "probe), or all.",
     )
+    store: Path | None = Field(
+        None,
+        description="Folder of a store, as `taillift models` makes it, whose champion is served "
+        "instead of the bundle; changes are followed without a gap.",
+    )
+    admin_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, as keys_file, that may change which version of the store is "
+        "served, by /admin. Unset: /admin does not exist.",
+    )
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -324,6 +337,16 @@ class Settings(BaseSettings):
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin} is not an origin such as https://app.example.org")
         return text
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the bundle that is served without a store.
+
+        Raises `UserError` if there is none.
+        """
+        if self.bundle is None:
+            raise UserError("name the folder of a bundle to serve, or of a store with --store")
+        return self.bundle
 
     @property
     def device(self) -> "Device":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from taillift.models import versions_cli
 from taillift.models.errors import UserError
 from taillift.models.terminal import PrintableFormatter, printable
 
@@ -23,9 +24,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # The serving image is built without training.
-for module in ("taillift.training.train_cli", "taillift.service.serve_cli"):
+for module in (
+    "taillift.training.train_cli",
+    "taillift.models.release.release_cli",
+    "taillift.service.serve_cli",
+):
     if find_spec(module.rpartition(".")[0]):
         app.add_typer(import_module(module).app)
+app.add_typer(versions_cli.app, name="models", help="Keep versions of a bundle in a store.")
 
 
 def print_version(wanted: bool) -> None:
@@ -69,9 +75,11 @@ def commands() -> TyperGroup:
     """Return the commands; Ctrl-C interrupts each one in its own code, and not before."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    for command in group.commands.values():
-        assert command.callback is not None
-        command.callback = interruptible(command.callback)
+    groups = [group, *(one for one in group.commands.values() if isinstance(one, TyperGroup))]
+    for command in (command for one in groups for command in one.commands.values()):
+        if not isinstance(command, TyperGroup):
+            assert command.callback is not None
+            command.callback = interruptible(command.callback)
     return group
 
 

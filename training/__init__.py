@@ -3,6 +3,7 @@
 From the top down: `train_cli` has the commands, `export` makes a bundle from a checkpoint, `report`
 draws what was measured, `comparison` trains several recipes on the same photos, `calibration` fits
 a model's confidence to photos that it has not seen, `train` tells a training run, `evaluation`
-measures accuracy along the tail, `fit` holds the parts of a run, `recipe` says what is trained and
-how, and `data` finds and reads the photos. Each room imports only rooms below it.
+measures accuracy along the tail, `unlabelled` teaches photos without labels, `fit` holds the parts
+of a run, `recipe` says what is trained and how, and `data` finds and reads the photos. Each room
+imports only rooms below it.
 """

@@ -52,6 +52,10 @@ def scores(predicted: Indices, labels: Indices, groups: Sequence[Group]) -> Scor
     """Return the accuracies, in per cent, of predictions [N]; `groups` has one entry a class.
 
     A class without photos does not count in any mean. A group without photos has no score.
+
+    Means are those of LIFT's code. The geometric mean of the classes' accuracies (G-mean; Sun,
+    Kamel and Wang 2006) is 0 if a class is never recognised, and so is that class's F1. Macro-F1 is
+    the mean over classes of 2 TP / (2 TP + FP + FN), the averaged F1 of Opitz and Burst 2019.
     """
     rates = class_rates(predicted, labels, len(groups))
     known = ~np.isnan(rates)
@@ -61,11 +65,15 @@ def scores(predicted: Indices, labels: Indices, groups: Sequence[Group]) -> Scor
         group: 100 * float(of_group.mean()) if len(of_group) else None
         for group, of_group in of_groups.items()
     }
+    with np.errstate(divide="ignore"):
+        geometric_mean = float(np.exp(np.log(present).mean()))
     return Scores(
         overall=100 * float((predicted == labels).mean()),
         mean_class=100 * float(present.mean()),
         worst_class=100 * float(present.min()),
         harmonic_mean=100 * float(1 / (1 / present.clip(HARMONIC_FLOOR)).mean()),
+        geometric_mean=100 * geometric_mean,
+        macro_f1=100 * float(class_f1(predicted, labels, len(groups))[known].mean()),
         **means,
     )
 
@@ -76,6 +84,14 @@ def class_rates(predicted: Indices, labels: Indices, classes: int) -> Rates:
     totals = np.bincount(labels, minlength=classes)
     with np.errstate(invalid="ignore"):
         return np.where(totals > 0, hits / totals, np.nan)
+
+
+def class_f1(predicted: Indices, labels: Indices, classes: int) -> Rates:
+    """Return F1 [C] of each class; NaN for a class that is neither in the photos nor predicted."""
+    hits = np.bincount(labels[predicted == labels], minlength=classes)
+    sums = np.bincount(labels, minlength=classes) + np.bincount(predicted, minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return 2 * hits / sums
 
 
 def class_accuracies(view_logits: Floats, labels: Indices, classes: int) -> list[Accuracy | None]:

@@ -8,7 +8,9 @@ metadata.
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +18,17 @@ from torch import Tensor
 
 from taillift.models.bundle.arrays import Floats, chunks
 from taillift.models.bundle.schema import Preprocessing
+from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
-from taillift.training.console import steps_bar
+from taillift.training.console import note, steps_bar
 from taillift.training.data.dataset import Dataset, Split
+from taillift.training.data.pool import with_right_labels
 from taillift.training.evaluation import predictions, view_logits
 from taillift.training.fit.build import (
     bare_model,
     build_model,
+    class_texts,
     initial_weight,
     preprocessing_for,
     prompts_for,
@@ -57,10 +62,19 @@ from taillift.training.fit.optimisation import (
     micro_batch,
     rate_factor,
 )
-from taillift.training.fit.progress import Clock, Curves, Progress
+from taillift.training.fit.progress import Clock, Curves, Log, Progress
 from taillift.training.fit.provenance import new_provenance
 from taillift.training.fit.resume import Resume, run_key
 from taillift.training.recipe.recipe import Augmentation, Recipe
+from taillift.training.recipe.semi_supervision import Loft, RightLabels, StrongView, SureGuesses
+from taillift.training.unlabelled.acceptance import known_to_zero_shot, zero_shot_confidence
+from taillift.training.unlabelled.teacher import (
+    Teacher,
+    UlFineTeacher,
+    check_pool,
+    new_teacher,
+)
+from taillift.training.unlabelled.weak_strong import passes_needed, weak_strong_photos
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,10 @@ class Trainer:
         self._frozen = FrozenStages(self._processes.device)
         self._crops: dict[tuple[int, int, Augmentation, Preprocessing], FrozenFeatures] = {}
         self._views: dict[tuple[Split, Preprocessing], FrozenFeatures] = {}
-        self._centres: dict[Preprocessing, Tensor] = {}
+        self._centres: dict[tuple[Split, Preprocessing], Tensor] = {}
+        self._pools: dict[
+            tuple[Split, int, int, int, StrongView, Preprocessing], FrozenFeatures
+        ] = {}
 
     def train(
         self,
@@ -101,15 +118,23 @@ class Trainer:
         resume_file: Path | None = None,
         curves_folder: Path | None = None,
         without: Collection[int] = (),
+        logs: Sequence[Log] = (),
     ) -> Run:
         """Train one recipe.
 
         The run continues from `resume_file` if that exists, and keeps it up to date. TensorBoard's
-        curves go to `curves_folder`. The training photos at the indices `without` are set aside,
-        but the number of epochs stays; every class has to keep a photo. Raises `UserError` if the
-        loss diverges, the memory is too small, or `resume_file` is from another run.
+        curves go to `curves_folder`, and then to the `logs`, too. The training photos at the
+        indices `without` are set aside, but the passes over the others stay as many; every class
+        has to keep a photo. Raises `UserError` if the loss diverges, the memory is too small,
+        `resume_file` is from another run, or one of the `logs` refuses.
         """
         dataset, backbone, processes = self.dataset, self._backbone, self._processes
+        if isinstance(recipe.unlabelled, RightLabels) and dataset.unlabelled is not None:
+            more = with_right_labels(dataset, recipe.unlabelled.photos, recipe.seed)
+            labelled = Trainer(more, backbone, processes.device)
+            run = labelled.train(recipe, resume_file, curves_folder, without, logs)
+            key = run_key(recipe, dataset.fingerprint_for(True), backbone.sha256)
+            return Run(run.model, run.metadata.model_copy(update={"key": key}))
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
         aside = set(without)
@@ -117,7 +142,9 @@ class Trainer:
 
         with enough_memory(recipe, processes):
             # An interrupted run with the same recipe, data and backbone is continued.
-            key = run_key(recipe, dataset.fingerprint, backbone.sha256)
+            key = run_key(
+                recipe, dataset.fingerprint_for(recipe.unlabelled is not None), backbone.sha256
+            )
             resume = Resume(resume_file, key, processes)
 
             # The model: the backbone, its tuners, and a head that starts from texts or photos.
@@ -126,15 +153,28 @@ class Trainer:
             )
             model = build_model(backbone, recipe, weight)
 
-            with Curves(curves_folder, resume.done) as curves:
-                progress = None
+            settings = recipe.model_dump(mode="json")
+            with Curves(curves_folder, resume.done, logs, settings) as curves:
+                progress, teacher = None, None
                 if recipe.epochs:
                     # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
                     inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
+                    steps = recipe.total_steps(len(kept), len(dataset.train))
+                    teacher = self.teacher(recipe, model, preprocessing, counts, steps)
                     try:
-                        progress = fit(model, inputs, counts, recipe, processes, resume, curves)
+                        progress = fit(
+                            model,
+                            inputs,
+                            counts,
+                            recipe,
+                            steps,
+                            processes,
+                            resume,
+                            curves,
+                            teacher,
+                        )
                     except DivergedError:
                         resume.forget()
                         raise
@@ -153,8 +193,12 @@ class Trainer:
                     preprocessing=preprocessing,
                     recipe=recipe,
                     key=key,
+                    pool_sha256=dataset.pool_fingerprint if recipe.unlabelled else "",
+                    pseudo_counts=tuple(teacher.pseudo_counts.tolist()) if teacher else (),
                     trainable_parameters=model.trainable_parameters,
-                    record=new_provenance(processes, progress),
+                    record=new_provenance(
+                        processes, progress, tuple(teacher.history) if teacher else ()
+                    ),
                 )
                 run = Run(model, metadata)
 
@@ -170,7 +214,8 @@ class Trainer:
 
     def seconds(self, recipe: Recipe) -> float:
         """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
-        return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
+        with enough_memory(recipe, self._processes):
+            return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
 
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.
@@ -185,10 +230,12 @@ class Trainer:
             split = self.dataset.train
             photos = training_photos(split, preprocessing, augmentation, epochs, seed)
             copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
-            self._crops[key] = FrozenFeatures(photos, copies, epochs, self._frozen, self._processes)
+            title = "Running the frozen stages on crops"
+            self._crops[key] = FrozenFeatures(
+                photos, copies, epochs, self._frozen, self._processes, title
+            )
         return self._crops[key]
 
-    @torch.no_grad()
     def centre_features(
         self, preprocessing: Preprocessing, kept: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
@@ -196,18 +243,91 @@ class Trainer:
 
         They come from the centre views of training photos and the tower as it is in the backbone.
         """
-        views = evaluation_photos(self.dataset.train, preprocessing)
-        if preprocessing not in self._centres:
-            centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
-            copies = [1] * len(views.labels)
-            frozen = FrozenFeatures(centres, copies, 1, self._frozen, self._processes)
+        chosen, train = list(kept), self.dataset.train
+        features = self.backbone_features(train, preprocessing)
+        return features[chosen], torch.tensor(train.labels)[chosen]
+
+    @torch.no_grad()
+    def backbone_features(self, split: Split, preprocessing: Preprocessing) -> Tensor:
+        """Return the features [N, D] of all centre views of a split, from the untrained tower."""
+        key = split, preprocessing
+        if key not in self._centres:
+            note(f"The head starts from photos: each of {len(split):,} is read once")
             model = bare_model(self._backbone, len(self.dataset.classes))
-            inputs = frozen.inputs_for(model, preprocessing.size)
+            inputs = self.centre_views(split, model, preprocessing)
             network = remaining_network(model, inputs.stage)
-            batches = inputs.batches(first_copies(len(copies)), BATCH)
-            self._centres[preprocessing] = torch.cat([network(rows) for rows, _ in batches])
-        chosen = list(kept)
-        return self._centres[preprocessing][chosen], views.labels[chosen]
+            batches = inputs.batches(first_copies(len(split)), BATCH)
+            self._centres[key] = torch.cat([network(rows) for rows, _ in batches])
+        return self._centres[key]
+
+    def centre_views(self, split: Split, model: Model, preprocessing: Preprocessing) -> Inputs:
+        """Return the centre views of a split, as rows to feed to `model`. Collective."""
+        views = evaluation_photos(split, preprocessing)
+        centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+        title = "Reading photos for the head"
+        frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes, title)
+        return frozen.inputs_for(model, preprocessing.size)
+
+    def teacher(
+        self,
+        recipe: Recipe,
+        model: Model,
+        preprocessing: Preprocessing,
+        counts: Sequence[int],
+        steps: int,
+    ) -> Teacher | None:
+        """Return what teaches unlabelled photos to `model`; None if the recipe uses none.
+
+        `counts` are the labelled photos of each class, in a run of so many `steps`. Raises
+        `UserError` if the dataset has no unlabelled photos, or too few. Collective.
+        """
+        method, pool = recipe.teaching, self.dataset.unlabelled
+        if method is None:
+            return None
+        if pool is None:
+            raise UserError(
+                f"{recipe.title} uses unlabelled photos and there are none: put them into a folder "
+                "unlabelled/ next to train/, or pass --unlabelled"
+            )
+        if isinstance(method, Loft) and method.foreign is not None and method.zero_shot:
+            features = self.backbone_features(pool, preprocessing)
+            confidence = zero_shot_confidence(self._backbone, recipe, self.dataset.names, features)
+            pool = known_to_zero_shot(pool, confidence, method.zero_shot)
+        val = None
+        if isinstance(method, SureGuesses) and method.evidence:
+            val = self.dataset.val
+            if val is None:
+                raise UserError(
+                    "unlabelled.evidence comes from val/ and there is none: add val/, or use "
+                    "unlabelled.threshold"
+                )
+        size = method.ratio * recipe.batch
+        check_pool(len(pool), recipe.batch, method.ratio)
+
+        # Weak and strong views, as rows behind the tower's frozen stages.
+        passes = passes_needed(len(pool), size, steps)
+        copies = min(recipe.augmentation.copies, passes)
+        key = pool, recipe.seed, passes, copies, method.strong, preprocessing
+        if key not in self._pools:
+            self._pools.clear()
+            photos = weak_strong_photos(pool, preprocessing, method.strong, recipe.seed)
+            self._pools[key] = FrozenFeatures(
+                photos, [copies] * len(pool), passes, self._frozen, self._processes
+            )
+        inputs = self._pools[key].inputs_for(model, preprocessing.size)
+        teacher = new_teacher(
+            method,
+            model,
+            inputs,
+            recipe,
+            counts,
+            self.dataset.groups,
+            self._processes,
+            self.centre_views(val, model, preprocessing) if val else None,
+        )
+        if isinstance(teacher, UlFineTeacher):
+            teacher.start(class_texts(self._backbone, recipe.head, self.dataset.names))
+        return teacher
 
     def view_logits(self, run: Run, split: Split, only: Sequence[int] | None = None) -> Floats:
         """Return the logits float32 [N, 5, C] of all views of a split's photos, from torch.
@@ -219,8 +339,9 @@ class Trainer:
         key = split, preprocessing
         if key not in self._views:
             photos = evaluation_photos(split, preprocessing)
+            title, copies = "Running the frozen stages on views", [1] * len(split)
             self._views[key] = FrozenFeatures(
-                photos, [1] * len(split), 1, self._frozen, self._processes
+                photos, copies, 1, self._frozen, self._processes, title
             )
         inputs = self._views[key].inputs_for(run.model, preprocessing.size)
         chosen = inputs if only is None else Subset(inputs, only)
@@ -232,15 +353,19 @@ def fit(
     inputs: Inputs,
     counts: Sequence[int],
     recipe: Recipe,
+    steps: int,
     processes: Processes,
     resume: Resume,
     curves: Curves,
+    teacher: Teacher | None = None,
 ) -> Progress:
     """Train the unfrozen tensors of `model` and leave it on the CPU; return the finished progress.
 
-    `counts` are the photos of each class in `inputs`. Every process takes its part of every batch,
+    `counts` are the photos of each class in `inputs`; the last of the `steps` may be within an
+    epoch. Every process takes its part of every batch,
     and all end with the same weights: those that a single process would get, up to the rounding of
-    sums. The run continues from where `resume` is. Raises `DivergedError` if the loss is not a
+    sums. A `teacher` adds unlabelled photos to every step, and adjusts the loss to their prior. The
+    run continues from where `resume` is. Raises `DivergedError` if the loss is not a
     finite number.
     """
     progress = resume.progress or Progress(
@@ -251,40 +376,70 @@ def fit(
     optimisation = OptimisationState(model, recipe, processes, fabric)
     if resume.optimisation:
         optimisation.load_state_dict(resume.optimisation)
+        if teacher:
+            teacher.load_state_dict(resume.optimisation["unlabelled"])
     criterion = recipe.loss.build(counts).to(processes.device)
-    gradients = GradientAccumulator(
-        model, inputs.stage, criterion, fabric, micro_batch(recipe, processes)
-    )
+
+    def supervised_loss(features: Tensor, labels: Tensor) -> Tensor:
+        losses: Tensor = criterion(model.head(features)[0], labels)
+        return losses
+
+    def state_dict() -> dict[str, Any]:
+        taught = {"unlabelled": teacher.state_dict()} if teacher else {}
+        return optimisation.state_dict() | taught
+
+    gradients = GradientAccumulator(model, inputs.stage, fabric, micro_batch(recipe, processes))
+    if teacher:
+        teacher.prepare(model, fabric, micro_batch(recipe, processes))
 
     photos, options = len(inputs.labels), recipe.optimiser
     steps_per_epoch = -(-photos // recipe.batch)
     clock = Clock(progress)
-    title, steps = f"Training {recipe.title}, seed {recipe.seed}", steps_per_epoch * recipe.epochs
+    title = f"Training {recipe.title}, seed {recipe.seed}"
     with steps_bar(title, steps, progress.done) as show:
-        while progress.epoch < recipe.epochs:
+        while progress.done < steps or progress.step:
             # Every photo once, in a new order. A run that continues skips what it has done.
             order = epoch_order(photos, recipe.seed, progress.epoch)
-            batches = list(chunks(order, recipe.batch))[progress.step :]
-            for size, shard in clock.waiting(sharded(inputs, batches, processes)):
+            batches = list(chunks(order, recipe.batch))[progress.step :][: steps - progress.done]
+            if teacher and not progress.step:
+                teacher.begin_epoch()
+            pool_batches = (
+                teacher.batches(progress.done, len(batches)) if teacher else repeat((0, None))
+            )
+            both = zip(sharded(inputs, batches, processes), pool_batches, strict=False)
+            for (size, shard), pool_batch in clock.waiting(both):
                 optimisation.zero_grad()
-                loss = processes.all_reduce(gradients.add(shard, size)).item()
+                if teacher:
+                    # Pseudo-labels of weak views; the loss is then built for the joint counts.
+                    teacher.guess(pool_batch, progress.done)
+                    total = gradients.add(shard, size, teacher.labelled_loss)
+                    total += teacher.teach(pool_batch)
+                else:
+                    total = gradients.add(shard, size, supervised_loss)
+                loss = processes.all_reduce(total).item()
                 if not math.isfinite(loss):
                     position = f"epoch {progress.epoch + 1}, step {progress.step + 1}"
                     raise DivergedError(f"the loss is {loss} in {position}", options)
-                factor = rate_factor(options, progress.done, steps_per_epoch, recipe.epochs)
+                factor = rate_factor(options, progress.done, steps_per_epoch, steps)
                 rates = optimisation.update(progress.done, factor)
+                if teacher:
+                    teacher.finish_step()
                 curves.add(progress.done, {"loss/step": loss} | rates)
                 progress.finish_step(loss, size)
                 show(progress.done, f"loss {loss:.3f}")
                 if resume.due:
                     clock.read()
-                    resume.write(progress, optimisation.state_dict())
-            mean_loss = progress.finish_epoch(photos)
+                    resume.write(progress, state_dict())
+            mean_loss = progress.finish_epoch(min(photos, progress.step * recipe.batch))
+            if teacher:
+                teacher.finish_epoch()
             curves.add(progress.epoch, {"loss/epoch": mean_loss})
             clock.read()
-            resume.write(progress, optimisation.state_dict())
+            resume.write(progress, state_dict())
 
     optimisation.load_ema()
+    if teacher:
+        teacher.finish()
     model.cpu()
     # No loss has checked the weights after the last step.
     if not all(tensor.isfinite().all() for tensor in optimisation.parameters):

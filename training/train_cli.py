@@ -6,7 +6,7 @@ Imports are inside the commands, so that `taillift --help` does not wait for tor
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,11 +15,14 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import say
+from taillift.models.terminal import MaxPixels, say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
+    from taillift.training.data.dataset import Dataset
+    from taillift.training.fit.progress import Log
+    from taillift.training.recipe.recipe import Recipe
 
 app = typer.Typer()
 
@@ -49,13 +52,25 @@ Set = Annotated[
         "given several times.",
     ),
 ]
-MaxPixels = Annotated[
-    int, typer.Option(min=1, help="Number of pixels beyond which a photo is left out.")
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|SHARDS",
+        help="Photos without labels: a folder, tar shards, or a CSV file whose labels are only "
+        "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
+    ),
+]
+PhotosShown = Annotated[
+    bool,
+    typer.Option(
+        "--photos/--no-photos",
+        help="Show held-out photos in report.html: up to 24, made small.",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set epochs=...")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Steps, in 2 to 7 passes over the photos: --set steps=..."),
+    typer.Option(help="Exactly so many steps, in as many passes as they take: --set steps=..."),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
@@ -79,7 +94,11 @@ Imbalance = Annotated[
 def train(
     data: Data,
     recipe: Annotated[
-        str, typer.Option(help="A name from `taillift recipes`, or a YAML file.")
+        str,
+        typer.Option(
+            help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
+            "photos; or a YAML file."
+        ),
     ] = "lift",
     changes: Set = None,
     epochs: Epochs = None,
@@ -98,14 +117,23 @@ def train(
         Path | None,
         typer.Option(
             help="Checkpoint to write, NAME.safetensors. Default: "
-            "runs/DATA/RECIPE-SEED.safetensors."
+            "runs/DATA/RECIPE-SEED.safetensors, or RECIPE-BACKBONE-SEED with --backbone."
         ),
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
     ] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="wandb|mlflow",
+            help="Send the curves there, too: TensorBoard's files are always written. May be given "
+            "twice. Needs the extra of that name: pip install 'taillift[wandb]'.",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune a backbone on labelled photos and write a checkpoint.
 
@@ -115,22 +143,26 @@ def train(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
+    from taillift.training.fit.progress import require_installed
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.train import Trainer
 
+    logs = requested_logs(log or [])
+    require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
-    dataset = load_dataset(data, imbalance, max_pixels)
-    path = out or Path("runs") / dataset.name / f"{chosen.name}-{chosen.seed}.safetensors"
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
+    stem = checkpoint_stem(chosen, backbone)
+    path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
         trainer = Trainer(dataset, load_backbone(backbone))
         note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
-        run = trainer.train(chosen, resume_path(path), curves)
+        run = trainer.train(chosen, resume_path(path), curves, logs=logs)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -139,16 +171,19 @@ def train(
     save(path, run.model, run.metadata, replace)
     if not is_first():
         return
+    guessed = run.metadata.record.pseudo_labels
     say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
+        + (f"; {guessed[-1]} in the last epoch" if guessed else "")
     )
 
 
 @app.command()
 def check(
     data: Data,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything as one JSON object.")
@@ -163,7 +198,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data, max_pixels)
+    made = survey(data, max_pixels, unlabelled)
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -185,8 +220,11 @@ def recipes(
     else:
         # A recipe with a mistake is refused, not printed.
         load_recipe(name)
-        path = FOLDER / f"{name}.yaml" if name in NAMES else Path(name)
+        base, plus, method = name.partition("+")
+        path = FOLDER / f"{base}.yaml" if base in NAMES else Path(name)
         say(path.read_text("utf-8").removesuffix("\n"))
+        if plus and base in NAMES:
+            say(f"unlabelled: {{name: {method}}}")
 
 
 @app.command()
@@ -198,6 +236,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
         bool,
@@ -213,17 +252,25 @@ def export(
             help="Another graph besides fp32: int8 for CPUs, fp16 for GPUs. May be given twice."
         ),
     ] = None,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Merge a checkpoint's tuners into the backbone and make a bundle to serve."""
+    from taillift.models.release.comparison_text import print_comparison
     from taillift.training.data.dataset import load_dataset
     from taillift.training.export.export import TOLERANCE
     from taillift.training.export.export import export as make_bundle
+    from taillift.training.fit.checkpoint import read_metadata
 
     dataset = load_dataset(data, imbalance, max_pixels)
+    if dataset.val is None and calibration:
+        # Without val/, calibration trains again.
+        dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.name
     variants = requested_variants(variant or [])
-    exported = make_bundle(checkpoint, dataset, target, backbone, replace, calibration, variants)
+    exported = make_bundle(
+        checkpoint, dataset, target, backbone, replace, calibration, variants, photos
+    )
     proof = exported.proof
     say(
         f"merged against unmerged: largest logit difference {proof.merged:.1e} "
@@ -233,6 +280,8 @@ def export(
     )
     if exported.unmerged:
         say(f"not mergeable, and kept as parts of the graph: {', '.join(exported.unmerged)}")
+    for comparison in exported.comparisons.values():
+        print_comparison(comparison)
     print_summary(target, exported.manifest)
 
 
@@ -244,6 +293,7 @@ def calibrate(
     data: Data,
     out: Annotated[Path, typer.Option(help="Bundle to make.")],
     max_pixels: MaxPixels = MAX_PIXELS,
+    photos: PhotosShown = True,
     replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Make a bundle with the same graphs, calibrated on other photos.
@@ -254,7 +304,7 @@ def calibrate(
     from taillift.training.export.recalibrate import recalibrate
 
     dataset = load_dataset(data, max_pixels=max_pixels)
-    print_summary(out, recalibrate(bundle, dataset, out, replace))
+    print_summary(out, recalibrate(bundle, dataset, out, replace, photos))
 
 
 @app.command()
@@ -274,6 +324,7 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool,
@@ -283,11 +334,12 @@ def compare(
     """Train several recipes on the same photos and show their accuracy along the tail.
 
     Finished runs are kept: run the command again after an interruption, or with more recipes or
-    seeds. --set applies to every recipe that trains anything. If a run fails, the others are shown
+    seeds. --set applies to every recipe that trains anything, and its fields of `unlabelled` to
+    those that have them, such as lift+loft. If a run fails, the others are shown
     and the exit status is 1.
     """
     from taillift.models.lift.backbone import load_backbone
-    from taillift.models.plain_console import PlainConsole
+    from taillift.models.terminal import PlainConsole
     from taillift.training.comparison.compare import CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
@@ -300,13 +352,15 @@ def compare(
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
-    trained = {name: load_recipe(name).epochs > 0 for name in names}
+    unchanged = {name: load_recipe(name) for name in names}
     chosen = [
-        load_recipe(name, {**(values if trained[name] else {}), "seed": seed})
+        load_recipe(
+            name, {**changes_for(unchanged[name], values, unchanged.values()), "seed": seed}
+        )
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = with_pool(load_dataset(data, imbalance, max_pixels), chosen, data, unlabelled)
     folder = out or Path("runs") / dataset.name
     console = PlainConsole(quiet=not is_first())
     try:
@@ -344,11 +398,15 @@ def backbones(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list in JSON.")] = False,
 ) -> None:
     """List the architectures that work as backbones, and those that do not, without a download."""
-    from taillift.models.lift.catalogue import describe, details, names_like, table
-    from taillift.training.console import track
+    from taillift.models.architectures import details, published, table
 
-    names = names_like(name)
-    entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
+    entries = published(name)
+    if entries is None:
+        from taillift.models.lift.catalogue import describe, names_like
+        from taillift.training.console import track
+
+        names = names_like(name)
+        entries = [describe(one) for one in track(names, "looking at architectures", len(names))]
     if as_json:
         typer.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
@@ -356,6 +414,57 @@ def backbones(
         typer.echo(line)
     if name is None:
         typer.echo("`taillift backbones timm:` lists the towers of timm, which have no text.")
+
+
+def changes_for(
+    recipe: "Recipe", values: dict[str, Any], compared: Iterable["Recipe"]
+) -> dict[str, Any]:
+    """Return the values that apply to one of the `compared` recipes: none if it trains nothing.
+
+    A field of `unlabelled` applies to the recipes that have it. If none has, it applies to all with
+    unlabelled photos, or to all recipes, so that a wrong name is refused.
+    """
+    if not recipe.epochs:
+        return {}
+    own, known = (
+        {field for one in recipes if one.unlabelled for field in type(one.unlabelled).model_fields}
+        for recipes in ([recipe], list(compared))
+    )
+    applying = {}
+    for key, value in values.items():
+        part, _, field = key.partition(".")
+        field = field.split(".")[0]
+        wrong = field not in known and bool(own) == bool(known)
+        if part != "unlabelled" or field in own or wrong:
+            applying[key] = value
+    return applying
+
+
+def with_pool(
+    dataset: "Dataset", recipes: "Sequence[Recipe]", data: str, unlabelled: str | None
+) -> "Dataset":
+    """Return the set with its unlabelled photos, or those of --unlabelled, if a recipe uses them.
+
+    Raises `UserError` if --unlabelled is given and no recipe does, or if photos are needed and
+    there are none.
+    """
+    from taillift.training.data.pool import own_pool, with_unlabelled
+
+    if not any(recipe.unlabelled for recipe in recipes):
+        if unlabelled:
+            raise UserError(
+                "--unlabelled: no recipe here uses unlabelled photos: give one such as lift+loft, "
+                "or leave the option out"
+            )
+        return dataset
+    source = unlabelled or own_pool(data)
+    if source is None:
+        raise UserError(
+            f"the recipe uses unlabelled photos: put them into {data}/unlabelled, or pass "
+            "--unlabelled"
+        )
+    max_pixels = dataset.train.max_pixels
+    return with_unlabelled(dataset, source, max_pixels)
 
 
 def recipe_changes(
@@ -407,6 +516,16 @@ def requested_variants(names: Sequence[str]) -> "list[Precision]":
         if name not in variants:
             raise UserError(f"--variant {name}: give one of {', '.join(variants)}")
     return [variant for variant in variants if variant in names]
+
+
+def requested_logs(names: Sequence[str]) -> "list[Log]":
+    """Return the logs that --log names; raise `UserError` if one does not exist."""
+    from taillift.training.fit.progress import Log
+
+    for name in names:
+        if name not in list(Log):
+            raise UserError(f"--log {name}: give one of {', '.join(Log)}")
+    return [Log(name) for name in names]
 
 
 def seeds_from(text: str) -> list[int]:

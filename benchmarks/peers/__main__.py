@@ -76,7 +76,7 @@ def main() -> None:
 
 def known_labels(settings: Settings, photos: Sequence[bytes]) -> list[str]:
     """The surest class of each photo, from five views, without a server."""
-    classifier = Classifier.open(settings.bundle, settings.device)
+    classifier = Classifier.open(settings.folder, settings.device)
     logits = classifier.mean_logits(map(classifier.canvas, photos)).logits
     return [classifier.manifest.labels[index] for index in logits.argmax(1)]
 
@@ -100,7 +100,7 @@ def our_sides(
     peer_capacity: float,
     seconds: float,
 ) -> dict[Ensemble, Side]:
-    with taillift(settings.bundle) as service:
+    with taillift(settings.folder) as service:
         sides = {}
         for one in ensembles:
             target = Target(f"{service.url}/classify?ensemble={one}")

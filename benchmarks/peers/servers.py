@@ -114,7 +114,7 @@ def running(server: Server, settings: Settings, photo: bytes) -> Iterator[Target
     python = install(server)
     environment = {
         **server.environment,
-        BUNDLE: str(settings.bundle.resolve()),
+        BUNDLE: str(settings.folder.resolve()),
         THREADS: str(settings.threads),
         BATCH: str(settings.batch_views // VIEWS),
         "PYTHONPATH": str(ROOT),

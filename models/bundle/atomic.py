@@ -94,7 +94,9 @@ def temporary_folder_next_to(target: Path) -> Iterator[Path]:
     except OSError as error:
         # Absolute, because temporary folders may be named from the root and the target not.
         place, parent = str(error.filename or ""), target.parent.absolute()
-        if place and not Path(place).absolute().is_relative_to(parent):
+        # A copy names both its source and its target.
+        names = [Path(name).absolute() for name in (place, error.filename2) if name]
+        if names and not any(name.is_relative_to(parent) for name in names):
             raise UserError(
                 f"{place} cannot be used ({error.strerror}): {target} was not written"
             ) from error

@@ -38,6 +38,11 @@ FOREIGN: Final = (
         "HEIC",
         "heif-convert photo.heic photo.jpg",
     ),
+    (
+        rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIU\0|IIR[OS]|MMOR",
+        "a camera's raw file",
+        "darktable-cli photo.cr3 photo.jpg",
+    ),
     (rb".{4}ftyp", "a video", "ffmpeg -i video.mp4 -frames:v 1 photo.jpg"),
     (rb"(\0\0\0\x0c)?(JXL \r\n|\xff\x0a)", "JPEG XL", "djxl photo.jxl photo.png"),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000", "magick photo.jp2 photo.jpg"),
@@ -48,6 +53,8 @@ FOREIGN: Final = (
     (rb"%PDF-", "PDF", "pdftoppm -jpeg -r 150 file.pdf photo"),
     (rb"\s*(<\?xml.{0,500})?<svg", "SVG", "rsvg-convert drawing.svg -o photo.png"),
     (rb"(?i)\s*<(!doctype )?html", "a web page", ""),
+    (rb"\0\x05\x16\x07", "the companion of a file on macOS, without its pixels", ""),
+    (rb"\x89PNG(\n\x1a|\r\x1a|\r\r\n)", "a PNG whose line ends a copy as text has changed", ""),
     (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
 )
 

@@ -87,7 +87,10 @@ class Method(SchemaModel):
 
 
 class Scores(SchemaModel):
-    """Accuracies in per cent; a group without test images has none."""
+    """Accuracies in per cent; a group without test images has none.
+
+    Bundles and outcomes of 0.1.0 lack the last two.
+    """
 
     overall: Percent
     mean_class: Percent
@@ -96,6 +99,10 @@ class Scores(SchemaModel):
     few: Percent | None
     worst_class: Percent
     harmonic_mean: Percent
+    geometric_mean: Percent | None = Field(
+        None, description="of the classes' accuracies; 0 if a class is never recognised"
+    )
+    macro_f1: Percent | None = Field(None, description="mean over classes of F1")
 
 
 class Evaluation(SchemaModel):

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from taillift.models.bundle.schema import Count, Group, Percent, SchemaModel, Share
+from taillift.models.bundle.schema import Count, Group, Percent, SchemaModel, Share, SixDigits
 
 Decision = Literal["accept", "review"]
 
@@ -15,7 +15,9 @@ class DecisionReason(SchemaModel):
 
     kind: Literal["accepted", "below threshold", "no threshold"]
     group: Group = Field(description="of the predicted class")
-    threshold: float | None = Field(description="the least confidence that is accepted; null: none")
+    threshold: SixDigits | None = Field(
+        description="the least confidence that is accepted; null: none"
+    )
     photos: int | None = Field(
         description="held-out photos behind the threshold, answered with a class of the group; "
         "null if the bundle does not say"

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 # Of an image, in pixels, and how many times the longer side may be the shorter one.
 MAX_PIXELS: Final = 50_000_000
@@ -21,6 +21,11 @@ Percent = Annotated[float, Field(ge=-ROUNDING, le=100 + ROUNDING)]
 PercentChange = Annotated[float, Field(ge=-100 - ROUNDING, le=100 + ROUNDING)]
 Amount = Annotated[float, Field(ge=0)]
 Deviation = Annotated[float, Field(gt=0)]
+# A number of an answer, which in JSON has six significant digits.
+SixDigits = Annotated[
+    float,
+    PlainSerializer(lambda number: float(f"{number:.6g}"), return_type=float, when_used="json"),
+]
 
 Group = Literal["many", "medium", "few"]
 GROUPS: tuple[Group, ...] = get_args(Group)

@@ -26,6 +26,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
+from taillift.models.architectures import PREFIX, QUICK
 from taillift.models.default import architecture
 from taillift.models.errors import UserError, did_you_mean, first_lines
 from taillift.models.lift import timm_backbone
@@ -40,7 +41,6 @@ DEFAULT: Final = "default"
 DEFAULT_FOLDER: Final = Path(__file__).parents[1] / "default"
 DEFAULT_ARCHITECTURE: Final = architecture.vit_mini_lite2_224.__name__
 ENCODE_BATCH: Final = 256
-QUICK: Final = "-quickgelu"
 AT_SIZE: Final = re.compile(r"(.+)@(\d+)")
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def load_backbone(name: str = DEFAULT) -> Backbone:
         config, preprocessing = settings["model_cfg"], settings["preprocess_cfg"]
         model = ClipModel(name, DEFAULT_ARCHITECTURE, DEFAULT, config, preprocessing, size)
         return _load_open_clip(model, read_weights(DEFAULT_FOLDER / "model.safetensors"))
-    if source.startswith(timm_backbone.PREFIX):
+    if source.startswith(PREFIX):
         return _load_timm(name, source, size)
     architecture, _, source = source.partition(":")
     if not source:
@@ -340,7 +340,7 @@ def _load_timm(name: str, source: str, size: int | None) -> Backbone:
     preprocessing = timm_backbone.preprocessing(trunk.module)
     return Backbone(
         name=name,
-        architecture=f"{timm_backbone.PREFIX}{trunk.architecture}",
+        architecture=f"{PREFIX}{trunk.architecture}",
         pretrained=trunk.pretrained,
         sha256=_sha256(trunk.weights, trunk.size if trunk.size != trunk.native_size else None),
         tower=convert(trunk.module),

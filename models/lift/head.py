@@ -82,6 +82,37 @@ class CosineHead(Head):
         return self.scale * F.normalize(self.weight, dim=-1), None
 
 
+class FusedHead(CosineHead):
+    """scale * cos(feature, (1 - share) class weight + share * alignment * prototype).
+
+    The sum of two cosine heads' logits: those of the trained weights and those of `prototypes`
+    [C, D or E], which no gradient changes. `alignment`, a number, brings the second to the scale of
+    the first. As both read the same unit features, their sum is one row of weights for each class.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: float,
+        share: float,
+        projection: Tensor | None = None,
+        projection_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, scale, projection, projection_bias)
+        self.share = share
+        self.prototypes = nn.Parameter(weight.clone(), requires_grad=False)
+        self.alignment = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Return the unit weights of the two heads, each [C, D or E]."""
+        return F.normalize(self.weight, dim=-1), F.normalize(self.prototypes, dim=-1)
+
+    def plain(self) -> tuple[Tensor, None]:
+        trained, prototypes = self.parts()
+        mixed = torch.lerp(trained, self.alignment * prototypes, self.share)
+        return self.scale * mixed, None
+
+
 class LinearHead(Head):
     """W x + b, with a bias that starts at zero."""
 

@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 from timm.models import get_arch_name, get_pretrained_cfg, model_entrypoint
 from torch import Tensor, nn
 
+from taillift.models.architectures import PREFIX
 from taillift.models.errors import UserError, did_you_mean, first_lines
 from taillift.models.lift.convert import convert, first_block_alone, lacking, unsupported
 from taillift.models.lift.model import check_graph_size
@@ -23,7 +24,6 @@ from taillift.models.lift.positions import (
 )
 from taillift.models.lift.weight_file import mismatch, read_weights, refusal
 
-PREFIX: Final = "timm:"
 WEIGHTS: Final = "model.safetensors"
 # The classifiers of timm's vision transformers, of which no feature depends.
 CLASSIFIERS: Final = ("head.", "head_dist.")

@@ -48,6 +48,12 @@ class Tower(nn.Sequential):
         return [stage for stage in self if isinstance(stage, Block | Layer | GridPool)]
 
     @property
+    def embedding_stages(self) -> int:
+        """The number of stages before the first transformer block; 0 in a ResNet."""
+        blocks = [index for index, stage in enumerate(self) if isinstance(stage, Block)]
+        return blocks[0] if blocks else 0
+
+    @property
     def width(self) -> int:
         """The width D of the features, which in a transformer is also that of the tokens."""
         last = self[-1]

@@ -25,8 +25,15 @@ HEALTH: Final = frozenset({"/healthz", READINESS})
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # How a browser describes a request of the service's own page, or of no page.
 OWN_SITES: Final = frozenset({"same-origin", "none"})
-SENT: Final = ("Authorization", "Content-Type", "X-API-Key", "X-Request-Timeout", REQUEST_ID)
-ANSWERED: Final = (REQUEST_ID, "Retry-After")
+SENT: Final = (
+    "Authorization",
+    "Content-Type",
+    "X-API-Key",
+    "X-Request-Timeout",
+    "X-Canary-Key",
+    REQUEST_ID,
+)
+ANSWERED: Final = (REQUEST_ID, "Retry-After", "X-Taillift-Version")
 
 HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 PORT: Final = re.compile(r":[0-9]*$")

@@ -114,13 +114,24 @@ def file_version(file: Path | None) -> Sequence[int] | None:
     return status and (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
-async def require_key(
-    request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
-    header: Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))],
-) -> None:
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
+KeyHeader = Annotated[str | None, Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+
+
+async def require_key(request: Request, bearer: Bearer, header: KeyHeader) -> None:
     """Raise `UnauthorisedError` unless the request has one of the application's keys."""
-    keys: Keys = request.app.state.keys
+    check_key(request, request.app.state.keys, bearer, header)
+
+
+async def require_admin_key(request: Request, bearer: Bearer, header: KeyHeader) -> None:
+    """Raise `UnauthorisedError` unless the request has one of the keys for /admin."""
+    check_key(request, request.app.state.admin_keys, bearer, header)
+
+
+def check_key(
+    request: Request, keys: Keys, bearer: HTTPAuthorizationCredentials | None, header: str | None
+) -> None:
+    """Put the name of the request's key into its state, or raise `UnauthorisedError`."""
     sent = header if bearer is None else bearer.credentials
     if not sent:
         raise UnauthorisedError(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field
 
 from taillift.models.bundle.manifest import Accuracy, Manifest
-from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.bundle.schema import GROUPS, Group, SixDigits
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
@@ -26,9 +26,9 @@ Direction = Literal["more", "fewer"]
 class Confidences(BaseModel):
     """Confidences that 10, 50 and 90 per cent of the window's images are below."""
 
-    low: float
-    median: float
-    high: float
+    low: SixDigits
+    median: SixDigits
+    high: SixDigits
 
 
 class WindowSummary(BaseModel):
@@ -36,7 +36,7 @@ class WindowSummary(BaseModel):
     predictions: int
     since: datetime | None = Field(description="when the counting of these predictions began")
     reference: Source
-    design_effect: float = Field(
+    design_effect: SixDigits = Field(
         description="predictions that are worth one independent prediction; at first 64"
     )
 
@@ -44,24 +44,24 @@ class WindowSummary(BaseModel):
 class ShareEstimate(BaseModel):
     """Share of the images, corrected for the model's confusions, with its 95 % interval."""
 
-    share: float
-    low: float
-    high: float
+    share: SixDigits
+    low: SixDigits
+    high: SixDigits
 
 
 class Traffic(BaseModel):
     """Predictions within the window; `silent` and `drifting` are since monitoring began."""
 
     predicted: int
-    expected: float = Field(description="predictions expected under the reference")
-    low: float = Field(description="lower end of the 95 % interval of `predicted`")
-    high: float = Field(description="upper end of the 95 % interval of `predicted`")
-    ratio: float | None = Field(description="predicted / expected")
-    share: float | None = Field(description="share of the window's predictions")
+    expected: SixDigits = Field(description="predictions expected under the reference")
+    low: SixDigits = Field(description="lower end of the 95 % interval of `predicted`")
+    high: SixDigits = Field(description="upper end of the 95 % interval of `predicted`")
+    ratio: SixDigits | None = Field(description="predicted / expected")
+    share: SixDigits | None = Field(description="share of the window's predictions")
     confidence: Confidences | None
-    evidence: float = Field(description="logarithm to base 10 of the drift test's e-value")
+    evidence: SixDigits = Field(description="logarithm to base 10 of the drift test's e-value")
     direction: Direction | None = Field(description="direction of the drift, if there is one")
-    missing: float | None = Field(
+    missing: SixDigits | None = Field(
         description="predictions of any class until a doubling since the beginning would have been "
         "found, 95 times of 100; 0: enough; null: the held-out photos leave too much open to say"
     )
@@ -86,7 +86,7 @@ class ClassSummary(BaseModel):
 
 class GroupSummary(Traffic):
     classes: int
-    expected_share: float
+    expected_share: SixDigits
     prevalence: ShareEstimate
     silent: int = Field(description="number of silent classes")
     drifting: int = Field(description="number of drifting classes")
@@ -107,17 +107,17 @@ class Details(BaseModel):
         description="expected share of the predictions; the interval is the uncertainty that the "
         "held-out images leave"
     )
-    chance: float = Field(
+    chance: SixDigits = Field(
         description="probability of so few predictions, or fewer, under the reference, for a "
         "single look"
     )
-    doubling_delay: float | None = Field(
+    doubling_delay: SixDigits | None = Field(
         description="predictions within which 95 per cent of doublings from now on are detected"
     )
-    silence_evidence: float | None = Field(
+    silence_evidence: SixDigits | None = Field(
         description="logarithm to base 10 of the e-value that the class is lost; null: not few-shot"
     )
-    silence_delay: float | None = Field(
+    silence_delay: SixDigits | None = Field(
         description="predictions within which 95 per cent of losses from now on are detected"
     )
 

@@ -65,7 +65,7 @@ class RequestLog:
     def __init__(
         self, app: ASGIApp, level: AccessLevel, count_answer: Callable[[int], None]
     ) -> None:
-        """`count_answer` is called with the status of each answer to a POST."""
+        """`count_answer` is called with the status of each answer to images."""
         self._app = app
         self._level = level
         self._count_answer = count_answer
@@ -111,7 +111,7 @@ class RequestLog:
                 await answer(scope, counting_receive, counting_send)
             raise
         finally:
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and "lease" in state:
                 self._count_answer(status)
             client = scope["client"]
             record = AccessRecord(

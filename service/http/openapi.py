@@ -15,6 +15,16 @@ from taillift.service.http.uploads import FIELD
 from taillift.service.monitoring.logs import REQUEST_ID
 from taillift.service.page.stored_files import StoredFolder
 
+# The groups of routes that the page shows, in this order.
+IMAGES: Final = "Images"
+MODEL: Final = "Model and classes"
+OPERATION: Final = "Operation"
+GROUPS_OF_ROUTES: Final[list[dict[str, Any]]] = [
+    {"name": IMAGES, "description": "send photos, get classes"},
+    {"name": MODEL, "description": "what is served, and whether each class still works"},
+    {"name": OPERATION, "description": "for load balancers and Prometheus; no API key is needed"},
+]
+
 _REQUEST_ID: Final = {
     "type": "string",
     "pattern": "^[!-~]{1,128}$",
@@ -51,8 +61,10 @@ _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
     401: "No API key was sent, or an unknown one",
     403: "A web page of another origin sends this, which cors_origins does not allow",
-    404: "The model has no class with this label; the detail may name the nearest one",
+    404: "There is no such class or version; the detail may name the nearest class",
     408: "The body was not complete in time, or there is no answer before the deadline",
+    409: "The version cannot have the role; the detail says why",
+    412: "The roles have changed since they were read, or are about to",
     413: "The body has too many bytes, or the image too many pixels",
     415: "Not a JPEG, PNG or WebP image, or a body with a Content-Encoding",
     421: "The service does not answer for the host in the header Host",
@@ -61,6 +73,7 @@ _PROBLEMS: Final = {
     429: "Overloaded: try again after the seconds in the header Retry-After",
     500: "The model failed on the image, or the service failed",
     503: "Not ready: starting, stalled or shutting down",
+    507: "The version does not fit into memory next to the one that is served",
 }
 
 Responses = dict[int | str, dict[str, Any]]
@@ -74,7 +87,9 @@ def problems(*statuses: int) -> Responses:
     }
 
 
-INFERENCE_PROBLEMS: Final = problems(*(status for status in _PROBLEMS if status not in {401, 404}))
+INFERENCE_PROBLEMS: Final = problems(
+    *(status for status in _PROBLEMS if status not in {401, 409, 412, 507})
+)
 INFERENCE_PROBLEMS[429]["headers"] = {
     "Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}
 }

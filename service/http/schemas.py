@@ -18,7 +18,7 @@ from taillift.models.bundle.posterior import Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, DecisionReason, Review
-from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing
+from taillift.models.bundle.schema import GROUPS, Group, Precision, Preprocessing, SixDigits
 from taillift.models.bundle.temperature import Calibration
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
@@ -43,6 +43,11 @@ class InferenceQuery(BaseModel):
         description="how often the classes are expected: `uniform` (equally often), `train` (as "
         "often as in the training images) or the name of one of the service's priors, which GET "
         "/model lists",
+    )
+    version: str | None = Field(
+        None,
+        description="version to answer with: champion, challenger or a number; it must be loaded. "
+        "The default is the champion, or what a canary chooses",
     )
 
 
@@ -81,12 +86,17 @@ class ConfidenceQuery(InferenceQuery):
 class ModelId(BaseModel):
     name: str
     version: str
+    number: int | None = Field(
+        None,
+        exclude_if=lambda number: number is None,
+        description="number of the version in the store; absent if a bundle is served without one",
+    )
 
 
 class LabelConfidence(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description=CONFIDENCE)
+    confidence: SixDigits = Field(description=CONFIDENCE)
     count: int = Field(description="number of training images of the class")
 
 
@@ -130,13 +140,13 @@ class ClassifiedImage(ImageResult):
 class ClassConfidence(BaseModel):
     label: str
     group: Group
-    confidence: float = Field(description=CONFIDENCE)
+    confidence: SixDigits = Field(description=CONFIDENCE)
 
 
 class ConfidenceOfImage(ImageResult):
     views: int = Field(description="number of views that were looked at")
     classes: list[ClassConfidence]
-    groups: dict[Group, float] = Field(
+    groups: dict[Group, SixDigits] = Field(
         description="sum of the confidence of all classes of the group"
     )
 
@@ -164,11 +174,9 @@ class Confidence(InferenceResponse):
     results: list[ConfidenceOfImage | FailedImage]
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(ModelId):
     """Summary of the manifest, and what the model runs on."""
 
-    name: str
-    version: str
     taillift_version: str
     backbone: BackboneInfo
     method: Method
@@ -198,8 +206,8 @@ class Status(BaseModel):
     status: Literal["alive", "ready"]
 
 
-def model_id(manifest: Manifest) -> ModelId:
-    return ModelId(name=manifest.name, version=manifest.version)
+def model_id(manifest: Manifest, number: int | None = None) -> ModelId:
+    return ModelId(name=manifest.name, version=manifest.version, number=number)
 
 
 def classified(
@@ -313,7 +321,11 @@ def unknown_class(label: str, labels: Sequence[str]) -> str:
 
 
 def model_summary(
-    predictor: Predictor, device: Device, priors: Sequence[str], reason: str
+    predictor: Predictor,
+    device: Device,
+    priors: Sequence[str],
+    reason: str,
+    number: int | None = None,
 ) -> ModelSummary:
     """Return the summary of the served model; `reason` says why its precision was chosen."""
     manifest, variant = predictor.manifest, predictor.variant
@@ -321,6 +333,7 @@ def model_summary(
     return ModelSummary(
         name=manifest.name,
         version=manifest.version,
+        number=number,
         taillift_version=manifest.taillift_version,
         backbone=manifest.backbone,
         method=manifest.method,

@@ -133,6 +133,11 @@ class Admission:
             whole_seconds(wait - (left - own) / MARGIN),
         )
 
+    @property
+    def images(self) -> int:
+        """The images that were accepted and are not answered yet."""
+        return self._total.images
+
     def add(self, more: Load) -> None:
         self._total = total(self._total, more)
 

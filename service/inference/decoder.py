@@ -43,6 +43,7 @@ class DecodeJob:
     pixels: int
     count: int
     max_pixels: int
+    preprocessing: Preprocessing
     since: float
     answer: "asyncio.Future[Decoded]"
 
@@ -54,16 +55,13 @@ class Decoder:
     (`FairQueue`), and who is first is never overtaken.
     """
 
-    def __init__(
-        self, threads: int, room: int, preprocessing: Preprocessing, metrics: Metrics
-    ) -> None:
+    def __init__(self, threads: int, room: int, metrics: Metrics) -> None:
         self.threads = threads
         self.latency = LatencyModel(SECONDS_PER_UNIT, SECONDS_PER_IMAGE)
         self._pool = ThreadPoolExecutor(threads, "decode")
         self._room = self._free = room
         self._waiting: FairQueue[DecodeJob] = FairQueue()
         self._running: set[asyncio.Future[Decoded]] = set()
-        self._preprocessing = preprocessing
         self._metrics = metrics
         self._progress = perf_counter()
 
@@ -73,6 +71,7 @@ class Decoder:
         pixels: int,
         count: int,
         max_pixels: int,
+        preprocessing: Preprocessing,
         owner: Hashable,
         since: float,
     ) -> Pixels:
@@ -85,7 +84,7 @@ class Decoder:
         if not self._busy:
             self._progress = perf_counter()
         answer: asyncio.Future[Decoded] = asyncio.get_running_loop().create_future()
-        job = DecodeJob(data, pixels, count, max_pixels, since, answer)
+        job = DecodeJob(data, pixels, count, max_pixels, preprocessing, since, answer)
         cost = work(len(data), pixels)
         self._waiting.add(owner, cost, job)
         self._start_jobs()
@@ -132,8 +131,8 @@ class Decoder:
         try:
             image = open_image(job.data, job.max_pixels)
             with self._metrics.time_stage("decode"):
-                canvas = load_opened(image, self._preprocessing)
-                cut = views(canvas, self._preprocessing.size, job.count)
+                canvas = load_opened(image, job.preprocessing)
+                cut = views(canvas, job.preprocessing.size, job.count)
             return Decoded(cut, perf_counter() - start)
         finally:
             self._progress = perf_counter()

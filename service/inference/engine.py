@@ -1,33 +1,42 @@
-"""The process that serves a bundle: it starts, is ready or not, drains and closes."""
+"""The process that serves: it starts, is ready or not, changes its version, drains and closes."""
 
 import asyncio
-import ctypes
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from time import monotonic, time
 from typing import Final
 
-import numpy as np
-
+from taillift.models.bundle.device import Provider
 from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import VIEWS
-from taillift.models.errors import UserError
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.version_store import VERSIONS, VersionStore
+from taillift.models.errors import UserError, first_lines
+from taillift.service.inference.admission import Admission
+from taillift.service.inference.challenge import Challenge
 from taillift.service.inference.decoder import Decoder
-from taillift.service.inference.pipeline import Pipeline
+from taillift.service.inference.graph_choice import VARIANTS, graph_of
+from taillift.service.inference.memory import check_budget, estimate_bytes, trim
 from taillift.service.inference.resident_bundle import CHANNELS, STARTING, ResidentBundle
-from taillift.service.inference.runner import Runner
-from taillift.service.inference.scheduler import BROKEN, Scheduler
+from taillift.service.inference.runner import DeviceTurns
+from taillift.service.inference.scheduler import BROKEN
+from taillift.service.inference.served_version import ServedVersion, Workshop
 from taillift.service.monitoring.counters import Metrics
-from taillift.service.monitoring.exporter import TailSeries, class_series
-from taillift.service.problems import CLOSING, InternalError, NotReadyError, OverloadedError
+from taillift.service.monitoring.exporter import ClassSeries, TailSeries, class_series
+from taillift.service.monitoring.recorder import Monitoring, TailRecords
+from taillift.service.problems import (
+    CLOSING,
+    InternalError,
+    NoSuchVersionError,
+    NotReadyError,
+    OverloadedError,
+)
 from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-# Runs of a batch size before it is warm: the first one chooses kernels and takes memory.
-GPU_RUNS: Final = 2
 
 # So many requests in a row that fail with 500 make the service not ready. Then it checks itself.
 FAILURES: Final = 10
@@ -40,16 +49,8 @@ IDLE_SECONDS: Final = 2.0
 CLOSE_SECONDS: Final = 1
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The parts that exist once the bundle is open."""
-
-    scheduler: Scheduler
-    pipeline: Pipeline
-
-
 class Engine:
-    """Settings, metrics, decoder and device of one process, and the bundle that it serves."""
+    """Settings, metrics, decoder and device of one process, and the versions that it serves."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time) -> None:
         """`clock` gives the seconds since 1970 by which the tail is monitored.
@@ -59,54 +60,194 @@ class Engine:
         by `start`.
         """
         self.settings = settings
-        manifest = read_manifest(settings.bundle)
-        check_limits(settings, CHANNELS * manifest.preprocessing.size**2)
-        self.metrics = Metrics(manifest, settings.provider)
-        self.bundle = ResidentBundle(settings.bundle, manifest, settings, self.metrics, clock)
-        which = class_series(settings.class_metrics, len(manifest.classes))
-        self.metrics.registry.register(TailSeries(self.bundle.monitoring, which))
-        self.metrics.ready.set_function(lambda: self.obstacle is None)
+        self.store = None if settings.store is None else VersionStore(settings.store)
         self.failure: Exception | None = None
         self.hung = False
+        # Why versions of the store could not be loaded.
+        self.refusals: dict[int, str] = {}
+        self.challenger: ServedVersion | None = None
+        self.challenge: Challenge | None = None
+        self.loading: set[int] = set()
         self._ending = False
         self._draining_since: float | None = None
         self._failures = 0
         self._self_check: asyncio.Task[None] | None = None
         self._trim: asyncio.Task[None] | None = None
-        self._opened: Opened | None = None
-        self._known_image = b""
-        self._decoder = Decoder(
-            settings.decode_threads, settings.decode_pixels, manifest.preprocessing, self.metrics
+        # Versions that answer the requests they have, and no new ones.
+        self.draining: dict[ServedVersion, asyncio.Task[None]] = {}
+        # Bytes of memory that a graph took, by the size of its file.
+        self._taken: dict[int, int] = {}
+        self._untried = sources(settings, self.store)
+        self.metrics = Metrics(self._first_manifest(), settings.provider)
+        self.evidence = TailRecords(settings, self.metrics, clock)
+        admission = Admission(
+            settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
+        )
+        decoder = Decoder(settings.decode_threads, settings.decode_pixels, self.metrics)
+        turns = DeviceTurns(lambda: not admission.images)
+        self.workshop = Workshop(settings, self.metrics, decoder, admission, turns)
+        try:
+            self.champion = self._next_version()
+        except BaseException:
+            self.evidence.close()
+            raise
+        monitoring = self.champion.bundle.monitoring
+        self._tail_series = TailSeries(monitoring, self._series_of(monitoring))
+        self._show(self.champion)
+        self.metrics.registry.register(self._tail_series)
+        self.metrics.ready.set_function(lambda: self.obstacle is None)
+        self.metrics.predicted_wait.set_function(
+            lambda: admission.wait(1) + self._seconds(VIEWS, 0)
         )
 
     async def start(self) -> None:
-        """Check the bundle, warm it and become ready; what goes wrong is kept in `failure`."""
-        try:
-            self._opened = await self._open()
-            self._trim = asyncio.create_task(give_memory_back(self._opened.pipeline))
-        except Exception as error:
-            self.failure = error
-            if not isinstance(error, UserError):
-                logger.exception("the service cannot start")
+        """Check the bundle, warm it and become ready; what goes wrong is kept in `failure`.
 
-    async def _open(self) -> Opened:
-        settings, bundle = self.settings, self.bundle
-        batches, largest = settings.device.batches, settings.batch_views
-        # A GPU runs few sizes, which are all warmed. A CPU runs any: three give the latency.
-        sizes = {1, min(VIEWS, largest), largest} if batches is None else batches.sizes
-        side = bundle.manifest.preprocessing.size
-        blank = [np.zeros((size, side, side, CHANNELS), np.uint8) for size in sizes]
-        runner = Runner(bundle, blank, 1 if batches is None else GPU_RUNS)
-        # The runner's thread also checks the files. A thread of the event loop would not do: at its
-        # end the loop waits for its threads without a limit.
-        await runner.open()
-        self._known_image = await asyncio.to_thread(bundle.known_image)
-        scheduler = Scheduler(runner, settings.batch_views, self.metrics)
-        scheduler.start()
-        pipeline = Pipeline(
-            settings, bundle, self._decoder, scheduler, runner.latency, self.metrics
+        If the champion of a store cannot be served, the previous one is.
+        """
+        while True:
+            try:
+                await self.champion.open()
+                break
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    logger.exception("the service cannot start")
+                if not self._untried:
+                    self.failure = error
+                    return
+                self._refuse(self.champion.number, error)
+            try:
+                self.champion = self._next_version()
+            except UserError as error:
+                self.failure = error
+                return
+            self._show(self.champion)
+        self._note_memory(self.champion)
+        self._trim = asyncio.create_task(give_memory_back(self.workshop))
+
+    def _first_manifest(self) -> Manifest:
+        """Return the first valid manifest of the versions to try, and leave out those before it."""
+        while True:
+            number, folder = self._untried[0]
+            try:
+                return read_manifest(folder)
+            except UserError as error:
+                if len(self._untried) == 1:
+                    raise
+                self._refuse(number, error)
+                del self._untried[0]
+
+    def _next_version(self) -> ServedVersion:
+        """Return the first version to try that the settings fit; it is not loaded yet."""
+        while True:
+            number, folder = self._untried.pop(0)
+            try:
+                return self._version(number, folder)
+            except UserError as error:
+                if not self._untried:
+                    raise
+                self._refuse(number, error)
+
+    def _version(self, number: int | None, folder: Path, alongside: bool = False) -> ServedVersion:
+        manifest = read_manifest(folder)
+        check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
+        monitoring = self.evidence.monitoring(folder, manifest)
+        bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
+        return ServedVersion(number, bundle, self.workshop, alongside)
+
+    def _refuse(self, number: int | None, error: Exception) -> None:
+        assert number is not None
+        self.refusals[number] = str(error)
+        logger.error("version %d cannot be served: %s", number, error)
+
+    def check_budget(self, manifest: Manifest, number: int) -> None:
+        """Raise `OverBudgetError` if a bundle does not fit next to those that are loaded."""
+        provider = Provider(self.settings.provider)
+        graphs = {Precision.FP32} | VARIANTS.get(provider, frozenset())
+        if self.settings.precision != "auto":
+            graphs = {graph_of(Precision(self.settings.precision), provider)}
+        check_budget(estimate_bytes(manifest, frozenset(graphs), self._taken), number)
+
+    async def load(self, number: int, folder: Path) -> ServedVersion:
+        """Load a version next to the champion, which goes on meanwhile.
+
+        Raises `UserError` if it cannot be served, and `OverBudgetError` if it does not fit.
+        """
+        self.loading.add(number)
+        try:
+            version = await asyncio.to_thread(self._version, number, folder, alongside=True)
+            self.check_budget(version.bundle.manifest, number)
+            await version.open()
+        except UserError as error:
+            self._refuse(number, error)
+            raise
+        except Exception as error:
+            logger.exception("version %d cannot be loaded", number)
+            self._refuse(number, error)
+            raise UserError(f"version {number} cannot be loaded: {first_lines(error)}") from error
+        finally:
+            self.loading.discard(number)
+        self.refusals.pop(number, None)
+        self._note_memory(version)
+        return version
+
+    def crown(self, version: ServedVersion) -> None:
+        """Give every new request to `version`; the champion so far answers those that it has."""
+        old, self.champion = self.champion, version
+        if version is old:
+            return
+        if version is self.challenger:
+            self.challenger = None
+        self._show(version)
+        self.retire(old)
+
+    def retire(self, version: ServedVersion) -> None:
+        """Let a version go as soon as no request holds it."""
+        task = asyncio.create_task(version.retire())
+        self.draining[version] = task
+        task.add_done_callback(lambda _: self.draining.pop(version))
+
+    def _show(self, version: ServedVersion) -> None:
+        monitoring = version.bundle.monitoring
+        self.metrics.name_model(monitoring.manifest)
+        self._tail_series.show(monitoring, self._series_of(monitoring))
+
+    def _series_of(self, monitoring: Monitoring) -> ClassSeries:
+        return class_series(self.settings.class_metrics, len(monitoring.manifest.classes))
+
+    def _note_memory(self, version: ServedVersion) -> None:
+        manifest, precision = version.bundle.manifest, version.bundle.predictor.precision
+        size = manifest.files[FILES[precision]].size
+        if version.resident_bytes is not None and version.resident_bytes > size:
+            self._taken[size] = version.resident_bytes
+
+    @property
+    def residents(self) -> list[ServedVersion]:
+        """The versions that new requests may be given to, the champion first."""
+        return [self.champion, *([] if self.challenger is None else [self.challenger])]
+
+    def resident(self, wanted: str) -> ServedVersion:
+        """Return the version with a role or a number; raises `NoSuchVersionError`."""
+        for version, role in zip(self.residents, ("champion", "challenger"), strict=False):
+            if wanted in {role, str(version.number)}:
+                return version
+        raise NoSuchVersionError(
+            f"no version {wanted[:80]!r} is loaded: ask for champion, for challenger if there is "
+            "one, or for the number of either"
         )
-        return Opened(scheduler, pipeline)
+
+    def read_priors_again(self) -> None:
+        """Read the file of priors again for every version."""
+        for version in self.residents:
+            version.bundle.read_priors_again()
+
+    def _seconds(self, views: float, raw: float) -> float:
+        """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
+        decoder = self.workshop.decoder
+        return max(
+            self.champion.runner.latency.seconds(views, self.settings.batch_views),
+            decoder.latency.seconds(raw) / decoder.threads,
+        )
 
     def announce_end(self) -> None:
         """Be not ready from now on, and still accept requests."""
@@ -133,9 +274,10 @@ class Engine:
         try:
             async with asyncio.timeout(max(CLOSE_SECONDS, end - monotonic())):
                 await starting
-                if self._opened is not None:
-                    await self._opened.scheduler.close()
-                await self._decoder.close()
+                for version in self.residents:
+                    await version.close()
+                await asyncio.gather(*self.draining.values())
+                await self.workshop.decoder.close()
         except TimeoutError:
             self.hung = True
             logger.error(
@@ -160,10 +302,12 @@ class Engine:
         """Classify a known image every few seconds while requests fail; end the row if it works."""
         while self._failures >= FAILURES:
             await asyncio.sleep(SELF_CHECK_SECONDS)
-            if self._opened is None or self._failures < FAILURES:
+            champion = self.champion
+            if champion.scheduler is None or self._failures < FAILURES:
                 continue
             try:
-                await self._opened.pipeline.check(self._known_image)
+                with champion.lease():
+                    await champion.pipeline.check(champion.known_image)
             except OverloadedError:
                 continue  # There are requests enough to tell.
             except Exception:
@@ -184,16 +328,17 @@ class Engine:
     @property
     def _refusal(self) -> str | None:
         """The reason why no image is accepted; None if images are."""
+        scheduler, decoder = self.champion.scheduler, self.workshop.decoder
         if self._draining_since is not None:
             return CLOSING
-        if self._opened is None:
+        if scheduler is None:
             return STARTING
-        if self._opened.scheduler.broken:
+        if scheduler.broken:
             return BROKEN
         seconds = self.settings.stall_seconds
-        if self._opened.scheduler.stalled(seconds):
+        if scheduler.stalled(seconds):
             return f"no batch has been finished for {seconds:g} seconds"
-        if self._decoder.stalled(seconds):
+        if decoder.stalled(seconds):
             return f"no image has been decoded for {seconds:g} seconds"
         return None
 
@@ -206,24 +351,39 @@ class Engine:
             raise NotReadyError(reason)
 
     @property
-    def pipeline(self) -> Pipeline:
-        """The way of an image; raises `NotReadyError` while starting."""
-        if self._opened is None:
-            raise NotReadyError(STARTING)
-        return self._opened.pipeline
+    def bundle(self) -> ResidentBundle:
+        """The bundle of the champion."""
+        return self.champion.bundle
 
 
-async def give_memory_back(pipeline: Pipeline) -> None:
+def sources(settings: Settings, store: VersionStore | None) -> list[tuple[int | None, Path]]:
+    """Return what may be served at the start, the best first, as numbers and folders.
+
+    Raises `UserError` if a store has no champion, or if neither store nor bundle is set.
+    """
+    if store is None:
+        return [(None, settings.folder)]
+    roles = store.roles()
+    if roles.champion is None:
+        raise UserError(
+            f"{store.folder} has no champion: choose one with `taillift models promote "
+            f"{store.folder} N`"
+        )
+    numbers = [roles.champion, *([] if roles.previous is None else [roles.previous])]
+    return [(number, store.folder / VERSIONS / str(number)) for number in numbers]
+
+
+async def give_memory_back(workshop: Workshop) -> None:
     """Give what large requests have left free back to the system whenever there is no work.
 
     glibc keeps freed memory: after 8 connections with large images 400 MiB, by the table of
     `python -m benchmarks.hostile`. Other allocators have no such call.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None:
+    while True:
         await asyncio.sleep(IDLE_SECONDS)
-        if pipeline.has_become_idle():
-            await asyncio.to_thread(trim, 0)
+        # Images of requests that were given up may still be in the decoder.
+        if workshop.decoder.is_idle and workshop.admission.has_become_idle():
+            await asyncio.to_thread(trim)
 
 
 def check_limits(settings: Settings, view_bytes: int) -> None:

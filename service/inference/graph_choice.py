@@ -1,14 +1,16 @@
 """Which of a bundle's graphs is served if the precision is `auto`."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.classifier import Classifier, Turn
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Precision
@@ -108,12 +110,16 @@ def losses(measured: Scores, fp32: Scores) -> dict[str, float]:
     }
 
 
-def open_classifier(bundle: Path, precision: str, device: Device) -> tuple[Classifier, str]:
+def open_classifier(
+    bundle: Path, precision: str, device: Device, turn: Turn = nullcontext, verified: bool = False
+) -> tuple[Classifier, str]:
     """Open the graph of a precision, or the best one, and say in one sentence why it is this one.
 
     For `auto` every graph that the provider may run is opened and timed. If a variant does not work
-    there, fp32 is chosen. Raises `UserError`.
+    there, fp32 is chosen. Each pass is run within `turn()`; files that are `verified` are not
+    hashed again. Raises `UserError`.
     """
+    open_graph = partial(Classifier.open, bundle, device, turn=turn, verified=verified)
     if precision != "auto":
         chosen = Precision(precision)
         graph = graph_of(chosen, device.provider)
@@ -123,13 +129,13 @@ def open_classifier(bundle: Path, precision: str, device: Device) -> tuple[Class
                 f"; TensorRT makes it of the {graph} graph, whose accuracy and calibration these "
                 "are"
             )
-        return Classifier.open(bundle, device, graph), reason
-    fp32 = Classifier.open(bundle, device)
+        return open_graph(graph), reason
+    fp32 = open_graph(Precision.FP32)
     opened = {Precision.FP32: fp32}
     variants = fp32.manifest.variants
     for variant in VARIANTS.get(device.provider, frozenset()) & variants.keys():
         try:
-            opened[variant] = Classifier.open(bundle, device, variant)
+            opened[variant] = open_graph(variant)
         except UserError as error:
             return fp32, f"fp32: {variant} does not work here ({error})"
     evaluations = {variant: variants[variant].evaluation for variant in opened}
@@ -138,7 +144,7 @@ def open_classifier(bundle: Path, precision: str, device: Device) -> tuple[Class
         for variant, evaluation in evaluations.items()
     }
     rare = any(info.group == "few" for info in fp32.manifest.classes)
-    seconds = view_seconds(opened) if len(opened) > 1 else {}
+    seconds = view_seconds(opened, turn) if len(opened) > 1 else {}
     choice = choose(scores, seconds, device.provider, rare)
     return opened[choice.precision], choice.reason
 
@@ -159,15 +165,18 @@ def graph_of(precision: Precision, provider: Provider) -> Precision:
     )
 
 
-def view_seconds(opened: Mapping[Precision, Classifier]) -> dict[Precision, float]:
+def view_seconds(
+    opened: Mapping[Precision, Classifier], turn: Turn = nullcontext
+) -> dict[Precision, float]:
     """Measure the seconds of a view for each graph, in turns, so that a busy moment hits all."""
     size = next(iter(opened.values())).manifest.preprocessing.size
     pixels = np.zeros((TIMED_VIEWS, size, size, 3), np.uint8)
     times: dict[Precision, list[float]] = {variant: [] for variant in opened}
     for _ in range(ROUNDS):
         for variant, classifier in opened.items():
-            start = perf_counter()
-            classifier.session.run(pixels)
-            times[variant].append(perf_counter() - start)
+            with turn():
+                start = perf_counter()
+                classifier.session.run(pixels)
+                times[variant].append(perf_counter() - start)
     # The first round warms up.
     return {variant: min(taken[1:]) / TIMED_VIEWS for variant, taken in times.items()}

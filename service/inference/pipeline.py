@@ -1,18 +1,20 @@
 """An image's way from its bytes to its outputs: admitted, decoded, scheduled."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Final
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs, Stages
 from taillift.models.bundle.images import VIEWS, ImageError, pixel_count
 from taillift.service.inference.admission import Admission, Load, Reservation, total
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.decoder import Decoder, work
-from taillift.service.inference.latency import LatencyModel, MovingAverage
+from taillift.service.inference.latency import MovingAverage
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.inference.scheduler import Scheduler
 from taillift.service.monitoring.counters import Metrics
@@ -31,6 +33,11 @@ from taillift.service.settings import Settings
 AHEAD: Final = 2
 
 
+# Takes which image of a request was answered, from 0, its views uint8 [V, S, S, 3], its ensemble
+# and its outputs.
+Copier = Callable[[int, Pixels, Ensemble, ImageOutputs], None]
+
+
 @dataclass(frozen=True)
 class Plan:
     """An image's rule, the most views that it may take, and how many it takes on average."""
@@ -41,7 +48,7 @@ class Plan:
 
 
 class Pipeline:
-    """Answers requests' images with `bundle`; `latency` is the device's."""
+    """Answers requests' images with `bundle`; other bundles' pipelines share `admission`."""
 
     def __init__(
         self,
@@ -49,35 +56,17 @@ class Pipeline:
         bundle: ResidentBundle,
         decoder: Decoder,
         scheduler: Scheduler,
-        latency: LatencyModel,
+        admission: Admission,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._bundle = bundle
         self._decoder = decoder
         self._scheduler = scheduler
-        self._latency = latency
         self._metrics = metrics
         rule = bundle.predictor.variant.exit
         self._adaptive_views = MovingAverage(rule.mean_views if rule is not None else VIEWS)
-        self._admission = Admission(
-            settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
-        )
-        metrics.predicted_wait.set_function(
-            lambda: self._admission.wait(1) + self._seconds(VIEWS, 0)
-        )
-
-    def has_become_idle(self) -> bool:
-        """Return whether there is no work, and was some since the last time it was so."""
-        # Images of requests that were given up may still be in the decoder.
-        return self._decoder.is_idle and self._admission.has_become_idle()
-
-    def _seconds(self, views: float, raw: float) -> float:
-        """Predict the seconds of `views` on the device and `raw` work in the decoder, together."""
-        return max(
-            self._latency.seconds(views, self._settings.batch_views),
-            self._decoder.latency.seconds(raw) / self._decoder.threads,
-        )
+        self._admission = admission
 
     @contextmanager
     def reserve(self, size: int, deadline: Deadline) -> Iterator[Reservation]:
@@ -90,9 +79,15 @@ class Pipeline:
             yield reservation
 
     async def answers(
-        self, images: Sequence[bytes], ensemble: Ensemble, reservation: Reservation
+        self,
+        images: Sequence[bytes],
+        ensemble: Ensemble,
+        reservation: Reservation,
+        copier: Copier | None = None,
     ) -> list[ImageOutputs | PerImageError]:
         """Return each encoded image's outputs, or the reason why there are none.
+
+        `copier` is given every image that was answered.
 
         `reservation` is changed from the body to the images, with the pixels that their headers
         say, and their views. Raises `MalformedError`, `RequestPixelsError` and, before anything is
@@ -111,8 +106,19 @@ class Pipeline:
         reservation.resize(total(body, *loads))
         turns = asyncio.Semaphore(AHEAD * self._decoder.threads)
         tasks = [
-            asyncio.create_task(self._answer(image, cost, ensemble, plan, reservation, load, turns))
-            for image, cost, load in zip(images, costs, loads, strict=True)
+            asyncio.create_task(
+                self._answer(
+                    image,
+                    cost,
+                    ensemble,
+                    plan,
+                    reservation,
+                    load,
+                    turns,
+                    copier and partial(copier, number),
+                )
+            )
+            for number, (image, cost, load) in enumerate(zip(images, costs, loads, strict=True))
         ]
         try:
             # No TaskGroup: up to Python 3.12, the images of one that fails stay in memory until
@@ -176,6 +182,7 @@ class Pipeline:
         reservation: Reservation,
         load: Load,
         turns: asyncio.Semaphore,
+        copy: Callable[[Pixels, Ensemble, ImageOutputs], None] | None,
     ) -> ImageOutputs | PerImageError:
         """Answer one image, and release the parts of `load` as soon as they are not needed."""
         since, limit = perf_counter(), self._settings.max_pixels
@@ -185,7 +192,13 @@ class Pipeline:
             async with reservation.deadline.limit("decode"), turns:
                 try:
                     views = await self._decoder.views(
-                        image, pixels, plan.views, limit, reservation, since
+                        image,
+                        pixels,
+                        plan.views,
+                        limit,
+                        self._bundle.manifest.preprocessing,
+                        reservation,
+                        since,
                     )
                 except ImageError as error:
                     raise image_problem(error) from error
@@ -202,4 +215,6 @@ class Pipeline:
         self._metrics.count_views(outputs.views, ensemble)
         if ensemble is Ensemble.ADAPTIVE:
             self._adaptive_views.update(outputs.views)
+        if copy is not None:
+            copy(views, ensemble, outputs)
         return outputs

@@ -1,25 +1,24 @@
 """A bundle that is loaded for service: what a request needs to know of the model it is given."""
 
 import logging
-from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
-from time import time
 from typing import Final
 
 from PIL import Image
 
 from taillift.models.bundle.arrays import Pixels
-from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.classifier import Classifier, Turn
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.folder import read_golden
+from taillift.models.bundle.folder import read_golden, verify_files
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.session import Outputs
 from taillift.models.errors import UserError
 from taillift.service.inference.graph_choice import open_classifier
 from taillift.service.inference.priors import read_priors
-from taillift.service.monitoring.counters import Metrics
+from taillift.service.inference.runner import run_niced
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
@@ -38,23 +37,16 @@ class ResidentBundle:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        settings: Settings,
-        metrics: Metrics,
-        clock: Callable[[], float] = time,
+        self, folder: Path, manifest: Manifest, settings: Settings, monitoring: Monitoring
     ) -> None:
-        """`clock` gives the seconds since 1970 by which the tail is monitored.
-
-        Raises `UserError` if the priors cannot be read, or the tail cannot be monitored as the
-        settings say.
-        """
+        """Raises `UserError` if the priors cannot be read."""
         self.folder = folder
         self.manifest = manifest
         self.priors = read_priors(settings.priors, manifest)
-        self.monitoring = Monitoring(manifest, settings, metrics, clock)
+        self.monitoring = monitoring
         self.precision_reason = ""
+        # Set while the model is loaded next to another one, which has work to do.
+        self.turn: Turn | None = None
         self._settings = settings
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
@@ -75,9 +67,15 @@ class ResidentBundle:
         faster by now. Raises `UserError`, also if the folder holds another bundle by then.
         """
         self.close()
+        if self.turn is not None:
+            run_niced(lambda: verify_files(self.folder, self.manifest))
         if self._predictor is None:
             classifier, self.precision_reason = open_classifier(
-                self.folder, self._settings.precision, self._settings.device
+                self.folder,
+                self._settings.precision,
+                self._settings.device,
+                self.turn or nullcontext,
+                verified=self.turn is not None,
             )
         else:
             device, precision = self._settings.device, self._predictor.precision

@@ -1,22 +1,33 @@
-"""The model in a thread of its own, timed."""
+"""The model in a thread of its own, timed, and turns on the device for several models."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
+from contextlib import contextmanager
+from threading import Lock, Thread, get_native_id
+from time import monotonic, perf_counter, sleep
 from traceback import clear_frames
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
 from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.classifier import Turn
 from taillift.models.bundle.session import Outputs
 from taillift.service.inference.latency import LatencyModel
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# How long a pass of a version that is loading waits at most for a moment without requests, ...
+PATIENCE: Final = 0.5
+# ... and how often it looks.
+PAUSE: Final = 0.002
+
+LEAST_PRIORITY: Final = 19
 
 
 class DeviceModel(Protocol):
@@ -29,27 +40,66 @@ class DeviceModel(Protocol):
         """Run views uint8 [N, S, S, 3]; the logits carry no prior."""
 
 
+class DeviceTurns:
+    """One pass at a time. `idle` tells, from any thread, whether no request waits for anything."""
+
+    def __init__(self, idle: Callable[[], bool] = lambda: True) -> None:
+        self._idle = idle
+        self._lock = Lock()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Hold the device during the block, after at most the pass that is running."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def when_idle(self) -> Iterator[None]:
+        """Hold the device during the block, from a moment without requests on.
+
+        If none comes within `PATIENCE` seconds, requests wait for this one pass. Afterwards the
+        device is left alone for as long.
+        """
+        end = monotonic() + PATIENCE
+        while not self._idle() and monotonic() < end:
+            sleep(PAUSE)
+        with self._lock:
+            start = monotonic()
+            yield
+        sleep(min(PATIENCE, monotonic() - start))
+
+
 class Runner:
     """Runs batches of views through `model`.
 
     `warm` are batches to run before the first one counts, each `runs` times; the best time of each
     counts for the latency. The smallest of them tells later, when an image fails, whether the
-    device itself has failed.
+    device itself has failed. Runners of several models take `turns` on one device.
     """
 
-    def __init__(self, model: DeviceModel, warm: Sequence[Pixels], runs: int = 1) -> None:
+    def __init__(
+        self,
+        model: DeviceModel,
+        warm: Sequence[Pixels],
+        runs: int = 1,
+        turns: DeviceTurns | None = None,
+    ) -> None:
         self.latency = LatencyModel()
+        self._turns = turns or DeviceTurns()
         self._model = model
         # The largest first, which takes the memory for all.
         self._warm = sorted(warm, key=len, reverse=True)
         self._runs = runs
         self._thread = ThreadPoolExecutor(1, "device")
 
-    async def open(self) -> None:
-        """Load the model and warm it; raises whatever the model raises."""
+    async def open(self, turn: Turn | None = None) -> None:
+        """Load the model and warm it, each pass within `turn()`; raises whatever the model raises.
+
+        Without a `turn` the device is used at once.
+        """
         await self._in_thread(self._model.open)
         seconds = [
-            min([(await self._timed([views]))[1] for _ in range(self._runs)])
+            min([(await self._timed([views], turn))[1] for _ in range(self._runs)])
             for views in self._warm
         ]
         if seconds:
@@ -74,14 +124,21 @@ class Runner:
             return False
         return True
 
-    def close(self) -> None:
-        """End the thread; waits for what it runs."""
-        self._thread.shutdown()
+    def close(self, wait: bool = True) -> None:
+        """End the thread, after what it runs; the caller may `wait` for it."""
+        self._thread.shutdown(wait)
 
-    async def _timed(self, parts: Sequence[Pixels]) -> tuple[Outputs, float]:
-        count, start = sum(map(len, parts)), perf_counter()
+    async def _timed(
+        self, parts: Sequence[Pixels], turn: Turn | None = None
+    ) -> tuple[Outputs, float]:
+        def run() -> tuple[Outputs, float]:
+            with (turn or self._turns.at_once)():
+                start = perf_counter()
+                return self._model.run(np.concatenate(parts)), perf_counter() - start
+
+        count = sum(map(len, parts))
         try:
-            outputs = await self._in_thread(lambda: self._model.run(np.concatenate(parts)))
+            outputs, seconds = await self._in_thread(run)
         except Exception as error:
             # Its frames hold the model, whose memory may be needed to load it again.
             clear_frames(error.__traceback__)
@@ -91,7 +148,33 @@ class Runner:
             and np.isfinite(outputs.logits).all()
         ):
             raise ValueError("the model did not give one row of finite logits for each view")
-        return outputs, perf_counter() - start
+        return outputs, seconds
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def run_niced(work: Callable[[], T]) -> T:
+    """Return the result of `work`, which a thread of the least priority does meanwhile.
+
+    ONNX Runtime's own threads would inherit the priority and keep it, so no session may be made in
+    `work`. Raises whatever `work` raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        if hasattr(os, "setpriority"):
+            # On Linux a priority is that of a thread.
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), LEAST_PRIORITY)
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run, name="background", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

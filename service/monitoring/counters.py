@@ -1,5 +1,6 @@
 """The counters and histograms of one service, as Prometheus scrapes them."""
 
+from collections import Counter as Counts
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -40,17 +41,25 @@ class Metrics:
 
     def __init__(self, manifest: Manifest, provider: str) -> None:
         self.registry = CollectorRegistry()
+        # Images by label and group of the top class, of all versions that were served.
+        self.class_predictions: Counts[tuple[str, Group]] = Counts()
+        self._provider = provider
         self._declare()
-        Info("taillift_model", "The model that is served", registry=self.registry).info(
+        self._model = Info("taillift_model", "The model that is served", registry=self.registry)
+        self.name_model(manifest)
+        ProcessCollector(registry=self.registry)
+
+    def name_model(self, manifest: Manifest) -> None:
+        """Say which model is served from now on."""
+        self._model.info(
             {
                 "name": manifest.name,
                 "version": manifest.version,
                 "backbone": manifest.backbone.architecture,
                 "method": manifest.method.name,
-                "provider": provider,
+                "provider": self._provider,
             }
         )
-        ProcessCollector(registry=self.registry)
 
     def _declare(self) -> None:
         registry = self.registry

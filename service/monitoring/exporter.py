@@ -53,6 +53,10 @@ class TailSeries(Collector):
     """
 
     def __init__(self, monitoring: Monitoring, which: ClassSeries) -> None:
+        self.show(monitoring, which)
+
+    def show(self, monitoring: Monitoring, which: ClassSeries) -> None:
+        """Collect the statistics of `monitoring` from now on."""
         self._monitoring = monitoring
         self._which = which
         monitor = monitoring.monitor

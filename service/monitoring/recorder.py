@@ -1,8 +1,8 @@
-"""The statistics of the served bundle's tail: fed, read, and kept over a restart."""
+"""The statistics of a served bundle's tail: fed, read, and kept over swaps and restarts."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import time
@@ -19,6 +19,7 @@ from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import Pair, read_confusions
+from taillift.service.tail.distributions import Indices
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import Array, restore, to_arrays
@@ -31,41 +32,29 @@ SAVE_SECONDS: Final = 5.0
 
 
 class Monitoring:
-    """The monitor of one service. For the event loop only; requests wait only for `observe`."""
+    """The monitor of one bundle. For the event loop only; requests wait only for `observe`.
+
+    The evidence is the bundle's own, and the counters are those of the service.
+    """
 
     def __init__(
         self,
+        folder: Path,
         manifest: Manifest,
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = time,
     ) -> None:
-        """Raises `UserError` if the reference or the tail file is unusable."""
+        """Raises `UserError` if the reference or the bundle's list of confusions is unusable."""
         self.manifest = manifest
         rules = Rules(
             reference=parse_reference(settings.reference),
             level=settings.tail_level,
             window_seconds=settings.tail_window_seconds,
         )
-        self.monitor = TailMonitor(model_profile(settings.bundle, manifest), rules, clock)
-        self.counts = np.zeros(len(manifest.classes), np.int64)
+        self.monitor = TailMonitor(model_profile(folder, manifest), rules, clock)
+        self.saved_predictions = 0
         self._metrics = metrics
-        self._ended = asyncio.Event()
-        self._store = None if settings.tail_file is None else Store(settings.tail_file)
-        if self._store is not None:
-            try:
-                restore(self.monitor, self._saved_arrays(self._store))
-            except ValueError as error:
-                self._store.close()
-                raise UserError(
-                    f"{settings.tail_file} is damaged ({error}): move it away, and monitoring "
-                    "begins anew"
-                ) from error
-            except BaseException:
-                self._store.close()
-                raise
-        self._saved_predictions = self.monitor.predictions
-        self._save_fails = False
 
     def observe(
         self,
@@ -84,12 +73,18 @@ class Monitoring:
         group = self.manifest.classes[index].group
         if not self.monitor.observe(index, confidence, things):
             self._metrics.count_omission("repeated")
-        self.counts[index] += 1
+        self._metrics.class_predictions[self.manifest.classes[index].label, group] += 1
         self._metrics.count_prediction(group, confidence)
         if decision is not None:
             self._metrics.count_decision(group, decision)
         if members is not None:
             self._metrics.count_set(group, len(members))
+
+    @property
+    def counts(self) -> Indices:
+        """The predictions of each class since the process began, int64 [C]."""
+        totals = self._metrics.class_predictions
+        return np.array([totals[info.label, info.group] for info in self.manifest.classes])
 
     def state(self) -> TailState:
         """Return the current state of every class and group."""
@@ -99,6 +94,55 @@ class Monitoring:
         """Return the current state of the class with this index."""
         return class_state(self.monitor, index)
 
+
+class TailRecords:
+    """The monitoring of every bundle that is served or may be again, kept in one file if there is.
+
+    What a bundle's predictions have shown is still there when it is served again.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time
+    ) -> None:
+        """Raises `UserError` if the tail file is unusable."""
+        self._settings = settings
+        self._metrics = metrics
+        self._clock = clock
+        self._ended = asyncio.Event()
+        self._store = None if settings.tail_file is None else Store(settings.tail_file)
+        self._kept: dict[str, Monitoring] = {}
+        self._leaving: set[str] = set()
+        self._save_fails = False
+
+    def monitoring(self, folder: Path, manifest: Manifest) -> Monitoring:
+        """Return the monitoring of a bundle as it was left, or a new one.
+
+        Raises `UserError` if the reference or what was saved is unusable.
+        """
+        version = manifest.version
+        self._leaving.discard(version)
+        if version not in self._kept:
+            monitoring = Monitoring(folder, manifest, self._settings, self._metrics, self._clock)
+            if self._store is not None:
+                try:
+                    restore(monitoring.monitor, saved_arrays(self._store, manifest))
+                except ValueError as error:
+                    raise UserError(
+                        f"{self._settings.tail_file} is damaged ({error}): move it away, and "
+                        "monitoring begins anew"
+                    ) from error
+            monitoring.saved_predictions = monitoring.monitor.predictions
+            self._kept[version] = monitoring
+        return self._kept[version]
+
+    def retain(self, versions: Collection[str]) -> None:
+        """Forget the monitoring of all other bundles, once it is saved."""
+        self._leaving = self._kept.keys() - set(versions)
+        if self._store is None:
+            for version in self._leaving:
+                del self._kept[version]
+            self._leaving = set()
+
     async def keep(self) -> None:
         """Save the statistics every few seconds until `end` is called, and then once more."""
         if self._store is None:
@@ -107,43 +151,55 @@ class Monitoring:
             while not self._ended.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), SAVE_SECONDS)
-                await self._save(store)
+                gone = not await asyncio.to_thread(lambda: store.in_place)
+                for version, monitoring in list(self._kept.items()):
+                    saved = await self._save(store, monitoring, gone)
+                    if saved and version in self._leaving:
+                        self._leaving.discard(version)
+                        del self._kept[version]
 
     def end(self) -> None:
         """Let `keep` save once more and return."""
         self._ended.set()
 
-    async def _save(self, store: Store) -> None:
-        """Save if there are new predictions, or if the file is gone.
+    def close(self) -> None:
+        """Release the file without saving; for a service that does not start."""
+        if self._store is not None:
+            self._store.close()
+
+    async def _save(self, store: Store, monitoring: Monitoring, gone: bool) -> bool:
+        """Save if there are new predictions, or if the file is gone; return whether all is saved.
 
         After an error, the next save includes what this one lacks.
         """
-        self.monitor.refresh()
-        nothing_new = self.monitor.predictions == self._saved_predictions
-        if nothing_new and await asyncio.to_thread(lambda: store.in_place):
-            return
-        predictions, arrays = self.monitor.predictions, to_arrays(self.monitor)
+        monitor = monitoring.monitor
+        monitor.refresh()
+        if monitor.predictions == monitoring.saved_predictions and not gone:
+            return True
+        predictions, arrays = monitor.predictions, to_arrays(monitor)
         try:
-            await asyncio.to_thread(store.save, self.manifest.version, arrays)
+            await asyncio.to_thread(store.save, monitoring.manifest.version, arrays)
         except UserError as error:
             self._metrics.tail_save_failures.inc()
             if not self._save_fails:
                 logger.error("the tail's statistics are not saved: %s", error)
             self._save_fails = True
-        else:
-            if self._save_fails:
-                logger.warning("the tail's statistics are saved again")
-            self._save_fails = False
-            self._saved_predictions = predictions
+            return False
+        if self._save_fails:
+            logger.warning("the tail's statistics are saved again")
+        self._save_fails = False
+        monitoring.saved_predictions = predictions
+        return True
 
-    def _saved_arrays(self, store: Store) -> Mapping[str, Array]:
-        """Return what was saved for the bundle, or for the same files before their upgrade."""
-        arrays, before = store.load(self.manifest.version), content_version(self.manifest.files)
-        if not arrays and (arrays := store.load(before)):
-            logger.warning(
-                "the tail goes on from what was counted for the same files as version %s", before
-            )
-        return arrays
+
+def saved_arrays(store: Store, manifest: Manifest) -> Mapping[str, Array]:
+    """Return what was saved for the bundle, or for the same files before their upgrade."""
+    arrays, before = store.load(manifest.version), content_version(manifest.files)
+    if not arrays and (arrays := store.load(before)):
+        logger.warning(
+            "the tail goes on from what was counted for the same files as version %s", before
+        )
+    return arrays
 
 
 def model_profile(bundle: Path, manifest: Manifest) -> ModelProfile:

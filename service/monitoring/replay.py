@@ -25,8 +25,7 @@ from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
-from taillift.models.plain_console import PlainConsole
-from taillift.models.terminal import say
+from taillift.models.terminal import PlainConsole, say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
 from taillift.service.tail.dependence import group_digest, image_digest

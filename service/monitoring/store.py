@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Final
 
@@ -30,13 +31,14 @@ CREATE TABLE IF NOT EXISTS arrays (
 class Store:
     """The arrays of every bundle version that was ever served with this file, kept apart.
 
-    One process writes at a time: a second one is refused. `save` may run in a thread other than
-    the one that opened the file, one call at a time.
+    One process writes at a time: a second one is refused. `save` and `load` may run in other
+    threads than the one that opened the file, one `save` at a time.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises `UserError` if the file is damaged, in use, or from another schema version."""
         self._path = path
+        self._lock = Lock()
         # Checksums of the arrays in the file, so that only those that changed are written.
         self._checksums: dict[tuple[str, str], int] = {}
         self._open()
@@ -61,7 +63,7 @@ class Store:
             self._open()
         sums = {(bundle, name): zlib.crc32(array.tobytes()) for name, array in arrays.items()}
         saved = {key: value for key, value in self._checksums.items() if key[0] == bundle}
-        with self._readable_errors(), self._database as database:
+        with self._lock, self._readable_errors(), self._database as database:
             for key in saved.keys() - sums.keys():
                 database.execute("DELETE FROM arrays WHERE bundle = ? AND name = ?", key)
             for (_, name), value in sums.items():
@@ -75,7 +77,7 @@ class Store:
                     (bundle, name, array.dtype.str, shape, data),
                 )
         # Nothing stays in the log next to the file, which may be moved or replaced without it.
-        with self._readable_errors():
+        with self._lock, self._readable_errors():
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         others = {key: value for key, value in self._checksums.items() if key[0] != bundle}
         self._checksums = others | sums
@@ -84,7 +86,7 @@ class Store:
         """Return what was saved for the bundle version; empty if nothing was."""
         query = "SELECT name, dtype, shape, data FROM arrays WHERE bundle = ?"
         arrays = {}
-        with self._readable_errors():
+        with self._lock, self._readable_errors():
             for name, dtype, shape, data in self._database.execute(query, (bundle,)):
                 sizes = [int(size) for size in shape.split(",") if size]
                 arrays[name] = np.frombuffer(zlib.decompress(data), dtype).reshape(sizes).copy()

@@ -13,7 +13,8 @@ from taillift.service.settings import COMPOSE_VARIABLES, Settings
 
 ROOT = Path(__file__).parents[2]
 SERVICE_PAGE = ROOT / "docs/service.md"
-FILES = [ROOT / "compose.yaml", *sorted((ROOT / "docker").glob("compose.*.yaml"))]
+IMAGES = ROOT / "docker/images.yaml"
+FILES = [ROOT / "compose.yaml", *sorted((ROOT / "docker").glob("compose.*.yaml")), IMAGES]
 
 
 def services() -> dict[str, Any]:
@@ -51,10 +52,10 @@ def test_configured_paths_are_mounted() -> None:
 
 def test_every_target_is_built_by_the_dockerfile() -> None:
     text = (ROOT / "docker/Dockerfile").read_text()
-    builds = [
-        yaml.safe_load(file.read_text())["services"]["taillift"].get("build") for file in FILES
+    files = (yaml.safe_load(file.read_text())["services"]["taillift"] for file in FILES)
+    targets = [
+        service["build"]["target"] for service in files if "target" in service.get("build", {})
     ]
-    targets = [build["target"] for build in builds if build]
     assert targets
     for target in targets:
         assert f" AS {target}\n" in text
@@ -142,3 +143,30 @@ def test_files_that_settings_name_are_mounted() -> None:
         in (services()["taillift"]["volumes"])
     )
     assert (ROOT / "docker/config").is_dir()
+
+
+def pinned() -> dict[str, str]:
+    """Return the image of each service in the file of images."""
+    services = yaml.safe_load(IMAGES.read_text())["services"]
+    return {
+        name: service.get("image") or service["build"]["args"]["BASE"]
+        for name, service in services.items()
+    }
+
+
+def test_every_image_stands_in_one_file_at_an_exact_version() -> None:
+    images = pinned()
+    assert set(images) == set(services())
+    for name, service in services().items():
+        assert service["extends"] == {"file": "docker/images.yaml", "service": name}
+        assert "image" not in service or service["image"].startswith("taillift:")
+    for image in images.values():
+        assert re.fullmatch(r"[\w./-]+(:v?\d+\.\d+[\w.-]*|@sha256:[0-9a-f]{64})", image)
+
+
+def test_the_dockerfile_has_the_same_base() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text()
+    assert f"\nARG BASE={pinned()['taillift']}\n" in text
+    bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+    assert bases - stages == {"${BASE}"}

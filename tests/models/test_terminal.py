@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from taillift import cli
 from taillift.models.errors import UserError
-from taillift.models.plain_console import PlainConsole
 from taillift.models.terminal import (
+    PlainConsole,
     PrintableFormatter,
     printable,
     printable_json,

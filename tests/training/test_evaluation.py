@@ -22,6 +22,10 @@ def test_scores_computed_by_hand() -> None:
     assert measured.mean_class == pytest.approx(100 * (0.75 + 0.5 + 1 + 0.5) / 4)
     assert measured.worst_class == pytest.approx(50)
     assert measured.harmonic_mean == pytest.approx(100 * 4 / (4 / 3 + 2 + 1 + 2))
+    assert measured.geometric_mean == pytest.approx(100 * (3 / 4 * 1 / 2 * 1 * 1 / 2) ** (1 / 4))
+    # Class 0: 3 right, 1 missed, 2 of others taken for it. Classes 1 to 3 likewise.
+    of_classes = (6 / (6 + 1 + 2), 2 / (2 + 1 + 1), 2 / 2, 2 / (2 + 1))
+    assert measured.macro_f1 == pytest.approx(100 * sum(of_classes) / 4)
 
 
 def test_a_class_without_test_photos_does_not_affect_the_others() -> None:
@@ -39,6 +43,29 @@ def test_a_class_that_is_never_recognised_lowers_the_harmonic_mean() -> None:
     measured = scores(np.array([0, 0]), np.array([0, 3]), GROUPS)
     assert measured.worst_class == 0
     assert measured.harmonic_mean == pytest.approx(100 * 2 / (1 + 1e5))
+    assert measured.geometric_mean == 0
+    assert measured.macro_f1 == pytest.approx(100 * (2 / 3 + 0) / 2)
+
+
+def test_a_class_without_photos_lowers_only_the_f1_of_those_taken_for_it() -> None:
+    labels, predicted = np.array([0, 0, 3]), np.array([0, 2, 3])
+    measured = scores(predicted, labels, GROUPS)
+    assert measured.macro_f1 == pytest.approx(100 * (2 / 3 + 1) / 2)
+    assert measured.geometric_mean == pytest.approx(100 * (1 / 2) ** (1 / 2))
+
+
+@pytest.mark.parametrize("classes", [2, 1_000, 8_142])
+def test_the_geometric_mean_of_many_classes_is_not_rounded_to_zero(classes: int) -> None:
+    labels = np.repeat(np.arange(classes), 10)
+    predicted = np.where(np.arange(len(labels)) % 10 == 0, labels, (labels + 1) % classes)
+    measured = scores(predicted, labels, ["few"] * classes)
+    assert measured.geometric_mean == pytest.approx(10)
+    assert measured.macro_f1 == pytest.approx(10)
+
+
+def test_perfect_predictions_have_full_scores() -> None:
+    measured = scores(np.arange(4), np.arange(4), GROUPS)
+    assert (measured.geometric_mean, measured.macro_f1) == (100, 100)
 
 
 def test_one_view_and_five_views_have_separate_scores() -> None:
@@ -61,3 +88,8 @@ def test_scores_are_percentages_and_ordered(pairs: list[tuple[int, int]]) -> Non
     measured = scores(predicted, labels, GROUPS)
     assert 0 <= measured.worst_class <= measured.mean_class <= 100
     assert measured.harmonic_mean <= max(measured.mean_class, 0.001) + 1e-9
+    assert measured.geometric_mean is not None
+    assert measured.macro_f1 is not None
+    assert 0 <= measured.geometric_mean <= min(measured.mean_class, measured.harmonic_mean * 1e5)
+    assert measured.geometric_mean <= measured.mean_class + 1e-9
+    assert 0 <= measured.macro_f1 <= 100

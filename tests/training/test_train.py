@@ -49,7 +49,13 @@ def whole(trainer: Trainer) -> Run:
     return trainer.train(RECIPE)
 
 
-def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = None) -> None:
+def interrupt(
+    trainer: Trainer,
+    state: Path,
+    after: int,
+    curves: Path | None = None,
+    recipe: Recipe = RECIPE,
+) -> None:
     """Interrupt a training after so many steps; it writes its resume file after each."""
     real = OptimisationState.update
 
@@ -62,11 +68,25 @@ def interrupt(trainer: Trainer, state: Path, after: int, curves: Path | None = N
         patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
         patch.setattr(OptimisationState, "update", update)
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(RECIPE, state, curves)
+            trainer.train(recipe, state, curves)
 
 
 def weights(run: Run) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in run.model.trained().values()])
+
+
+def test_exact_steps_end_within_an_epoch_and_continue_to_the_same_weights(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    """56 photos in batches of 15 are four steps an epoch."""
+    exact = RECIPE.model_copy(update={"steps": 6, "bounded": False})
+    whole, state = trainer.train(exact), tmp_path / "exact.resume"
+    interrupt(trainer, state, 5, recipe=exact)
+    continued = trainer.train(exact, state)
+    assert torch.equal(weights(continued), weights(whole))
+    assert continued.losses == whole.losses
+    assert len(whole.losses) == whole.metadata.recipe.epochs == 2
+    assert torch.load(state)["progress"]["done"] == 6
 
 
 @settings(

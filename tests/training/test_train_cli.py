@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import yaml
 from taillift import cli as front_door
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
-from tests.support.tiny import COLOURS, write_photos
+from tests.support.tiny import COLOURS, write_photo, write_photos
 
 SPLITS = ("train", "val", "test")
 
@@ -84,6 +85,31 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             "error: photos is not a bundle (it has no",
         ),
         (["export", "absent.safetensors", "photos"], "error: absent.safetensors does not exist"),
+        (
+            ["train", "photos", "--set", "unlabelled.name=loft"],
+            "put them into photos/unlabelled, or pass --unlabelled",
+        ),
+        (["train", "photos", "--unlabelled", "photos"], "no recipe here uses unlabelled photos"),
+        (
+            ["train", "photos", "--set", "unlabelled.name=loft", "--unlabelled", "photos/train"],
+            "photos/train has no unlabelled photo to use, of 5 that were found",
+        ),
+        (["train", "photos", "--set", "unlabelled.ratio=3"], "unlabelled needs a name"),
+        (
+            ["train", "photos", "--set", "unlabelled.name=lofd"],
+            'unlabelled.name = lofd (did you mean "loft"?)',
+        ),
+        (
+            [*("train", "photos", "--set", "unlabelled.name=loft", "--set"), "unlabelled.weigth=1"],
+            'there is no field unlabelled.weigth (did you mean "weight"?)',
+        ),
+        (
+            [
+                *("train", "photos", "--set", "unlabelled.name=ulfine"),
+                *("--set", "head.initial.name=class-mean"),
+            ],
+            "needs class texts: set head.initial.name to text or prototypes",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_line(
@@ -139,6 +165,15 @@ def test_a_recipe_is_printed_as_a_start_for_ones_own(run: Run, tmp_path: Path) -
     assert load_recipe(str(tmp_path / "lift.yaml")) == load_recipe("lift")
 
 
+def test_a_recipe_with_unlabelled_photos_is_printed_as_a_start(run: Run, tmp_path: Path) -> None:
+    status, output, _ = run("recipes", "lift+loft")
+    assert status == 0
+    (tmp_path / "mine.yaml").write_text(output)
+    printed, named = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("lift+loft")
+    assert printed.unlabelled == named.unlabelled
+    assert printed.tuners == named.tuners
+
+
 def test_a_recipe_of_ones_own_is_printed_as_it_stands(run: Run, tmp_path: Path) -> None:
     text = "epochs: 3  # few\n"
     (tmp_path / "mine.yaml").write_text(text)
@@ -155,7 +190,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     command += ["--epochs", "1", "--lr", "0.002", "--imbalance", "4"]
     status, output, errors = run(*command, "--seed", "3")
     assert status == 0, errors
-    path = tmp_path / "runs/photos-ir4/mine-3.safetensors"
+    path = tmp_path / "runs/photos-ir4/mine-ViT-Tiny-Test-tiny-0-3.safetensors"
     assert f"{path.relative_to(tmp_path)}: " in output
     assert re.search(r"[\d,]+ parameters trained on 20 photos of 2 classes, loss \d", output)
     metadata = read_metadata(path)
@@ -168,7 +203,7 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     rates = metadata.recipe.optimiser.head_rate, metadata.recipe.optimiser.tuner_rate
     assert (metadata.recipe.epochs, rates) == (1, (0.002, 0.002))
     assert metadata.counts == (16, 4)
-    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-3").iterdir())
+    assert list((tmp_path / "runs/photos-ir4/tensorboard/mine-ViT-Tiny-Test-tiny-0-3").iterdir())
     status, _, errors = run(*command, "--seed", "3")
     assert (status, "exists already" in errors) == (1, True)
     status, _, errors = run(*command, "--seed", "3", "--replace", "--set", "batch=8")
@@ -241,6 +276,75 @@ def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> 
     classified = taillift("classify", "bundles/photos", photo, cwd=tmp_path)
     assert classified.returncode == 0, classified.stderr
     assert "blue" in classified.stdout.replace(photo, "")
+
+
+def test_unlabelled_photos_next_to_train_are_used_and_exported_with(
+    run: Run, tmp_path: Path, tiny_backbone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without val/, the export trains again, for which it needs them, too."""
+    photos = write_photos(tmp_path / "photos", {"red": 8, "green": 6, "blue": 4}, ("train", "test"))
+    for index in range(20):
+        colour = ("red", "green")[index % 2]
+        write_photo(photos / f"unlabelled/shoot/{index}.png", COLOURS[colour], 500 + index)
+    shutil.copy(photos / "test/red/000.png", photos / "unlabelled/leak.png")
+    command = ["train", "photos", "--backbone", tiny_backbone, "--epochs", "2", "--batch", "6"]
+    command += ["--set", "unlabelled.name=ulfine", "--set", "unlabelled.ratio=2"]
+    command += ["--set", "unlabelled.threshold=0.3", "--out", "run.safetensors"]
+    status, _, errors = run(*command)
+    assert status == 0, errors
+    assert "1 unlabelled photos are also in val or test and are left out" in caplog.text
+    metadata = read_metadata(tmp_path / "run.safetensors")
+    assert len(metadata.record.pseudo_labels) == 2
+    assert metadata.pool_sha256
+    told = yaml.safe_load((tmp_path / "run.safetensors.yaml").read_text())
+    assert told["record"]["pseudo_labels"][1]["seen"] == 3 * 12
+
+    shutil.move(photos / "unlabelled", tmp_path / "pool")
+    export = ["export", "run.safetensors", "photos", "--out", "bundle"]
+    status, _, errors = run(*export)
+    assert status == 1
+    assert "error: the recipe uses unlabelled photos" in errors
+    assert not (tmp_path / "bundle").exists()
+    status, output, errors = run(*export, "--unlabelled", "pool")
+    assert status == 0, errors
+    assert "bundle photos" in output
+
+
+def test_a_comparison_shows_what_unlabelled_photos_and_what_right_labels_bring(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 8, "green": 6, "blue": 4}, ("train", "test"))
+    rows = ["path,label"]
+    for index in range(20):
+        colour = ("red", "green", "blue")[index % 3]
+        write_photo(tmp_path / f"pool/{index}.png", COLOURS[colour], 500 + index)
+        rows.append(f"pool/{index}.png,{colour}")
+    (tmp_path / "pool.csv").write_text("\n".join(rows))
+    (tmp_path / "nine.yaml").write_text("unlabelled: {name: right-labels, photos: 9}\nbatch: 6\n")
+    command = ["compare", "photos", "--backbone", tiny_backbone, "--unlabelled", "pool.csv"]
+    command += ["--recipes", "zero-shot,head,head+loft,nine.yaml", "--epochs", "2", "--batch", "6"]
+    status, _, errors = run(*command, "--set", "unlabelled.weigth=2")
+    assert status == 1
+    assert 'there is no field unlabelled.weigth (did you mean "weight"?)' in errors
+    status, output, _ = run(*command)
+    assert status == 1
+    assert "takes 42 unlabelled photos and there are 20" in output
+    fields = ["--set", "unlabelled.threshold=0.2", "--set", "unlabelled.ratio=2"]
+    status, output, errors = run(*command, *fields)
+    assert status == 0, errors
+    for part in (
+        "head only, loft",
+        "nine",
+        "3 of 4 runs were finished before",
+        "pseudo-labels for",
+    ):
+        assert part in output
+    folder = tmp_path / "runs/photos"
+    taught = read_metadata(folder / "head+loft-0.safetensors")
+    assert taught.record.pseudo_labels[-1].groups["few"].judged > 0
+    right = read_metadata(folder / "nine-0.safetensors")
+    assert sum(right.counts) == sum(taught.counts) + 9
+    assert right.record.pseudo_labels == ()
 
 
 def test_a_comparison_shows_every_group_and_keeps_its_rows(

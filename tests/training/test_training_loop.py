@@ -133,7 +133,7 @@ def test_rates_fall_along_lifts_schedule_from_each_groups_own_rate(
 
 def test_rates_rise_in_the_warm_up_and_fall_at_every_batch() -> None:
     options = Optimiser(warmup=0.2, step="batch")
-    factors = [rate_factor(options, step, 5, 4) for step in range(20)]
+    factors = [rate_factor(options, step, 5, 20) for step in range(20)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert all(later < before for before, later in pairwise(factors[4:]))
     assert factors[12] == pytest.approx(0.5), "half of the 16 steps behind the warm-up"
@@ -147,7 +147,8 @@ def test_a_rate_is_never_higher_than_in_the_recipe(
     warmup: float, step: str, steps: int, epochs: int
 ) -> None:
     options = Optimiser.model_validate({"warmup": warmup, "step": step})
-    factors = [rate_factor(options, step, steps, epochs) for step in range(steps * epochs)]
+    total = steps * epochs
+    factors = [rate_factor(options, step, steps, total) for step in range(total)]
     assert all(0 < factor <= 1 for factor in factors)
 
 
@@ -280,7 +281,7 @@ def test_too_little_memory_is_reported_with_advice(tiny_backbone: str) -> None:
     inputs, resume = Endless(torch.tensor([0, 1, 2, 0])), Resume(None, "", processes)
     message = r"batch = 8 with micro_batch = 10\d+: pass --set micro_batch="
     with pytest.raises(UserError, match=message), enough_memory(recipe, processes):
-        fit(model, inputs, [2, 1, 1], recipe, processes, resume, Curves(None))
+        fit(model, inputs, [2, 1, 1], recipe, recipe.epochs, processes, resume, Curves(None))
 
 
 def test_other_errors_are_not_reported_as_too_little_memory() -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from taillift.training.calibration.held_out import Weights
+from taillift.models.bundle.calibration_error import Weights
 
 LEVEL: Final = 0.95
 GRID: Final = 64

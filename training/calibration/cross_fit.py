@@ -57,7 +57,7 @@ def cross_fit(
         run = trainer.train(recipe, without=set(without))
         # The model carries the prior of the photos that it was trained on, which are fewer.
         removed = np.bincount(train.only(without).labels, minlength=len(groups))
-        remaining = (np.array(run.metadata.counts) - removed).tolist()
+        remaining = (np.array(run.metadata.prior_counts) - removed).tolist()
         log_prior = log_shares(carried_prior(recipe, remaining))
         if write is None:
             start = sum(map(len, folds[: number - 1]))
@@ -127,7 +127,7 @@ def stratified_folds(labels: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArra
     return fold
 
 
-def carried_prior(recipe: Recipe, counts: Sequence[int]) -> list[float]:
+def carried_prior(recipe: Recipe, counts: Sequence[float]) -> list[float]:
     """Return each class's share in the prior that training on `counts` photos leaves in logits."""
     if not recipe.epochs:
         return [1 / len(counts)] * len(counts)

@@ -11,17 +11,12 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from taillift.models.bundle.arrays import Counts, Doubles, Floats
+from taillift.models.bundle.calibration_error import Weights, class_weights
 from taillift.models.bundle.ensemble import ExitRule, Loss, Stages, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.betting import Losses, mean_loss, upper_bound
-from taillift.training.calibration.held_out import (
-    HeldOut,
-    Weights,
-    class_weights,
-    photo_weights,
-    shrink,
-)
+from taillift.training.calibration.held_out import HeldOut, photo_weights, shrink
 
 POINTS: Final = 100
 STAGES: Final = (1, 2, 3, VIEWS)

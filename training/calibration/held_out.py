@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taillift.models.bundle.arrays import Doubles, Floats, Indices, group_indices
+from taillift.models.bundle.calibration_error import ScoredPredictions, Weights, class_weights
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits, mean_over_views
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import posterior, without_prior
@@ -27,7 +28,6 @@ DECIMALS: Final = 4
 Source = Literal["validation", "cross-fitting"]
 # Float32 [N, 5, C], the centre view first.
 ViewLogits = dict[Precision, Floats]
-Weights = npt.NDArray[np.float64]
 Estimate = TypeVar("Estimate", float, Weights)
 
 
@@ -122,31 +122,6 @@ def photo_weights(count: int) -> Weights:
     return np.ones(count)
 
 
-def class_weights(labels: npt.NDArray[np.int64]) -> Weights:
-    """Return weights [N] of mean 1 that turn a mean over photos into a mean over classes.
-
-    With them the weighted mean over photos is the mean of the classes' own means.
-    """
-    _, class_indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights: Weights = len(labels) / (len(counts) * counts[class_indices])
-    return weights
-
-
-def effective_counts(weights: Weights) -> Weights:
-    """Return how many equally weighted photos say as much as the first n do, [N].
-
-    Kish's effective sample size (1965), (sum w)^2 / sum w^2, of positive weights [N].
-    """
-    counts: Weights = np.cumsum(weights) ** 2 / np.cumsum(weights**2)
-    return counts
-
-
-def effective_count(weights: Weights) -> float:
-    """Return the last of `effective_counts`, and 0 without photos."""
-    # Rounded so that N equal weights are worth exactly N.
-    return round(float(effective_counts(weights)[-1]), 6) if len(weights) else 0.0
-
-
 def shrink(estimate: Estimate, error: Estimate, toward: Estimate, spread: float) -> Estimate:
     """Return `estimate` shrunk toward a prior value, the more so the larger its `error` is.
 
@@ -206,26 +181,6 @@ class Predictions:
     def uncalibrated(self) -> "ScoredPredictions":
         """Return the answers at temperature 1."""
         return self.at(np.ones(len(self)))
-
-
-@dataclass(frozen=True)
-class ScoredPredictions:
-    """The confidence of each photo's answer, whether it is right, its group and weight; all [N]."""
-
-    confidence: Doubles
-    right: npt.NDArray[np.bool_]
-    groups: Indices
-    weights: Doubles
-
-    def __len__(self) -> int:
-        return len(self.right)
-
-    def of_group(self, group: int) -> "ScoredPredictions":
-        """Return the answers with a class of the group with this index."""
-        rows = self.groups == group
-        return ScoredPredictions(
-            self.confidence[rows], self.right[rows], self.groups[rows], self.weights[rows]
-        )
 
 
 def predictions_on(held: HeldOut, adaptive: MeanLogits | None = None) -> list[Predictions]:

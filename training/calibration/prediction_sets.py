@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.arrays import Doubles, Flags, Labels, group_indices
+from taillift.models.bundle.calibration_error import class_weights
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import HeldOutScores
 from taillift.models.bundle.prediction_sets import (
@@ -18,7 +19,7 @@ from taillift.models.bundle.prediction_sets import (
 )
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.calibration.cross_fit import FOLDS, stratified_folds
-from taillift.training.calibration.held_out import class_weights, photo_weights
+from taillift.training.calibration.held_out import photo_weights
 
 TARGETS: Final = (0.8, 0.9, 0.95)
 CANDIDATES: Final = tuple(Interpolation(pull=pull) for pull in (10, 20, 50, 100, 1000))

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from taillift.models.bundle.arrays import Doubles, Labels, group_indices
-from taillift.models.bundle.review import GroupReview, Review
-from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.betting import running_log_wealth
-from taillift.training.calibration.held_out import (
+from taillift.models.bundle.calibration_error import (
     class_weights,
     effective_count,
     effective_counts,
-    shrink,
 )
+from taillift.models.bundle.review import GroupReview, Review
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.calibration.betting import running_log_wealth
+from taillift.training.calibration.held_out import shrink
 
 RISK: Final = 5.0
 LEVEL: Final = 95.0

@@ -18,19 +18,14 @@ from scipy.special import logsumexp
 from scipy.stats import t as student_t
 
 from taillift.models.bundle.arrays import Doubles, Indices
+from taillift.models.bundle.calibration_error import MIN_PHOTOS, ScoredPredictions, effective_count
 from taillift.models.bundle.ensemble import Ensemble, MeanLogits
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.bundle.temperature import Calibration, Temperatures
 from taillift.training.calibration.cross_fit import stratified_folds
-from taillift.training.calibration.held_out import (
-    HeldOut,
-    Predictions,
-    ScoredPredictions,
-    effective_count,
-    predictions_on,
-)
-from taillift.training.calibration.reliability import MIN_PHOTOS, errors_of
+from taillift.training.calibration.held_out import HeldOut, Predictions, predictions_on
+from taillift.training.calibration.reliability import errors_of
 
 # Logarithms of temperatures, from 1/12 to 12: the log likelihood is computed at the first and
 # interpolated at the second.

@@ -26,7 +26,7 @@ from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import read_metadata, restore, save
+from taillift.training.fit.checkpoint import checkpoint_stem, read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import read_state, resume_path, run_key
 from taillift.training.recipe.recipe import Recipe
@@ -62,7 +62,7 @@ def compare(
         raise UserError(f"{name} with seed {seed} is asked for twice: name each recipe once")
     require_writable(out / CSV)
     recipes = [resolve_recipe(backbone, recipe, dataset.counts) for recipe in recipes]
-    keys = [run_key(recipe, dataset.fingerprint, backbone.sha256) for recipe in recipes]
+    keys = [run_key_of(recipe, dataset, backbone) for recipe in recipes]
     finished = [
         finished_outcome(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)
     ]
@@ -98,6 +98,12 @@ def compare(
     if is_first():
         collect(out)
     return [result for key in keys if (result := outcomes[key]) is not None]
+
+
+def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
+    """Return the fingerprint of a run, which depends on unlabelled photos only if it uses them."""
+    data = dataset.fingerprint_for(recipe.unlabelled is not None)
+    return run_key(recipe, data, backbone.sha256)
 
 
 def finished_outcome(out: Path, recipe: Recipe, key: str) -> Outcome | None:
@@ -185,7 +191,7 @@ def train_and_evaluate(
     dataset = trainer.dataset
     assert dataset.held_out is not None
     checkpoint = run_path(out, recipe, ".safetensors")
-    key = run_key(recipe, dataset.fingerprint, backbone.sha256)
+    key = run_key_of(recipe, dataset, backbone)
     outcome = Outcome(
         key=key,
         recipe=recipe,
@@ -198,8 +204,11 @@ def train_and_evaluate(
     start = time.monotonic()
     trained_before = 0.0
     try:
-        if alone and not replace and checkpoint_key(checkpoint) == key:
-            run = Run(*restore(checkpoint, backbone.name))
+        # `taillift train` has the backbone in the names of its checkpoints.
+        named = out / f"{checkpoint_stem(recipe, backbone.name)}.safetensors"
+        left = [path for path in (checkpoint, named) if checkpoint_key(path) == key]
+        if alone and not replace and left:
+            run = Run(*restore(left[0], backbone.name))
             trained_before = run.metadata.record.seconds
         else:
             run = trainer.train(recipe, resume_path(checkpoint))
@@ -233,7 +242,9 @@ def _in_short(outcome: Outcome) -> str:
         return f"failed: {outcome.failure}"
     full = outcome.evaluation.full
     few = "" if full.few is None else f", few {full.few:.1f} %"
-    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s"
+    epochs = outcome.record.pseudo_labels if outcome.record else ()
+    guessed = f"; {epochs[-1]}" if epochs else ""
+    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s{guessed}"
 
 
 def collect(out: Path) -> None:

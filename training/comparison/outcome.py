@@ -21,7 +21,9 @@ from taillift.training.recipe.recipe import Recipe
 Kind = Literal["frozen", "light", "heavy"]
 Views = Literal["single", "full"]
 VIEW_TITLES: Final[dict[Views, str]] = {"single": "one view", "full": "five views"}
-COLUMNS: Final[tuple[tuple[Views, str], ...]] = (
+MEASURES: Final = {"geometric_mean": "G-mean", "macro_f1": "macro-F1"}
+Columns = tuple[tuple[Views, str], ...]
+COLUMNS: Final[Columns] = (
     ("single", "mean_class"),
     ("single", "few"),
     ("full", "overall"),
@@ -29,6 +31,14 @@ COLUMNS: Final[tuple[tuple[Views, str], ...]] = (
     ("full", "many"),
     ("full", "medium"),
     ("full", "few"),
+)
+# A terminal has no room for these: figures that one forgotten class pulls down.
+WIDE_COLUMNS: Final[Columns] = (
+    *COLUMNS,
+    ("full", "worst_class"),
+    ("full", "harmonic_mean"),
+    ("full", "geometric_mean"),
+    ("full", "macro_f1"),
 )
 
 
@@ -122,13 +132,12 @@ class Row:
         values = [getattr(getattr(evaluation, views), measure) for _, evaluation in runs]
         return [value for value in values if value is not None]
 
-    @property
-    def cells(self) -> list[str]:
-        """The cells of the table: trainable parameters, and the measures of `COLUMNS`."""
+    def cells(self, columns: Columns) -> list[str]:
+        """Return the row's cells in a table: trainable parameters, and the columns' measures."""
         trained = self.trainable_parameters
         return [
             "-" if trained is None else abbreviate(trained),
-            *(mean_and_deviation(self.values(views, measure)) for views, measure in COLUMNS),
+            *(mean_and_deviation(self.values(views, measure)) for views, measure in columns),
         ]
 
 
@@ -170,9 +179,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{deviation}"
 
 
-def headings() -> list[tuple[str, str]]:
+def headings(columns: Columns) -> list[tuple[str, str]]:
     """Return the views and the measure above each of a row's cells."""
-    measures = [(VIEW_TITLES[views], measure.replace("_", "-")) for views, measure in COLUMNS]
+    measures = [
+        (VIEW_TITLES[views], MEASURES.get(measure, measure.replace("_", "-")))
+        for views, measure in columns
+    ]
     return [("", "weights trained"), *measures]
 
 
@@ -200,19 +212,21 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         title=caption(outcomes), title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False
     )
     grid.add_column("", no_wrap=True)
-    for views, measure in headings():
+    for views, measure in headings(COLUMNS):
         # In a narrow column, a name is broken at its space.
         grid.add_column(f"{views}\n{measure.replace('-', ' ')}", justify="right")
     for row in rows_of(outcomes):
-        grid.add_row(row.label, *row.cells)
+        grid.add_row(row.label, *row.cells(COLUMNS))
     return grid
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return the same table in Markdown, with the failures below it."""
-    names = ["", *(", ".join(filter(None, heading)) for heading in headings())]
-    lines = [names, ["---", *["---:"] * len(headings())]]
-    lines += [[row.label.replace("|", "\\|"), *row.cells] for row in rows_of(outcomes)]
+    """Return the table with `WIDE_COLUMNS` in Markdown, with the failures below it."""
+    names = ["", *(", ".join(filter(None, heading)) for heading in headings(WIDE_COLUMNS))]
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [
+        [row.label.replace("|", "\\|"), *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)
+    ]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "".join(f"\n- {line}" for line in failures(outcomes))
     return f"{caption(outcomes)}\n\n{text}\n" + (f"{notes}\n" if notes else "")

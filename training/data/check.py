@@ -160,7 +160,8 @@ def content_digests(
             remembered = dict(np.load(cached, allow_pickle=False).reshape(-1, 2).tolist())
     # Raw pixels need no check: damage would have shown when their whole file was read.
     stored = [photo for photo in photos if isinstance(photo, StoredPhoto)]
-    states = {photo: _state_of(photo, max_pixels) for photo in stored}
+    looked_up = track(stored, "Looking up which photos were checked before", len(stored))
+    states = {photo: _state_of(photo, max_pixels) for photo in looked_up}
     new = [photo for photo, state in states.items() if state not in remembered]
     problems: dict[Photo, str] = {}
     good: dict[int, int] = {}

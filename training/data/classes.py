@@ -285,7 +285,7 @@ def _lines_in_label_order(path: Path) -> tuple[str, ...]:
             "starting with label 0"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        raise unreadable(path, "text", error) from error
     if path.suffix == ".json":
         return _categories(text, path)
     return _in_label_order([line.strip() for line in text.splitlines() if line.strip()], path)
@@ -326,3 +326,12 @@ def _in_label_order(lines: list[str], path: Path) -> tuple[str, ...]:
             f"{len(lines) - 1}: correct them, or write the names alone in the order of the labels"
         )
     return tuple(lines)
+
+
+def unreadable(path: Path, kind: str, error: Exception) -> UserError:
+    """Return the error for a file of text that cannot be read; `kind` is CSV or text."""
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(
+            f'{path} is not in UTF-8: save it so; spreadsheets call the format "CSV UTF-8"'
+        )
+    return UserError(f"{path} cannot be read as {kind}: {error}")

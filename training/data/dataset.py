@@ -30,7 +30,8 @@ class Dataset:
     """Photos in splits, and their classes in the order of the logits.
 
     `classes` are sorted by their number of training photos, most first, then by name. `names` are
-    the names of the classes in prompts, in the same order.
+    the names of the classes in prompts, in the same order. `unlabelled` photos have a label below
+    0, or the truth if it is known: `training.data.pool` adds them.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split | None
+    unlabelled: Split | None = None
 
     @property
     def counts(self) -> list[int]:
@@ -72,12 +74,23 @@ class Dataset:
             split: Split | None = getattr(self, name)
             digest.update(f"\n{name}\n".encode())
             if split is not None:
-                lines = [
-                    f"{photo.name!r} {photo.size} {label}\n"
-                    for photo, label in zip(split.photos, split.labels, strict=True)
-                ]
-                digest.update("".join(lines).encode())
+                digest.update(split.listed())
         return digest.hexdigest()
+
+    @cached_property
+    def pool_fingerprint(self) -> str:
+        """The sha256, in hex, of the unlabelled photos; "" without any.
+
+        It is not a part of `fingerprint`: a run that uses no unlabelled photo does not depend on
+        them.
+        """
+        if self.unlabelled is None:
+            return ""
+        return hashlib.sha256(self.unlabelled.listed()).hexdigest()
+
+    def fingerprint_for(self, unlabelled: bool) -> str:
+        """Return the fingerprint of what a run depends on, which may use the unlabelled photos."""
+        return self.fingerprint + (self.pool_fingerprint if unlabelled else "")
 
 
 def load_dataset(

@@ -138,6 +138,14 @@ class Split:
             contents=tuple(self.contents[index] for index in kept) if self.contents else (),
         )
 
+    def listed(self) -> bytes:
+        """Return a line for each photo, with its name, size and label, for a fingerprint."""
+        lines = (
+            f"{photo.name!r} {photo.size} {label}\n"
+            for photo, label in zip(self.photos, self.labels, strict=True)
+        )
+        return "".join(lines).encode()
+
     def relabelled(self, labels: Sequence[int]) -> "Split":
         """Return the same photos with `labels[old]` in place of every label `old`."""
         return replace(self, labels=tuple(labels[label] for label in self.labels))

@@ -29,7 +29,8 @@ from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
 from taillift.training.data.classes import names_in_prompts, refuse_equal_prompts, same_prompts
-from taillift.training.data.photo import SPLITS, Photo, RawPhoto
+from taillift.training.data.photo import SPLITS, Photo, RawPhoto, Split
+from taillift.training.data.pool import UnlabelledPool, own_pool, read_pool, without_known
 from taillift.training.data.prompts import is_cut
 from taillift.training.data.readers.csv_table import read_head
 from taillift.training.data.readers.listing import Listing
@@ -63,6 +64,15 @@ class SurveyedSplit(BaseModel):
 
     photos: int
     readable: int
+
+
+class SurveyedPool(SurveyedSplit):
+    """Unlabelled photos, how many of them training can use, and why it cannot use the others."""
+
+    usable: int
+    held_out: int = Field(description="also in val or test")
+    labelled: int = Field(description="also in train")
+    repeated: int = Field(description="copies of another unlabelled photo")
 
 
 class SurveyedGroup(BaseModel):
@@ -110,6 +120,7 @@ class Survey(BaseModel):
     warnings: list[str] = []
     unused: list[Finding] = []
     splits: dict[str, SurveyedSplit] = {}
+    unlabelled: SurveyedPool | None = None
     groups: dict[Group, SurveyedGroup] = {}
     classes: list[SurveyedClass] = []
     same_prompts: list[SamePrompt] = []
@@ -137,10 +148,11 @@ class Look:
     reason: str = ""
 
 
-def survey(source: str, max_pixels: int = MAX_PIXELS) -> Survey:
+def survey(source: str, max_pixels: int = MAX_PIXELS, unlabelled: str | None = None) -> Survey:
     """Read a set of photos as training does, open every photo, and return all that was found.
 
-    Raises nothing that `load_dataset` raises: that is in the survey's `refusals`.
+    `unlabelled` is the source of photos without labels; None means the set's own folder, if it has
+    one. Raises nothing that `load_dataset` raises: that is in the survey's `refusals`.
     """
     made = Survey(source=source)
     with _warnings_to(made.warnings):
@@ -149,7 +161,15 @@ def survey(source: str, max_pixels: int = MAX_PIXELS) -> Survey:
         except UserError as error:
             made.refusals.append(str(error))
             return made
-        _survey_photos(made, listing, _survey_names(made, listing), max_pixels)
+        pool, photos = unlabelled or own_pool(source), []
+        try:
+            photos = read_pool(pool)[0] if pool else []
+        except UserError as error:
+            # Without a recipe that uses it, training does not look into the set's own folder.
+            (made.refusals if unlabelled else made.warnings).append(str(error))
+        kept = _survey_photos(made, listing, _survey_names(made, listing), max_pixels)
+        if pool and photos:
+            _survey_pool(made, pool, photos, kept, max_pixels)
     return made
 
 
@@ -201,21 +221,19 @@ def _survey_names(made: Survey, listing: Listing) -> tuple[str, ...]:
     return names
 
 
-def _survey_photos(made: Survey, listing: Listing, names: Sequence[str], max_pixels: int) -> None:
-    """Add what the photos are, class by class, and what is wrong with them."""
+def _survey_photos(
+    made: Survey, listing: Listing, names: Sequence[str], max_pixels: int
+) -> Listing:
+    """Add what the photos are, class by class, and what is wrong with them.
+
+    Returns the listing of the readable photos.
+    """
     photos = [photo for split in listing.splits.values() for photo in split.photos]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found_looks = pool.map(look_at, photos, repeat(max_pixels))
-        looks = list(track(found_looks, "Looking at photos", len(photos)))
+    looks = look_at_all(photos, max_pixels)
     good = {photo: look for photo, look in zip(photos, looks, strict=True) if not look.problem}
     kept = only_readable(listing, {photo: look.content for photo, look in good.items()}, max_pixels)
     made.refusals += [*conflicts(listing), *gaps(kept)]
-    bad = [(photo, look) for photo, look in zip(photos, looks, strict=True) if look.problem]
-    for kind in PROBLEMS.values():
-        if alike := [(photo, look) for photo, look in bad if look.problem == kind]:
-            photo, look = alike[0]
-            example = look.reason if str(photo) in look.reason else f"{photo} ({look.reason})"
-            made.unreadable.append(Finding(words=kind, count=len(alike), example=example))
+    made.unreadable += _problems(photos, looks)
     found = find_duplicates(kept)
     for pairs, words in (
         (found.repeated, "photos are there again in their class and split"),
@@ -239,6 +257,47 @@ def _survey_photos(made: Survey, listing: Listing, names: Sequence[str], max_pix
         sides = np.array([sorted(look.sides) for look in good.values()])
         quantiles = np.percentile(sides, QUANTILES, axis=0, method="nearest")
         made.short_sides, made.long_sides = quantiles.T.tolist()
+    return kept
+
+
+def _survey_pool(
+    made: Survey, source: str, photos: Sequence[Photo], kept: Listing, max_pixels: int
+) -> None:
+    """Add what training would use of unlabelled photos, next to the labelled ones it `kept`."""
+    looks = look_at_all(photos, max_pixels)
+    contents = {
+        photo: look.content for photo, look in zip(photos, looks, strict=True) if not look.problem
+    }
+    split = Split(tuple(contents), (0,) * len(contents), tuple(contents.values()))
+    held_out = [split for name, split in kept.splits.items() if name != "train"]
+    pool = without_known(UnlabelledPool(source, split), kept.splits["train"], held_out)
+    made.unreadable += _problems(photos, looks)
+    made.warnings += pool.dropped()
+    made.unlabelled = SurveyedPool(
+        photos=len(photos),
+        readable=len(contents),
+        usable=len(pool.photos),
+        held_out=pool.held_out,
+        labelled=pool.labelled,
+        repeated=pool.repeated,
+    )
+
+
+def look_at_all(photos: Sequence[Photo], max_pixels: int) -> list[Look]:
+    """Open and decode photos on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = pool.map(look_at, photos, repeat(max_pixels))
+        return list(track(looks, "Looking at photos", len(photos)))
+
+
+def _problems(photos: Sequence[Photo], looks: Sequence[Look]) -> Iterator[Finding]:
+    """Yield each kind of photos that cannot be used, with an example."""
+    bad = [(photo, look) for photo, look in zip(photos, looks, strict=True) if look.problem]
+    for kind in PROBLEMS.values():
+        if alike := [(photo, look) for photo, look in bad if look.problem == kind]:
+            photo, look = alike[0]
+            example = look.reason if str(photo) in look.reason else f"{photo} ({look.reason})"
+            yield Finding(words=kind, count=len(alike), example=example)
 
 
 def _classes(kept: Listing, names: Sequence[str]) -> list[SurveyedClass]:

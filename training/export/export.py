@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -11,12 +10,14 @@ from typing import Final
 import numpy as np
 import torch
 
-from taillift.models.bundle.arrays import Floats, Pixels
+from taillift.models.bundle.arrays import Doubles, Floats, Pixels
+from taillift.models.bundle.ensemble import run_stages
 from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
     new_bundle,
+    read_golden,
     write_golden,
     write_scores,
 )
@@ -24,7 +25,6 @@ from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import (
     Accuracy,
     BackboneInfo,
-    FileRecord,
     Manifest,
     Method,
     PriorName,
@@ -32,7 +32,8 @@ from taillift.models.bundle.manifest import (
     classes_from,
 )
 from taillift.models.bundle.posterior import log_shares
-from taillift.models.bundle.schema import Group, Precision
+from taillift.models.bundle.predictor import Predictor
+from taillift.models.bundle.schema import FILES, Group, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
@@ -40,12 +41,20 @@ from taillift.models.lift.merge import merge, unmerged
 from taillift.models.lift.model import Model
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.models.names import canonical
+from taillift.models.release.bundle_comparison import (
+    BundleComparison,
+    MeasuredModel,
+    compare,
+    view_milliseconds,
+)
+from taillift.models.release.labelled_photos import LabelledPhotos
 from taillift.training.calibration.cross_fit import FOLDS, MAX_PER_CLASS, carried_prior, cross_fit
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.console import duration, note, track
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
+from taillift.training.export.int8 import FewShotPhotos
 from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.estimate import evaluation_seconds
@@ -59,6 +68,7 @@ TOLERANCE: Final = 1e-4
 THRESHOLDS: Final = Thresholds()
 PROOF_PHOTOS: Final = 128
 GOLDEN_PHOTOS: Final = 4
+JUDGED_PHOTOS: Final = 400
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,15 @@ class Proof:
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle's manifest, and the names of the tuners that could not be merged."""
+    """A bundle's manifest, and the names of the tuners that could not be merged.
+
+    `comparisons` sets each variant against fp32, on the photos that they were measured on.
+    """
 
     manifest: Manifest
     proof: Proof
     unmerged: list[str]
+    comparisons: dict[Precision, BundleComparison]
 
 
 def export(
@@ -92,13 +106,15 @@ def export(
     replace: bool = False,
     calibrated: bool = True,
     variants: Sequence[Precision] = (),
+    photos_shown: bool = True,
 ) -> Exported:
     """Make a bundle at `target`; leave nothing there on any failure.
 
     `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
-    temperatures, prediction sets or review thresholds. Raises `UserError` if the checkpoint was
-    trained on other photos than `dataset`, if a variant cannot be made, or if the merged model or
-    ONNX Runtime changes a logit by more than `TOLERANCE` on training photos.
+    temperatures, prediction sets or review thresholds. The report shows held-out photos if
+    `photos_shown`. Raises `UserError` if the checkpoint was trained on other photos than `dataset`,
+    if a variant cannot be made, or if the merged model or ONNX Runtime changes a logit by more than
+    `TOLERANCE` on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
     classes = tuple(map(canonical, metadata.classes))
@@ -121,10 +137,12 @@ def export(
     note(f"Exporting {metadata.recipe.title} for {dataset.name}: {duration(seconds)}")
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
-    graphs = Graphs(pixels, variants)
     groups = dataset.groups
-    priors = carried_prior(metadata.recipe, metadata.counts)
-    calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_shares(priors))
+    priors = carried_prior(metadata.recipe, metadata.prior_counts)
+    log_prior = log_shares(priors)
+    few = few_shot_photos(dataset, metadata, log_prior) if Precision.INT8 in variants else None
+    graphs = Graphs(pixels, variants, few)
+    calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_prior)
 
     def cross_fitted() -> HeldOuts:
         trainer = Trainer(dataset, load_backbone(backbone or metadata.backbone))
@@ -153,9 +171,12 @@ def export(
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
         }
-        write_measurements(bundle.path, metadata, dataset, groups, finished)
-        manifest = bundle.finish(partial(make_manifest, metadata, groups, priors, finished))
-    return Exported(manifest, proof, unmerged(merged))
+        draft = make_manifest(metadata, groups, priors, finished)
+        comparisons = write_measurements(
+            bundle.path, draft, metadata, dataset, finished, photos_shown
+        )
+        manifest = bundle.finish(lambda files: draft.model_copy(update={"files": files}))
+    return Exported(manifest, proof, unmerged(merged), comparisons)
 
 
 def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
@@ -165,7 +186,7 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     """
     recipe = metadata.recipe
     reads_file = metadata.key and recipe.head.initial.contents()
-    key = run_key(recipe, metadata.data_sha256, metadata.backbone_sha256)
+    key = run_key(recipe, metadata.data_sha256 + metadata.pool_sha256, metadata.backbone_sha256)
     if reads_file and metadata.key != key:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
@@ -174,12 +195,61 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     # Without `steps`, the epochs stay as they are, also those of a checkpoint from before their
     # number was bounded.
     precision = metadata.record.precision or "auto"
-    return recipe.model_copy(update={"steps": None, "precision": precision})
+    steps = None if recipe.bounded else recipe.steps
+    return recipe.model_copy(update={"steps": steps, "precision": precision})
 
 
-def centre_views(split: Split, metadata: CheckpointMetadata) -> Pixels:
-    """Return the centre views uint8 [N, S, S, 3] of photos that are spread over all classes."""
-    spread = np.linspace(0, len(split) - 1, min(PROOF_PHOTOS, len(split)), dtype=int).tolist()
+def few_shot_photos(
+    dataset: Dataset, metadata: CheckpointMetadata, log_prior: Doubles
+) -> FewShotPhotos | None:
+    """Return at most `JUDGED_PHOTOS` val photos of few-shot classes; None if there are none."""
+    if dataset.val is None:
+        return None
+    groups = dataset.groups
+    rows = [row for row, label in enumerate(dataset.val.labels) if groups[label] == "few"]
+    if not rows:
+        return None
+    spread = np.linspace(0, len(rows) - 1, min(JUDGED_PHOTOS, len(rows)), dtype=int)
+    few = dataset.val.only([rows[index] for index in spread])
+    pixels = centre_views(few, metadata, len(few))
+    return FewShotPhotos(pixels, np.asarray(few.labels), log_prior)
+
+
+def compared_with_fp32(
+    bundle: Path, manifest: Manifest, variants: Mapping[Precision, CalibratedVariant]
+) -> dict[Precision, BundleComparison]:
+    """Compare each variant with fp32 on the photos that they were measured on, if there are any.
+
+    The graphs, golden views and scores are in the folder `bundle` already.
+    """
+    check = variants[Precision.FP32].check
+    if check is None or len(variants) == 1:
+        return {}
+    distinct = check.distinct
+    views, _ = read_golden(bundle)
+    timed = [(bundle / FILES[precision], views) for precision in variants]
+    measured: dict[Precision, MeasuredModel] = {}
+    for (precision, variant), (path, _), milliseconds in zip(
+        variants.items(), timed, view_milliseconds(timed), strict=True
+    ):
+        assert variant.check is not None
+        predictor = Predictor.open(bundle, manifest, precision)
+        ensemble = predictor.usual_ensemble
+        logits, taken = run_stages(
+            predictor.stages(ensemble), variant.check.view_logits[distinct, : ensemble.views]
+        )
+        megabytes = path.stat().st_size / 1e6
+        measured[precision] = MeasuredModel(
+            predictor, ensemble, logits, taken, megabytes, milliseconds
+        )
+    photos = LabelledPhotos(check.data, [], check.labels[distinct], len(check) - len(distinct))
+    fp32 = measured.pop(Precision.FP32)
+    return {precision: compare(fp32, model, photos) for precision, model in measured.items()}
+
+
+def centre_views(split: Split, metadata: CheckpointMetadata, most: int = PROOF_PHOTOS) -> Pixels:
+    """Return the centre views uint8 [N, S, S, 3] of `most` photos, spread over all classes."""
+    spread = np.linspace(0, len(split) - 1, min(most, len(split)), dtype=int).tolist()
     photos = evaluation_photos(split, metadata.preprocessing)
     ((rows, _),) = photos.batches([(photo, 0) for photo in spread], len(spread))
     pixels: Pixels = rows.numpy()[:: photos.rows]
@@ -237,20 +307,26 @@ def prove(model: Model, merged: Model, pixels: Pixels, served: Floats, nodes: in
 
 def write_measurements(
     folder: Path,
+    draft: Manifest,
     metadata: CheckpointMetadata,
     dataset: Dataset,
-    groups: Sequence[Group],
     variants: Mapping[Precision, CalibratedVariant],
-) -> None:
-    """Write the report, and the scores that prediction sets are made from.
+    photos_shown: bool,
+) -> dict[Precision, BundleComparison]:
+    """Write the scores that prediction sets are made from, and the report.
 
-    The variants were measured on the held-out photos of `dataset`.
+    The variants were measured on the held-out photos of `dataset`, of which the report shows some
+    if `photos_shown`. Returns how they compare with fp32. `draft` is the manifest as far as it is
+    known.
     """
-    photos = dataset.held_out[1].photos if dataset.held_out else ()
-    write_report(folder / REPORT, metadata, groups, variants, photos)
     for precision, variant in variants.items():
         if variant.fitted:
             write_scores(folder, precision, variant.fitted.scores)
+    comparisons = compared_with_fp32(folder, draft, variants)
+    photos = dataset.held_out[1].photos if dataset.held_out and photos_shown else ()
+    groups = [info.group for info in draft.classes]
+    write_report(folder / REPORT, metadata, groups, variants, photos, comparisons)
+    return comparisons
 
 
 def accuracies(
@@ -268,9 +344,11 @@ def make_manifest(
     groups: Sequence[Group],
     priors: Sequence[float],
     variants: Mapping[Precision, CalibratedVariant],
-    files: dict[str, FileRecord],
 ) -> Manifest:
-    """Return the manifest of an exported bundle; `priors` are those that its logits carry."""
+    """Return the manifest of an exported bundle, without files.
+
+    `priors` are those that its logits carry.
+    """
     recipe = metadata.recipe
     ranks = [
         tuner.rank for tuner in recipe.tuners if isinstance(tuner, AdaptFormer | Adapter | LoRA)
@@ -308,5 +386,5 @@ def make_manifest(
         thresholds=THRESHOLDS,
         preprocessing=metadata.preprocessing,
         variants={precision: variant.variant for precision, variant in variants.items()},
-        files=files,
+        files={},
     )

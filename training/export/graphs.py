@@ -11,7 +11,12 @@ from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.training.export.fp16 import halve
-from taillift.training.export.int8 import QuantisationCandidate, quantise, quantise_like
+from taillift.training.export.int8 import (
+    FewShotPhotos,
+    QuantisationCandidate,
+    quantise,
+    quantise_like,
+)
 
 
 class Graphs:
@@ -20,8 +25,17 @@ class Graphs:
     `made` says for each variant of the first model how it was made and how near it is to fp32.
     """
 
-    def __init__(self, pixels: Pixels, variants: Sequence[Precision] = ()) -> None:
-        """Take training views uint8 [N, S, S, 3] to calibrate the variants on."""
+    def __init__(
+        self,
+        pixels: Pixels,
+        variants: Sequence[Precision] = (),
+        few: FewShotPhotos | None = None,
+    ) -> None:
+        """Take training views uint8 [N, S, S, 3] to calibrate the variants on.
+
+        `few` are held-out photos by which int8's form is chosen.
+        """
+        self.few = few
         self.pixels = pixels
         self.variants = variants
         self.int8: QuantisationCandidate | None = None
@@ -44,7 +58,7 @@ class Graphs:
             elif self.int8:
                 quantise_like(fp32, target, self.pixels, self.int8)
             else:
-                self.int8 = quantise(fp32, target, self.pixels).kept
+                self.int8 = quantise(fp32, target, self.pixels, self.few).kept
                 self.made[precision] = str(self.int8)
         return paths
 

@@ -25,10 +25,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.arrays import Doubles, Flags, Labels, Pixels
 from taillift.models.bundle.device import Device
+from taillift.models.bundle.posterior import without_prior
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError, first_line
+from taillift.models.release.paired import PairedCounts
 from taillift.training.export.onnx_graph import (
     BATCH,
     Fidelity,
@@ -47,6 +49,8 @@ CLAMPS: Final = ("Clip", "Relu")
 # Largest accepted error, as a share of the logits' spread. Two views of a photo differ by four to
 # five times as much (wardrobe-lt).
 LIMIT: Final = 0.1
+# Points of mean accuracy of few-shot classes that the graph may have lost, at the lower end.
+MAX_LOSS: Final = 2.0
 VIEWS: Final = 128
 SENSITIVITY_VIEWS: Final = 16
 TIMED_VIEWS: Final = 8
@@ -55,22 +59,64 @@ ONE_THREAD: Final = Device(threads=1)
 
 
 @dataclass(frozen=True)
+class FewShotPhotos:
+    """Centre views uint8 [N, S, S, 3] of held-out photos of few-shot classes, and these [N].
+
+    `log_prior` [C] is the prior that the graph's logits carry.
+    """
+
+    pixels: Pixels
+    labels: Labels
+    log_prior: Doubles
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether they show of a graph that changes no answer that it loses little."""
+        nothing = np.zeros(len(self.labels), np.bool_)
+        return bool(len(nothing)) and self.lower_end(nothing, nothing) >= -MAX_LOSS
+
+    def right(self, session: Session) -> Flags:
+        """Return which photos a graph gets right, [N]."""
+        logits = without_prior(logits_of(session, self.pixels), self.log_prior)
+        right: Flags = logits.argmax(1) == self.labels
+        return right
+
+    def lower_end(self, old: Flags, new: Flags) -> float:
+        """Return the lower end of the 95 % interval of the difference in points."""
+        return 100 * PairedCounts.of(self.labels, old, new).interval.low
+
+
+@dataclass(frozen=True)
 class QuantisationCandidate:
     """One way to make the graph.
 
     `in_float` names the products left in float, `seconds` is the processor time a view takes.
+    `lower_end` is that of `FewShotPhotos`, if there are enough of them to decide by.
     """
 
     form: Form
     in_float: tuple[str, ...]
     seconds: float
     fidelity: Fidelity
+    lower_end: float | None = None
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it may be used: by the few-shot photos if they can decide, else by the logits."""
+        if self.lower_end is not None:
+            return self.lower_end >= -MAX_LOSS
+        return self.fidelity.error <= LIMIT
 
     def __str__(self) -> str:
         text: str = self.form
         if self.in_float:
             text += f", {len(self.in_float)} products left in float"
         text += f"; {self.fidelity}"
+        if self.lower_end is not None:
+            text += (
+                "; chosen on val photos of few-shot classes, which with one view lose at most "
+                f"{max(0.0, -self.lower_end):.1f} points (95 %)"
+            )
         if self.form != "static":
             text += (
                 "; activations are scaled by each batch, so that the other views of a batch move a "
@@ -87,11 +133,14 @@ class Quantised:
     tried: tuple[QuantisationCandidate, ...]
 
 
-def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
+def quantise(
+    graph: Path, target: Path, pixels: Pixels, few: FewShotPhotos | None = None
+) -> Quantised:
     """Write the int8 variant of the fp32 `graph` to `target`.
 
     `pixels` uint8 [N, S, S, 3] are training views, of which at most `VIEWS` are used: every other
-    one calibrates, and the variant is compared with fp32 on the rest. The head, and attention
+    one calibrates, and the variant is compared with fp32 on the rest. The form is chosen by what
+    the photos `few` lose, if they are enough to decide, else by the logits. The head, and attention
     between its projections, stay in float. Raises `UserError` if the graph cannot be quantised.
     """
     if len(pixels) < 2:
@@ -99,7 +148,7 @@ def quantise(graph: Path, target: Path, pixels: Pixels) -> Quantised:
     spread = np.linspace(0, len(pixels) - 1, min(VIEWS, len(pixels)), dtype=int)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            search = QuantisationSearch(graph, pixels[spread], Path(folder))
+            search = QuantisationSearch(graph, pixels[spread], Path(folder), few)
             tried = search.run()
         except UserError:
             raise
@@ -125,21 +174,23 @@ def quantise_like(graph: Path, target: Path, pixels: Pixels, kept: QuantisationC
 
 
 def best(candidates: Sequence[QuantisationCandidate]) -> QuantisationCandidate:
-    """Return the fastest whose error is within `LIMIT`; if there is none, the most accurate."""
-    near = [candidate for candidate in candidates if candidate.fidelity.error <= LIMIT]
+    """Return the fastest that is near to fp32; if there is none, the nearest."""
+    near = [candidate for candidate in candidates if candidate.is_near]
     if near:
         return min(near, key=lambda candidate: candidate.seconds)
-    return min(candidates, key=lambda candidate: candidate.fidelity.error)
+    return min(candidates, key=lambda one: (-(one.lower_end or 0.0), one.fidelity.error))
 
 
 class QuantisationSearch:
     """Makes candidates of one graph in a folder, and measures them.
 
-    `pixels` uint8 [N, S, S, 3]: every other view calibrates, the rest are measured on. Raises
-    `UserError` if the graph has nothing to quantise.
+    `pixels` uint8 [N, S, S, 3]: every other view calibrates, the rest are measured on, and so are
+    the photos `few` if they can decide. Raises `UserError` if the graph has nothing to quantise.
     """
 
-    def __init__(self, graph: Path, pixels: Pixels, folder: Path) -> None:
+    def __init__(
+        self, graph: Path, pixels: Pixels, folder: Path, few: FewShotPhotos | None = None
+    ) -> None:
         self.folder = folder
         self.model = folded(graph)
         self.nodes = [node.name for node in products(self.model)]
@@ -150,18 +201,21 @@ class QuantisationSearch:
             )
         self.ranges = calibrate(self.model, pixels[::2], folder)
         self.pixels = pixels[1::2]
-        self.expected = logits_of(Session(graph, ONE_THREAD), self.pixels)
+        session = Session(graph, ONE_THREAD)
+        self.expected = logits_of(session, self.pixels)
+        self.few = few if few is not None and few.can_decide else None
+        self.few_right = None if self.few is None else self.few.right(session)
 
     def run(self) -> list[QuantisationCandidate]:
         """Return every form with all products in integers, and refinements if they are needed.
 
-        If the fastest form is beyond `LIMIT`, the fewest groups of products that bring it within
-        are left in float, the most sensitive ones first. The error falls with every group, so that
+        If the fastest form is not near enough, the fewest groups of products that bring it within
+        are left in float, the most sensitive ones first. It comes nearer with every group, so that
         bisection finds the number.
         """
         tried = [self.candidate(form, ()) for form in FORMS]
         fastest = min(tried, key=lambda candidate: candidate.seconds)
-        if fastest.fidelity.error <= LIMIT:
+        if fastest.is_near:
             return tried
         parts = product_groups(self.model.graph.node, set(self.nodes))
         errors = [self.error_alone(fastest.form, part) for part in parts]
@@ -171,7 +225,7 @@ class QuantisationSearch:
             left = sorted(most_sensitive[:count])
             in_float = tuple(name for index in left for name in parts[index])
             tried.append(self.candidate(fastest.form, in_float))
-            return tried[-1].fidelity.error <= LIMIT
+            return tried[-1].is_near
 
         bisect_left(range(1, len(parts)), True, key=is_near)
         return tried
@@ -183,7 +237,10 @@ class QuantisationSearch:
         session = Session(path, ONE_THREAD)
         near = fidelity(logits_of(session, self.pixels), self.expected)
         seconds = seconds_a_view(session, self.pixels[:TIMED_VIEWS])
-        return QuantisationCandidate(form, in_float, seconds, near)
+        lower_end = None
+        if self.few is not None and self.few_right is not None:
+            lower_end = self.few.lower_end(self.few_right, self.few.right(session))
+        return QuantisationCandidate(form, in_float, seconds, near, lower_end)
 
     def error_alone(self, form: Form, part: Sequence[str]) -> float:
         """Return the error with only the products of `part` in integers."""

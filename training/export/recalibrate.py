@@ -20,12 +20,19 @@ from taillift.training.export.export import accuracies, write_measurements
 from taillift.training.fit.checkpoint import read_metadata
 
 
-def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = False) -> Manifest:
+def recalibrate(
+    bundle: Path,
+    dataset: Dataset,
+    target: Path,
+    replace: bool = False,
+    photos_shown: bool = True,
+) -> Manifest:
     """Make a bundle at `target` with the graphs of `bundle`, calibrated on `dataset`'s val photos.
 
     It is evaluated on the test photos if there are any. Classes are matched by label; `dataset` may
-    lack some of the bundle's. Raises `UserError` if `bundle` is damaged, if there are no val
-    photos, or if `dataset` has a class that the bundle does not know.
+    lack some of the bundle's. The report shows held-out photos if `photos_shown`. Raises
+    `UserError` if `bundle` is damaged, if there are no val photos, or if `dataset` has a class that
+    the bundle does not know.
     """
     old = read_manifest(bundle)
     if DELTA not in old.files:
@@ -53,16 +60,18 @@ def recalibrate(bundle: Path, dataset: Dataset, target: Path, replace: bool = Fa
             precision: variant.as_made(old.variants[precision].made)
             for precision, variant in calibrator.calibrate(sessions).items()
         }
-        write_measurements(new.path, metadata, dataset, groups, variants)
         measured = zip(old.classes, accuracies(variants, len(groups)), strict=True)
         changes = {
+            "version": "",
             "taillift_version": version("taillift"),
             "classes": tuple(
                 info.model_copy(update={"accuracy": accuracy}) for info, accuracy in measured
             ),
             "variants": {precision: variant.variant for precision, variant in variants.items()},
         }
-        return new.finish(lambda files: old.model_copy(update=changes | {"files": files}))
+        draft = old.model_copy(update=changes)
+        write_measurements(new.path, draft, metadata, dataset, variants, photos_shown)
+        return new.finish(lambda files: draft.model_copy(update={"files": files}))
 
 
 def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:

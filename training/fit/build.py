@@ -9,7 +9,7 @@ from torch import Tensor
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, ImageSpec
-from taillift.models.lift.head import new_head, project_features
+from taillift.models.lift.head import FusedHead, Head, new_head, project_features
 from taillift.models.lift.model import Model, Normalise
 from taillift.training.recipe.head_init import (
     ClassMeanInit,
@@ -26,6 +26,7 @@ from taillift.training.recipe.head_init import (
     text_weights,
 )
 from taillift.training.recipe.recipe import HeadConfig, Recipe
+from taillift.training.recipe.semi_supervision import UlFine
 
 Features = Callable[[], tuple[Tensor, Tensor]]
 
@@ -55,24 +56,19 @@ def initial_weight(
     """
     initial = recipe.head.initial
     require_text(initial, backbone.name, backbone.has_text)
-    projected = recipe.head.space == "projected"
-
-    def text() -> Tensor:
-        assert isinstance(initial, PromptsInit)
-        projection = None if projected else backbone.projection
-        return text_weights(backbone.encode_text, initial.prompts(names), projection)
 
     def photos() -> tuple[Tensor, Tensor]:
         vectors, labels = features()
-        if projected:
+        if recipe.head.space == "projected":
             vectors = project_features(vectors, backbone.projection, backbone.projection_bias)
         return vectors, labels
 
     match initial:
         case PrototypesInit():
-            return prototypes(text(), *photos(), names, initial.text_share)
+            text = class_texts(backbone, recipe.head, names)
+            return prototypes(text, *photos(), names, initial.text_share)
         case PromptsInit():
-            return text()
+            return class_texts(backbone, recipe.head, names)
         case ClassMeanInit():
             return class_means(*photos(), names, initial.images)
         case LinearProbeInit():
@@ -80,6 +76,16 @@ def initial_weight(
         case RandomInit():
             generator = torch.Generator().manual_seed(recipe.seed)
             return random_weights(*weight_shape(backbone, recipe.head, len(names)), generator)
+
+
+def class_texts(backbone: Backbone, head: HeadConfig, names: Sequence[str]) -> Tensor:
+    """Return the unit weights [C, D] or, in projected space, [C, E] of the head's class texts.
+
+    The head's initial weights must be of a kind that has prompts.
+    """
+    assert isinstance(head.initial, PromptsInit)
+    projection = None if head.space == "projected" else backbone.projection
+    return text_weights(backbone.encode_text, head.initial.prompts(names), projection)
 
 
 def build_model(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
@@ -94,15 +100,16 @@ def build_model(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:
         stages = tower.tunable[-recipe.blocks :] if recipe.blocks else tower.tunable
         for tuner in recipe.tuners:
             tuner.attach(stages)
-    projected = recipe.head.space == "projected"
-    head = new_head(
-        recipe.head.kind,
-        weight,
-        recipe.head.scale or backbone.logit_scale,
-        backbone.projection if projected else None,
-        backbone.projection_bias if projected else None,
-    )
-    head.requires_grad_(bool(recipe.epochs))
+    projection, bias = None, None
+    if recipe.head.space == "projected":
+        projection, bias = backbone.projection, backbone.projection_bias
+    scale = recipe.head.scale or backbone.logit_scale
+    if isinstance(recipe.teaching, UlFine):
+        head: Head = FusedHead(weight, scale, recipe.teaching.share, projection, bias)
+    else:
+        head = new_head(recipe.head.kind, weight, scale, projection, bias)
+    if not recipe.epochs:
+        head.requires_grad_(False)
     return Model(Normalise(backbone.image.mean, backbone.image.std), tower, head)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: what a run trained, with all that is needed to build the rest of the model again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ KEY: Final = "taillift"
 # The files next to a checkpoint append to its whole name, so that they are never another
 # checkpoint's files, and never a recipe.
 SUFFIX: Final = ".safetensors"
+# The end of the name of a file of weights; the size of images may follow it.
+WEIGHT_SUFFIX: Final = re.compile(r"\.(safetensors|pth|pt|bin)(?=@|$)")
 
 
 class CheckpointMetadata(BaseModel):
@@ -33,7 +36,9 @@ class CheckpointMetadata(BaseModel):
 
     `names` are the names of the classes in `prompts`. `data_sha256` is the fingerprint of the data,
     `key` that of the run; `key` is empty in checkpoints from before it existed. `record` is the
-    provenance.
+    provenance. `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
+    accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
+    without unlabelled photos.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,8 +56,16 @@ class CheckpointMetadata(BaseModel):
     preprocessing: Preprocessing
     recipe: Recipe
     key: str = ""
+    pool_sha256: str = ""
+    pseudo_counts: tuple[float, ...] = ()
     trainable_parameters: int
     record: Provenance
+
+    @property
+    def prior_counts(self) -> tuple[float, ...]:
+        """Each class's count in the loss: its photos, and what its pseudo-labels count as."""
+        extra = self.pseudo_counts or (0.0,) * len(self.counts)
+        return tuple(count + more for count, more in zip(self.counts, extra, strict=True))
 
 
 def save(path: Path, model: Model, metadata: CheckpointMetadata, replace: bool = False) -> None:
@@ -83,6 +96,18 @@ def check_free(path: Path, replace: bool) -> None:
     for file in (path, metadata_path(path)):
         if file.exists() and not replace:
             raise UserError(f"{file} exists already: choose another --out or pass --replace")
+
+
+def checkpoint_stem(recipe: Recipe, backbone: str) -> str:
+    """Return the usual name of a checkpoint, without its suffix: recipe, backbone and seed.
+
+    The embedded backbone is not named. Of a backbone in a file, the file's name is taken.
+    """
+    parts = [recipe.name, str(recipe.seed)]
+    if backbone != "default":
+        architecture, _, weights = backbone.partition(":")
+        parts[1:1] = [architecture, WEIGHT_SUFFIX.sub("", Path(weights).name)]
+    return re.sub(r"[^\w.+@-]+", "-", "-".join(filter(None, parts)))
 
 
 def metadata_path(checkpoint: Path) -> Path:

@@ -33,6 +33,8 @@ MEMORY: Final = 4 * 2**30
 BATCH: Final = 32
 # Fewest augmented copies of a photo.
 FEWEST: Final = 2
+# For fewer rows, compiling the blocks of a transformer takes longer than torch does to run them.
+FEW_ROWS: Final = 1000
 # float16 ends at 65,504: features whose first batch comes near it are kept in float32.
 HALF_RANGE: Final = 1e4
 
@@ -50,8 +52,19 @@ class FrozenStages:
         self._device = device
         self._forwards: dict[int, Forward] = {}
 
-    def forward(self, model: Model, stage: int, example: Tensor) -> Forward:
-        """Return the function from pixels such as `example` to rows behind `stage` stages."""
+    def forward(self, model: Model, stage: int, example: Tensor, rows: int) -> Forward:
+        """Return the function from pixels such as `example` to rows behind `stage` stages.
+
+        It depends on how many `rows` it is for: if they are few, torch runs the blocks on a CPU,
+        and what is before them is shared.
+        """
+        embedding = model.tower.embedding_stages
+        if rows < FEW_ROWS and 0 < embedding < stage and self._device.type == "cpu":
+            embed, blocks = self._compiled(model, embedding, example), model.tower[embedding:stage]
+            return torch.no_grad()(lambda pixels: blocks(embed(pixels)))
+        return self._compiled(model, stage, example)
+
+    def _compiled(self, model: Model, stage: int, example: Tensor) -> Forward:
         if stage not in self._forwards:
             module = nn.Sequential(model.normalise, model.tower[:stage])
             self._forwards[stage] = compiled(module, example, self._device)
@@ -73,16 +86,18 @@ class FrozenFeatures:
         epochs: int,
         frozen: FrozenStages,
         processes: Processes,
+        title: str = "Running the frozen stages",
     ) -> None:
         """Keep `copies` [N] crops of each photo, from as many of the `epochs`.
 
-        Nothing is computed before `inputs_for` needs it.
+        Nothing is computed before `inputs_for` needs it; then `title` says what is being done.
         """
         self._photos = photos
         self._copies = torch.tensor(copies)
         self._epochs = epochs
         self._frozen = frozen
         self._processes = processes
+        self._title = title
         self._by_stage: dict[int, Inputs] = {0: photos}
 
     def inputs_for(self, model: Model, size: int) -> Inputs:
@@ -118,14 +133,12 @@ class FrozenFeatures:
         picks = [pick for start in starts for pick in order[start : start + size]]
         batches = (rows for rows, _ in photos.batches(picks, size))
         first = next(batches)
-        forward = self._frozen.forward(model, stage, first)
+        forward = self._frozen.forward(model, stage, first, len(order) * photos.rows)
         output = forward(first)
         dtype = torch.half if output.abs().max() < HALF_RANGE else torch.float
         tokens = torch.zeros(len(order) * photos.rows, *output.shape[1:], dtype=dtype)
-        title = "Running the frozen stages"
-        for start, rows in zip(
-            starts, track(chain([first], batches), title, len(starts)), strict=True
-        ):
+        tracked = track(chain([first], batches), self._title, len(starts))
+        for start, rows in zip(starts, tracked, strict=True):
             output = output if rows is first else forward(rows)
             if start or self._processes.rank == 0:
                 offset = start * photos.rows
@@ -151,8 +164,13 @@ def copies_for(
     A class's `augmentation.crops` are spread over its photos: at least `FEWEST` of each photo, and
     at most `augmentation.copies` or one an epoch. So the photos of a rare class are seen in as many
     crops as there is time for; the many photos of a frequent class vary by themselves.
+
+    If crops grow from epoch to epoch, every photo has one an epoch, up to `augmentation.copies`:
+    with fewer, the growth would be a step.
     """
     most, crops = min(augmentation.copies, epochs), augmentation.crops
+    if augmentation.grows:
+        return [most] * len(labels)
     by_class = [min(most, max(FEWEST, -(-crops // max(1, count)))) for count in counts]
     return [by_class[label] for label in labels]
 

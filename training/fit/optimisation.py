@@ -1,7 +1,7 @@
 """Gradients of the trained tensors, the optimiser that follows them, the schedule of its rates."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,8 +14,10 @@ from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import remaining_network
-from taillift.training.recipe.losses import Criterion
 from taillift.training.recipe.recipe import Optimiser, Recipe
+
+# The losses [N] of features [N, D] with labels int64 [N].
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 # So many photos fit a CPU's caches: about a seventh faster than 64, with the same gradients.
 CPU_MICRO_BATCH: Final = 32
@@ -43,7 +45,11 @@ class OptimisationState:
         self.broadcast_weights()
         self.optimiser = new_optimiser(model, recipe.optimiser)
         self._rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._anchors = [(tensor, tensor.detach().clone()) for tensor in model.head.parameters()]
+        self._anchors = [
+            (tensor, tensor.detach().clone())
+            for tensor in model.head.parameters()
+            if tensor.requires_grad
+        ]
         self._ema = [
             tensor.detach().clone() for tensor in self.parameters if recipe.optimiser.average
         ]
@@ -145,17 +151,16 @@ def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
     return SGD(groups, momentum=options.momentum)
 
 
-def rate_factor(options: Optimiser, step: int, steps: int, epochs: int) -> float:
-    """Return the factor of the rates in `step`, which counts from 0, with `steps` an epoch.
+def rate_factor(options: Optimiser, step: int, steps: int, total: int) -> float:
+    """Return the factor of the rates in `step` of `total`, which counts from 0.
 
-    Rates fall along half a cosine. They change once an epoch, as in LIFT (section 4.1), or at every
-    batch; then the cosine begins after the warm-up. In the warm-up they rise linearly (Goyal et al.
-    2017, section 2.2).
+    Rates fall along half a cosine. They change once an epoch of `steps`, as in LIFT (section 4.1),
+    or at every batch; then the cosine begins after the warm-up. In the warm-up they rise linearly
+    (Goyal et al. 2017, section 2.2).
     """
-    total = steps * epochs
     warmup = round(options.warmup * total)
     if options.step == "epoch":
-        done = step // steps / epochs
+        done = step // steps / -(-total // steps)
     else:
         done = max(0, step - warmup) / max(1, total - warmup)
     rise = min(1.0, (step + 1) / (warmup + 1))
@@ -177,16 +182,12 @@ class GradientAccumulator:
     The model gets rows behind the tower's first `stage` stages, or pixels if `stage` is 0.
     """
 
-    def __init__(
-        self, model: Model, stage: int, criterion: Criterion, fabric: Fabric, micro: int
-    ) -> None:
-        self._head = model.head
+    def __init__(self, model: Model, stage: int, fabric: Fabric, micro: int) -> None:
         self._network = remaining_network(model, stage)
-        self._criterion = criterion
         self._fabric = fabric
         self._micro = micro
 
-    def add(self, shard: tuple[Tensor, Tensor] | None, batch: int) -> Tensor:
+    def add(self, shard: tuple[Tensor, Tensor] | None, batch: int, objective: Objective) -> Tensor:
         """Add the gradients of this process's rows and labels from a batch of `batch` photos.
 
         Returns their part of the batch's mean loss; 0 for a process that has no photo of it.
@@ -198,11 +199,19 @@ class GradientAccumulator:
         for rows, labels in zip(*(split(tensor, self._micro) for tensor in shard), strict=True):
             with self._fabric.autocast():
                 features = self._network(rows.to(device))
-            logits, _ = self._head(features.float())
-            part = self._criterion(logits, labels.to(device)).sum() / batch
+            part = objective(features.float(), labels.to(device)).sum() / batch
             self._fabric.backward(part)
             loss += part.detach()
         return loss
+
+    @torch.no_grad()
+    def features(self, rows: Tensor) -> Tensor:
+        """Return the features float32 [N, D] of `rows`, without gradients, on the device."""
+        parts: list[Tensor] = []
+        for part in split(rows, self._micro):
+            with self._fabric.autocast():
+                parts.append(self._network(part.to(self._fabric.device)).float())
+        return torch.cat(parts)
 
 
 def micro_batch(recipe: Recipe, processes: Processes) -> int:

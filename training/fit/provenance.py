@@ -11,6 +11,7 @@ from typing import Final
 
 import torch
 
+from taillift.models.bundle.schema import Group
 from taillift.training.fit.distributed import Precision, Processes
 from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Part
@@ -27,6 +28,39 @@ class Machine(Part):
     gpus: tuple[str, ...]
 
 
+class PseudoLabelGroup(Part):
+    """The pseudo-labels of one group's classes, over the unlabelled photos of an epoch.
+
+    `accepted` were given; `judged` of them are on photos whose truth is known, and `right` of these
+    are the truth. `photos` are truly of the group. So right / judged is the precision, and
+    right / photos the recall.
+    """
+
+    accepted: int
+    judged: int
+    right: int
+    photos: int
+
+
+class PseudoLabelEpoch(Part):
+    """The pseudo-labels of an epoch: how many of the photos `seen` were `accepted`, and as what.
+
+    A photo counts each time that it is seen. `foreign` photos are known to be of no class.
+    """
+
+    seen: int
+    accepted: int
+    foreign: int
+    foreign_accepted: int
+    groups: dict[Group, PseudoLabelGroup]
+
+    def __str__(self) -> str:
+        judged = sum(group.judged for group in self.groups.values())
+        right = sum(group.right for group in self.groups.values())
+        known = f", {100 * right / judged:.0f} % of them right" if judged else ""
+        return f"pseudo-labels for {100 * self.accepted / max(1, self.seen):.0f} % of photos{known}"
+
+
 class Provenance(Part):
     """The circumstances of one run.
 
@@ -34,7 +68,8 @@ class Provenance(Part):
     before interruptions; `waiting` is the share of it spent waiting for photos. `peak_memory` and
     `peak_gpu_memory` are the most that the first process had at once, in bytes. `revision` is the
     git commit of the working directory, `changed` whether tracked files differed from it; both are
-    None outside a repository.
+    None outside a repository. `pseudo_labels` has an entry for each epoch, and none without
+    unlabelled photos.
     """
 
     versions: dict[str, str]
@@ -48,9 +83,14 @@ class Provenance(Part):
     peak_memory: int
     peak_gpu_memory: int | None
     losses: tuple[float, ...]
+    pseudo_labels: tuple[PseudoLabelEpoch, ...] = ()
 
 
-def new_provenance(processes: Processes, progress: Progress | None) -> Provenance:
+def new_provenance(
+    processes: Processes,
+    progress: Progress | None,
+    pseudo_labels: tuple[PseudoLabelEpoch, ...] = (),
+) -> Provenance:
     """Return the provenance of a finished run; `progress` is None if nothing was trained."""
     revision = _git("rev-parse", "HEAD")
     seconds = progress.seconds if progress else 0.0
@@ -67,6 +107,7 @@ def new_provenance(processes: Processes, progress: Progress | None) -> Provenanc
         peak_memory=peak_memory(),
         peak_gpu_memory=torch.cuda.max_memory_allocated(processes.device) if cuda else None,
         losses=tuple(progress.losses) if progress else (),
+        pseudo_labels=pseudo_labels,
     )
 
 

@@ -135,8 +135,13 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     """Return the sha256 of all that a run's result depends on.
 
     That is the recipe with the content of the files that it names, and the sha256 of the photos
-    (`data`) and of the backbone. Raises `UserError` if such a file cannot be read.
+    (`data`, as `Dataset.fingerprint_for` gives it) and of the backbone. Raises `UserError` if such
+    a file cannot be read.
     """
     files = recipe.head.initial.contents()
-    parts = [FORMAT, recipe.model_dump(mode="json"), data, backbone, *files]
+    # Recipes had no such fields at first; runs that do not use them keep their keys.
+    absent = {"bounded"} if recipe.bounded else set()
+    absent |= {"unlabelled"} if recipe.unlabelled is None else set()
+    fields = recipe.model_dump(mode="json", exclude=absent)
+    parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

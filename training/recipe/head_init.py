@@ -4,6 +4,7 @@ Each kind is a class of options, as a recipe states them, and a function that co
 """
 
 import json
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -21,6 +22,12 @@ from taillift.training.yaml_file import parse_yaml
 
 # The prompts of so many classes are encoded together. This limits the memory for 80 prompts each.
 CLASSES_AT_ONCE: Final = 256
+
+# Names that begin with the sound of a vowel, as far as their spelling tells: hour, but not unicorn.
+VOWEL_SOUND: Final = re.compile(
+    r"hour|honest|honou?r|heir|(?!eu|ewe|one\b|once|uni(?![nm])|us[eu]|ut[ei]|ura|uk)[aeiou]"
+)
+PLURAL: Final = re.compile(r"(?<![saiuo])s$(?<!\blens)")
 
 Sentences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 DESCRIPTIONS: Final = TypeAdapter(dict[str, Sentences])
@@ -58,10 +65,14 @@ class PromptsInit(HeadInit):
 class TemplateInit(PromptsInit):
     """One prompt a class."""
 
-    template: str = Field("a photo of a {}.", pattern=r"\{\}", description="{} is the class")
+    template: str = Field(
+        "a photo of {article} {}.",
+        pattern=r"\{\}",
+        description="{} is the class, {article} its indefinite article",
+    )
 
     def prompts_for(self, names: Sequence[str]) -> list[list[str]]:
-        return [[self.template.replace("{}", name)] for name in names]
+        return [[filled(self.template, name)] for name in names]
 
 
 class TextInit(TemplateInit):
@@ -165,6 +176,16 @@ AnyHeadInit = Annotated[
     | RandomInit,
     Field(discriminator="name"),
 ]
+
+
+def filled(template: str, name: str) -> str:
+    """Return a template with a name for {} and, for {article}, "a" or "an"; nothing for a plural.
+
+    By spelling alone: a last word in -s is a plural unless it ends as singulars do (dress, bus).
+    """
+    singular = not PLURAL.search(name.lower())
+    article = ("an" if VOWEL_SOUND.match(name.lower()) else "a") if singular else ""
+    return template.replace("{article} ", f"{article} ".lstrip()).replace("{}", name)
 
 
 def require_text(initial: HeadInit, backbone: str, has_text: bool) -> None:

@@ -44,16 +44,17 @@ class LossSpec(BaseModel, ABC):
     whole_batch: ClassVar[bool] = False
 
     @abstractmethod
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         """Return the class prior that this loss leaves in the logits, float64 [C], of sum 1.
 
-        `counts` are the training photos of each class. The softmax of the logits with the smallest
+        `counts` are the training photos of each class, and with unlabelled photos what the accepted
+        pseudo-labels count as, too. The softmax of the logits with the smallest
         loss is the posterior of the classes under this prior. Raises `UserError` if a class has no
         photo.
         """
 
     @abstractmethod
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         """Return the loss for classes with `counts` training photos.
 
         Raises `UserError` if a class has none.
@@ -65,11 +66,11 @@ class CrossEntropy(LossSpec):
 
     name: Literal["cross-entropy"] = "cross-entropy"
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # The softmax is the posterior under the training photos' prior.
         return _prior(counts)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         return WeightedCrossEntropy(torch.ones_like(_checked_counts(counts)), _prior(counts))
 
 
@@ -79,11 +80,11 @@ class LogitAdjusted(LossSpec):
     name: Literal["logit-adjusted"] = "logit-adjusted"
     tau: float = Field(1.0, ge=0, description="strength of the adjustment")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # softmax(logits + tau log prior) has the training prior, so the logits lack prior^tau.
         return _prior_power(counts, 1 - self.tau)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         return ShiftedCrossEntropy(self.tau * _prior(counts).log())
 
 
@@ -92,11 +93,11 @@ class BalancedSoftmax(LossSpec):
 
     name: Literal["balanced-softmax"] = "balanced-softmax"
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # The counts in the softmax are the whole training prior.
         return _prior_power(counts, 0)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         return ShiftedCrossEntropy(_checked_counts(counts).log())
 
 
@@ -106,11 +107,11 @@ class Focal(LossSpec):
     name: Literal["focal"] = "focal"
     gamma: float = Field(2.0, ge=0, description="how much the weight of easy examples falls")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # It distorts the posterior in the same way for all classes and balances nothing.
         return _prior(counts)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         _checked_counts(counts)
         return FocalCrossEntropy(self.gamma)
 
@@ -126,11 +127,11 @@ class Ldam(LossSpec):
     margin: float = Field(0.5, ge=0, le=2, description="margin of the rarest class, as a cosine")
     scale: float = Field(25.0, gt=0, description="scale of the cosine head")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # Margins act in training only, and they do not stand for a prior.
         return _prior(counts)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         relative = _checked_counts(counts) ** -0.25
         return MarginCrossEntropy(self.scale * self.margin * relative / relative.max())
 
@@ -144,15 +145,15 @@ class ClassBalanced(LossSpec):
     name: Literal["class-balanced"] = "class-balanced"
     beta: float = Field(0.9999, ge=0, lt=1, description="0: no weights; near 1: 1 / count")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # A photo of weight w counts as w photos: the training prior times the weights.
         weighted = _prior(counts) * self.class_weights(counts)
         return weighted / weighted.sum()
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         return WeightedCrossEntropy(self.class_weights(counts), _prior(counts))
 
-    def class_weights(self, counts: Sequence[int]) -> Tensor:
+    def class_weights(self, counts: Sequence[float]) -> Tensor:
         """Return 1 / effective number of photos of each class, float64 [C]."""
         beta = torch.tensor(self.beta, dtype=torch.float64)
         effective = -torch.expm1(_checked_counts(counts) * beta.log()) / (1 - beta)
@@ -168,11 +169,11 @@ class Reweighted(LossSpec):
     name: Literal["reweighted"] = "reweighted"
     rho: float = Field(1.0, ge=0, description="0: no weights; 1: every class weighs the same")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # As for class-balanced weights: prior * (1 / prior)^rho.
         return _prior_power(counts, 1 - self.rho)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         prior = _prior(counts)
         return WeightedCrossEntropy(prior**-self.rho, prior)
 
@@ -189,12 +190,12 @@ class Lade(LossSpec):
     weight: float = Field(0.1, ge=0, description="weight of the regulariser")
     penalty: float = Field(0.1, ge=0, description="of the squared log-partition (ReMINE's lambda)")
 
-    def implied_prior(self, counts: Sequence[int]) -> Tensor:
+    def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # The cross-entropy adds the whole prior to the logits, and the regulariser fits them to
         # equally frequent classes.
         return _prior_power(counts, 0)
 
-    def build(self, counts: Sequence[int]) -> Criterion:
+    def build(self, counts: Sequence[float]) -> Criterion:
         return LadeCriterion(_prior(counts), self.weight, self.penalty)
 
 
@@ -313,7 +314,7 @@ def _is_true(logits: Tensor, labels: Tensor) -> Tensor:
     return labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
 
 
-def _checked_counts(counts: Sequence[int]) -> Tensor:
+def _checked_counts(counts: Sequence[float]) -> Tensor:
     """Return the counts as float64 [C]. Raises `UserError` if one is below 1."""
     for label, count in enumerate(counts):
         if count < 1:
@@ -324,12 +325,12 @@ def _checked_counts(counts: Sequence[int]) -> Tensor:
     return torch.tensor(counts, dtype=torch.float64)
 
 
-def _prior(counts: Sequence[int]) -> Tensor:
+def _prior(counts: Sequence[float]) -> Tensor:
     """Return each class's share of the training photos, float64 [C]."""
     photos = _checked_counts(counts)
     return photos / photos.sum()
 
 
-def _prior_power(counts: Sequence[int], exponent: float) -> Tensor:
+def _prior_power(counts: Sequence[float], exponent: float) -> Tensor:
     """Return the prior to the power of `exponent`, which may be large, scaled to a sum of 1."""
     return (exponent * _prior(counts).log()).softmax(0)

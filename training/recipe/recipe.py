@@ -10,6 +10,7 @@ from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import AnyHeadInit, TextInit
 from taillift.training.recipe.losses import AnyLoss, Ldam, LogitAdjusted
+from taillift.training.recipe.semi_supervision import AnyMethod, SemiSupervision
 from taillift.training.yaml_file import parse_yaml
 
 FOLDER: Final = Path(__file__).parent
@@ -37,7 +38,7 @@ class Part(BaseModel):
         kinds = {
             key: field.default.name
             for key, field in cls.model_fields.items()
-            if field.discriminator and isinstance(values.get(key), dict)
+            if field.discriminator and field.default and isinstance(values.get(key), dict)
         }
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
 
@@ -86,6 +87,11 @@ class Augmentation(Part):
     crops: int = Field(300, ge=1, description="augmented crops a class, with a frozen stem")
     copies: int = Field(10, ge=1, description="largest number of these crops from one photo")
 
+    @property
+    def grows(self) -> bool:
+        """Whether crops are larger in each epoch than in the one before."""
+        return self.name == "minimalist" and self.schedule not in ("min", "max")
+
 
 class Recipe(Part):
     """The settings of one training run.
@@ -102,11 +108,15 @@ class Recipe(Part):
     blocks: int | None = Field(None, ge=1)
     head: HeadConfig = HeadConfig()
     loss: AnyLoss = Field(LogitAdjusted(), discriminator="name")
+    unlabelled: AnyMethod | None = None
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
     steps: int | None = Field(
-        None, ge=1, description="replaces epochs by the number, 2 to 7, that these steps take"
+        None, ge=1, description="replaces epochs by the number that these steps take"
+    )
+    bounded: bool = Field(
+        True, description="take whole epochs for the steps, 2 to 7; false: exactly these steps"
     )
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
@@ -140,6 +150,36 @@ class Recipe(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def check_unlabelled(self) -> Self:
+        """Refuse what cannot be combined with unlabelled photos."""
+        method = self.unlabelled
+        if method is None:
+            return self
+        if not self.epochs:
+            raise ValueError("epochs = 0 trains nothing, so remove the part unlabelled")
+        if self.loss.whole_batch and isinstance(method, SemiSupervision):
+            raise ValueError(
+                f"loss.name = {self.loss.name} is a statistic of labelled batches, which "
+                "pseudo-labels would distort: choose another loss, or remove the part unlabelled"
+            )
+        if method.needs_text and not self.head.initial.needs_text:
+            raise ValueError(
+                f"unlabelled.name = {method.name} needs class texts: set head.initial.name to "
+                "text or prototypes"
+            )
+        if method.needs_cosine and self.head.kind != "cosine":
+            raise ValueError(
+                f"unlabelled.name = {method.name} needs head.kind = cosine, not {self.head.kind}"
+            )
+        return self
+
+    @property
+    def teaching(self) -> SemiSupervision | None:
+        """How pseudo-labels are made; None without any, also because of a weight of 0."""
+        method = self.unlabelled
+        return method if isinstance(method, SemiSupervision) and method.active else None
+
     def resolved(self, counts: Sequence[int], blocks: int, width: int) -> "Recipe":
         """Return the recipe with the number of epochs and the sizes of its tuners settled.
 
@@ -150,19 +190,41 @@ class Recipe(Part):
         tuners = tuple(tuner.resolved(len(counts), tuned, width) for tuner in self.tuners)
         epochs = self.epochs
         if self.epochs and self.steps is not None:
-            needed = -(-self.steps * self.batch // sum(counts))
-            epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
+            if self.bounded:
+                needed = -(-self.steps * self.batch // sum(counts))
+                epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
+            else:
+                epochs = -(-self.steps // self.steps_per_epoch(sum(counts)))
         return self.model_copy(update={"tuners": tuners, "epochs": epochs})
+
+    def steps_per_epoch(self, photos: int) -> int:
+        """Return the number of steps in one pass over so many photos."""
+        return -(-photos // self.batch)
+
+    def total_steps(self, photos: int, whole: int) -> int:
+        """Return the steps of a resolved recipe that trains on `photos` of a set of `whole`.
+
+        If some are set aside, the passes over the others stay the same.
+        """
+        passes = self.epochs * self.steps_per_epoch(photos)
+        if self.steps is None or self.bounded:
+            return passes
+        return min(passes, max(1, round(self.steps * photos / whole)))
 
 
 def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Load a recipe of taillift by its name, or a YAML file, and apply `changes`.
 
+    NAME+METHOD is a recipe of taillift with unlabelled photos, such as lift+loft.
     `changes` maps fields to values; a nested field is written as "optimiser.tuner_rate". Raises
     `UserError` if there is no such recipe, if a field or value is wrong, or if both epochs and
     steps are changed.
     """
     changes = changes or {}
+    source, plus, method = source.partition("+")
+    if plus and source not in NAMES:
+        # A file whose name has a plus.
+        source, plus = f"{source}+{method}", ""
     if "epochs" in changes and changes.get("steps") is not None:
         raise UserError("epochs and steps each say how long to train: set one of them")
     path = FOLDER / f"{source}.yaml" if source in NAMES else Path(source)
@@ -176,8 +238,18 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
     if not isinstance(fields, dict):
         raise UserError(f"recipe {path} is not a mapping of fields to values")
     fields.setdefault("name", path.stem)
+    if plus:
+        title = fields.get("title", fields["name"])
+        fields |= {
+            "name": f"{fields['name']}+{method}",
+            "title": f"{title}, {method}",
+            "unlabelled": {"name": method},
+        }
     for key, value in changes.items():
         _set_field(fields, key, value)
+    if changes.get("steps") is not None:
+        # Only a recipe's own steps are bounded by passes over few photos.
+        fields.setdefault("bounded", False)
     if "epochs" in changes:
         # Else the steps in the file would replace the requested epochs.
         fields.pop("steps", None)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +16,8 @@ from taillift.models.bundle.arrays import Doubles, Labels
 from taillift.models.bundle.images import decode
 from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
+from taillift.models.release.bundle_comparison import BundleComparison
+from taillift.models.release.comparison_text import comparison_rows, loss_lines
 from taillift.training.calibration.held_out import HeldOut, predictions_on
 from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.data.photo import Photo
@@ -22,7 +25,7 @@ from taillift.training.evaluation import class_accuracies, confusion
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
 from taillift.training.report.figures import draw_class_accuracies, draw_confusion
-from taillift.training.report.html import UNKNOWN, embedded, merged_notes, render
+from taillift.training.report.html import UNKNOWN, Table, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
 
@@ -38,14 +41,19 @@ def write_report(
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
     photos: Sequence[Photo] = (),
+    comparisons: Mapping[Precision, BundleComparison] = MappingProxyType({}),
 ) -> None:
     """Write metrics.json, the confusions with five views, figures, and report.html.
 
     `photos` are those that the variants were measured on; report.html shows a few of them, made
-    small. Without photos to measure on only metrics.json and report.html are written.
+    small. `comparisons` say what each variant costs against fp32. Without photos to measure on only
+    metrics.json and report.html are written.
     """
     folder.mkdir()
     metrics = {str(precision): metrics_of(each.variant) for precision, each in calibrated.items()}
+    for precision, comparison in comparisons.items():
+        # Without the times: the same bundle made twice is to have the same bytes.
+        metrics[precision]["against_fp32"] = comparison.model_dump(exclude={"old", "new"})
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     fp32 = calibrated[Precision.FP32]
     figures: dict[str, str | None] = {"classes": None, "confusion": None, "reliability": None}
@@ -67,7 +75,7 @@ def write_report(
         draw_reliability(folder / "reliability.png", fp32.fitted.scored)
         figures["reliability"] = embedded(folder / "reliability.png")
     shown = galleries(metadata, fp32, photos)
-    text = page(metadata, groups, calibrated, figures, confused, shown)
+    text = page(metadata, groups, calibrated, comparisons, figures, confused, shown)
     (folder / "report.html").write_text(text, "utf-8")
 
 
@@ -75,6 +83,7 @@ def page(
     metadata: CheckpointMetadata,
     groups: Sequence[Group],
     calibrated: Mapping[Precision, CalibratedVariant],
+    comparisons: Mapping[Precision, BundleComparison],
     figures: Mapping[str, str | None],
     confused: int,
     shown: "Galleries",
@@ -101,7 +110,15 @@ def page(
         figures=figures,
         confused=confused,
         galleries=shown,
+        side=SIDE,
         accuracies=sections.accuracy_table(evaluations),
+        comparisons={
+            name: (
+                Table(("", *each.groups), indented(comparison_rows(each)), words=1),
+                [*loss_lines(each), each.sentence],
+            )
+            for name, each in comparisons.items()
+        },
         classes=sections.class_table(metadata, groups, check) if check else None,
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
@@ -124,6 +141,11 @@ def page(
             "review": merged_notes({name: each.notes for name, each in reviews.items()}),
         },
     )
+
+
+def indented(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return rows whose first cell keeps the spaces that it begins with in HTML."""
+    return [[title.replace("  ", "\N{EM SPACE}"), *cells] for title, *cells in rows]
 
 
 def metrics_of(variant: Variant) -> dict[str, Any]:
@@ -170,6 +192,11 @@ class Galleries:
 
     mistakes: list[Thumbnail]
     rare: list[Thumbnail]
+
+    @property
+    def size(self) -> int:
+        """The number of different photos in both."""
+        return len({photo.source for photo in (*self.mistakes, *self.rare)})
 
 
 def galleries(

@@ -11,6 +11,7 @@ import numpy as np
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.comparison.outcome import (
+    WIDE_COLUMNS,
     Kind,
     Outcome,
     Row,
@@ -89,7 +90,7 @@ def write_report(
     with atomic_file(folder / "tail.png") as path:
         draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
     verdict = compare_kinds(outcomes, groups)
-    heads = ("", *(f"{views}\n{measure}" for views, measure in headings()))
+    heads = ("", *(f"{views}\n{measure}" for views, measure in headings(WIDE_COLUMNS)))
     page = render(
         "comparison.html",
         data=dataset.name,
@@ -97,7 +98,9 @@ def write_report(
         margin=HARMLESS,
         differences=differences(verdict) if verdict else None,
         caption=caption(outcomes),
-        results=Table(heads, [[row.label, *row.cells] for row in rows_of(outcomes)], words=1),
+        results=Table(
+            heads, [[row.label, *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)], words=1
+        ),
         failures=failures(outcomes),
         figures=[
             (embedded(folder / name), text)

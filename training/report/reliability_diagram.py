@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from taillift.models.bundle.calibration_error import QUANTILE_95, ScoredPredictions, bins
 from taillift.models.bundle.schema import GROUPS
-from taillift.training.calibration.held_out import ScoredPredictions
-from taillift.training.calibration.reliability import QUANTILE_95, bins, change
+from taillift.training.calibration.reliability import change
 from taillift.training.calibration.temperature import BeforeAndAfter
 from taillift.training.report.figures import COLOURS
 from taillift.training.report.html import change as format_change

@@ -73,7 +73,8 @@ def identity(
 
 def accuracy_table(evaluations: Mapping[Precision, Evaluation]) -> Table:
     """Return the accuracies of every variant with each ensemble."""
-    measures = ("mean class", *GROUPS, "worst class", "harmonic mean", "overall", "views")
+    means = ("mean class", *GROUPS, "worst class", "harmonic mean", "G-mean", "macro-F1")
+    measures = (*means, "overall", "views")
     rows = []
     for precision, evaluation in evaluations.items():
         results = {
@@ -89,7 +90,8 @@ def accuracy_table(evaluations: Mapping[Precision, Evaluation]) -> Table:
                 continue
             figures = [
                 *(scores.mean_class, *(getattr(scores, group) for group in GROUPS)),
-                *(scores.worst_class, scores.harmonic_mean, scores.overall),
+                *(scores.worst_class, scores.harmonic_mean, scores.geometric_mean),
+                *(scores.macro_f1, scores.overall),
             ]
             rows.append([precision, title, *map(number, figures), number(views, 2)])
     return Table(("", "", *measures), without_repeats(rows, 2), words=2)

@@ -3,6 +3,7 @@
 import { Problem, ask } from "./api.js";
 import { byId, element, say, showProblem } from "./dom.js";
 import { many } from "./format.js";
+import { offerVersions } from "./versions.js";
 
 let request = null;
 let summary = null;
@@ -33,6 +34,7 @@ export async function showModel() {
 function use(model) {
   summary = model;
   say(byId("model"), heading(model));
+  offerVersions(model.number);
   const { ensemble, prior, coverage } = byId("settings").elements;
   ensemble.value = model.usual_ensemble;
   if (!model.exit) {

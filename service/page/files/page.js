@@ -1,4 +1,4 @@
-// The page: photos on one tab, the tail on the other.
+// The page: photos, the tail and, if there is a store, its versions, each on a tab.
 
 import { byId } from "./dom.js";
 import { connectKey } from "./key.js";
@@ -6,10 +6,15 @@ import { showModel } from "./model.js";
 import { connectPhotos } from "./photos.js";
 import { connectTabs } from "./tabs.js";
 import { connectTail, updateWhile, updateWithKey } from "./tail.js";
+import { connectVersions, updateVersionsWhile } from "./versions.js";
 
 connectPhotos();
 connectTail();
-connectTabs(document.querySelector("[role=tablist]"), (panel) => updateWhile(panel === "tail"));
+connectVersions();
+connectTabs(document.querySelector("[role=tablist]"), (panel) => {
+  updateWhile(panel === "tail");
+  updateVersionsWhile(panel === "versions");
+});
 connectKey(() => {
   showModel();
   updateWithKey();

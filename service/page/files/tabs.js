@@ -6,11 +6,12 @@ const STEPS = { ArrowRight: 1, ArrowLeft: -1 };
 
 /** `shown` is called with the id of a panel whenever it becomes visible. */
 export function connectTabs(tablist, shown) {
-  const tabs = [...tablist.querySelectorAll("[role=tab]")];
+  const all = [...tablist.querySelectorAll("[role=tab]")];
+  const visible = () => all.filter((tab) => !tab.hidden);
   const panelOf = (tab) => tab.getAttribute("aria-controls");
 
   function select(tab) {
-    for (const other of tabs) {
+    for (const other of all) {
       const chosen = other === tab;
       other.setAttribute("aria-selected", String(chosen));
       other.tabIndex = chosen ? 0 : -1;
@@ -25,6 +26,7 @@ export function connectTabs(tablist, shown) {
   }
 
   function target(event) {
+    const tabs = visible();
     if (event.key === "Home") return tabs[0];
     if (event.key === "End") return tabs.at(-1);
     const step = STEPS[event.key];
@@ -42,7 +44,7 @@ export function connectTabs(tablist, shown) {
     choose(tab);
     tab.focus();
   });
-  const named = () => tabs.find((tab) => `#${panelOf(tab)}` === location.hash);
+  const named = () => visible().find((tab) => `#${panelOf(tab)}` === location.hash);
   addEventListener("hashchange", () => named() && select(named()));
-  select(named() ?? tabs[0]);
+  select(named() ?? all[0]);
 }

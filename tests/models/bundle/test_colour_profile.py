@@ -12,7 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from benchmarks.colours import SRGB, WIDER, matrix_profile, packed_profile, stored_in
+from benchmarks.colours import (
+    SRGB,
+    WIDER,
+    converted_exactly,
+    matrix_profile,
+    packed_profile,
+    stored_in,
+)
 from taillift.models.bundle.colour_profile import profile_name
 from taillift.models.bundle.image_guard import MAX_PROFILE
 from taillift.models.bundle.images import decode, load, load_pil
@@ -77,6 +84,18 @@ def test_colours_of_wider_spaces_are_those_that_were_photographed(space: str, ve
     profile = matrix_profile(WIDER[space], space, version)
     read = np.asarray(decode(saved("PNG", image, icc_profile=profile), 16))[0]
     assert np.abs(read.astype(int) - SRGB_COLOURS).max() <= 4
+
+
+@pytest.mark.parametrize("version", [2, 4])
+@pytest.mark.parametrize("space", WIDER)
+def test_a_conversion_is_within_a_level_of_double_precision(space: str, version: int) -> None:
+    """Noise has colours all over the space, also those that sRGB lacks."""
+    profile = matrix_profile(WIDER[space], space, version)
+    for photo in (saved("PNG", noise(), icc_profile=profile), stored_in(smooth(), profile)):
+        exact = np.asarray(converted_exactly(photo, WIDER[space]), np.int16)
+        difference = np.abs(np.asarray(decode(photo, 200), np.int16) - exact)
+        assert difference.max() <= 1
+        assert difference.mean() < 0.05
 
 
 @pytest.mark.parametrize("version", [2, 4])

@@ -288,6 +288,12 @@ def test_a_jpeg_without_its_end_marker_is_taken_if_all_rows_are_there(
         (saved("BMP"), "BMP"),
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file: convert"),
+        (b"FUJIFILMCCD-RAW 0201FF", "a camera's raw file"),
+        (b"IIU\0\x18\0\0\0", "a camera's raw file"),
+        (b"IIRO\x08\0\0\0", "a camera's raw file"),
+        (b"\0\x05\x16\x07\0\2\0\0Mac OS X        ", "the companion of a file on macOS"),
+        (saved("PNG").replace(b"\r\n", b"\n"), "a PNG whose line ends a copy as text has changed"),
     ],
 )
 def test_another_format_is_named_with_a_way_to_convert_it(data: bytes, words: str) -> None:

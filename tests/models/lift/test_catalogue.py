@@ -1,11 +1,23 @@
 """The list of architectures says what loading them would say, in 80 columns."""
 
+import json
+from pathlib import Path
+
 import open_clip
 import pytest
 import timm
 
+from taillift.models import architectures
+from taillift.models.architectures import (
+    LIST,
+    Entry,
+    details,
+    installed_versions,
+    published,
+    table,
+)
 from taillift.models.errors import UserError
-from taillift.models.lift.catalogue import Entry, describe, details, names_like, table
+from taillift.models.lift.catalogue import describe, known_names, names_like
 
 
 @pytest.mark.parametrize(
@@ -92,3 +104,41 @@ def test_the_table_fits_80_columns_with_the_longest_names() -> None:
     assert "both" in lines[1]
     assert all(any(one in line for line in lines) for one in names)
     assert max(len(line) for one in entries[:200] for line in details(one)) <= 80
+
+
+RENEW = "run `python -m taillift.models.lift.catalogue`"
+
+
+def test_the_list_that_comes_with_taillift_has_all_architectures() -> None:
+    document = json.loads(LIST.read_text("utf-8"))
+    assert document["versions"] == installed_versions(), RENEW
+    assert [entry["name"] for entry in document["architectures"]] == known_names(), RENEW
+
+
+@pytest.mark.parametrize("name", known_names()[::16])
+def test_the_list_says_what_building_an_architecture_finds(name: str) -> None:
+    assert published(name) == [describe(name)], RENEW
+
+
+@pytest.mark.parametrize(
+    "wanted", [None, "ViT-B-16:openai", "swin", "timm:", "timm:vit_small", "RN"]
+)
+def test_the_list_is_searched_as_the_packages_are(wanted: str | None) -> None:
+    entries = published(wanted)
+    assert entries is not None
+    assert [entry.name for entry in entries] == names_like(wanted)
+
+
+def test_what_the_list_lacks_is_found_out_by_building_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert published("timm:resnet50") is None
+    assert published("timm:no_such_model") is None
+    with pytest.raises(UserError, match=r"no architecture 'ViT-B16'.*did you mean .ViT-B-16"):
+        published("ViT-B16")
+    document = json.loads(LIST.read_text("utf-8"))
+    document["versions"]["timm"] = "0.9.0"
+    other = tmp_path / "architectures.json"
+    other.write_text(json.dumps(document), "utf-8")
+    monkeypatch.setattr(architectures, "LIST", other)
+    assert published("ViT-B-16") is None

@@ -47,6 +47,17 @@ def test_every_route_is_described(description: BaseSchema) -> None:
     assert not described - {*INFERENCE, *GETS} - {"GET /classes/{label}"}
 
 
+def test_every_route_has_a_group_with_a_name_and_a_summary(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    groups = [group["name"] for group in described["tags"]]
+    used = []
+    for path in described["paths"].values():
+        for operation in path.values():
+            used += operation["tags"]
+            assert operation["summary"][0].isupper()
+    assert list(dict.fromkeys(used)) == groups
+
+
 @pytest.mark.parametrize("label", [*INFERENCE, *GETS])
 def test_a_request_as_described_gets_a_described_answer(
     description: BaseSchema, label: str

@@ -215,3 +215,11 @@ def test_openapi_documents_every_status(client: httpx.Client) -> None:
         assert "application/problem+json" in operation["responses"]["429"]["content"]
         assert "multipart/form-data" in operation["requestBody"]["content"]
     assert set(paths["/readyz"]["get"]["responses"]) == {"200", "503"}
+
+
+def test_numbers_of_answers_have_six_digits_in_json_alone() -> None:
+    answer = schemas.ClassConfidence(label="hat", group="few", confidence=1 / 3)
+    assert answer.confidence == 1 / 3
+    assert answer.model_dump_json() == '{"label":"hat","group":"few","confidence":0.333333}'
+    tiny = answer.model_copy(update={"confidence": 1.23456789e-12})
+    assert '"confidence":1.23457e-12' in tiny.model_dump_json().replace("E", "e")

@@ -26,12 +26,17 @@ class Owner:
 
 
 def decoder_of(threads: int, metrics: Metrics | None = None, room: int = MAX_PIXELS) -> Decoder:
+    return Decoder(threads, room, metrics or new_metrics())
+
+
+def sent(
+    decoder: Decoder, data: bytes = PHOTO, since: float | None = None
+) -> "asyncio.Task[Pixels]":
     preprocessing = palette_manifest("v", {}).preprocessing
-    return Decoder(threads, room, preprocessing, metrics or new_metrics())
-
-
-def sent(decoder: Decoder, data: bytes = PHOTO) -> "asyncio.Task[Pixels]":
-    return asyncio.create_task(decoder.views(data, 320, 1, MAX_PIXELS, Owner(), perf_counter()))
+    begin = perf_counter() if since is None else since
+    return asyncio.create_task(
+        decoder.views(data, 320, 1, MAX_PIXELS, preprocessing, Owner(), begin)
+    )
 
 
 def test_no_more_pixels_are_decoded_at_once_than_there_is_room_for(gate: Event) -> None:
@@ -198,9 +203,9 @@ def test_waiting_is_not_decoding() -> None:
 
     async def main() -> None:
         decoder = decoder_of(threads=1, metrics=metrics)
-        await decoder.views(PHOTO, 320, 1, MAX_PIXELS, Owner(), perf_counter() - AGES)
+        await sent(decoder, since=perf_counter() - AGES)
         with pytest.raises(BrokenImageError):
-            await decoder.views(PHOTO[:60], 320, 1, MAX_PIXELS, Owner(), perf_counter())
+            await sent(decoder, PHOTO[:60])
         await decoder.close()
 
     asyncio.run(main())

@@ -138,7 +138,7 @@ def test_tensorrts_own_fp16_is_said_to_have_the_fp32_graphs_accuracy(
     bundle = write(tmp_path / "bundle", {FP32: variant(50)})
     on_cpu = Classifier.open
     monkeypatch.setattr(
-        Classifier, "open", lambda path, _, precision: on_cpu(path, precision=precision)
+        Classifier, "open", lambda path, _, precision, **_more: on_cpu(path, precision=precision)
     )
     assert opened(bundle, provider="tensorrt", precision="fp16") == (
         FP32,

@@ -178,7 +178,7 @@ def test_over_the_limit_only_few_shot_classes_that_moved_have_series(tmp_path: P
     files = {CONFUSION: file_record(tmp_path / CONFUSION)}
     manifest = palette_manifest("v", files).model_copy(update={"classes": classes})
     metrics = Metrics(manifest, "cpu")
-    monitoring = Monitoring(manifest, read_settings(bundle=tmp_path), metrics)
+    monitoring = Monitoring(tmp_path, manifest, read_settings(bundle=tmp_path), metrics)
     metrics.registry.register(TailSeries(monitoring, ClassSeries.MOVED))
     answers = np.eye(size)
     flooded = range(size - MAX_MOVED - 50, size)

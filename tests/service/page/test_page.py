@@ -21,7 +21,10 @@ from typer.testing import CliRunner
 from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
+from taillift.models.bundle.version_store import VersionStore
+from taillift.service.inference.engine import Engine
 from taillift.service.serve_cli import app
+from taillift.service.settings import read_settings
 from tests.support.palette import (
     CLASSES,
     Colour,
@@ -31,7 +34,7 @@ from tests.support.palette import (
     write_bundle,
     write_confusion,
 )
-from tests.support.serving import running
+from tests.support.serving import running, serving, until
 
 KEY = "a-key-for-the-page-0123"
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">"
@@ -631,3 +634,63 @@ def test_every_part_is_revalidated_and_has_a_relative_address(service: httpx.Cli
 def test_no_other_file_of_the_package_is_served(service: httpx.Client) -> None:
     for path in ("/page/__init__.py", "/page/../app.py", "/page/%2e%2e/__init__.py", "/page/"):
         assert service.get(path).status_code == 404
+
+
+# Versions
+
+ADMIN_KEY = "an-admin-key-of-the-tests"
+
+
+@pytest.fixture
+def store(tmp_path: Path, known: Path) -> VersionStore:
+    """A store with champion 1, a sound version 2, and a version 3 that is damaged."""
+    store = VersionStore.at(tmp_path / "store")
+    store.promote(store.add(known))
+    store.add(write_bundle(tmp_path / "second", name="second"), note="more <b>hats</b>")
+    damaged = store.path(store.add(write_bundle(tmp_path / "third", name="third"))) / "golden.npz"
+    damaged.unlink()
+    damaged.write_bytes(b"damaged")
+    return store
+
+
+@pytest.fixture
+def versioned(store: VersionStore, tmp_path: Path) -> Iterator[httpx.Client]:
+    keys = tmp_path / "admin.keys"
+    keys.write_text(ADMIN_KEY)
+    with serving(Engine(read_settings(store=store.folder, port=0, admin_keys_file=keys))) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def test_versions_are_promoted_and_rolled_back_and_a_refusal_has_its_reason(
+    browser: Browser, versioned: httpx.Client, store: VersionStore
+) -> None:
+    def use(page: Page, key: str) -> None:
+        page.locator("#admin input").fill(key)
+        page.get_by_role("button", name="Show versions").click()
+
+    with opened(browser, versioned) as page:
+        page.get_by_role("tab", name="Versions").click()
+        news, listed = page.locator("#versions-news"), page.locator("#versions-list > li")
+        use(page, "a-wrong-key-of-the-tests")
+        expect(page.locator("#versions-problem")).to_contain_text("not one of those")
+        use(page, ADMIN_KEY)
+        expect(news).to_have_text("Version 1 answers.")
+        expect(listed).to_have_count(3)
+        expect(listed.nth(1)).to_contain_text("more <b>hats</b>")
+        assert violations(page) == []
+        page.locator("#because").fill("a try")
+        page.get_by_role("button", name="Promote 3").click()
+        expect(listed.nth(2).locator(".problem")).to_contain_text("its hash differs")
+        expect(news).to_have_text("Version 1 answers.")
+        page.get_by_role("button", name="Promote 2").click()
+        expect(news).to_have_text("Version 2 answers.")
+        page.get_by_role("button", name="Roll back").click()
+        expect(news).to_have_text("Version 1 answers.")
+    assert store.roles().champion == 1
+    assert [line.version for line in store.log() if line.action == "refused"] == [3]
+
+
+def test_without_a_store_there_is_no_tab_for_versions(page: Page) -> None:
+    expect(page.locator("#model")).not_to_be_empty()
+    expect(page.get_by_role("tab")).to_have_count(2)

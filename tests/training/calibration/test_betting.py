@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 
+from taillift.models.bundle.calibration_error import class_weights
 from taillift.training.calibration.betting import mean_loss, upper_bound
-from taillift.training.calibration.held_out import class_weights, photo_weights
+from taillift.training.calibration.held_out import photo_weights
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 12), st.integers(0, 12)).filter(any)
 

@@ -1,6 +1,6 @@
 """Cross-fitting evaluates each photo only with a model that was not trained on it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.evaluation import view_logits
 from taillift.training.export.graphs import Graphs
 from taillift.training.fit.inputs import evaluation_photos
+from taillift.training.fit.progress import Log
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_photos
@@ -34,8 +35,9 @@ class Recorded(Trainer):
         resume_file: Path | None = None,
         curves_folder: Path | None = None,
         without: Collection[int] = (),
+        logs: Sequence[Log] = (),
     ) -> Run:
-        run = super().train(recipe, resume_file, curves_folder, without)
+        run = super().train(recipe, resume_file, curves_folder, without, logs)
         self.runs.append((sorted(without), run))
         return run
 

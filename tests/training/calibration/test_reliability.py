@@ -5,23 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taillift.models.bundle.schema import GROUPS, Group
-from taillift.training.calibration.held_out import (
-    ScoredPredictions,
-    effective_count,
-    predictions_on,
-)
-from taillift.training.calibration.reliability import (
+from taillift.models.bundle.calibration_error import (
     MAX_BINS,
     MIN_PHOTOS,
     Bin,
+    ScoredPredictions,
     bins,
     calibration_error,
-    change,
-    errors_of,
+    effective_count,
     expected_error,
     minimum_detectable_error,
 )
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.calibration.held_out import predictions_on
+from taillift.training.calibration.reliability import change, errors_of
 from tests.support.simulated import held_out
 
 

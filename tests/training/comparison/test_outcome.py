@@ -1,6 +1,7 @@
 """Rows, cells and files of a comparison's results."""
 
 import csv
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -8,14 +9,19 @@ import pytest
 from rich.console import Console
 
 from taillift.training.comparison.outcome import (
+    COLUMNS,
+    WIDE_COLUMNS,
     Outcome,
     abbreviate,
     failures,
     markdown,
     mean_and_deviation,
+    read_outcome,
     rows_of,
+    run_path,
     table,
     write_csv,
+    write_outcome,
 )
 from tests.support.outcomes import FAILED, failed, outcome_of, tail_of
 
@@ -54,9 +60,12 @@ def test_cells_are_means_and_spreads_over_seeds() -> None:
         for seed, rate in enumerate((30.0, 40.0))
     ]
     (row,) = rows_of(outcomes)
-    assert row.cells[0] == "178 k"
-    assert row.cells[1:3] == ["57.3 ±2.4", "34.0 ±7.1"], "one view has a point less"
-    assert row.cells[-1] == "35.0 ±7.1"
+    cells = row.cells(COLUMNS)
+    assert cells[0] == "178 k"
+    assert cells[1:3] == ["57.3 ±2.4", "34.0 ±7.1"], "one view has a point less"
+    assert cells[-1] == "35.0 ±7.1"
+    assert row.cells(WIDE_COLUMNS)[:8] == cells
+    assert row.cells(WIDE_COLUMNS)[8:] == ["35.0 ±7.1", "50.0 ±0.0", "45.0 ±0.0", "55.0 ±0.0"]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +95,8 @@ def test_a_failed_run_is_a_dash_with_its_reason_and_is_in_no_mean() -> None:
         failed(outcome_of("full", 0, [0.0] * 6, COUNTS)),
     ]
     lift, full = rows_of(outcomes)
-    assert lift.cells[1:] == rows_of([good])[0].cells[1:]
-    assert full.cells == ["-"] * 8
+    assert lift.cells(WIDE_COLUMNS)[1:] == rows_of([good])[0].cells(WIDE_COLUMNS)[1:]
+    assert full.cells(COLUMNS) == ["-"] * 8
     assert failures(outcomes) == [
         f"LIFT, seed 1, failed: {FAILED}",
         f"full, SGD, seed 0, failed: {FAILED}",
@@ -101,13 +110,34 @@ def test_the_markdown_is_a_table_with_a_row_a_recipe() -> None:
     assert title == "Accuracy on made-up test, %"
     assert empty == ""
     assert lines[0].startswith("|  | weights trained | one view, mean-class | one view, few |")
-    assert [line.count("|") for line in lines] == [10] * 4
+    assert lines[0].endswith(
+        "| five views, harmonic-mean | five views, G-mean | five views, macro-F1 |"
+    )
+    assert [line.count("|") for line in lines] == [14] * 4
     assert lines[3].startswith("| LIFT | 178 k | 49.0 | 49.0 | 50.0 |")
 
 
 def test_a_group_without_classes_has_no_figure() -> None:
     (row,) = rows_of([outcome_of("lift", 0, [50.0] * 3, [500, 400, 300])])
-    assert row.cells[-3:] == ["50.0", "-", "-"]
+    assert row.cells(COLUMNS)[-3:] == ["50.0", "-", "-"]
+
+
+def test_an_outcome_from_before_the_g_mean_has_a_dash_for_it(tmp_path: Path) -> None:
+    outcome = outcome_of("lift", 0, [50.0] * 6, COUNTS)
+    path = run_path(tmp_path, outcome.recipe, ".json")
+    write_outcome(path, outcome)
+    document = json.loads(path.read_text("utf-8"))
+    for views in ("single", "full"):
+        del document["evaluation"][views]["geometric_mean"]
+        del document["evaluation"][views]["macro_f1"]
+    path.write_text(json.dumps(document), "utf-8")
+    old = read_outcome(path)
+    assert old is not None
+    (row,) = rows_of([old])
+    assert row.cells(WIDE_COLUMNS)[-3:] == ["50.0", "-", "-"]
+    write_csv(tmp_path / "results.csv", [old])
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [each["macro_f1"] for each in csv.DictReader(file)] == ["", ""]
 
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
@@ -136,5 +166,6 @@ def test_the_csv_has_a_row_a_run_and_number_of_views(tmp_path: Path) -> None:
     ]
     assert (rows[0]["few"], rows[1]["few"]) == ("29.00", "30.00")
     assert (rows[2]["few"], rows[2]["failure"]) == ("", FAILED)
+    assert (rows[0]["geometric_mean"], rows[1]["macro_f1"]) == ("45.00", "55.00")
     assert rows[0]["title"] == "LIFT"
     assert '"name":"adaptformer"' in rows[0]["fields"]

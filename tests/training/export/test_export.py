@@ -20,6 +20,7 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.merge import merge
 from taillift.training.data.dataset import Dataset, Split, load_dataset
+from taillift.training.evaluation import class_rates
 from taillift.training.export import export as module
 from taillift.training.export.export import Exported, export
 from taillift.training.export.graphs import Graphs, node_count
@@ -175,7 +176,8 @@ def test_the_reported_accuracy_is_what_the_bundle_does(
         assert metrics[name]["overall"] == pytest.approx(rate)
         assert ensemble is not Ensemble.ADAPTIVE or metrics["adaptive_views"] == taken.mean()
         assert set(metrics[name]) == {
-            *("overall", "mean_class", "many", "medium", "few", "worst_class", "harmonic_mean")
+            *("overall", "mean_class", "many", "medium", "few"),
+            *("worst_class", "harmonic_mean", "geometric_mean", "macro_f1"),
         }
     assert metrics["full"]["many"] is None
 
@@ -297,8 +299,10 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
     checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
     target, wanted = tmp_path / "bundle", [Precision.INT8, Precision.FP16]
-    manifest = export(checkpoint, colours, target, variants=wanted).manifest
+    exported = export(checkpoint, colours, target, variants=wanted)
+    manifest = exported.manifest
     assert set(manifest.variants) == set(Precision)
+    assert list(exported.comparisons) == wanted
     metrics = json.loads((target / "report/metrics.json").read_text())
     logits = set()
     assert colours.test is not None
@@ -314,6 +318,15 @@ def test_every_variant_has_an_evaluation_calibration_and_scores_of_its_own(
         predicted, _ = predictions(classifier, colours.test, Ensemble.FULL)
         rate = 100 * float((predicted == np.array(colours.test.labels)).mean())
         assert metrics[precision]["full"]["overall"] == pytest.approx(rate)
+        if comparison := exported.comparisons.get(precision):
+            predicted, _ = predictions(classifier, colours.test, comparison.new.ensemble)
+            rates = class_rates(predicted, np.array(colours.test.labels), 3)
+            compared = comparison.groups["all"]
+            assert compared.new.accuracy == pytest.approx(100 * rates.mean())
+            assert compared.photos == len(colours.test)
+            assert comparison.new.milliseconds > 0
+            assert metrics[precision]["against_fp32"]["sentence"] == comparison.sentence
+            assert comparison.sentence in (target / "report/report.html").read_text()
     assert len(logits) == 3, "each is calibrated on its own logits"
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from taillift.models.errors import UserError
 from taillift.training.export import int8 as module
 from taillift.training.export.int8 import (
     FORMS,
+    FewShotPhotos,
     QuantisationCandidate,
     best,
     calibrate,
@@ -140,6 +142,47 @@ def test_the_kept_candidate_is_the_fastest_within_the_limit_or_else_the_most_acc
             assert other.fidelity.error > 0.1 or other.seconds >= kept.seconds
         else:
             assert other.fidelity.error >= kept.fidelity.error
+
+
+def few_shot(graph: Path, photos: int, random: np.random.Generator) -> FewShotPhotos:
+    """Return random views whose labels are the graph's own answers."""
+    coarse = random.integers(0, 256, (photos, 4, 4, 3), np.uint8)
+    views: Pixels = coarse.repeat(4, axis=1).repeat(4, axis=2)
+    labels = Session(graph).run(views).logits.argmax(1)
+    return FewShotPhotos(views, labels, np.zeros(7))
+
+
+def test_the_form_is_chosen_by_what_few_shot_photos_lose_if_there_are_enough(
+    hybrid: Path, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    many, too_few = few_shot(hybrid, 300, random), few_shot(hybrid, 60, random)
+    assert many.can_decide
+    assert not too_few.can_decide
+    # No logit is near enough, but the answers are.
+    monkeypatch.setattr(module, "LIMIT", 0.0)
+    by_logits = quantise(hybrid, tmp_path / "logits.onnx", pixels, too_few)
+    assert {candidate.lower_end for candidate in by_logits.tried} == {None}
+    monkeypatch.setattr(module, "MAX_LOSS", 30.0)
+    chosen = quantise(hybrid, tmp_path / "few.onnx", pixels, many)
+    assert all(candidate.in_float == () for candidate in chosen.tried)
+    assert chosen.kept.is_near
+    assert chosen.kept == min(
+        (candidate for candidate in chosen.tried if candidate.is_near),
+        key=lambda candidate: candidate.seconds,
+    )
+    lower = many.lower_end(many.right(Session(hybrid)), many.right(Session(tmp_path / "few.onnx")))
+    assert chosen.kept.lower_end == lower < 0
+    assert f"lose at most {-lower:.1f} points (95 %)" in str(chosen.kept)
+
+
+def test_if_every_form_loses_too_much_the_one_that_loses_least_is_kept() -> None:
+    candidates = [
+        QuantisationCandidate("static", (), seconds, Fidelity(0.01, 1.0), lower_end)
+        for seconds, lower_end in ((1.0, -9.0), (3.0, -4.0), (2.0, -6.0))
+    ]
+    assert best(candidates).lower_end == -4.0
+    assert best([*candidates, replace(candidates[0], lower_end=-1.5)]).lower_end == -1.5
 
 
 def test_fidelity_counts_every_class_alike() -> None:

@@ -111,6 +111,17 @@ def test_a_bundle_of_the_first_schema_becomes_one_of_the_second(
         recalibrate(old, colours, tmp_path / "newer")
 
 
+def test_photos_are_in_the_report_unless_it_is_made_without(
+    made: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    for shown in (True, False):
+        target = tmp_path / f"{shown}"
+        recalibrate(made, colours, target, photos_shown=shown)
+        report = (target / "report/report.html").read_text("utf-8")
+        assert ("data:image/jpeg" in report) is shown
+        assert ("of the held-out photos, at most" in report) is shown
+
+
 def test_classes_are_matched_by_label_whatever_their_order(
     made: Path, colours: Dataset, tmp_path: Path
 ) -> None:

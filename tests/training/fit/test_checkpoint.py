@@ -15,6 +15,7 @@ from taillift.training.data.dataset import Dataset
 from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
     check_free,
+    checkpoint_stem,
     metadata_path,
     read_metadata,
     restore,
@@ -261,3 +262,17 @@ def test_a_missing_file_and_another_programs_safetensors_are_refused(tmp_path: P
     foreign = Path(write_backbone(tmp_path).split(":")[1])
     with pytest.raises(UserError, match="is not a taillift checkpoint"):
         restore(foreign)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stem"),
+    [
+        ("default", "mine-3"),
+        ("ViT-B-16-quickgelu:openai", "mine-ViT-B-16-quickgelu-openai-3"),
+        ("ViT-B-16:weights/laion.2b.safetensors@384", "mine-ViT-B-16-laion.2b@384-3"),
+        ("timm:vit_small_patch14.lvd142m@224", "mine-timm-vit_small_patch14.lvd142m@224-3"),
+        ("RN50:my weights.pt", "mine-RN50-my-weights-3"),
+    ],
+)
+def test_a_checkpoint_is_named_after_recipe_backbone_and_seed(backbone: str, stem: str) -> None:
+    assert checkpoint_stem(Recipe(name="mine", seed=3), backbone) == stem

@@ -1,5 +1,6 @@
 """The key of a run, and resume files that are damaged."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from taillift.models.errors import UserError
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.progress import Progress
-from taillift.training.fit.resume import Resume, read_state, run_key
+from taillift.training.fit.resume import FORMAT, Resume, read_state, run_key
 from taillift.training.recipe.recipe import Recipe
 
 
@@ -30,6 +31,15 @@ def test_a_run_with_other_descriptions_is_another_run(tmp_path: Path) -> None:
     assert run_key(recipe_with(path), "data", "backbone") == first
     path.write_text(json.dumps({"cat": ["it mews"]}))
     assert run_key(recipe_with(path), "data", "backbone") != first
+
+
+def test_a_run_without_unlabelled_photos_is_the_run_that_it_was_before_there_were_any() -> None:
+    recipe = Recipe(name="x")
+    fields = recipe.model_dump(mode="json", exclude={"unlabelled"})
+    parts = json.dumps([FORMAT, fields, "data", "backbone"], sort_keys=True)
+    assert run_key(recipe, "data", "backbone") == hashlib.sha256(parts.encode()).hexdigest()
+    taught = Recipe.model_validate({"name": "x", "unlabelled": {"name": "loft"}})
+    assert run_key(taught, "data", "backbone") != run_key(recipe, "data", "backbone")
 
 
 def test_missing_descriptions_are_reported(tmp_path: Path) -> None:

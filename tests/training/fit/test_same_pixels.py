@@ -92,10 +92,12 @@ class Owner:
 def served(photos: list[bytes]) -> list[Pixels]:
     async def views(decoder: Decoder, data: bytes) -> Pixels:
         pixels = pixel_count(data)
-        return await decoder.views(data, pixels, VIEWS, MAX_PIXELS, Owner(), perf_counter())
+        return await decoder.views(
+            data, pixels, VIEWS, MAX_PIXELS, PREPROCESSING, Owner(), perf_counter()
+        )
 
     async def main() -> list[Pixels]:
-        decoder = Decoder(2, MAX_PIXELS, PREPROCESSING, new_metrics())
+        decoder = Decoder(2, MAX_PIXELS, new_metrics())
         found = await asyncio.gather(*(views(decoder, data) for data in photos))
         await decoder.close()
         return found

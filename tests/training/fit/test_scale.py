@@ -1,11 +1,8 @@
 """Runs in several processes, and runs that are killed again and again."""
 
 import multiprocessing
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -51,23 +48,9 @@ def test_two_processes_end_with_the_weights_of_one(
             {"name": "head", "epochs": 2, "head": {"initial": {"name": "class-mean"}}},
         )
     ]
-    paths = [os.fsdecode(path) for path in (Path(trainings.__file__).parent, Path.cwd())]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
-        launched = subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node", str(processes), trainings.__file__, tiny_backbone),
-                *(root_of(colours), trainings.RECIPES.dump_json(tuple(recipes)).decode()),
-                str(tmp_path / str(processes)),
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert launched.returncode == 0, launched.stderr
+        out = tmp_path / str(processes)
+        trainings.launch(processes, tiny_backbone, root_of(colours), recipes, out)
     for recipe in recipes:
         first, second = (tmp_path / number / f"{recipe.name}.safetensors" for number in ("1", "2"))
         alone, together = load_file(first), load_file(second)

@@ -94,6 +94,28 @@ def test_a_template_gives_one_prompt_a_class_with_spaces_for_underscores() -> No
     assert TextInit().prompts(["cat"]) == [["a photo of a cat."]]
 
 
+def test_the_default_prompt_has_the_article_of_the_name() -> None:
+    names = ["apple", "Umbrella", "unicorn", "hour", "one-piece", "dress", "bus", "pants", "lens"]
+    prompts = [prompt for (prompt,) in TextInit().prompts([*names, "polar_bears"])]
+    assert [prompt.removeprefix("a photo of ").removesuffix(".") for prompt in prompts] == [
+        "an apple",
+        "an Umbrella",
+        "a unicorn",
+        "an hour",
+        "a one-piece",
+        "a dress",
+        "a bus",
+        "pants",
+        "a lens",
+        "polar bears",
+    ]
+
+
+def test_a_template_with_an_article_of_its_own_keeps_it() -> None:
+    """Checkpoints from before {article} existed have such a template."""
+    assert TextInit(template="a photo of a {}.").prompts(["apple"]) == [["a photo of a apple."]]
+
+
 def test_a_template_without_braces_for_the_class_is_refused() -> None:
     with pytest.raises(ValidationError, match="template"):
         TextInit(template="a photo")

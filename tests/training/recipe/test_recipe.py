@@ -22,6 +22,7 @@ from taillift.training.recipe.recipe import (
     load_recipe,
     parse_changes,
 )
+from taillift.training.recipe.semi_supervision import SemiSupervision
 
 
 def written(folder: Path, text: str) -> str:
@@ -55,7 +56,29 @@ def test_the_methods_of_the_paper_are_shipped() -> None:
     for recipe in (lift, head, full):
         assert recipe.loss == LogitAdjusted(tau=1.0)
         assert recipe.head.kind == "cosine"
-    assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of a {}.")
+    assert load_recipe("zero-shot").head.initial == TextInit(template="a photo of {article} {}.")
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "freematch", "loft", "finessl", "ulfine"])
+def test_a_recipe_with_a_plus_uses_unlabelled_photos(method: str) -> None:
+    plain, taught = load_recipe("lift"), load_recipe(f"lift+{method}", {"unlabelled.ratio": 3})
+    assert (taught.name, taught.title) == (f"lift+{method}", f"LIFT, {method}")
+    assert isinstance(taught.teaching, SemiSupervision)
+    assert taught.teaching.ratio == 3
+    assert taught.teaching.model_dump()["name"] == method
+    same = {"name": plain.name, "title": plain.title, "unlabelled": None}
+    assert taught.model_copy(update=same) == plain
+    assert Recipe.model_validate_json(taught.model_dump_json()) == taught
+
+
+def test_a_plus_in_the_name_of_a_file_is_just_that(tmp_path: Path) -> None:
+    path = tmp_path / "lift+mine.yaml"
+    path.write_text("epochs: 3\n")
+    assert load_recipe(str(path)).unlabelled is None
+    with pytest.raises(UserError, match=r'unlabelled\.name = lofd \(did you mean "loft"\?\)'):
+        load_recipe("lift+lofd")
+    with pytest.raises(UserError, match=r"there is no recipe 'lit\+loft'"):
+        load_recipe("lit+loft")
 
 
 def test_a_users_recipe_has_the_name_of_its_file_unless_it_gives_another(
@@ -307,7 +330,7 @@ def test_a_files_steps_do_not_replace_requested_epochs(tmp_path: Path) -> None:
 
 
 def test_steps_become_whole_epochs() -> None:
-    recipe = load_recipe("lift", {"steps": 100, "batch": 10})
+    recipe = load_recipe("lift", {"steps": 100, "batch": 10, "bounded": True})
     assert recipe.resolved([100, 100], 12, 768).epochs == 5
     assert recipe.resolved([100, 101], 12, 768).epochs == 5, "rounded up to whole epochs"
     assert recipe.resolved([10**6], 12, 768).epochs == FEWEST_EPOCHS, "but never fewer than this"
@@ -315,6 +338,21 @@ def test_steps_become_whole_epochs() -> None:
     assert recipe.resolved([1], 12, 768).epochs == MOST_EPOCHS
     nothing = load_recipe("zero-shot", {"steps": 100})
     assert nothing.resolved([100], 12, 768).epochs == 0
+
+
+@pytest.mark.parametrize(("photos", "epochs"), [(10**6, 1), (33, 50), (32, 100), (1, 100)])
+def test_requested_steps_are_taken_exactly(photos: int, epochs: int) -> None:
+    recipe = load_recipe("lift", {"steps": 100, "batch": 32}).resolved([photos], 6, 256)
+    assert recipe.epochs == epochs
+    assert recipe.total_steps(photos, photos) == 100
+
+
+def test_steps_of_a_part_of_the_photos_make_as_many_passes() -> None:
+    exact = load_recipe("lift", {"steps": 100, "batch": 10}).resolved([1000], 6, 256)
+    assert exact.total_steps(800, 1000) == 80
+    assert exact.total_steps(1, 1000) == 1
+    whole = load_recipe("lift", {"epochs": 3, "batch": 10}).resolved([1000], 6, 256)
+    assert whole.total_steps(800, 1000) == 3 * 80
 
 
 @pytest.mark.parametrize(("photos", "epochs"), [(1_303, 7), (3_300, 3), (141, MOST_EPOCHS)])

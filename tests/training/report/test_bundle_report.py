@@ -181,7 +181,9 @@ def test_sure_mistakes_and_rare_classes_are_shown_as_small_photos(tmp_path: Path
     write_report(tmp_path / "report", hostile, NINE, {FP32: measured}, photos)
     page = Page(tmp_path / "report" / "report.html")
     assert "The surest mistakes" in page.text
-    assert sum(source.startswith("data:image/jpeg") for source in page.sources) == 2 + 9
+    embedded = [source for source in page.sources if source.startswith("data:image/jpeg")]
+    assert len(embedded) == 2 + 9
+    assert f"This file holds {len(set(embedded))} of the held-out photos" in page.text
     assert "<b>" not in page.source
 
 
@@ -191,7 +193,7 @@ def test_without_mistakes_there_is_no_gallery_of_them(tmp_path: Path) -> None:
     photos = [RawPhoto("x", np.zeros((3, 20, 30), np.uint8))] * 9
     variant = CalibratedVariant(measure_on(Variant(), check), check)
     assert galleries(metadata_of(), variant, photos).mistakes == []
-    assert galleries(metadata_of(), variant, ()).rare == []
+    assert galleries(metadata_of(), variant, ()).size == 0
     write_report(tmp_path / "report", metadata_of(), NINE, {FP32: variant}, photos)
     text = Page(tmp_path / "report" / "report.html").text
     assert "The surest mistakes" not in text
@@ -216,7 +218,7 @@ def test_it_says_what_the_bundle_is(page: Page) -> None:
 def test_accuracy_is_given_for_every_variant_and_ensemble(
     page: Page, pair: dict[Precision, CalibratedVariant]
 ) -> None:
-    rows = page.rows_after("mean class", "harmonic mean")
+    rows = page.rows_after("mean class", "G-mean", "macro-F1")
     assert [row[:2] for row in rows] == [
         ["fp32", "off, one view"],
         ["", "full, five views"],
@@ -231,6 +233,8 @@ def test_accuracy_is_given_for_every_variant_and_ensemble(
         assert evaluation.adaptive is not None
         assert row[2] == f"{evaluation.adaptive.mean_class:.1f}"
         assert row[5] == f"{evaluation.adaptive.few:.1f}"
+        means = evaluation.adaptive.geometric_mean, evaluation.adaptive.macro_f1
+        assert row[8:10] == [f"{value:.1f}" for value in means]
         assert row[-1] == f"{evaluation.adaptive_views:.2f}"
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from taillift.models.errors import UserError
 from taillift.models.names import canonical, refuse_two_forms
-from taillift.training.data.classes import Vocabulary
+from taillift.training.data.classes import Vocabulary, unreadable
 from taillift.training.data.photo import SPLITS, Split, SplitName, split_called
 from taillift.training.data.readers.listing import Listing, Unused, stored_photos
 
@@ -103,7 +103,7 @@ def read_head(path: Path) -> TableHead:
             for one in SEPARATORS
         ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        raise unreadable(path, "CSV", error) from error
     head = max(heads, key=lambda one: len({*one.used}))
     if lacking := [name for name in COLUMNS if name not in head.used]:
         raise UserError(
@@ -148,5 +148,5 @@ def read_rows(path: Path, head: TableHead) -> defaultdict[SplitName, list[TableR
                     )
                 rows[split].append(TableRow(origin, cells["path"].strip(), cells["label"].strip()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        raise unreadable(path, "CSV", error) from error
     return rows

@@ -17,6 +17,8 @@ from taillift.training.data.photo import Split, SplitName, StoredPhoto
 SUFFIXES: Final = tuple(sorted(photo_sources.SUFFIXES))
 # Entries that systems and tools create, besides those whose names start with a dot.
 SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
+# The folder of photos without labels, which `training.data.pool` reads.
+UNLABELLED: Final = "unlabelled"
 DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")
 
 
@@ -73,12 +75,15 @@ def is_system_name(name: str) -> bool:
 def unused_entries(folder: Path, used: Collection[str]) -> list[Unused]:
     """Return the entries of a folder that are not `used`, by their names, if there are any.
 
-    Documents such as README.md and what systems create do not count.
+    Documents such as README.md, the folder of unlabelled photos and what systems create do not
+    count.
     """
     names = sorted(
         name
         for name in (path.name for path in folder.iterdir())
-        if name not in used and not is_system_name(name) and not name.lower().startswith(DOCUMENTS)
+        if name not in {*used, UNLABELLED}
+        and not is_system_name(name)
+        and not name.lower().startswith(DOCUMENTS)
     )
     if not names:
         return []

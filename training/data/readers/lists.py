@@ -8,7 +8,13 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taillift.models.errors import UserError
-from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
+from taillift.training.data.classes import (
+    PROMPT_NAMES,
+    Vocabulary,
+    class_list,
+    read_class_list,
+    unreadable,
+)
 from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto, split_called, words
 from taillift.training.data.readers.folders import photos_below, split_folders
 from taillift.training.data.readers.listing import (
@@ -124,7 +130,7 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        raise unreadable(path, "text", error) from error
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

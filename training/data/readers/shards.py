@@ -192,7 +192,7 @@ def read_shard(path: Path) -> ShardContent:
     others: list[str] = []
     lonely: list[str] = []
     seen: set[str] = set()
-    for key, members in groupby(_members(path), key=lambda member: member.key):
+    for key, members in groupby(shard_members(path), key=lambda member: member.key):
         where = f"{path}/{key}"
         if key in seen:
             raise UserError(
@@ -242,6 +242,17 @@ def read_shard(path: Path) -> ShardContent:
     return ShardContent(rows=rows, unused=unused)
 
 
+def shard_photos(root: Path, file: str) -> Iterator[StoredPhoto]:
+    """Yield the photos of the shard `file` in the folder `root`, whatever their labels.
+
+    Raises `UserError` if the shard is compressed or damaged.
+    """
+    changed = (root / file).stat().st_mtime_ns
+    for member in shard_members(root / file):
+        if f".{member.suffix}" in SUFFIXES:
+            yield StoredPhoto(root, file, member.size, changed, member.start, member.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A member of a shard: its name, key, suffix and place, and its content if it is a label."""
@@ -254,7 +265,7 @@ class Member:
     content: bytes
 
 
-def _members(path: Path) -> Iterator[Member]:
+def shard_members(path: Path) -> Iterator[Member]:
     """Yield the files in a shard, without those that macOS adds to a tar file.
 
     Raises `UserError` if the shard is compressed or damaged.

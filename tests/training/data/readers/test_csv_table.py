@@ -62,6 +62,24 @@ def test_an_error_names_the_wrong_row(tmp_path: Path, text: str, message: str) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "label"),
+    [
+        ("utf-16", "cup"),
+        ("latin-1", "caf\u00e9"),
+        ("cp1252", "\u20ac"),
+        ("shift-jis", "\u65e5\u672c"),
+    ],
+)
+def test_a_table_in_another_encoding_is_refused_with_what_to_do(
+    tmp_path: Path, encoding: str, label: str
+) -> None:
+    path = tmp_path / "photos.csv"
+    path.write_text(f"path,label\na.png,{label}\n", encoding)
+    with pytest.raises(UserError, match=r"photos\.csv is not in UTF-8: save it so"):
+        load_dataset(str(path))
+
+
 def test_the_error_for_a_folder_names_the_table_in_it(tmp_path: Path) -> None:
     path = write_table(tmp_path, ROWS)
     with pytest.raises(UserError, match=f"is a folder: name the CSV file itself, like {path}"):

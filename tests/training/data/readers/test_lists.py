@@ -64,7 +64,7 @@ def test_a_description_says_where_lists_and_photos_are(tmp_path: Path) -> None:
         ("- train.txt", "not valid at the file"),
         ("train: [", "cannot be read as YAML"),
         ("train: 2024-13-45", "cannot be read as YAML: month must be in"),
-        ('train: x\nclasses: "a\\0b"', "cannot be read as UTF-8 text: embedded null byte"),
+        ('train: x\nclasses: "a\\0b"', "cannot be read as text: embedded null byte"),
     ],
 )
 def test_the_error_for_an_invalid_description_is_one_line(
@@ -78,7 +78,7 @@ def test_the_error_for_an_invalid_description_is_one_line(
 
 def test_the_error_for_a_path_that_cannot_exist_is_one_line(tmp_path: Path) -> None:
     (write_lists(tmp_path) / "dataset.yaml").write_text('train: "a\\0b"')
-    with pytest.raises(UserError, match="cannot be read as UTF-8 text: embedded null byte"):
+    with pytest.raises(UserError, match="cannot be read as text: embedded null byte"):
         load_dataset(str(tmp_path))
 
 

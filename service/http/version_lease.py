@@ -1,0 +1,90 @@
+"""The version of the model that a request is answered by, from its first byte to its last."""
+
+from contextlib import ExitStack
+from typing import Final
+from urllib.parse import parse_qs
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from taillift.service.http.handlers import respond
+from taillift.service.inference.engine import Engine
+from taillift.service.inference.pipeline import Copier
+from taillift.service.problems import NoSuchVersionError
+
+VERSION: Final = "X-Taillift-Version"
+# The query parameter with which a request asks for a version.
+PIN: Final = "version"
+# Routes whose answers depend on the version.
+LEASED: Final = frozenset({"/classify", "/confidence", "/classes", "/model"})
+BELOW: Final = "/classes/"
+
+
+class Lease:
+    """A request's hold on one version, which stays in memory until `end`."""
+
+    def __init__(self, engine: Engine, wanted: str | None) -> None:
+        """Raises `NoSuchVersionError` if the `wanted` role or number is not loaded."""
+        self.chosen = wanted is not None
+        self._engine = engine
+        self.version = engine.champion if wanted is None else engine.resident(wanted)
+        self._held = ExitStack()
+        self._held.enter_context(self.version.lease())
+
+    def choose(self, key: str) -> None:
+        """Let a canary, if there is one, choose the version by the key of who asks.
+
+        It chooses once, before anything of the answer exists.
+        """
+        challenge = self._engine.challenge
+        self.chosen = True
+        if challenge is not None and challenge.chooses(key):
+            self.version = challenge.challenger
+            self._held.enter_context(self.version.lease())
+
+    @property
+    def open(self) -> bool:
+        """Whether a canary may still choose."""
+        challenge = self._engine.challenge
+        return not self.chosen and challenge is not None and challenge.plan.canary is not None
+
+    @property
+    def copier(self) -> Copier | None:
+        """The function that copies the request's images for a challenger, if they are copied."""
+        challenge = self._engine.challenge
+        return None if challenge is None else challenge.copier(self.version)
+
+    def end(self) -> None:
+        self._held.close()
+
+
+class VersionLease:
+    """ASGI middleware that leases a version to each request and names it in the answer."""
+
+    def __init__(self, app: ASGIApp, engine: Engine) -> None:
+        self._app = app
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path in LEASED or path.startswith(BELOW)):
+            await self._app(scope, receive, send)
+            return
+        pins = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get(PIN)
+        try:
+            lease = Lease(self._engine, pins[-1] if pins else None)
+        except NoSuchVersionError as problem:
+            self._engine.metrics.count_rejection(problem.reason)
+            await respond(problem.document(), problem.status)(scope, receive, send)
+            return
+
+        async def send_with_version(message: Message) -> None:
+            if message["type"] == "http.response.start" and lease.version.number is not None:
+                MutableHeaders(scope=message)[VERSION] = str(lease.version.number)
+            await send(message)
+
+        scope.setdefault("state", {})["lease"] = lease
+        try:
+            await self._app(scope, receive, send_with_version)
+        finally:
+            lease.end()

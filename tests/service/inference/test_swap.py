@@ -1,0 +1,351 @@
+"""Versions that change under load: nothing is lost, and each answer is of the version it names."""
+
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from time import sleep
+from weakref import ref
+
+import httpx
+import numpy as np
+import pytest
+
+from taillift.models.bundle.folder import (
+    MANIFEST,
+    MODEL,
+    file_record,
+    read_golden,
+    read_manifest,
+    write_golden,
+    write_manifest,
+)
+from taillift.models.bundle.version_store import VersionStore
+from taillift.models.errors import UserError
+from taillift.service.inference.engine import Engine
+from taillift.service.settings import read_settings
+from tests.support.palette import (
+    CLASSES,
+    SLOW,
+    new_photo,
+    palette_manifest,
+    photo,
+    write_bundle,
+)
+from tests.support.serving import process, sample, scrape, serving, top_labels, until
+
+COLOURS = {label: colour for label, (colour, _) in CLASSES.items()}
+
+
+def swapped(target: Path) -> Path:
+    """Write the palette bundle with the labels red and green exchanged."""
+    infos = list(palette_manifest("", {}).classes)
+    labels = ["green", "red", *(info.label for info in infos[2:])]
+    classes = [
+        info.model_copy(update={"label": label}) for info, label in zip(infos, labels, strict=True)
+    ]
+    return write_bundle(target, classes=tuple(classes))
+
+
+@pytest.fixture
+def store(tmp_path: Path, bundle: Path) -> VersionStore:
+    """A store with the palette bundle as champion 1, and 2, which says green for red."""
+    store = VersionStore.at(tmp_path / "store")
+    store.promote(store.add(bundle))
+    store.add(swapped(tmp_path / "swapped"))
+    return store
+
+
+RED = {"1": "red", "2": "green"}
+
+
+@contextmanager
+def running_store(store: VersionStore, **settings: object) -> Iterator[tuple[httpx.Client, Engine]]:
+    """Serve a store in a thread until the block ends, and yield a client once it is ready."""
+    engine = Engine(read_settings(store=store.folder, port=0, **settings))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200 or engine.failure is not None)
+        assert engine.failure is None, engine.failure
+        yield client, engine
+
+
+def served(client: httpx.Client) -> str:
+    return client.get("/model").headers["X-Taillift-Version"]
+
+
+def outcome(client: httpx.Client, name: str) -> float:
+    return sample(client, "taillift_role_changes_total", outcome=name)
+
+
+def test_answers_name_the_version_and_a_bundle_alone_has_none(
+    store: VersionStore, client: httpx.Client
+) -> None:
+    plain = client.post("/classify", content=photo(COLOURS["red"]))
+    assert "X-Taillift-Version" not in plain.headers
+    assert set(plain.json()["model"]) == {"name", "version"}
+    with running_store(store) as (stored, _):
+        answer = stored.post("/classify", content=photo(COLOURS["red"]))
+        assert answer.headers["X-Taillift-Version"] == "1"
+        assert answer.json()["model"]["number"] == 1
+        assert answer.json()["results"] == plain.json()["results"]
+        assert stored.post("/confidence", content=b"none").headers["X-Taillift-Version"] == "1"
+
+
+def test_under_load_nothing_is_lost_and_each_answer_is_of_the_version_it_names(
+    store: VersionStore,
+) -> None:
+    swaps, stop, wrong = 6, threading.Event(), list[str]()
+    seen: Counter[str] = Counter()
+
+    def send(url: httpx.URL) -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post("/classify", content=new_photo(COLOURS["red"]))
+                number = answer.headers.get("X-Taillift-Version", "none")
+                seen[number] += 1
+                if answer.status_code != 200 or top_labels(answer) != [RED[number]]:
+                    wrong.append(f"{answer.status_code} from {number}: {answer.text}")
+
+    with running_store(store) as (client, engine), ThreadPoolExecutor(6) as pool:
+        senders = [pool.submit(send, client.base_url) for _ in range(6)]
+        try:
+            for index in range(swaps):
+                number = 2 if index % 2 == 0 else 1
+                store.promote(number)
+                until(lambda: served(client) == str(number))  # noqa: B023
+        finally:
+            stop.set()
+        for sender in senders:
+            sender.result()
+        until(lambda: not engine.draining)
+        assert outcome(client, "done") == swaps
+        # A counter belongs to the process: a swap looks like no restart.
+        samples = scrape(client)
+        counted = sum(
+            value for (name, _), value in samples.items() if name == "taillift_predictions_total"
+        )
+        assert counted == sum(seen.values())
+    assert wrong == []
+    assert seen["1"] > 10
+    assert seen["2"] > 10
+
+
+def test_a_request_ends_with_the_version_that_it_began_with(store: VersionStore) -> None:
+    with running_store(store) as (client, engine), ThreadPoolExecutor(2) as pool:
+        old = engine.champion
+        graph = ref(old.bundle._classifier.session._graph)  # type: ignore[union-attr]
+        slow = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: old.leases == 1)
+        store.promote(2)
+        until(lambda: engine.champion.number == 2)
+        assert old in engine.draining
+        answer = slow.result()
+        assert answer.status_code == 200
+        assert answer.headers["X-Taillift-Version"] == "1"
+        until(lambda: not engine.draining)
+        assert graph() is None
+        assert old.scheduler is None
+
+
+def test_a_slow_upload_keeps_its_version(store: VersionStore) -> None:
+    half, rest = threading.Event(), photo(COLOURS["red"])
+
+    def body() -> Iterator[bytes]:
+        yield rest[:20]
+        half.wait(20)
+        yield rest[20:]
+
+    with running_store(store) as (client, engine), ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(client.post, "/classify", content=body())
+        until(lambda: engine.champion.leases == 1)
+        store.promote(2)
+        until(lambda: engine.champion.number == 2)
+        assert len(engine.draining) == 1
+        half.set()
+        answer = sent.result()
+        assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("1", ["red"])
+        until(lambda: not engine.draining)
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / MODEL).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / MODEL).unlink()  # It may be a link to another version's file.
+    (folder / MODEL).write_bytes(content)
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "golden.npz").unlink()
+
+
+def name_another_schema(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"schema_version": 2', '"schema_version": 9'))
+
+
+def change_golden_logits(folder: Path) -> None:
+    pixels, logits = read_golden(folder)
+    (folder / "golden.npz").unlink()
+    write_golden(folder, pixels, logits + np.float32(1))
+    manifest = read_manifest(folder)
+    files = {**manifest.files, "golden.npz": file_record(folder / "golden.npz")}
+    write_manifest(folder / MANIFEST, manifest.model_copy(update={"files": files}))
+
+
+def vanish(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip_a_byte, "its hash differs"),
+        (lose_a_file, "golden.npz is missing"),
+        (name_another_schema, "is not valid at schema_version"),
+        (change_golden_logits, "gives other logits here"),
+        (vanish, "has no version 2"),
+    ],
+)
+def test_a_version_that_cannot_be_served_changes_nothing_also_after_a_restart(
+    store: VersionStore, damage: Callable[[Path], None], words: str
+) -> None:
+    with running_store(store) as (client, engine):
+        damage(store.folder / "versions" / "2")
+        # By hand, because the store would notice some of it.
+        roles = store.roles().model_copy(update={"champion": 2, "previous": 1, "etag": 9})
+        (store.folder / "roles.json").write_text(roles.model_dump_json())
+        until(lambda: outcome(client, "refused") == 1)
+        assert words in engine.refusals[2]
+        assert served(client) == "1"
+        assert client.get("/readyz").status_code == 200
+    with running_store(store) as (client, engine):
+        assert served(client) == "1"
+        assert 2 in engine.refusals
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["red"]
+
+
+def test_a_version_that_is_deleted_while_it_loads_takes_nothing_with_it(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    with running_store(store) as (client, engine):
+        for index in range(4):
+            number = store.add(write_bundle(tmp_path / f"b{index}", name=f"b{index}"))
+            before = outcome(client, "done") + outcome(client, "refused")
+            store.promote(number)
+            until(lambda: number in engine.loading or engine.champion.number == number)  # noqa: B023
+            sleep(0.01 * index)
+            shutil.rmtree(store.folder / "versions" / str(number))
+            until(lambda: outcome(client, "done") + outcome(client, "refused") > before)  # noqa: B023
+            answer = client.post("/classify", content=new_photo(COLOURS["red"]))
+            assert top_labels(answer) == ["red"]
+
+
+def test_a_process_follows_a_signal_and_serves_the_champion_after_being_killed(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    flags = ["--store", str(store.folder), "--tail-file", str(tmp_path / "tail.sqlite")]
+    with process(tmp_path / "unused", *flags) as (server, client):
+        assert served(client) == "1"
+        store.promote(2)
+        server.send_signal(signal.SIGHUP)
+        until(lambda: served(client) == "2")
+        server.kill()
+    with process(tmp_path / "unused", *flags) as (_, client):
+        assert served(client) == "2"
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["green"]
+
+
+def test_a_champion_that_was_refused_at_the_start_is_tried_again_at_a_signal(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    golden = store.path(2) / "golden.npz"
+    content = golden.read_bytes()
+    store.promote(2)
+    golden.unlink()
+    with process(tmp_path / "unused", "--store", str(store.folder)) as (server, client):
+        assert served(client) == "1"
+        golden.write_bytes(content)
+        server.send_signal(signal.SIGHUP)
+        until(lambda: served(client) == "2")
+
+
+def test_a_store_without_a_champion_or_with_damaged_roles_is_one_line(
+    tmp_path: Path, bundle: Path
+) -> None:
+    store = VersionStore.at(tmp_path / "store")
+    store.add(bundle)
+    with pytest.raises(UserError, match="has no champion: choose one with `taillift models"):
+        Engine(read_settings(store=store.folder))
+    (store.folder / "roles.json").write_text("{")
+    with pytest.raises(UserError, match=r"roles\.json cannot be read"):
+        Engine(read_settings(store=store.folder))
+
+
+def test_damaged_roles_leave_the_service_as_it_is(
+    store: VersionStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_store(store) as (client, _):
+        text = (store.folder / "roles.json").read_text()
+        (store.folder / "roles.json").write_text(text[:10])
+        until(lambda: "the roles stay as they were" in caplog.text)
+        assert served(client) == "1"
+        (store.folder / "roles.json").write_text(text)
+        store.promote(2)
+        until(lambda: served(client) == "2")
+
+
+def test_after_a_rollback_the_evidence_is_what_it_was(tmp_path: Path, store: VersionStore) -> None:
+    file = tmp_path / "tail.sqlite"
+    with running_store(store, tail_file=file) as (client, engine):
+        for label in ("red", "blue", "black"):
+            client.post("/classify", content=new_photo(COLOURS[label]))
+        before = client.get("/classes").json()
+        assert before["window"]["predictions"] == 3
+        store.promote(2)
+        until(lambda: served(client) == "2")
+        assert client.get("/classes").json()["window"]["predictions"] == 0
+        client.post("/classify", content=new_photo(COLOURS["white"]))
+        store.rollback()
+        until(lambda: served(client) == "1")
+        assert client.get("/classes").json()["classes"] == before["classes"]
+        assert sample(client, "taillift_class_predictions_total", class_="white", group="few") == 1
+        until(lambda: not engine.draining)
+    with running_store(store, tail_file=file) as (client, _):
+        assert client.get("/classes").json()["window"]["predictions"] == 3
+        store.promote(2)
+        until(lambda: served(client) == "2")
+        assert client.get("/classes").json()["window"]["predictions"] == 1
+
+
+def test_a_pinned_version_must_be_loaded(store: VersionStore) -> None:
+    with running_store(store) as (client, _):
+        red = photo(COLOURS["red"])
+        for pin in ("1", "champion"):
+            answer = client.post("/classify", params={"version": pin}, content=red)
+            assert top_labels(answer) == ["red"]
+        for pin in ("2", "challenger", "", "x" * 99):
+            refused = client.post("/classify", params={"version": pin}, content=red)
+            assert refused.status_code == 404
+            assert refused.json()["type"] == "urn:taillift:problem:no-such-version"
+        assert sample(client, "taillift_rejections_total", reason="no_such_version") == 4
+
+
+def test_the_info_series_follow_the_champion(store: VersionStore) -> None:
+    with running_store(store) as (client, engine):
+        first = engine.champion.bundle.manifest.version
+        labels = {"number": "1", "version": first, "role": "champion"}
+        assert sample(client, "taillift_version_info", **labels) == 1
+        assert sample(client, "taillift_load_seconds", number="1") > 0
+        store.promote(2)
+        until(lambda: served(client) == "2")
+        until(lambda: not engine.draining)
+        numbers = {dict(key)["number"] for name, key in scrape(client) if name == "taillift_leases"}
+        assert numbers == {"2"}
+        versions = [
+            dict(key)["version"] for name, key in scrape(client) if name == "taillift_model_info"
+        ]
+        assert versions == [engine.champion.bundle.manifest.version] != [first]
