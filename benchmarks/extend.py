@@ -168,7 +168,7 @@ def main() -> None:
                 f"new ({len(new)})",
                 f"few of the new ({len(few)})",
             ]
-            texts += [markdown(titles, rows), ""]
+            texts.append(markdown(titles, rows))
         twice.append(added_twice(task, dataset.name, options.seeds))
     titles = ["10 classes added", "all classes, at once", "5 and then 5"]
     write_result(RESULTS / "extend.md", [*texts, markdown(titles, twice)])
