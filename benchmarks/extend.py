@@ -8,7 +8,8 @@ mean accuracy of classes on the test photos' centre views, over all, the old, th
 few-shot classes, for
 
 - joint: one head, trained on the photos of all classes;
-- append: the new classes' mean features as rows of the old head, without training;
+- append: rows from the new classes' mean features behind those of the old head, as `extend`
+  starts, without training;
 - new photos only: the head trained on them, without draws of old classes;
 - extend: what `taillift extend` does.
 
@@ -28,7 +29,7 @@ from benchmarks.photos import SAMPLE
 from benchmarks.tables import RESULTS, markdown, write_result
 from taillift.models.bundle.arrays import Doubles, Floats, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
-from taillift.models.bundle.head_training import DRAWS, train_head
+from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.fit.build import initial_weight, preprocessing_for
@@ -113,7 +114,7 @@ class Task:
         classes = len(old) + len(new)
         added = FeatureStatistics.of(features, labels, classes)
         joined = known.only([*range(len(old)), *[None] * len(new)]).joined(added)
-        start = np.concatenate([rows, joined.means[len(old) :]])
+        start = np.concatenate([rows, new_rows(rows, known.means, joined.means[len(old) :])])
         drawn = np.array([draws] * len(old) + [0] * len(new))
         return train_head(start, SCALE, features, labels, joined, drawn, seed)
 
@@ -124,11 +125,12 @@ def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
     old = [one for one in everything if one not in set(new)]
     order = np.argsort([*old, *new])
     before = task.trained(old, seed)
-    features, labels = task.photos(new)
-    means = unit(FeatureStatistics.of(features, labels, len(new)).means)
+    known = FeatureStatistics.of(*task.photos(old), len(old))
+    added = FeatureStatistics.of(*task.photos(new), len(new))
+    appended = new_rows(before, known.means, added.means)
     rows = {
         "joint": task.trained(everything, seed),
-        "append": np.concatenate([before, means])[order],
+        "append": np.concatenate([before, appended])[order],
         "new photos only": task.extended(before, old, new, seed, draws=0)[order],
         "extend": task.extended(before, old, new, seed)[order],
     }
@@ -166,7 +168,7 @@ def main() -> None:
                 f"new ({len(new)})",
                 f"few of the new ({len(few)})",
             ]
-            texts += [markdown(titles, rows), ""]
+            texts.append(markdown(titles, rows))
         twice.append(added_twice(task, dataset.name, options.seeds))
     titles = ["10 classes added", "all classes, at once", "5 and then 5"]
     write_result(RESULTS / "extend.md", [*texts, markdown(titles, twice)])

@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from taillift.models.bundle.folder import (
     read_golden,
     write_golden,
 )
-from taillift.models.bundle.head_training import DRAWS, train_head
+from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import ClassInfo, Manifest, Variant
 from taillift.models.bundle.photo_sources import is_photo
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 # The name of a checkpoint's metadata, and of its head's rows.
 KEY, ROWS = "taillift", "head.weight"
 SPLITS: Final = ("train", "val", "test")
+# Names of classes in a note.
+MOST_NAMES: Final = 10
 # How far apart the lengths of a cosine head's rows may be, as a share of them.
 LENGTH_TOLERANCE: Final = 1e-3
 # How far logits may be from the product of features and head, and features from the old tower's.
@@ -76,55 +79,34 @@ def extend(
     """
     check_replaceable(target, MANIFEST if replace else None)
     old = OldBundle(bundle, max_pixels)
-    statistics, known = old.statistics(), len(old.manifest.classes)
+    statistics = old.statistics()
     by_class = photos_by_class(photos)
-    indices = indices_by_name(old.manifest.labels)
-    if (again := [label for label in by_class if label in indices]) and not more:
+    known = indices_by_name(old.manifest.labels)
+    if (again := [label for label in by_class if label in known]) and not more:
         raise UserError(
             f"{photos} has photos of {again[0]!r}, and so has {bundle}: pass --more if these are "
             "more photos of the class, or rename the folder"
         )
     features, names = features_of(old.classifier, by_class)
-
-    # All classes, the most frequent first; equally frequent ones by name, as in a set of photos.
-    everything = [*old.manifest.labels, *(label for label in by_class if label not in indices)]
-    place = indices_by_name(everything)
-    added = np.bincount([place[name] for name in names], minlength=len(everything))
-    before = [*old.manifest.counts, *[0] * (len(everything) - known)]
-    counts = (added + before).tolist()
-    order = sorted(range(len(everything)), key=lambda one: (-counts[one], everything[one]))
-    rank = {one: index for index, one in enumerate(order)}
-    labels = np.array([rank[place[name]] for name in names], np.int64)
+    classes, rows = classes_with(old.manifest, names)
+    places = indices_by_name([info.label for info in classes])
+    labels = np.array([places[name] for name in names], np.int64)
 
     # The head: old rows from where they are, new ones from the means of their classes.
-    rows = [one if one < known else None for one in order]
-    new = FeatureStatistics.of(features, labels, len(order))
+    before = old.weight / np.float32(old.scale)
+    new = FeatureStatistics.of(features, labels, len(classes))
     joined = statistics.only(rows).joined(new)
     is_old = np.array([row is not None for row in rows])
-    start = joined.means.copy()
-    start[is_old] = old.weight[[row for row in rows if row is not None]]
+    start = new_rows(before, statistics.means, joined.means)
+    start[is_old] = before[[row for row in rows if row is not None]]
     draws = np.where(is_old, DRAWS, 0)
     directions = train_head(start, old.scale, features, labels, joined, draws, seed)
 
-    share = 1 / len(order)
-    infos = []
-    for one in order:
-        count = counts[one]
-        changes = {"count": count, "group": old.manifest.thresholds.group(count)}
-        if one >= known:
-            label = everything[one]
-            infos.append(ClassInfo(label=label, prompt=label, prior=share, **changes))
-        else:
-            shared = {"prior": share, "accuracy": None} | (changes if added[one] else {})
-            infos.append(old.manifest.classes[one].model_copy(update=shared))
-    manifest = old.manifest.model_copy(
-        update={
-            "classes": tuple(infos),
-            "method": old.manifest.method.model_copy(update={"prior": "uniform"}),
-        }
-    )
-    note = f"photos of {', '.join(by_class)} were added to bundle {old.manifest.version}"
+    method = old.manifest.method.model_copy(update={"prior": "uniform"})
+    changes = {"classes": tuple(classes), "method": method}
+    note = f"photos of {first_names(list(by_class))} were added to bundle {old.manifest.version}"
     weight = (old.scale * directions).astype(np.float32)
+    manifest = old.manifest.model_copy(update=changes)
     return old.write(target, replace, manifest, weight, joined, note)
 
 
@@ -149,8 +131,8 @@ def forget(
     )
     manifest = old.manifest.model_copy(update={"classes": classes})
     statistics = old.statistics().only([*kept]) if STATISTICS in old.manifest.files else None
-    forgotten = ", ".join(old.manifest.labels[index] for index in gone)
-    note = f"{forgotten} left bundle {old.manifest.version}"
+    forgotten = first_names([old.manifest.labels[index] for index in gone])
+    note = f"bundle {old.manifest.version} also knew {forgotten}"
     return old.write(target, replace, manifest, old.weight[kept], statistics, note)
 
 
@@ -229,10 +211,12 @@ class OldBundle:
         `note` says what was changed. The new graph must give the old features, and the product of
         features and rows as logits, on the golden views; raises `UserError` if it does not.
         """
-        variants = [str(one) for one in self.manifest.variants if one is not Precision.FP32]
-        left_out = [
-            f"{', '.join(variants)}: made from the old graph; `taillift export` makes them"
-        ] * bool(variants)
+        left_out = []
+        if variants := [str(one) for one in self.manifest.variants if one is not Precision.FP32]:
+            left_out.append(
+                f"{', '.join(variants)}: made from the old graph; `taillift export` makes new "
+                "ones, with the photos of all classes"
+            )
         had = self.manifest.variants[Precision.FP32]
         if had.calibration or had.exit or had.sets or had.review or had.evaluation:
             left_out.append(
@@ -337,6 +321,32 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
     return by_class
 
 
+def classes_with(
+    manifest: Manifest, names: Sequence[str]
+) -> tuple[list[ClassInfo], list[int | None]]:
+    """Return all classes after photos of the classes `names` [N] are added, under a uniform prior.
+
+    They are in the order of their counts, equal ones by name, as in a set of photos. With them
+    comes the index that each has in `manifest`, None for a new one.
+    """
+    added, known = Counter(names), indices_by_name(manifest.labels)
+    new = [label for label in added if label not in known]
+    share = 1 / (len(manifest.classes) + len(new))
+    pairs: list[tuple[ClassInfo, int | None]] = []
+    for index, info in enumerate(manifest.classes):
+        count = info.count + added[canonical(info.label)]
+        changes: dict[str, object] = {"prior": share, "accuracy": None}
+        if count != info.count:
+            changes |= {"count": count, "group": manifest.thresholds.group(count)}
+        pairs.append((info.model_copy(update=changes), index))
+    for label in new:
+        group = manifest.thresholds.group(added[label])
+        info = ClassInfo(label=label, prompt=label, count=added[label], group=group, prior=share)
+        pairs.append((info, None))
+    pairs.sort(key=lambda pair: (-pair[0].count, pair[0].label))
+    return [info for info, _ in pairs], [index for _, index in pairs]
+
+
 def features_of(
     classifier: Classifier, by_class: dict[str, list[Path]]
 ) -> tuple[Floats, list[str]]:
@@ -360,6 +370,12 @@ def features_of(
         if label not in labels:
             raise UserError(f"{photos[0].parent} has no photo that can be used: add one")
     return np.stack(rows).astype(np.float32), labels
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first few of many names, and how many more there are."""
+    others = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + others
 
 
 def close(values: Floats, expected: Floats, tolerance: float) -> bool:

@@ -79,6 +79,19 @@ def train_head(
     return unit(average)
 
 
+def new_rows(rows: Floats, means: Floats, new: Floats) -> Floats:
+    """Return unit rows [M, D] of new classes, from their mean features `new` [M, D].
+
+    They are made like the unit `rows` [C, D] of the old classes, whose mean features are `means`
+    [C, D]: of what the rows have in common, and as much as they have, on average, of the direction
+    in which a class's mean is from the middle of all. The means alone would not do: what all photos
+    have in common is most of them, and a head that starts from prototypes has nothing of it.
+    """
+    shared, middle = rows.mean(0), means.mean(0)
+    own_part = float((rows * unit(means - middle)).sum(1).mean())
+    return unit(shared + max(own_part, 0.0) * unit(new - middle))
+
+
 def batches(items: int, random: np.random.Generator) -> Iterator[Indices]:
     """Yield the indices of each of the `STEPS` batches: all items in a new order, again and again.
 

@@ -5,6 +5,7 @@ projection of the view's pixels.
 """
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -19,8 +20,8 @@ from safetensors.numpy import save_file
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
 from taillift.models.bundle.folder import DELTA, MODEL, new_bundle, write_golden
 from taillift.models.bundle.images import load, views
-from taillift.models.bundle.manifest import FileRecord, Manifest, Thresholds, classes_from
-from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.manifest import FileRecord, Manifest, Thresholds, Variant, classes_from
+from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import Session
 from tests.support.palette import SIZE, palette_manifest
 
@@ -54,7 +55,7 @@ def write_colours(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
 def write_cosine_bundle(target: Path, photos: Path, old: bool = False) -> Path:
     """Write a bundle of the classes of `photos`, whose rows are their mean features.
 
-    An `old` one has no statistics.
+    It has a variant int8, a copy of the graph. An `old` one has no statistics.
     """
     manifest = palette_manifest("", {})
     folders = sorted(photos.iterdir(), key=lambda place: (-len(list(place.iterdir())), place.name))
@@ -75,13 +76,15 @@ def write_cosine_bundle(target: Path, photos: Path, old: bool = False) -> Path:
         rows = SCALE * unit(statistics.means)
         onnx.save(graph(rows), bundle.path / MODEL)
         golden = pixels[:: max(1, len(pixels) // 4)]
-        write_golden(bundle.path, golden, Session(bundle.path / MODEL).run(golden).logits)
+        logits = Session(bundle.path / MODEL).run(golden).logits
+        shutil.copyfile(bundle.path / MODEL, bundle.path / FILES[Precision.INT8])
+        write_golden(bundle.path, golden, dict.fromkeys(Precision, logits))
         if not old:
             statistics.save(bundle.path)
         document = {"classes": labels, "names": labels, "counts": counts, "prompts": labels}
         save_file({"head.weight": rows}, bundle.path / DELTA, {"taillift": json.dumps(document)})
         classes = classes_from(labels, labels, counts, Thresholds(), [None] * len(labels))
-        variants = {Precision.FP32: manifest.variants[Precision.FP32]}
+        variants = {**manifest.variants, Precision.INT8: Variant(made="a copy")}
 
         def finished(files: dict[str, FileRecord]) -> Manifest:
             changes = {"name": "colours", "classes": classes, "variants": variants, "files": files}

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -83,15 +84,18 @@ def test_the_service_knows_a_new_class(old: Path, tmp_path: Path) -> None:
         assert answer["results"][0]["predictions"][0]["label"] == "orange"
 
 
-def test_calibration_is_left_out_and_said(old: Path, tmp_path: Path) -> None:
+def test_calibration_and_variants_are_left_out_and_said(old: Path, tmp_path: Path) -> None:
     assert read_manifest(old).variants[Precision.FP32].calibration
     changed = extend(old, write_colours(tmp_path / "new", {"orange": 3}), tmp_path / "out")
     (variant,) = changed.manifest.variants.values()
     assert (variant.calibration, variant.exit, variant.sets, variant.review) == (None,) * 4
-    (line,) = changed.left_out
-    assert line.startswith("calibration and report: they were of the old classes")
+    assert [line.partition(":")[0] for line in changed.left_out] == [
+        "int8",
+        "calibration and report",
+    ]
     version = read_manifest(old).version
-    assert variant.notes == (f"photos of orange were added to bundle {version}", line)
+    assert variant.notes == (f"photos of orange were added to bundle {version}", *changed.left_out)
+    assert sorted(changed.manifest.files) == [DELTA, "golden.npz", MODEL, "statistics.npz"]
 
 
 def test_the_same_seed_gives_the_same_bytes(old: Path, tmp_path: Path) -> None:
@@ -247,3 +251,11 @@ def test_the_demo_bundle_forgets_a_class_and_says_that_it_cannot_learn_one(tmp_p
     photos = write_colours(tmp_path / "new", {"orange": 1})
     with pytest.raises(UserError, match="has no statistics"):
         extend(tmp_path / "demo", photos, tmp_path / "more")
+
+
+def test_without_the_package_onnx_the_error_is_one_line(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(UserError, match=r"^onnx is not installed, .*: pip install onnx"):
+        forget(old, ["red"], tmp_path / "out")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from taillift.models.bundle import head_training as module
 from taillift.models.bundle.arrays import Floats, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
-from taillift.models.bundle.head_training import batches, rate_factor, train_head
+from taillift.models.bundle.head_training import batches, new_rows, rate_factor, train_head
 
 
 def blobs(seed: int, counts: list[int], width: int = 12) -> tuple[Floats, Labels]:
@@ -40,6 +40,24 @@ def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
             weight.lerp_(anchor, rate * module.ANCHOR)
         optimiser.step()
     assert np.allclose(rows, F.normalize(weight).detach().numpy(), atol=1e-4)
+
+
+def test_new_rows_are_made_like_the_old_ones() -> None:
+    random = np.random.default_rng(4)
+    common = np.zeros(20, np.float32)
+    common[0] = 5
+    directions = random.standard_normal((7, 20)).astype(np.float32)
+    directions[:, 0] = 0
+    means = common + directions
+    old, new = means[:6], means[6:]
+
+    # Rows that hold the whole means, and rows that hold only what tells the classes apart.
+    whole = new_rows(unit(old), old, new)
+    assert (whole * unit(new)).sum() > 0.95
+    apart = new_rows(unit(old - old.mean(0)), old, new)
+    assert abs(apart[0, 0]) < 0.01
+    assert (apart * unit(new - old.mean(0))).sum() > 0.97
+    assert np.isfinite(new_rows(unit(old[:1]), old[:1], old[:1])).all()
 
 
 def test_draws_stand_for_the_photos_of_a_class() -> None:
