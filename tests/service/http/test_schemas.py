@@ -23,7 +23,7 @@ from tests.support.palette import CLASSES, TEMPERATURE, logits_of, photo
 from tests.support.serving import form, running
 
 RED = CLASSES["red"][0]
-STATUSES = {"200", "400", "403", "408", "413", "415", "421", "422", "429", "500", "503"}
+STATUSES = {"200", "400", "403", "404", "408", "413", "415", "421", "422", "429", "500", "503"}
 COUNTS = np.array([count for _, count in CLASSES.values()], float)
 
 
