@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -58,13 +58,15 @@ from taillift.training.export.int8 import FewShotPhotos
 from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.estimate import evaluation_seconds
-from taillift.training.fit.inputs import Photos, evaluation_photos, first_copies
+from taillift.training.fit.inputs import Photos, evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.bundle import write_report
 from taillift.training.train import Trainer
 
 TOLERANCE: Final = 1e-4
+# The mean of so many photos of a class is close to that of all.
+STATISTICS_PHOTOS: Final = 32
 THRESHOLDS: Final = Thresholds()
 PROOF_PHOTOS: Final = 128
 GOLDEN_PHOTOS: Final = 4
@@ -128,8 +130,8 @@ def export(
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:
         photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
-    # The statistics of the features take one view of each training photo.
-    photos += len(dataset.train) // VIEWS
+    # The statistics of the features take one view of each of these.
+    photos += len(photos_of_classes(dataset.train)) // VIEWS
     seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
     if calibrated and dataset.val is None:
         # Each fold trains on four fifths of the photos again, and measures the others.
@@ -259,17 +261,32 @@ def centre_views(split: Split, metadata: CheckpointMetadata, most: int = PROOF_P
 def measure_features(
     session: Session, dataset: Dataset, metadata: CheckpointMetadata
 ) -> FeatureStatistics:
-    """Return the statistics of the features of all training photos, for `taillift extend`."""
+    """Return the statistics of the training photos' features, for `taillift extend`.
+
+    Of each class, `STATISTICS_PHOTOS` are looked at, and all of them are counted.
+    """
     views = evaluation_photos(dataset.train, metadata.preprocessing)
     centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
-    batches = centres.batches(first_copies(len(dataset.train)), BATCH)
-    number = -(-len(dataset.train) // BATCH)
+    chosen = photos_of_classes(dataset.train)
+    batches = centres.batches([(photo, 0) for photo in chosen], BATCH)
+    number = -(-len(chosen) // BATCH)
     features = [
         session.run(rows.numpy()).features
         for rows, _ in track(batches, "Measuring the features of the training photos", number)
     ]
     labels = np.asarray(dataset.train.labels, np.int64)
-    return FeatureStatistics.of(np.concatenate(features), labels, len(dataset.classes))
+    classes = len(dataset.classes)
+    statistics = FeatureStatistics.of(np.concatenate(features), labels[chosen], classes)
+    return replace(statistics, counts=np.bincount(labels, minlength=classes))
+
+
+def photos_of_classes(split: Split) -> list[int]:
+    """Return the indices of up to `STATISTICS_PHOTOS` photos of each class, in order."""
+    labels = np.asarray(split.labels, np.int64)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    # Evenly spaced, because neighbours are often alike.
+    chosen = [one[:: -(-len(one) // STATISTICS_PHOTOS)] for one in members]
+    return sorted(np.concatenate(chosen).tolist())
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ BATCH: Final = 32
 # Fewest augmented copies of a photo.
 FEWEST: Final = 2
 # For fewer rows, compiling the blocks of a transformer takes longer than torch does to run them.
-FEW_ROWS: Final = 1000
+FEW_ROWS: Final = 300
 # float16 ends at 65,504: features whose first batch comes near it are kept in float32.
 HALF_RANGE: Final = 1e4
 
