@@ -33,18 +33,26 @@ def end_in_one_line(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "x"?)` with the known name most like `name`, or nothing.
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`, or None if there is none like it.
 
-    The text begins with a space and belongs directly behind the name in a message. If there are
-    many names, it is looked for among those with the same beginning only.
+    If there are many names, it is looked for among those with the same beginning only.
     """
     candidates = list(known)
     if len(candidates) > MAX_COMPARED:
         alike = (one for one in candidates if one[:2].casefold() == name[:2].casefold())
         candidates = list(islice(alike, MAX_COMPARED))
-    matches = get_close_matches(name[:80], candidates, n=1)
-    return f' (did you mean "{matches[0]}"?)' if matches else ""
+    matches = get_close_matches(name, candidates, n=1)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean "x"?)` with the known name most like `name`, or nothing.
+
+    The text begins with a space and belongs directly behind the name in a message.
+    """
+    near = nearest(name, known)
+    return f' (did you mean "{near}"?)' if near else ""
 
 
 def first_line(error: Exception) -> str:

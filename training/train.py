@@ -46,8 +46,8 @@ from taillift.training.fit.frozen_features import (
 )
 from taillift.training.fit.inputs import (
     Inputs,
-    Photos,
     Subset,
+    centre_photos,
     epoch_order,
     evaluation_photos,
     first_copies,
@@ -262,8 +262,7 @@ class Trainer:
 
     def centre_views(self, split: Split, model: Model, preprocessing: Preprocessing) -> Inputs:
         """Return the centre views of a split, as rows to feed to `model`. Collective."""
-        views = evaluation_photos(split, preprocessing)
-        centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+        centres = centre_photos(split, preprocessing)
         title = "Reading photos for the head"
         frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes, title)
         return frozen.inputs_for(model, preprocessing.size)

@@ -58,7 +58,7 @@ from taillift.training.export.int8 import FewShotPhotos
 from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
 from taillift.training.fit.checkpoint import CheckpointMetadata, restore
 from taillift.training.fit.estimate import evaluation_seconds
-from taillift.training.fit.inputs import Photos, evaluation_photos
+from taillift.training.fit.inputs import centre_photos, evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.bundle import write_report
@@ -265,8 +265,7 @@ def measure_features(
 
     Of each class, `STATISTICS_PHOTOS` are looked at, and all of them are counted.
     """
-    views = evaluation_photos(dataset.train, metadata.preprocessing)
-    centres = Photos(lambda photo, epoch: views.crop(photo, epoch)[:1], 1, views.labels)
+    centres = centre_photos(dataset.train, metadata.preprocessing)
     chosen = photos_of_classes(dataset.train)
     batches = centres.batches([(photo, 0) for photo in chosen], BATCH)
     number = -(-len(chosen) // BATCH)

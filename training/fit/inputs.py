@@ -199,6 +199,12 @@ def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
     return Photos(crop, VIEWS, torch.tensor(split.labels))
 
 
+def centre_photos(split: Split, preprocessing: Preprocessing) -> Photos:
+    """Return photos with the centre view alone."""
+    photos = evaluation_photos(split, preprocessing)
+    return Photos(lambda photo, epoch: photos.crop(photo, epoch)[:1], 1, photos.labels)
+
+
 def random_resized_crop(
     width: int, height: int, random: np.random.Generator
 ) -> tuple[float, float, float, float]:

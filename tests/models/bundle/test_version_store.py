@@ -5,17 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from taillift.models.bundle.folder import (
     MANIFEST,
     MODEL,
     file_record,
-    read_golden,
     read_manifest,
     verify_files,
-    write_golden,
     write_manifest,
 )
 from taillift.models.bundle.manifest import ClassInfo
@@ -27,6 +24,12 @@ from taillift.models.bundle.version_store import (
     VersionStore,
 )
 from taillift.models.errors import UserError
+from tests.support.damage import (
+    change_golden_logits,
+    flip_a_byte,
+    lose_a_file,
+    name_another_schema,
+)
 from tests.support.palette import palette_manifest, write_bundle
 
 
@@ -97,29 +100,6 @@ def test_a_number_is_not_used_again(store: VersionStore, tmp_path: Path) -> None
     with pytest.raises(UserError, match="has no version 2"):
         store.version(number)
     assert store.add(write_bundle(tmp_path / "third", name="third")) == 3
-
-
-def flip_a_byte(bundle: Path) -> None:
-    content = bytearray((bundle / MODEL).read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / MODEL).write_bytes(content)
-
-
-def lose_a_file(bundle: Path) -> None:
-    (bundle / "golden.npz").unlink()
-
-
-def name_another_schema(bundle: Path) -> None:
-    text = (bundle / MANIFEST).read_text()
-    (bundle / MANIFEST).write_text(text.replace('"schema_version": 2', '"schema_version": 9'))
-
-
-def change_golden_logits(bundle: Path) -> None:
-    pixels, logits = read_golden(bundle)
-    write_golden(bundle, pixels, logits + np.float32(1))
-    manifest = read_manifest(bundle)
-    files = {**manifest.files, "golden.npz": file_record(bundle / "golden.npz")}
-    write_manifest(bundle / MANIFEST, manifest.model_copy(update={"files": files}))
 
 
 def list_a_file_outside(bundle: Path) -> None:

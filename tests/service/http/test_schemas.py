@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from taillift.models import errors
 from taillift.service.http import app, schemas
 from taillift.service.http.schemas import (
     Confidence,
@@ -175,7 +176,7 @@ def test_few_labels_are_compared_with_an_unknown_one(
         compared.append(len(labels))
         return get_close_matches(word, labels, n)
 
-    monkeypatch.setattr(schemas, "get_close_matches", counting)
+    monkeypatch.setattr(errors, "get_close_matches", counting)
     for count in (10, 1_000, 20_000):
         unknown_class(label, [f"label {number}" for number in range(count)])
     assert max(compared) <= 100

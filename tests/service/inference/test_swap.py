@@ -12,22 +12,18 @@ from time import sleep
 from weakref import ref
 
 import httpx
-import numpy as np
 import pytest
 
-from taillift.models.bundle.folder import (
-    MANIFEST,
-    MODEL,
-    file_record,
-    read_golden,
-    read_manifest,
-    write_golden,
-    write_manifest,
-)
 from taillift.models.bundle.version_store import VersionStore
 from taillift.models.errors import UserError
 from taillift.service.inference.engine import Engine
 from taillift.service.settings import read_settings
+from tests.support.damage import (
+    change_golden_logits,
+    flip_a_byte,
+    lose_a_file,
+    name_another_schema,
+)
 from tests.support.palette import (
     CLASSES,
     SLOW,
@@ -169,31 +165,6 @@ def test_a_slow_upload_keeps_its_version(store: VersionStore) -> None:
         answer = sent.result()
         assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("1", ["red"])
         until(lambda: not engine.draining)
-
-
-def flip_a_byte(folder: Path) -> None:
-    content = bytearray((folder / MODEL).read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / MODEL).unlink()  # It may be a link to another version's file.
-    (folder / MODEL).write_bytes(content)
-
-
-def lose_a_file(folder: Path) -> None:
-    (folder / "golden.npz").unlink()
-
-
-def name_another_schema(folder: Path) -> None:
-    text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace('"schema_version": 2', '"schema_version": 9'))
-
-
-def change_golden_logits(folder: Path) -> None:
-    pixels, logits = read_golden(folder)
-    (folder / "golden.npz").unlink()
-    write_golden(folder, pixels, logits + np.float32(1))
-    manifest = read_manifest(folder)
-    files = {**manifest.files, "golden.npz": file_record(folder / "golden.npz")}
-    write_manifest(folder / MANIFEST, manifest.model_copy(update={"files": files}))
 
 
 def vanish(folder: Path) -> None:
