@@ -245,8 +245,11 @@ class Connection(HttpToolsProtocol):
     def _piece_size(self) -> int:
         """Return how many bytes can be parsed without parsing a second request as well."""
         if self._in_head:
-            end = self._unparsed.find(b"\r\n\r\n")
-            return len(self._unparsed) if end < 0 else end + 4
+            # Empty lines before a head are read with it: a piece for each pair would be slow.
+            size = len(self._unparsed)
+            start = 0 if self._head_begun else size - len(self._unparsed.lstrip(b"\r\n"))
+            end = self._unparsed.find(b"\r\n\r\n", start)
+            return size if end < 0 else end + 4
         return self._body_left or CHUNKED_PIECE
 
     def _feed(self, data: bytes) -> None:

@@ -75,10 +75,11 @@ TARGETS: Final[Sequence[bytes]] = (
     b"/classes?group=many&group=", b"/classes?sort=%00", b"http://x/classify", b"x:1", b"/../etc",
     b"/static/../../x", b"/classify;x", b"/metrics?name[]=" + b"x" * 500, b"/\xc3\xa9",
 )  # fmt: skip
+REQUEST: Final = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LINES: Final[Sequence[bytes]] = (
     b"\r\n", b"\n", b"\r", b"\0", b"--b", b"\r\n--b--\r\n", b"\r\n--b\r\n\r\n", b"\r\n\r\n", b" ",
     b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"5;x=y\r\n", b": ", b"\r\n folded", b"\xff",
-    b'Content-Disposition: form-data; name="images"\r\n', b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    b'Content-Disposition: form-data; name="images"\r\n', REQUEST,
     b"Content-Type: text/plain; charset=idna\r\n", b"Content-Transfer-Encoding: base64\r\n",
 )  # fmt: skip
 METHODS: Final = (b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE", b"PRI", b"\0")
@@ -109,8 +110,10 @@ def bytes_of(data: bytes, random: Random) -> bytes:
             piece = data[first : min(last, first + MOST_BYTES // times)]
             return data[:last] + piece * times + data[last:]
         case 5:
-            times = random.choice((1, 1, 9, 20_000))
-            return data[:place] + random.choice(LINES) * times + data[place:]
+            line = random.choice(LINES)
+            # Each request is answered with the page: thousands would be gigabytes.
+            times = random.choice((1, 1, 9, 200 if line == REQUEST else 20_000))
+            return data[:place] + line * times + data[place:]
         case 6:
             return data[:place] + random.randbytes(random.choice((1, 4, 64))) + data[place:]
         case 7:

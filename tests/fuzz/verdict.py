@@ -106,12 +106,15 @@ def read_answers(text: bytes, wire: bytes) -> list[int]:
     There may be none: what was sent need not be a whole request.
     """
     statuses, headless = [], wire.lstrip(b"\r\n").startswith(b"HEAD ")
-    while text:
-        head, end, text = text.partition(b"\r\n\r\n")
+    start = 0
+    while start < len(text):
+        end = text.find(b"\r\n\r\n", start)
+        head = text[start : end if end >= 0 else start + 80]
         lines = head.decode("latin-1").split("\r\n")
         match = re.fullmatch(r"HTTP/1\.1 (\d{3}) [ -~]*", lines[0])
-        if not end or not match:
+        if end < 0 or not match:
             raise ValueError(f"is not an answer: {head[:80]!r}")
+        start = end + 4
         fields: dict[str, str] = {}
         for line in lines[1:]:
             name, colon, value = line.partition(":")
@@ -126,7 +129,8 @@ def read_answers(text: bytes, wire: bytes) -> list[int]:
             headless = False
             continue
         size = int(fields.get("content-length", "-1"))
-        body, text = text[:size], text[size:]
+        body = text[start : start + size]
+        start += size
         if size < 0 or len(body) != size:
             raise ValueError(f"is cut off or without a length: {head[:80]!r}")
         if "json" in fields.get("content-type", ""):
