@@ -1,10 +1,10 @@
 """The HTTP interface: the routes, and a request's way from bytes to JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
 from starlette.convertors import PathConvertor, register_url_convertor
@@ -58,6 +58,7 @@ from taillift.service.http.uploads import (
     while_connected,
 )
 from taillift.service.http.version_lease import PIN, Lease, VersionLease
+from taillift.service.inference.admission import Reservation
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
@@ -71,6 +72,7 @@ from taillift.service.problems import (
     NotReadyError,
     PerImageError,
 )
+from taillift.service.settings import Settings
 from taillift.service.tail.dependence import group_digest
 
 
@@ -83,6 +85,7 @@ class TextConvertor(PathConvertor):
 register_url_convertor("text", TextConvertor())
 
 Item = TypeVar("Item")
+Body = TypeVar("Body")
 Answered = tuple[Upload, ImageOutputs | PerImageError]
 
 # Routes that need an API key if there are any keys, and routes that never do.
@@ -174,6 +177,22 @@ async def _deadline(
 
 Until = Annotated[Deadline, Depends(_deadline)]
 
+Thing = Annotated[
+    str | None,
+    Header(
+        alias="X-Taillift-Group",
+        description="name of the one thing that the images show; images with the same name "
+        "count once for the statistics of the tail",
+    ),
+]
+Counted = Annotated[
+    Literal["yes", "no"],
+    Header(
+        alias="X-Taillift-Count",
+        description="no: the images, as those of a probe, are answered and not counted",
+    ),
+]
+
 
 @router.post(
     "/classify",
@@ -188,83 +207,96 @@ async def classify(
     engine: Service,
     lease: Chosen,
     deadline: Until,
-    group: Annotated[
-        str | None,
-        Header(
-            alias="X-Taillift-Group",
-            description="name of the one thing that the images show; images with the same name "
-            "count once for the statistics of the tail",
-        ),
-    ] = None,
-    count: Annotated[
-        Literal["yes", "no"],
-        Header(
-            alias="X-Taillift-Count",
-            description="no: the images, as those of a probe, are answered and not counted",
-        ),
-    ] = "yes",
+    group: Thing = None,
+    count: Counted = "yes",
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
+    _wanted_labels(lease.version.bundle, query)  # Refused before the body is read.
+    async with received(request, engine, lease, deadline, uploads_of(engine.settings)) as body:
+        uploads, reservation = body
+        classified_images = await classify_uploads(
+            request, engine, lease, query, uploads, reservation, group, count
+        )
+    return classified_images.classification
 
-    def want(bundle: ResidentBundle) -> Wanted:
-        wanted, labels = _wanted(bundle, query, query.coverage), bundle.manifest.labels
-        with _refusing():
-            allowed = indices_of_names(query.classes, labels, "classes")
-            if query.classes:
-                prior = known_prior(query.prior, bundle.priors)
-                wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
-            if query.counts is not None:
-                wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
-        if query.coverage is not None and bundle.predictor.variant.sets is None:
-            raise MalformedError(
-                "this bundle has no calibration to make sets from: leave out coverage"
-            )
-        return wanted
 
-    copied, uniform = count == "yes", list[Doubles]()
-    async with _answered(request, engine, lease, want, deadline, copied) as (wanted, answered):
-        bundle, known = wanted.bundle, wanted.known
-        top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
+class ClassifiedUploads(NamedTuple):
+    """The answer on a request's images, and the prediction of each; None if it failed."""
 
-        def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
-            members = prediction.members
-            uniform.append(prediction.uniform)
-            if count == "yes":
-                things = [upload.digest, group_digest(group)] if group else [upload.digest]
-                bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
-            else:
-                engine.metrics.count_omission("asked")
-            return classified(
-                upload.filename,
-                prediction.requested,
-                bundle.manifest.classes,
-                top_k,
-                prediction.views,
-                prediction.reason,
-                members,
-            )
+    classification: Classification
+    predictions: Sequence[Prediction | None]
 
+
+async def classify_uploads(
+    request: Request,
+    engine: Engine,
+    lease: Lease,
+    query: ClassifyQuery,
+    uploads: Sequence[Upload],
+    reservation: Reservation,
+    group: str | None = None,
+    count: Literal["yes", "no"] = "yes",
+    refuse: "Callable[[Sequence[Answered]], None] | None" = None,
+) -> ClassifiedUploads:
+    """Name the most probable classes of each image, and count what was said.
+
+    `group` and `count` are the headers that say how the images count for the tail. `refuse` raises
+    a `ServiceError` if too many images failed, and then nothing is counted; the default is
+    `refuse_if_all_failed`.
+    """
+    wanted, answered = await answers(
+        request,
+        lease,
+        lambda bundle: _wanted_labels(bundle, query),
+        uploads,
+        reservation,
+        copied=count == "yes",
+    )
+    (refuse or refuse_if_all_failed)(answered)
+    bundle, known = wanted.bundle, wanted.known
+    top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
+    predictions: list[Prediction] = []
+
+    def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
+        members = prediction.members
+        predictions.append(prediction)
         if count == "yes":
-            # Computed here and kept, because a large image's digest would hold up the event loop.
-            await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
-        if known is not None:
-            with _refusing():  # Before anything is counted.
-                known.check(len(answered))
-        results = list(_results(engine, wanted, answered, result))
-        if known is not None:
-            found = iter(uniform)
-            good = [isinstance(result, ClassifiedImage) for result in results]
-            rows = [next(found) if one else None for one in good]
-            assigned = await asyncio.to_thread(known.assign, rows)
-            add_assigned(results, assigned, bundle.manifest.classes)
-    return Classification(
+            things = [upload.digest, group_digest(group)] if group else [upload.digest]
+            bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
+        else:
+            engine.metrics.count_omission("asked")
+        return classified(
+            upload.filename,
+            prediction.requested,
+            bundle.manifest.classes,
+            top_k,
+            prediction.views,
+            prediction.reason,
+            members,
+        )
+
+    if count == "yes":
+        # Computed here and kept, because a large image's digest would hold up the event loop.
+        await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
+    if known is not None:
+        with _refusing():  # Before anything is counted.
+            known.check(len(answered))
+    results = list(_results(engine, wanted, answered, result))
+    found = iter(predictions)
+    rows = [next(found) if isinstance(result, ClassifiedImage) else None for result in results]
+    if known is not None:
+        uniform = [row and row.uniform for row in rows]
+        assigned = await asyncio.to_thread(known.assign, uniform)
+        add_assigned(results, assigned, bundle.manifest.classes)
+    classification = Classification(
         model=model_id(wanted.bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
         classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
         results=results,
     )
+    return ClassifiedUploads(classification, rows)
 
 
 @router.post(
@@ -290,8 +322,11 @@ async def confidence(
         chosen_classes(query.classes, bundle.manifest)
         return _wanted(bundle, query)
 
+    want(lease.version.bundle)  # Refused before the body is read.
     # Within the reservation, because the request's images are in memory until then.
-    async with _answered(request, engine, lease, want, deadline) as (wanted, answered), writing:
+    async with received(request, engine, lease, deadline, uploads_of(engine.settings)) as body:
+        wanted, answered = await answers(request, lease, want, *body)
+        refuse_if_all_failed(answered)
         manifest = wanted.bundle.manifest
         chosen = chosen_classes(query.classes, manifest)
 
@@ -305,8 +340,9 @@ async def confidence(
             ensemble=wanted.ensemble,
             prior=query.prior,
         )
-        results = _results(engine, wanted, answered, result)
-        content = await asyncio.to_thread(confidence_json, answer, results)
+        async with writing:
+            results = _results(engine, wanted, answered, result)
+            content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
 
 
@@ -337,44 +373,80 @@ def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | Non
     return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
 
 
+def _wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
+    wanted, labels = _wanted(bundle, query, query.coverage), bundle.manifest.labels
+    with _refusing():
+        allowed = indices_of_names(query.classes, labels, "classes")
+        if query.classes:
+            prior = known_prior(query.prior, bundle.priors)
+            wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
+        if query.counts is not None:
+            wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
+    if query.coverage is not None and bundle.predictor.variant.sets is None:
+        raise MalformedError("this bundle has no calibration to make sets from: leave out coverage")
+    return wanted
+
+
 @asynccontextmanager
-async def _answered(
+async def received(
     request: Request,
     engine: Engine,
     lease: Lease,
-    want: Callable[[ResidentBundle], Wanted],
     deadline: Deadline,
-    copied: bool = False,
-) -> AsyncIterator[tuple[Wanted, Sequence[Answered]]]:
-    """Yield what `want` says, and each image with its outputs, or with why it cannot be used.
+    read: Callable[[Request, Reservation], Awaitable[Body]],
+) -> AsyncIterator[tuple[Body, Reservation]]:
+    """Yield the body that `read` makes of a request, and its reservation until the block ends.
 
-    If the images are to be `copied`, a challenger may see them. The request's reservation is kept
-    until the end of the block. Raises a `ServiceError` if no image can be used.
+    Raises a `ServiceError` if the body is refused.
     """
-    settings, wanted = engine.settings, want(lease.version.bundle)
-    size = body_bytes(request, settings.max_body_bytes)
+    size = body_bytes(request, engine.settings.max_body_bytes)
     announced = size if "content-length" in request.headers else 0
     with lease.version.pipeline.reserve(announced, deadline) as reservation:
         with engine.metrics.time_stage("read"):
             async with deadline.limit("read"):
-                uploads = await read_uploads(
-                    reserving_body(request, reservation),
-                    settings.max_body_bytes,
-                    settings.max_images,
-                    settings.body_seconds,
-                )
-        if lease.open and uploads:
-            lease.choose(str(await asyncio.to_thread(lambda: uploads[0].digest)))
-            wanted = want(lease.version.bundle)
-        images, copier = [upload.data for upload in uploads], lease.copier if copied else None
-        answers = await while_connected(
-            request,
-            lease.version.pipeline.answers(images, wanted.ensemble, reservation, copier),
+                body = await read(reserving_body(request, reservation), reservation)
+        yield body, reservation
+
+
+def uploads_of(settings: Settings) -> Callable[[Request, Reservation], Awaitable[list[Upload]]]:
+    """Return the function that reads a form or an image, for `received`."""
+
+    async def read(request: Request, _: Reservation) -> list[Upload]:
+        return await read_uploads(
+            request, settings.max_body_bytes, settings.max_images, settings.body_seconds
         )
-        failed = [answer for answer in answers if isinstance(answer, PerImageError)]
-        if len(failed) == len(answers):
-            raise failed[0] if len(failed) == 1 else NoImageError(failed)
-        yield wanted, list(zip(uploads, answers, strict=True))
+
+    return read
+
+
+async def answers(
+    request: Request,
+    lease: Lease,
+    want: Callable[[ResidentBundle], Wanted],
+    uploads: Sequence[Upload],
+    reservation: Reservation,
+    copied: bool = False,
+) -> tuple[Wanted, Sequence[Answered]]:
+    """Return what `want` says, and each image with its outputs, or with why it cannot be used.
+
+    If the images are to be `copied`, a challenger may see them. Raises a `ServiceError` if the
+    request is refused.
+    """
+    if lease.open:
+        lease.choose(str(await asyncio.to_thread(lambda: uploads[0].digest)))
+    wanted = want(lease.version.bundle)
+    images, copier = [upload.data for upload in uploads], lease.copier if copied else None
+    outputs = await while_connected(
+        request, lease.version.pipeline.answers(images, wanted.ensemble, reservation, copier)
+    )
+    return wanted, list(zip(uploads, outputs, strict=True))
+
+
+def refuse_if_all_failed(answered: Sequence[Answered]) -> None:
+    """Raise the problem of the images if none of them can be used."""
+    failed = [answer for _, answer in answered if isinstance(answer, PerImageError)]
+    if len(failed) == len(answered):
+        raise failed[0] if len(failed) == 1 else NoImageError(failed)
 
 
 def _results(
@@ -479,6 +551,9 @@ def create_app(engine: Engine) -> FastAPI:
 
     Raises `UserError` if the API keys cannot be read.
     """
+    # It has the road of its requests from here.
+    from taillift.service.http import oip_routes as oip
+
     keys = Keys.of(engine.settings)
     follower = None if engine.store is None else RoleFollower(engine, engine.store)
 
@@ -515,14 +590,19 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.keys = keys
     app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
-    if keys.needed:
-        app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))
-    else:
-        app.include_router(router)
-    app.include_router(open_router)
+    app.state.oip_statistics = oip.ProtocolStatistics(oip.VersionCounts)
+    for routes in (router, oip.router):
+        if keys.needed:
+            needs_key = [Security(require_key)]
+            app.include_router(routes, dependencies=needs_key, responses=problems(401))
+        else:
+            app.include_router(routes)
+    for routes in (open_router, oip.open_router):
+        app.include_router(routes)
     if engine.settings.admin_keys_file is not None and follower is not None:
         app.state.admin_keys = Keys(None, engine.settings.admin_keys_file)
-        app.include_router(admin.router, dependencies=[Security(require_admin_key)])
+        for routes in (admin.router, oip.repository_router):
+            app.include_router(routes, dependencies=[Security(require_admin_key)])
     app.add_middleware(VersionLease, engine=engine)
     add_docs(app)
     add_page(app)
