@@ -1,12 +1,24 @@
 """The HTTP interface: the routes, and a request's way from bytes to JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import logging
+import os
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import trace
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from taillift.models.bundle.arrays import Doubles
@@ -14,9 +26,10 @@ from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.known_counts import KnownCounts
 from taillift.models.bundle.posterior import Prior, among
 from taillift.models.bundle.predictor import Prediction
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, first_lines
 from taillift.models.names import indices_of_names
 from taillift.service.http import admin, class_report
+from taillift.service.http.access import HEALTH
 from taillift.service.http.auth import Keys, require_admin_key, require_key
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import (
@@ -75,6 +88,11 @@ from taillift.service.problems import (
 from taillift.service.settings import Settings
 from taillift.service.tail.dependence import group_digest
 
+if TYPE_CHECKING:
+    from taillift.service.monitoring.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
 
 class TextConvertor(PathConvertor):
     """Part of an address that may hold any text: slashes and line ends, too."""
@@ -83,6 +101,15 @@ class TextConvertor(PathConvertor):
 
 
 register_url_convertor("text", TextConvertor())
+
+# What the environment says about OpenTelemetry's collector, and how it is reached.
+COLLECTOR: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
+HTTP_PROTOBUF: Final = "http/protobuf"
+NO_TELEMETRY: Final = TelemetryConfig(
+    tracing=False, metrics=False, logs=False, auto_configure=False
+)
+UNTRACED: Final = HEALTH | {"/", "/metrics", "/docs", "/docs.js", "/openapi.json"}
 
 Item = TypeVar("Item")
 Body = TypeVar("Body")
@@ -283,6 +310,8 @@ async def classify_uploads(
         with _refusing():  # Before anything is counted.
             known.check(len(answered))
     results = list(_results(engine, wanted, answered, result))
+    decisions = [prediction.decision or "none" for prediction in predictions]
+    trace.get_current_span().set_attribute("taillift.decision", decisions)
     found = iter(predictions)
     rows = [next(found) if isinstance(result, ClassifiedImage) else None for result in results]
     if known is not None:
@@ -436,9 +465,14 @@ async def answers(
         lease.choose(str(await asyncio.to_thread(lambda: uploads[0].digest)))
     wanted = want(lease.version.bundle)
     images, copier = [upload.data for upload in uploads], lease.copier if copied else None
+    span = trace.get_current_span()
+    span.set_attribute("taillift.version", wanted.bundle.manifest.version)
+    span.set_attribute("taillift.images", len(images))
     outputs = await while_connected(
         request, lease.version.pipeline.answers(images, wanted.ensemble, reservation, copier)
     )
+    views = sum(answer.views for answer in outputs if not isinstance(answer, PerImageError))
+    span.set_attribute("taillift.views", views)
     return wanted, list(zip(uploads, outputs, strict=True))
 
 
@@ -546,6 +580,39 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"content-type": content_type})
 
 
+def open_tracing(version: str) -> "Tracing | None":
+    """Return what sends traces, exactly if the environment names a collector.
+
+    What it lacks is logged, because images matter more than traces.
+    """
+    endpoint = os.environ.get(COLLECTOR)
+    protocol = os.environ.get(PROTOCOL) or HTTP_PROTOBUF
+    if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    lack = ""
+    if urlsplit(endpoint).scheme not in ("http", "https"):
+        lack = "it must be an address such as http://collector:4318"
+    elif protocol != HTTP_PROTOBUF:
+        lack = f"{PROTOCOL} must be {HTTP_PROTOBUF}"
+    else:
+        try:
+            from taillift.service.monitoring.tracing import Tracing
+
+            return Tracing(version, is_untraced)
+        except ImportError:
+            lack = "install taillift[otel]"
+        except ValueError as error:  # Of another variable.
+            lack = first_lines(error)
+    logger.warning("%s is set, but no traces are sent: %s", COLLECTOR, lack)
+    return None
+
+
+def is_untraced(scope: MutableMapping[str, Any]) -> bool:
+    """Tell whether a request is for a probe, for Prometheus or for a page."""
+    path = scope["path"]
+    return path in UNTRACED or path.startswith(("/page/", "/swagger/"))
+
+
 def create_app(engine: Engine) -> FastAPI:
     """Return the HTTP application, which starts `engine` when it starts and closes it at its end.
 
@@ -571,8 +638,14 @@ def create_app(engine: Engine) -> FastAPI:
             await engine.close(start)
             engine.evidence.end()
             await keep
+            if tracing is not None:
+                await tracing.close()
 
+    tracing = open_tracing(engine.bundle.manifest.taillift_version)
+    if tracing is not None:
+        engine.metrics.tracer = tracing.tracer
     app = FastAPI(
+        telemetry=NO_TELEMETRY if tracing is None else tracing.config,
         openapi_url=None,  # `add_docs` adds one that is encoded once.
         docs_url=None,
         redoc_url=None,
