@@ -165,9 +165,9 @@ def clients(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_the_log_has_the_address_that_the_proxy_forwards(
     proxied: tuple[httpx.Client, httpx.Client], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number, client in enumerate(proxied, 1):
+    for client in proxied:
         client.get("/model", headers={"X-Forwarded-For": FORWARDED})
-        until(lambda number=number: len(clients(caplog)) == number)
+    until(lambda: len(clients(caplog)) == 2)
     # The second nginx passes the header on, too.
     assert clients(caplog) == [FORWARDED, FORWARDED]
 
