@@ -105,6 +105,7 @@ GROUPS: Final = {
     "Rare classes": "class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
     "Versions": "store admin_keys_file",
+    "Labelling": "review_dir review_per_day review_days review_bytes",
 }
 
 
@@ -320,6 +321,23 @@ class Settings(BaseSettings):
         None,
         description="File of API keys, as keys_file, that may change which version of the store is "
         "served, by /admin. Unset: /admin does not exist.",
+    )
+
+    review_dir: Path | None = Field(
+        None,
+        description="Folder in which photos are kept for a person to label, drawn at random with "
+        "the rare ones more often. Unset: no photo is kept.",
+    )
+    review_per_day: int = Field(
+        100, ge=1, description="About so many photos are kept for labelling a day."
+    )
+    review_days: float = Field(
+        30, gt=0, description="Days after which a photo kept for labelling is removed."
+    )
+    review_bytes: int = Field(
+        2**30,
+        ge=1,
+        description="Bytes of photos kept for labelling beyond which the oldest are removed.",
     )
 
     @field_validator("allowed_hosts")
