@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any, Final, Literal
 from xml.sax.saxutils import quoteattr
@@ -163,7 +164,7 @@ def labels_of_table(text: str) -> dict[str, str | None]:
     Label Studio's own id is that of its task: the column `prediction_id` comes first.
     """
     separator = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(text.splitlines(), strict=True, delimiter=separator)
+    rows = csv.DictReader(StringIO(text, newline=""), strict=True, delimiter=separator)
     names = rows.fieldnames or []
     key = next((name for name in (ID, "id") if name in names), None)
     if key is None or CHOICES not in names:

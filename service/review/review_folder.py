@@ -46,9 +46,7 @@ class LikelyClass(BaseModel):
 
     label: str
     group: Group
-    confidence: SixDigits = Field(
-        description="probability from 0 to 1, if all classes are equally often"
-    )
+    confidence: SixDigits = Field(description="probability from 0 to 1, as it was answered")
 
 
 class ReviewEntry(BaseModel):
@@ -78,7 +76,7 @@ class ReviewEntry(BaseModel):
         return np.frombuffer(b64decode(self.features), np.float16).astype(np.float32)
 
 
-class GivenLabel(BaseModel):
+class QueueLabel(BaseModel):
     """The label of a photo; None says that it shows none of the classes."""
 
     label: str | None
@@ -91,7 +89,7 @@ class QueuedPhoto:
     entry: ReviewEntry
     path: Path
     size: int
-    given: GivenLabel | None = None
+    given: QueueLabel | None = None
 
     @property
     def place(self) -> tuple[float, str]:
@@ -175,7 +173,7 @@ class ReviewFolder:
         if self.find(key) is None:
             return False
         with atomic_file(self.path / key / LABEL) as path:
-            path.write_text(GivenLabel(label=label).model_dump_json(), "utf-8")
+            path.write_text(QueueLabel(label=label).model_dump_json(), "utf-8")
         return True
 
     def remove(self, key: str) -> bool:
@@ -236,7 +234,7 @@ class ReviewFolder:
                 known = QueuedPhoto(entry, path, path.stat().st_size)
             given = None
             if (folder / LABEL).exists():
-                given = GivenLabel.model_validate_json((folder / LABEL).read_bytes())
+                given = QueueLabel.model_validate_json((folder / LABEL).read_bytes())
         except (OSError, ValidationError) as error:
             if folder.is_dir():  # Otherwise it was removed meanwhile.
                 logger.warning("%s is not a photo for review: %s", folder, str(error)[:200])

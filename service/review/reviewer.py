@@ -48,13 +48,15 @@ Loss = Literal["alike", "busy", "disk"]
 class AnsweredPhoto:
     """A photo that was answered: its file, and what the model says.
 
-    `uniform` [C] are its probabilities under the uniform prior, `features` [D] those of the graph.
+    `requested` and `uniform` [C] are its probabilities under the prior of the answer and under the
+    uniform one, `features` [D] those of the graph.
     """
 
     data: bytes
     digest: int
     manifest: Manifest
     number: int | None
+    requested: Doubles
     uniform: Doubles
     features: Floats
 
@@ -112,15 +114,25 @@ class Reviewer:
         self._thread = ThreadPoolExecutor(1, "review")
         self._waiting_bytes = 0
         self._write_fails = False
+        self._labelling: set[asyncio.Task[None]] = set()
         # Of each version of a bundle: which classes are few-shot, [C].
         self._few: dict[str, Flags] = {}
         self._follow(self.folder.trimmed())
 
-    def draw(self, photo: AnsweredPhoto) -> float:
-        """Return the probability with which the photo was drawn for labelling, 0 if it was not.
+    def offer(self, photo: AnsweredPhoto, identify: Callable[[float], str | None]) -> str | None:
+        """Draw a photo, keep it if it was drawn, and return the id of its prediction.
 
-        One that was drawn is then given to `keep`.
+        `identify` makes it of the probability with which the photo was drawn, 0 if it was not.
+        Without an id the photo is not kept. Returns at once: a thread writes.
         """
+        probability = self.draw(photo)
+        key = identify(probability)
+        if probability and key is not None:
+            self.keep(key, probability, photo)
+        return key
+
+    def draw(self, photo: AnsweredPhoto) -> float:
+        """Return the probability with which the photo was drawn for labelling, 0 if it was not."""
         version = photo.manifest.version
 
         def is_eligible() -> bool:
@@ -135,12 +147,8 @@ class Reviewer:
         return self.sampler.draw(self._mass(photo), is_eligible)
 
     def keep(self, key: str, probability: float, photo: AnsweredPhoto) -> None:
-        """Write a photo that was drawn with this probability, under the id of its prediction.
-
-        Returns at once: a thread writes.
-        """
+        """Write a photo that was drawn with this probability, under the id of its prediction."""
         classes = photo.manifest.classes
-        order = np.argsort(-photo.uniform, kind="stable")[:TOP]
         entry = ReviewEntry(
             id=key,
             time=self._clock(),
@@ -149,9 +157,9 @@ class Reviewer:
                 LikelyClass(
                     label=classes[index].label,
                     group=classes[index].group,
-                    confidence=float(photo.uniform[index]),
+                    confidence=float(photo.requested[index]),
                 )
-                for index in order
+                for index in np.argsort(-photo.requested, kind="stable")[:TOP]
             ],
             why="tail" if self._mass(photo) > BASE else "random",
             p=probability,
@@ -170,6 +178,12 @@ class Reviewer:
     async def run(self, work: Callable[[ReviewFolder], T]) -> T:
         """Return what `work` makes of the folder, in the thread, after what waits to be written."""
         return await asyncio.wrap_future(self._thread.submit(work, self.folder))
+
+    def take_off(self, labels: Mapping[str, str | None]) -> None:
+        """Let `label` be done soon."""
+        task = asyncio.create_task(self.label(labels))
+        self._labelling.add(task)
+        task.add_done_callback(self._labelling.discard)
 
     async def label(self, labels: Mapping[str, str | None]) -> None:
         """Keep the labels of those of these photos that are in the queue, and take them off it.

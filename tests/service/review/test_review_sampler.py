@@ -129,7 +129,8 @@ def test_the_probability_is_known_before_the_draw() -> None:
     """Two samplers with different luck give the first photo the same probability."""
     samplers = [ReviewSampler(100, lambda: 0.0, Random(seed)) for seed in range(400)]
     drawn = [sampler.draw(0.3, lambda: True) for sampler in samplers]
-    assert {p for p in drawn if p} == {pytest.approx(0.32)}
+    (p,) = {p for p in drawn if p}
+    assert p == pytest.approx(0.32)
     assert np.mean(np.array(drawn) > 0) == pytest.approx(0.32, abs=0.08)
 
 
@@ -169,6 +170,6 @@ def test_a_clock_that_goes_back_does_not_upset_the_budget() -> None:
     steady = [1e6 + 43.2 * photo for photo in range(20_000)]
     times = iter([1e6, 0.0, 0.0, *steady])
     sampler = ReviewSampler(100, lambda: next(times), Random(1))
-    drawn = [sampler.draw(0.1, lambda: True) for _ in range(20_003)]
+    drawn = [sampler.draw(0.1, lambda: True) for _ in range(20_002)]
     assert max(drawn) <= 1
-    assert np.count_nonzero(drawn[10_003:]) == pytest.approx(500, rel=0.2)
+    assert np.count_nonzero(drawn[10_002:]) == pytest.approx(500, rel=0.2)
