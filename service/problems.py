@@ -68,6 +68,10 @@ class UnauthorisedError(ServiceError):
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
 
 
+class NoRightError(ServiceError):
+    status, reason, title = 403, "no_right", "The API key has not the right"
+
+
 class ForeignOriginError(ServiceError):
     status, reason, title = 403, "foreign_origin", "The page is of another origin"
 
@@ -175,6 +179,10 @@ class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
 
+class LabelsNotKeptError(ServiceError):
+    status, reason, title = 503, "labels_not_kept", "The labels cannot be kept"
+
+
 class InternalError(ServiceError):
     status, reason, title = 500, "internal", "The service failed"
     headers: Mapping[str, str] = {"Connection": "close"}  # uvicorn closes it after an exception.
@@ -253,6 +261,7 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            NoRightError,
             ForeignOriginError,
             UnknownHostError,
             EncodedError,
@@ -274,6 +283,7 @@ REASONS: Final = (
             OverloadedError,
             NotReadyError,
             OutOfMemoryError,
+            LabelsNotKeptError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,

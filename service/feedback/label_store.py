@@ -43,8 +43,8 @@ class GivenLabel(NamedTuple):
     note: str = ""
 
 
-class Outcome(NamedTuple):
-    """What became of a label, and the label that it replaced, if it replaced one."""
+class KeptLabel(NamedTuple):
+    """Result for a label that was to be kept, and the label that it replaced, if it did."""
 
     status: Kept
     before: str | None = None
@@ -93,7 +93,8 @@ class LabelStore:
         try:
             with self._readable_errors():
                 self._prepare()
-                self._opened = None if path is None else path.stat()
+                if path is not None:
+                    self._opened = path.stat()
         except BaseException:
             self._database.close()
             raise
@@ -134,7 +135,11 @@ class LabelStore:
         """Return the number of predictions that have a label."""
         return int(self._count)
 
-    def put(self, labels: Sequence[GivenLabel], received: int) -> list[Outcome]:
+    def has_room(self, labels: int) -> bool:
+        """Return whether so many more labels can be kept."""
+        return int(self._count) + labels <= self._most
+
+    def put(self, labels: Sequence[GivenLabel], received: int) -> list[KeptLabel]:
         """Keep labels, all of a call or none, and return what became of each.
 
         A label replaces the earlier one of its prediction. Raises `UserError` if the file cannot be
@@ -143,19 +148,19 @@ class LabelStore:
         with self._transaction():
             return [self._put(StoredLabel(*label, received)) for label in labels]
 
-    def _put(self, given: StoredLabel) -> Outcome:
+    def _put(self, given: StoredLabel) -> KeptLabel:
         before = self._find(given.id)
         if before is not None and before[1:3] == given[1:3]:
-            return Outcome("same")
+            return KeptLabel("same")
         if (self._count if before is None else self._replaced) >= self._most:
-            return Outcome("too_many")
+            return KeptLabel("too_many")
         if before is None:
             self._keep(given)
             self._count += 1
-            return Outcome("accepted")
+            return KeptLabel("accepted")
         self._archive(before)
         self._keep(given._replace(received=max(given.received, before.received + 1)))
-        return Outcome("replaced", before.label)
+        return KeptLabel("replaced", before.label)
 
     def merge(self, other: "LabelStore") -> tuple[int, int]:
         """Add the labels of another file, and return how many are new and how many replace one.

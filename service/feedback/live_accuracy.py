@@ -116,7 +116,7 @@ def weighted_interval(share: Doubles, labels: Doubles) -> tuple[Doubles, Doubles
 
 
 class LiveAccuracy:
-    """What the labels of one version say, kept up to date label by label."""
+    """Counts of the labels of one version, kept up to date label by label."""
 
     def __init__(self, classes: ClassList, days: int) -> None:
         """`days` is the age of predictions beyond which their labels do not count."""
@@ -168,7 +168,7 @@ class LiveAccuracy:
 
 @dataclass(frozen=True)
 class LiveReport:
-    """What was known of one version's answers at one moment.
+    """Everything that was known of one version's answers at one moment.
 
     `by_truth` has the C classes and then none of them, `by_answer` the C classes; `membership`
     [C, G] is 1 if a class is in a group. `evidence` [G] is the logarithm to base 10 of the e-value
@@ -179,6 +179,10 @@ class LiveReport:
     by_answer: WeightedSums
     membership: Doubles
     evidence: Doubles
+
+    def compute_classes(self) -> None:
+        """Compute what takes longest with thousands of classes: their shares, which are kept."""
+        _ = self.recalls, self.precisions
 
     @cached_property
     def accuracy(self) -> LiveShare:

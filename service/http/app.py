@@ -16,8 +16,13 @@ from taillift.models.bundle.posterior import Prior, among
 from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import UserError
 from taillift.models.names import indices_of_names
-from taillift.service.http import admin, class_report
-from taillift.service.http.auth import Keys, require_admin_key, require_key
+from taillift.service.http import admin, class_report, feedback
+from taillift.service.http.auth import (
+    Keys,
+    require_admin_key,
+    require_feedback_right,
+    require_key,
+)
 from taillift.service.http.handlers import add_handlers, respond
 from taillift.service.http.openapi import (
     GROUPS_OF_ROUTES,
@@ -235,7 +240,7 @@ async def classify(
                 bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
             else:
                 engine.metrics.count_omission("asked")
-            return classified(
+            answer = classified(
                 upload.filename,
                 prediction.requested,
                 bundle.manifest.classes,
@@ -244,6 +249,8 @@ async def classify(
                 prediction.reason,
                 members,
             )
+            answer.id = engine.labels.identify(lease.version.code, bundle.manifest, prediction)
+            return answer
 
         if count == "yes":
             # Computed here and kept, because a large image's digest would hold up the event loop.
@@ -402,10 +409,11 @@ def _results(
     response_model=class_report.Classes,
     responses=problems(404),
 )
-async def classes(bundle: Served, writing: Writing) -> Response:
+async def classes(engine: Service, lease: Leased, bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
     async with writing:
-        snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor)
+        live = await engine.labels.report(lease.version.code)
+        snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor, live)
         text = await asyncio.to_thread(lambda: class_report.classes(snapshot).model_dump_json())
     return Response(text, media_type="application/json")
 
@@ -416,9 +424,12 @@ async def classes(bundle: Served, writing: Writing) -> Response:
     summary="One class in detail",
     responses=problems(404),
 )
-async def one_class(label: str, bundle: Served) -> class_report.ClassDetails:
+async def one_class(
+    label: str, engine: Service, lease: Leased, bundle: Served
+) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
-    return class_report.class_details(bundle.monitoring, label)
+    live = await engine.labels.report(lease.version.code)
+    return class_report.class_details(bundle.monitoring, label, live)
 
 
 @router.get(
@@ -487,6 +498,7 @@ def create_app(engine: Engine) -> FastAPI:
         # Not awaited: /healthz and /readyz answer meanwhile.
         start = asyncio.create_task(engine.start())
         keep = asyncio.create_task(engine.evidence.keep())
+        look = asyncio.create_task(engine.labels.keep())
         follow = None if follower is None else asyncio.create_task(follower.follow(start))
         try:
             yield
@@ -496,6 +508,8 @@ def create_app(engine: Engine) -> FastAPI:
             await engine.close(start)
             engine.evidence.end()
             await keep
+            look.cancel()
+            await asyncio.to_thread(engine.labels.close)
 
     app = FastAPI(
         openapi_url=None,  # `add_docs` adds one that is encoded once.
@@ -515,10 +529,14 @@ def create_app(engine: Engine) -> FastAPI:
     app.state.keys = keys
     app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
+    right = [Depends(require_feedback_right)]
     if keys.needed:
-        app.include_router(router, dependencies=[Security(require_key)], responses=problems(401))
+        key = [Security(require_key)]
+        app.include_router(router, dependencies=key, responses=problems(401))
+        app.include_router(feedback.router, dependencies=[*key, *right], responses=problems(401))
     else:
         app.include_router(router)
+        app.include_router(feedback.router)
     app.include_router(open_router)
     if engine.settings.admin_keys_file is not None and follower is not None:
         app.state.admin_keys = Keys(None, engine.settings.admin_keys_file)

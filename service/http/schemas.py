@@ -115,6 +115,12 @@ class AssignedLabel(BaseModel):
 
 
 class ClassifiedImage(ImageResult):
+    id: str | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="signed id of the prediction, with which POST /feedback takes its label; "
+        "absent without a service, or if the bundle has more than 65,536 classes",
+    )
     views: int = Field(description="number of views that were looked at")
     predictions: list[LabelConfidence]
     decision: Decision | None = Field(
