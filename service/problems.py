@@ -175,6 +175,10 @@ class NotReadyError(ServiceError):
 CLOSING: Final = "the service is shutting down"
 
 
+class NoSuchPhotoError(ServiceError):
+    status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
@@ -282,6 +286,7 @@ REASONS: Final = (
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            NoSuchPhotoError,
             OutOfMemoryError,
             LabelsNotKeptError,
             InternalError,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
@@ -16,7 +17,7 @@ from taillift.models.bundle.posterior import Prior, among
 from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import UserError
 from taillift.models.names import indices_of_names
-from taillift.service.http import admin, class_report, feedback
+from taillift.service.http import admin, class_report, feedback, review_routes
 from taillift.service.http.auth import (
     Keys,
     require_admin_key,
@@ -76,6 +77,7 @@ from taillift.service.problems import (
     NotReadyError,
     PerImageError,
 )
+from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.tail.dependence import group_digest
 
 
@@ -180,6 +182,15 @@ async def _deadline(
 Until = Annotated[Deadline, Depends(_deadline)]
 
 
+async def _reviewer(request: Request) -> Reviewer | None:
+    """Return the queue of photos to label; None if the service keeps none."""
+    reviewer: Reviewer | None = request.app.state.reviewer
+    return reviewer
+
+
+Queue = Annotated[Reviewer | None, Depends(_reviewer)]
+
+
 @router.post(
     "/classify",
     tags=[IMAGES],
@@ -193,6 +204,7 @@ async def classify(
     engine: Service,
     lease: Chosen,
     deadline: Until,
+    reviewer: Queue,
     group: Annotated[
         str | None,
         Header(
@@ -232,7 +244,9 @@ async def classify(
         bundle, known = wanted.bundle, wanted.known
         top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
 
-        def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
+        def result(
+            upload: Upload, prediction: Prediction, outputs: ImageOutputs
+        ) -> ClassifiedImage:
             members = prediction.members
             uniform.append(prediction.uniform)
             if count == "yes":
@@ -249,7 +263,22 @@ async def classify(
                 prediction.reason,
                 members,
             )
-            answer.id = engine.labels.identify(lease.version.code, bundle.manifest, prediction)
+            identify = partial(
+                engine.labels.identify, lease.version.code, bundle.manifest, prediction
+            )
+            if reviewer is None or count == "no":
+                answer.id = identify()
+            else:
+                photo = AnsweredPhoto(
+                    upload.data,
+                    upload.digest,
+                    bundle.manifest,
+                    lease.version.number,
+                    prediction.requested,
+                    prediction.uniform,
+                    outputs.features,
+                )
+                answer.id = reviewer.offer(photo, identify)
             return answer
 
         if count == "yes":
@@ -302,7 +331,7 @@ async def confidence(
         manifest = wanted.bundle.manifest
         chosen = chosen_classes(query.classes, manifest)
 
-        def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
+        def result(upload: Upload, prediction: Prediction, _: ImageOutputs) -> ConfidenceOfImage:
             return confidences(
                 upload.filename, prediction.requested, manifest, chosen, prediction.views
             )
@@ -388,7 +417,7 @@ def _results(
     engine: Engine,
     wanted: Wanted,
     answered: Sequence[Answered],
-    result: Callable[[Upload, Prediction], Item],
+    result: Callable[[Upload, Prediction, ImageOutputs], Item],
 ) -> Iterator[Item | FailedImage]:
     """Yield `result` of each image's prediction, and the problem of an image that has none."""
     with engine.metrics.time_stage("post"):
@@ -399,7 +428,7 @@ def _results(
                 prediction = wanted.bundle.predictor.predict(
                     answer, wanted.ensemble, wanted.log_prior, wanted.coverage
                 )
-                yield result(upload, prediction)
+                yield result(upload, prediction, answer)
 
 
 @router.get(
@@ -446,6 +475,7 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
         list(bundle.priors),
         bundle.precision_reason,
         lease.version.number,
+        labelling=engine.settings.review_dir is not None,
     )
 
 
@@ -492,6 +522,10 @@ def create_app(engine: Engine) -> FastAPI:
     """
     keys = Keys.of(engine.settings)
     follower = None if engine.store is None else RoleFollower(engine, engine.store)
+    reviewer = None
+    if engine.settings.review_dir is not None:
+        reviewer = Reviewer(engine.settings, engine.metrics.registry)
+        engine.labels.listeners.append(reviewer.follow_labels)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -499,6 +533,7 @@ def create_app(engine: Engine) -> FastAPI:
         start = asyncio.create_task(engine.start())
         keep = asyncio.create_task(engine.evidence.keep())
         look = asyncio.create_task(engine.labels.keep())
+        trim = None if reviewer is None else asyncio.create_task(reviewer.keep_trimmed())
         follow = None if follower is None else asyncio.create_task(follower.follow(start))
         try:
             yield
@@ -509,6 +544,9 @@ def create_app(engine: Engine) -> FastAPI:
             engine.evidence.end()
             await keep
             look.cancel()
+            if reviewer is not None and trim is not None:
+                trim.cancel()
+                await reviewer.close()
             await asyncio.to_thread(engine.labels.close)
 
     app = FastAPI(
@@ -526,17 +564,21 @@ def create_app(engine: Engine) -> FastAPI:
     )
     app.state.engine = engine
     app.state.follower = follower
+    app.state.reviewer = reviewer
     app.state.keys = keys
     app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
+    labelling = [feedback.router, *([] if reviewer is None else [review_routes.router])]
     right = [Depends(require_feedback_right)]
     if keys.needed:
         key = [Security(require_key)]
         app.include_router(router, dependencies=key, responses=problems(401))
-        app.include_router(feedback.router, dependencies=[*key, *right], responses=problems(401))
+        for routes in labelling:
+            app.include_router(routes, dependencies=[*key, *right], responses=problems(401))
     else:
         app.include_router(router)
-        app.include_router(feedback.router)
+        for routes in labelling:
+            app.include_router(routes)
     app.include_router(open_router)
     if engine.settings.admin_keys_file is not None and follower is not None:
         app.state.admin_keys = Keys(None, engine.settings.admin_keys_file)

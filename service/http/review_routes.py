@@ -109,7 +109,7 @@ async def summary(request: Request, queue: Queue) -> QueueSummary:
     "/{key}/photo",
     summary="The photo itself",
     response_class=Response,
-    responses={200: {"content": dict.fromkeys(TYPES.values(), {})}, **problems(404)},
+    responses={200: {"content": {kind: {} for kind in TYPES.values()}}, **problems(404)},
 )
 async def photo(key: str, queue: Queue) -> Response:
     """Give the photo as it was sent, without the place where it was taken."""

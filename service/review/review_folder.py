@@ -214,7 +214,7 @@ class ReviewFolder:
 
     def _scan(self) -> Iterator[QueuedPhoto]:
         try:
-            names = os.listdir(self.path)
+            names = [path.name for path in self.path.iterdir()]
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
         for name in names:

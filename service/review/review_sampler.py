@@ -1,4 +1,4 @@
-"""The choice of photos to label: at random, the rare ones more often, and never two that look alike.
+"""The choice of photos to label: at random, rare ones more often, and none that looks like another.
 
 A photo is drawn with p = min(1, c (0.02 + mass of the few-shot classes)). Every p depends on the
 past alone and is known before the draw, so that labels weighted by 1/p estimate without bias

@@ -17,6 +17,7 @@ from taillift.models.bundle.arrays import Doubles, Flags, Floats
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.errors import UserError
+from taillift.service.feedback.label_book import LabelRequest, TakenLabel
 from taillift.service.review.photo_metadata import photo_kind, without_place
 from taillift.service.review.review_folder import (
     LikelyClass,
@@ -42,6 +43,8 @@ TRIM_SECONDS: Final = 600.0
 CLOSE_SECONDS: Final = 5.0
 
 Loss = Literal["alike", "busy", "disk"]
+# What became of a label that stands now.
+KEPT: Final = frozenset({"accepted", "replaced", "same"})
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,17 @@ class Reviewer:
         """Return what `work` makes of the folder, in the thread, after what waits to be written."""
         return await asyncio.wrap_future(self._thread.submit(work, self.folder))
 
-    def take_off(self, labels: Mapping[str, str | None]) -> None:
-        """Let `label` be done soon."""
-        task = asyncio.create_task(self.label(labels))
-        self._labelling.add(task)
-        task.add_done_callback(self._labelling.discard)
+    def follow_labels(self, sent: Sequence[LabelRequest], taken: Sequence[TakenLabel]) -> None:
+        """Let `label` be done soon with those labels that the feedback has kept."""
+        labels = {
+            label.id: one.label
+            for label, one in zip(sent, taken, strict=True)
+            if one.status in KEPT
+        }
+        if labels:
+            task = asyncio.create_task(self.label(labels))
+            self._labelling.add(task)
+            task.add_done_callback(self._labelling.discard)
 
     async def label(self, labels: Mapping[str, str | None]) -> None:
         """Keep the labels of those of these photos that are in the queue, and take them off it.

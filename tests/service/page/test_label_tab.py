@@ -162,7 +162,7 @@ def test_a_label_that_is_refused_is_told(page: Page, queue: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_tab_has_no_accessibility_violations(page: Page, queue: Path, scheme: Any) -> None:
+def test_the_tab_has_no_accessibility_violations(page: Page, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
     for width in (1280, 320):
         page.set_viewport_size({"width": width, "height": 800})

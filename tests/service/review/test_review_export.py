@@ -169,7 +169,7 @@ def test_labels_come_back_from_label_studio(
         assert isinstance(data, dict)
         result = {"type": "choices", "value": {"choices": [choice]}}
         annotations = [
-            {"result": [{"type": "choices", "value": {"choices": ["red"]}}]},
+            {"result": [{**result, "value": {"choices": ["red"]}}]},
             {"result": [result]},
             {
                 "result": [{"type": "choices", "value": {"choices": ["blue"]}}],
