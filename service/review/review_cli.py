@@ -68,17 +68,39 @@ def import_labels(
         typer.Argument(
             metavar="FILE.json|FILE.csv",
             help="An export of Label Studio (JSON or JSON-MIN), or a table with the columns id and "
-            "label; an empty label says that the photo shows none of the classes.",
+            "label. The label `none of the classes` is for a photo that shows none; rows without a "
+            "label are passed over.",
         ),
     ],
     review_dir: Queue,
+    feedback_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TAILLIFT_FEEDBACK_FILE",
+            help="The service's feedback_file: the labels count for its live accuracy, too. It "
+            "needs the service's feedback key.",
+            show_default=False,
+        ),
+    ] = None,
+    feedback_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TAILLIFT_FEEDBACK_KEY_FILE",
+            help="The service's feedback_key_file.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Take photos off the queue whose labels come from elsewhere; the labels stay with them."""
-    from taillift.service.review.review_export import read_labels
+    from taillift.service.review.review_export import count_labels, read_labels
 
     folder, labels = open_queue(review_dir), read_labels(file)
+    if feedback_file is not None:
+        counts = count_labels(labels, feedback_file, feedback_key_file)
+        told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        say(f"{feedback_file}: {told}")
     absent = [key for key, label in labels.items() if not folder.give_label(key, label)]
-    say(f"{len(labels) - len(absent)} photos are labelled")
+    say(f"{len(labels) - len(absent)} photos of the queue are labelled")
     if absent:
         say(f"{len(absent)} ids are not in the queue, such as {absent[0]}", err=True)
 

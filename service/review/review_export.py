@@ -14,7 +14,11 @@ from xml.sax.saxutils import quoteattr
 
 from taillift.models.bundle.atomic import atomic_folder
 from taillift.models.errors import UserError
+from taillift.service.feedback.label_book import LabelBook, LabelRequest, signing_keys
+from taillift.service.feedback.label_store import LabelStore
+from taillift.service.feedback.prediction_id import Signer
 from taillift.service.review.review_folder import QueuedPhoto
+from taillift.service.settings import read_settings
 
 Format = Literal["folder", "label-studio"]
 
@@ -23,8 +27,8 @@ COLUMNS: Final = ("path", "label", "split", "id", "version", "predicted", "p")
 # The folder of photos that show none of the classes: training does not read it.
 NONE_FOLDER: Final = "none_of_the_classes"
 TASKS, CONFIG = "tasks.json", "config.xml"
-# The choice in Label Studio for photos that show none of the classes.
-NONE: Final = "(none of the classes)"
+# The label, in files and in Label Studio, of photos that show none of the classes.
+NONE: Final = "none of the classes"
 # Names in the tasks and in the configuration of Label Studio.
 ID, IMAGE, CHOICES = "prediction_id", "image", "label"
 UNSAFE: Final = re.compile(r"^[.\s]+|[/\\:\0-\x1f]|[.\s]+$")
@@ -161,7 +165,8 @@ def is_json(path: Path) -> bool:
 def labels_of_table(text: str) -> dict[str, str | None]:
     """Return the labels of a table with the columns id and label; raises `ValueError`.
 
-    Label Studio's own id is that of its task: the column `prediction_id` comes first.
+    Label Studio's own id is that of its task: the column `prediction_id` comes first. Rows without
+    a label are passed over.
     """
     separator = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.DictReader(StringIO(text, newline=""), strict=True, delimiter=separator)
@@ -173,7 +178,8 @@ def labels_of_table(text: str) -> dict[str, str | None]:
     for row in rows:
         if None in row or row[CHOICES] is None:
             raise ValueError(f"line {rows.line_num} does not have as many cells as the first")
-        labels[row[key].strip()] = known_label(row[CHOICES])
+        if row[CHOICES].strip():
+            labels[row[key].strip()] = known_label(row[CHOICES])
     return labels
 
 
@@ -192,7 +198,31 @@ def labels_of_tasks(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str | None]
     return labels
 
 
+def count_labels(
+    labels: Mapping[str, str | None], file: Path, key_file: Path | None
+) -> Counter[str]:
+    """Add labels to those that a service counts for its live accuracy.
+
+    Returns how many were accepted, or what else became of them. Raises `UserError` if the file or
+    the keys cannot be used.
+    """
+    settings = read_settings(feedback_file=file, feedback_key_file=key_file)
+    keys = signing_keys(settings)
+    if not keys:
+        raise UserError("name the service's key with --feedback-key-file, or all ids are forged")
+    if not file.is_file():
+        raise UserError(f"there is no file of labels at {file}: the service's feedback_file is one")
+    store = LabelStore(file, settings.feedback_max)
+    try:
+        signer = Signer(keys, settings.feedback_days)
+        book = LabelBook(store, signer, settings.feedback_days)
+        taken = book.take([LabelRequest(key, label) for key, label in labels.items()])
+        return Counter(one.status for one in taken)
+    finally:
+        store.close()
+
+
 def known_label(text: str) -> str | None:
     """Return the label that a cell or choice says; None for none of the classes."""
     label = text.strip()
-    return None if label in ("", NONE) else label
+    return None if label == NONE else label

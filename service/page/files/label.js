@@ -111,6 +111,7 @@ async function give(label) {
     const headers = { "Content-Type": "application/json" };
     const { results } = await ask("feedback", { method: "POST", headers, body });
     if (!TAKEN.includes(results[0].status)) throw new Problem(refusal(results[0].status));
+    showProblem(byId("label-problem"), null);
     if (!photo.counted) move(photo);
   } catch (error) {
     photo.given = before;

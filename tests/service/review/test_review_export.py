@@ -20,6 +20,7 @@ from taillift.service.review.review_folder import (
 )
 from taillift.training.data.readers.registry import read_source
 from tests.support.palette import CLASSES, photo
+from tests.support.serving import running
 
 HOSTILE = 'a/b "quoted" <&> "../..'
 
@@ -183,7 +184,7 @@ def test_labels_come_back_from_label_studio(
         )
     file = tmp_path / "export.json"
     file.write_text(json.dumps(done))
-    assert run(queue, "import", file).stdout == "2 photos are labelled\n"
+    assert run(queue, "import", file).stdout == "2 photos of the queue are labelled\n"
     labels = {photo.entry.id: photo.given and photo.given.label for photo in queue.photos()}
     assert (labels["p-wait-00"], labels["p-wait-01"]) == (HOSTILE, None)
     assert queue.waiting() == []
@@ -192,16 +193,16 @@ def test_labels_come_back_from_label_studio(
 @pytest.mark.parametrize(
     "table",
     [
-        "id,label\np-wait-00,red\np-wait-01,\nunknown-1,red\n",
-        "\ufefflabel;id\nred;p-wait-00\n;p-wait-01\nred;unknown-1\n",
-        "id,prediction_id,label\n1,p-wait-00,red\n2,p-wait-01,\n3,unknown-1,red\n",
+        f"id,label\np-wait-00,red\np-wait-01,{NONE}\nunknown-1,red\np-red-000,\n",
+        f"\ufefflabel;id\nred;p-wait-00\n{NONE};p-wait-01\nred;unknown-1\n",
+        f"id,prediction_id,label\n1,p-wait-00,red\n2,p-wait-01,{NONE}\n3,unknown-1,red\n",
     ],
 )
 def test_labels_come_back_from_a_table(queue: ReviewFolder, tmp_path: Path, table: str) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(table, "utf-8")
     result = run(queue, "import", file)
-    assert result.stdout == "2 photos are labelled\n"
+    assert result.stdout == "2 photos of the queue are labelled\n"
     assert result.stderr == "1 ids are not in the queue, such as unknown-1\n"
     labels = {photo.entry.id: photo.given for photo in queue.photos()}
     assert labels["p-wait-00"] is not None
@@ -233,3 +234,25 @@ def test_a_file_without_labels_is_an_error_of_one_line(
         run(queue, "import", tmp_path / name)
     assert "\n" not in str(caught.value)
     assert len(queue.waiting()) == 2
+
+
+def test_imported_labels_count_for_the_live_accuracy(bundle: Path, tmp_path: Path) -> None:
+    """The service runs meanwhile, and shows the labels within a minute or with the next one."""
+    path, key = tmp_path / "queue", tmp_path / "key"
+    key.write_text("a-key-that-signs-the-ids\n")
+    labels, table = tmp_path / "labels.sqlite", tmp_path / "labels.csv"
+    settings = {"review_dir": path, "feedback_file": labels, "feedback_key_file": key}
+    with running(bundle, **settings) as client:
+        for colour in ("white", "black"):
+            client.post("/classify", content=photo(CLASSES[colour][0]))
+        first, second = (offered["id"] for offered in client.get("/review").json())
+        table.write_text(f"id,label\n{first},white\nforged-id,red\n")
+        flags = ("--feedback-file", labels, "--feedback-key-file", key)
+        result = run(ReviewFolder(path, 1, 1), "import", table, *flags)
+        assert result.stdout == (
+            f"{labels}: 1 accepted, 1 forged\n1 photos of the queue are labelled\n"
+        )
+        assert [offered["id"] for offered in client.get("/review").json()] == [second]
+        client.post("/feedback", json={"labels": [{"id": second, "label": "black"}]})
+        document = client.get("/classes").json()
+        assert document["labelled"]["sampled"] == 2
