@@ -1,4 +1,4 @@
-"""What a photo's file tells besides its pixels: the place and other secrets are left out.
+"""A photo's file without what it tells besides its pixels: the place, and other secrets.
 
 Pixels are copied as they are encoded. Of EXIF everything stays but the place, the maker's note,
 which no one else can read, and the small copy of the photo. Colour profiles stay. XMP, IPTC,
@@ -8,7 +8,7 @@ comments, and whatever follows the photo, may name the place as well, and are le
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 from PIL import ExifTags, Image
 
@@ -40,12 +40,15 @@ WEBP_KEPT: Final = frozenset({b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8
 # Flags of a WebP's first chunk (RFC 9649, section 2.7).
 HAS_EXIF, HAS_XMP = 0x08, 0x04
 
-TYPES: Final = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+Kind = Literal["jpg", "png", "webp"]
+TYPES: Final[dict[Kind, str]] = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
-def photo_kind(data: bytes) -> str:
+def photo_kind(data: bytes) -> Kind:
     """Return the ending of a photo's file name, one of `TYPES`, by its first bytes."""
-    return "jpg" if data.startswith(JPEG) else "png" if data.startswith(PNG) else "webp"
+    if data.startswith(JPEG):
+        return "jpg"
+    return "png" if data.startswith(PNG) else "webp"
 
 
 def without_place(data: bytes) -> bytes:

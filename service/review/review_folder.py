@@ -25,6 +25,7 @@ from taillift.models.bundle.arrays import Floats
 from taillift.models.bundle.atomic import atomic_file, atomic_folder
 from taillift.models.bundle.schema import Group, SixDigits
 from taillift.models.errors import UserError
+from taillift.service.review.photo_metadata import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,13 @@ class LikelyClass(BaseModel):
 
 
 class ReviewEntry(BaseModel):
-    """What is known of a photo that was drawn."""
+    """A photo that was drawn: what was answered, and what is needed to draw others."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     time: float = Field(description="seconds since 1970")
-    kind: Literal["jpg", "png", "webp"]
+    kind: Kind
     predictions: list[LikelyClass] = Field(min_length=1)
     why: Reason
     p: float = Field(gt=0, le=1, description="the probability with which it was drawn")
@@ -93,7 +94,7 @@ class QueuedPhoto:
 
     @property
     def place(self) -> tuple[float, str]:
-        """What decides about the order: when the photo came."""
+        """The place in the order in which the photos came."""
         return self.entry.time, self.entry.id
 
 

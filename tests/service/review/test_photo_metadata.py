@@ -1,4 +1,4 @@
-"""What is left of a photo's file: its pixels as they were encoded, and no place anywhere."""
+"""The photo's file that is kept: its pixels as they were encoded, and no place anywhere."""
 
 import io
 import struct

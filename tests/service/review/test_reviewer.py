@@ -94,7 +94,7 @@ def test_a_rare_photo_is_offered_under_the_id_of_its_answer_without_its_place(
 def test_a_common_photo_is_seldom_drawn_and_its_id_says_whether_it_was(
     client: httpx.Client,
 ) -> None:
-    """Of 200 photos with p = 0.02 about four are drawn, but only the first of a colour is kept."""
+    """About 4 of 200 photos with p = 0.02 are drawn, but only the first of a colour is kept."""
     files = form(*(("x", new_photo(CLASSES["red"][0])) for _ in range(50)))
     answers = [client.post("/classify", files=files).json() for _ in range(4)]
     results = [result for answer in answers for result in answer["results"]]
