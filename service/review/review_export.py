@@ -80,7 +80,8 @@ def export_tasks(
 ) -> None:
     """Write photos as tasks for Label Studio: `tasks.json`, `config.xml` and `photos/`.
 
-    Label Studio finds the photos if LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is `target`. Raises
+    Label Studio serves the photos if LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is `target`, and if
+    the project has `target/photos` as a source storage of local files. Raises
     `UserError` if there are none, or if `target` cannot be written.
     """
     if not photos:
@@ -129,7 +130,7 @@ def config(classes: Sequence[str]) -> str:
     choices = "\n".join(f"    <Choice value={quoteattr(label)}/>" for label in (*classes, NONE))
     return f"""<View>
   <Image name="{IMAGE}" value="${IMAGE}"/>
-  <Filter toName="{CHOICES}" placeholder="Type a class"/>
+  <Filter name="search" toName="{CHOICES}" minlength="0" placeholder="Type a class"/>
   <Choices name="{CHOICES}" toName="{IMAGE}" choice="single" showInline="true">
 {choices}
   </Choices>

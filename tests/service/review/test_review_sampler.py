@@ -65,7 +65,16 @@ def test_rare_photos_are_offered_twice_as_often_as_by_a_random_queue(
     photos, p = month
     kept = p > 0
     at_random = kept.sum() * photos.rare.mean()
-    assert photos.rare[kept].sum() > 2 * at_random
+    assert photos.rare[kept].sum() > 4 * at_random
+
+
+def test_rare_photos_are_offered_twice_as_often_by_a_model_that_hardly_tells_them() -> None:
+    """Half of the rare photos look like any others to this model."""
+    photos = stream(seed=7, days=30, a_day=2_000)
+    missed = np.random.default_rng(7).random(len(photos.mass)) < 0.5
+    unsure = photos._replace(mass=np.where(missed, RARE * photos.mass, photos.mass))
+    kept = sample(unsure, per_day=100) > 0
+    assert photos.rare[kept].sum() > 2 * kept.sum() * photos.rare.mean()
 
 
 def test_about_the_budget_is_kept_over_a_month_and_in_each_week(
@@ -74,17 +83,19 @@ def test_about_the_budget_is_kept_over_a_month_and_in_each_week(
     photos, p = month
     days = (photos.times // DAY).astype(int)
     by_day = np.bincount(days, p > 0, minlength=30)[:30]
-    assert by_day.sum() == pytest.approx(3_000, rel=0.07)
+    assert by_day.sum() == pytest.approx(3_000, rel=0.02)
     weeks = by_day[2:].reshape(4, 7).sum(1)
-    assert np.abs(weeks / 700 - 1).max() < 0.12
-    assert by_day.max() < 250
+    assert np.abs(weeks / 700 - 1).max() < 0.06
+    assert by_day.max() < 150
 
 
 @pytest.mark.parametrize("a_day", [200, 20_000])
 def test_the_budget_holds_for_few_and_for_many_photos(a_day: int) -> None:
     photos = stream(seed=2, days=4, a_day=a_day)
-    kept = (sample(photos, per_day=100) > 0).sum()
-    assert 300 < kept < 530
+    days = (photos.times // DAY).astype(int)
+    by_day = np.bincount(days, sample(photos, per_day=100) > 0)
+    assert by_day[0] < 150
+    assert by_day[1:4].sum() == pytest.approx(300, rel=0.2)
 
 
 def test_with_fewer_photos_than_the_budget_nearly_all_are_kept() -> None:
@@ -94,7 +105,7 @@ def test_with_fewer_photos_than_the_budget_nearly_all_are_kept() -> None:
     assert (p[later] > 0).mean() > 0.9
 
 
-def test_when_ten_times_as_many_photos_come_the_budget_holds_again_within_days() -> None:
+def test_when_ten_times_as_many_photos_come_the_budget_holds_again_the_day_after() -> None:
     quiet, busy = stream(seed=4, days=5, a_day=500), stream(seed=5, days=6, a_day=5_000)
     times = np.concatenate([quiet.times, busy.times + 5 * DAY])
     joined = Stream(
@@ -102,8 +113,8 @@ def test_when_ten_times_as_many_photos_come_the_budget_holds_again_within_days()
     )
     days = (times // DAY).astype(int)
     by_day = np.bincount(days, sample(joined, 100) > 0, minlength=11)
-    assert by_day[5:].max() < 400
-    assert by_day[8:11].mean() == pytest.approx(100, rel=0.3)
+    assert by_day[5:].max() < 250
+    assert by_day[6:].mean() == pytest.approx(100, rel=0.2)
 
 
 def test_labels_weighted_by_1_over_p_estimate_accuracy_and_rare_recall_without_bias() -> None:
