@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from json import dumps, loads
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple
 
 from taillift.models.bundle.schema import Group
@@ -81,6 +82,7 @@ class LabelStore:
         """
         self.path = path
         self._most = most
+        self._changed = False
         with self._readable_errors():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +125,18 @@ class LabelStore:
         (self._replaced,) = execute("SELECT COUNT(*) FROM replaced").fetchone()
 
     def has_changed(self) -> bool:
-        """Return whether another process has changed the file since the last time."""
+        """Return whether another process has changed the file since the last call."""
         with self._readable_errors():
-            (version,) = self._database.execute("PRAGMA data_version").fetchone()
-            if version == self._seen:
-                return False
+            self._look()
+        changed, self._changed = self._changed, False
+        return changed
+
+    def _look(self) -> None:
+        """Read the file again if another process has changed it."""
+        (version,) = self._database.execute("PRAGMA data_version").fetchone()
+        if version != self._seen:
             self._read_again()
-            return True
+            self._changed = True
 
     def __len__(self) -> int:
         """Return the number of predictions that have a label."""
@@ -254,6 +261,17 @@ class LabelStore:
     def close(self) -> None:
         self._database.close()
 
+    def __enter__(self) -> "LabelStore":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def _find(self, raw: bytes) -> StoredLabel | None:
         query = "SELECT id, name, note, received FROM labels WHERE id = ?"
         row = self._database.execute(query, (raw,)).fetchone()
@@ -279,6 +297,8 @@ class LabelStore:
         return label.id, number, label.note or None, label.received
 
     def _name(self, number: int | None) -> str | None:
+        if number is not None and number not in self._names:
+            self._look()  # Another process has added it.
         return None if number is None else self._names[number]
 
     def _number(self, name: str) -> int:
@@ -297,7 +317,7 @@ class LabelStore:
                 raise UserError(f"{self.path} was replaced: start the service again")
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                self.has_changed()
+                self._look()
                 yield
                 self._database.execute("COMMIT")
             except BaseException:
