@@ -69,6 +69,10 @@ class UnauthorisedError(ServiceError):
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
 
 
+class NoRightError(ServiceError):
+    status, reason, title = 403, "no_right", "The API key has not the right"
+
+
 class ForeignOriginError(ServiceError):
     status, reason, title = 403, "foreign_origin", "The page is of another origin"
 
@@ -176,8 +180,16 @@ class NotReadyError(ServiceError):
 CLOSING: Final = "the service is shutting down"
 
 
+class NoSuchPhotoError(ServiceError):
+    status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
+
+
+class LabelsNotKeptError(ServiceError):
+    status, reason, title = 503, "labels_not_kept", "The labels cannot be kept"
 
 
 class InternalError(ServiceError):
@@ -258,6 +270,7 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            NoRightError,
             ForeignOriginError,
             UnknownHostError,
             EncodedError,
@@ -279,7 +292,9 @@ REASONS: Final = (
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            NoSuchPhotoError,
             OutOfMemoryError,
+            LabelsNotKeptError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,

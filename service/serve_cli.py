@@ -37,7 +37,7 @@ Recursive = Annotated[
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
-NOT_FLAGS: Final = frozenset({"keys"})
+NOT_FLAGS: Final = frozenset({"keys", "feedback_key"})
 ARGUMENTS: Final = frozenset({"bundle"})
 
 

@@ -106,6 +106,8 @@ GROUPS: Final = {
     "Rare classes": "class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
     "Versions": "store admin_keys_file model_name",
+    "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
+    "Labelling": "review_dir review_per_day review_days review_bytes",
 }
 
 
@@ -159,8 +161,8 @@ class Settings(BaseSettings):
     )
     keys_file: Path | None = Field(
         None,
-        description="File with one API key per line, optionally followed by a name; changes are "
-        "picked up without a restart.",
+        description="File with one API key per line, optionally followed by a name, and then by "
+        "`feedback` if the key may send labels; changes are picked up without a restart.",
     )
     priors: Path | None = Field(
         None,
@@ -321,6 +323,46 @@ class Settings(BaseSettings):
         None,
         description="File of API keys, as keys_file, that may change which version of the store is "
         "served, by /admin. Unset: /admin does not exist.",
+    )
+    feedback_key: SecretStr | None = Field(
+        None,
+        description="Keys that sign the ids of predictions, separated by commas: the first signs, "
+        "all are known. Every replica needs the same. Unset: labels after a restart are forged.",
+    )
+    feedback_key_file: Path | None = Field(
+        None, description="File with such keys, one per line, after those of feedback_key."
+    )
+    feedback_file: Path | None = Field(
+        None,
+        description="SQLite file that keeps the labels. Unset: they are kept in memory, and lost "
+        "at the end.",
+    )
+    feedback_days: int = Field(
+        90,
+        ge=1,
+        le=3650,
+        description="Age of predictions beyond which labels are not taken and do not count, in "
+        "days.",
+    )
+    feedback_max: int = Field(
+        1_000_000, ge=1, description="Number of labels beyond which new ones are refused."
+    )
+
+    review_dir: Path | None = Field(
+        None,
+        description="Folder in which photos are kept for a person to label, drawn at random with "
+        "the rare ones more often. Unset: no photo is kept.",
+    )
+    review_per_day: int = Field(
+        100, ge=1, description="About so many photos are kept for labelling a day."
+    )
+    review_days: float = Field(
+        30, gt=0, description="Days after which a photo kept for labelling is removed."
+    )
+    review_bytes: int = Field(
+        2**30,
+        ge=1,
+        description="Bytes of photos kept for labelling beyond which the oldest are removed.",
     )
 
     model_name: str | None = Field(

@@ -149,6 +149,8 @@ def image_value(name: str, result: Result) -> str | int:
             return result.decision or ""
         case "set", ClassifiedImage():
             return json.dumps(result.set)
+        case "prediction_id", ClassifiedImage():
+            return result.id or ""
         case _:
             return ""
 

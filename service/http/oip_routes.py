@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from taillift.models.bundle.version_store import Challenger, Shadow
 from taillift.models.errors import UserError, did_you_mean
 from taillift.service.http.admin import Follower, problem_of, who
-from taillift.service.http.app import (
+from taillift.service.http.image_requests import (
     Answered,
     Chosen,
     Counted,
@@ -312,7 +312,6 @@ async def infer(
             asked, reservation = body
             classification, predictions = await classify_uploads(
                 request,
-                engine,
                 lease,
                 asked.query,
                 [Upload(None, image) for image in asked.images],

@@ -15,6 +15,7 @@ from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.version_store import VERSIONS, VersionStore
 from taillift.models.errors import UserError, first_lines
+from taillift.service.feedback.label_book import LabelDesk
 from taillift.service.inference.admission import Admission
 from taillift.service.inference.challenge import Challenge
 from taillift.service.inference.decoder import Decoder
@@ -25,7 +26,12 @@ from taillift.service.inference.runner import DeviceTurns
 from taillift.service.inference.scheduler import BROKEN
 from taillift.service.inference.served_version import ServedVersion, Workshop
 from taillift.service.monitoring.counters import Metrics
-from taillift.service.monitoring.exporter import ClassSeries, TailSeries, class_series
+from taillift.service.monitoring.exporter import (
+    ClassSeries,
+    LabelSeries,
+    TailSeries,
+    class_series,
+)
 from taillift.service.monitoring.recorder import Monitoring, TailRecords
 from taillift.service.problems import (
     CLOSING,
@@ -79,6 +85,7 @@ class Engine:
         self._taken: dict[int, int] = {}
         self._untried = sources(settings, self.store)
         self.metrics = Metrics(self._first_manifest(), settings.provider)
+        self.labels = LabelDesk(settings, clock)
         self.evidence = TailRecords(settings, self.metrics, clock)
         admission = Admission(
             settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
@@ -90,11 +97,13 @@ class Engine:
             self.champion = self._next_version()
         except BaseException:
             self.evidence.close()
+            self.labels.close()
             raise
         monitoring = self.champion.bundle.monitoring
         self._tail_series = TailSeries(monitoring, self._series_of(monitoring))
         self._show(self.champion)
         self.metrics.registry.register(self._tail_series)
+        self.metrics.registry.register(LabelSeries(lambda: self.labels.latest))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.metrics.predicted_wait.set_function(
             lambda: admission.wait(1) + self._seconds(VIEWS, 0)
@@ -153,7 +162,9 @@ class Engine:
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
         bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
-        return ServedVersion(number, bundle, self.workshop, alongside)
+        version = ServedVersion(number, bundle, self.workshop, alongside)
+        self.labels.know(version.code, manifest)
+        return version
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         assert number is not None
@@ -210,6 +221,7 @@ class Engine:
     def _show(self, version: ServedVersion) -> None:
         monitoring = version.bundle.monitoring
         self.metrics.name_model(monitoring.manifest)
+        self.labels.show(version.code)
         self._tail_series.show(monitoring, self._series_of(monitoring))
 
     def _series_of(self, monitoring: Monitoring) -> ClassSeries:

@@ -24,6 +24,10 @@ PASSES: Final = ("first", "second")
 Omission = Literal["repeated", "asked"]
 OMISSIONS: Final[tuple[Omission, ...]] = get_args(Omission)
 
+LabelKind = Literal["sampled", "volunteered"]
+LABEL_KINDS: Final[tuple[LabelKind, ...]] = get_args(LabelKind)
+NO_GROUP: Final = "none"
+
 Stage = Literal["read", "decode_queue", "decode", "queue", "infer", "post"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -145,6 +149,18 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._labels = Counter(
+            "taillift_labels",
+            "Labels that came back, by the group of the label (none: not a class) and by whether "
+            "the image was chosen for labelling",
+            ["group", "kind"],
+            registry=registry,
+        )
+        self._none_of_the_classes = Counter(
+            "taillift_none_of_the_classes",
+            "Labels that came back and say that an image shows none of the classes",
+            registry=registry,
+        )
         self.tail_save_failures = Counter(
             "taillift_tail_save_failures",
             "Saves of the tail's statistics that failed",
@@ -157,6 +173,9 @@ class Metrics:
             self._set_size.labels(group)
             for decision in DECISIONS:
                 self._reviews.labels(group, decision)
+        for group_or_none in (*GROUPS, NO_GROUP):
+            for kind in LABEL_KINDS:
+                self._labels.labels(group_or_none, kind)
         for stage in STAGES:
             self._stages.labels(stage)
         for reason in REASONS:
@@ -188,6 +207,12 @@ class Metrics:
     def count_omission(self, reason: Omission) -> None:
         """Count an image that was answered but not counted for the tail."""
         self._omissions.labels(reason).inc()
+
+    def count_label(self, group: Group | None, kind: LabelKind) -> None:
+        """Count a label that came back; without a group it is none of the classes."""
+        self._labels.labels(group or NO_GROUP, kind).inc()
+        if group is None:
+            self._none_of_the_classes.inc()
 
     def count_views(self, views: int, ensemble: Ensemble) -> None:
         """Count one image's answer and the views that it used."""
