@@ -407,6 +407,17 @@ def test_statistics_count_requests_images_and_failures(
             assert row["last_inference"] > 1e12
 
 
+def test_a_label_can_be_sent_back_under_the_prediction_id(
+    service: httpx.Client, client: triton.InferenceServerClient
+) -> None:
+    outputs = wanted("prediction_id", "error")
+    result = client.infer("palette", [tensor([*photos(2), b"x"])], outputs=outputs)
+    first, second, failed = result.as_numpy("prediction_id")
+    assert (first != second, failed) == (True, b"")
+    labels = {"labels": [{"id": first.decode(), "label": "red"}]}
+    assert service.post("/feedback", json=labels).is_success
+
+
 def test_the_images_count_for_the_tail_as_those_of_classify_do(bundle: Path) -> None:
     with running(bundle) as service:
         service.post(INFER, json=document())
