@@ -1,4 +1,4 @@
-"""Measure what the Open Inference Protocol costs, against POST /classify with the photo as the body.
+"""Measure what the Open Inference Protocol costs, against POST /classify with a photo as the body.
 
     python -m benchmarks.protocols BUNDLE
     python -m benchmarks.protocols BUNDLE --traces

@@ -175,12 +175,17 @@ class Wanted:
 def wanted_images(
     bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None
 ) -> Wanted:
+    """Return how a query wants images answered; raises `MalformedError`."""
     ensemble = query.ensemble or bundle.usual_ensemble
     log_prior = known_prior(query.prior, bundle.priors)
     return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
 
 
 def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
+    """Return how a query for labels wants images answered.
+
+    Raises `MalformedError`, and `ClassesError` if its classes or counts are not the model's.
+    """
     wanted, labels = wanted_images(bundle, query, query.coverage), bundle.manifest.labels
     with refusing():
         allowed = indices_of_names(query.classes, labels, "classes")
