@@ -69,6 +69,7 @@ from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.monitoring.exporter import Exposition
+from taillift.service.monitoring.logs import request_id
 from taillift.service.page import add_page
 from taillift.service.problems import (
     ClassesError,
@@ -243,6 +244,7 @@ async def classify(
     async with _answered(request, engine, lease, want, deadline, copied) as (wanted, answered):
         bundle, known = wanted.bundle, wanted.known
         top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
+        numbers = {id(upload): number for number, (upload, _) in enumerate(answered)}
 
         def result(
             upload: Upload, prediction: Prediction, outputs: ImageOutputs
@@ -277,6 +279,7 @@ async def classify(
                     prediction.requested,
                     prediction.uniform,
                     outputs.features,
+                    None if lease.copier is None else (request_id.get(), numbers[id(upload)]),
                 )
                 answer.id = reviewer.offer(photo, identify)
             return answer
@@ -526,6 +529,7 @@ def create_app(engine: Engine) -> FastAPI:
     if engine.settings.review_dir is not None:
         reviewer = Reviewer(engine.settings, engine.metrics.registry)
         engine.labels.listeners.append(reviewer.follow_labels)
+        engine.difference_listeners.append(reviewer.note_difference)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
