@@ -64,6 +64,7 @@ SLOW = frozenset(
         "service/monitoring/test_watch_command",
         "service/page/test_label_tab",
         "service/page/test_page",
+        "service/review/test_review_sampler",
         "service/review/test_reviewer",
         "service/tail/test_monitor",
         "service/test_server",

@@ -329,6 +329,7 @@ def create_app(engine: Engine) -> FastAPI:
     if engine.settings.review_dir is not None:
         reviewer = Reviewer(engine.settings, engine.metrics.registry)
         engine.labels.listeners.append(reviewer.follow_labels)
+        engine.difference_listeners.append(reviewer.note_difference)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

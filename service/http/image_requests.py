@@ -49,6 +49,7 @@ from taillift.service.inference.admission import Reservation
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
+from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
     ClassesError,
     MalformedError,
@@ -314,6 +315,7 @@ async def classify_uploads(
     refuse(answered)
     bundle, known = wanted.bundle, wanted.known
     top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
+    numbers = {id(upload): number for number, (upload, _) in enumerate(answered)}
     predictions: list[Prediction] = []
 
     def result(upload: Upload, prediction: Prediction, outputs: ImageOutputs) -> ClassifiedImage:
@@ -345,6 +347,7 @@ async def classify_uploads(
                 prediction.requested,
                 prediction.uniform,
                 outputs.features,
+                None if lease.copier is None else (request_id.get(), numbers[id(upload)]),
             )
             answer.id = reviewer.offer(photo, identify)
         return answer
