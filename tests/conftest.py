@@ -66,6 +66,7 @@ SLOW = frozenset(
         "service/page/test_page",
         "service/review/test_review_sampler",
         "service/review/test_reviewer",
+        "service/page/test_sheet",
         "service/tail/test_monitor",
         "service/test_server",
         "training/calibration/test_cross_fit",
