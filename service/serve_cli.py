@@ -325,7 +325,7 @@ def suggest(
         typer.Option(
             metavar="SOURCE",
             help="Photos that have a label already, in folders at any depth or in the column path "
-            "of a CSV file: the same files are not suggested. May be given several times.",
+            "of a CSV file: they are not suggested again. May be given several times.",
         ),
     ] = None,
     recursive: Recursive = False,

@@ -19,12 +19,14 @@ from taillift.models.bundle import conveyor
 from taillift.models.bundle.arrays import Doubles, Floats, Indices
 from taillift.models.bundle.classifier import Classifier, top
 from taillift.models.bundle.ensemble import Ensemble
+from taillift.models.bundle.image_guard import ExcessError, pixel_content
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.photo_sources import find_photos
 from taillift.models.errors import UserError
-from taillift.service.inference.folder_run import printable, shown_progress, thing
+from taillift.service.inference.folder_run import printable, shown_progress
 from taillift.service.settings import cores
+from taillift.service.tail.dependence import image_digest
 
 TABLE: Final = "suggestions.csv"
 PHOTOS: Final = "photos"
@@ -72,20 +74,20 @@ def suggest(
 ) -> Suggestions:
     """Choose `count` of the photos to label next, or all if there are fewer.
 
-    Of files with the same bytes the first is looked at, and none with those of a `labelled` photo.
+    Of photos with the same pixels the first is looked at, and none with those of a `labelled` one.
     Raises `UserError` if the bundle has no few-shot class, or if no photo can be used.
     """
     few = few_shot(classifier.manifest)
-    known = {thing(path) for path in labelled}
+    known = set(map(content_digest, labelled))
     found = Suggestions(len(photos))
     looked_at: list[Path] = []
     best: list[tuple[float, int, PoolPhoto]] = []
     with shown_progress(len(photos), 0) as advance:
 
         def distinct() -> Iterator[Path]:
-            seen: set[str | None] = set()
+            seen: set[int | None] = set()
             for path in photos:
-                digest = thing(path)
+                digest = content_digest(path)
                 if digest is not None and digest in known:
                     found.known += 1
                 elif digest is not None and digest in seen:
@@ -160,6 +162,18 @@ def lines(found: Suggestions) -> Iterator[str]:
             yield f"{count:,} photos {words}"
 
 
+def content_digest(path: Path) -> int | None:
+    """Return 64 bits of a photo's pixels as they are stored; None if its file cannot be read."""
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError):  # A path with a zero byte.
+        return None
+    try:
+        return image_digest(pixel_content(data))
+    except ExcessError:
+        return image_digest(data)
+
+
 def few_shot(manifest: Manifest) -> Indices:
     """Return the indices of the few-shot classes; raises `UserError` if there are none."""
     few = np.array([info.group == "few" for info in manifest.classes])
@@ -204,8 +218,8 @@ def why(candidate: PoolPhoto, manifest: Manifest) -> str:
     few = few_shot(manifest)
     rarest = few[candidate.uniform[few].argmax()]
     return (
-        f"rare {candidate.mass:.0%}, of it {manifest.labels[rarest]} "
-        f"{candidate.uniform[rarest]:.0%}; likeliest class wrong {1 - candidate.uniform.max():.0%}"
+        f"rare: {candidate.mass:.0%}, most likely {manifest.labels[rarest]} "
+        f"({candidate.uniform[rarest]:.0%}); doubt: {1 - candidate.uniform.max():.0%}"
     )
 
 

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.image_guard import pixel_content
 from taillift.models.bundle.images import decode
 from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
 from taillift.models.errors import UserError
@@ -200,13 +201,21 @@ def content_digests(
 
 
 def inspect_photo(photo: StoredPhoto, max_pixels: int) -> int | str:
-    """Return 64 bits of the photo's content or, if it cannot be used, the reason."""
+    """Return 64 bits of the photo's pixels or, if it cannot be used, the reason."""
     try:
         data = photo.read()
         decode(data, 1, max_pixels)
     except UserError as error:
         return str(error)
-    return hash64(data)
+    return content_hash(data)
+
+
+def content_hash(data: bytes) -> int:
+    """Return 64 bits of the pixels in an image file that can be decoded, as they are stored.
+
+    Copies that differ in metadata alone have the same: services remove the place, for example.
+    """
+    return hash64(pixel_content(data))
 
 
 def hash64(data: bytes) -> int:
@@ -215,6 +224,9 @@ def hash64(data: bytes) -> int:
 
 
 def _state_of(photo: StoredPhoto, max_pixels: int) -> int:
-    """Return 64 bits that change with the photo's file and with the limits of the check."""
-    state = (photo.path, photo.start, photo.size, photo.changed, max_pixels, MAX_ASPECT)
+    """Return 64 bits that change with the photo's file and with the limits of the check.
+
+    They are of what is remembered, too: that was the hash of whole files at first.
+    """
+    state = ("pixels", photo.path, photo.start, photo.size, photo.changed, max_pixels, MAX_ASPECT)
     return hash64(os.fsencode("\0".join(map(str, state))))

@@ -28,7 +28,14 @@ from taillift.models.bundle.schema import GROUPS, MAX_PIXELS, Group
 from taillift.models.errors import UserError
 from taillift.training.console import track
 from taillift.training.data.addition import joined, leaks, read_sources
-from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
+from taillift.training.data.check import (
+    conflicts,
+    content_hash,
+    find_duplicates,
+    gaps,
+    hash64,
+    only_readable,
+)
 from taillift.training.data.classes import names_in_prompts, refuse_equal_prompts, same_prompts
 from taillift.training.data.photo import SPLITS, Photo, RawPhoto, Split
 from taillift.training.data.pool import UnlabelledPool, own_pool, read_pool, without_known
@@ -195,7 +202,7 @@ def look_at(photo: Photo, max_pixels: int) -> Look:
             _, height, width = photo.pixels.shape
             return Look(hash64(data), "pixels", "none", (width, height))
         image = open_image(data, max_pixels)
-        look = Look(hash64(data), image.format or "", profile_of(image), image.size)
+        look = Look(content_hash(data), image.format or "", profile_of(image), image.size)
         decode(data, 1, max_pixels)
         return look
     except UserError as error:
