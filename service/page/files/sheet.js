@@ -4,10 +4,10 @@
 import { byId, element, say } from "./dom.js";
 import { many, percent } from "./format.js";
 
-const NONE = "";
+const NONE = "none of the classes";
 const MOST_MATCHES = 8;
 
-/** Return the labels as CSV: the columns path and label, which is empty for none of the classes. */
+/** Return the labels as CSV, with the columns path and label. */
 export function csv(photos, labels) {
   const cell = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   const rows = photos
@@ -56,7 +56,7 @@ export function startSheet({ bundle, classes, photos }) {
       "button",
       { type: "button", class: group ?? "" },
       element("kbd", {}, mark),
-      element("span", { class: "label" }, label || "none of the classes"),
+      element("span", { class: "label" }, label),
       element("span", { class: "quiet" }, quiet),
     );
     button.addEventListener("click", () => finish(label));

@@ -10,6 +10,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from typer.testing import CliRunner
 
+from taillift.models.names import NONE_OF_THE_CLASSES
 from taillift.service.serve_cli import app
 from taillift.training.data.dataset import load_dataset
 from tests.support.palette import CLASSES, Colour, new_photo
@@ -100,8 +101,8 @@ def test_twenty_photos_are_labelled_by_keyboard_and_trained_on(
                 expected[path] = "yellow"
             case _:
                 page.keyboard.press("0")
-                expected[path] = ""
-    none = sum(label == "" for label in expected.values())
+                expected[path] = NONE_OF_THE_CLASSES
+    none = sum(label == NONE_OF_THE_CLASSES for label in expected.values())
     expect(page.locator("#counts")).to_contain_text(f"{20 - none} of 24 photos labelled")
     expect(page.locator("#counts")).to_contain_text(f"{none} of no class, 0 skipped")
     # Beside the page, as it says, the file names the photos that are there.
@@ -115,6 +116,7 @@ def test_twenty_photos_are_labelled_by_keyboard_and_trained_on(
     dataset = load_dataset(str(tmp_path / "photos"), add=[str(suggested / "labels.csv")])
     assert sum(dataset.counts) == 2 + 20 - none
     assert "yellow" in dataset.classes
+    assert NONE_OF_THE_CLASSES not in dataset.classes
 
 
 def test_photos_are_skipped_undone_and_kept_over_a_reload(page: Page) -> None:

@@ -136,14 +136,14 @@ def test_equal_names_in_two_sources_are_two_photos(photos: str, tmp_path: Path) 
 def test_rows_without_a_label_are_left_out_of_an_added_table_alone(
     photos: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for index in range(3):
+    for index in range(4):
         write_photo(tmp_path / f"{index}.png", COLOURS["red"], 600 + index)
-    rows = [("0.png", "red"), ("1.png", ""), ("2.png", " ")]
+    rows = [("0.png", "red"), ("1.png", ""), ("2.png", " "), ("3.png", "none of the classes")]
     labels = table(tmp_path / "labels.csv", *rows)
     with caplog.at_level(logging.WARNING):
         assert load_dataset(photos, add=[labels]).counts == [4, 2]
     assert caplog.messages == [
-        f"{labels}: 2 rows have no label and are left out, such as {labels}:3"
+        f"{labels}: 3 rows have no class and are left out, such as {labels}:3"
     ]
     with pytest.raises(UserError, match=r"labels\.csv:3: the label is empty"):
         load_dataset(labels)

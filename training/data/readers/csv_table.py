@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from taillift.models.errors import UserError
-from taillift.models.names import canonical, refuse_two_forms
+from taillift.models.names import NONE_OF_THE_CLASSES, canonical, refuse_two_forms
 from taillift.training.data.classes import Vocabulary, unreadable
 from taillift.training.data.photo import SPLITS, Split, SplitName, split_called
 from taillift.training.data.readers.listing import Listing, Unused, stored_photos
@@ -61,7 +61,7 @@ def read_table(path: Path, labelled_only: bool = False) -> Listing:
     The classes are those of the training rows. Paths are relative to the file's folder, where
     classnames.json may give the classes names for prompts. If there is no column `split`, every
     row is for training. A log line says which columns and which separator were found. With
-    `labelled_only`, rows without a label are left out.
+    `labelled_only`, rows without a label or of none of the classes are left out.
 
     Raises `UserError` with file and line if a row is malformed, if it names a photo that does not
     exist, or if its class has no training row.
@@ -88,7 +88,7 @@ def read_table(path: Path, labelled_only: bool = False) -> Listing:
     if others:
         unused.append(Unused(str(path.parent), len(others), "other tables are not used", others[0]))
     if unlabelled:
-        words = "rows have no label and are left out"
+        words = "rows have no class and are left out"
         unused.append(Unused(str(path), len(unlabelled), words, unlabelled[0]))
     return Listing(path, path.stem, vocabulary, path.parent, splits, str(head), tuple(unused))
 
@@ -127,8 +127,8 @@ def read_rows(
 ) -> tuple[defaultdict[SplitName, list[TableRow]], list[str]]:
     """Return the rows of each split, and FILE:LINE of the rows that are left out; opens no photo.
 
-    With `labelled_only` these are the rows without a label. Raises `UserError` with file and line
-    if a row is malformed.
+    With `labelled_only` these are the rows without a label or of none of the classes. Raises
+    `UserError` with file and line if a row is malformed.
     """
     rows: defaultdict[SplitName, list[TableRow]] = defaultdict(list)
     unlabelled: list[str] = []
@@ -140,7 +140,7 @@ def read_rows(
             next(reader, None)
             for cells in reader:
                 origin = f"{path}:{reader.line_num}"
-                if labelled_only and not cells["label"].strip():
+                if labelled_only and cells["label"].strip() in ("", NONE_OF_THE_CLASSES):
                     unlabelled.append(origin)
                     continue
                 for name in COLUMNS:

@@ -52,7 +52,7 @@ LAYOUTS: Final = (
 def read_source(source: str, labelled_only: bool = False) -> Listing:
     """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
-    With `labelled_only`, the rows of a table that have no label are left out, and not refused.
+    With `labelled_only`, the rows of a table that have no class are left out, and not refused.
     In a folder with a `dataset.yaml`, this file says which lists are read. Next to class folders,
     lists are read if they are lists of the photos in them. A set's train/ stands for the set.
     Raises `UserError` if the source has no known layout or several, and for the reasons of the
