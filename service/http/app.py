@@ -12,7 +12,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.known_counts import KnownCounts
-from taillift.models.bundle.posterior import Prior, among
+from taillift.models.bundle.posterior import Prior, among, leaning
 from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import UserError
 from taillift.models.names import indices_of_names
@@ -70,6 +70,7 @@ from taillift.service.problems import (
     NoImageError,
     NotReadyError,
     PerImageError,
+    TailError,
 )
 from taillift.service.tail.dependence import group_digest
 
@@ -212,7 +213,7 @@ async def classify(
         with _refusing():
             allowed = indices_of_names(query.classes, labels, "classes")
             if query.classes:
-                prior = known_prior(query.prior, bundle.priors)
+                prior = _log_prior(bundle, query.prior, wanted.tail)
                 wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
             if query.counts is not None:
                 wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
@@ -262,6 +263,7 @@ async def classify(
         model=model_id(wanted.bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
+        tail=wanted.tail,
         classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
         results=results,
     )
@@ -304,6 +306,7 @@ async def confidence(
             model=model_id(manifest, lease.version.number),
             ensemble=wanted.ensemble,
             prior=query.prior,
+            tail=wanted.tail,
         )
         results = _results(engine, wanted, answered, result)
         content = await asyncio.to_thread(confidence_json, answer, results)
@@ -329,12 +332,24 @@ class Wanted:
     coverage: float | None
     allowed: Sequence[int] = ()
     known: KnownCounts | None = None
+    tail: float = 0.0
 
 
 def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None) -> Wanted:
     ensemble = query.ensemble or bundle.usual_ensemble
-    log_prior = known_prior(query.prior, bundle.priors)
-    return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
+    tail = bundle.usual_tail if query.tail is None else query.tail
+    log_prior = _log_prior(bundle, query.prior, tail)
+    usual = query.prior == Prior.UNIFORM and not tail
+    return Wanted(bundle, ensemble, None if usual else log_prior, coverage, tail=tail)
+
+
+def _log_prior(bundle: ResidentBundle, name: str, tail: float) -> Doubles:
+    """Return the prior [C] of this name, which leans toward the rare classes by `tail`."""
+    prior = known_prior(name, bundle.priors)
+    try:
+        return leaning(prior, tail, bundle.manifest.counts)
+    except UserError as error:
+        raise TailError(str(error)) from None
 
 
 @asynccontextmanager
@@ -435,6 +450,7 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
         list(bundle.priors),
         bundle.precision_reason,
         lease.version.number,
+        bundle.usual_tail,
     )
 
 
