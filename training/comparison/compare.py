@@ -11,8 +11,12 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import require_writable
+from taillift.models.bundle.ensemble import mean_over_views
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.posterior import log_shares, without_prior
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
+from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.comparison.outcome import (
     Outcome,
     labels_of,
@@ -21,10 +25,11 @@ from taillift.training.comparison.outcome import (
     run_path,
     write_csv,
     write_outcome,
+    write_tau_csv,
 )
 from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
-from taillift.training.evaluation import class_accuracies, evaluate
+from taillift.training.evaluation import class_accuracies, evaluate, tau_curve
 from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import checkpoint_stem, read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
@@ -33,6 +38,7 @@ from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
 CSV = "results.csv"
+TAU_CSV = "tau.csv"
 
 
 def compare(
@@ -46,9 +52,9 @@ def compare(
 ) -> list[Outcome]:
     """Train and evaluate every recipe, and return the outcomes in the order of `recipes`.
 
-    Each run leaves a checkpoint and an outcome in `out`, and a row in results.csv. A run that has
-    left an outcome is not repeated, unless it failed. A run that fails is an outcome, too. If
-    `torchrun` has started several processes, all of them call this function.
+    Each run leaves a checkpoint and an outcome in `out`, and rows in results.csv and tau.csv. A run
+    that has left an outcome is not repeated, unless it failed. A run that fails is an outcome, too.
+    If `torchrun` has started several processes, all of them call this function.
 
     Raises `UserError` if there are no held-out photos or if a recipe is requested twice. Unless
     `replace` allows overwriting, it also does so if `out` holds results on other photos, of another
@@ -222,6 +228,10 @@ def train_and_evaluate(
     logits = trainer.view_logits(run, split)
     evaluation = evaluate(f"{dataset.name} {name}", logits, labels, groups)
     accuracies = tuple(class_accuracies(logits, labels, len(groups)))
+    metadata = run.metadata
+    carried = log_shares(carried_prior(metadata.recipe, metadata.prior_counts))
+    full = mean_over_views(logits.reshape(-1, len(groups)), VIEWS)
+    curve = tau_curve(without_prior(full, carried), labels, groups, metadata.counts)
     seconds = round(trained_before + time.monotonic() - start, 1)
     # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
     save(checkpoint, run.model, run.metadata, replace=True)
@@ -232,6 +242,7 @@ def train_and_evaluate(
             "record": run.metadata.record,
             "evaluation": evaluation,
             "accuracies": accuracies,
+            "tau_curve": curve,
         }
     )
 
@@ -248,7 +259,7 @@ def _in_short(outcome: Outcome) -> str:
 
 
 def collect(out: Path) -> None:
-    """Write results.csv from all outcomes in the folder.
+    """Write results.csv and tau.csv from all outcomes in the folder.
 
     If another process adds an outcome meanwhile, write again, so that whichever process writes last
     has seen all outcomes.
@@ -256,4 +267,5 @@ def collect(out: Path) -> None:
     written = None
     while (outcomes := read_outcomes(out)) != written:
         write_csv(out / CSV, list(outcomes.values()))
+        write_tau_csv(out / TAU_CSV, list(outcomes.values()))
         written = outcomes

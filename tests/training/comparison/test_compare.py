@@ -23,6 +23,7 @@ from taillift.training.comparison.outcome import (
     write_outcome,
 )
 from taillift.training.data.dataset import Dataset
+from taillift.training.evaluation import TAUS
 from taillift.training.fit.checkpoint import read_metadata, save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
@@ -110,6 +111,23 @@ def test_every_run_leaves_its_checkpoint_its_outcome_and_its_rows(
     assert lora is not None
     assert float(table[0]["overall"]) == pytest.approx(lora.single.overall, abs=0.01)
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+    for outcome in outcomes:
+        assert outcome.evaluation is not None
+        (as_it_is,) = (point for point in outcome.tau_curve if point.tau == 1)
+        assert as_it_is.mean_class == pytest.approx(outcome.evaluation.full.mean_class)
+    with (tmp_path / "tau.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4 * len(TAUS)
+
+
+def test_the_curve_of_plain_cross_entropy_begins_with_the_model_as_it_is(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"loss.name": "cross-entropy"}
+    plain = recipe("head", **changes)
+    ((outcome,), _) = run(colours, backbone, [plain], tmp_path)
+    assert outcome.evaluation is not None
+    assert outcome.tau_curve[0].tau == 0
+    assert outcome.tau_curve[0].mean_class == pytest.approx(outcome.evaluation.full.mean_class)
 
 
 def test_finished_runs_are_not_repeated_and_missing_ones_are_run(
