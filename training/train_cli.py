@@ -222,6 +222,7 @@ def merge(
     from taillift.training.comparison import soup
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.train import Trainer
 
     check_free(out, replace)
     require_writable(out)
@@ -234,13 +235,14 @@ def merge(
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels)
     if dataset is not None:
         soup.require_own_photos(ingredients, dataset)
-        shares = shares or soup.chosen_shares(ingredients, dataset, tower, say)
+        shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
     assert shares is not None
     made = soup.averaged(ingredients, shares, tower)
     if head and dataset is not None:
         made = soup.with_new_head(made, dataset, tower)
     save(out, made.model, made.metadata, replace)
-    say(f"{out}: {made.metadata.recipe.title}")
+    parents = ", ".join(f"{one.share:.4g} of {one.file}" for one in made.metadata.parents)
+    say(f"{out}: {made.metadata.recipe.title} ({parents})")
 
 
 @app.command()
@@ -389,6 +391,14 @@ def compare(
     imbalance: Imbalance = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    soup: Annotated[
+        bool,
+        typer.Option(
+            "--soup",
+            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
+            "val/.",
+        ),
+    ] = False,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite results of other settings in the folder."),
@@ -434,6 +444,7 @@ def compare(
             folder,
             replace=replace,
             log=console.print,
+            soup=soup,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import file_sha256
+from taillift.models.bundle.manifest import Scores
 from taillift.models.errors import UserError
 from taillift.models.lift.average import AVERAGED, average
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.merge import merge
 from taillift.models.lift.tuners import AdaptFormer, Full, Tuner
+from taillift.models.names import canonical
 from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import evaluate
@@ -104,6 +106,12 @@ def trained_tuners(recipe: Recipe) -> tuple[Tuner, ...]:
     return recipe.tuners if recipe.epochs else ()
 
 
+def can_be_averaged(recipe: Recipe) -> bool:
+    """Return whether the recipe tunes the tower in a way that can be averaged."""
+    tuners, fused = trained_tuners(recipe), isinstance(recipe.teaching, UlFine)
+    return bool(tuners) and all(isinstance(tuner, AVERAGED) for tuner in tuners) and not fused
+
+
 def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbone: Backbone) -> Run:
     """Return the average of the checkpoints, weighted by `shares`, which sum to 1.
 
@@ -111,7 +119,7 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
     """
     used = [(one, share) for one, share in zip(ingredients, shares, strict=True) if share > 0]
     metadata = used[0][0].run.metadata
-    recipe = soup_recipe([(one.run.metadata.recipe, share) for one, share in used])
+    recipe = soup_recipe([one.run.metadata.recipe for one, _ in used])
     if len(used) == 1:
         model = copy.deepcopy(used[0][0].run.model)
     else:
@@ -131,28 +139,26 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
     return Run(model.eval(), metadata.model_copy(update=changes))
 
 
-def soup_recipe(parts: Sequence[tuple[Recipe, float]]) -> Recipe:
+def soup_recipe(recipes: Sequence[Recipe]) -> Recipe:
     """Return a recipe whose model can hold the average of the recipes' models.
 
     The head, the loss and the crops are those of the first. One recipe alone keeps its tuners.
     """
-    recipes = [recipe for recipe, _ in parts]
+    titles = " and ".join(recipe.title for recipe in recipes)
+    named = recipes[0].model_copy(
+        update={"name": NAME, "title": f"soup of {titles}", "unlabelled": None, "steps": None}
+    )
+    if len(recipes) == 1:
+        return named
     tuning = [recipe for recipe in recipes if trained_tuners(recipe)]
     tuners = [tuner for recipe in tuning for tuner in recipe.tuners]
     rank = sum(tuner.rank or 0 for tuner in tuners if isinstance(tuner, AdaptFormer))
     plain = any(not isinstance(tuner, AdaptFormer) for tuner in tuners)
     blocks = [recipe.blocks for recipe in tuning]
-    words = " and ".join(f"{recipe.title} ({share:.3g})" for recipe, share in parts)
-    named = recipes[0].model_copy(
-        update={"name": NAME, "title": f"soup of {words}", "unlabelled": None, "steps": None}
-    )
-    if len(recipes) == 1:
-        return named
-    both = (*([Full()] if plain else []), *([AdaptFormer(rank=rank)] if rank else []))
     most = max((number for number in blocks if number), default=None)
     return named.model_copy(
         update={
-            "tuners": both,
+            "tuners": (*([Full()] if plain else []), *([AdaptFormer(rank=rank)] if rank else [])),
             "blocks": None if None in blocks else most,
             "epochs": max(1, *(recipe.epochs for recipe in recipes)),
         }
@@ -173,9 +179,13 @@ def parent_of(ingredient: Ingredient, share: float) -> ParentCheckpoint:
 
 
 def require_own_photos(ingredients: Sequence[Ingredient], dataset: Dataset) -> None:
-    """Raise `UserError` unless the photos are those that the checkpoints were trained on."""
+    """Raise `UserError` unless the training photos may be those of the checkpoints.
+
+    val/ and test/ may be others than when they were trained.
+    """
     metadata = ingredients[0].run.metadata
-    if (metadata.data_sha256, metadata.classes) != (dataset.fingerprint, dataset.classes):
+    classes = tuple(map(canonical, metadata.classes))
+    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
             f"{ingredients[0].path} was trained on other photos ({metadata.data}) than those of "
             f"{dataset.name}: name the photos it was trained on"
@@ -184,7 +194,7 @@ def require_own_photos(ingredients: Sequence[Ingredient], dataset: Dataset) -> N
 
 def chosen_shares(
     ingredients: Sequence[Ingredient],
-    dataset: Dataset,
+    trainer: Trainer,
     backbone: Backbone,
     log: Callable[[str], None] = print,
 ) -> list[float]:
@@ -193,25 +203,36 @@ def chosen_shares(
     Each checkpoint in turn is mixed into those before it, with the best share of `GRID`; of equally
     good ones, the most even. test/ is not looked at. Raises `UserError` without val/.
     """
-    if dataset.val is None:
+    if trainer.dataset.val is None:
         raise UserError(
-            f"{dataset.name} has no val/ to choose the share on: add val/, or pass --share 0.5"
+            f"{trainer.dataset.name} has no val/ to choose the share on: add val/, or pass "
+            "--share 0.5"
         )
-    trainer, val = Trainer(dataset, backbone), dataset.val
-    labels = np.asarray(val.labels)
     shares = [1.0] + [0.0] * (len(ingredients) - 1)
     for number in range(1, len(ingredients)):
         tried: list[tuple[float, float, list[float]]] = []
         for share in GRID:
             mixed = [(1 - share) * each for each in shares]
             mixed[number] = share
-            logits = trainer.view_logits(averaged(ingredients, mixed, backbone), val)
-            found = evaluate("val", logits, labels, dataset.groups).full
-            few = "" if found.few is None else f", few {found.few:.1f} %"
-            log(f"shares {in_words(mixed)}: mean-class {found.mean_class:.1f} %{few} on val/")
+            found = on_val(averaged(ingredients, mixed, backbone), trainer)
+            log(f"shares {in_words(mixed)}: {accuracy_in_words(found)}")
             tried.append((found.mean_class, -abs(share - 0.5), mixed))
         shares = max(tried)[2]
     return shares
+
+
+def on_val(run: Run, trainer: Trainer) -> Scores:
+    """Return the accuracy on the photos of val/, which there must be, with five views."""
+    val = trainer.dataset.val
+    assert val is not None
+    labels, groups = np.asarray(val.labels), trainer.dataset.groups
+    return evaluate("val", trainer.view_logits(run, val), labels, groups).full
+
+
+def accuracy_in_words(found: Scores) -> str:
+    """Return the mean-class and few-shot accuracy on val/ as a line's part."""
+    few = "" if found.few is None else f", few {found.few:.1f} %"
+    return f"mean-class {found.mean_class:.1f} %{few} on val/"
 
 
 def in_words(shares: Sequence[float]) -> str:
@@ -249,7 +270,7 @@ def with_new_head(soup: Run, dataset: Dataset, backbone: Backbone) -> Run:
     metadata = soup.metadata
     shared = {name: getattr(metadata.recipe, name) for name in HEAD_FIELDS}
     recipe = resolve_recipe(backbone, load_recipe("head").model_copy(update=shared), dataset.counts)
-    frozen = merge(soup.model)
+    model, frozen = copy.deepcopy(soup.model), merge(soup.model)
     frozen.head = copy.deepcopy(soup.model.head).requires_grad_(True)
     trainer = Trainer(dataset, replace(backbone, tower=frozen.tower))
     crops = trainer.frozen_crops(recipe, metadata.preprocessing)
@@ -257,7 +278,7 @@ def with_new_head(soup: Run, dataset: Dataset, backbone: Backbone) -> Run:
     steps = recipe.total_steps(len(dataset.train), len(dataset.train))
     counts, resume = dataset.counts, Resume(None, "", processes)
     progress = fit(frozen, inputs, counts, recipe, steps, processes, resume, Curves())
-    soup.model.head.load_state_dict(frozen.head.state_dict())
+    model.head.load_state_dict(frozen.head.state_dict())
     record = new_provenance(processes, progress)
     changes = {
         "recipe": metadata.recipe.model_copy(
@@ -265,4 +286,23 @@ def with_new_head(soup: Run, dataset: Dataset, backbone: Backbone) -> Run:
         ),
         "record": record.model_copy(update={"seconds": record.seconds + metadata.record.seconds}),
     }
-    return Run(soup.model.eval(), metadata.model_copy(update=changes))
+    return Run(model.eval(), metadata.model_copy(update=changes))
+
+
+def best_soup(
+    paths: Sequence[Path],
+    trainer: Trainer,
+    backbone: Backbone,
+    log: Callable[[str], None] = print,
+) -> Run:
+    """Return the average of the checkpoints with the best shares on val/.
+
+    It has a new head if that has the better mean-class accuracy on val/. Raises `UserError` if the
+    checkpoints have no average, or without val/.
+    """
+    ingredients = read_ingredients(paths, backbone.name)
+    soup = averaged(ingredients, chosen_shares(ingredients, trainer, backbone, log), backbone)
+    renewed = with_new_head(soup, trainer.dataset, backbone)
+    before, after = on_val(soup, trainer), on_val(renewed, trainer)
+    log(f"a new head: {accuracy_in_words(after)}")
+    return renewed if after.mean_class > before.mean_class else soup

@@ -340,3 +340,49 @@ def test_shipped_recipes_have_the_kinds_under_which_they_are_compared() -> None:
         *("full", "full-adamw", "last-block")
     }
     assert kind_of(load_recipe("lift", {"epochs": 0})) == "frozen", "nothing is trained"
+
+
+def test_runs_that_tune_the_tower_are_averaged_once_and_compared(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    recipes = [recipe(name) for name in ("head", "lora", "full", "adapter")]
+    outcomes, lines = run(colours, backbone, recipes, tmp_path, soup=True)
+    made = outcomes[-1]
+    assert [one.recipe.name for one in outcomes] == ["head", "lora", "full", "adapter", "soup"]
+    assert made.failure is None
+    assert made.tau_curve
+    metadata = read_metadata(tmp_path / "soup-0.safetensors")
+    files = {parent.file for parent in metadata.parents}
+    assert files <= {"lora-0.safetensors", "full-0.safetensors"}
+    assert [line for line in lines if "soup of LoRA and full, SGD" in line]
+    assert {row["recipe"] for row in rows(tmp_path)} == {"adapter", "full", "head", "lora", "soup"}
+    again, lines = run(colours, backbone, recipes, tmp_path, soup=True)
+    assert again == outcomes
+    assert not [line for line in lines if "shares" in line]
+    # A soup of other runs is not taken for this one.
+    with pytest.raises(UserError, match="is of another recipe, data or backbone"):
+        run(colours, backbone, [recipe("lora"), recipe("bias")], tmp_path, soup=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "words"),
+    [
+        (("lora", "head"), {}, "name two or more"),
+        (("lora", "vpt-deep"), {}, "name two or more"),
+        (("lora", "full"), {"val": None}, "lacks one of them"),
+        (("lora", "full"), {"test": None}, "lacks one of them"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_before_any_run(
+    colours: Dataset,
+    backbone: Backbone,
+    tmp_path: Path,
+    trained: list[str],
+    names: tuple[str, ...],
+    splits: dict[str, Any],
+    words: str,
+) -> None:
+    dataset, recipes = replace(colours, **splits), [recipe(name) for name in names]
+    with pytest.raises(UserError, match=words):
+        run(dataset, backbone, recipes, tmp_path, soup=True)
+    assert trained == []

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from taillift.cli import app
 from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.extension import extend
+from taillift.models.bundle.folder import DELTA
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.comparison.soup import (
@@ -29,7 +31,7 @@ from taillift.training.export.export import export
 from taillift.training.fit.checkpoint import read_metadata, restore, save
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.train import Trainer
-from tests.support.tiny import write_photos
+from tests.support.tiny import write_photo, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -106,7 +108,7 @@ def test_a_soup_comes_back_from_its_file_and_names_all_parents(
     ]
     assert metadata.parents[1].recipe == read_metadata(full).recipe
     assert metadata.parents[1].record == read_metadata(full).record
-    assert metadata.recipe.title == "soup of LIFT (0.25) and full, SGD (0.75)"
+    assert metadata.recipe.title == "soup of LIFT and full, SGD"
     assert [tuner.name for tuner in metadata.recipe.tuners] == ["full", "adaptformer"]
     twice = averaged(read_ingredients([tmp_path / "soup.safetensors", lift]), [0.5, 0.5], backbone)
     assert twice.metadata.parents[0].parents == metadata.parents
@@ -156,10 +158,11 @@ def test_shares_are_chosen_on_val_and_never_on_test(
     ingredients = read_ingredients(paths("lift", "full"))
     lines: list[str] = []
     # Whoever looks at test/ fails.
-    shares = chosen_shares(ingredients, replace(colours, test=None), backbone, lines.append)
+    trainer = Trainer(replace(colours, test=None), backbone, CPU)
+    shares = chosen_shares(ingredients, trainer, backbone, lines.append)
     assert len(lines) == len(GRID)
     assert colours.val is not None
-    trainer, labels = Trainer(colours, backbone, CPU), np.asarray(colours.val.labels)
+    labels = np.asarray(colours.val.labels)
     found = {}
     for share in GRID:
         soup = averaged(ingredients, [1 - share, share], backbone)
@@ -171,7 +174,11 @@ def test_shares_are_chosen_on_val_and_never_on_test(
 
 def test_without_val_no_share_is_chosen(paths: Paths, colours: Dataset, backbone: Backbone) -> None:
     with pytest.raises(UserError, match=r"has no val/ to choose the share on: .* --share 0\.5"):
-        chosen_shares(read_ingredients(paths("lift", "full")), replace(colours, val=None), backbone)
+        chosen_shares(
+            read_ingredients(paths("lift", "full")),
+            Trainer(replace(colours, val=None), backbone, CPU),
+            backbone,
+        )
 
 
 def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
@@ -195,6 +202,11 @@ def test_a_soup_is_exported_and_answers_as_torch_does(
     assert np.abs(served - logits(soup.model)).max() < 1e-4
     page = (tmp_path / "bundle" / "report" / "report.html").read_text("utf-8")
     assert "0.5 of lift.safetensors (LIFT, seed 0" in page
+    for number in range(3):
+        write_photo(tmp_path / f"new/yellow/{number}.png", (220, 220, 30), number)
+    extend(tmp_path / "bundle", tmp_path / "new", tmp_path / "extended")
+    extended = read_metadata(tmp_path / "extended" / DELTA)
+    assert extended.parents == soup.metadata.parents
     with pytest.raises(UserError, match="cannot be trained again to calibrate by cross-fitting"):
         export(path, replace(colours, val=None), tmp_path / "other")
 
@@ -224,7 +236,8 @@ def test_the_command_writes_a_soup_once(paths: Paths, tmp_path: Path) -> None:
     assert not out.exists()
     done = CliRunner().invoke(app, [*command, "--share", "0.5"])
     assert done.exit_code == 0, done.exception
-    assert "soup of LIFT (0.5) and full, SGD (0.5)" in " ".join(done.output.split())
+    words = "soup of LIFT and full, SGD (0.5 of lift.safetensors, 0.5 of full.safetensors)"
+    assert words in " ".join(done.output.split())
     again = CliRunner().invoke(app, [*command, "--share", "0.5"])
     assert "exists already" in str(again.exception)
 
