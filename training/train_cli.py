@@ -416,6 +416,7 @@ def compare(
     from taillift.training.comparison.compare import CSV, TAU_CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
+    from taillift.training.comparison.verdict import recommendation
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.recipe.recipe import load_recipe
@@ -455,6 +456,8 @@ def compare(
     failed = failures(outcomes)
     for line in failed:
         console.print(line)
+    if advice := recommendation(outcomes, dataset.groups):
+        console.print(advice)
     console.print(f"{folder} holds {', '.join([CSV, TAU_CSV, *written])}")
     if failed:
         raise UserError(

@@ -24,7 +24,13 @@ from taillift.training.comparison.outcome import (
     rows_of,
     succeeded,
 )
-from taillift.training.comparison.verdict import HARMLESS, Verdict, class_rates, compare_kinds
+from taillift.training.comparison.verdict import (
+    HARMLESS,
+    Verdict,
+    class_rates,
+    compare_kinds,
+    recommendation,
+)
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
 from taillift.training.report.figures import (
@@ -108,6 +114,7 @@ def write_report(
         verdict=verdict,
         margin=HARMLESS,
         differences=differences(verdict) if verdict else None,
+        recommendation=recommendation(outcomes, groups),
         caption=caption(outcomes),
         results=Table(
             heads, [[row.label, *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)], words=1
