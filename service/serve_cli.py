@@ -133,6 +133,12 @@ def classify(
             help="How often the classes are expected: equally, or as often as in training."
         ),
     ] = "uniform",
+    tail: Annotated[
+        float,
+        typer.Option(
+            help="Lean toward the rare classes, 0 to 1: as if trained with tau = 1 + tail."
+        ),
+    ] = 0.0,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
@@ -178,7 +184,7 @@ def classify(
     from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.known_counts import KnownCounts
     from taillift.models.bundle.photo_sources import find_photos
-    from taillift.models.bundle.posterior import Prior, among, log_prior
+    from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
     from taillift.models.bundle.schema import Precision
     from taillift.models.errors import UserError
     from taillift.models.names import indices_of_names
@@ -202,17 +208,18 @@ def classify(
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
-    target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
+    expected = leaning(log_prior(Prior(prior), manifest.counts), tail, manifest.counts)
+    target = None if prior == "uniform" and not tail else expected
     allowed = indices_of_names([classes], manifest.labels, "--classes") if classes else []
     if allowed:
-        target = among(log_prior(Prior(prior), manifest.counts), allowed)
+        target = among(expected, allowed)
         top_k = min(top_k, len(allowed))
     known = KnownCounts.from_csv(counts, manifest.labels) if counts is not None else None
     if known is not None:
         known.check(len(photos))
     if out is not None:
         names = tuple(manifest.labels[index] for index in allowed)
-        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known)
+        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known, tail)
         folder_run.classify_photos(classifier, photos, out, asked)
         return
     results: list[ClassifiedImage | FailedImage] = []
@@ -244,6 +251,7 @@ def classify(
             model=model_id(manifest),
             ensemble=chosen,
             prior=prior,
+            tail=tail,
             classes=[manifest.labels[index] for index in allowed] or None,
             results=results,
         )

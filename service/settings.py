@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from taillift.models.bundle.posterior import MOST_TAIL
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError, did_you_mean
 
@@ -103,7 +104,7 @@ GROUPS: Final = {
     "Limits of a request": (
         "max_body_bytes max_images max_image_bytes max_pixels max_request_pixels answer_seconds"
     ),
-    "Rare classes": "class_metrics reference tail_window_seconds tail_level",
+    "Rare classes": "tail class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
     "Versions": "store admin_keys_file model_name",
     "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
@@ -283,6 +284,13 @@ class Settings(BaseSettings):
         "auto",
         description="Metrics for every class; auto: only if there are at most 2,000 classes. "
         "Groups always have them.",
+    )
+    tail: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_TAIL,
+        description="How far answers lean toward the rare classes if a request does not say, 0 to "
+        "1: as if trained with tau = 1 + tail.",
     )
     reference: str = Field(
         "train",

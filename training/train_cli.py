@@ -203,6 +203,71 @@ def train(
 
 
 @app.command()
+def merge(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A.safetensors B.safetensors...",
+            help="Checkpoints of one backbone, trained on the same photos.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write, NAME.safetensors.")],
+    share: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|X",
+            help="Share of the second of two checkpoints, 0 to 1, or a share for each, such as "
+            "0.2,0.3,0.5. auto: the best on val/ of --data.",
+        ),
+    ] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The photos that the checkpoints were trained on, for --share auto and --head."
+        ),
+    ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="Train the head again on the average's features.")
+    ] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
+    ] = None,
+    imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
+    ] = False,
+) -> None:
+    """Average the weights of several checkpoints into one that is as fast as each of them."""
+    from taillift.models.bundle.atomic import require_writable
+    from taillift.models.lift.backbone import load_backbone
+    from taillift.training.comparison import soup
+    from taillift.training.data.dataset import load_dataset
+    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.train import Trainer
+
+    check_free(out, replace)
+    require_writable(out)
+    shares = None if share == "auto" else soup.given_shares(share, len(checkpoints))
+    if data is None and (head or shares is None):
+        what = "--head trains" if head else "--share auto chooses"
+        raise UserError(f"{what} on photos: name those of the checkpoints with --data")
+    ingredients = soup.read_ingredients(checkpoints, backbone)
+    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    dataset = None if data is None else load_dataset(data, imbalance, max_pixels)
+    if dataset is not None:
+        soup.require_own_photos(ingredients, dataset)
+        shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
+    assert shares is not None
+    made = soup.averaged(ingredients, shares, tower)
+    if head and dataset is not None:
+        made = soup.with_new_head(made, dataset, tower)
+    save(out, made.model, made.metadata, replace)
+    parents = ", ".join(f"{one.share:.4g} of {one.file}" for one in made.metadata.parents)
+    say(f"{out}: {made.metadata.recipe.title} ({parents})")
+
+
+@app.command()
 def check(
     data: Data,
     add: Add = None,
@@ -352,6 +417,14 @@ def compare(
     add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    soup: Annotated[
+        bool,
+        typer.Option(
+            "--soup",
+            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
+            "val/.",
+        ),
+    ] = False,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite results of other settings in the folder."),
@@ -366,9 +439,10 @@ def compare(
     """
     from taillift.models.lift.backbone import load_backbone
     from taillift.models.terminal import PlainConsole
-    from taillift.training.comparison.compare import CSV
+    from taillift.training.comparison.compare import CSV, TAU_CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
+    from taillift.training.comparison.verdict import recommendation
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.recipe.recipe import load_recipe
@@ -398,6 +472,7 @@ def compare(
             folder,
             replace=replace,
             log=console.print,
+            soup=soup,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
@@ -408,7 +483,9 @@ def compare(
     failed = failures(outcomes)
     for line in failed:
         console.print(line)
-    console.print(f"{folder} holds {', '.join([CSV, *written])}")
+    if advice := recommendation(outcomes, dataset.groups):
+        console.print(advice)
+    console.print(f"{folder} holds {', '.join([CSV, TAU_CSV, *written])}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: fix them and "

@@ -52,7 +52,8 @@ class Asked:
     """How `taillift classify` wants its photos answered.
 
     `prior` is the name of `log_prior` [C], which is None for the uniform prior of all classes.
-    `classes` are the labels that the photos may show, if fewer than all.
+    `classes` are the labels that the photos may show, if fewer than all. `tail` says how far
+    `log_prior` leans toward the rare classes.
     """
 
     ensemble: Ensemble
@@ -62,6 +63,7 @@ class Asked:
     coverage: float | None = None
     classes: tuple[str, ...] = ()
     counts: KnownCounts | None = None
+    tail: float = 0.0
 
 
 def classify_photos(
@@ -92,6 +94,9 @@ def classify_photos(
     if asked.coverage is not None:
         types |= {"set": "list<string>", "coverage": "double"}
         same["coverage"] = asked.coverage
+    if asked.tail:
+        types["tail"] = "double"
+        same["tail"] = asked.tail
     if asked.classes:
         types["classes"] = "string"
         same["classes"] = ",".join(asked.classes)

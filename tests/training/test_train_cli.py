@@ -411,7 +411,7 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(
     assert "Does heavy fine-tuning hurt the tail here?" in page
     assert "taillift compare photos" in page
     assert "--seeds 0,1" in page
-    for name in ("groups.png", "parameters.png", "tail.png", "results.md"):
+    for name in ("groups.png", "parameters.png", "tail.png", "tau.png", "results.md"):
         assert (folder / name).exists()
 
 
@@ -425,15 +425,17 @@ def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
     status, output, errors = run(*command, *wild, "--recipes", "zero-shot,full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 2 runs failed, for the reasons above")
-    everything = "results.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    everything = (
+        "results.csv, tau.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    )
     assert " ".join(output.split()).endswith(f" found holds {everything}")
     assert all((tmp_path / "found" / name).exists() for name in everything.split(", "))
     status, output, errors = run(*command, *wild, "--recipes", "full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 1 runs failed")
-    assert output.endswith("\nfound holds results.csv, results.md\n")
+    assert output.endswith("\nfound holds results.csv, tau.csv, results.md\n")
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
-        *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
+        *("results.csv", "tau.csv", "results.md", "full-0.json", "zero-shot-0.json"),
         *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),
     }, "nothing drawn is left of the earlier comparison"
 
