@@ -345,17 +345,47 @@ def embed(
 
 
 @app.command()
-@takes_settings("reference", "tail_level", "tail_window_seconds")
+@takes_settings("reference", "tail_level", "tail_window_seconds", "host", "class_metrics")
 def watch(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     past: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
             "label,confidence and, optionally, time,thing (rows of one thing count once).",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Watch all replicas of a service together, from now on, by what this Prometheus "
+            "scrapes of them.",
+            show_default=False,
+            rich_help_panel="A fleet",
+        ),
+    ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            metavar="MATCHERS",
+            help='Which replicas, as in PromQL: namespace="shop".',
+            show_default="all that serve the bundle",
+            rich_help_panel="A fleet",
+        ),
+    ] = "",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of the fleet's metrics.", rich_help_panel="A fleet"
+        ),
+    ] = 9101,
+    interval: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds between two looks.", rich_help_panel="A fleet"),
+    ] = 60,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
     html: Annotated[
@@ -368,11 +398,19 @@ def watch(
     ] = None,
     **given: Any,
 ) -> None:
-    """Replay past predictions through the drift monitor."""
+    """Replay past predictions through the drift monitor, or watch a service of many replicas."""
     from taillift.models.bundle.atomic import require_writable
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
+    if (past is None) == (prometheus is None):
+        raise UserError("name past predictions, or a Prometheus with --prometheus, but not both")
+    if prometheus is not None:
+        if as_json or html is not None:
+            raise UserError("--json and --html are for past predictions")
+        _watch_fleet(settings, prometheus, select, port, interval)
+        return
+    assert past is not None
     if html is not None:
         require_writable(html)
     level, window = settings.tail_level, settings.tail_window_seconds
@@ -380,6 +418,40 @@ def watch(
     show(report, as_json)
     if html is not None:
         _write_page(html, bundle, report)
+
+
+def _watch_fleet(
+    settings: Settings, prometheus: str, select: str, port: int, interval: float
+) -> None:
+    """Watch all replicas until a signal, and export what is found."""
+    from threading import Event
+
+    from prometheus_client import disable_created_metrics
+
+    from taillift.models.bundle.folder import read_manifest
+    from taillift.service.monitoring.exporter import class_series
+    from taillift.service.monitoring.fleet import Fleet, FleetWatch
+    from taillift.service.monitoring.prometheus import PrometheusHistory
+    from taillift.service.monitoring.recorder import model_profile, parse_reference
+    from taillift.service.tail.monitor import Rules
+
+    ended = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    manifest = read_manifest(settings.folder)
+    history = PrometheusHistory(prometheus, manifest.labels, select)
+    rules = Rules(
+        parse_reference(settings.reference),
+        settings.tail_level,
+        window_seconds=settings.tail_window_seconds,
+    )
+    profile = model_profile(settings.folder, manifest)
+    fleet = FleetWatch(history, Fleet(profile, rules, lambda line: say(line, err=True)), interval)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    which = class_series(settings.class_metrics, len(manifest.labels))
+    taken = fleet.serve(settings.host, port, which)
+    say(f"{manifest.name} {manifest.version}: http://{settings.host}:{taken}/metrics")
+    fleet.run(ended)
 
 
 def _write_page(path: Path, bundle: Path, report: "Report") -> None:

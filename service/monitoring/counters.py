@@ -43,6 +43,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         # Images by label and group of the top class, of all versions that were served.
         self.class_predictions: Counts[tuple[str, Group]] = Counts()
+        # Those among them that the tail does not count, because they show what was counted before.
+        self.class_repetitions: Counts[tuple[str, Group]] = Counts()
         self._provider = provider
         self._declare()
         self._model = Info("taillift_model", "The model that is served", registry=self.registry)
