@@ -21,6 +21,8 @@ app = typer.Typer(no_args_is_help=True)
 
 # Of the commands that run a model: a service on the same machine comes first.
 LEAST_PRIORITY: Final = 19
+# The folder of a store with the public keys of those whose bundles it takes.
+KEYS: Final = "keys"
 
 Folder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 Number = Annotated[int, typer.Argument(metavar="N", min=1, help="Number of the version.")]
@@ -40,16 +42,33 @@ def add(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     classes_change: ClassesChange = False,
     note: Annotated[str, typer.Option(metavar="TEXT", help="A remark, for the log.")] = "",
+    require_signature: Annotated[
+        bool,
+        typer.Option(
+            "--require-signature",
+            help="Refuse a bundle that none of the keys STORE/keys/*.pub has signed.",
+        ),
+    ] = False,
 ) -> None:
     """Copy a bundle into the store, check it there, and print its number.
 
-    The store is made if it does not exist. What is served does not change.
+    The store is made if it does not exist. What is served does not change. If the store has keys,
+    a signature is always required.
     """
     from taillift.models.bundle.version_store import VersionStore
 
     os.nice(LEAST_PRIORITY)
-    number = VersionStore.at(store).add(bundle, classes_change, note)
-    print(number)
+    opened, keys = VersionStore.at(store), sorted((store / KEYS).glob("*.pub"))
+    if require_signature and not keys:
+        raise UserError(
+            f"{store / KEYS} has no public key: copy there, as NAME.pub, the keys of those whose "
+            "bundles you trust"
+        )
+    if keys:
+        from taillift.models.release.signature import verify_signature
+
+        verify_signature(bundle, *keys)
+    print(opened.add(bundle, classes_change, note))
 
 
 @app.command("list")

@@ -131,3 +131,30 @@ def test_the_commands_sign_and_verify(bundle: Path, keys: Path, tmp_path: Path) 
     assert run(app, ["sign", str(copy), "--key", str(keys / "ours.pem")]).exit_code == 0
     verified = run(app, ["verify-signature", str(copy), "--key", str(keys / "ours.pub")])
     assert "signed, and unchanged since" in verified.output
+
+
+def test_a_store_with_keys_takes_only_bundles_that_they_have_signed(
+    bundle: Path, signed: Path, keys: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    add = ["models", "add", str(store)]
+    asked = CliRunner().invoke(app, [*add, str(signed), "--require-signature"])
+    assert isinstance(asked.exception, UserError)
+    assert "has no public key" in str(asked.exception)
+    (store / "keys").mkdir()
+    shutil.copy(keys / "ours.pub", store / "keys")
+    unsigned = CliRunner().invoke(app, [*add, str(bundle)])
+    assert isinstance(unsigned.exception, UserError)
+    assert "is not signed" in str(unsigned.exception)
+    stranger = tmp_path / "stranger"
+    shutil.copytree(signed, stranger)
+    sign(stranger, keys / "theirs.pem")
+    foreign = CliRunner().invoke(app, [*add, str(stranger)])
+    assert isinstance(foreign.exception, UserError)
+    assert "is signed with another key than ours.pub" in str(foreign.exception)
+    (signed / "more.txt").write_text("more")
+    tampered = CliRunner().invoke(app, [*add, str(signed)])
+    assert isinstance(tampered.exception, UserError)
+    assert "was changed after it was signed" in str(tampered.exception)
+    (signed / "more.txt").unlink()
+    assert CliRunner().invoke(app, [*add, str(signed)]).stdout == "1\n"
