@@ -107,12 +107,23 @@ def classify(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.csv|.jsonl|.parquet",
-            help="Write a row for each image to this file instead of printing. If a run was broken "
-            "off, the same command goes on after its last row.",
+            metavar="FILE.csv|.jsonl|.parquet|FOLDER",
+            help="Write a row for each image to this file instead of printing, or files "
+            "part-*.parquet to this folder; sources may then also be Parquet tables, tar shards "
+            "and addresses such as s3://. If a run was broken off, the same command goes on after "
+            "its last row.",
             show_default=False,
         ),
     ] = None,
+    share: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="With a folder for --out: classify only the I-th of N shares of its parts. N "
+            "commands, on machines that see the folder, then do the whole.",
+            show_default=False,
+        ),
+    ] = "1/1",
     recursive: Recursive = False,
     top_k: Annotated[
         int, typer.Option(min=1, help="Number of classes to name, the most probable first.")
@@ -188,14 +199,21 @@ def classify(
         classified,
         model_id,
     )
-    from taillift.service.inference import folder_run, row_file
+    from taillift.service.inference import folder_run, part_folder, photo_parts, row_file
     from taillift.service.problems import image_problem
 
     if out is not None and as_json:
         raise UserError("--json prints and --out writes a file: leave one of them out")
-    if out is not None:
+    to_folder = out is not None and (out.is_dir() or not out.suffix)
+    if out is not None and not to_folder:
         row_file.check_out(out, folder_run.PREDICTIONS)
-    photos = find_photos(sources, recursive)
+    if to_folder and counts is not None:
+        raise UserError("--counts looks at all images at once: give --out a file, not a folder")
+    shares = part_folder.parse_share(share)
+    if not to_folder and (large := [name for name in sources if photo_parts.is_large(name)]):
+        raise UserError(f"{large[0]} is read in parts: give --out a folder")
+    parts = photo_parts.parts_of(sources, recursive) if to_folder else []
+    photos = [] if to_folder else find_photos(sources, recursive)
     classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
@@ -211,7 +229,12 @@ def classify(
     if out is not None:
         names = tuple(manifest.labels[index] for index in allowed)
         asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known)
-        folder_run.classify_photos(classifier, photos, out, asked)
+        if to_folder:
+            table = folder_run.PredictionRows(classifier, asked)
+            part_folder.PartFolder(out, parts, table).classify(shares)
+        else:
+            found_photos = photo_parts.photo_list(photos)
+            folder_run.classify_photos(classifier, found_photos, out, asked)
         return
     results: list[ClassifiedImage | FailedImage] = []
     uniform: list[Doubles | None] = []

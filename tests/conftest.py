@@ -55,6 +55,7 @@ SLOW = frozenset(
         "service/inference/test_deadline",
         "service/inference/test_folder_run",
         "service/inference/test_load",
+        "service/inference/test_part_folder",
         "service/inference/test_readiness",
         "service/inference/test_swap",
         "service/monitoring/test_fleet",
