@@ -36,10 +36,12 @@ COMPOSE_VARIABLES: Final = frozenset(
         "STOP_GRACE",
     )
 )
-# What Kubernetes sets in every container if a service is called taillift.
+# What Kubernetes sets in every container if the name of a service begins with taillift, ...
 KUBERNETES_VARIABLE: Final = re.compile(
-    rf"{PREFIX}(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+# ... and the value of one more, which may have the name of a setting.
+KUBERNETES_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://.*")
 HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w.-]+|[0-9A-Fa-f:.]+")
 ORIGIN: Final = re.compile(
     r"\*|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE
@@ -461,6 +463,13 @@ def check_environment() -> None:
         if not name.upper().startswith(PREFIX) or KUBERNETES_VARIABLE.fullmatch(name):
             continue
         if name.upper() in COMPOSE_VARIABLES:
+            continue
+        if name.upper().endswith("_PORT") and KUBERNETES_ADDRESS.fullmatch(value):
+            if name.upper() in variables:
+                raise UserError(
+                    f"{name} is {value}, which Kubernetes sets because a service has this name: "
+                    "set enableServiceLinks: false in the pod"
+                )
             continue
         if name.upper() not in variables:
             hint = did_you_mean(name.upper(), sorted(variables))
