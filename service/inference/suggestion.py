@@ -24,7 +24,8 @@ from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.photo_sources import find_photos
 from taillift.models.errors import UserError
-from taillift.service.inference.folder_run import printable, shown_progress
+from taillift.service.inference.folder_run import shown_progress
+from taillift.service.inference.photo_parts import printable_path
 from taillift.service.settings import cores
 from taillift.service.tail.dependence import image_digest
 
@@ -244,9 +245,9 @@ def write_suggestions(folder: Path, found: Suggestions, manifest: Manifest) -> N
                 for cell in (manifest.labels[index], f"{candidate.uniform[index]:.6g}")
             ]
             numbers = (f"{candidate.mass:.6g}", f"{candidate.worth:.6g}", why(candidate, manifest))
-            rows.writerow([rank, path, printable(candidate.photo), *numbers, *cells, ""])
+            rows.writerow([rank, path, printable_path(candidate.photo), *numbers, *cells, ""])
         for photo, reason in found.broken:
-            rows.writerow(["", "", printable(photo), *[""] * (3 + len(heads)), reason])
+            rows.writerow(["", "", printable_path(photo), *[""] * (3 + len(heads)), reason])
 
 
 def copy_name(rank: int, photo: Path) -> str:
@@ -262,7 +263,7 @@ def sheet_content(found: Suggestions, manifest: Manifest) -> dict[str, object]:
         "photos": [
             {
                 "path": copy_name(rank, candidate.photo),
-                "source": printable(candidate.photo),
+                "source": printable_path(candidate.photo),
                 "why": why(candidate, manifest),
                 "top": [
                     {

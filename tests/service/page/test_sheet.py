@@ -105,7 +105,7 @@ def test_twenty_photos_are_labelled_by_keyboard_and_trained_on(
     none = sum(label == NONE_OF_THE_CLASSES for label in expected.values())
     expect(page.locator("#counts")).to_contain_text(f"{20 - none} of 24 photos labelled")
     expect(page.locator("#counts")).to_contain_text(f"{none} of no class, 0 skipped")
-    # Beside the page, as it says, the file names the photos that are there.
+    # Next to the page, as it says, the file names the photos that are there.
     rows = saved(page, suggested / "labels.csv")
     assert {row["path"]: row["label"] for row in rows} == expected
     expect(page.locator("#saved")).to_contain_text(f"Put it into {suggested}/, next to this page")
