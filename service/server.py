@@ -126,6 +126,8 @@ def serve(settings: Settings) -> None:
             if settings.precision in ("auto", precision):
                 reason = variant.usual_ensemble_reason
                 print(f"{precision}, ensemble if none is asked for: {reason}")
+        for line in engine.labels.remarks:
+            print(line)
         sys.stdout.flush()
 
         def leave(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from opentelemetry import trace
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.known_counts import KnownCounts
-from taillift.models.bundle.posterior import Prior, among
+from taillift.models.bundle.posterior import Prior, among, leaning
 from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import UserError
 from taillift.models.names import indices_of_names
@@ -49,11 +49,13 @@ from taillift.service.inference.admission import Reservation
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
+from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
     ClassesError,
     MalformedError,
     NoImageError,
     PerImageError,
+    TailError,
 )
 from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.settings import Settings
@@ -170,6 +172,7 @@ class Wanted:
     coverage: float | None
     allowed: Sequence[int] = ()
     known: KnownCounts | None = None
+    tail: float = 0.0
 
 
 def wanted_images(
@@ -177,8 +180,19 @@ def wanted_images(
 ) -> Wanted:
     """Return how a query wants images answered; raises `MalformedError`."""
     ensemble = query.ensemble or bundle.usual_ensemble
-    log_prior = known_prior(query.prior, bundle.priors)
-    return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
+    tail = bundle.usual_tail if query.tail is None else query.tail
+    prior = log_prior_of(bundle, query.prior, tail)
+    usual = query.prior == Prior.UNIFORM and not tail
+    return Wanted(bundle, ensemble, None if usual else prior, coverage, tail=tail)
+
+
+def log_prior_of(bundle: ResidentBundle, name: str, tail: float) -> Doubles:
+    """Return the prior [C] of this name, which leans toward the rare classes by `tail`."""
+    prior = known_prior(name, bundle.priors)
+    try:
+        return leaning(prior, tail, bundle.manifest.counts)
+    except UserError as error:
+        raise TailError(str(error)) from None
 
 
 def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
@@ -190,7 +204,7 @@ def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
     with refusing():
         allowed = indices_of_names(query.classes, labels, "classes")
         if query.classes:
-            prior = known_prior(query.prior, bundle.priors)
+            prior = log_prior_of(bundle, query.prior, wanted.tail)
             wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
         if query.counts is not None:
             wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
@@ -319,6 +333,7 @@ async def classify_uploads(
     refuse(answered)
     bundle, known = wanted.bundle, wanted.known
     top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
+    numbers = {id(upload): number for number, (upload, _) in enumerate(answered)}
     predictions: list[Prediction] = []
 
     def result(upload: Upload, prediction: Prediction, outputs: ImageOutputs) -> ClassifiedImage:
@@ -350,6 +365,7 @@ async def classify_uploads(
                 prediction.requested,
                 prediction.uniform,
                 outputs.features,
+                None if lease.copier is None else (request_id.get(), numbers[id(upload)]),
             )
             answer.id = reviewer.offer(photo, identify)
         return answer
@@ -373,6 +389,7 @@ async def classify_uploads(
         model=model_id(wanted.bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
+        tail=wanted.tail,
         classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
         results=results,
     )

@@ -32,9 +32,11 @@ class PhotoToLabel(BaseModel):
     group: Group = Field(description="group of the predicted class")
     why: Reason = Field(
         description="tail: few-shot classes are likely enough to have raised p; random: they are "
-        "not"
+        "not; differs: a challenger has another answer"
     )
-    p: float = Field(description="probability with which it was drawn")
+    p: float = Field(
+        description="probability with which it was drawn, or given to the challenger that differs"
+    )
 
 
 class LabelClass(BaseModel):

@@ -58,7 +58,9 @@ def export_folder(photos: Iterable[QueuedPhoto], target: Path, replace: bool) ->
                 if label is not None:
                     version = entry.version if entry.number is None else entry.number
                     predicted = entry.predictions[0].label
-                    rows.writerow([path, label, "train", entry.id, version, predicted, entry.p])
+                    # Only of photos that were drawn is p the probability that they are here.
+                    p = "" if entry.why == "differs" else entry.p
+                    rows.writerow([path, label, "train", entry.id, version, predicted, p])
         if not counts:
             raise UserError(
                 "no photo of the queue is labelled: label some on the page, or pass --format "

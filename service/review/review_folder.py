@@ -39,7 +39,7 @@ ABANDONED: Final = 3_600
 # With too many bytes, so much more is removed that this need not be done for each new photo.
 SPARE: Final = 0.05
 
-Reason = Literal["tail", "random"]
+Reason = Literal["tail", "random", "differs"]
 
 
 class LikelyClass(BaseModel):

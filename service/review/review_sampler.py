@@ -94,6 +94,10 @@ class ReviewSampler:
         self._pace.note_kept()
         return probability
 
+    def note_kept(self) -> None:
+        """Learn that a photo was kept for another reason, so that fewer are drawn."""
+        self._pace.note_kept()
+
     def is_new(self, version: str, digest: int, features: Floats) -> bool:
         """Return whether no photo that is kept looks like this one.
 

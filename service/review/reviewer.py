@@ -22,11 +22,12 @@ from taillift.service.review.photo_metadata import photo_kind, without_place
 from taillift.service.review.review_folder import (
     LikelyClass,
     QueuedPhoto,
+    Reason,
     ReviewEntry,
     ReviewFolder,
     encode_features,
 )
-from taillift.service.review.review_sampler import BASE, ReviewSampler
+from taillift.service.review.review_sampler import BASE, DAY, ReviewSampler
 from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,17 @@ TRIM_SECONDS: Final = 600.0
 CLOSE_SECONDS: Final = 5.0
 
 Loss = Literal["alike", "busy", "disk"]
+# Photos of which a challenger may say that it differs, in bytes, and how many it may tell of before
+# their answers are sent.
+RECENT_BYTES: Final = 32 * 2**20
+EARLY: Final = 1_000
+# Of the budget, at most so much is for photos on which a challenger differs.
+DIFFERENCES: Final = 0.5
 # What became of a label that stands now.
 KEPT: Final = frozenset({"accepted", "replaced", "same"})
+
+
+Place = tuple[str | None, int]
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class AnsweredPhoto:
     requested: Doubles
     uniform: Doubles
     features: Floats
+    # The request's id and the number of the image in it, if a challenger may see a copy.
+    place: Place | None = None
 
 
 class ReviewCounters:
@@ -117,6 +129,12 @@ class Reviewer:
         self._thread = ThreadPoolExecutor(1, "review")
         self._waiting_bytes = 0
         self._write_fails = False
+        self._per_day = settings.review_per_day
+        self._allowed, self._allowed_at = DIFFERENCES * self._per_day, clock()
+        # Photos that a challenger may see, and what it has said of those that are not there yet.
+        self._recent: dict[Place, tuple[str, AnsweredPhoto]] = {}
+        self._recent_bytes = 0
+        self._different: dict[Place, float] = {}
         self._labelling: set[asyncio.Task[None]] = set()
         # Of each version of a bundle: which classes are few-shot, [C].
         self._few: dict[str, Flags] = {}
@@ -130,27 +148,69 @@ class Reviewer:
         """
         probability = self.draw(photo)
         key = identify(probability)
-        if probability and key is not None:
-            self.keep(key, probability, photo)
+        if key is None:
+            return None
+        if probability:
+            self.keep(key, probability, photo, "tail" if self._mass(photo) > BASE else "random")
+        elif photo.place is not None:
+            self._forget_recent(photo.place)  # Clients may give two requests the same id.
+            self._recent[photo.place] = key, photo
+            self._recent_bytes += len(photo.data)
+            while self._recent_bytes > RECENT_BYTES:
+                self._forget_recent(next(iter(self._recent)))
+            self._keep_if_different(photo.place)
         return key
+
+    def _forget_recent(self, place: Place) -> tuple[str, AnsweredPhoto] | None:
+        recent = self._recent.pop(place, None)
+        if recent is not None:
+            self._recent_bytes -= len(recent[1].data)
+        return recent
+
+    def note_difference(self, request_id: str | None, image: int, probability: float) -> None:
+        """Keep a photo on which a challenger differs, if it was not drawn and there is room.
+
+        Its id says that it was not drawn: it was sent before the challenger looked. So its label
+        counts for no estimate. `probability` is that with which the challenger was given a copy.
+        """
+        place = request_id, image
+        self._different[place] = probability
+        if len(self._different) > EARLY:
+            del self._different[next(iter(self._different))]
+        self._keep_if_different(place)
+
+    def _keep_if_different(self, place: Place) -> None:
+        """Keep a photo once both its answer and the challenger's are known."""
+        if place not in self._different or (recent := self._forget_recent(place)) is None:
+            return
+        (key, photo), probability = recent, self._different.pop(place)
+        now = self._clock()
+        share = DIFFERENCES * self._per_day
+        self._allowed = min(share, self._allowed + share * max(0.0, now - self._allowed_at) / DAY)
+        self._allowed_at = now
+        if self._allowed >= 1 and self._is_eligible(photo):
+            self._allowed -= 1
+            self.sampler.note_kept()
+            self.keep(key, probability, photo, "differs")
 
     def draw(self, photo: AnsweredPhoto) -> float:
         """Return the probability with which the photo was drawn for labelling, 0 if it was not."""
-        version = photo.manifest.version
+        return self.sampler.draw(self._mass(photo), lambda: self._is_eligible(photo))
 
-        def is_eligible() -> bool:
-            if self._waiting_bytes + len(photo.data) > WAITING_BYTES:
-                self._counters.dropped.labels("busy").inc()
-                return False
-            if not self.sampler.is_new(version, photo.digest, photo.features):
-                self._counters.dropped.labels("alike").inc()
-                return False
+    def _is_eligible(self, photo: AnsweredPhoto) -> bool:
+        """Return whether the photo is new and can be written soon; count it if it is not."""
+        loss: Loss
+        if self._waiting_bytes + len(photo.data) > WAITING_BYTES:
+            loss = "busy"
+        elif not self.sampler.is_new(photo.manifest.version, photo.digest, photo.features):
+            loss = "alike"
+        else:
             return True
+        self._counters.dropped.labels(loss).inc()
+        return False
 
-        return self.sampler.draw(self._mass(photo), is_eligible)
-
-    def keep(self, key: str, probability: float, photo: AnsweredPhoto) -> None:
-        """Write a photo that was drawn with this probability, under the id of its prediction."""
+    def keep(self, key: str, probability: float, photo: AnsweredPhoto, why: Reason) -> None:
+        """Write a photo that was chosen with this probability, under the id of its prediction."""
         classes = photo.manifest.classes
         entry = ReviewEntry(
             id=key,
@@ -164,7 +224,7 @@ class Reviewer:
                 )
                 for index in np.argsort(-photo.requested, kind="stable")[:TOP]
             ],
-            why="tail" if self._mass(photo) > BASE else "random",
+            why=why,
             p=probability,
             version=photo.manifest.version,
             number=photo.number,

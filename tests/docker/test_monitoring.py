@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def test_every_expression_has_an_answer_once_a_class_is_lost(known: Path, tmp_pa
         until(lambda: values(client, firing) == [1])
         for panel in DASHBOARD["panels"]:
             for expression in expressions(panel):
-                assert is_answered(client, expression), expression
+                # A scrape that comes too late on a busy machine leaves a gap.
+                until(partial(is_answered, client, expression))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def queue(tmp_path: Path) -> ReviewFolder:
                 LikelyClass(label=label, group="few", confidence=confidence)
                 for label, confidence in (("white", 0.7), (HOSTILE, 0.2))
             ],
-            why="tail",
+            why="differs" if key == "p-odd-000" else "tail",
             p=0.25,
             version="0123456789ab",
             number=3 if number else None,
@@ -84,6 +84,7 @@ def test_the_labelled_photos_are_a_set_that_training_reads(
         "p": "0.25",
     }
     assert rows[1]["version"] == "3"
+    assert (rows[2]["label"], rows[2]["p"]) == (HOSTILE, "")
     assert (target / rows[0]["path"]).read_bytes() == photo(CLASSES["red"][0], size=(30, 20))
     assert [path.name for path in (target / NONE_FOLDER).iterdir()] == ["p-none-00.png"]
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from taillift.models.bundle.arrays import Doubles, Flags, Floats
+from taillift.service.feedback.live_accuracy import WeightedSums
 from taillift.service.review.review_sampler import DAY, ReviewSampler
+from tests.support.simulated_labels import FEW, PHOTOS, simulated_stream
 
 RARE = 0.045
 
@@ -117,23 +119,32 @@ def test_when_ten_times_as_many_photos_come_the_budget_holds_again_the_day_after
     assert by_day[6:].mean() == pytest.approx(100, rel=0.2)
 
 
-def test_labels_weighted_by_1_over_p_estimate_accuracy_and_rare_recall_without_bias() -> None:
-    photos = stream(seed=6, days=3, a_day=2_000)
-    runs = [sample(photos, 100, seed) for seed in range(40)]
-    truth = {"all": photos.right.mean(), "rare": photos.right[photos.rare].mean()}
-    for name, chosen in (("all", np.ones(len(photos.rare), bool)), ("rare", photos.rare)):
-        estimates = np.array([weighted_mean(photos.right, p, chosen) for p in runs])
-        error = estimates.std() / np.sqrt(len(runs))
-        assert abs(estimates.mean() - truth[name]) < 3.5 * error
-    naive = np.array([photos.right[p > 0].mean() for p in runs])
-    assert naive.mean() < truth["all"] - 0.05
-
-
-def weighted_mean(values: Flags, p: Doubles, chosen: Flags) -> float:
-    """Return the mean of the chosen photos' values by those that were drawn (Hájek 1971)."""
-    drawn = (p > 0) & chosen
-    weights = 1 / p[drawn]
-    return float((weights * values[drawn]).sum() / weights.sum())
+def test_the_live_accuracy_from_such_a_queue_is_right_and_the_plain_one_is_not() -> None:
+    """100 runs of 5,000 photos in three days with a budget of 100 a day, with a known truth."""
+    times = np.linspace(0, 3 * DAY, PHOTOS)
+    within, errors, plain, found = np.zeros(2), [], [], []
+    for seed in range(100):
+        photos = simulated_stream(seed)
+        mass = photos.posteriors[:, FEW].sum(1)
+        p = sample(Stream(times, mass, photos.rare, photos.right), 100, seed)
+        drawn = p > 0
+        # The second kind is that of the rare photos, whose share is their recall.
+        sums = WeightedSums.none_yet(2)
+        for kind, chosen in enumerate((drawn, drawn & photos.rare)):
+            kinds = np.full(chosen.sum(), kind)
+            sums.add(kinds, 1 / p[chosen], photos.right[chosen])
+        truths = photos.right.mean(), photos.right[photos.rare].mean()
+        shares = sums.shares()
+        within += [
+            share.low <= truth <= share.high for share, truth in zip(shares, truths, strict=True)
+        ]
+        errors.append([share.estimate - truth for share, truth in zip(shares, truths, strict=True)])
+        plain.append(photos.right[drawn].mean() - truths[0])
+        found.append(photos.rare[drawn].mean() / photos.rare.mean())
+    assert within.min() >= 93
+    assert np.abs(np.mean(errors, 0)).max() < 0.02
+    assert np.mean(plain) < -0.05
+    assert np.mean(found) > 2
 
 
 def test_the_probability_is_known_before_the_draw() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,21 @@ import httpx
 import pytest
 from PIL import Image
 
+from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.service.feedback.prediction_id import PredictionId, Signer
-from taillift.service.review import reviewer
+from taillift.service.inference.engine import Engine
+from taillift.service.review import review_sampler, reviewer
 from taillift.service.review.review_folder import ReviewEntry, ReviewFolder
-from tests.support.palette import CLASSES, Colour, new_photo, photo
-from tests.support.serving import form, running, sample, until
+from taillift.service.settings import read_settings
+from tests.support.palette import (
+    CLASSES,
+    Colour,
+    new_photo,
+    palette_manifest,
+    photo,
+    write_bundle,
+)
+from tests.support.serving import form, running, sample, serving, until
 
 # The palette's features are the direction of a colour: these four are not alike.
 RARE: dict[str, Colour] = {"white": (255, 255, 255), "pink": (255, 235, 140)}
@@ -283,6 +294,43 @@ def test_a_disk_that_hangs_delays_no_answer(
         finally:
             disk.set()
         assert len(waiting(client)) == 1
+
+
+@pytest.fixture
+def exchanged(bundle: Path, tmp_path: Path) -> VersionStore:
+    """A store with champion 1 and a challenger 2 that takes red for green, and green for red."""
+    labels = {"red": "green", "green": "red"}
+    classes = tuple(
+        info.model_copy(update={"label": labels.get(info.label, info.label)})
+        for info in palette_manifest("", {}).classes
+    )
+    store = VersionStore.at(tmp_path / "store")
+    store.promote(store.add(bundle))
+    store.add(write_bundle(tmp_path / "exchanged", classes=classes))
+    store.challenge(Challenger(version=2, shadow=Shadow(share=0.9999999, few=1.0), canary=None))
+    return store
+
+
+def test_photos_on_which_a_challenger_differs_are_offered_and_count_for_no_estimate(
+    exchanged: VersionStore, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(review_sampler, "Random", lambda: random.Random(0))
+    engine = Engine(read_settings(store=exchanged.folder, port=0, review_dir=queue, **MANY))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200 and engine.challenge is not None)
+        files = form(*((name, new_photo(CLASSES[name][0])) for name in ("blue", "red", "green")))
+        results = client.post("/classify", files=files).json()["results"]
+        assert [probability(result) for result in results] == [0, 0, 0]
+        until(lambda: len(waiting(client)) == 2)
+        assert {offered["id"] for offered in waiting(client)} == {
+            result["id"] for result in results[1:]
+        }
+        assert [photo["why"] for photo in waiting(client)] == ["differs", "differs"]
+        assert waiting(client)[0]["p"] == pytest.approx(1)
+        # One that looks like it is not kept again.
+        client.post("/classify", content=new_photo(CLASSES["red"][0]))
+        until(lambda: sample(client, "taillift_review_dropped_total", reason="alike") == 1)
+        assert len(waiting(client)) == 2
 
 
 OPENED: list[str] = []
