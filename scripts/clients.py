@@ -25,12 +25,14 @@ async def main():
         else:
             import base64
             image.data = [base64.b64encode(photo).decode()]
-        answer = await client.infer(url, InferRequest(model_name="palette", infer_inputs=[image]))
+        request = InferRequest(model_name="palette", infer_inputs=[image])
+        answer = await client.infer(url, request, model_name="palette")
         labels = {output.name: output for output in answer.outputs}["label"].as_numpy()
         assert str(labels.ravel()[0]) in ("red", "b'red'"), labels
     try:
         bad = InferInput("image", [1], "BYTES", data=["aaaa"])
-        await client.infer(url, InferRequest(model_name="palette", infer_inputs=[bad]))
+        request = InferRequest(model_name="palette", infer_inputs=[bad])
+        await client.infer(url, request, model_name="palette")
     except Exception as error:
         assert "not a JPEG" in str(error), error
     else:

@@ -26,6 +26,7 @@ from taillift.service.http.middleware import (
     BelowPath,
     HeadAsGet,
     MetricsPort,
+    ProblemsAsJson,
     RequestLog,
     SecurityHeaders,
 )
@@ -59,7 +60,9 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 BelowPath(
-                    SecurityHeaders(RequestLog(app, settings.access_log, engine.count_answer)),
+                    SecurityHeaders(
+                        ProblemsAsJson(RequestLog(app, settings.access_log, engine.count_answer))
+                    ),
                     settings.root_path or "",
                 ),
                 http=cast("type[asyncio.Protocol]", connection),

@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taillift.service.http.access import HEALTH
-from taillift.service.http.handlers import UNEXPECTED, respond
+from taillift.service.http.handlers import MEDIA_TYPE, UNEXPECTED, respond
 from taillift.service.monitoring.logs import REQUEST_ID, AccessRecord, log_access, request_id
 from taillift.service.problems import CLOSING, InternalError, NotReadyError, ProblemDocument
 from taillift.service.settings import AccessLevel
@@ -137,6 +137,27 @@ class HeadAsGet:
         if scope.get("method") == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class ProblemsAsJson:
+    """ASGI middleware that calls problem documents plain JSON below /v2, as its clients expect.
+
+    The SDK of KServe shows the text of an error only then.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_as_json(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type") == MEDIA_TYPE:
+                    headers["content-type"] = "application/json"
+            await send(message)
+
+        is_protocol = scope.get("path", "").startswith("/v2/")
+        await self._app(scope, receive, send_as_json if is_protocol else send)
 
 
 class BelowPath:

@@ -96,6 +96,10 @@ class OutputRequest(ProtocolPart):
 
 
 class InferDocument(ProtocolPart):
+    """The document of a request; KServe's SDK repeats in it what the address says."""
+
+    model_name: StrictStr | None = None
+    model_version: StrictStr | None = None
     id: Annotated[StrictStr, Field(max_length=MAX_ID)] | None = None
     parameters: dict[str, Any] | None = None
     inputs: Annotated[list[InputTensor], Field(fail_fast=True)]
