@@ -46,8 +46,9 @@ class ServiceError(Exception):
     headers: Mapping[str, str] | None = None
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        # JSON can name what is not a character, such as "\ud800", and no answer can hold it.
+        self.detail = detail.encode("utf-8", "replace").decode()
+        super().__init__(self.detail)
 
     def document(self) -> ProblemDocument:
         """Return the document to answer with; `respond` adds the request's id."""
@@ -66,6 +67,10 @@ class MalformedError(ServiceError):
 class UnauthorisedError(ServiceError):
     status, reason, title = 401, "unauthorised", "An API key is needed"
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
+
+
+class NoRightError(ServiceError):
+    status, reason, title = 403, "no_right", "The API key has not the right"
 
 
 class ForeignOriginError(ServiceError):
@@ -114,6 +119,10 @@ class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
 
 
+class UnknownModelError(ServiceError):
+    status, reason, title = 404, "unknown_model", "The service has no such model"
+
+
 class NoSuchVersionError(ServiceError):
     status, reason, title = 404, "no_such_version", "The version is not loaded"
 
@@ -132,6 +141,10 @@ class NoRoomError(ServiceError):
 
 class ClassesError(ServiceError):
     status, reason, title = 422, "classes", "The classes or counts cannot be used"
+
+
+class TailError(ServiceError):
+    status, reason, title = 422, "tail", "The tail is out of range"
 
 
 class DeadlineError(ServiceError):
@@ -171,8 +184,16 @@ class NotReadyError(ServiceError):
 CLOSING: Final = "the service is shutting down"
 
 
+class NoSuchPhotoError(ServiceError):
+    status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
+
+
+class LabelsNotKeptError(ServiceError):
+    status, reason, title = 503, "labels_not_kept", "The labels cannot be kept"
 
 
 class InternalError(ServiceError):
@@ -253,6 +274,7 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            NoRightError,
             ForeignOriginError,
             UnknownHostError,
             EncodedError,
@@ -263,17 +285,21 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            UnknownModelError,
             NoSuchVersionError,
             RefusedVersionError,
             StaleRolesError,
             NoRoomError,
             ClassesError,
+            TailError,
             DeadlineError,
             BodyTooLargeError,
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            NoSuchPhotoError,
             OutOfMemoryError,
+            LabelsNotKeptError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,

@@ -37,8 +37,10 @@ Recursive = Annotated[
 ]
 
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
-NOT_FLAGS: Final = frozenset({"keys"})
+NOT_FLAGS: Final = frozenset({"keys", "feedback_key"})
 ARGUMENTS: Final = frozenset({"bundle"})
+# The page of `suggest` in its folder.
+SHEET: Final = "label.html"
 
 
 def takes_settings(*names: str) -> Callable[[Command], Command]:
@@ -142,6 +144,12 @@ def classify(
             help="How often the classes are expected: equally, or as often as in training."
         ),
     ] = "uniform",
+    tail: Annotated[
+        float,
+        typer.Option(
+            help="Lean toward the rare classes, 0 to 1: as if trained with tau = 1 + tail."
+        ),
+    ] = 0.0,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
@@ -187,7 +195,7 @@ def classify(
     from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.known_counts import KnownCounts
     from taillift.models.bundle.photo_sources import find_photos
-    from taillift.models.bundle.posterior import Prior, among, log_prior
+    from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
     from taillift.models.bundle.schema import Precision
     from taillift.models.errors import UserError
     from taillift.models.names import indices_of_names
@@ -218,17 +226,18 @@ def classify(
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
-    target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
+    expected = leaning(log_prior(Prior(prior), manifest.counts), tail, manifest.counts)
+    target = None if prior == "uniform" and not tail else expected
     allowed = indices_of_names([classes], manifest.labels, "--classes") if classes else []
     if allowed:
-        target = among(log_prior(Prior(prior), manifest.counts), allowed)
+        target = among(expected, allowed)
         top_k = min(top_k, len(allowed))
     known = KnownCounts.from_csv(counts, manifest.labels) if counts is not None else None
     if known is not None:
         known.check(len(photos))
     if out is not None:
         names = tuple(manifest.labels[index] for index in allowed)
-        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known)
+        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known, tail)
         if to_folder:
             table = folder_run.PredictionRows(classifier, asked)
             part_folder.PartFolder(out, parts, table).classify(shares)
@@ -265,6 +274,7 @@ def classify(
             model=model_id(manifest),
             ensemble=chosen,
             prior=prior,
+            tail=tail,
             classes=[manifest.labels[index] for index in allowed] or None,
             results=results,
         )
@@ -331,6 +341,62 @@ def adapt_prior(
     with atomic_file(out) as file:
         file.write_text(adapted_prior.as_priors_file(adapted, classifier.manifest, name), "utf-8")
     say(f"{out}: serve with --priors {out}, and ask for prior={name}")
+
+
+@app.command()
+def suggest(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources,
+    photos: Annotated[int, typer.Option(min=1, help="Number of photos to suggest.")] = 50,
+    out: Annotated[
+        Path, typer.Option(help="Folder to make, with copies of the photos and the page.")
+    ] = Path("suggested"),
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Photos that have a label already, in folders at any depth or in the column path "
+            "of a CSV file: they are not suggested again. May be given several times.",
+        ),
+    ] = None,
+    recursive: Recursive = False,
+    ensemble: Annotated[
+        Literal["full", "off", "adaptive"] | None,
+        typer.Option(help="Views of each photo, as for `classify`.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
+    ] = "fp32",
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Choose which photos without labels to label next, for the few-shot classes.
+
+    Makes a folder with copies of them, suggestions.csv and label.html, a page to label them in
+    without a server. It saves labels.csv for `taillift train --add`.
+    """
+    from taillift.models.bundle.atomic import atomic_folder
+    from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.photo_sources import find_photos
+    from taillift.models.bundle.schema import Precision
+    from taillift.service.inference import suggestion
+    from taillift.service.page import page_to_label
+
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another name for --out")
+    pool, labelled = find_photos(sources, recursive), suggestion.labelled_photos(without or [])
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
+    manifest = classifier.manifest
+    views = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
+    found = suggestion.suggest(classifier, pool, photos, views, labelled)
+    with atomic_folder(out) as folder:
+        suggestion.write_suggestions(folder, found, manifest)
+        content = suggestion.sheet_content(found, manifest)
+        page = page_to_label(f"Photos to label for {manifest.name}", content)
+        (folder / SHEET).write_text(page, "utf-8")
+    for line in suggestion.lines(found):
+        say(line)
+    say(f"{out}: open {out / SHEET} in a browser to label them")
 
 
 @app.command()

@@ -53,7 +53,8 @@ class Asked:
     """How `taillift classify` wants its photos answered.
 
     `prior` is the name of `log_prior` [C], which is None for the uniform prior of all classes.
-    `classes` are the labels that the photos may show, if fewer than all.
+    `classes` are the labels that the photos may show, if fewer than all. `tail` says how far
+    `log_prior` leans toward the rare classes.
     """
 
     ensemble: Ensemble
@@ -63,6 +64,7 @@ class Asked:
     coverage: float | None = None
     classes: tuple[str, ...] = ()
     counts: KnownCounts | None = None
+    tail: float = 0.0
 
 
 class PredictionRows:
@@ -92,6 +94,9 @@ class PredictionRows:
         if asked.coverage is not None:
             types |= {"set": "list<string>", "coverage": "double"}
             self.same["coverage"] = asked.coverage
+        if asked.tail:
+            types["tail"] = "double"
+            self.same["tail"] = asked.tail
         if asked.classes:
             types["classes"] = "string"
             self.same["classes"] = ",".join(asked.classes)

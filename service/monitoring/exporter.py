@@ -1,6 +1,6 @@
 """The metrics as Prometheus scrapes them; the statistics of the tail are new at every scrape."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from math import isnan, log10
 from time import monotonic, perf_counter
@@ -13,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from taillift.models.bundle.schema import GROUPS
+from taillift.service.feedback.live_accuracy import LiveReport, LiveShare
 from taillift.service.tail.distributions import Doubles, Flags, Indices
 from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
@@ -193,6 +194,55 @@ class TailSeries(Collector):
     def _rows(self, indices: Indices, values: Indices | Doubles | Flags) -> Iterator[SeriesRow]:
         for index, value in zip(indices.tolist(), values[indices].tolist(), strict=True):
             yield self._labels[index], value
+
+
+class LabelSeries(Collector):
+    """A collector of what the labels say about the version that is served.
+
+    A share has no sample as long as there are too few labels.
+    """
+
+    def __init__(self, latest: Callable[[], LiveReport | None]) -> None:
+        self._latest = latest
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._latest()
+        recalls = [] if report is None else report.group_truths.shares()
+        yield _gauge(
+            "live_recall",
+            "Share of the group's images that were answered with their class; 95 % interval",
+            (*BY_GROUP, "bound"),
+            [
+                ((group, *bound), value)
+                for group, share in zip(GROUPS, recalls, strict=False)
+                for bound, value in bounds(share)
+            ],
+        )
+        yield _gauge(
+            "live_accuracy",
+            "Share of the images that were answered with their class; 95 % interval",
+            ("bound",),
+            [] if report is None else bounds(report.accuracy),
+        )
+        yield _gauge(
+            "calibration_evidence",
+            "Logarithm to base 10 of the e-value that the confidences of the group's answers are "
+            "not right",
+            BY_GROUP,
+            []
+            if report is None
+            else [
+                ((group,), value)
+                for group, value in zip(GROUPS, report.evidence.tolist(), strict=True)
+            ],
+        )
+
+
+def bounds(share: LiveShare) -> Sequence[SeriesRow]:
+    """Return the samples of a share by their bounds; none if there are too few labels."""
+    if share.too_few is not None:
+        return []
+    return [(("estimate",), share.estimate), (("low",), share.low), (("high",), share.high)]
 
 
 def group_metrics(groups: Sequence[GroupState]) -> Iterator[Metric]:

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
 from taillift.service import settings as settings_module
-from taillift.service.serve_cli import app, serve
+from taillift.service.serve_cli import NOT_FLAGS, app, serve
 from taillift.service.settings import GROUPS, Settings, batch_views, read_settings, settings_table
 
 
 def test_every_setting_except_a_secret_has_a_flag() -> None:
     # Every user of a machine can list its processes with their flags.
-    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - {"keys"}
+    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - NOT_FLAGS
 
 
 def test_every_setting_says_what_happens() -> None:
@@ -59,7 +59,7 @@ def test_help_describes_every_flag_with_its_variable_and_default(command: str) -
     assert (
         options
         == {
-            "serve": set(Settings.model_fields) - {"keys", "bundle"},
+            "serve": set(Settings.model_fields) - NOT_FLAGS - {"bundle"},
             "watch": {
                 "reference",
                 "tail_level",
@@ -85,7 +85,7 @@ def test_help_shows_ten_common_settings_first_and_the_others_in_groups() -> None
     grouped = [name for names in GROUPS.values() for name in names.split()]
     assert len(set(grouped)) == len(grouped)
     assert set(grouped) <= set(Settings.model_fields)
-    common = set(Settings.model_fields) - set(grouped) - {"keys", "bundle"}
+    common = set(Settings.model_fields) - set(grouped) - NOT_FLAGS - {"bundle"}
     assert len(common) == 10
     lines = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["serve", "--help"]).output.splitlines()
     titles = [line for line in lines if line.startswith("╭─")]
