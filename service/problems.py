@@ -46,8 +46,9 @@ class ServiceError(Exception):
     headers: Mapping[str, str] | None = None
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        # JSON can name what is not a character, such as "\ud800", and no answer can hold it.
+        self.detail = detail.encode("utf-8", "replace").decode()
+        super().__init__(self.detail)
 
     def document(self) -> ProblemDocument:
         """Return the document to answer with; `respond` adds the request's id."""
@@ -66,6 +67,10 @@ class MalformedError(ServiceError):
 class UnauthorisedError(ServiceError):
     status, reason, title = 401, "unauthorised", "An API key is needed"
     headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="taillift"'}
+
+
+class NoRightError(ServiceError):
+    status, reason, title = 403, "no_right", "The API key has not the right"
 
 
 class ForeignOriginError(ServiceError):
@@ -112,6 +117,10 @@ class BodyTimeoutError(ServiceError):
 
 class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
+
+
+class UnknownModelError(ServiceError):
+    status, reason, title = 404, "unknown_model", "The service has no such model"
 
 
 class NoSuchVersionError(ServiceError):
@@ -175,8 +184,16 @@ class NotReadyError(ServiceError):
 CLOSING: Final = "the service is shutting down"
 
 
+class NoSuchPhotoError(ServiceError):
+    status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
+
+
+class LabelsNotKeptError(ServiceError):
+    status, reason, title = 503, "labels_not_kept", "The labels cannot be kept"
 
 
 class InternalError(ServiceError):
@@ -257,6 +274,7 @@ REASONS: Final = (
         for problem in (
             MalformedError,
             UnauthorisedError,
+            NoRightError,
             ForeignOriginError,
             UnknownHostError,
             EncodedError,
@@ -267,6 +285,7 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            UnknownModelError,
             NoSuchVersionError,
             RefusedVersionError,
             StaleRolesError,
@@ -278,7 +297,9 @@ REASONS: Final = (
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            NoSuchPhotoError,
             OutOfMemoryError,
+            LabelsNotKeptError,
             InternalError,
             UnsupportedTypeError,
             UndecodableError,

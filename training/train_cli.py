@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -63,6 +63,16 @@ Unlabelled = Annotated[
         "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
     ),
 ]
+Add = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add",
+        metavar="PHOTOS",
+        help="More labelled photos to train on, such as what was labelled since: class folders or "
+        "any other layout; of a CSV file, the rows that have a label. Classes may be new. May be "
+        "given several times.",
+    ),
+]
 PhotosShown = Annotated[
     bool,
     typer.Option(
@@ -74,6 +84,14 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set 
 Steps = Annotated[
     int | None,
     typer.Option(help="Exactly so many steps, in as many passes as they take: --set steps=..."),
+]
+Effort = Annotated[
+    Literal["quick", "full"] | None,
+    typer.Option(
+        help="quick: the recipe's own steps, in at most 7 passes over the photos. full: more steps "
+        "if there are many classes, and up to 20 passes: --set effort=...",
+        show_default="quick",
+    ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
@@ -105,6 +123,7 @@ def train(
         ),
     ] = "lift",
     changes: Set = None,
+    effort: Effort = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -125,6 +144,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
@@ -156,16 +176,17 @@ def train(
     logs = requested_logs(log or [])
     require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
-    values = recipe_changes(changes, epochs, steps, batch, lr) | seeded
+    values = recipe_changes(changes, epochs, steps, batch, lr, effort) | seeded
+    photos = load_dataset(data, imbalance, max_pixels, add or ())
     if recipe == AUTO:
         if logs or unlabelled:
             raise UserError(f"--recipe {AUTO} takes neither --log nor --unlabelled: name a recipe")
-        train_auto(load_dataset(data, imbalance, max_pixels), values, backbone, out, replace)
+        train_auto(photos, values, backbone, out, replace)
         return
     chosen = load_recipe(recipe, values)
-    dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
+    dataset = with_pool(photos, [chosen], data, unlabelled)
     stem = checkpoint_stem(chosen, backbone)
-    path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
+    path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
@@ -205,7 +226,7 @@ def train_auto(
     from taillift.training.recipe.recipe import load_recipe
 
     recipes = [load_recipe(name, values) for name in AUTO_RECIPES]
-    path = out or Path("runs") / dataset.name / f"{AUTO}-{recipes[0].seed}.safetensors"
+    path = out or Path("runs") / dataset.folder / f"{AUTO}-{recipes[0].seed}.safetensors"
     check_free(path, replace)
     require_writable(path)
     tower, runs = load_backbone(backbone), path.with_suffix("")
@@ -286,6 +307,7 @@ def merge(
 @app.command()
 def check(
     data: Data,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
@@ -301,7 +323,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data, max_pixels, unlabelled)
+    made = survey(data, max_pixels, unlabelled, add or ())
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -339,6 +361,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
@@ -365,11 +388,11 @@ def export(
     from taillift.training.export.export import export as make_bundle
     from taillift.training.fit.checkpoint import read_metadata
 
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = load_dataset(data, imbalance, max_pixels, add or ())
     if dataset.val is None and calibration:
         # Without val/, calibration trains again.
         dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
-    target = out or Path("bundles") / dataset.name
+    target = out or Path("bundles") / dataset.folder
     variants = requested_variants(variant or [])
     exported = make_bundle(
         checkpoint, dataset, target, backbone, replace, calibration, variants, photos
@@ -418,6 +441,7 @@ def compare(
     ] = COMPARED,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     changes: Set = None,
+    effort: Effort = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -427,6 +451,7 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     soup: Annotated[
@@ -460,7 +485,7 @@ def compare(
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.report.comparison import write_report
 
-    values = recipe_changes(changes, epochs, steps, batch, lr)
+    values = recipe_changes(changes, epochs, steps, batch, lr, effort)
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
@@ -472,8 +497,9 @@ def compare(
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = with_pool(load_dataset(data, imbalance, max_pixels), chosen, data, unlabelled)
-    folder = out or Path("runs") / dataset.name
+    photos = load_dataset(data, imbalance, max_pixels, add or ())
+    dataset = with_pool(photos, chosen, data, unlabelled)
+    folder = out or Path("runs") / dataset.folder
     console = PlainConsole(quiet=not is_first())
     try:
         outcomes = run(
@@ -588,6 +614,7 @@ def recipe_changes(
     steps: int | None,
     batch: int | None,
     rate: float | None,
+    effort: str | None = None,
 ) -> dict[str, Any]:
     """Return the fields that --set and the options with names of their own change in a recipe.
 
@@ -595,7 +622,8 @@ def recipe_changes(
     """
     from taillift.training.recipe.recipe import parse_changes
 
-    named: dict[str, dict[str, float | None]] = {
+    named: dict[str, dict[str, float | str | None]] = {
+        "--effort": {"effort": effort},
         "--epochs": {"epochs": epochs},
         "--steps": {"steps": steps},
         "--batch": {"batch": batch},

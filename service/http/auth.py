@@ -12,27 +12,34 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from taillift.models.errors import UserError
-from taillift.service.problems import UnauthorisedError
+from taillift.service.problems import NoRightError, UnauthorisedError
 from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 # Shorter keys can be guessed.
 MIN_LENGTH: Final = 16
+# The last word of a key that may send labels.
+FEEDBACK: Final = "feedback"
 
 
 @dataclass(frozen=True)
 class Key:
-    """API key, kept as its SHA-256 so that neither a log nor a memory dump shows it."""
+    """API key, kept as its SHA-256 so that neither a log nor a memory dump shows it.
+
+    `feedback` says whether it may send labels, too.
+    """
 
     digest: bytes
     name: str | None
+    feedback: bool = False
 
 
 class Keys:
     """The keys in `given`, separated by commas, and those that `file` contains at the moment.
 
-    Each line of the file, and each part of `given`, is `KEY` or `KEY NAME`; a # starts a comment.
+    Each line of the file, and each part of `given`, is `KEY`, `KEY NAME` or, for a key that may
+    send labels, `KEY NAME feedback`; a # starts a comment.
     Raises `UserError` if `given` or `file` contains no key, or anything else.
     """
 
@@ -88,7 +95,11 @@ def parse_keys(lines: Iterable[str], origin: str) -> Sequence[Key]:
                 f"{origin}, key {number}: an API key has at least {MIN_LENGTH} characters, all "
                 "ASCII; make one with `openssl rand -hex 32`"
             )
-        keys.append(Key(sha256(key.encode()).digest(), name))
+        match (name or "").rsplit(maxsplit=1):
+            case [shorter, right] if right == FEEDBACK:
+                keys.append(Key(sha256(key.encode()).digest(), shorter, feedback=True))
+            case _:
+                keys.append(Key(sha256(key.encode()).digest(), name))
     if not keys:
         raise UserError(f"{origin} holds no API key: add one, or leave the setting out")
     return keys
@@ -123,6 +134,15 @@ async def require_key(request: Request, bearer: Bearer, header: KeyHeader) -> No
     check_key(request, request.app.state.keys, bearer, header)
 
 
+async def require_feedback_right(request: Request) -> None:
+    """Raise `NoRightError` if keys are needed and that of the request may not send labels."""
+    if request.app.state.keys.needed and not request.state.may_label:
+        raise NoRightError(
+            f"this API key may not send labels: a key of which this is true has the line "
+            f"`KEY NAME {FEEDBACK}`"
+        )
+
+
 async def require_admin_key(request: Request, bearer: Bearer, header: KeyHeader) -> None:
     """Raise `UnauthorisedError` unless the request has one of the keys for /admin."""
     check_key(request, request.app.state.admin_keys, bearer, header)
@@ -140,3 +160,4 @@ def check_key(
     if (key := keys.find(sent)) is None:
         raise UnauthorisedError("the API key is not one of those that are allowed")
     request.state.key = key.name
+    request.state.may_label = key.feedback

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from taillift.models.bundle.manifest import Accuracy, Manifest
 from taillift.models.bundle.schema import GROUPS, Group, SixDigits
 from taillift.models.names import index_of_name, indices_by_name
+from taillift.service.feedback.live_accuracy import LiveReport, LiveShare, WeightedSums
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
@@ -76,12 +77,68 @@ class ClassTraffic(Traffic):
     drifting: bool
 
 
+class LabelEstimate(BaseModel):
+    """Share of all such images, from the labels of those that were chosen for labelling."""
+
+    share: SixDigits
+    low: SixDigits = Field(description="lower end of the 95 % interval")
+    high: SixDigits
+    labels: SixDigits = Field(
+        description="labels of images chosen at random that would say as much"
+    )
+
+    @classmethod
+    def of(cls, share: LiveShare) -> "LabelEstimate | str":
+        """Return the estimate, or instead of numbers that it is based on too few labels."""
+        if share.too_few is not None:
+            return share.too_few
+        return cls(share=share.estimate, low=share.low, high=share.high, labels=share.effective)
+
+
+class Labelled(BaseModel):
+    """Labels that came back, of predictions of the last `feedback_days`; null: none is counted.
+
+    Only `sampled` ones, of images that were chosen for labelling, are in the estimates.
+    """
+
+    labels: int = Field(description="labels that name the class, or a class of the group")
+    sampled: int = Field(description="those of images that were chosen for labelling")
+    recall: LabelEstimate | str = Field(
+        description="share of the images with this label that were answered with it; `too few (7)` "
+        "if the labels say no more than 7 of images chosen at random would"
+    )
+    precision: LabelEstimate | str = Field(
+        description="share of such answers that were right, or `too few (7)`"
+    )
+    corrected: SixDigits | None = Field(
+        description="share of the labels on such answers that name another class; it says nothing "
+        "about the answers without a label"
+    )
+
+
+class LabelledGroup(Labelled):
+    evidence: SixDigits = Field(
+        description="logarithm to base 10 of the e-value that the confidences of such answers are "
+        "not right; above 1.8 they are not"
+    )
+
+
+class LabelledImages(BaseModel):
+    labels: int
+    sampled: int
+    none_of_the_classes: int
+    accuracy: LabelEstimate | str = Field(
+        description="share of the images that were answered with their class, or `too few (7)`"
+    )
+
+
 class ClassSummary(BaseModel):
     label: str
     group: Group
     count: int = Field(description="number of training images")
     accuracy: Accuracy | None = Field(description="accuracy on held-out images, in per cent")
     live: ClassTraffic
+    labelled: Labelled | None
 
 
 class GroupSummary(Traffic):
@@ -90,11 +147,13 @@ class GroupSummary(Traffic):
     prevalence: ShareEstimate
     silent: int = Field(description="number of silent classes")
     drifting: int = Field(description="number of drifting classes")
+    labelled: LabelledGroup | None
 
 
 class Classes(BaseModel):
     model: ModelId
     window: WindowSummary
+    labelled: LabelledImages | None
     groups: dict[Group, GroupSummary]
     classes: list[ClassSummary]
 
@@ -130,16 +189,20 @@ class ClassDetails(ClassSummary):
 class Snapshot(NamedTuple):
     """Statistics of one moment. They no longer change, so any thread may read them.
 
-    `histogram` int64 [C, bins] counts the window's predictions by class and confidence.
+    `histogram` int64 [C, bins] counts the window's predictions by class and confidence. `live` is
+    what the labels say, if any are counted.
     """
 
     manifest: Manifest
     window: WindowSummary
     state: TailState
     histogram: npt.NDArray[np.int64]
+    live: LiveReport | None
 
 
-def take_snapshot(manifest: Manifest, monitor: TailMonitor) -> Snapshot:
+def take_snapshot(
+    manifest: Manifest, monitor: TailMonitor, live: LiveReport | None = None
+) -> Snapshot:
     """Copy the statistics of the bundle with this manifest.
 
     The service calls it from the event loop only, which it blocks for a short time.
@@ -152,7 +215,7 @@ def take_snapshot(manifest: Manifest, monitor: TailMonitor) -> Snapshot:
         reference=state.reference,
         design_effect=state.design_effect,
     )
-    return Snapshot(manifest, summary, state, monitor.window.histogram.copy())
+    return Snapshot(manifest, summary, state, monitor.window.histogram.copy(), live)
 
 
 def classes(snapshot: Snapshot) -> Classes:
@@ -160,6 +223,8 @@ def classes(snapshot: Snapshot) -> Classes:
     state, arrays = snapshot.state, snapshot.state.classes
     group_index = np.array([GROUPS.index(info.group) for info in snapshot.manifest.classes])
     groups = {}
+    live = snapshot.live
+    by_group = dict(zip(GROUPS, [] if live is None else labelled_groups(live), strict=False))
     for group in state.groups:
         members = group_index == GROUPS.index(group.group)
         interval = group.prevalence_interval
@@ -181,16 +246,63 @@ def classes(snapshot: Snapshot) -> Classes:
             prevalence=ShareEstimate(share=group.prevalence, low=interval.low, high=interval.high),
             silent=int(arrays.silent[members].sum()),
             drifting=int(arrays.found[members].sum()),
+            labelled=by_group.get(group.group),
         )
     return Classes(
         model=model_id(snapshot.manifest),
         window=snapshot.window,
+        labelled=None if live is None else labelled_images(live),
         groups=groups,
         classes=class_summaries(snapshot, range(len(snapshot.manifest.classes))),
     )
 
 
-def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
+def labelled_images(live: LiveReport) -> LabelledImages:
+    """Return what the labels say about all images."""
+    truths = live.by_truth
+    return LabelledImages(
+        labels=int(truths.labels.sum()),
+        sampled=int(truths.sampled.sum()),
+        none_of_the_classes=int(truths.labels[-1]),
+        accuracy=LabelEstimate.of(live.accuracy),
+    )
+
+
+def labelled_groups(live: LiveReport) -> list[LabelledGroup]:
+    """Return what the labels say about each group."""
+    truths, answers = live.group_truths, live.group_answers
+    kinds = labelled(truths, truths.shares(), answers, answers.shares(), range(len(GROUPS)))
+    return [
+        LabelledGroup(**dict(one), evidence=evidence)
+        for one, evidence in zip(kinds, live.evidence.tolist(), strict=True)
+    ]
+
+
+def labelled(
+    truths: WeightedSums,
+    recalls: Sequence[LiveShare],
+    answers: WeightedSums,
+    precisions: Sequence[LiveShare],
+    kinds: Sequence[int],
+) -> list[Labelled]:
+    """Return what the labels say about the kinds with these indices, in the same order."""
+    return [
+        Labelled(
+            labels=int(truths.labels[kind]),
+            sampled=int(truths.sampled[kind]),
+            recall=LabelEstimate.of(recalls[kind]),
+            precision=LabelEstimate.of(precisions[kind]),
+            corrected=answers.corrected[kind] / answers.labels[kind]
+            if answers.labels[kind]
+            else None,
+        )
+        for kind in kinds
+    ]
+
+
+def class_details(
+    monitoring: Monitoring, label: str, live: LiveReport | None = None
+) -> ClassDetails:
     """Return the report on the class of a label in any Unicode form.
 
     Raises `UnknownClassError` if there is no such class.
@@ -199,7 +311,7 @@ def class_details(monitoring: Monitoring, label: str) -> ClassDetails:
     index = index_of_name(label, indices_by_name(labels))
     if index is None:
         raise UnknownClassError(unknown_class(label, labels))
-    snapshot = take_snapshot(monitoring.manifest, monitoring.monitor)
+    snapshot = take_snapshot(monitoring.manifest, monitoring.monitor, live)
     (summary,) = class_summaries(snapshot, [index])
     state = monitoring.class_state(index)
     return ClassDetails(
@@ -227,6 +339,12 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
     state, chosen = snapshot.state, np.asarray(indices)
     arrays, total = state.classes, state.window_predictions
     low, high = state.share_bounds(arrays.predicted[chosen])
+    live = snapshot.live
+    by_labels: Sequence[Labelled | None] = (
+        [None] * len(indices)
+        if live is None
+        else labelled(live.by_truth, live.recalls, live.by_answer, live.precisions, indices)
+    )
     columns = zip(
         indices,
         arrays.predicted[chosen].tolist(),
@@ -242,6 +360,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         arrays.last_seen[chosen].tolist(),
         arrays.missing[chosen].tolist(),
         quantiles(snapshot.histogram[chosen]).tolist(),
+        by_labels,
         strict=True,
     )
     summaries = []
@@ -260,6 +379,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         last_seen,
         missing,
         (tenth, median, ninetieth),
+        by_label,
     ) in columns:
         traffic = ClassTraffic(
             predicted=predicted,
@@ -285,6 +405,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
                 count=info.count,
                 accuracy=info.accuracy,
                 live=traffic,
+                labelled=by_label,
             )
         )
     return summaries

@@ -18,10 +18,12 @@ from taillift.service.page.stored_files import StoredFolder
 # The groups of routes that the page shows, in this order.
 IMAGES: Final = "Images"
 MODEL: Final = "Model and classes"
+LABELS: Final = "Labels"
 OPERATION: Final = "Operation"
 GROUPS_OF_ROUTES: Final[list[dict[str, Any]]] = [
     {"name": IMAGES, "description": "send photos, get classes"},
     {"name": MODEL, "description": "what is served, and whether each class still works"},
+    {"name": LABELS, "description": "send what the images really showed"},
     {"name": OPERATION, "description": "for load balancers and Prometheus; no API key is needed"},
 ]
 
@@ -50,8 +52,11 @@ _PROBLEM: Final = {
             {"$ref": "#/components/schemas/ProblemDocument"},
             {
                 "type": "object",
-                "required": ["request_id"],
-                "properties": {"request_id": _REQUEST_ID},
+                "required": ["error", "request_id"],
+                "properties": {
+                    "error": {"type": "string", "description": "the same as `detail`"},
+                    "request_id": _REQUEST_ID,
+                },
             },
         ]
     }
@@ -60,7 +65,8 @@ _PROBLEM: Final = {
 _PROBLEMS: Final = {
     400: "Malformed: no image, or an unknown form field, query parameter or value",
     401: "No API key was sent, or an unknown one",
-    403: "A web page of another origin sends this, which cors_origins does not allow",
+    403: "A web page of another origin sends this, which cors_origins does not allow; or the API "
+    "key may not send labels",
     404: "There is no such class or version; the detail may name the nearest class",
     408: "The body was not complete in time, or there is no answer before the deadline",
     409: "The version cannot have the role; the detail says why",

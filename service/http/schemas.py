@@ -122,6 +122,12 @@ class AssignedLabel(BaseModel):
 
 
 class ClassifiedImage(ImageResult):
+    id: str | None = Field(
+        None,
+        exclude_if=lambda text: text is None,
+        description="signed id of the prediction, with which POST /feedback takes its label; "
+        "absent without a service, or if the bundle has more than 65,536 classes",
+    )
     views: int = Field(description="number of views that were looked at")
     predictions: list[LabelConfidence]
     decision: Decision | None = Field(
@@ -203,6 +209,11 @@ class ModelSummary(ModelId):
     evaluation: Evaluation | None
     notes: list[str] = Field(description="reasons for the parts that are missing")
     priors: list[str] = Field(description="names that a request may use as prior")
+    labelling: bool = Field(
+        False,
+        exclude_if=lambda labelling: not labelling,
+        description="true: photos are kept for labelling, and GET /review lists them",
+    )
     provider: Provider
     precision: Precision
     precision_reason: str
@@ -330,11 +341,13 @@ def model_summary(
     priors: Sequence[str],
     reason: str,
     number: int | None = None,
+    labelling: bool = False,
     tail: float = 0.0,
 ) -> ModelSummary:
     """Return the summary of the served model; `reason` says why its precision was chosen.
 
-    `tail` is that of a request that names none.
+    `labelling` says whether the service keeps photos for labelling, and `tail` is that of a request
+    that names none.
     """
     manifest, variant = predictor.manifest, predictor.variant
     groups = Counter(info.group for info in manifest.classes)
@@ -359,6 +372,7 @@ def model_summary(
         evaluation=variant.evaluation,
         notes=list(variant.notes),
         priors=list(priors),
+        labelling=labelling,
         provider=device.provider,
         precision=predictor.precision,
         precision_reason=reason,

@@ -15,8 +15,9 @@ from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.version_store import VERSIONS, VersionStore
 from taillift.models.errors import UserError, first_lines
+from taillift.service.feedback.label_book import LabelDesk
 from taillift.service.inference.admission import Admission
-from taillift.service.inference.challenge import Challenge
+from taillift.service.inference.challenge import Challenge, DifferenceListener
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
 from taillift.service.inference.memory import check_budget, estimate_bytes, trim
@@ -25,7 +26,12 @@ from taillift.service.inference.runner import DeviceTurns
 from taillift.service.inference.scheduler import BROKEN
 from taillift.service.inference.served_version import ServedVersion, Workshop
 from taillift.service.monitoring.counters import Metrics
-from taillift.service.monitoring.exporter import ClassSeries, TailSeries, class_series
+from taillift.service.monitoring.exporter import (
+    ClassSeries,
+    LabelSeries,
+    TailSeries,
+    class_series,
+)
 from taillift.service.monitoring.recorder import Monitoring, TailRecords
 from taillift.service.problems import (
     CLOSING,
@@ -67,6 +73,7 @@ class Engine:
         self.refusals: dict[int, str] = {}
         self.challenger: ServedVersion | None = None
         self.challenge: Challenge | None = None
+        self.difference_listeners: list[DifferenceListener] = []
         self.loading: set[int] = set()
         self._ending = False
         self._draining_since: float | None = None
@@ -79,6 +86,7 @@ class Engine:
         self._taken: dict[int, int] = {}
         self._untried = sources(settings, self.store)
         self.metrics = Metrics(self._first_manifest(), settings.provider)
+        self.labels = LabelDesk(settings, clock)
         self.evidence = TailRecords(settings, self.metrics, clock)
         admission = Admission(
             settings.queue_views, settings.queue_bytes, settings.queue_pixels, self._seconds
@@ -90,11 +98,13 @@ class Engine:
             self.champion = self._next_version()
         except BaseException:
             self.evidence.close()
+            self.labels.close()
             raise
         monitoring = self.champion.bundle.monitoring
         self._tail_series = TailSeries(monitoring, self._series_of(monitoring))
         self._show(self.champion)
         self.metrics.registry.register(self._tail_series)
+        self.metrics.registry.register(LabelSeries(lambda: self.labels.latest))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
         self.metrics.predicted_wait.set_function(
             lambda: admission.wait(1) + self._seconds(VIEWS, 0)
@@ -153,7 +163,9 @@ class Engine:
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
         bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
-        return ServedVersion(number, bundle, self.workshop, alongside)
+        version = ServedVersion(number, bundle, self.workshop, alongside)
+        self.labels.know(version.code, manifest)
+        return version
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         assert number is not None
@@ -210,6 +222,7 @@ class Engine:
     def _show(self, version: ServedVersion) -> None:
         monitoring = version.bundle.monitoring
         self.metrics.name_model(monitoring.manifest)
+        self.labels.show(version.code)
         self._tail_series.show(monitoring, self._series_of(monitoring))
 
     def _series_of(self, monitoring: Monitoring) -> ClassSeries:
@@ -229,7 +242,7 @@ class Engine:
     def resident(self, wanted: str) -> ServedVersion:
         """Return the version with a role or a number; raises `NoSuchVersionError`."""
         for version, role in zip(self.residents, ("champion", "challenger"), strict=False):
-            if wanted in {role, str(version.number)}:
+            if wanted in {role, version.shown_number}:
                 return version
         raise NoSuchVersionError(
             f"no version {wanted[:80]!r} is loaded: ask for champion, for challenger if there is "

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.images import VIEWS
+from taillift.service.feedback.prediction_id import version_code
 from taillift.service.inference.admission import Admission
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.memory import give_back, status_bytes
@@ -51,6 +52,7 @@ class ServedVersion:
     ) -> None:
         """If it is loaded `alongside` a version that answers requests, these come first."""
         self.number = number
+        self.code = version_code(number, bundle.manifest.version)
         self.bundle = bundle
         self.leases = 0
         self.load_seconds: float | None = None
@@ -102,6 +104,11 @@ class ServedVersion:
         self.scheduler = scheduler
         self.load_seconds = perf_counter() - start
         self.resident_bytes = max(0, status_bytes("VmRSS") - before)
+
+    @property
+    def shown_number(self) -> str:
+        """The number as requests name it; a bundle that is served without a store is version 1."""
+        return "1" if self.number is None else str(self.number)
 
     @contextmanager
     def lease(self) -> Iterator[None]:

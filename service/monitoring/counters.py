@@ -1,11 +1,12 @@
-"""The counters and histograms of one service, as Prometheus scrapes them."""
+"""The counters and histograms of one service, as Prometheus scrapes them, and spans of stages."""
 
 from collections import Counter as Counts
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
+from time import perf_counter, perf_counter_ns, time_ns
 from typing import Final, Literal, get_args
 
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
@@ -22,6 +23,10 @@ DECISIONS: Final[tuple[Decision, ...]] = get_args(Decision)
 PASSES: Final = ("first", "second")
 Omission = Literal["repeated", "asked"]
 OMISSIONS: Final[tuple[Omission, ...]] = get_args(Omission)
+
+LabelKind = Literal["sampled", "volunteered"]
+LABEL_KINDS: Final[tuple[LabelKind, ...]] = get_args(LabelKind)
+NO_GROUP: Final = "none"
 
 Stage = Literal["read", "decode_queue", "decode", "queue", "infer", "post"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
@@ -43,6 +48,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         # Images by label and group of the top class, of all versions that were served.
         self.class_predictions: Counts[tuple[str, Group]] = Counts()
+        # It makes spans of sampled requests; without a collector no request is sampled.
+        self.tracer: trace.Tracer = trace.NoOpTracer()
+        # Those among them that the tail does not count, because they show what was counted before.
+        self.class_repetitions: Counts[tuple[str, Group]] = Counts()
         self._provider = provider
         self._declare()
         self._model = Info("taillift_model", "The model that is served", registry=self.registry)
@@ -142,6 +151,18 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._labels = Counter(
+            "taillift_labels",
+            "Labels that came back, by the group of the label (none: not a class) and by whether "
+            "the image was chosen for labelling",
+            ["group", "kind"],
+            registry=registry,
+        )
+        self._none_of_the_classes = Counter(
+            "taillift_none_of_the_classes",
+            "Labels that came back and say that an image shows none of the classes",
+            registry=registry,
+        )
         self.tail_save_failures = Counter(
             "taillift_tail_save_failures",
             "Saves of the tail's statistics that failed",
@@ -154,6 +175,9 @@ class Metrics:
             self._set_size.labels(group)
             for decision in DECISIONS:
                 self._reviews.labels(group, decision)
+        for group_or_none in (*GROUPS, NO_GROUP):
+            for kind in LABEL_KINDS:
+                self._labels.labels(group_or_none, kind)
         for stage in STAGES:
             self._stages.labels(stage)
         for reason in REASONS:
@@ -186,6 +210,12 @@ class Metrics:
         """Count an image that was answered but not counted for the tail."""
         self._omissions.labels(reason).inc()
 
+    def count_label(self, group: Group | None, kind: LabelKind) -> None:
+        """Count a label that came back; without a group it is none of the classes."""
+        self._labels.labels(group or NO_GROUP, kind).inc()
+        if group is None:
+            self._none_of_the_classes.inc()
+
     def count_views(self, views: int, ensemble: Ensemble) -> None:
         """Count one image's answer and the views that it used."""
         self._views_used.labels(ensemble).observe(views)
@@ -210,11 +240,23 @@ class Metrics:
         """Record the duration of a stage."""
         self._stages.labels(stage).observe(seconds)
 
+    def record_span(self, stage: Stage, start: float, end: float) -> None:
+        """Add a stage to the trace of the current request, if it is sampled.
+
+        `start` and `end` are on the clock of `perf_counter`.
+        """
+        if trace.get_current_span().is_recording():
+            ahead = time_ns() - perf_counter_ns()
+            span = self.tracer.start_span(stage, start_time=ahead + round(1e9 * start))
+            span.end(ahead + round(1e9 * end))
+
     @contextmanager
     def time_stage(self, stage: Stage) -> Iterator[None]:
-        """Record the duration of the block, even if it raises."""
+        """Record the duration of the block, even if it raises, and its span."""
         start = perf_counter()
         try:
             yield
         finally:
-            self.record_stage(stage, perf_counter() - start)
+            end = perf_counter()
+            self.record_stage(stage, end - start)
+            self.record_span(stage, start, end)

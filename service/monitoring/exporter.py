@@ -1,10 +1,10 @@
 """The metrics as Prometheus scrapes them; the statistics of the tail are new at every scrape."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from math import isnan, log10
 from time import monotonic, perf_counter
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Metric
@@ -13,8 +13,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from taillift.models.bundle.schema import GROUPS
-from taillift.service.monitoring.recorder import Monitoring
+from taillift.service.feedback.live_accuracy import LiveReport, LiveShare
 from taillift.service.tail.distributions import Doubles, Flags, Indices
+from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
 
 # With more classes, only few-shot classes that drift or are silent have series of their own, ...
@@ -46,16 +47,32 @@ def class_series(setting: Literal["auto", "on", "off"], classes: int) -> ClassSe
     return ClassSeries.ALL if setting == "on" or classes <= MAX_CLASSES else ClassSeries.MOVED
 
 
+class Watched(Protocol):
+    """A monitor, and the images by top class [C]: all, and those that the tail does not count."""
+
+    @property
+    def monitor(self) -> TailMonitor: ...
+
+    @property
+    def counts(self) -> Indices: ...
+
+    @property
+    def repetitions(self) -> Indices: ...
+
+    def state(self) -> TailState:
+        """Return the current state of every class and group."""
+
+
 class TailSeries(Collector):
     """A collector of the tail's statistics.
 
     A value that is NaN has no sample, such as a ratio before the first prediction.
     """
 
-    def __init__(self, monitoring: Monitoring, which: ClassSeries) -> None:
+    def __init__(self, monitoring: Watched, which: ClassSeries) -> None:
         self.show(monitoring, which)
 
-    def show(self, monitoring: Monitoring, which: ClassSeries) -> None:
+    def show(self, monitoring: Watched, which: ClassSeries) -> None:
         """Collect the statistics of `monitoring` from now on."""
         self._monitoring = monitoring
         self._which = which
@@ -134,6 +151,15 @@ class TailSeries(Collector):
         for labels, value in self._rows(indices, self._monitoring.counts):
             total.add_metric(labels, value)
         yield total
+        repeated = CounterMetricFamily(
+            "taillift_class_repetitions",
+            "Images by top class that the tail does not count: copies, or others of their group",
+            labels=BY_CLASS,
+        )
+        repetitions = self._monitoring.repetitions
+        for labels, value in self._rows(indices[repetitions[indices] > 0], repetitions):
+            repeated.add_metric(labels, value)
+        yield repeated
         yield _gauge(
             "class_expected_rate",
             "Share of predictions expected in the class",
@@ -168,6 +194,55 @@ class TailSeries(Collector):
     def _rows(self, indices: Indices, values: Indices | Doubles | Flags) -> Iterator[SeriesRow]:
         for index, value in zip(indices.tolist(), values[indices].tolist(), strict=True):
             yield self._labels[index], value
+
+
+class LabelSeries(Collector):
+    """A collector of what the labels say about the version that is served.
+
+    A share has no sample as long as there are too few labels.
+    """
+
+    def __init__(self, latest: Callable[[], LiveReport | None]) -> None:
+        self._latest = latest
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._latest()
+        recalls = [] if report is None else report.group_truths.shares()
+        yield _gauge(
+            "live_recall",
+            "Share of the group's images that were answered with their class; 95 % interval",
+            (*BY_GROUP, "bound"),
+            [
+                ((group, *bound), value)
+                for group, share in zip(GROUPS, recalls, strict=False)
+                for bound, value in bounds(share)
+            ],
+        )
+        yield _gauge(
+            "live_accuracy",
+            "Share of the images that were answered with their class; 95 % interval",
+            ("bound",),
+            [] if report is None else bounds(report.accuracy),
+        )
+        yield _gauge(
+            "calibration_evidence",
+            "Logarithm to base 10 of the e-value that the confidences of the group's answers are "
+            "not right",
+            BY_GROUP,
+            []
+            if report is None
+            else [
+                ((group,), value)
+                for group, value in zip(GROUPS, report.evidence.tolist(), strict=True)
+            ],
+        )
+
+
+def bounds(share: LiveShare) -> Sequence[SeriesRow]:
+    """Return the samples of a share by their bounds; none if there are too few labels."""
+    if share.too_few is not None:
+        return []
+    return [(("estimate",), share.estimate), (("low",), share.low), (("high",), share.high)]
 
 
 def group_metrics(groups: Sequence[GroupState]) -> Iterator[Metric]:

@@ -10,13 +10,13 @@ from typer.testing import CliRunner
 
 from taillift.models.errors import UserError
 from taillift.service import settings as settings_module
-from taillift.service.serve_cli import app, serve
+from taillift.service.serve_cli import NOT_FLAGS, app, serve
 from taillift.service.settings import GROUPS, Settings, batch_views, read_settings, settings_table
 
 
 def test_every_setting_except_a_secret_has_a_flag() -> None:
     # Every user of a machine can list its processes with their flags.
-    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - {"keys"}
+    assert set(inspect.signature(serve).parameters) == set(Settings.model_fields) - NOT_FLAGS
 
 
 def test_every_setting_says_what_happens() -> None:
@@ -54,13 +54,19 @@ def test_help_describes_every_flag_with_its_variable_and_default(command: str) -
         name for name in Settings.model_fields if f"--{name.replace('_', '-')} " in result.output
     }
     if command == "watch":
-        # The limit of pixels is an option of its own there, in words of its own.
-        options.remove("max_pixels")
+        # These are options of its own there, in words of their own.
+        options -= {"max_pixels", "port"}
     assert (
         options
         == {
-            "serve": set(Settings.model_fields) - {"keys", "bundle"},
-            "watch": {"reference", "tail_level", "tail_window_seconds"},
+            "serve": set(Settings.model_fields) - NOT_FLAGS - {"bundle"},
+            "watch": {
+                "reference",
+                "tail_level",
+                "tail_window_seconds",
+                "host",
+                "class_metrics",
+            },
         }[command]
     )
     for name in options:
@@ -79,7 +85,7 @@ def test_help_shows_ten_common_settings_first_and_the_others_in_groups() -> None
     grouped = [name for names in GROUPS.values() for name in names.split()]
     assert len(set(grouped)) == len(grouped)
     assert set(grouped) <= set(Settings.model_fields)
-    common = set(Settings.model_fields) - set(grouped) - {"keys", "bundle"}
+    common = set(Settings.model_fields) - set(grouped) - NOT_FLAGS - {"bundle"}
     assert len(common) == 10
     lines = CliRunner(env={"COLUMNS": "100"}).invoke(app, ["serve", "--help"]).output.splitlines()
     titles = [line for line in lines if line.startswith("╭─")]
@@ -156,9 +162,20 @@ def test_variables_of_compose_and_kubernetes_are_passed_over(
         "TAILLIFT_SERVICE_HOST",
         "TAILLIFT_SERVICE_PORT_HTTP",
         "TAILLIFT_PORT_8000_TCP_ADDR",
+        "TAILLIFT_WATCH_SERVICE_HOST",
+        "TAILLIFT_WATCH_PORT_9101_TCP",
     ):
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TAILLIFT_WATCH_PORT", "tcp://10.96.0.1:9101")
     assert read_settings(bundle=Path("b")).port == 8000
+
+
+def test_the_address_of_a_service_of_kubernetes_is_not_taken_for_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TAILLIFT_PORT", "tcp://10.96.0.1:80")
+    with pytest.raises(UserError, match="enableServiceLinks: false"):
+        read_settings(bundle=Path("b"))
 
 
 @pytest.mark.parametrize("name", ["HOST", "PORT", "TAIL_FILE", "KEYS_FILE", "MAX_IMAGES"])

@@ -36,6 +36,10 @@ export function percentWithin(share, low, high) {
   return `${percent(share)} (${tenths.format(100 * low)} to ${tenths.format(100 * high)})`;
 }
 
+/** An estimate from labels; there is a text instead if the labels are too few. */
+export const estimateText = (estimate) =>
+  typeof estimate === "string" ? estimate : percentWithin(estimate.share, estimate.low, estimate.high);
+
 /** A ratio, as how many times as often. */
 export function times(ratio) {
   if (!isNumber(ratio)) return NONE;

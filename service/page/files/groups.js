@@ -2,7 +2,10 @@
 
 import { evidenceText } from "./chart.js";
 import { byId, chip, drawn, element } from "./dom.js";
-import { count, expected, many, percent, percentWithin, times } from "./format.js";
+import { count, estimateText, expected, many, percent, percentWithin, times } from "./format.js";
+
+// Logarithm of the evidence beyond which the confidences of a group are not right.
+const CERTAIN = 1.78;
 
 export function showGroups(groups) {
   const cards = Object.entries(groups).map(([name, group]) => groupCard(name, group));
@@ -40,8 +43,20 @@ function groupCard(name, group) {
       ...row("State", group.direction ? `${group.direction} than expected` : evidenceText(group.missing)),
       ...row("Silent", many(group.silent, "class", "classes")),
       ...row("Drifting", many(group.drifting, "class", "classes")),
+      ...labelRows(group.labelled),
     ),
   );
+}
+
+function labelRows(labelled) {
+  if (!labelled?.labels) return [];
+  const { labels, sampled, recall, precision, evidence } = labelled;
+  return [
+    ...row("Labels", `${count(labels)}, ${count(sampled)} sampled`),
+    ...row("Live recall", estimateText(recall)),
+    ...row("Live precision", estimateText(precision)),
+    ...row("Confidences", evidence > CERTAIN ? "not right any more" : "no evidence against"),
+  ];
 }
 
 const row = (name, text) => [element("dt", {}, name), element("dd", {}, text)];

@@ -4,7 +4,7 @@ import { Problem, ask } from "./api.js";
 import { connectChart, drawChart } from "./chart.js";
 import { byId, say, showProblem } from "./dom.js";
 import { listFound } from "./found.js";
-import { clock, count, duration, many, when } from "./format.js";
+import { clock, count, duration, estimateText, many, when } from "./format.js";
 import { showGroups } from "./groups.js";
 import { connectTable, fillTable } from "./table.js";
 
@@ -76,10 +76,12 @@ async function update() {
   }
 }
 
-function show({ classes, groups, window }) {
+function show({ classes, groups, labelled, window }) {
   const ordered = classes.toSorted((a, b) => b.count - a.count);
   byId("tail-state").hidden = false;
   say(byId("tail-window"), windowText(window));
+  byId("tail-labels").hidden = !labelled?.labels;
+  if (labelled?.labels) say(byId("tail-labels"), labelsText(labelled));
   showGroups(groups);
   drawChart(ordered);
   fillTable(ordered);
@@ -97,6 +99,13 @@ function windowText({ seconds, predictions, since, reference }) {
   return (
     `${many(predictions, "prediction")} in the last ${duration(seconds)}${start} · ` +
     `reference: ${reference} · as of ${clock(new Date())}`
+  );
+}
+
+function labelsText({ labels, sampled, accuracy, none_of_the_classes: none }) {
+  return (
+    `${many(labels, "label")} came back, ${count(sampled)} of photos chosen at random · ` +
+    `live accuracy: ${estimateText(accuracy)} · none of the classes: ${count(none)}`
   );
 }
 

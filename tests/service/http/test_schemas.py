@@ -186,6 +186,7 @@ def test_classes_are_listed_in_order(client: httpx.Client) -> None:
     answer = client.get("/classes").json()
     assert [entry["label"] for entry in answer["classes"]] == list(CLASSES)
     assert answer["classes"][0].pop("live")
+    assert answer["classes"][0].pop("labelled")["labels"] == 0
     assert answer["classes"][0] == {
         "label": "red",
         "group": "many",

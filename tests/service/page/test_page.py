@@ -22,6 +22,7 @@ from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.bundle.version_store import VersionStore
+from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.inference.engine import Engine
 from taillift.service.serve_cli import app
 from taillift.service.settings import read_settings
@@ -443,6 +444,40 @@ def test_silent_and_drifting_classes_are_marked_and_listed(page: Page) -> None:
     groups = page.get_by_role("list", name="Groups").get_by_role("listitem")
     expect(groups).to_have_count(3)
     expect(groups.nth(2)).to_have_text(re.compile("few.*2 classes.*expected.*Prevalence.*Silent"))
+
+
+def test_labels_that_came_back_are_shown_for_all_photos_and_by_group(
+    browser: Browser, bundle: Path
+) -> None:
+    signer = Signer([KEY.encode()])
+    with running(bundle, feedback_key=KEY) as client, opened(browser, client) as page:
+        show_tail(page)
+        expect(page.get_by_text("came back")).to_be_hidden()
+        answer = client.post("/classify", content=new_photo(RED)).raise_for_status().json()
+        version = signer.read(answer["results"][0]["id"]).version
+        sent = [
+            {
+                "id": signer.sign(PredictionId(version, index, 0.99, "few", None, probability)),
+                "label": label,
+            }
+            for index, label, probability, labels in ((0, "red", 0.0, 2), (6, "white", 1.0, 20))
+            for _ in range(labels)
+        ]
+        client.post("/feedback", json={"labels": sent}).raise_for_status()
+        page.reload()
+        show_tail(page)
+        expect(page.locator("#tail-labels")).to_have_text(
+            re.compile(
+                "22 labels came back, 20 .*live accuracy: 0 % .0.0 to 1.*none.*: 0".replace(
+                    " ", r"\s"
+                )
+            )
+        )
+        groups = page.get_by_role("list", name="Groups").get_by_role("listitem")
+        expect(groups.nth(0)).to_have_text(re.compile(r"Labels2, 0 sampled.*recalltoo few \(0\)"))
+        expect(groups.nth(1)).not_to_have_text(re.compile("Labels"))
+        expect(groups.nth(2)).to_have_text(re.compile(r"Labels20, 20 sampled.*not right any more"))
+        assert violations(page) == []
 
 
 def test_the_tail_is_updated_only_while_it_is_visible(page: Page, service: httpx.Client) -> None:

@@ -1,0 +1,364 @@
+"""The labels that come back: taken in by the ids of predictions, kept, and counted."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from secrets import token_bytes
+from time import time
+from typing import Final, Literal, NamedTuple
+
+from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.predictor import Prediction
+from taillift.models.bundle.schema import Group
+from taillift.models.errors import UserError
+from taillift.models.names import index_of_name, indices_by_name
+from taillift.service.feedback.label_store import ClassList, GivenLabel, Kept, LabelStore
+from taillift.service.feedback.live_accuracy import LiveAccuracy, LiveReport
+from taillift.service.feedback.prediction_id import (
+    DAY_SECONDS,
+    MAX_SHORT,
+    ExpiredIdError,
+    ForgedIdError,
+    PredictionId,
+    Signer,
+    id_bytes,
+)
+from taillift.service.problems import OverloadedError
+from taillift.service.settings import Settings, parts
+
+logger = logging.getLogger(__name__)
+
+LabelStatus = Literal[Kept, "unknown_label", "forged", "expired"]
+# Shorter keys can be guessed.
+MIN_KEY_CHARACTERS: Final = 16
+KEY_BYTES: Final = 32
+# Requests with labels that may wait for the file, and the time between two looks at it.
+MAX_WAITING: Final = 100
+REFRESH_SECONDS: Final = 60.0
+
+
+class LabelRequest(NamedTuple):
+    """A label as somebody sends it; None: none of the classes."""
+
+    id: str
+    label: str | None
+    note: str = ""
+
+
+class TakenLabel(NamedTuple):
+    """Result for a label that was sent, its prediction, and the label as the model spells it.
+
+    `group` is that of the label; None if it is none of the classes.
+    """
+
+    status: LabelStatus
+    prediction: PredictionId | None = None
+    label: str | None = None
+    group: Group | None = None
+
+
+class LabelBook:
+    """The labels of all versions, and what those of each version say. For one thread at a time.
+
+    Labels are counted as long as their predictions are younger than `days`. They stay in the file
+    until it is full.
+    """
+
+    def __init__(
+        self, store: LabelStore, signer: Signer, days: int, clock: Callable[[], float] = time
+    ) -> None:
+        self._store = store
+        self._signer = signer
+        self._days = days
+        self._clock = clock
+        self._versions = store.versions()
+        self._indices = {
+            code: indices_by_name(classes.labels) for code, classes in self._versions.items()
+        }
+        self._current: int | None = None
+        self._live: dict[int, LiveAccuracy] = {}
+        self._reports: dict[int, LiveReport] = {}
+        self._day = self._today
+        self._tidied = -1
+
+    @property
+    def _today(self) -> int:
+        return int(self._clock() // DAY_SECONDS)
+
+    @property
+    def _since(self) -> float:
+        return self._clock() - self._days * DAY_SECONDS
+
+    def know(self, code: int, classes: ClassList) -> None:
+        """Take in labels of a version with these classes from now on."""
+        if self._versions.get(code) != classes:
+            self._live.pop(code, None)
+            self._reports.pop(code, None)
+        self._versions[code] = classes
+        self._indices[code] = indices_by_name(classes.labels)
+        self._store.know(code, classes)
+
+    def show(self, code: int) -> None:
+        """Take in labels for unknown versions if they are classes of this one."""
+        self._current = code
+
+    def take(self, labels: Sequence[LabelRequest]) -> list[TakenLabel]:
+        """Keep and count labels, and say what became of each; the last one of a prediction counts.
+
+        Raises `UserError`, and keeps none, if the file cannot be written.
+        """
+        self.refresh()
+        read = [self._read(label) for label in labels]
+        given = [
+            GivenLabel(id_bytes(label.id), taken.label, label.note)
+            for label, taken in zip(labels, read, strict=True)
+            if taken.status == "accepted"
+        ]
+        if not self._store.has_room(len(given)) and self._tidied != self._today:
+            self._tidied = self._today
+            if removed := self._store.remove_before(self._since):
+                logger.warning("%d labels of old predictions are deleted to make room", removed)
+        outcomes = iter(self._store.put(given, int(self._clock() * 1000)))
+        taken, changes = [], list[tuple[GivenLabel, int]]()
+        for label, one in zip(labels, read, strict=True):
+            if one.status != "accepted":
+                taken.append(one)
+                continue
+            outcome, raw = next(outcomes), id_bytes(label.id)
+            taken.append(one._replace(status=outcome.status))
+            if outcome.status == "replaced":
+                changes.append((GivenLabel(raw, outcome.before), -1))
+            if outcome.status in ("accepted", "replaced"):
+                changes.append((GivenLabel(raw, one.label), 1))
+        self._count(changes)
+        return taken
+
+    def _read(self, label: LabelRequest) -> TakenLabel:
+        """Check an id and its label; what can be kept is `accepted` for now."""
+        try:
+            prediction = self._signer.read(label.id)
+        except ForgedIdError:
+            return TakenLabel("forged")
+        except ExpiredIdError:
+            return TakenLabel("expired")
+        if label.label is None:
+            return TakenLabel("accepted", prediction)
+        for code in (prediction.version, self._current):
+            index = None if code is None else self._index(code, label.label)
+            if code is not None and index is not None:
+                classes = self._versions[code]
+                return TakenLabel(
+                    "accepted", prediction, classes.labels[index], classes.groups[index]
+                )
+        return TakenLabel("unknown_label", prediction)
+
+    def _index(self, code: int, label: str) -> int | None:
+        return index_of_name(label, self._indices.get(code, {}))
+
+    def _count(self, changes: Iterable[tuple[GivenLabel, int]]) -> None:
+        """Count labels, or with the sign -1 no longer."""
+
+        def version_and_sign(change: tuple[GivenLabel, int]) -> tuple[bytes, int]:
+            return change[0].id[1:3], change[1]
+
+        for (code, sign), group in groupby(sorted(changes, key=version_and_sign), version_and_sign):
+            version = int.from_bytes(code, "big")
+            self._reports.pop(version, None)
+            if (live := self._live.get(version)) is not None:
+                labels = [label for label, _ in group]
+                ids = b"".join(label.id for label in labels)
+                live.add(ids, [label.label for label in labels], self._since, sign)
+
+    def refresh(self) -> None:
+        """Count anew if a day has passed, or if another process has changed the file."""
+        if self._store.has_changed() or self._day != self._today:
+            self._day = self._today
+            self._live.clear()
+            self._reports.clear()
+
+    def report(self, code: int) -> LiveReport | None:
+        """Return what is known of a version; None if its classes are not known.
+
+        A million labels take some seconds the first time of a day.
+        """
+        self.refresh()
+        if code not in self._versions:
+            return None
+        if code not in self._live:
+            live = LiveAccuracy(self._versions[code], self._days)
+            for ids, labels in self._store.of_version(code):
+                live.add(ids, labels, self._since)
+            self._live[code] = live
+        if code not in self._reports:
+            self._reports[code] = self._live[code].report()
+        return self._reports[code]
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class LabelDesk:
+    """A label book in a thread of its own, so that the event loop never waits for the file."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time) -> None:
+        """Raises `UserError` if a key or the file is unusable."""
+        keys = signing_keys(settings)
+        # What is lost at the end of the process, to be said at its start.
+        self.remarks = [
+            *([] if keys else ["labels after a restart are forged: feedback_key is not set"]),
+            *([] if settings.feedback_file else ["labels are in memory: feedback_file is not set"]),
+        ]
+        self._clock = clock
+        self._signer = Signer(keys or [token_bytes(KEY_BYTES)], settings.feedback_days, clock)
+        store = LabelStore(settings.feedback_file, settings.feedback_max)
+        self._book = LabelBook(store, self._signer, settings.feedback_days, clock)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="labels")
+        self._waiting = 0
+        self._shown: int | None = None
+        self._report: LiveReport | None = None
+        # Called in the event loop with what was sent and what became of it.
+        self.listeners: list[Callable[[Sequence[LabelRequest], Sequence[TakenLabel]], None]] = []
+
+    def identify(
+        self, code: int, manifest: Manifest, prediction: Prediction, probability: float = 0.0
+    ) -> str | None:
+        """Return the id of an answer of the version with this code and manifest.
+
+        `probability` is that with which its image was chosen for labelling; 0: it was not. None if
+        the version has more classes than an id can tell apart.
+        """
+        index = int(prediction.requested.argmax())
+        if index > MAX_SHORT:
+            return None
+        return self._signer.sign(
+            PredictionId(
+                version=code,
+                label=index,
+                confidence=float(prediction.requested[index]),
+                group=manifest.classes[index].group,
+                decision=prediction.decision,
+                probability=probability,
+                time=int(self._clock()),
+            )
+        )
+
+    def know(self, code: int, manifest: Manifest) -> None:
+        """Take in labels of a version with this manifest from now on."""
+        classes = ClassList(
+            manifest.version,
+            tuple(manifest.labels),
+            tuple(info.group for info in manifest.classes),
+        )
+        self._submit(lambda: self._book.know(code, classes))
+
+    def show(self, code: int) -> None:
+        """Let the metrics show what is known of this version, which `know` was told of."""
+        self._shown, self._report = code, None
+        self._submit(lambda: self._book.show(code))
+        self._submit(self._publish)
+
+    def _submit(self, work: Callable[[], None]) -> None:
+        """Let the thread do something that nobody waits for."""
+
+        def logged() -> None:
+            try:
+                work()
+            except UserError as error:
+                logger.error("%s", error)
+
+        self._thread.submit(logged)
+
+    def _publish(self) -> None:
+        """Compute what the metrics show; in the thread."""
+        code = self._shown
+        report = None if code is None else self._book.report(code)
+        if code == self._shown:
+            self._report = report
+
+    @property
+    def latest(self) -> LiveReport | None:
+        """The report on the version that is served; None until its labels are counted."""
+        return self._report
+
+    async def take(self, labels: Sequence[LabelRequest]) -> list[TakenLabel]:
+        """Keep and count labels.
+
+        Raises `OverloadedError` if too many requests wait, and `UserError` if the file fails.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise OverloadedError("too many requests with labels wait for the file", 1)
+
+        def take() -> list[TakenLabel]:
+            taken = self._book.take(labels)
+            self._publish()
+            return taken
+
+        self._waiting += 1
+        try:
+            taken = await asyncio.get_running_loop().run_in_executor(self._thread, take)
+        finally:
+            self._waiting -= 1
+        for listener in self.listeners:
+            listener(labels, taken)
+        return taken
+
+    async def report(self, code: int) -> LiveReport | None:
+        """Return what is known of a version; None if nothing is, or if the file fails."""
+
+        def report() -> LiveReport | None:
+            found = self._book.report(code)
+            if found is not None:
+                found.compute_classes()
+            return found
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, report)
+        except UserError as error:
+            logger.error("%s", error)
+            return None
+
+    async def keep(self) -> None:
+        """Look every minute whether a day has passed or another process has changed the file."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            self._submit(self._publish)
+
+    def close(self) -> None:
+        """Finish what waits, and close the file."""
+        self._thread.shutdown()
+        self._book.close()
+
+
+def signing_keys(settings: Settings) -> Sequence[bytes]:
+    """Return the keys of the settings, the one that signs first; none if none is set.
+
+    Raises `UserError` if one is too short, or if the file cannot be read or has none.
+    """
+    given, file = settings.feedback_key, settings.feedback_key_file
+    keys = [] if given is None else parts(given.get_secret_value())
+    if file is not None:
+        keys = [*keys, *read_signing_keys(file)]
+    for key in keys:
+        if len(key) < MIN_KEY_CHARACTERS:
+            raise UserError(
+                f"a feedback key has at least {MIN_KEY_CHARACTERS} characters: make one with "
+                "`openssl rand -hex 32`"
+            )
+    return [key.encode() for key in keys]
+
+
+def read_signing_keys(file: Path) -> Sequence[str]:
+    """Return the keys in a file, one a line; raise `UserError` if it cannot be read or has none."""
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"the feedback keys in {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise UserError(f"the feedback keys in {file} cannot be read: it is not UTF-8") from None
+    keys = [key for line in lines if (key := line.partition("#")[0].strip())]
+    if not keys:
+        raise UserError(f"{file} holds no feedback key: add one, or leave the setting out")
+    return keys

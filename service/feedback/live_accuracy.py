@@ -1,0 +1,210 @@
+"""Accuracy by live labels: what the labels of chosen photos say about all photos that came."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from taillift.models.bundle.schema import GROUPS
+from taillift.service.feedback.calibration_evidence import CalibrationEvidence
+from taillift.service.feedback.label_store import ClassList
+from taillift.service.feedback.prediction_id import (
+    DAY_SECONDS,
+    ID_BYTES,
+    MAX_SHORT,
+    SIGNATURE_BYTES,
+    STEPS,
+)
+from taillift.service.tail.distributions import Doubles, Flags, Indices, beta_quantile
+
+COVERAGE: Final = 0.95
+# An estimate from fewer labels, counted by their weights, says nothing.
+FEWEST: Final = 10
+# The fields of `PAYLOAD`, and the signature.
+ID_FIELDS: Final = np.dtype(
+    [
+        ("format", "u1"),
+        ("version", ">u2"),
+        ("answer", ">u2"),
+        ("confidence", ">u2"),
+        ("words", "u1"),
+        ("probability", ">u2"),
+        ("time", ">u4"),
+        ("rest", f"V{4 + SIGNATURE_BYTES}"),
+    ]
+)
+assert ID_FIELDS.itemsize == ID_BYTES
+
+
+@dataclass(frozen=True)
+class LiveShare:
+    """A share of all photos of a kind, with its 95 % interval, from labels of some of them.
+
+    `effective` is the number of labels of photos chosen at random that would say as much.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    effective: float
+
+    @property
+    def too_few(self) -> str | None:
+        """The text to show instead of the numbers if they say nothing."""
+        return f"too few ({int(self.effective)})" if self.effective < FEWEST else None
+
+
+class WeightedSums:
+    """For each of K kinds of photos: how many have a label, and which share was right.
+
+    `values` [6, K] are, by the rows' names: the labels, those of sampled photos, those that named
+    another class than the answer; and over the sampled ones the sums of w, of w squared, and of w
+    if the answer was right.
+    """
+
+    def __init__(self, values: Doubles) -> None:
+        self.values = values
+        self.labels, self.sampled, self.corrected = values[:3]
+        self.weights, self.squares, self.right = values[3:]
+
+    @classmethod
+    def none_yet(cls, kinds: int) -> "WeightedSums":
+        return cls(np.zeros((6, kinds)))
+
+    def add(self, kinds: Indices, weights: Doubles, correct: Flags, sign: int = 1) -> None:
+        """Add labels [N] with these weights, 0 if not sampled, or take them away again."""
+        ones = np.ones(len(kinds))
+        rows = (ones, weights > 0, ~correct, weights, weights**2, weights * correct)
+        for sums, values in zip(self.values, rows, strict=True):
+            sums += sign * np.bincount(kinds, values, len(sums))
+
+    def grouped(self, membership: Doubles) -> "WeightedSums":
+        """Return the sums over groups; `membership` [K, M] is 1 if a kind is in a group."""
+        return WeightedSums(self.values @ membership)
+
+    def copy(self) -> "WeightedSums":
+        return WeightedSums(self.values.copy())
+
+    def shares(self) -> list[LiveShare]:
+        """Return the share of right answers of each kind.
+
+        The estimate is Hájek's (1971): weighted by 1 over the probability of being chosen, and
+        divided by the sum of the weights. Its interval is Clopper and Pearson's (1934) for as many
+        labels as Kish's (1965, section 11.7) effective sample size.
+        """
+        some = self.sampled > 0
+        estimate = np.where(some, self.right / np.where(some, self.weights, 1), 0.0).clip(0, 1)
+        effective = np.where(some, self.weights**2 / np.where(some, self.squares, 1), 0.0)
+        low, high = np.zeros(len(some)), np.ones(len(some))
+        enough = effective >= FEWEST
+        low[enough], high[enough] = weighted_interval(estimate[enough], effective[enough])
+        columns = (column.tolist() for column in (estimate, low, high, effective))
+        return [LiveShare(*row) for row in zip(*columns, strict=True)]
+
+
+def weighted_interval(share: Doubles, labels: Doubles) -> tuple[Doubles, Doubles]:
+    """Return Clopper and Pearson's bounds of shares [K] in so many `labels` [K], not only whole."""
+    hits, misses = share * labels, (1 - share) * labels
+    low, high = np.zeros(len(share)), np.ones(len(share))
+    beyond = (1 - COVERAGE) / 2
+    above, below = hits > 1e-9, misses > 1e-9
+    low[above] = beta_quantile(beyond, hits[above], misses[above] + 1)
+    high[below] = beta_quantile(1 - beyond, hits[below] + 1, misses[below])
+    return low, high
+
+
+class LiveAccuracy:
+    """Counts of the labels of one version, kept up to date label by label."""
+
+    def __init__(self, classes: ClassList, days: int) -> None:
+        """`days` is the age of predictions beyond which their labels do not count."""
+        self.classes = classes
+        self._indices = {label: index for index, label in enumerate(classes.labels)}
+        self._group = np.array([GROUPS.index(group) for group in classes.groups], np.int64)
+        size = len(classes.labels)
+        # The last kind is none of the classes.
+        self._by_truth = WeightedSums.none_yet(size + 1)
+        self._by_answer = WeightedSums.none_yet(size)
+        self._evidence = CalibrationEvidence(days)
+
+    def add(self, ids: bytes, labels: Sequence[str | None], since: float, sign: int = 1) -> None:
+        """Add labels of predictions, or with the sign -1 take them away again.
+
+        `ids` are the bytes of all ids one after the other; predictions before `since`, in seconds
+        since 1970, are left out.
+        """
+        rows = np.frombuffer(ids, ID_FIELDS)
+        none = len(self.classes.labels)
+        truths = np.array([none if one is None else self._indices.get(one, none) for one in labels])
+        counted = (rows["time"] >= since) & (rows["answer"] < none)
+        rows, truths = rows[counted], truths[counted].astype(np.int64)
+        answers, codes = rows["answer"].astype(np.int64), rows["probability"].astype(np.float64)
+        sampled = codes > 0
+        probabilities: Doubles = 2 ** ((codes - MAX_SHORT) / STEPS)
+        weights, correct = np.where(sampled, 1 / probabilities, 0.0), truths == answers
+        self._by_truth.add(truths, weights, correct, sign)
+        self._by_answer.add(answers, weights, correct, sign)
+        self._evidence.add(
+            rows["time"][sampled].astype(np.int64) // DAY_SECONDS,
+            self._group[answers[sampled]],
+            rows["confidence"][sampled] / MAX_SHORT,
+            correct[sampled].astype(np.float64),
+            probabilities[sampled],
+            sign,
+        )
+
+    def report(self) -> "LiveReport":
+        """Return what is known now, which no longer changes."""
+        membership = (self._group[:, None] == np.arange(len(GROUPS))).astype(np.float64)
+        return LiveReport(
+            self._by_truth.copy(),
+            self._by_answer.copy(),
+            membership,
+            self._evidence.log_e_values(),
+        )
+
+
+@dataclass(frozen=True)
+class LiveReport:
+    """Everything that was known of one version's answers at one moment.
+
+    `by_truth` has the C classes and then none of them, `by_answer` the C classes; `membership`
+    [C, G] is 1 if a class is in a group. `evidence` [G] is the logarithm to base 10 of the e-value
+    that the confidences of a group's answers are not right.
+    """
+
+    by_truth: WeightedSums
+    by_answer: WeightedSums
+    membership: Doubles
+    evidence: Doubles
+
+    def compute_classes(self) -> None:
+        """Compute what takes longest with thousands of classes: their shares, which are kept."""
+        _ = self.recalls, self.precisions
+
+    @cached_property
+    def accuracy(self) -> LiveShare:
+        """The share of all photos that were answered with their class."""
+        return self.by_answer.grouped(np.ones((len(self.membership), 1))).shares()[0]
+
+    @cached_property
+    def recalls(self) -> list[LiveShare]:
+        """For each class, the share of its photos that were answered with it."""
+        return self.by_truth.shares()[:-1]
+
+    @cached_property
+    def precisions(self) -> list[LiveShare]:
+        """For each class, the share of its answers that were right."""
+        return self.by_answer.shares()
+
+    @cached_property
+    def group_truths(self) -> WeightedSums:
+        """The sums over the photos of each group's classes."""
+        return WeightedSums(self.by_truth.values[:, :-1]).grouped(self.membership)
+
+    @cached_property
+    def group_answers(self) -> WeightedSums:
+        """The sums over the answers with each group's classes."""
+        return self.by_answer.grouped(self.membership)
