@@ -46,8 +46,9 @@ class ServiceError(Exception):
     headers: Mapping[str, str] | None = None
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        # JSON can name what is not a character, such as "\ud800", and no answer can hold it.
+        self.detail = detail.encode("utf-8", "replace").decode()
+        super().__init__(self.detail)
 
     def document(self) -> ProblemDocument:
         """Return the document to answer with; `respond` adds the request's id."""
@@ -116,6 +117,10 @@ class BodyTimeoutError(ServiceError):
 
 class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
+
+
+class UnknownModelError(ServiceError):
+    status, reason, title = 404, "unknown_model", "The service has no such model"
 
 
 class NoSuchVersionError(ServiceError):
@@ -276,6 +281,7 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            UnknownModelError,
             NoSuchVersionError,
             RefusedVersionError,
             StaleRolesError,

@@ -92,8 +92,9 @@ COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 # The groups of `taillift serve --help`. What is in none of them is common, and is shown first.
 GROUPS: Final = {
     "Connections": (
-        "metrics_port cors_origins max_connections max_header_bytes max_headers header_seconds "
-        "body_seconds stall_seconds keep_alive_seconds notice_seconds drain_seconds"
+        "metrics_port root_path trusted_proxies cors_origins max_connections max_header_bytes "
+        "max_headers header_seconds body_seconds stall_seconds keep_alive_seconds notice_seconds "
+        "drain_seconds"
     ),
     "Computing": (
         "device_memory_bytes engines decode_threads decode_pixels batch_views queue_views "
@@ -104,7 +105,7 @@ GROUPS: Final = {
     ),
     "Rare classes": "class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
-    "Versions": "store admin_keys_file",
+    "Versions": "store admin_keys_file model_name",
     "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
     "Labelling": "review_dir review_per_day review_days review_bytes",
 }
@@ -362,6 +363,24 @@ class Settings(BaseSettings):
         2**30,
         ge=1,
         description="Bytes of photos kept for labelling beyond which the oldest are removed.",
+    )
+
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[^/]+$",
+        description="Name of the model in the addresses of the Open Inference Protocol, besides "
+        "the bundle's own.",
+    )
+    root_path: str | None = Field(
+        None,
+        pattern=r"^(/[\w.~-]+)+$",
+        description="Path below which a proxy offers the service, such as /photos; requests may "
+        "come with it or without. Unset: none.",
+    )
+    trusted_proxies: str | None = Field(
+        None,
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For "
+        "and X-Forwarded-Proto are believed; * means any. Unset: those on this machine.",
     )
 
     @field_validator("allowed_hosts")

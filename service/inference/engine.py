@@ -242,7 +242,7 @@ class Engine:
     def resident(self, wanted: str) -> ServedVersion:
         """Return the version with a role or a number; raises `NoSuchVersionError`."""
         for version, role in zip(self.residents, ("champion", "challenger"), strict=False):
-            if wanted in {role, str(version.number)}:
+            if wanted in {role, version.shown_number}:
                 return version
         raise NoSuchVersionError(
             f"no version {wanted[:80]!r} is loaded: ask for champion, for challenger if there is "
