@@ -108,7 +108,7 @@ def test_with_fewer_photos_than_the_budget_nearly_all_are_kept() -> None:
 
 
 def test_the_budget_holds_for_a_camera_that_mostly_sends_the_same_scene() -> None:
-    """Of 50 photos 49 look like one that is kept."""
+    """All but one of 50 photos look like one that is kept."""
     photos = stream(seed=8, days=12, a_day=20_000)
     new = np.random.default_rng(8).random(len(photos.mass)) < 0.02
     now = 0.0

@@ -260,6 +260,14 @@ def test_only_keys_with_the_right_see_photos(bundle: Path, queue: Path, tmp_path
             assert right.status_code in (200, 204)
 
 
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_service_that_shows_photos_to_everyone_says_so(
+    bundle: Path, queue: Path, caplog: pytest.LogCaptureFixture, host: str, warned: bool
+) -> None:
+    with running(bundle, review_dir=queue, host=host, **MANY):
+        assert ("anyone who reaches this service" in caplog.text) == warned
+
+
 def test_a_full_disk_drops_photos_and_no_answer(bundle: Path, small_disk: Path) -> None:
     with running(bundle, review_dir=small_disk / "queue", **MANY) as client:
         (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
