@@ -143,6 +143,10 @@ class ClassesError(ServiceError):
     status, reason, title = 422, "classes", "The classes or counts cannot be used"
 
 
+class TailError(ServiceError):
+    status, reason, title = 422, "tail", "The tail is out of range"
+
+
 class DeadlineError(ServiceError):
     """Deadline that passed, or that cannot be met; `stage` is where the request was then."""
 
@@ -291,6 +295,7 @@ REASONS: Final = (
             StaleRolesError,
             NoRoomError,
             ClassesError,
+            TailError,
             DeadlineError,
             BodyTooLargeError,
             RequestPixelsError,

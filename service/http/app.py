@@ -194,6 +194,7 @@ async def confidence(
             model=model_id(manifest, lease.version.number),
             ensemble=wanted.ensemble,
             prior=query.prior,
+            tail=wanted.tail,
         )
         async with writing:
             results = results_of(engine, wanted, answered, result)
@@ -246,6 +247,7 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
         bundle.precision_reason,
         lease.version.number,
         labelling=engine.settings.review_dir is not None,
+        tail=bundle.usual_tail,
     )
 
 

@@ -22,7 +22,7 @@ from opentelemetry import trace
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.known_counts import KnownCounts
-from taillift.models.bundle.posterior import Prior, among
+from taillift.models.bundle.posterior import Prior, among, leaning
 from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import UserError
 from taillift.models.names import indices_of_names
@@ -55,6 +55,7 @@ from taillift.service.problems import (
     MalformedError,
     NoImageError,
     PerImageError,
+    TailError,
 )
 from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.settings import Settings
@@ -171,14 +172,26 @@ class Wanted:
     coverage: float | None
     allowed: Sequence[int] = ()
     known: KnownCounts | None = None
+    tail: float = 0.0
 
 
 def wanted_images(
     bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None
 ) -> Wanted:
     ensemble = query.ensemble or bundle.usual_ensemble
-    log_prior = known_prior(query.prior, bundle.priors)
-    return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
+    tail = bundle.usual_tail if query.tail is None else query.tail
+    prior = log_prior_of(bundle, query.prior, tail)
+    usual = query.prior == Prior.UNIFORM and not tail
+    return Wanted(bundle, ensemble, None if usual else prior, coverage, tail=tail)
+
+
+def log_prior_of(bundle: ResidentBundle, name: str, tail: float) -> Doubles:
+    """Return the prior [C] of this name, which leans toward the rare classes by `tail`."""
+    prior = known_prior(name, bundle.priors)
+    try:
+        return leaning(prior, tail, bundle.manifest.counts)
+    except UserError as error:
+        raise TailError(str(error)) from None
 
 
 def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
@@ -186,7 +199,7 @@ def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
     with refusing():
         allowed = indices_of_names(query.classes, labels, "classes")
         if query.classes:
-            prior = known_prior(query.prior, bundle.priors)
+            prior = log_prior_of(bundle, query.prior, wanted.tail)
             wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
         if query.counts is not None:
             wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
@@ -371,6 +384,7 @@ async def classify_uploads(
         model=model_id(wanted.bundle.manifest, lease.version.number),
         ensemble=wanted.ensemble,
         prior=query.prior,
+        tail=wanted.tail,
         classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
         results=results,
     )

@@ -54,7 +54,7 @@ MAX_ID: Final = 1_000
 COPIES: Final = 3
 WIDE_COPIES: Final = 6
 
-QUERY: Final = ("top_k", "ensemble", "prior", "coverage")
+QUERY: Final = ("top_k", "ensemble", "prior", "coverage", "tail")
 SEQUENCES: Final = "sequence_"
 SHARED_MEMORY: Final = "shared_memory_"
 MICROSECOND: Final = 1e-6

@@ -50,6 +50,8 @@ class Metrics:
         self.class_predictions: Counts[tuple[str, Group]] = Counts()
         # It makes spans of sampled requests; without a collector no request is sampled.
         self.tracer: trace.Tracer = trace.NoOpTracer()
+        # Those among them that the tail does not count, because they show what was counted before.
+        self.class_repetitions: Counts[tuple[str, Group]] = Counts()
         self._provider = provider
         self._declare()
         self._model = Info("taillift_model", "The model that is served", registry=self.registry)
