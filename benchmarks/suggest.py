@@ -28,7 +28,7 @@ from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.head_training import train_head
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.lift.backbone import load_backbone
-from taillift.service.inference.suggestion import CANDIDATES, PoolPhoto, diverse, worth
+from taillift.service.inference.suggestion import CANDIDATES, PoolPhoto, diverse
 from taillift.training.data.dataset import load_dataset
 
 FEW: Final = Thresholds().few
@@ -54,7 +54,7 @@ def by(value: Callable[[Doubles, Indices], float], differing: bool = False) -> R
         if not differing:
             return best[:count]
         candidates = [
-            PoolPhoto(Path(), uniform[index], features[index], 0.0, float(values[index]))
+            PoolPhoto(Path(), uniform[index], features[index], float(values[index]))
             for index in best[: CANDIDATES * count]
         ]
         return [best[index] for index in diverse(candidates, count)]
@@ -70,13 +70,16 @@ def doubt(uniform: Doubles, _few: Indices) -> float:
     return float(1 - uniform.max())
 
 
+def mass_and_doubt(uniform: Doubles, few: Indices) -> float:
+    return mass(uniform, few) * doubt(uniform, few)
+
+
 RULES: Final[dict[str, Rule]] = {
     "at random": at_random,
     "doubt": by(doubt),
+    "mass times doubt, diverse": by(mass_and_doubt, differing=True),
     "mass of rare classes": by(mass),
-    "mass, diverse": by(mass, differing=True),
-    "mass times doubt": by(worth),
-    "mass times doubt, diverse (suggest)": by(worth, differing=True),
+    "mass, diverse (suggest)": by(mass, differing=True),
 }
 
 
@@ -111,12 +114,8 @@ def measure(task: Task, share: float, count: int, seed: int) -> dict[str, list[f
         rare = np.isin(task.labels[chosen], few)
         found = len(set(task.labels[chosen][rare].tolist()))
         accuracies = task.accuracies(head(task, np.concatenate([labelled, chosen]), seed))
-        measured[name] = [
-            100 * rare.mean(),
-            found / len(few) * 100,
-            accuracies.mean(),
-            accuracies[few].mean(),
-        ]
+        shares = 100 * rare.mean(), 100 * found / len(few)
+        measured[name] = [*shares, accuracies.mean(), accuracies[few].mean()]
     return measured
 
 
