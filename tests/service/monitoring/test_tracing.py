@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -180,6 +181,16 @@ def test_without_a_collector_that_can_be_used_there_are_no_traces(
     warnings = [record.getMessage() for record in caplog.records]
     assert len(warnings) == (words is not None)
     assert words is None or words in warnings[0]
+
+
+def test_without_the_extra_the_log_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a")
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.delitem(sys.modules, "taillift.service.monitoring.tracing")
+    assert open_tracing("0") is None
+    assert "install taillift[otel]" in caplog.text
 
 
 def test_fastapi_sends_nothing_by_itself(
