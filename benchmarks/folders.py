@@ -24,6 +24,7 @@ from taillift.models.bundle.classifier import BATCH_VIEWS, Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.images import VIEWS, views
 from taillift.service.inference.folder_run import Asked, classify_photos
+from taillift.service.inference.photo_parts import photo_list
 
 SIZE: Final = (500, 375)
 
@@ -43,7 +44,7 @@ def main() -> None:
             bare = bare_speed(classifier, photos)
             out = photos[0].with_name(f"{turn}.csv")
             start = perf_counter()
-            classify_photos(classifier, photos, out, Asked(Ensemble.FULL, top_k=3))
+            classify_photos(classifier, photo_list(photos), out, Asked(Ensemble.FULL, top_k=3))
             turns.append((bare, len(photos) / (perf_counter() - start)))
     rows = [[f"{bare:.1f}", f"{ours:.1f}", f"{ours / bare:.2f}"] for bare, ours in turns]
     print(markdown(["bare loop, photos/s", "classify --out, photos/s", "ratio"], rows))

@@ -2,8 +2,12 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from taillift.models.errors import UserError, did_you_mean
+
+# The label, in tables, of a photo that shows none of the classes.
+NONE_OF_THE_CLASSES: Final = "none of the classes"
 
 
 def canonical(name: str) -> str:

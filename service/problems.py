@@ -46,8 +46,9 @@ class ServiceError(Exception):
     headers: Mapping[str, str] | None = None
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        # JSON can name what is not a character, such as "\ud800", and no answer can hold it.
+        self.detail = detail.encode("utf-8", "replace").decode()
+        super().__init__(self.detail)
 
     def document(self) -> ProblemDocument:
         """Return the document to answer with; `respond` adds the request's id."""
@@ -118,6 +119,10 @@ class UnknownClassError(ServiceError):
     status, reason, title = 404, "unknown_class", "The model has no such class"
 
 
+class UnknownModelError(ServiceError):
+    status, reason, title = 404, "unknown_model", "The service has no such model"
+
+
 class NoSuchVersionError(ServiceError):
     status, reason, title = 404, "no_such_version", "The version is not loaded"
 
@@ -136,6 +141,10 @@ class NoRoomError(ServiceError):
 
 class ClassesError(ServiceError):
     status, reason, title = 422, "classes", "The classes or counts cannot be used"
+
+
+class TailError(ServiceError):
+    status, reason, title = 422, "tail", "The tail is out of range"
 
 
 class DeadlineError(ServiceError):
@@ -173,6 +182,10 @@ class NotReadyError(ServiceError):
 
 
 CLOSING: Final = "the service is shutting down"
+
+
+class NoSuchPhotoError(ServiceError):
+    status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
 
 
 class OutOfMemoryError(ServiceError):
@@ -272,16 +285,19 @@ REASONS: Final = (
             TooManyConnectionsError,
             BodyTimeoutError,
             UnknownClassError,
+            UnknownModelError,
             NoSuchVersionError,
             RefusedVersionError,
             StaleRolesError,
             NoRoomError,
             ClassesError,
+            TailError,
             DeadlineError,
             BodyTooLargeError,
             RequestPixelsError,
             OverloadedError,
             NotReadyError,
+            NoSuchPhotoError,
             OutOfMemoryError,
             LabelsNotKeptError,
             InternalError,

@@ -39,6 +39,8 @@ Recursive = Annotated[
 # A secret must not be a flag: every user of a machine can list its processes with their flags.
 NOT_FLAGS: Final = frozenset({"keys", "feedback_key"})
 ARGUMENTS: Final = frozenset({"bundle"})
+# The page of `suggest` in its folder.
+SHEET: Final = "label.html"
 
 
 def takes_settings(*names: str) -> Callable[[Command], Command]:
@@ -107,12 +109,23 @@ def classify(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.csv|.jsonl|.parquet",
-            help="Write a row for each image to this file instead of printing. If a run was broken "
-            "off, the same command goes on after its last row.",
+            metavar="FILE.csv|.jsonl|.parquet|FOLDER",
+            help="Write a row for each image to this file instead of printing, or files "
+            "part-*.parquet to this folder; sources may then also be Parquet tables, tar shards "
+            "and addresses such as s3://. If a run was broken off, the same command goes on after "
+            "its last row.",
             show_default=False,
         ),
     ] = None,
+    share: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="With a folder for --out: classify only the I-th of N shares of its parts. N "
+            "commands, on machines that see the folder, then do the whole.",
+            show_default=False,
+        ),
+    ] = "1/1",
     recursive: Recursive = False,
     top_k: Annotated[
         int, typer.Option(min=1, help="Number of classes to name, the most probable first.")
@@ -131,6 +144,12 @@ def classify(
             help="How often the classes are expected: equally, or as often as in training."
         ),
     ] = "uniform",
+    tail: Annotated[
+        float,
+        typer.Option(
+            help="Lean toward the rare classes, 0 to 1: as if trained with tau = 1 + tail."
+        ),
+    ] = 0.0,
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
     ] = "fp32",
@@ -176,7 +195,7 @@ def classify(
     from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.known_counts import KnownCounts
     from taillift.models.bundle.photo_sources import find_photos
-    from taillift.models.bundle.posterior import Prior, among, log_prior
+    from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
     from taillift.models.bundle.schema import Precision
     from taillift.models.errors import UserError
     from taillift.models.names import indices_of_names
@@ -188,30 +207,43 @@ def classify(
         classified,
         model_id,
     )
-    from taillift.service.inference import folder_run, row_file
+    from taillift.service.inference import folder_run, part_folder, photo_parts, row_file
     from taillift.service.problems import image_problem
 
     if out is not None and as_json:
         raise UserError("--json prints and --out writes a file: leave one of them out")
-    if out is not None:
+    to_folder = out is not None and (out.is_dir() or not out.suffix)
+    if out is not None and not to_folder:
         row_file.check_out(out, folder_run.PREDICTIONS)
-    photos = find_photos(sources, recursive)
+    if to_folder and counts is not None:
+        raise UserError("--counts looks at all images at once: give --out a file, not a folder")
+    shares = part_folder.parse_share(share)
+    if not to_folder and (large := [name for name in sources if photo_parts.is_large(name)]):
+        raise UserError(f"{large[0]} is read in parts: give --out a folder")
+    parts = photo_parts.parts_of(sources, recursive) if to_folder else []
+    photos = [] if to_folder else find_photos(sources, recursive)
     classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
-    target = None if prior == "uniform" else log_prior(Prior(prior), manifest.counts)
+    expected = leaning(log_prior(Prior(prior), manifest.counts), tail, manifest.counts)
+    target = None if prior == "uniform" and not tail else expected
     allowed = indices_of_names([classes], manifest.labels, "--classes") if classes else []
     if allowed:
-        target = among(log_prior(Prior(prior), manifest.counts), allowed)
+        target = among(expected, allowed)
         top_k = min(top_k, len(allowed))
     known = KnownCounts.from_csv(counts, manifest.labels) if counts is not None else None
     if known is not None:
         known.check(len(photos))
     if out is not None:
         names = tuple(manifest.labels[index] for index in allowed)
-        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known)
-        folder_run.classify_photos(classifier, photos, out, asked)
+        asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known, tail)
+        if to_folder:
+            table = folder_run.PredictionRows(classifier, asked)
+            part_folder.PartFolder(out, parts, table).classify(shares)
+        else:
+            found_photos = photo_parts.photo_list(photos)
+            folder_run.classify_photos(classifier, found_photos, out, asked)
         return
     results: list[ClassifiedImage | FailedImage] = []
     uniform: list[Doubles | None] = []
@@ -242,6 +274,7 @@ def classify(
             model=model_id(manifest),
             ensemble=chosen,
             prior=prior,
+            tail=tail,
             classes=[manifest.labels[index] for index in allowed] or None,
             results=results,
         )
@@ -311,6 +344,62 @@ def adapt_prior(
 
 
 @app.command()
+def suggest(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    sources: Sources,
+    photos: Annotated[int, typer.Option(min=1, help="Number of photos to suggest.")] = 50,
+    out: Annotated[
+        Path, typer.Option(help="Folder to make, with copies of the photos and the page.")
+    ] = Path("suggested"),
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Photos that have a label already, in folders at any depth or in the column path "
+            "of a CSV file: they are not suggested again. May be given several times.",
+        ),
+    ] = None,
+    recursive: Recursive = False,
+    ensemble: Annotated[
+        Literal["full", "off", "adaptive"] | None,
+        typer.Option(help="Views of each photo, as for `classify`.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Which of the bundle's graphs to run.")
+    ] = "fp32",
+    max_pixels: MaxPixels = MAX_PIXELS,
+) -> None:
+    """Choose which photos without labels to label next, for the few-shot classes.
+
+    Makes a folder with copies of them, suggestions.csv and label.html, a page to label them in
+    without a server. It saves labels.csv for `taillift train --add`.
+    """
+    from taillift.models.bundle.atomic import atomic_folder
+    from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.ensemble import Ensemble
+    from taillift.models.bundle.photo_sources import find_photos
+    from taillift.models.bundle.schema import Precision
+    from taillift.service.inference import suggestion
+    from taillift.service.page import page_to_label
+
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another name for --out")
+    pool, labelled = find_photos(sources, recursive), suggestion.labelled_photos(without or [])
+    classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
+    manifest = classifier.manifest
+    views = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
+    found = suggestion.suggest(classifier, pool, photos, views, labelled)
+    with atomic_folder(out) as folder:
+        suggestion.write_suggestions(folder, found, manifest)
+        content = suggestion.sheet_content(found, manifest)
+        page = page_to_label(f"Photos to label for {manifest.name}", content)
+        (folder / SHEET).write_text(page, "utf-8")
+    for line in suggestion.lines(found):
+        say(line)
+    say(f"{out}: open {out / SHEET} in a browser to label them")
+
+
+@app.command()
 def embed(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     sources: Sources,
@@ -345,17 +434,47 @@ def embed(
 
 
 @app.command()
-@takes_settings("reference", "tail_level", "tail_window_seconds")
+@takes_settings("reference", "tail_level", "tail_window_seconds", "host", "class_metrics")
 def watch(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
     past: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="FOLDER|FILE.csv",
             help="A folder of images to classify, or past predictions with the columns "
             "label,confidence and, optionally, time,thing (rows of one thing count once).",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    prometheus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Watch all replicas of a service together, from now on, by what this Prometheus "
+            "scrapes of them.",
+            show_default=False,
+            rich_help_panel="A fleet",
+        ),
+    ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            metavar="MATCHERS",
+            help='Which replicas, as in PromQL: namespace="shop".',
+            show_default="all that serve the bundle",
+            rich_help_panel="A fleet",
+        ),
+    ] = "",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of the fleet's metrics.", rich_help_panel="A fleet"
+        ),
+    ] = 9101,
+    interval: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds between two looks.", rich_help_panel="A fleet"),
+    ] = 60,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
     html: Annotated[
@@ -368,11 +487,19 @@ def watch(
     ] = None,
     **given: Any,
 ) -> None:
-    """Replay past predictions through the drift monitor."""
+    """Replay past predictions through the drift monitor, or watch a service of many replicas."""
     from taillift.models.bundle.atomic import require_writable
     from taillift.service.monitoring.replay import replay, show
 
     settings = read_settings(bundle=bundle, **given)
+    if (past is None) == (prometheus is None):
+        raise UserError("name past predictions, or a Prometheus with --prometheus, but not both")
+    if prometheus is not None:
+        if as_json or html is not None:
+            raise UserError("--json and --html are for past predictions")
+        _watch_fleet(settings, prometheus, select, port, interval)
+        return
+    assert past is not None
     if html is not None:
         require_writable(html)
     level, window = settings.tail_level, settings.tail_window_seconds
@@ -380,6 +507,40 @@ def watch(
     show(report, as_json)
     if html is not None:
         _write_page(html, bundle, report)
+
+
+def _watch_fleet(
+    settings: Settings, prometheus: str, select: str, port: int, interval: float
+) -> None:
+    """Watch all replicas until a signal, and export what is found."""
+    from threading import Event
+
+    from prometheus_client import disable_created_metrics
+
+    from taillift.models.bundle.folder import read_manifest
+    from taillift.service.monitoring.exporter import class_series
+    from taillift.service.monitoring.fleet import Fleet, FleetWatch
+    from taillift.service.monitoring.prometheus import PrometheusHistory
+    from taillift.service.monitoring.recorder import model_profile, parse_reference
+    from taillift.service.tail.monitor import Rules
+
+    ended = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    manifest = read_manifest(settings.folder)
+    history = PrometheusHistory(prometheus, manifest.labels, select)
+    rules = Rules(
+        parse_reference(settings.reference),
+        settings.tail_level,
+        window_seconds=settings.tail_window_seconds,
+    )
+    profile = model_profile(settings.folder, manifest)
+    fleet = FleetWatch(history, Fleet(profile, rules, lambda line: say(line, err=True)), interval)
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    which = class_series(settings.class_metrics, len(manifest.labels))
+    taken = fleet.serve(settings.host, port, which)
+    say(f"{manifest.name} {manifest.version}: http://{settings.host}:{taken}/metrics")
+    fleet.run(ended)
 
 
 def _write_page(path: Path, bundle: Path, report: "Report") -> None:

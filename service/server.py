@@ -22,7 +22,13 @@ from taillift.models.terminal import printable
 from taillift.service.http.access import Access
 from taillift.service.http.app import create_app
 from taillift.service.http.connection import LINGERING, Connection
-from taillift.service.http.middleware import HeadAsGet, MetricsPort, RequestLog, SecurityHeaders
+from taillift.service.http.middleware import (
+    BelowPath,
+    HeadAsGet,
+    MetricsPort,
+    RequestLog,
+    SecurityHeaders,
+)
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.memory import limit_arenas
 from taillift.service.inference.role_follower import RoleFollower
@@ -52,7 +58,10 @@ class Server(uvicorn.Server):
         connection = partial(Connection, settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                SecurityHeaders(RequestLog(app, settings.access_log, engine.count_answer)),
+                BelowPath(
+                    SecurityHeaders(RequestLog(app, settings.access_log, engine.count_answer)),
+                    settings.root_path or "",
+                ),
                 http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
@@ -60,6 +69,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                forwarded_allow_ips=settings.trusted_proxies,
                 timeout_keep_alive=settings.keep_alive_seconds,
                 timeout_graceful_shutdown=settings.drain_seconds,
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from taillift.models.bundle.posterior import MOST_TAIL
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError, did_you_mean
 
@@ -35,10 +36,12 @@ COMPOSE_VARIABLES: Final = frozenset(
         "STOP_GRACE",
     )
 )
-# What Kubernetes sets in every container if a service is called taillift.
+# What Kubernetes sets in every container if the name of a service begins with taillift, ...
 KUBERNETES_VARIABLE: Final = re.compile(
-    rf"{PREFIX}(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
+# ... and the value of one more, which may have the name of a setting.
+KUBERNETES_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://.*")
 HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w.-]+|[0-9A-Fa-f:.]+")
 ORIGIN: Final = re.compile(
     r"\*|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE
@@ -92,8 +95,9 @@ COMPUTED_DEFAULTS: Final = {cores: "one per core", batch_views: "10 or 40"}
 # The groups of `taillift serve --help`. What is in none of them is common, and is shown first.
 GROUPS: Final = {
     "Connections": (
-        "metrics_port cors_origins max_connections max_header_bytes max_headers header_seconds "
-        "body_seconds stall_seconds keep_alive_seconds notice_seconds drain_seconds"
+        "metrics_port root_path trusted_proxies cors_origins max_connections max_header_bytes "
+        "max_headers header_seconds body_seconds stall_seconds keep_alive_seconds notice_seconds "
+        "drain_seconds"
     ),
     "Computing": (
         "device_memory_bytes engines decode_threads decode_pixels batch_views queue_views "
@@ -102,10 +106,11 @@ GROUPS: Final = {
     "Limits of a request": (
         "max_body_bytes max_images max_image_bytes max_pixels max_request_pixels answer_seconds"
     ),
-    "Rare classes": "class_metrics reference tail_window_seconds tail_level",
+    "Rare classes": "tail class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
-    "Versions": "store admin_keys_file",
+    "Versions": "store admin_keys_file model_name",
     "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
+    "Labelling": "review_dir review_per_day review_days review_bytes",
 }
 
 
@@ -282,6 +287,13 @@ class Settings(BaseSettings):
         description="Metrics for every class; auto: only if there are at most 2,000 classes. "
         "Groups always have them.",
     )
+    tail: float = Field(
+        0.0,
+        ge=0,
+        le=MOST_TAIL,
+        description="How far answers lean toward the rare classes if a request does not say, 0 to "
+        "1: as if trained with tau = 1 + tail.",
+    )
     reference: str = Field(
         "train",
         min_length=1,
@@ -344,6 +356,41 @@ class Settings(BaseSettings):
     )
     feedback_max: int = Field(
         1_000_000, ge=1, description="Number of labels beyond which new ones are refused."
+    )
+
+    review_dir: Path | None = Field(
+        None,
+        description="Folder in which photos are kept for a person to label, drawn at random with "
+        "the rare ones more often. Unset: no photo is kept.",
+    )
+    review_per_day: int = Field(
+        100, ge=1, description="About so many photos are kept for labelling a day."
+    )
+    review_days: float = Field(
+        30, gt=0, description="Days after which a photo kept for labelling is removed."
+    )
+    review_bytes: int = Field(
+        2**30,
+        ge=1,
+        description="Bytes of photos kept for labelling beyond which the oldest are removed.",
+    )
+
+    model_name: str | None = Field(
+        None,
+        pattern=r"^[^/]+$",
+        description="Name of the model in the addresses of the Open Inference Protocol, besides "
+        "the bundle's own.",
+    )
+    root_path: str | None = Field(
+        None,
+        pattern=r"^(/[\w.~-]+)+$",
+        description="Path below which a proxy offers the service, such as /photos; requests may "
+        "come with it or without. Unset: none.",
+    )
+    trusted_proxies: str | None = Field(
+        None,
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For "
+        "and X-Forwarded-Proto are believed; * means any. Unset: those on this machine.",
     )
 
     @field_validator("allowed_hosts")
@@ -416,6 +463,13 @@ def check_environment() -> None:
         if not name.upper().startswith(PREFIX) or KUBERNETES_VARIABLE.fullmatch(name):
             continue
         if name.upper() in COMPOSE_VARIABLES:
+            continue
+        if name.upper().endswith("_PORT") and KUBERNETES_ADDRESS.fullmatch(value):
+            if name.upper() in variables:
+                raise UserError(
+                    f"{name} is {value}, which Kubernetes sets because a service has this name: "
+                    "set enableServiceLinks: false in the pod"
+                )
             continue
         if name.upper() not in variables:
             hint = did_you_mean(name.upper(), sorted(variables))

@@ -35,6 +35,8 @@ app.add_typer(versions_cli.app, name="models", help="Keep versions of a bundle i
 if find_spec("taillift.service"):
     feedback = import_module("taillift.service.feedback_cli").app
     app.add_typer(feedback, name="feedback", help="Read and write labels that came back.")
+    queue = import_module("taillift.service.review.review_cli").app
+    app.add_typer(queue, name="review", help="Photos that a service keeps for labelling.")
 
 
 def print_version(wanted: bool) -> None:

@@ -33,11 +33,13 @@ SLOW = frozenset(
         "test_wheel",
         "chaos/test_judge",
         "docker/test_alerts",
+        "docker/test_kubernetes",
         "docker/test_monitoring",
         "fuzz/test_fuzz",
         "models/bundle/test_arrays",
         "models/bundle/test_extension",
         "models/bundle/test_version_store",
+        "models/lift/test_average",
         "models/lift/test_catalogue",
         "models/lift/test_convert",
         "models/lift/test_merge",
@@ -47,24 +49,35 @@ SLOW = frozenset(
         "service/http/test_admin",
         "service/http/test_connection",
         "service/http/test_framing",
+        "service/http/test_oip",
+        "service/http/test_oip_request",
         "service/http/test_openapi",
+        "service/http/test_proxy",
         "service/http/test_request_id",
         "service/inference/test_adapted_prior",
         "service/inference/test_challenge",
         "service/inference/test_deadline",
         "service/inference/test_folder_run",
         "service/inference/test_load",
+        "service/inference/test_part_folder",
         "service/inference/test_readiness",
         "service/inference/test_swap",
+        "service/monitoring/test_fleet",
         "service/monitoring/test_recorder",
+        "service/monitoring/test_tracing",
         "service/monitoring/test_watch_command",
+        "service/page/test_label_tab",
         "service/page/test_page",
+        "service/review/test_review_sampler",
+        "service/review/test_reviewer",
+        "service/page/test_sheet",
         "service/tail/test_monitor",
         "service/test_server",
         "training/calibration/test_cross_fit",
         "training/calibration/test_exit_rule",
         "training/calibration/test_temperature_fit",
         "training/comparison/test_compare",
+        "training/comparison/test_soup",
         "training/data/readers/test_cifar",
         "training/export/test_export",
         "training/export/test_extended",
@@ -88,10 +101,11 @@ SLOW = frozenset(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files."""
+    """Mark the tests of slow files, and begin with them, so that both processes end together."""
     for item in items:
         if item.path.relative_to(ROOT).as_posix() in SLOW:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

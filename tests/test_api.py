@@ -210,6 +210,7 @@ def test_what_is_not_an_image_at_all_is_a_type_error(classifier: taillift.Classi
     [
         ({"ensemble": "ful"}, r"ensemble 'ful' is not known \(did you mean \"full\"\?\)"),
         ({"prior": "winter"}, "prior 'winter' is not known: choose one of uniform, train"),
+        ({"tail": 1.5}, r"tail 1\.5 is not from 0 to 1"),
         ({"top_k": 0}, "top_k is 0"),
         ({"coverage": 0.2}, r"coverage 0\.2 is not from 0\.5 to 0\.99"),
         ({"coverage": 0.9}, "no calibration to make sets from"),

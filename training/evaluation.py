@@ -10,7 +10,8 @@ from taillift.models.bundle.arrays import Floats
 from taillift.models.bundle.ensemble import ExitRule, mean_over_views, run_stages
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
-from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.bundle.posterior import log_shares
+from taillift.models.bundle.schema import GROUPS, Group, Percent, SchemaModel
 from taillift.models.lift.model import Model
 from taillift.training.fit.frozen_features import remaining_network
 from taillift.training.fit.inputs import Inputs, first_copies
@@ -22,6 +23,40 @@ Rates = npt.NDArray[np.float64]
 EVALUATION_BATCH = 16
 # A class that is never recognised counts as this share in the harmonic mean, as in LIFT.
 HARMONIC_FLOOR = 1e-5
+# The strengths of the adjustment by which recipes are compared.
+TAUS = tuple(step / 4 for step in range(9))
+
+
+class TauPoint(SchemaModel):
+    """Accuracies in per cent as if the logit-adjusted loss had had this `tau`."""
+
+    tau: float
+    mean_class: Percent
+    many: Percent | None
+    medium: Percent | None
+    few: Percent | None
+
+
+def tau_curve(
+    logits: Floats,
+    labels: Indices,
+    groups: Sequence[Group],
+    counts: Sequence[float],
+    taus: Sequence[float] = TAUS,
+) -> tuple[TauPoint, ...]:
+    """Return the accuracies of logits [N, C] after moving tau, on photos with labels [N].
+
+    The logits carry no prior, as those of a loss with tau = 1; the loss would have moved them by
+    -(tau - 1) * log(share of the training photos) (Menon et al. 2021, equations 9 and 10). `groups`
+    and the training photos' `counts` have one entry a class.
+    """
+    shares = log_shares(counts)
+    points = []
+    for tau in taus:
+        predicted: Indices = (logits - (tau - 1) * shares).argmax(1)
+        found = scores(predicted, labels, groups)
+        points.append(TauPoint(tau=tau, **found.model_dump(include=set(TauPoint.model_fields))))
+    return tuple(points)
 
 
 def evaluate(

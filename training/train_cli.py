@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -60,6 +60,16 @@ Unlabelled = Annotated[
         "used to count how many guesses are right. Default: the folder unlabelled/ of the photos.",
     ),
 ]
+Add = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--add",
+        metavar="PHOTOS",
+        help="More labelled photos to train on, such as what was labelled since: class folders or "
+        "any other layout; of a CSV file, the rows that have a label. Classes may be new. May be "
+        "given several times.",
+    ),
+]
 PhotosShown = Annotated[
     bool,
     typer.Option(
@@ -71,6 +81,14 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the photos: --set 
 Steps = Annotated[
     int | None,
     typer.Option(help="Exactly so many steps, in as many passes as they take: --set steps=..."),
+]
+Effort = Annotated[
+    Literal["quick", "full"] | None,
+    typer.Option(
+        help="quick: the recipe's own steps, in at most 7 passes over the photos. full: more steps "
+        "if there are many classes, and up to 20 passes: --set effort=...",
+        show_default="quick",
+    ),
 ]
 Batch = Annotated[int | None, typer.Option(help="Photos per step: --set batch=...")]
 Rate = Annotated[
@@ -101,6 +119,7 @@ def train(
         ),
     ] = "lift",
     changes: Set = None,
+    effort: Effort = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -121,6 +140,7 @@ def train(
         ),
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
@@ -152,10 +172,12 @@ def train(
     logs = requested_logs(log or [])
     require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
-    chosen = load_recipe(recipe, recipe_changes(changes, epochs, steps, batch, lr) | seeded)
-    dataset = with_pool(load_dataset(data, imbalance, max_pixels), [chosen], data, unlabelled)
+    values = recipe_changes(changes, epochs, steps, batch, lr, effort)
+    chosen = load_recipe(recipe, values | seeded)
+    photos = load_dataset(data, imbalance, max_pixels, add or ())
+    dataset = with_pool(photos, [chosen], data, unlabelled)
     stem = checkpoint_stem(chosen, backbone)
-    path = out or Path("runs") / dataset.name / f"{stem}.safetensors"
+    path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     try:
@@ -181,8 +203,74 @@ def train(
 
 
 @app.command()
+def merge(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A.safetensors B.safetensors...",
+            help="Checkpoints of one backbone, trained on the same photos.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Checkpoint to write, NAME.safetensors.")],
+    share: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|X",
+            help="Share of the second of two checkpoints, 0 to 1, or a share for each, such as "
+            "0.2,0.3,0.5. auto: the best on val/ of --data.",
+        ),
+    ] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The photos that the checkpoints were trained on, for --share auto and --head."
+        ),
+    ] = None,
+    head: Annotated[
+        bool, typer.Option("--head", help="Train the head again on the average's features.")
+    ] = False,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
+    ] = None,
+    imbalance: Imbalance = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
+    ] = False,
+) -> None:
+    """Average the weights of several checkpoints into one that is as fast as each of them."""
+    from taillift.models.bundle.atomic import require_writable
+    from taillift.models.lift.backbone import load_backbone
+    from taillift.training.comparison import soup
+    from taillift.training.data.dataset import load_dataset
+    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.train import Trainer
+
+    check_free(out, replace)
+    require_writable(out)
+    shares = None if share == "auto" else soup.given_shares(share, len(checkpoints))
+    if data is None and (head or shares is None):
+        what = "--head trains" if head else "--share auto chooses"
+        raise UserError(f"{what} on photos: name those of the checkpoints with --data")
+    ingredients = soup.read_ingredients(checkpoints, backbone)
+    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    dataset = None if data is None else load_dataset(data, imbalance, max_pixels)
+    if dataset is not None:
+        soup.require_own_photos(ingredients, dataset)
+        shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
+    assert shares is not None
+    made = soup.averaged(ingredients, shares, tower)
+    if head and dataset is not None:
+        made = soup.with_new_head(made, dataset, tower)
+    save(out, made.model, made.metadata, replace)
+    parents = ", ".join(f"{one.share:.4g} of {one.file}" for one in made.metadata.parents)
+    say(f"{out}: {made.metadata.recipe.title} ({parents})")
+
+
+@app.command()
 def check(
     data: Data,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     as_json: Annotated[
@@ -198,7 +286,7 @@ def check(
     from taillift.training.data.survey import survey
     from taillift.training.data.survey_text import survey_text
 
-    made = survey(data, max_pixels, unlabelled)
+    made = survey(data, max_pixels, unlabelled, add or ())
     typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
@@ -236,6 +324,7 @@ def export(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     calibration: Annotated[
@@ -262,11 +351,11 @@ def export(
     from taillift.training.export.export import export as make_bundle
     from taillift.training.fit.checkpoint import read_metadata
 
-    dataset = load_dataset(data, imbalance, max_pixels)
+    dataset = load_dataset(data, imbalance, max_pixels, add or ())
     if dataset.val is None and calibration:
         # Without val/, calibration trains again.
         dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
-    target = out or Path("bundles") / dataset.name
+    target = out or Path("bundles") / dataset.folder
     variants = requested_variants(variant or [])
     exported = make_bundle(
         checkpoint, dataset, target, backbone, replace, calibration, variants, photos
@@ -315,6 +404,7 @@ def compare(
     ] = COMPARED,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     changes: Set = None,
+    effort: Effort = None,
     epochs: Epochs = None,
     steps: Steps = None,
     batch: Batch = None,
@@ -324,8 +414,17 @@ def compare(
         Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/DATA.")
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    soup: Annotated[
+        bool,
+        typer.Option(
+            "--soup",
+            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
+            "val/.",
+        ),
+    ] = False,
     replace: Annotated[
         bool,
         typer.Option("--replace", help="Overwrite results of other settings in the folder."),
@@ -340,15 +439,16 @@ def compare(
     """
     from taillift.models.lift.backbone import load_backbone
     from taillift.models.terminal import PlainConsole
-    from taillift.training.comparison.compare import CSV
+    from taillift.training.comparison.compare import CSV, TAU_CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
+    from taillift.training.comparison.verdict import recommendation
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
     from taillift.training.recipe.recipe import load_recipe
     from taillift.training.report.comparison import write_report
 
-    values = recipe_changes(changes, epochs, steps, batch, lr)
+    values = recipe_changes(changes, epochs, steps, batch, lr, effort)
     if "seed" in values:
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
@@ -360,8 +460,9 @@ def compare(
         for seed in seeds_from(seeds)
         for name in names
     ]
-    dataset = with_pool(load_dataset(data, imbalance, max_pixels), chosen, data, unlabelled)
-    folder = out or Path("runs") / dataset.name
+    photos = load_dataset(data, imbalance, max_pixels, add or ())
+    dataset = with_pool(photos, chosen, data, unlabelled)
+    folder = out or Path("runs") / dataset.folder
     console = PlainConsole(quiet=not is_first())
     try:
         outcomes = run(
@@ -371,6 +472,7 @@ def compare(
             folder,
             replace=replace,
             log=console.print,
+            soup=soup,
         )
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
@@ -381,7 +483,9 @@ def compare(
     failed = failures(outcomes)
     for line in failed:
         console.print(line)
-    console.print(f"{folder} holds {', '.join([CSV, *written])}")
+    if advice := recommendation(outcomes, dataset.groups):
+        console.print(advice)
+    console.print(f"{folder} holds {', '.join([CSV, TAU_CSV, *written])}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(outcomes)} runs failed, for the reasons above: fix them and "
@@ -473,6 +577,7 @@ def recipe_changes(
     steps: int | None,
     batch: int | None,
     rate: float | None,
+    effort: str | None = None,
 ) -> dict[str, Any]:
     """Return the fields that --set and the options with names of their own change in a recipe.
 
@@ -480,7 +585,8 @@ def recipe_changes(
     """
     from taillift.training.recipe.recipe import parse_changes
 
-    named: dict[str, dict[str, float | None]] = {
+    named: dict[str, dict[str, float | str | None]] = {
+        "--effort": {"effort": effort},
         "--epochs": {"epochs": epochs},
         "--steps": {"steps": steps},
         "--batch": {"batch": batch},

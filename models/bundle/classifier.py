@@ -32,7 +32,7 @@ from taillift.models.bundle.images import (
 )
 from taillift.models.bundle.known_counts import OTHER, Assigned, KnownCounts
 from taillift.models.bundle.manifest import ClassInfo
-from taillift.models.bundle.posterior import Prior, among, log_prior
+from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
 from taillift.models.bundle.prediction_sets import LEAST, MOST
 from taillift.models.bundle.predictor import Prediction, Predictor
 from taillift.models.bundle.review import Decision, DecisionReason
@@ -55,6 +55,7 @@ class ClassifyOptions(TypedDict, total=False):
 
     ensemble: str | None
     prior: str
+    tail: float
     top_k: int
     coverage: float | None
     classes: Sequence[str] | None
@@ -94,8 +95,8 @@ class Result:
 
     `label`, `confidence` (0 to 1) and `group` are those of the most probable class, the first of
     `ranking`. `views` is the number of views that were looked at. `decision` is "accept" or
-    "review", and `reason` its reason; None if the bundle cannot decide, or under a prior other than
-    the uniform one.
+    "review", and `reason` its reason; None if the bundle cannot decide, under a prior other than
+    the uniform one, or with a `tail`.
     `labels_in_set` is None without a `coverage`, and `assigned` without `counts`.
     """
 
@@ -226,6 +227,7 @@ class Classifier:
         *,
         ensemble: str | None = None,
         prior: str = "uniform",
+        tail: float = 0.0,
         top_k: int = 5,
         coverage: float | None = None,
         classes: Sequence[str] | None = None,
@@ -240,6 +242,8 @@ class Classifier:
 
         `ensemble` is "off", "full" or "adaptive"; by default adaptive if the bundle has an exit
         rule, else full. `prior` says how often the classes are expected: "uniform" or "train".
+        `tail`, 0 to 1, makes the answers lean toward the rare classes, as if the model had been
+        trained with tau = 1 + `tail`.
         `coverage`, 0.5 to 0.99, adds to each result a set of labels that holds the right one so
         often, in rare classes too.
 
@@ -251,7 +255,8 @@ class Classifier:
         that cannot be used. With `errors="return"` that error is the image's result instead.
         """
         chosen = named(Ensemble, ensemble) if ensemble else self.predictor.usual_ensemble
-        target = log_prior(named(Prior, prior), self.manifest.counts)
+        counted = self.manifest.counts
+        target = leaning(log_prior(named(Prior, prior), counted), tail, counted)
         if classes is not None:
             names_of = [classes] if isinstance(classes, str) else classes
             allowed = indices_of_names(names_of, self.manifest.labels, "classes")
@@ -274,7 +279,7 @@ class Classifier:
 
         results: list[Result | ImageError] = []
         uniform: list[Doubles | None] = []
-        changed = prior != Prior.UNIFORM or classes is not None
+        changed = prior != Prior.UNIFORM or tail > 0 or classes is not None
         for prediction in self.predictions(
             remembered(), chosen, target if changed else None, coverage
         ):

@@ -22,7 +22,7 @@ AHEAD: Final = 2
 
 def predictions(
     classifier: Classifier,
-    images: Iterable[AnyImage],
+    images: Iterable[AnyImage | ImageError],
     ensemble: Ensemble,
     threads: int,
     log_prior: Doubles | None = None,
@@ -41,9 +41,14 @@ def predictions(
 
 
 def outputs(
-    classifier: Classifier, images: Iterable[AnyImage], ensemble: Ensemble, threads: int
+    classifier: Classifier,
+    images: Iterable[AnyImage | ImageError],
+    ensemble: Ensemble,
+    threads: int,
 ) -> Iterator[ImageOutputs | ImageError]:
     """Yield each image's outputs in order, or the reason why there are none.
+
+    An error among the images stays in its place.
 
     Raises `UserError` if `ensemble` is adaptive and the bundle has no exit rule, or if the model
     fails on every image.
@@ -53,7 +58,9 @@ def outputs(
     waiting: deque[Future[Pixels | ImageError]] = deque()
     pool = ThreadPoolExecutor(threads, "decode")
 
-    def decode(image: AnyImage) -> Pixels | ImageError:
+    def decode(image: AnyImage | ImageError) -> Pixels | ImageError:
+        if isinstance(image, ImageError):
+            return image
         try:
             return classifier.canvas(image)
         except ImageError as error:

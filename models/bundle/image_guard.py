@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Final, NamedTuple
 
 JPEG: Final = b"\xff\xd8\xff"
@@ -75,6 +76,7 @@ PROFILE_ID: Final = b"ICC_PROFILE\0"
 TABLE_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS"})
 # Their number grows with a PNG's size or frames, and only the first frame is decoded.
 PIXEL_CHUNKS: Final = frozenset({b"IDAT", b"fcTL", b"fdAT"})
+WEBP_PIXELS: Final = frozenset({b"VP8 ", b"VP8L", b"ALPH", b"ANMF"})
 
 ORIENTATION: Final = 0x0112
 XMP_ORIENTATION: Final = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
@@ -160,6 +162,19 @@ def essence(data: bytes) -> Essence:
             elif part.kind == b"ICCP" and part.end - part.contents <= MAX_PROFILE:
                 profile = profile or data[part.contents : part.end]
     return Essence(data, orientation(exif, xmp), profile)
+
+
+def pixel_content(data: bytes) -> bytes:
+    """Return the part of an image file that its pixels are decoded from; all of it if unknown.
+
+    Copies of a photo have the same, whatever metadata they have gained or lost, and if only the
+    metadata say how they are turned. Raises `ExcessError` as `essence` does.
+    """
+    if not WEBP.match(data):
+        return essence(data).data
+    parts = islice(riff_chunks(data), MAX_PIXEL_CHUNKS)
+    pixels = [data[part.start : part.end] for part in parts if part.kind in WEBP_PIXELS]
+    return b"".join(pixels) or data
 
 
 def _jpeg_essence(data: bytes) -> Essence:

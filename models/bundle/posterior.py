@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,9 @@ from taillift.models.bundle.arrays import Doubles, Floats
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
+
+# The most that an answer may lean toward the rare classes; the least is 0.
+MOST_TAIL: Final = 1.0
 
 
 class Prior(StrEnum):
@@ -28,6 +32,24 @@ def log_prior(prior: Prior, counts: Sequence[int]) -> Doubles:
     `counts` are the classes' training images.
     """
     return log_shares(counts if prior is Prior.TRAIN else [1] * len(counts))
+
+
+def leaning(log_prior: Doubles, tail: float, counts: Sequence[int]) -> Doubles:
+    """Return a prior [C] times (share of the training images)^-tail, as log shares.
+
+    With the uniform prior the answers are those of a model whose logit-adjusted loss had
+    tau = 1 + `tail`: logits - tail * log(share) (Menon et al. 2021, equation 9). `counts` are the
+    classes' training images. A `tail` of 0 changes nothing, and a class whose prior is 0 keeps it.
+    Raises `UserError` if `tail` is not from 0 to `MOST_TAIL`.
+    """
+    if not 0 <= tail <= MOST_TAIL:
+        raise UserError(f"tail {tail} is not from 0 to {MOST_TAIL:g}")
+    if not tail:
+        return log_prior
+    moved = log_prior - tail * log_shares(counts)
+    moved -= moved.max()
+    shares: Doubles = moved - np.log(np.exp(moved).sum())
+    return shares
 
 
 def log_shares(weights: Sequence[float]) -> Doubles:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from taillift.models.lift.model import check_graph_size
 
-# The first opset with standard Attention and Gelu operators.
-OPSET: Final = 23
+# Without the operators Attention and Gelu of opset 23, which OpenVINO and older versions of ONNX
+# Runtime and Triton do not know; ONNX Runtime is as fast without them. The format of the file
+# (`ir_version`) is one that ONNX Runtime 1.18 reads.
+OPSET: Final = 18
 
 
 def write_graph(

@@ -67,7 +67,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         count, length, width = rows.shape
         return rows.view(count, length, heads, width // heads).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
+    queries, keys, values = split(query), split(key), split(value)
+    if torch.onnx.is_in_onnx_export():
+        # The exporter's own form of the fused operator has more nodes, and is slower.
+        scaled = queries * queries.shape[-1] ** -0.5
+        mixed = torch.softmax(scaled @ keys.transpose(2, 3), dim=-1) @ values
+    else:
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
     return mixed.transpose(1, 2).flatten(2)
 
 

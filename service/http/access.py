@@ -21,7 +21,7 @@ from taillift.service.settings import Settings, parts
 
 ANY: Final = "*"
 # What probes ask says nothing about the model, and probes name a host as they please.
-HEALTH: Final = frozenset({"/healthz", READINESS})
+HEALTH: Final = frozenset({"/healthz", "/v2/health/live", *READINESS})
 READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # How a browser describes a request of the service's own page, or of no page.
 OWN_SITES: Final = frozenset({"same-origin", "none"})

@@ -207,7 +207,7 @@ async def champion(
         await follower.promote(body.version, body.because, who(request), etag, body.classes_change)
     except UserError as error:
         raise problem_of(error) from error
-    return await accepted(body.version, response, follower)
+    return await accepted(request, body.version, response, follower)
 
 
 @router.post("/rollback", status_code=202, responses=REFUSALS)
@@ -219,7 +219,7 @@ async def rollback(
         number = await follower.rollback(body.because, who(request), etag)
     except UserError as error:
         raise problem_of(error) from error
-    return await accepted(number, response, follower)
+    return await accepted(request, number, response, follower)
 
 
 @router.put("/roles/challenger", status_code=202, responses=REFUSALS)
@@ -243,7 +243,7 @@ async def challenge(
         await follower.challenge(challenger, body.because, who(request), etag)
     except UserError as error:
         raise problem_of(error) from error
-    return await accepted(body.version, response, follower)
+    return await accepted(request, body.version, response, follower)
 
 
 @router.delete("/roles/challenger", status_code=202, responses=problems(401, 409, 412, 503))
@@ -299,9 +299,12 @@ def side_report(version: ServedVersion, side: Side) -> SideReport:
     )
 
 
-async def accepted(number: int, response: Response, follower: RoleFollower) -> VersionReport:
+async def accepted(
+    request: Request, number: int, response: Response, follower: RoleFollower
+) -> VersionReport:
     """Return what is known of a version by now, and where to look later."""
-    response.headers["Location"] = f"/admin/versions/{number}"
+    above = request.app.state.engine.settings.root_path or ""
+    response.headers["Location"] = f"{above}/admin/versions/{number}"
     roles = await asyncio.to_thread(follower.store.roles)
     return await asyncio.to_thread(report, follower, roles, number)
 

@@ -1,22 +1,26 @@
 """The HTTP interface: the routes, and a request's way from bytes to JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+import logging
+import os
+from collections.abc import (
+    AsyncIterator,
+    MutableMapping,
+)
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
+from fastapi.telemetry import TelemetryConfig
 from starlette.convertors import PathConvertor, register_url_convertor
 
-from taillift.models.bundle.arrays import Doubles
-from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
-from taillift.models.bundle.known_counts import KnownCounts
-from taillift.models.bundle.posterior import Prior, among
+from taillift.models.bundle.ensemble import ImageOutputs
 from taillift.models.bundle.predictor import Prediction
-from taillift.models.errors import UserError
-from taillift.models.names import indices_of_names
-from taillift.service.http import admin, class_report, feedback
+from taillift.models.errors import first_lines
+from taillift.service.http import admin, class_report, feedback, review_routes
+from taillift.service.http import oip_routes as oip
+from taillift.service.http.access import HEALTH
 from taillift.service.http.auth import (
     Keys,
     require_admin_key,
@@ -24,6 +28,24 @@ from taillift.service.http.auth import (
     require_key,
 )
 from taillift.service.http.handlers import add_handlers, respond
+from taillift.service.http.image_requests import (
+    Chosen,
+    Counted,
+    Leased,
+    Service,
+    Thing,
+    Until,
+    Wanted,
+    Writing,
+    answers,
+    classify_uploads,
+    received,
+    refuse_if_all_failed,
+    results_of,
+    uploads_of,
+    wanted_images,
+    wanted_labels,
+)
 from taillift.service.http.openapi import (
     GROUPS_OF_ROUTES,
     IMAGES,
@@ -36,47 +58,37 @@ from taillift.service.http.openapi import (
 )
 from taillift.service.http.schemas import (
     Classification,
-    ClassifiedImage,
     ClassifyQuery,
     Confidence,
     ConfidenceOfImage,
     ConfidenceQuery,
-    FailedImage,
-    InferenceQuery,
     InferenceResponse,
     ModelSummary,
     Status,
-    add_assigned,
     chosen_classes,
-    classified,
     confidence_json,
     confidences,
-    known_prior,
     model_id,
     model_summary,
 )
 from taillift.service.http.uploads import (
     Upload,
-    body_bytes,
-    read_uploads,
-    reserving_body,
-    while_connected,
 )
-from taillift.service.http.version_lease import PIN, Lease, VersionLease
-from taillift.service.inference.deadline import Deadline
+from taillift.service.http.version_lease import PIN, VersionLease
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.monitoring.exporter import Exposition
 from taillift.service.page import add_page
 from taillift.service.problems import (
-    ClassesError,
-    MalformedError,
-    NoImageError,
     NotReadyError,
-    PerImageError,
 )
-from taillift.service.tail.dependence import group_digest
+from taillift.service.review.reviewer import Reviewer
+
+if TYPE_CHECKING:
+    from taillift.service.monitoring.tracing import Tracing
+
+logger = logging.getLogger(__name__)
 
 
 class TextConvertor(PathConvertor):
@@ -87,51 +99,18 @@ class TextConvertor(PathConvertor):
 
 register_url_convertor("text", TextConvertor())
 
-Item = TypeVar("Item")
-Answered = tuple[Upload, ImageOutputs | PerImageError]
+# What the environment says about OpenTelemetry's collector, and how it is reached.
+COLLECTOR: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
+HTTP_PROTOBUF: Final = "http/protobuf"
+NO_TELEMETRY: Final = TelemetryConfig(
+    tracing=False, metrics=False, logs=False, auto_configure=False
+)
+UNTRACED: Final = HEALTH | {"/", "/metrics", "/docs", "/docs.js", "/openapi.json"}
 
 # Routes that need an API key if there are any keys, and routes that never do.
 router = APIRouter()
 open_router = APIRouter()
-
-
-async def _engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
-
-
-Service = Annotated[Engine, Depends(_engine)]
-
-
-async def _leased(request: Request) -> Lease:
-    """Return the lease on the version that this request is served by."""
-    lease: Lease = request.state.lease
-    return lease
-
-
-Leased = Annotated[Lease, Depends(_leased)]
-
-
-async def _chosen(
-    request: Request,
-    lease: Leased,
-    key: Annotated[
-        str | None,
-        Header(
-            alias="X-Canary-Key",
-            description="by which a canary chooses the version: the same for the same key. "
-            "Without it, the API key's name chooses, or else the first image",
-        ),
-    ] = None,
-) -> Lease:
-    """Return the lease on the version that answers images, as far as it is chosen by now."""
-    name: str | None = key or getattr(request.state, "key", None)
-    if lease.open and name is not None:
-        lease.choose(name)
-    return lease
-
-
-Chosen = Annotated[Lease, Depends(_chosen)]
 
 
 async def _bundle(
@@ -148,38 +127,6 @@ async def _bundle(
 Served = Annotated[ResidentBundle, Depends(_bundle)]
 
 
-async def _writing(request: Request) -> asyncio.Lock:
-    """Return the lock of answers on thousands of classes.
-
-    They are written in a thread, because other requests wait. One is written at a time: several
-    would not be ready sooner, and would take the memory of all.
-    """
-    writing: asyncio.Lock = request.app.state.writing
-    return writing
-
-
-Writing = Annotated[asyncio.Lock, Depends(_writing)]
-
-
-async def _deadline(
-    engine: Service,
-    timeout: Annotated[
-        float | None,
-        Header(
-            alias="X-Request-Timeout",
-            gt=0,
-            allow_inf_nan=False,
-            description="seconds after which the answer is no longer wanted (408)",
-        ),
-    ] = None,
-) -> Deadline:
-    longest = engine.settings.answer_seconds
-    return Deadline.after(longest if timeout is None else min(timeout, longest))
-
-
-Until = Annotated[Deadline, Depends(_deadline)]
-
-
 @router.post(
     "/classify",
     tags=[IMAGES],
@@ -193,85 +140,18 @@ async def classify(
     engine: Service,
     lease: Chosen,
     deadline: Until,
-    group: Annotated[
-        str | None,
-        Header(
-            alias="X-Taillift-Group",
-            description="name of the one thing that the images show; images with the same name "
-            "count once for the statistics of the tail",
-        ),
-    ] = None,
-    count: Annotated[
-        Literal["yes", "no"],
-        Header(
-            alias="X-Taillift-Count",
-            description="no: the images, as those of a probe, are answered and not counted",
-        ),
-    ] = "yes",
+    group: Thing = None,
+    count: Counted = "yes",
 ) -> Classification:
     """Name the most probable classes of each image."""
     engine.require_ready()
-
-    def want(bundle: ResidentBundle) -> Wanted:
-        wanted, labels = _wanted(bundle, query, query.coverage), bundle.manifest.labels
-        with _refusing():
-            allowed = indices_of_names(query.classes, labels, "classes")
-            if query.classes:
-                prior = known_prior(query.prior, bundle.priors)
-                wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
-            if query.counts is not None:
-                wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
-        if query.coverage is not None and bundle.predictor.variant.sets is None:
-            raise MalformedError(
-                "this bundle has no calibration to make sets from: leave out coverage"
-            )
-        return wanted
-
-    copied, uniform = count == "yes", list[Doubles]()
-    async with _answered(request, engine, lease, want, deadline, copied) as (wanted, answered):
-        bundle, known = wanted.bundle, wanted.known
-        top_k = min(query.top_k, len(wanted.allowed) or query.top_k)
-
-        def result(upload: Upload, prediction: Prediction) -> ClassifiedImage:
-            members = prediction.members
-            uniform.append(prediction.uniform)
-            if count == "yes":
-                things = [upload.digest, group_digest(group)] if group else [upload.digest]
-                bundle.monitoring.observe(prediction.uniform, prediction.decision, members, things)
-            else:
-                engine.metrics.count_omission("asked")
-            answer = classified(
-                upload.filename,
-                prediction.requested,
-                bundle.manifest.classes,
-                top_k,
-                prediction.views,
-                prediction.reason,
-                members,
-            )
-            answer.id = engine.labels.identify(lease.version.code, bundle.manifest, prediction)
-            return answer
-
-        if count == "yes":
-            # Computed here and kept, because a large image's digest would hold up the event loop.
-            await asyncio.to_thread(lambda: [upload.digest for upload, _ in answered])
-        if known is not None:
-            with _refusing():  # Before anything is counted.
-                known.check(len(answered))
-        results = list(_results(engine, wanted, answered, result))
-        if known is not None:
-            found = iter(uniform)
-            good = [isinstance(result, ClassifiedImage) for result in results]
-            rows = [next(found) if one else None for one in good]
-            assigned = await asyncio.to_thread(known.assign, rows)
-            add_assigned(results, assigned, bundle.manifest.classes)
-    return Classification(
-        model=model_id(wanted.bundle.manifest, lease.version.number),
-        ensemble=wanted.ensemble,
-        prior=query.prior,
-        classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
-        results=results,
-    )
+    wanted_labels(lease.version.bundle, query)  # Refused before the body is read.
+    async with received(request, engine, lease, deadline, uploads_of(engine.settings)) as body:
+        uploads, reservation = body
+        classified_images = await classify_uploads(
+            request, lease, query, uploads, reservation, group, count
+        )
+    return classified_images.classification
 
 
 @router.post(
@@ -295,14 +175,17 @@ async def confidence(
 
     def want(bundle: ResidentBundle) -> Wanted:
         chosen_classes(query.classes, bundle.manifest)
-        return _wanted(bundle, query)
+        return wanted_images(bundle, query)
 
+    want(lease.version.bundle)  # Refused before the body is read.
     # Within the reservation, because the request's images are in memory until then.
-    async with _answered(request, engine, lease, want, deadline) as (wanted, answered), writing:
+    async with received(request, engine, lease, deadline, uploads_of(engine.settings)) as body:
+        wanted, answered = await answers(request, lease, want, *body)
+        refuse_if_all_failed(answered)
         manifest = wanted.bundle.manifest
         chosen = chosen_classes(query.classes, manifest)
 
-        def result(upload: Upload, prediction: Prediction) -> ConfidenceOfImage:
+        def result(upload: Upload, prediction: Prediction, _: ImageOutputs) -> ConfidenceOfImage:
             return confidences(
                 upload.filename, prediction.requested, manifest, chosen, prediction.views
             )
@@ -311,95 +194,12 @@ async def confidence(
             model=model_id(manifest, lease.version.number),
             ensemble=wanted.ensemble,
             prior=query.prior,
+            tail=wanted.tail,
         )
-        results = _results(engine, wanted, answered, result)
-        content = await asyncio.to_thread(confidence_json, answer, results)
+        async with writing:
+            results = results_of(engine, wanted, answered, result)
+            content = await asyncio.to_thread(confidence_json, answer, results)
     return Response(content, media_type="application/json")
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """Answer what a query's classes or counts lack with a problem document."""
-    try:
-        yield
-    except UserError as error:
-        raise ClassesError(str(error)) from None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How a request wants its images answered: by which bundle, and as `Predictor.predict` says."""
-
-    bundle: ResidentBundle
-    ensemble: Ensemble
-    log_prior: Doubles | None
-    coverage: float | None
-    allowed: Sequence[int] = ()
-    known: KnownCounts | None = None
-
-
-def _wanted(bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None) -> Wanted:
-    ensemble = query.ensemble or bundle.usual_ensemble
-    log_prior = known_prior(query.prior, bundle.priors)
-    return Wanted(bundle, ensemble, None if query.prior == Prior.UNIFORM else log_prior, coverage)
-
-
-@asynccontextmanager
-async def _answered(
-    request: Request,
-    engine: Engine,
-    lease: Lease,
-    want: Callable[[ResidentBundle], Wanted],
-    deadline: Deadline,
-    copied: bool = False,
-) -> AsyncIterator[tuple[Wanted, Sequence[Answered]]]:
-    """Yield what `want` says, and each image with its outputs, or with why it cannot be used.
-
-    If the images are to be `copied`, a challenger may see them. The request's reservation is kept
-    until the end of the block. Raises a `ServiceError` if no image can be used.
-    """
-    settings, wanted = engine.settings, want(lease.version.bundle)
-    size = body_bytes(request, settings.max_body_bytes)
-    announced = size if "content-length" in request.headers else 0
-    with lease.version.pipeline.reserve(announced, deadline) as reservation:
-        with engine.metrics.time_stage("read"):
-            async with deadline.limit("read"):
-                uploads = await read_uploads(
-                    reserving_body(request, reservation),
-                    settings.max_body_bytes,
-                    settings.max_images,
-                    settings.body_seconds,
-                )
-        if lease.open and uploads:
-            lease.choose(str(await asyncio.to_thread(lambda: uploads[0].digest)))
-            wanted = want(lease.version.bundle)
-        images, copier = [upload.data for upload in uploads], lease.copier if copied else None
-        answers = await while_connected(
-            request,
-            lease.version.pipeline.answers(images, wanted.ensemble, reservation, copier),
-        )
-        failed = [answer for answer in answers if isinstance(answer, PerImageError)]
-        if len(failed) == len(answers):
-            raise failed[0] if len(failed) == 1 else NoImageError(failed)
-        yield wanted, list(zip(uploads, answers, strict=True))
-
-
-def _results(
-    engine: Engine,
-    wanted: Wanted,
-    answered: Sequence[Answered],
-    result: Callable[[Upload, Prediction], Item],
-) -> Iterator[Item | FailedImage]:
-    """Yield `result` of each image's prediction, and the problem of an image that has none."""
-    with engine.metrics.time_stage("post"):
-        for upload, answer in answered:
-            if isinstance(answer, PerImageError):
-                yield FailedImage(filename=upload.filename, error=answer.document())
-            else:
-                prediction = wanted.bundle.predictor.predict(
-                    answer, wanted.ensemble, wanted.log_prior, wanted.coverage
-                )
-                yield result(upload, prediction)
 
 
 @router.get(
@@ -446,6 +246,8 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
         list(bundle.priors),
         bundle.precision_reason,
         lease.version.number,
+        labelling=engine.settings.review_dir is not None,
+        tail=bundle.usual_tail,
     )
 
 
@@ -485,6 +287,39 @@ async def metrics(request: Request) -> Response:
     return Response(content, headers={"content-type": content_type})
 
 
+def open_tracing(version: str) -> "Tracing | None":
+    """Return what sends traces, exactly if the environment names a collector.
+
+    What it lacks is logged, because images matter more than traces.
+    """
+    endpoint = os.environ.get(COLLECTOR)
+    protocol = os.environ.get(PROTOCOL) or HTTP_PROTOBUF
+    if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    lack = ""
+    if urlsplit(endpoint).scheme not in ("http", "https"):
+        lack = "it must be an address such as http://collector:4318"
+    elif protocol != HTTP_PROTOBUF:
+        lack = f"{PROTOCOL} must be {HTTP_PROTOBUF}"
+    else:
+        try:
+            from taillift.service.monitoring.tracing import Tracing
+
+            return Tracing(version, is_untraced)
+        except ImportError:
+            lack = "install taillift[otel]"
+        except ValueError as error:  # Of another variable.
+            lack = first_lines(error)
+    logger.warning("%s is set, but no traces are sent: %s", COLLECTOR, lack)
+    return None
+
+
+def is_untraced(scope: MutableMapping[str, Any]) -> bool:
+    """Tell whether a request is for a probe, for Prometheus or for a page."""
+    path = scope["path"]
+    return path in UNTRACED or path.startswith(("/page/", "/swagger/"))
+
+
 def create_app(engine: Engine) -> FastAPI:
     """Return the HTTP application, which starts `engine` when it starts and closes it at its end.
 
@@ -492,6 +327,11 @@ def create_app(engine: Engine) -> FastAPI:
     """
     keys = Keys.of(engine.settings)
     follower = None if engine.store is None else RoleFollower(engine, engine.store)
+    reviewer = None
+    if engine.settings.review_dir is not None:
+        reviewer = Reviewer(engine.settings, engine.metrics.registry)
+        engine.labels.listeners.append(reviewer.follow_labels)
+        engine.difference_listeners.append(reviewer.note_difference)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -499,6 +339,7 @@ def create_app(engine: Engine) -> FastAPI:
         start = asyncio.create_task(engine.start())
         keep = asyncio.create_task(engine.evidence.keep())
         look = asyncio.create_task(engine.labels.keep())
+        trim = None if reviewer is None else asyncio.create_task(reviewer.keep_trimmed())
         follow = None if follower is None else asyncio.create_task(follower.follow(start))
         try:
             yield
@@ -509,9 +350,18 @@ def create_app(engine: Engine) -> FastAPI:
             engine.evidence.end()
             await keep
             look.cancel()
+            if reviewer is not None and trim is not None:
+                trim.cancel()
+                await reviewer.close()
             await asyncio.to_thread(engine.labels.close)
+            if tracing is not None:
+                await tracing.close()
 
+    tracing = open_tracing(engine.bundle.manifest.taillift_version)
+    if tracing is not None:
+        engine.metrics.tracer = tracing.tracer
     app = FastAPI(
+        telemetry=NO_TELEMETRY if tracing is None else tracing.config,
         openapi_url=None,  # `add_docs` adds one that is encoded once.
         docs_url=None,
         redoc_url=None,
@@ -526,21 +376,26 @@ def create_app(engine: Engine) -> FastAPI:
     )
     app.state.engine = engine
     app.state.follower = follower
+    app.state.reviewer = reviewer
     app.state.keys = keys
     app.state.exposition = Exposition(engine.metrics.registry)
     app.state.writing = asyncio.Lock()
+    app.state.oip_statistics = oip.ProtocolStatistics(oip.VersionCounts)
+    labelling = [feedback.router, *([] if reviewer is None else [review_routes.router])]
     right = [Depends(require_feedback_right)]
-    if keys.needed:
-        key = [Security(require_key)]
-        app.include_router(router, dependencies=key, responses=problems(401))
-        app.include_router(feedback.router, dependencies=[*key, *right], responses=problems(401))
-    else:
-        app.include_router(router)
-        app.include_router(feedback.router)
-    app.include_router(open_router)
+    key = [Security(require_key)] if keys.needed else []
+    refusals = problems(401) if keys.needed else {}
+    for routes in (router, oip.router):
+        app.include_router(routes, dependencies=key, responses=refusals)
+    for routes in labelling:
+        dependencies = [*key, *right] if keys.needed else []
+        app.include_router(routes, dependencies=dependencies, responses=refusals)
+    for routes in (open_router, oip.open_router):
+        app.include_router(routes)
     if engine.settings.admin_keys_file is not None and follower is not None:
         app.state.admin_keys = Keys(None, engine.settings.admin_keys_file)
-        app.include_router(admin.router, dependencies=[Security(require_admin_key)])
+        for routes in (admin.router, oip.repository_router):
+            app.include_router(routes, dependencies=[Security(require_admin_key)])
     app.add_middleware(VersionLease, engine=engine)
     add_docs(app)
     add_page(app)

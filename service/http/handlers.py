@@ -34,8 +34,15 @@ UNEXPECTED: Final = "unexpected error: the service's log has more under this req
 def respond(
     document: ProblemDocument, status: int, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return `document` as an answer, with the id of the current request."""
-    content = {**document.model_dump(), "request_id": request_id.get()}
+    """Return `document` as an answer, with the id of the current request.
+
+    Clients of the Open Inference Protocol read its member `error`.
+    """
+    content = {
+        **document.model_dump(),
+        "error": document.detail,
+        "request_id": request_id.get(),
+    }
     return JSONResponse(content, status, headers, MEDIA_TYPE)
 
 

@@ -139,6 +139,23 @@ class HeadAsGet:
         await self._app(scope, receive, send)
 
 
+class BelowPath:
+    """ASGI middleware that takes the path of the setting `root_path` off a request's address.
+
+    A proxy may have done so already. Links in pages are relative, so nothing else needs the path.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._below = f"{root_path}/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self._below) > 1 and scope.get("path", "").startswith(self._below):
+            start = len(self._below) - 1
+            scope = {**scope, "path": scope["path"][start:], "raw_path": scope["raw_path"][start:]}
+        await self._app(scope, receive, send)
+
+
 METRICS: Final = "/metrics"
 
 

@@ -52,8 +52,11 @@ _PROBLEM: Final = {
             {"$ref": "#/components/schemas/ProblemDocument"},
             {
                 "type": "object",
-                "required": ["request_id"],
-                "properties": {"request_id": _REQUEST_ID},
+                "required": ["error", "request_id"],
+                "properties": {
+                    "error": {"type": "string", "description": "the same as `detail`"},
+                    "request_id": _REQUEST_ID,
+                },
             },
         ]
     }

@@ -12,7 +12,7 @@ from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.ensemble import Ensemble, ExitRule
 from taillift.models.bundle.known_counts import Assigned
 from taillift.models.bundle.manifest import BackboneInfo, ClassInfo, Evaluation, Manifest, Method
-from taillift.models.bundle.posterior import Prior, group_confidence
+from taillift.models.bundle.posterior import MOST_TAIL, Prior, group_confidence
 from taillift.models.bundle.prediction_sets import LEAST, MOST, PredictionSets
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.review import Decision, DecisionReason, Review
@@ -40,6 +40,13 @@ class InferenceQuery(BaseModel):
         description="how often the classes are expected: `uniform` (equally often), `train` (as "
         "often as in the training images) or the name of one of the service's priors, which GET "
         "/model lists",
+    )
+    tail: float | None = Field(
+        None,
+        json_schema_extra={"minimum": 0, "maximum": MOST_TAIL},
+        description="how far to lean toward the rare classes, 0 to 1: as if the model had been "
+        "trained with tau = 1 + tail. It divides the `prior` by the classes' shares of the "
+        "training images to the power of tail. The default is `usual_tail` of GET /model",
     )
     version: str | None = Field(
         None,
@@ -127,7 +134,7 @@ class ClassifiedImage(ImageResult):
         None,
         description="accept: the share of errors among such answers is certified, or only "
         "estimated, to stay within the risk that GET /model states (`review`); review: a person "
-        "should check the answer; null: the bundle or the prior allows no decision",
+        "should check the answer; null: the bundle, the prior or the tail allows no decision",
     )
     decision_reason: DecisionReason | None = Field(
         None, description="why: how the confidence stands to the threshold of the answer's group"
@@ -160,6 +167,11 @@ class InferenceResponse(BaseModel):
     model: ModelId
     ensemble: Ensemble
     prior: str
+    tail: float = Field(
+        0.0,
+        exclude_if=lambda tail: not tail,
+        description="how far the answers lean toward the rare classes; absent: not at all",
+    )
 
 
 class Classification(InferenceResponse):
@@ -191,11 +203,17 @@ class ModelSummary(ModelId):
     exit: ExitRule | None = Field(description="rule of ensemble=adaptive")
     usual_ensemble: Ensemble = Field(description="the ensemble of a request that names none")
     usual_ensemble_reason: str
+    usual_tail: float = Field(description="the tail of a request that names none")
     sets: PredictionSets | None = Field(description="basis of the sets for `coverage`")
     review: Review | None = Field(description="basis of each result's decision")
     evaluation: Evaluation | None
     notes: list[str] = Field(description="reasons for the parts that are missing")
     priors: list[str] = Field(description="names that a request may use as prior")
+    labelling: bool = Field(
+        False,
+        exclude_if=lambda labelling: not labelling,
+        description="true: photos are kept for labelling, and GET /review lists them",
+    )
     provider: Provider
     precision: Precision
     precision_reason: str
@@ -323,8 +341,14 @@ def model_summary(
     priors: Sequence[str],
     reason: str,
     number: int | None = None,
+    labelling: bool = False,
+    tail: float = 0.0,
 ) -> ModelSummary:
-    """Return the summary of the served model; `reason` says why its precision was chosen."""
+    """Return the summary of the served model; `reason` says why its precision was chosen.
+
+    `labelling` says whether the service keeps photos for labelling, and `tail` is that of a request
+    that names none.
+    """
     manifest, variant = predictor.manifest, predictor.variant
     groups = Counter(info.group for info in manifest.classes)
     return ModelSummary(
@@ -342,11 +366,13 @@ def model_summary(
         exit=variant.exit,
         usual_ensemble=variant.usual_ensemble,
         usual_ensemble_reason=variant.usual_ensemble_reason,
+        usual_tail=tail,
         sets=variant.sets,
         review=variant.review,
         evaluation=variant.evaluation,
         notes=list(variant.notes),
         priors=list(priors),
+        labelling=labelling,
         provider=device.provider,
         precision=predictor.precision,
         precision_reason=reason,

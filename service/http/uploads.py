@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -62,27 +62,46 @@ async def read_uploads(
 
     Raises `BodyTooLargeError`, `BodyTimeoutError` after `seconds`, and `MalformedError`.
     """
-    content_type, image = request.headers.get("content-type", ""), BytesIO()
-    try:
-        async with (
-            asyncio.timeout(seconds),
-            aclosing(limited_stream(request, max_body_bytes)) as body,
-        ):
-            if content_type.lower().startswith("multipart/"):
-                return await form_images(body, form_boundary(content_type), max_images)
-            async for chunk in body:
-                image.write(chunk)
-    except TimeoutError:
-        raise BodyTimeoutError(
-            f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
-        ) from None
-    data = image.getvalue()
+    content_type = request.headers.get("content-type", "")
+    if content_type.lower().startswith("multipart/"):
+        async with body_stream(request, max_body_bytes, seconds) as body:
+            return await form_images(body, form_boundary(content_type), max_images)
+    data = await read_body(request, max_body_bytes, seconds)
     if not data:
         raise MalformedError(
             "the request has no image: send it as the body, or one or more in the multipart "
             f"field `{FIELD}`"
         )
     return [Upload(None, data)]
+
+
+async def read_body(request: Request, max_body_bytes: int, seconds: float) -> bytes:
+    """Return the whole body; raises `BodyTooLargeError`, and `BodyTimeoutError` after `seconds`."""
+    data = BytesIO()
+    async with body_stream(request, max_body_bytes, seconds) as body:
+        async for chunk in body:
+            data.write(chunk)
+    return data.getvalue()
+
+
+@asynccontextmanager
+async def body_stream(
+    request: Request, max_body_bytes: int, seconds: float
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Yield the chunks of the body, of which reading raises `BodyTooLargeError`.
+
+    Raises `BodyTimeoutError` if the block takes longer than `seconds`.
+    """
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            aclosing(limited_stream(request, max_body_bytes)) as body,
+        ):
+            yield body
+    except TimeoutError:
+        raise BodyTimeoutError(
+            f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
+        ) from None
 
 
 async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:

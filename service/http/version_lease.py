@@ -1,5 +1,6 @@
 """The version of the model that a request is answered by, from its first byte to its last."""
 
+import re
 from contextlib import ExitStack
 from typing import Final
 from urllib.parse import parse_qs
@@ -18,6 +19,8 @@ PIN: Final = "version"
 # Routes whose answers depend on the version.
 LEASED: Final = frozenset({"/classify", "/confidence", "/classes", "/model"})
 BELOW: Final = "/classes/"
+# Those of the Open Inference Protocol, which have the version in the address.
+MODELS: Final = re.compile(r"/v2/models/[^/]+(?:/versions/(?P<version>[^/]+))?(?:/[a-z]+)?")
 
 
 class Lease:
@@ -67,12 +70,14 @@ class VersionLease:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not (path in LEASED or path.startswith(BELOW)):
+        model = MODELS.fullmatch(path)
+        if scope["type"] != "http" or not (model or path in LEASED or path.startswith(BELOW)):
             await self._app(scope, receive, send)
             return
         pins = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).get(PIN)
+        wanted = model["version"] if model else pins[-1] if pins else None
         try:
-            lease = Lease(self._engine, pins[-1] if pins else None)
+            lease = Lease(self._engine, wanted)
         except NoSuchVersionError as problem:
             self._engine.metrics.count_rejection(problem.reason)
             await respond(problem.document(), problem.status)(scope, receive, send)

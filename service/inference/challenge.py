@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Literal, get_args
@@ -34,6 +35,9 @@ SHADOW_SECONDS: Final = 30.0
 
 Loss = Literal["full", "other_pixels", "failed"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
+
+# Takes a request's id, the number of the image in it, and the probability with which it was copied.
+DifferenceListener = Callable[[str | None, int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +86,12 @@ class Challenge:
         admission: Admission,
         counters: ShadowCounters,
         before: "Challenge | None" = None,
+        listeners: Sequence[DifferenceListener] = (),
     ) -> None:
-        """If the comparison `before` was between the same two, it goes on."""
+        """If the comparison `before` was between the same two, it goes on.
+
+        `listeners` are told of each image on which the two differ.
+        """
         self.champion = champion
         self.challenger = challenger
         self.plan = plan
@@ -95,6 +103,7 @@ class Challenge:
         self._salt = salt
         self._admission = admission
         self._counters = counters
+        self._listeners = listeners
         self._waiting: deque[ShadowCopy] = deque()
         self._arrival = asyncio.Event()
         self._task = asyncio.create_task(self._work()) if plan.shadow is not None else None
@@ -173,6 +182,9 @@ class Challenge:
             copy.answer, answer, copy.probability, copy.request_id, copy.image
         )
         self._counters.answered.labels("same" if same else "different").inc()
+        if not same:
+            for listener in self._listeners:
+                listener(copy.request_id, copy.image, copy.probability)
 
 
 def place_of(salt: str, key: str) -> float:

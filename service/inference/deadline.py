@@ -29,6 +29,11 @@ class Deadline:
     def after(cls, seconds: float) -> "Deadline":
         return cls(seconds, perf_counter() + seconds)
 
+    def shortened(self, seconds: float) -> "Deadline":
+        """Return the deadline of the same request if it has no more than `seconds` in all."""
+        shorter = min(seconds, self.seconds)
+        return Deadline(shorter, self.at - self.seconds + shorter)
+
     @property
     def left(self) -> float:
         """The seconds that are left; negative once the deadline has passed."""

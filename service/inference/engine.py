@@ -17,7 +17,7 @@ from taillift.models.bundle.version_store import VERSIONS, VersionStore
 from taillift.models.errors import UserError, first_lines
 from taillift.service.feedback.label_book import LabelDesk
 from taillift.service.inference.admission import Admission
-from taillift.service.inference.challenge import Challenge
+from taillift.service.inference.challenge import Challenge, DifferenceListener
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
 from taillift.service.inference.memory import check_budget, estimate_bytes, trim
@@ -73,6 +73,7 @@ class Engine:
         self.refusals: dict[int, str] = {}
         self.challenger: ServedVersion | None = None
         self.challenge: Challenge | None = None
+        self.difference_listeners: list[DifferenceListener] = []
         self.loading: set[int] = set()
         self._ending = False
         self._draining_since: float | None = None
@@ -241,7 +242,7 @@ class Engine:
     def resident(self, wanted: str) -> ServedVersion:
         """Return the version with a role or a number; raises `NoSuchVersionError`."""
         for version, role in zip(self.residents, ("champion", "challenger"), strict=False):
-            if wanted in {role, str(version.number)}:
+            if wanted in {role, version.shown_number}:
                 return version
         raise NoSuchVersionError(
             f"no version {wanted[:80]!r} is loaded: ask for champion, for challenger if there is "

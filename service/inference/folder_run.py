@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice, repeat
+from itertools import islice, repeat, tee
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeVar
@@ -22,12 +22,13 @@ from rich.progress import (
 
 from taillift.models.bundle import conveyor
 from taillift.models.bundle.arrays import Doubles
-from taillift.models.bundle.classifier import AssignedClass, Classifier, top
+from taillift.models.bundle.classifier import AnyImage, AssignedClass, Classifier, top
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.known_counts import Assigned, KnownCounts
 from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Prediction
+from taillift.service.inference.photo_parts import PhotoSet, printable_path
 from taillift.service.inference.row_file import (
     Cell,
     Row,
@@ -52,7 +53,8 @@ class Asked:
     """How `taillift classify` wants its photos answered.
 
     `prior` is the name of `log_prior` [C], which is None for the uniform prior of all classes.
-    `classes` are the labels that the photos may show, if fewer than all.
+    `classes` are the labels that the photos may show, if fewer than all. `tail` says how far
+    `log_prior` leans toward the rare classes.
     """
 
     ensemble: Ensemble
@@ -62,66 +64,81 @@ class Asked:
     coverage: float | None = None
     classes: tuple[str, ...] = ()
     counts: KnownCounts | None = None
+    tail: float = 0.0
 
 
-def classify_photos(
-    classifier: Classifier, photos: Sequence[Path], out: Path, asked: Asked
-) -> None:
+class PredictionRows:
+    """The rows of `taillift classify --out`: `types` of their columns, `same` cells, and the rest.
+
+    `types` are as Parquet names them, and `same` is what is alike in all rows.
+    """
+
+    def __init__(self, classifier: Classifier, asked: Asked) -> None:
+        self.classifier, self.asked = classifier, asked
+        self._classes = classifier.manifest.classes
+        self._ranks = range(2, min(asked.top_k, len(self._classes)) + 1)
+        self.same: dict[str, Cell] = made_by(classifier, asked.ensemble)
+        self.same["prior"] = str(asked.prior)
+        types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
+        types |= {
+            "thing": "string",
+            "group": "string",
+            "views": "int64",
+            "decision": "string",
+            "reason": "string",
+        }
+        for rank in self._ranks:
+            types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
+        if asked.log_prior is not None:
+            types |= {"uniform_label": "string", "uniform_confidence": "double"}
+        if asked.coverage is not None:
+            types |= {"set": "list<string>", "coverage": "double"}
+            self.same["coverage"] = asked.coverage
+        if asked.tail:
+            types["tail"] = "double"
+            self.same["tail"] = asked.tail
+        if asked.classes:
+            types["classes"] = "string"
+            self.same["classes"] = ",".join(asked.classes)
+        if asked.counts is not None:
+            types |= {"assigned": "string", "assigned_confidence": "double", "instead": "string"}
+            types["counts"] = "string"
+            self.same["counts"] = asked.counts.digest
+        types |= {"error": "string", "model": "string", "ensemble": "string", "prior": "string"}
+        self.types = types
+
+    def cells(self, prediction: Prediction) -> Row:
+        """Return the cells of one photo's answer."""
+        ranking = top(prediction.requested, self.asked.top_k)
+        row: Row = {"group": self._classes[ranking[0]].group, "views": prediction.views}
+        row["decision"] = prediction.decision
+        row["reason"] = prediction.reason.text if prediction.reason else None
+        suffixes = ("", *(f"_{rank}" for rank in self._ranks))
+        for index, suffix in zip(ranking, suffixes, strict=True):
+            row[f"label{suffix}"] = self._classes[index].label
+            row[f"confidence{suffix}"] = float(prediction.requested[index])
+        if self.asked.log_prior is not None:
+            row["uniform_label"] = self._classes[int(prediction.uniform.argmax())].label
+            row["uniform_confidence"] = float(prediction.uniform.max())
+        if prediction.members is not None:
+            row["set"] = [self._classes[index].label for index in prediction.members]
+        return row
+
+
+def classify_photos(classifier: Classifier, photos: PhotoSet, out: Path, asked: Asked) -> None:
     """Write the classes of each photo to a file, in the order of `photos`.
 
     A file that has the first rows already gets the rest. With counts, all photos are looked at
     before the first row is written. Raises `UserError` if the file has other rows, or cannot be
     written, or if the counts cannot be met.
     """
-    classes = classifier.manifest.classes
-    ensemble, top_k, target = asked.ensemble, asked.top_k, asked.log_prior
-    ranks = range(2, min(top_k, len(classes)) + 1)
-    same: dict[str, Cell] = {**made_by(classifier, ensemble), "prior": str(asked.prior)}
-    types = {"photo": "string", "label": "string", "confidence": "double", "time": "string"}
-    types |= {
-        "thing": "string",
-        "group": "string",
-        "views": "int64",
-        "decision": "string",
-        "reason": "string",
-    }
-    for rank in ranks:
-        types |= {f"label_{rank}": "string", f"confidence_{rank}": "double"}
-    if target is not None:
-        types |= {"uniform_label": "string", "uniform_confidence": "double"}
-    if asked.coverage is not None:
-        types |= {"set": "list<string>", "coverage": "double"}
-        same["coverage"] = asked.coverage
-    if asked.classes:
-        types["classes"] = "string"
-        same["classes"] = ",".join(asked.classes)
-    if asked.counts is not None:
-        types |= {"assigned": "string", "assigned_confidence": "double", "instead": "string"}
-        types["counts"] = "string"
-        same["counts"] = asked.counts.digest
-    types |= {"error": "string", "model": "string", "ensemble": "string", "prior": "string"}
-
-    def cells(prediction: Prediction) -> Row:
-        ranking = top(prediction.requested, top_k)
-        row: Row = {"group": classes[ranking[0]].group, "views": prediction.views}
-        row["decision"] = prediction.decision
-        row["reason"] = prediction.reason.text if prediction.reason else None
-        for index, suffix in zip(ranking, ("", *(f"_{rank}" for rank in ranks)), strict=True):
-            row[f"label{suffix}"] = classes[index].label
-            row[f"confidence{suffix}"] = float(prediction.requested[index])
-        if target is not None:
-            row["uniform_label"] = classes[int(prediction.uniform.argmax())].label
-            row["uniform_confidence"] = float(prediction.uniform.max())
-        if prediction.members is not None:
-            row["set"] = [classes[index].label for index in prediction.members]
-        return row
-
-    key = [printable(photo) for photo in photos]
-    with RowFile(part_of(out), row_format(out, list(types)), key, same) as rows:
+    table, key = PredictionRows(classifier, asked), photos.names
+    form = row_format(out, list(table.types))
+    with RowFile(part_of(out), form, key, table.same) as rows:
         start = 0 if asked.counts else rows.count
-        rest = photos[start:]
+        rest, shown = tee(photos.images(start))
         found: Iterable[Prediction | ImageError] = conveyor.predictions(
-            classifier, rest, ensemble, cores(), target, asked.coverage
+            classifier, rest, asked.ensemble, cores(), asked.log_prior, asked.coverage
         )
         assigned: Iterable[Assigned | None] = repeat(None)
         if asked.counts is not None:
@@ -129,18 +146,18 @@ def classify_photos(
         # A clock that is set back, or was when the run was broken off, must not make rows that are
         # older than those before them.
         time: str = rows.last.get("time", "")
-        with shown_progress(len(photos), rows.count) as advance:
-            together = zip(key[start:], rest, found, assigned, strict=False)
-            for name, path, prediction, one in islice(together, rows.count - start, None):
+        with shown_progress(len(key), rows.count) as advance:
+            together = zip(key[start:], shown, found, assigned, strict=False)
+            for name, image, prediction, one in islice(together, rows.count - start, None):
                 time = max(time, datetime.now(UTC).isoformat(timespec="milliseconds"))
                 row: Row = {"photo": name, "time": time}
                 if not isinstance(prediction, ImageError):
-                    row["thing"] = thing(path)
+                    row["thing"] = thing(image)
                 if one is not None:
-                    row |= assigned_cells(AssignedClass.of(one, classes))
-                rows.add({**row, **result(prediction, cells), **same})
+                    row |= assigned_cells(AssignedClass.of(one, classifier.manifest.classes))
+                rows.add({**row, **result(prediction, table.cells), **table.same})
                 advance()
-        finish(rows, out, types)
+        finish(rows, out, table.types)
 
 
 def assign_photos(
@@ -182,7 +199,7 @@ def embed_photos(
             "features": [float(f"{value:.9g}") for value in features.tolist()],
         }
 
-    key = [printable(photo) for photo in photos]
+    key = list(map(printable_path, photos))
     with RowFile(part_of(out), row_format(out, list(types), length), key, same) as rows:
         found = conveyor.outputs(classifier, photos[rows.count :], ensemble, cores())
         with shown_progress(len(photos), rows.count) as advance:
@@ -197,12 +214,13 @@ def result(found: Found | ImageError, cells: Callable[[Found], Row]) -> Row:
     return {"error": str(found)} if isinstance(found, ImageError) else cells(found)
 
 
-def thing(photo: Path) -> str | None:
-    """Return what files with the same bytes have in common, or None if the file cannot be read."""
+def thing(image: AnyImage | ImageError) -> str | None:
+    """Return what files with the same bytes have in common, or None if there are none."""
     try:
-        return f"{image_digest(photo.read_bytes()):016x}"
+        data = image.read_bytes() if isinstance(image, Path) else image
     except OSError:
         return None
+    return f"{image_digest(data):016x}" if isinstance(data, bytes) else None
 
 
 def made_by(classifier: Classifier, ensemble: Ensemble) -> dict[str, Cell]:
@@ -210,11 +228,6 @@ def made_by(classifier: Classifier, ensemble: Ensemble) -> dict[str, Cell]:
     manifest = classifier.manifest
     model = f"{manifest.name} {manifest.version} {classifier.predictor.precision}"
     return {"model": model, "ensemble": str(ensemble)}
-
-
-def printable(photo: Path) -> str:
-    """Return a path as text; bytes in it that are not UTF-8 are escaped."""
-    return str(photo).encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager

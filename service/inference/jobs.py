@@ -21,7 +21,8 @@ class ImageJob:
 
     V is the rule's last stage. `owner` is the request: images of different requests take turns.
     `stage` counts the rule's stages from 1, `goal` is the number of views up to the end of the
-    stage, and the first `taken` of them have been handed to the device.
+    stage, and the first `taken` of them have been handed to the device. It waits since `since`, and
+    was first handed over at `begun`, both on the clock of `perf_counter`.
     """
 
     views: Pixels
@@ -30,6 +31,7 @@ class ImageJob:
     owner: Hashable
     rule: Stages
     since: float = field(default_factory=perf_counter)
+    begun: float | None = None
     taken: int = 0
     stage: int = 1
     rows: list[Outputs] = field(default_factory=list)

@@ -190,6 +190,7 @@ class Pipeline:
             if isinstance(pixels, PerImageError):
                 raise pixels
             async with reservation.deadline.limit("decode"), turns:
+                begun = perf_counter()
                 try:
                     views = await self._decoder.views(
                         image,
@@ -202,6 +203,8 @@ class Pipeline:
                     )
                 except ImageError as error:
                     raise image_problem(error) from error
+                finally:
+                    self._metrics.record_span("decode", begun, perf_counter())
             reservation.release(Load(raw=load.raw, pixels=load.pixels))
             load = load._replace(raw=0, pixels=0)
             outputs = await self._scheduler.answer(

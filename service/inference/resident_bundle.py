@@ -120,6 +120,11 @@ class ResidentBundle:
         return self.predictor.usual_ensemble
 
     @property
+    def usual_tail(self) -> float:
+        """The tail of a request that names none."""
+        return self._settings.tail
+
+    @property
     def view_bytes(self) -> int:
         """The bytes of one view."""
         return CHANNELS * self.manifest.preprocessing.size**2

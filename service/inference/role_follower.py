@@ -275,6 +275,7 @@ class RoleFollower:
             engine.workshop.admission,
             self._counters,
             running,
+            engine.difference_listeners,
         )
         self._outcomes.labels("done").inc()
 

@@ -94,6 +94,10 @@ class Scheduler:
         finally:
             if self._waiting.discard(job):
                 self._metrics.queue_views.dec(job.pending)
+            end = perf_counter()
+            self._metrics.record_span("queue", job.since, job.begun or end)
+            if job.begun is not None:
+                self._metrics.record_span("infer", job.begun, end)
 
     async def _work(self) -> None:
         while self._waiting or not self._closing.is_set():
@@ -135,7 +139,8 @@ class Scheduler:
                 job.fail(job.deadline.missed("queue"))
                 continue
             if job.taken == 0:
-                self._metrics.record_stage("queue", perf_counter() - job.since)
+                job.begun = perf_counter()
+                self._metrics.record_stage("queue", job.begun - job.since)
             self._metrics.count_pass(job.stage, count)
             batch.append(job.take(count))
             if job.pending:

@@ -105,6 +105,11 @@ class ServedVersion:
         self.load_seconds = perf_counter() - start
         self.resident_bytes = max(0, status_bytes("VmRSS") - before)
 
+    @property
+    def shown_number(self) -> str:
+        """The number as requests name it; a bundle that is served without a store is version 1."""
+        return "1" if self.number is None else str(self.number)
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Keep the version in memory until the block ends."""

@@ -1,11 +1,12 @@
-"""The counters and histograms of one service, as Prometheus scrapes them."""
+"""The counters and histograms of one service, as Prometheus scrapes them, and spans of stages."""
 
 from collections import Counter as Counts
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
+from time import perf_counter, perf_counter_ns, time_ns
 from typing import Final, Literal, get_args
 
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.process_collector import ProcessCollector
 
@@ -47,6 +48,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         # Images by label and group of the top class, of all versions that were served.
         self.class_predictions: Counts[tuple[str, Group]] = Counts()
+        # It makes spans of sampled requests; without a collector no request is sampled.
+        self.tracer: trace.Tracer = trace.NoOpTracer()
+        # Those among them that the tail does not count, because they show what was counted before.
+        self.class_repetitions: Counts[tuple[str, Group]] = Counts()
         self._provider = provider
         self._declare()
         self._model = Info("taillift_model", "The model that is served", registry=self.registry)
@@ -235,11 +240,23 @@ class Metrics:
         """Record the duration of a stage."""
         self._stages.labels(stage).observe(seconds)
 
+    def record_span(self, stage: Stage, start: float, end: float) -> None:
+        """Add a stage to the trace of the current request, if it is sampled.
+
+        `start` and `end` are on the clock of `perf_counter`.
+        """
+        if trace.get_current_span().is_recording():
+            ahead = time_ns() - perf_counter_ns()
+            span = self.tracer.start_span(stage, start_time=ahead + round(1e9 * start))
+            span.end(ahead + round(1e9 * end))
+
     @contextmanager
     def time_stage(self, stage: Stage) -> Iterator[None]:
-        """Record the duration of the block, even if it raises."""
+        """Record the duration of the block, even if it raises, and its span."""
         start = perf_counter()
         try:
             yield
         finally:
-            self.record_stage(stage, perf_counter() - start)
+            end = perf_counter()
+            self.record_stage(stage, end - start)
+            self.record_span(stage, start, end)

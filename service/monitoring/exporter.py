@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from math import isnan, log10
 from time import monotonic, perf_counter
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Metric
@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from taillift.models.bundle.schema import GROUPS
 from taillift.service.feedback.live_accuracy import LiveReport, LiveShare
-from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.tail.distributions import Doubles, Flags, Indices
+from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
 
 # With more classes, only few-shot classes that drift or are silent have series of their own, ...
@@ -47,16 +47,32 @@ def class_series(setting: Literal["auto", "on", "off"], classes: int) -> ClassSe
     return ClassSeries.ALL if setting == "on" or classes <= MAX_CLASSES else ClassSeries.MOVED
 
 
+class Watched(Protocol):
+    """A monitor, and the images by top class [C]: all, and those that the tail does not count."""
+
+    @property
+    def monitor(self) -> TailMonitor: ...
+
+    @property
+    def counts(self) -> Indices: ...
+
+    @property
+    def repetitions(self) -> Indices: ...
+
+    def state(self) -> TailState:
+        """Return the current state of every class and group."""
+
+
 class TailSeries(Collector):
     """A collector of the tail's statistics.
 
     A value that is NaN has no sample, such as a ratio before the first prediction.
     """
 
-    def __init__(self, monitoring: Monitoring, which: ClassSeries) -> None:
+    def __init__(self, monitoring: Watched, which: ClassSeries) -> None:
         self.show(monitoring, which)
 
-    def show(self, monitoring: Monitoring, which: ClassSeries) -> None:
+    def show(self, monitoring: Watched, which: ClassSeries) -> None:
         """Collect the statistics of `monitoring` from now on."""
         self._monitoring = monitoring
         self._which = which
@@ -135,6 +151,15 @@ class TailSeries(Collector):
         for labels, value in self._rows(indices, self._monitoring.counts):
             total.add_metric(labels, value)
         yield total
+        repeated = CounterMetricFamily(
+            "taillift_class_repetitions",
+            "Images by top class that the tail does not count: copies, or others of their group",
+            labels=BY_CLASS,
+        )
+        repetitions = self._monitoring.repetitions
+        for labels, value in self._rows(indices[repetitions[indices] > 0], repetitions):
+            repeated.add_metric(labels, value)
+        yield repeated
         yield _gauge(
             "class_expected_rate",
             "Share of predictions expected in the class",

@@ -25,7 +25,8 @@ REQUEST_ID: Final = "X-Request-Id"
 REQUEST_ID_BYTES: Final = REQUEST_ID.lower().encode()
 VALID_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
-READINESS: Final = "/readyz"
+# Probes whose 503 is not an error: it is how the service says that it is starting.
+READINESS: Final = ("/readyz", "/v2/health/ready")
 MAX_PATH: Final = 1_000
 
 # Text that needs no quotes as the value of a field.
@@ -151,7 +152,7 @@ def log_access(record: AccessRecord, level: AccessLevel) -> None:
 
     A failed readiness probe is not an error: it is how the service says that it is starting.
     """
-    failed = record.status >= 500 and record.path != READINESS
+    failed = record.status >= 500 and record.path not in READINESS
     if level == "all" or (level == "errors" and failed):
         fields = asdict(record) | {"path": record.path and record.path[:MAX_PATH]}
         fields["seconds"] = round(record.seconds, 6)

@@ -14,6 +14,7 @@ from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.folder import CONFUSION, content_version, verify_file
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.review import Decision
+from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.store import Store
@@ -70,10 +71,11 @@ class Monitoring:
         """
         index = int(probabilities.argmax())
         confidence = float(probabilities[index])
-        group = self.manifest.classes[index].group
+        label, group = self.manifest.classes[index].label, self.manifest.classes[index].group
         if not self.monitor.observe(index, confidence, things):
             self._metrics.count_omission("repeated")
-        self._metrics.class_predictions[self.manifest.classes[index].label, group] += 1
+            self._metrics.class_repetitions[label, group] += 1
+        self._metrics.class_predictions[label, group] += 1
         self._metrics.count_prediction(group, confidence)
         if decision is not None:
             self._metrics.count_decision(group, decision)
@@ -83,7 +85,14 @@ class Monitoring:
     @property
     def counts(self) -> Indices:
         """The predictions of each class since the process began, int64 [C]."""
-        totals = self._metrics.class_predictions
+        return self._totals(self._metrics.class_predictions)
+
+    @property
+    def repetitions(self) -> Indices:
+        """Those of `counts` that the tail does not count, int64 [C]."""
+        return self._totals(self._metrics.class_repetitions)
+
+    def _totals(self, totals: Mapping[tuple[str, Group], int]) -> Indices:
         return np.array([totals[info.label, info.group] for info in self.manifest.classes])
 
     def state(self) -> TailState:

@@ -39,6 +39,21 @@ def page_of_report(title: str, report: Mapping[str, object]) -> str:
     """
     index = (FOLDER / "index.html").read_text("utf-8")
     _, _, tail = index.partition('id="tail" aria-labelledby="tail-tab" hidden>')
+    body = f"<section>{tail.partition('</main>')[0]}"
+    return standalone(title, body, report, 'import { showOnce as start } from "tail.js";')
+
+
+def page_to_label(title: str, content: Mapping[str, object]) -> str:
+    """Return a page in which the photos of `sheet_content` get their labels.
+
+    It is for the folder of these photos, and downloads a file of their labels.
+    """
+    start = 'import { startSheet as start } from "sheet.js";'
+    return standalone(title, (FOLDER / "sheet.html").read_text("utf-8"), content, start)
+
+
+def standalone(title: str, body: str, content: Mapping[str, object], start: str) -> str:
+    """Return a page that holds all scripts and styles, and calls `start` with its content."""
     style = (FOLDER / "page.css").read_text("utf-8")
     # Modules from addresses that hold them cannot import each other by relative paths.
     modules = {
@@ -50,7 +65,7 @@ def page_of_report(title: str, report: Mapping[str, object]) -> str:
         for name, text in modules.items()
     }
     # No label can end the script that holds it.
-    data = json.dumps(report).replace("<", "\\u003c")
+    data = json.dumps(content).replace("<", "\\u003c")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -61,16 +76,16 @@ def page_of_report(title: str, report: Mapping[str, object]) -> str:
 <style>
 {style}</style>
 <script type="importmap">{json.dumps({"imports": imports})}</script>
-<script type="application/json" id="report">{data}</script>
+<script type="application/json" id="content">{data}</script>
 </head>
 <body>
 <header><h1>{escape(title)}</h1></header>
 <main id="main">
 <noscript><p class="problem">This page needs JavaScript.</p></noscript>
-<section>{tail.partition("</main>")[0]}</main>
+{body}</main>
 <script type="module">
-import {{ showOnce }} from "tail.js";
-showOnce(JSON.parse(document.getElementById("report").textContent));
+{start}
+start(JSON.parse(document.getElementById("content").textContent));
 </script>
 </body>
 </html>

@@ -106,6 +106,8 @@ class Dependence:
         self.class_sums = np.zeros((2, len(shares)))
         # Of all blocks and of the recent ones, by scale: number, sum, sum of squares, two largest.
         self.sums = np.zeros((2, len(SCALES), 5))
+        # What others have measured, who have seen the predictions in their order.
+        self.told = 1.0
 
     def learn(self, labels: Indices) -> None:
         """Add at most `LONGEST` predictions in the order in which they came."""
@@ -160,7 +162,10 @@ class Dependence:
 
     @property
     def measured(self) -> float:
-        """The design effect that was measured; within chance of independent predictions it is 1."""
+        """The design effect that was measured; within chance of independent predictions it is 1.
+
+        It is at least the one that was told.
+        """
         number, total, squares = np.moveaxis(self.sums[..., :3], -1, 0)
         known = number >= 2
         trimmed = np.floor(number / 4).clip(0, 2)
@@ -173,7 +178,7 @@ class Dependence:
         for scale in range(1, len(SCALES)):
             if not known[0, scale]:
                 found[scale] = 1 + STEP * (found[scale - 1] - 1)
-        return float(found.max())
+        return max(self.told, float(found.max()))
 
     def _chance(self, number: Doubles, gate: float) -> Doubles:
         """Return how far above 1 a mean of so many differences may be by chance."""

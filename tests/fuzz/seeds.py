@@ -3,6 +3,7 @@
 import gzip
 import struct
 import zlib
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -90,6 +91,14 @@ def messages() -> Mapping[str, Message]:
     compressed = gzip.compress(body, mtime=0)
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:99], body[99:]))
     typed = (b"Content-Type", FORM)
+    oip_tensor = b"".join(struct.pack("<I", len(image)) + image for image in (body, kinds["png"]))
+    oip_head = (
+        b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[2],"parameters":'
+        b'{"binary_data_size":%d}}],"outputs":[{"name":"label"},{"name":"error"}]}'
+    ) % len(oip_tensor)
+    oip_json = (
+        b'{"id":"a","inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["%s"]}]}'
+    ) % b64encode(body)
     return {
         **{name: Message(image) for name, image in kinds.items()},
         "form": Message(form([body, kinds["png"], kinds["webp"]]), headers=(typed,)),
@@ -98,6 +107,12 @@ def messages() -> Mapping[str, Message]:
         ),
         "confidence": Message(body, b"/confidence?classes=red&classes=blue&prior=train"),
         "chunked": Message(chunked + b"0\r\n\r\n", headers=((b"Transfer-Encoding", b"chunked"),)),
+        "oip, json": Message(oip_json, b"/v2/models/palette/infer"),
+        "oip, binary": Message(
+            oip_head + oip_tensor,
+            b"/v2/models/palette/versions/1/infer",
+            headers=((b"Inference-Header-Content-Length", b"%d" % len(oip_head)),),
+        ),
         "gzip": Message(compressed, headers=((b"Content-Encoding", b"gzip"),)),
         **{
             path: Message(b"", path.encode(), b"GET")

@@ -38,9 +38,9 @@ def test_each_photo_is_a_row_with_its_class(bundle: Path, photos: dict[str, Path
 def test_json_is_the_answer_of_the_service(
     bundle: Path, photos: dict[str, Path], client: httpx.Client
 ) -> None:
-    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train"]
+    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train", "--tail", 0.5]
     printed = json.loads(classify(bundle, photos["cyan"], *flags).stdout)
-    query = {"top_k": "2", "ensemble": "off", "prior": "train"}
+    query = {"top_k": "2", "ensemble": "off", "prior": "train", "tail": "0.5"}
     files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
     answer = client.post("/classify", params=query, files=files).json()
     assert len(answer["results"][0].pop("id")) == 35

@@ -54,13 +54,19 @@ def test_help_describes_every_flag_with_its_variable_and_default(command: str) -
         name for name in Settings.model_fields if f"--{name.replace('_', '-')} " in result.output
     }
     if command == "watch":
-        # The limit of pixels is an option of its own there, in words of its own.
-        options.remove("max_pixels")
+        # These are options of its own there, in words of their own.
+        options -= {"max_pixels", "port"}
     assert (
         options
         == {
             "serve": set(Settings.model_fields) - NOT_FLAGS - {"bundle"},
-            "watch": {"reference", "tail_level", "tail_window_seconds"},
+            "watch": {
+                "reference",
+                "tail_level",
+                "tail_window_seconds",
+                "host",
+                "class_metrics",
+            },
         }[command]
     )
     for name in options:
@@ -156,9 +162,20 @@ def test_variables_of_compose_and_kubernetes_are_passed_over(
         "TAILLIFT_SERVICE_HOST",
         "TAILLIFT_SERVICE_PORT_HTTP",
         "TAILLIFT_PORT_8000_TCP_ADDR",
+        "TAILLIFT_WATCH_SERVICE_HOST",
+        "TAILLIFT_WATCH_PORT_9101_TCP",
     ):
         monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TAILLIFT_WATCH_PORT", "tcp://10.96.0.1:9101")
     assert read_settings(bundle=Path("b")).port == 8000
+
+
+def test_the_address_of_a_service_of_kubernetes_is_not_taken_for_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TAILLIFT_PORT", "tcp://10.96.0.1:80")
+    with pytest.raises(UserError, match="enableServiceLinks: false"):
+        read_settings(bundle=Path("b"))
 
 
 @pytest.mark.parametrize("name", ["HOST", "PORT", "TAIL_FILE", "KEYS_FILE", "MAX_IMAGES"])

@@ -9,6 +9,7 @@ from taillift.models.bundle.schema import GROUPS
 from taillift.training.comparison.outcome import Outcome
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Split
+from taillift.training.evaluation import TAUS, TauPoint
 from taillift.training.fit.provenance import Machine, Provenance
 from taillift.training.recipe.recipe import load_recipe
 
@@ -75,6 +76,15 @@ def outcome_of(
             None if rate is None else Accuracy(single=max(rate - 1, 0), full=rate) for rate in rates
         ),
     )
+
+
+def with_curve(outcome: Outcome, few: Sequence[float], mean_class: Sequence[float]) -> Outcome:
+    """Return the outcome with these accuracies at TAUS."""
+    points = (
+        TauPoint(tau=tau, mean_class=mean, many=None, medium=None, few=rare)
+        for tau, rare, mean in zip(TAUS, few, mean_class, strict=True)
+    )
+    return outcome.model_copy(update={"tau_curve": tuple(points)})
 
 
 def failed(outcome: Outcome) -> Outcome:

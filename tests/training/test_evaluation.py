@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import Group
-from taillift.training.evaluation import class_accuracies, confusion, evaluate, scores
+from taillift.training.evaluation import (
+    TAUS,
+    class_accuracies,
+    confusion,
+    evaluate,
+    scores,
+    tau_curve,
+)
 
 GROUPS: list[Group] = ["many", "many", "medium", "few"]
 
@@ -90,6 +97,31 @@ def test_scores_are_percentages_and_ordered(pairs: list[tuple[int, int]]) -> Non
     assert measured.harmonic_mean <= max(measured.mean_class, 0.001) + 1e-9
     assert measured.geometric_mean is not None
     assert measured.macro_f1 is not None
-    assert 0 <= measured.geometric_mean <= min(measured.mean_class, measured.harmonic_mean * 1e5)
+    most = min(measured.mean_class, measured.harmonic_mean * 1e5)
+    assert 0 <= measured.geometric_mean <= most + 1e-9
     assert measured.geometric_mean <= measured.mean_class + 1e-9
     assert 0 <= measured.macro_f1 <= 100
+
+
+def test_a_larger_tau_gives_more_to_the_rare_class() -> None:
+    # Half way between a class with 90 photos and one with 10: at tau = 1.5 the rare one gains
+    # 0.5 * log(9) = 1.1 over the frequent one.
+    logits = np.array([[2.0, 0.0], [1.0, 0.0], [0.0, 0.5], [0.0, -1.0]], np.float32)
+    labels = np.array([0, 0, 1, 1])
+    groups: list[Group] = ["many", "few"]
+    curve = tau_curve(logits, labels, groups, [90, 10], [0.5, 1, 1.5, 2])
+    assert [point.few for point in curve] == [0, 50, 100, 100]
+    assert [point.many for point in curve] == [100, 100, 50, 0]
+    assert [point.mean_class for point in curve] == [50, 75, 75, 50]
+
+
+@given(seed=st.integers(0, 1000))
+def test_tau_1_is_the_model_as_it_is(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    labels, logits = random.integers(0, 4, 40), random.normal(size=(40, 4)).astype(np.float32)
+    (point,) = (one for one in tau_curve(logits, labels, GROUPS, [9, 8, 4, 1]) if one.tau == 1)
+    plain = scores(logits.argmax(1), labels, GROUPS)
+    assert point.model_dump(exclude={"tau"}) == plain.model_dump(
+        include=set(type(point).model_fields)
+    )
+    assert len(TAUS) == 9

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from taillift import cli as front_door
 from taillift.training.fit.checkpoint import read_metadata
+from taillift.training.fit.resume import Resume
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
 from tests.support.tiny import COLOURS, write_photo, write_photos
 
@@ -57,6 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
             ["train", "photos", "--epochs", "2", "--steps", "9"],
             "epochs and steps each say how long",
         ),
+        (["train", "photos", "--effort", "full", "--steps", "9"], "full chooses the number of ste"),
         (["train", "photos", "--batch", "2", "--set", "batch=4"], "--batch and --set batch change"),
         (["train", "photos", "--lr", "0"], "head_rate = 0.0: Input should be greater than 0"),
         (["train", "photos", "--backbone", "ViT-B16:x"], 'did you mean "ViT-B-16'),
@@ -278,6 +281,42 @@ def test_from_photos_to_a_classified_one_with_a_few_commands(tmp_path: Path) -> 
     assert "blue" in classified.stdout.replace(photo, "")
 
 
+def test_photos_of_several_sources_are_trained_on_and_belong_to_the_run(
+    run: Run, tmp_path: Path, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted run continues with the same sources alone, and `export` needs them, too."""
+    write_photos(tmp_path / "photos", {"red": 8, "green": 6}, ("train", "test"))
+    for index in range(4):
+        write_photo(tmp_path / f"more/train/blue/{index}.png", COLOURS["blue"], 600 + index)
+    command = ["train", "photos", "--recipe", "head", "--backbone", tiny_backbone, "--epochs", "2"]
+    added = [*command, "--add", "more"]
+    write = Resume.write
+
+    def killed(resume: Resume, *state: Any) -> None:
+        write(resume, *state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Resume, "write", killed)
+        assert "training was interrupted" in run(*added)[2]
+    path = tmp_path / "runs/photos+more/head-ViT-Tiny-Test-tiny-0-0.safetensors"
+    status, _, errors = run(*command, "--out", str(path))
+    assert (status, "run with another recipe, other photos" in errors) == (1, True)
+    status, output, errors = run(*added)
+    assert status == 0, errors
+    assert "trained on 18 photos of 3 classes" in output
+    metadata = read_metadata(path)
+    assert (metadata.data, metadata.classes) == ("photos", ("red", "green", "blue"))
+    assert metadata.counts == (8, 6, 4)
+    assert len(metadata.record.losses) == 2
+
+    status, _, errors = run("export", str(path), "photos", "--no-calibration")
+    assert (status, "was trained on other photos" in errors) == (1, True)
+    shutil.copy(tmp_path / "photos/test/red/000.png", tmp_path / "more/train/blue/leak.png")
+    status, _, errors = run(*added, "--replace")
+    assert (status, "leak.png is also in test" in errors) == (1, True)
+
+
 def test_unlabelled_photos_next_to_train_are_used_and_exported_with(
     run: Run, tmp_path: Path, tiny_backbone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,7 +411,7 @@ def test_a_comparison_shows_every_group_and_keeps_its_rows(
     assert "Does heavy fine-tuning hurt the tail here?" in page
     assert "taillift compare photos" in page
     assert "--seeds 0,1" in page
-    for name in ("groups.png", "parameters.png", "tail.png", "results.md"):
+    for name in ("groups.png", "parameters.png", "tail.png", "tau.png", "results.md"):
         assert (folder / name).exists()
 
 
@@ -386,15 +425,17 @@ def test_a_comparison_with_a_failed_run_says_so_and_shows_the_others(
     status, output, errors = run(*command, *wild, "--recipes", "zero-shot,full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 2 runs failed, for the reasons above")
-    everything = "results.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    everything = (
+        "results.csv, tau.csv, results.md, groups.png, parameters.png, tail.png, report.html"
+    )
     assert " ".join(output.split()).endswith(f" found holds {everything}")
     assert all((tmp_path / "found" / name).exists() for name in everything.split(", "))
     status, output, errors = run(*command, *wild, "--recipes", "full")
     assert status == 1
     assert errors.splitlines()[-1].startswith("error: 1 of 1 runs failed")
-    assert output.endswith("\nfound holds results.csv, results.md\n")
+    assert output.endswith("\nfound holds results.csv, tau.csv, results.md\n")
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
-        *("results.csv", "results.md", "full-0.json", "zero-shot-0.json"),
+        *("results.csv", "tau.csv", "results.md", "full-0.json", "zero-shot-0.json"),
         *("zero-shot-0.safetensors", "zero-shot-0.safetensors.yaml"),
     }, "nothing drawn is left of the earlier comparison"
 

@@ -1,5 +1,6 @@
 """Several recipes over several seeds on the same photos; a finished run is never repeated."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,8 +12,12 @@ import numpy as np
 import torch
 
 from taillift.models.bundle.atomic import require_writable
+from taillift.models.bundle.ensemble import mean_over_views
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.posterior import log_shares, without_prior
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
+from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.comparison.outcome import (
     Outcome,
     labels_of,
@@ -21,10 +26,12 @@ from taillift.training.comparison.outcome import (
     run_path,
     write_csv,
     write_outcome,
+    write_tau_csv,
 )
+from taillift.training.comparison.soup import NAME, best_soup, can_be_averaged, soup_recipe
 from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
-from taillift.training.evaluation import class_accuracies, evaluate
+from taillift.training.evaluation import class_accuracies, evaluate, tau_curve
 from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import checkpoint_stem, read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
@@ -33,6 +40,7 @@ from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
 CSV = "results.csv"
+TAU_CSV = "tau.csv"
 
 
 def compare(
@@ -43,14 +51,19 @@ def compare(
     device: torch.device | None = None,
     replace: bool = False,
     log: Callable[[str], None] = print,
+    soup: bool = False,
 ) -> list[Outcome]:
     """Train and evaluate every recipe, and return the outcomes in the order of `recipes`.
 
-    Each run leaves a checkpoint and an outcome in `out`, and a row in results.csv. A run that has
-    left an outcome is not repeated, unless it failed. A run that fails is an outcome, too. If
-    `torchrun` has started several processes, all of them call this function.
+    With `soup`, those that tune the tower are then averaged for each seed, and the outcomes of the
+    averages follow.
 
-    Raises `UserError` if there are no held-out photos or if a recipe is requested twice. Unless
+    Each run leaves a checkpoint and an outcome in `out`, and rows in results.csv and tau.csv. A run
+    that has left an outcome is not repeated, unless it failed. A run that fails is an outcome, too.
+    If `torchrun` has started several processes, all of them call this function.
+
+    Raises `UserError` if there are no held-out photos, if a recipe is requested twice, or for what
+    `soups_of` refuses. Unless
     `replace` allows overwriting, it also does so if `out` holds results on other photos, of another
     backbone, or of the same name from a different run.
     """
@@ -67,6 +80,7 @@ def compare(
         finished_outcome(out, recipe, key) for recipe, key in zip(recipes, keys, strict=True)
     ]
     processes = Processes(device)
+    soups = soups_of(recipes, dataset, processes.size) if soup else []
     # All processes use what the first has read.
     outcomes = dict(zip(keys, processes.broadcast(finished), strict=True))
     missing = [recipe for recipe, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
@@ -75,6 +89,9 @@ def compare(
         for recipe, key in zip(recipes, keys, strict=True):
             if outcomes[key] is None:
                 make_room(run_path(out, recipe, ".safetensors"), key, replace)
+        for mixed in soups:
+            key = soup_key([run_key_of(part, dataset, backbone) for part in mixed])
+            make_room(run_path(out, soup_recipe(mixed), ".safetensors"), key, replace)
     if len(missing) < len(recipes):
         log(f"{len(recipes) - len(missing)} of {len(recipes)} runs were finished before")
     trainer = Trainer(dataset, backbone, device)
@@ -95,9 +112,14 @@ def compare(
         if is_first():
             write_outcome(run_path(out, recipe, ".json"), outcome)
             collect(out)
+    finished_runs = [result for key in keys if (result := outcomes[key]) is not None]
+    for mixed in soups:
+        names = {(recipe.name, recipe.seed) for recipe in mixed}
+        parts = [run for run in finished_runs if (run.recipe.name, run.recipe.seed) in names]
+        finished_runs.append(average_and_evaluate(trainer, parts, backbone, out, log))
     if is_first():
         collect(out)
-    return [result for key in keys if (result := outcomes[key]) is not None]
+    return finished_runs
 
 
 def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
@@ -192,15 +214,7 @@ def train_and_evaluate(
     assert dataset.held_out is not None
     checkpoint = run_path(out, recipe, ".safetensors")
     key = run_key_of(recipe, dataset, backbone)
-    outcome = Outcome(
-        key=key,
-        recipe=recipe,
-        data=dataset.name,
-        fingerprint=dataset.fingerprint,
-        backbone=backbone.name,
-        backbone_sha256=backbone.sha256,
-        seconds=0.0,
-    )
+    outcome = new_outcome(recipe, key, dataset, backbone)
     start = time.monotonic()
     trained_before = 0.0
     try:
@@ -217,23 +231,105 @@ def train_and_evaluate(
             raise
         seconds = round(time.monotonic() - start, 1)
         return outcome.model_copy(update={"failure": str(error), "seconds": seconds})
+    seconds = trained_before + time.monotonic() - start
+    outcome = evaluated(trainer, run, outcome, seconds)
+    # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
+    save(checkpoint, run.model, run.metadata, replace=True)
+    return outcome
+
+
+def new_outcome(recipe: Recipe, key: str, dataset: Dataset, backbone: Backbone) -> Outcome:
+    """Return the outcome of a run that has not begun."""
+    return Outcome(
+        key=key,
+        recipe=recipe,
+        data=dataset.name,
+        fingerprint=dataset.fingerprint,
+        backbone=backbone.name,
+        backbone_sha256=backbone.sha256,
+        seconds=0.0,
+    )
+
+
+def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> Outcome:
+    """Return the outcome with the accuracy of its run, which took so many `seconds`."""
+    dataset, metadata = trainer.dataset, run.metadata
+    assert dataset.held_out is not None
+    start = time.monotonic()
     name, split = dataset.held_out
     labels, groups = np.asarray(split.labels), dataset.groups
     logits = trainer.view_logits(run, split)
-    evaluation = evaluate(f"{dataset.name} {name}", logits, labels, groups)
-    accuracies = tuple(class_accuracies(logits, labels, len(groups)))
-    seconds = round(trained_before + time.monotonic() - start, 1)
-    # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
-    save(checkpoint, run.model, run.metadata, replace=True)
+    carried = log_shares(carried_prior(metadata.recipe, metadata.prior_counts))
+    full = mean_over_views(logits.reshape(-1, len(groups)), VIEWS)
     return outcome.model_copy(
         update={
-            "trainable_parameters": run.metadata.trainable_parameters,
-            "seconds": seconds,
-            "record": run.metadata.record,
-            "evaluation": evaluation,
-            "accuracies": accuracies,
+            "trainable_parameters": metadata.trainable_parameters,
+            "seconds": round(seconds + time.monotonic() - start, 1),
+            "record": metadata.record,
+            "evaluation": evaluate(f"{dataset.name} {name}", logits, labels, groups),
+            "accuracies": tuple(class_accuracies(logits, labels, len(groups))),
+            "tau_curve": tau_curve(without_prior(full, carried), labels, groups, metadata.counts),
         }
     )
+
+
+def soups_of(recipes: Sequence[Recipe], dataset: Dataset, processes: int) -> list[list[Recipe]]:
+    """Return the recipes to average for each seed: those that tune the tower and have an average.
+
+    Raises `UserError` if there are fewer than two, if a recipe has the soups' name, without val/ to
+    choose shares on or test/ to compare on, or in several processes.
+    """
+    if processes > 1:
+        raise UserError("--soup works in one process: run it without torchrun, once all runs ended")
+    if dataset.val is None or dataset.test is None:
+        raise UserError(
+            f"--soup chooses on val/ and compares on test/, and {dataset.name} lacks one of them"
+        )
+    if any(recipe.name == NAME for recipe in recipes):
+        raise UserError(f"a recipe is called {NAME}, as what --soup makes: rename it")
+    by_seed: dict[int, list[Recipe]] = {}
+    for recipe in recipes:
+        if can_be_averaged(recipe):
+            by_seed.setdefault(recipe.seed, []).append(recipe)
+    if not by_seed or min(map(len, by_seed.values())) < 2:
+        raise UserError(
+            "--soup averages recipes that tune the tower: name two or more, such as "
+            "--recipes lift,full-adamw"
+        )
+    return list(by_seed.values())
+
+
+def soup_key(keys: Sequence[str]) -> str:
+    """Return the fingerprint of the soup of runs with these fingerprints."""
+    return hashlib.sha256(" ".join(["soup", *keys]).encode()).hexdigest()
+
+
+def average_and_evaluate(
+    trainer: Trainer,
+    parts: Sequence[Outcome],
+    backbone: Backbone,
+    out: Path,
+    log: Callable[[str], None],
+) -> Outcome:
+    """Average the checkpoints of finished runs, unless that was done before, and evaluate it."""
+    recipe, key = soup_recipe([part.recipe for part in parts]), soup_key([p.key for p in parts])
+    log(f"{recipe.title}, seed {recipe.seed}")
+    if (before := finished_outcome(out, recipe, key)) is not None:
+        return before
+    outcome, start = new_outcome(recipe, key, trainer.dataset, backbone), time.monotonic()
+    paths = [run_path(out, part.recipe, ".safetensors") for part in parts]
+    try:
+        made = best_soup(paths, trainer, backbone, lambda line: log(f"    {line}"))
+    except UserError as error:
+        outcome = outcome.model_copy(update={"failure": str(error)})
+    else:
+        metadata = made.metadata.model_copy(update={"key": key})
+        save(run_path(out, recipe, ".safetensors"), made.model, metadata, replace=True)
+        seconds = sum(part.seconds for part in parts) + time.monotonic() - start
+        outcome = evaluated(trainer, made, outcome, seconds)
+    log(f"    {_in_short(outcome)}")
+    write_outcome(run_path(out, recipe, ".json"), outcome)
+    return outcome
 
 
 def _in_short(outcome: Outcome) -> str:
@@ -248,7 +344,7 @@ def _in_short(outcome: Outcome) -> str:
 
 
 def collect(out: Path) -> None:
-    """Write results.csv from all outcomes in the folder.
+    """Write results.csv and tau.csv from all outcomes in the folder.
 
     If another process adds an outcome meanwhile, write again, so that whichever process writes last
     has seen all outcomes.
@@ -256,4 +352,5 @@ def collect(out: Path) -> None:
     written = None
     while (outcomes := read_outcomes(out)) != written:
         write_csv(out / CSV, list(outcomes.values()))
+        write_tau_csv(out / TAU_CSV, list(outcomes.values()))
         written = outcomes

@@ -8,13 +8,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from taillift.models.bundle.atomic import atomic_file
 from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
+from taillift.models.bundle.schema import GROUPS, ROUNDING
 from taillift.models.lift.tuners import Full
+from taillift.training.evaluation import TauPoint
 from taillift.training.fit.provenance import Provenance
 from taillift.training.recipe.recipe import Recipe
 
@@ -45,6 +48,7 @@ WIDE_COLUMNS: Final[Columns] = (
 class Outcome(BaseModel):
     """A finished run. `accuracies` has one entry a class, in the order of the dataset.
 
+    `tau_curve` is of five views; outcomes of 0.1.0 and failed runs lack it.
     `seconds` is the time of training and evaluation. A run that failed gives the reason in
     `failure`, and has neither record nor evaluation.
     """
@@ -62,6 +66,7 @@ class Outcome(BaseModel):
     record: Provenance | None = None
     evaluation: Evaluation | None = None
     accuracies: tuple[Accuracy | None, ...] = ()
+    tau_curve: tuple[TauPoint, ...] = ()
     failure: str | None = None
 
 
@@ -132,6 +137,11 @@ class Row:
         values = [getattr(getattr(evaluation, views), measure) for _, evaluation in runs]
         return [value for value in values if value is not None]
 
+    def tau_curve(self) -> list[TauPoint]:
+        """Return the mean over seeds of the runs' curves; empty if no run has one."""
+        curves = [outcome.tau_curve for outcome in self.outcomes if outcome.tau_curve]
+        return [mean_point(points) for points in zip(*curves, strict=True)]
+
     def cells(self, columns: Columns) -> list[str]:
         """Return the row's cells in a table: trainable parameters, and the columns' measures."""
         trained = self.trainable_parameters
@@ -139,6 +149,37 @@ class Row:
             "-" if trained is None else abbreviate(trained),
             *(mean_and_deviation(self.values(views, measure)) for views, measure in columns),
         ]
+
+
+def mean_point(points: Sequence[TauPoint]) -> TauPoint:
+    """Return the mean of several runs' accuracies with one tau."""
+
+    def over(measure: str) -> float | None:
+        values = [getattr(point, measure) for point in points]
+        return None if None in values else mean(values)
+
+    measures = {measure: over(measure) for measure in ("mean_class", *GROUPS)}
+    return TauPoint.model_validate({"tau": points[0].tau, **measures})
+
+
+def margin(curve: Sequence[TauPoint], others: Iterable[Sequence[TauPoint]]) -> float | None:
+    """Return how many points of mean-class accuracy a curve is above all others at tau = 1.
+
+    The others have at least as much few-shot accuracy there: a recipe that only moves along a curve
+    of another gains nothing. Between its points, a curve is a straight line. None if no other curve
+    reaches this few-shot accuracy, or if there are no few-shot classes.
+    """
+    own = next(point for point in curve if point.tau == 1)
+    best = []
+    for other in others:
+        taus = [point.tau for point in other]
+        fine = np.linspace(taus[0], taus[-1], 100 * len(taus))
+        if own.few is None or any(point.few is None for point in other):
+            continue
+        few = np.interp(fine, taus, np.array([point.few for point in other], np.float64))
+        means = np.interp(fine, taus, [point.mean_class for point in other])
+        best += means[few >= own.few - ROUNDING].tolist()
+    return own.mean_class - max(best) if best else None
 
 
 def rows_of(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -257,3 +298,17 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
                 values = scores.model_dump().values()
                 cells = ["" if value is None else f"{value:.2f}" for value in values]
                 writer.writerow([*start, views, *cells, *end])
+
+
+def write_tau_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write a row for each run and tau, with the accuracies of five views in per cent."""
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recipe", "title", "seed", "data", *TauPoint.model_fields])
+        for outcome in outcomes:
+            recipe = outcome.recipe
+            for point in outcome.tau_curve:
+                _, *values = point.model_dump().values()
+                cells = ["" if value is None else f"{value:.2f}" for value in values]
+                start = [recipe.name, recipe.title, recipe.seed, outcome.data]
+                writer.writerow([*start, f"{point.tau:g}", *cells])

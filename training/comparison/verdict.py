@@ -1,4 +1,4 @@
-"""The verdict: does heavy fine-tuning hurt the tail here? The papers' question, on the outcomes."""
+"""The verdict on the outcomes: does heavy fine-tuning hurt the tail here, and what to take?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from taillift.models.bundle.schema import Group
-from taillift.training.comparison.outcome import Outcome, Row, kind_of, rows_of, succeeded
+from taillift.training.comparison.outcome import (
+    Outcome,
+    Row,
+    abbreviate,
+    kind_of,
+    rows_of,
+    succeeded,
+)
 
 DRAWS: Final = 10_000
 DRAWS_AT_ONCE: Final = 250
@@ -105,6 +112,46 @@ def compare_kinds(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Verdi
             if of_recipe:
                 differences.append(of_recipe)
     return Verdict(differences) if differences else None
+
+
+def recommendation(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> str | None:
+    """Return which recipe to take, in a sentence: the cheapest that may be as good as the best.
+
+    The best has the highest mean-class accuracy with five views. Another may be as good if the
+    interval of their paired difference includes zero, and is cheaper if it trains fewer weights.
+    `groups` has one entry a class. None if fewer than two recipes succeeded.
+    """
+    rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
+    if len(rows) < 2:
+        return None
+    best = max(rows, key=lambda row: mean(row.values("full", "mean_class")))
+    weights = {row.label: row.trainable_parameters or 0 for row in rows}
+    cheaper = [row for row in rows if weights[row.label] < weights[best.label]]
+    near = []
+    for row in sorted(cheaper, key=lambda row: weights[row.label]):
+        pairs = differences_of(best, row, groups)
+        near += [pair for pair in pairs if pair.measure == "mean-class" and pair.low <= 0]
+    if near:
+        first = near[0]
+        sentence = (
+            f"Take {first.light}: {best.label} is {first.points:.1f} points better on all classes "
+            f"on average (95 % interval {first.low:+.1f} to {first.high:+.1f}), which may be "
+            f"noise, and trains {abbreviate(weights[best.label])} weights instead of "
+            f"{abbreviate(weights[first.light])}."
+        )
+    elif cheaper:
+        sentence = (
+            f"Take {best.label}: it is the best on all classes on average, and recipes that train "
+            "fewer weights are worse beyond noise."
+        )
+    else:
+        sentence = (
+            f"Take {best.label}: it is the best on all classes on average, and none trains fewer "
+            "weights."
+        )
+    if len(succeeded(best.outcomes)) < MIN_SEEDS:
+        sentence += " One seed cannot tell luck from method: pass --seeds 0,1,2."
+    return sentence
 
 
 def differences_of(heavy: Row, light: Row, groups: Sequence[Group]) -> list[Difference]:

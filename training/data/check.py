@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from taillift.models.bundle.arrays import chunks
+from taillift.models.bundle.image_guard import pixel_content
 from taillift.models.bundle.images import decode
 from taillift.models.bundle.schema import MAX_ASPECT, MAX_PIXELS
 from taillift.models.errors import UserError
@@ -45,7 +46,7 @@ def drop_unreadable(listing: Listing, max_pixels: int = MAX_PIXELS) -> Listing:
     """
     for reason in conflicts(listing):
         raise UserError(reason)
-    photos = [photo for split in listing.splits.values() for photo in split.photos]
+    photos = [photo for split in listing.parts for photo in split.photos]
     digests = content_digests(photos, cache_file("seen", listing.source, ".npy"), max_pixels)
     kept = only_readable(listing, digests, max_pixels)
     for reason in gaps(kept):
@@ -60,20 +61,26 @@ def only_readable(listing: Listing, digests: Mapping[Photo, int], max_pixels: in
 
     Their limit is set to `max_pixels`.
     """
-    splits: dict[SplitName, Split] = {}
-    for name, split in listing.splits.items():
+
+    def readable(split: Split) -> Split:
         kept = split.only(index for index, photo in enumerate(split.photos) if photo in digests)
         contents = tuple(digests[photo] for photo in kept.photos)
-        splits[name] = replace(kept, contents=contents, max_pixels=max_pixels)
-    return replace(listing, splits=splits)
+        return replace(kept, contents=contents, max_pixels=max_pixels)
+
+    return replace(
+        listing,
+        splits={name: readable(split) for name, split in listing.splits.items()},
+        added=tuple(replace(one, photos=readable(one.photos)) for one in listing.added),
+    )
 
 
 def conflicts(listing: Listing) -> Iterator[str]:
     """Yield a reason for a refusal for each photo that is listed with two classes."""
-    labels: dict[str, int] = {}
-    for split in listing.splits.values():
+    labels: dict[tuple[Path | None, str], int] = {}
+    for split in listing.parts:
         for photo, label in zip(split.photos, split.labels, strict=True):
-            first = labels.setdefault(photo.name, label)
+            root = photo.root if isinstance(photo, StoredPhoto) else None
+            first = labels.setdefault((root, photo.name), label)
             if first != label:
                 yield (
                     f"{photo} is listed as {listing.classes[first]!r} and as "
@@ -88,8 +95,10 @@ def gaps(listing: Listing) -> Iterator[str]:
             yield (
                 f"{listing.source}: the split {name} has no readable photo: add some, or remove it"
             )
-    counted = zip(listing.classes, listing.counts, strict=True)
-    if empty := [label for label, count in counted if not count]:
+    train = (listing.splits["train"], *(addition.photos for addition in listing.added))
+    trained = {label for split in train for label in split.labels}
+    empty = [name for label, name in enumerate(listing.classes) if label not in trained]
+    if empty:
         more = f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else ""
         yield (
             f"{listing.source}: the class {empty[0]!r} has no readable training photo{more}: add "
@@ -192,13 +201,21 @@ def content_digests(
 
 
 def inspect_photo(photo: StoredPhoto, max_pixels: int) -> int | str:
-    """Return 64 bits of the photo's content or, if it cannot be used, the reason."""
+    """Return 64 bits of the photo's pixels or, if it cannot be used, the reason."""
     try:
         data = photo.read()
         decode(data, 1, max_pixels)
     except UserError as error:
         return str(error)
-    return hash64(data)
+    return content_hash(data)
+
+
+def content_hash(data: bytes) -> int:
+    """Return 64 bits of the pixels in an image file that can be decoded, as they are stored.
+
+    Copies that differ in metadata alone have the same: services remove the place, for example.
+    """
+    return hash64(pixel_content(data))
 
 
 def hash64(data: bytes) -> int:
@@ -207,6 +224,9 @@ def hash64(data: bytes) -> int:
 
 
 def _state_of(photo: StoredPhoto, max_pixels: int) -> int:
-    """Return 64 bits that change with the photo's file and with the limits of the check."""
-    state = (photo.path, photo.start, photo.size, photo.changed, max_pixels, MAX_ASPECT)
+    """Return 64 bits that change with the photo's file and with the limits of the check.
+
+    They are of what is remembered, too: that was the hash of whole files at first.
+    """
+    state = ("pixels", photo.path, photo.start, photo.size, photo.changed, max_pixels, MAX_ASPECT)
     return hash64(os.fsencode("\0".join(map(str, state))))

@@ -39,8 +39,8 @@ class Vocabulary:
     `source` says in messages where the classes are listed. `prompt_names` holds names in prompts
     that a published class list gives, and `shared_names` the name of every class that shares it
     with another class on purpose. The names of classes become canonical. Raises `UserError` if
-    there are fewer than two classes, if one is listed twice or in two Unicode forms, or if a name
-    is not valid UTF-8.
+    there is no class, if one is listed twice or in two Unicode forms, or if a name is not valid
+    UTF-8.
     """
 
     classes: tuple[str, ...]
@@ -51,9 +51,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         refuse_two_forms(self.classes, self.source)
         object.__setattr__(self, "classes", tuple(map(canonical, self.classes)))
-        if len(self.classes) < 2:
-            found = "one class" if self.classes else "no class"
-            raise UserError(f"{self.source} has {found}: at least two are needed")
+        if not self.classes:
+            self.refuse_single()
         name, count = Counter(self.classes).most_common(1)[0]
         if count > 1:
             raise UserError(f"{self.source} has the class {name!r} twice: rename one")
@@ -64,6 +63,12 @@ class Vocabulary:
                 raise UserError(
                     f"{self.source}: the class {name!r} is not UTF-8: rename it"
                 ) from None
+
+    def refuse_single(self) -> None:
+        """Raise `UserError` if there are fewer than two classes: there is nothing to learn."""
+        if len(self.classes) < 2:
+            found = "one class" if self.classes else "no class"
+            raise UserError(f"{self.source} has {found}: at least two are needed")
 
     @cached_property
     def indices(self) -> dict[str, int]:

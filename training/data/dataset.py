@@ -5,7 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -14,10 +14,10 @@ import numpy as np
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import MAX_PIXELS, Group
 from taillift.models.errors import UserError
-from taillift.training.data.check import drop_unreadable
+from taillift.training.data.addition import joined, read_sources
+from taillift.training.data.check import MOST_NAMED, drop_unreadable
 from taillift.training.data.photo import SPLITS, SplitName
 from taillift.training.data.photo import Split as Split
-from taillift.training.data.readers.registry import read_source
 
 # Counts are rounded down to whole photos, so the resulting ratio may differ a little.
 RATIO_TOLERANCE: Final = 0.1
@@ -31,7 +31,8 @@ class Dataset:
 
     `classes` are sorted by their number of training photos, most first, then by name. `names` are
     the names of the classes in prompts, in the same order. `unlabelled` photos have a label below
-    0, or the truth if it is known: `training.data.pool` adds them.
+    0, or the truth if it is known: `training.data.pool` adds them. `added` names further sources
+    whose photos are in `train`, too.
     """
 
     name: str
@@ -41,6 +42,14 @@ class Dataset:
     val: Split | None
     test: Split | None
     unlabelled: Split | None = None
+    added: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name of the folder for what is made from these photos: photos+more with `more`."""
+        if len(self.added) > MOST_NAMED:
+            return f"{self.name}+{len(self.added)}"
+        return "+".join((self.name, *self.added))
 
     @property
     def counts(self) -> list[int]:
@@ -94,27 +103,34 @@ class Dataset:
 
 
 def load_dataset(
-    source: str, imbalance: float | None = None, max_pixels: int = MAX_PIXELS
+    source: str,
+    imbalance: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    add: Sequence[str] = (),
 ) -> Dataset:
     """Read labelled photos from a path in any layout of `readers.registry`, or a sample set.
 
     `imbalance` cuts the training photos to an exponential tail with this ratio between the largest
     and the smallest class, as `tail_indices` describes. The other splits stay whole.
 
+    All training photos of the sources in `add` are trained on, too. Their classes may be new.
+
     A photo that cannot be decoded, or has more than `max_pixels`, is left out with a warning that
     names it. Raises `UserError` if the source cannot be read as a set of photos, and for the
-    reasons of `drop_unreadable` and `tail_indices`.
+    reasons of `drop_unreadable`, `tail_indices` and `training.data.addition`.
     """
-    listing = read_source(source)
+    listing = read_sources(source, add)
     for unused in listing.unused:
         logger.warning("%s", unused)
     name, names = listing.name, listing.names
     listing = drop_unreadable(listing, max_pixels)
-    splits = dict(listing.splits)
     if imbalance is not None:
-        train = splits["train"]
-        splits["train"] = train.only(tail_indices(train.labels, listing.classes, imbalance))
+        train = listing.splits["train"]
+        cut = train.only(tail_indices(train.labels, listing.classes, imbalance))
+        listing = replace(listing, splits={**listing.splits, "train": cut})
         name = f"{name}-ir{imbalance:g}"
+    listing = joined(listing)
+    splits = dict(listing.splits)
     counts = Counter(splits["train"].labels)
     order = sorted(
         range(len(listing.classes)), key=lambda label: (-counts[label], listing.classes[label])
@@ -130,6 +146,7 @@ def load_dataset(
         train=splits["train"],
         val=splits.get("val"),
         test=splits.get("test"),
+        added=tuple(addition.name for addition in listing.added),
     )
 
 
@@ -139,7 +156,9 @@ def tail_counts(largest: int, classes: int, ratio: float) -> list[int]:
     This is the exponential profile of CIFAR-100-LT (Cui et al. 2019, Cao et al. 2019). Every class
     keeps at least one photo.
     """
-    return [max(1, int(largest / ratio ** (index / (classes - 1)))) for index in range(classes)]
+    return [
+        max(1, int(largest / ratio ** (index / max(1, classes - 1)))) for index in range(classes)
+    ]
 
 
 def tail_indices(labels: Sequence[int], classes: Sequence[str], ratio: float) -> list[int]:
@@ -159,8 +178,10 @@ def tail_indices(labels: Sequence[int], classes: Sequence[str], ratio: float) ->
         raise UserError(f"an imbalance ratio of {ratio:g} is below 1: give largest over smallest")
     counts = np.bincount(labels, minlength=len(classes))
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
-    order = sorted(range(len(classes)), key=lambda label: (-counts[label], classes[label]))
-    quotas = tail_counts(int(counts.max()), len(classes), ratio)
+    order = sorted(
+        np.flatnonzero(counts).tolist(), key=lambda label: (-counts[label], classes[label])
+    )
+    quotas = tail_counts(int(counts.max()), len(order), ratio)
     random = np.random.RandomState(0)
     kept: list[list[int]] = []
     for label, quota in zip(order, quotas, strict=True):

@@ -138,6 +138,16 @@ class Split:
             contents=tuple(self.contents[index] for index in kept) if self.contents else (),
         )
 
+    def with_more(self, more: "Split") -> "Split":
+        """Return the photos of both; if one lacks contents, so does the result."""
+        known = len(self.contents) == len(self) and len(more.contents) == len(more)
+        return replace(
+            self,
+            photos=self.photos + more.photos,
+            labels=self.labels + more.labels,
+            contents=self.contents + more.contents if known else (),
+        )
+
     def listed(self) -> bytes:
         """Return a line for each photo, with its name, size and label, for a fingerprint."""
         lines = (

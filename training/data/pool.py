@@ -121,14 +121,8 @@ def with_right_labels(dataset: Dataset, photos: int | None, seed: int) -> Datase
             "known: pass a CSV file with the columns path and label as --unlabelled"
         )
     drawn = np.random.default_rng((seed, 8)).permutation(known)[:photos].tolist()
-    more, train = pool.only(sorted(drawn)), dataset.train
-    joined = Split(
-        train.photos + more.photos,
-        train.labels + more.labels,
-        train.contents + more.contents if more.contents else (),
-        train.max_pixels,
-    )
-    return replace(dataset, train=joined, unlabelled=None)
+    train = dataset.train.with_more(pool.only(sorted(drawn)))
+    return replace(dataset, train=train, unlabelled=None)
 
 
 def own_pool(source: str) -> str | None:

@@ -27,14 +27,21 @@ from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import GROUPS, MAX_PIXELS, Group
 from taillift.models.errors import UserError
 from taillift.training.console import track
-from taillift.training.data.check import conflicts, find_duplicates, gaps, hash64, only_readable
+from taillift.training.data.addition import joined, leaks, read_sources
+from taillift.training.data.check import (
+    conflicts,
+    content_hash,
+    find_duplicates,
+    gaps,
+    hash64,
+    only_readable,
+)
 from taillift.training.data.classes import names_in_prompts, refuse_equal_prompts, same_prompts
 from taillift.training.data.photo import SPLITS, Photo, RawPhoto, Split
 from taillift.training.data.pool import UnlabelledPool, own_pool, read_pool, without_known
 from taillift.training.data.prompts import is_cut
 from taillift.training.data.readers.csv_table import read_head
 from taillift.training.data.readers.listing import Listing
-from taillift.training.data.readers.registry import read_source
 
 QUANTILES: Final = (0, 10, 50, 90, 100)
 # Kinds of photos that cannot be used, by the error that they raise.
@@ -73,6 +80,13 @@ class SurveyedPool(SurveyedSplit):
     held_out: int = Field(description="also in val or test")
     labelled: int = Field(description="also in train")
     repeated: int = Field(description="copies of another unlabelled photo")
+
+
+class SurveyedAddition(SurveyedSplit):
+    """The training photos of an added source, and how many of them are not in training already."""
+
+    source: str
+    added: int
 
 
 class SurveyedGroup(BaseModel):
@@ -120,6 +134,7 @@ class Survey(BaseModel):
     warnings: list[str] = []
     unused: list[Finding] = []
     splits: dict[str, SurveyedSplit] = {}
+    added: list[SurveyedAddition] = []
     unlabelled: SurveyedPool | None = None
     groups: dict[Group, SurveyedGroup] = {}
     classes: list[SurveyedClass] = []
@@ -148,16 +163,22 @@ class Look:
     reason: str = ""
 
 
-def survey(source: str, max_pixels: int = MAX_PIXELS, unlabelled: str | None = None) -> Survey:
+def survey(
+    source: str,
+    max_pixels: int = MAX_PIXELS,
+    unlabelled: str | None = None,
+    add: Sequence[str] = (),
+) -> Survey:
     """Read a set of photos as training does, open every photo, and return all that was found.
 
     `unlabelled` is the source of photos without labels; None means the set's own folder, if it has
-    one. Raises nothing that `load_dataset` raises: that is in the survey's `refusals`.
+    one. The photos of the sources in `add` are trained on, too. Raises nothing that `load_dataset`
+    raises: that is in the survey's `refusals`.
     """
     made = Survey(source=source)
     with _warnings_to(made.warnings):
         try:
-            listing = read_source(source)
+            listing = read_sources(source, add)
         except UserError as error:
             made.refusals.append(str(error))
             return made
@@ -181,7 +202,7 @@ def look_at(photo: Photo, max_pixels: int) -> Look:
             _, height, width = photo.pixels.shape
             return Look(hash64(data), "pixels", "none", (width, height))
         image = open_image(data, max_pixels)
-        look = Look(hash64(data), image.format or "", profile_of(image), image.size)
+        look = Look(content_hash(data), image.format or "", profile_of(image), image.size)
         decode(data, 1, max_pixels)
         return look
     except UserError as error:
@@ -228,11 +249,11 @@ def _survey_photos(
 
     Returns the listing of the readable photos.
     """
-    photos = [photo for split in listing.splits.values() for photo in split.photos]
+    photos = [photo for split in listing.parts for photo in split.photos]
     looks = look_at_all(photos, max_pixels)
     good = {photo: look for photo, look in zip(photos, looks, strict=True) if not look.problem}
     kept = only_readable(listing, {photo: look.content for photo, look in good.items()}, max_pixels)
-    made.refusals += [*conflicts(listing), *gaps(kept)]
+    made.refusals += [*conflicts(listing), *gaps(kept), *leaks(kept)]
     made.unreadable += _problems(photos, looks)
     found = find_duplicates(kept)
     for pairs, words in (
@@ -245,6 +266,16 @@ def _survey_photos(
             made.duplicates.append(Finding(words=words, count=len(pairs), example=example))
     for name, split in listing.splits.items():
         made.splits[name] = SurveyedSplit(photos=len(split), readable=len(kept.splits[name]))
+    readable, kept = kept.added, joined(kept) if not list(leaks(kept)) else kept
+    for addition, usable, used in zip(listing.added, readable, kept.added, strict=True):
+        made.added.append(
+            SurveyedAddition(
+                source=addition.source,
+                photos=len(addition.photos),
+                readable=len(usable.photos),
+                added=len(used.photos),
+            )
+        )
     made.classes = _classes(kept, names)
     for group in GROUPS:
         of_group = [one for one in made.classes if one.group == group]

@@ -41,6 +41,8 @@ def _photos(made: Survey) -> Iterator[str]:
     yield f"{'split':12}{'photos':>9}{'readable':>10}"
     for name, split in made.splits.items():
         yield f"{name:12}{split.photos:>9,}{split.readable:>10,}"
+    for one in made.added:
+        yield f"{'added':12}{one.photos:>9,}{one.readable:>10,}{one.added:>10,} new: {one.source}"
     if pool := made.unlabelled:
         yield f"{'unlabelled':12}{pool.photos:>9,}{pool.readable:>10,}{pool.usable:>10,} of use"
     yield ""

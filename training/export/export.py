@@ -126,6 +126,11 @@ def export(
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
             f"{dataset.name}: name the photos it was trained on"
         )
+    if calibrated and dataset.val is None and metadata.parents:
+        raise UserError(
+            f"{checkpoint} is an average, which cannot be trained again to calibrate by "
+            "cross-fitting: add val/, or pass --no-calibration"
+        )
     held_out = [split for split in (dataset.val, dataset.test) if split is not None]
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:

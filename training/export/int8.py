@@ -45,6 +45,8 @@ from taillift.training.export.onnx_graph import (
 Form = Literal["dynamic", "static", "mixed"]
 FORMS: Final = get_args(Form)
 CLAMPS: Final = ("Clip", "Relu")
+# What an attention is told by; graphs of 0.1.0 have it as one operator.
+ATTENTION: Final = ("Softmax", "Attention")
 
 # Largest accepted error, as a share of the logits' spread. Two views of a photo differ by four to
 # five times as much (wardrobe-lt).
@@ -263,7 +265,7 @@ def product_groups(nodes: Sequence[NodeProto], chosen: set[str]) -> list[list[st
     for node in nodes:
         strides = next((each.ints for each in node.attribute if each.name == "strides"), ())
         strided = node.op_type == "Conv" and any(step > 1 for step in strides)
-        if strided or node.op_type == "Attention":
+        if strided or node.op_type in ATTENTION:
             parts.append([])
         if node.name in chosen:
             parts[-1].append(node.name)

@@ -21,7 +21,7 @@ from taillift.training.console import is_first
 from taillift.training.fit.build import build_model, weight_shape
 from taillift.training.fit.provenance import Provenance
 from taillift.training.fit.resume import resume_path
-from taillift.training.recipe.recipe import Recipe
+from taillift.training.recipe.recipe import Part, Recipe
 
 KEY: Final = "taillift"
 # The files next to a checkpoint append to its whole name, so that they are never another
@@ -31,6 +31,17 @@ SUFFIX: Final = ".safetensors"
 WEIGHT_SUFFIX: Final = re.compile(r"\.(safetensors|pth|pt|bin)(?=@|$)")
 
 
+class ParentCheckpoint(Part):
+    """A checkpoint that went into an average with this `share`, and how it was made."""
+
+    file: str
+    sha256: str
+    share: float
+    recipe: Recipe
+    record: Provenance
+    parents: tuple["ParentCheckpoint", ...] = ()
+
+
 class CheckpointMetadata(BaseModel):
     """The metadata of a checkpoint, next to its tensors.
 
@@ -38,7 +49,8 @@ class CheckpointMetadata(BaseModel):
     `key` that of the run; `key` is empty in checkpoints from before it existed. `record` is the
     provenance. `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
     accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
-    without unlabelled photos.
+    without unlabelled photos. `parents` are the checkpoints that this one is the average of; `key`
+    is then empty, and `recipe` says what the average consists of.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +72,7 @@ class CheckpointMetadata(BaseModel):
     pseudo_counts: tuple[float, ...] = ()
     trainable_parameters: int
     record: Provenance
+    parents: tuple[ParentCheckpoint, ...] = ()
 
     @property
     def prior_counts(self) -> tuple[float, ...]:

@@ -141,6 +141,7 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     files = recipe.head.initial.contents()
     # Recipes had no such fields at first; runs that do not use them keep their keys.
     absent = {"bounded"} if recipe.bounded else set()
+    absent |= {"effort"} if recipe.effort == "quick" else set()
     absent |= {"unlabelled"} if recipe.unlabelled is None else set()
     fields = recipe.model_dump(mode="json", exclude=absent)
     parts = [FORMAT, fields, data, backbone, *files]

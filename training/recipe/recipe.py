@@ -21,6 +21,11 @@ FEWEST_EPOCHS: Final = 2
 # And at most this many: on few photos, further epochs take minutes and teach little
 # (docs/training.md gives the figures).
 MOST_EPOCHS: Final = 7
+# With `effort: full`: LIFT takes at most this many passes, over the photos of iNaturalist 2018.
+MOST_FULL_EPOCHS: Final = 20
+# And so many photos are shown for each class, on average: 500 steps of 32 for 75 to 80 classes.
+# There, 250 steps were too few (docs/training.md gives the figures).
+SHOWN_A_CLASS: Final = 200
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -118,6 +123,9 @@ class Recipe(Part):
     bounded: bool = Field(
         True, description="take whole epochs for the steps, 2 to 7; false: exactly these steps"
     )
+    effort: Literal["quick", "full"] = Field(
+        "quick", description="full: at least as many steps as the number of classes asks for"
+    )
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -147,6 +155,16 @@ class Recipe(Part):
             raise ValueError(
                 f"loss.scale = {self.loss.scale:g} and head.scale = {self.head.scale}: LDAM's "
                 "margins are cosines, so give both the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_effort(self) -> Self:
+        """Refuse to choose the number of steps if it is given."""
+        if self.effort == "full" and (self.steps is None or not self.bounded):
+            given = "epochs" if self.steps is None else "steps"
+            raise ValueError(
+                f"effort = full chooses the number of steps, and {given} gives it: leave out one"
             )
         return self
 
@@ -191,8 +209,10 @@ class Recipe(Part):
         epochs = self.epochs
         if self.epochs and self.steps is not None:
             if self.bounded:
-                needed = -(-self.steps * self.batch // sum(counts))
-                epochs = min(max(FEWEST_EPOCHS, needed), MOST_EPOCHS)
+                shown, most = self.steps * self.batch, MOST_EPOCHS
+                if self.effort == "full":
+                    shown, most = max(shown, SHOWN_A_CLASS * len(counts)), MOST_FULL_EPOCHS
+                epochs = min(max(FEWEST_EPOCHS, -(-shown // sum(counts))), most)
             else:
                 epochs = -(-self.steps // self.steps_per_epoch(sum(counts)))
         return self.model_copy(update={"tuners": tuners, "epochs": epochs})

@@ -18,19 +18,26 @@ from taillift.models.bundle.manifest import Variant
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.release.bundle_comparison import BundleComparison
 from taillift.models.release.comparison_text import comparison_rows, loss_lines
-from taillift.training.calibration.held_out import HeldOut, predictions_on
+from taillift.training.calibration.held_out import HeldOut, Predictions, predictions_on
 from taillift.training.calibration.variants import CalibratedVariant
 from taillift.training.data.photo import Photo
-from taillift.training.evaluation import class_accuracies, confusion
+from taillift.training.evaluation import TauPoint, class_accuracies, confusion, tau_curve
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
-from taillift.training.report.figures import draw_class_accuracies, draw_confusion
+from taillift.training.report.figures import (
+    TauCurve,
+    draw_class_accuracies,
+    draw_confusion,
+    draw_tau,
+)
 from taillift.training.report.html import UNKNOWN, Table, embedded, merged_notes, render
 from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
 
 # Of each gallery.
 MOST_PHOTOS: Final = 12
+# Of the parameter `tail`.
+TAILS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Of the longer side, in pixels.
 SIDE: Final = 192
 
@@ -54,9 +61,12 @@ def write_report(
     for precision, comparison in comparisons.items():
         # Without the times: the same bundle made twice is to have the same bytes.
         metrics[precision]["against_fp32"] = comparison.model_dump(exclude={"old", "new"})
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     fp32 = calibrated[Precision.FP32]
+    leaning = leaning_curve(metadata, fp32)
+    metrics[Precision.FP32]["tail"] = [point.model_dump() for point in leaning]
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     figures: dict[str, str | None] = {"classes": None, "confusion": None, "reliability": None}
+    figures["tau"] = None
     confused = 0
     if fp32.check:
         write_confusion(folder / "confusion.csv", metadata.classes, fp32.check)
@@ -74,8 +84,12 @@ def write_report(
     if fp32.fitted:
         draw_reliability(folder / "reliability.png", fp32.fitted.scored)
         figures["reliability"] = embedded(folder / "reliability.png")
+    if few := [point.few for point in leaning if point.few is not None]:
+        means = [point.mean_class for point in leaning]
+        draw_tau(folder / "tau.png", [TauCurve("fp32", [1 + tail for tail in TAILS], few, means)])
+        figures["tau"] = embedded(folder / "tau.png")
     shown = galleries(metadata, fp32, photos)
-    text = page(metadata, groups, calibrated, comparisons, figures, confused, shown)
+    text = page(metadata, groups, calibrated, comparisons, figures, confused, shown, leaning)
     (folder / "report.html").write_text(text, "utf-8")
 
 
@@ -87,10 +101,11 @@ def page(
     figures: Mapping[str, str | None],
     confused: int,
     shown: "Galleries",
+    leaning: Sequence[TauPoint],
 ) -> str:
     """Return report.html, which holds all of the bundle's measurements, `figures` and galleries.
 
-    `confused` is the number of classes in the confusion picture.
+    `confused` is the number of classes in the confusion picture, `leaning` the accuracy by tail.
     """
     variants = {precision: each.variant for precision, each in calibrated.items()}
     evaluations = {name: each.evaluation for name, each in variants.items() if each.evaluation}
@@ -120,6 +135,7 @@ def page(
             for name, each in comparisons.items()
         },
         classes=sections.class_table(metadata, groups, check) if check else None,
+        leaning=sections.leaning_table(leaning) if leaning else None,
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
         recalibrated=changed_by_calibration(fp32_fitted.scored) if fp32_fitted else False,
@@ -238,12 +254,33 @@ def galleries(
 
 def answered(calibrated: CalibratedVariant, check: HeldOut) -> tuple[Labels, Doubles]:
     """Return the answers int64 [N] with five views, and the confidences [N] in them."""
-    full = predictions_on(check)[1]
-    temperatures = np.ones(len(check))
-    if (calibration := calibrated.variant.calibration) is not None:
-        temperatures = calibration.temperatures(full.logits, full.views, full.ensemble, full.groups)
+    full, temperatures = five_views(calibrated, check)
     probabilities = full.probabilities(temperatures)
     return probabilities.argmax(1), probabilities.max(1)
+
+
+def five_views(calibrated: CalibratedVariant, check: HeldOut) -> tuple[Predictions, Doubles]:
+    """Return the predictions of all views and their temperatures [N]; 1 without calibration."""
+    full = predictions_on(check)[1]
+    if (calibration := calibrated.variant.calibration) is None:
+        return full, np.ones(len(check))
+    return full, calibration.temperatures(full.logits, full.views, full.ensemble, full.groups)
+
+
+def leaning_curve(
+    metadata: CheckpointMetadata, calibrated: CalibratedVariant
+) -> tuple[TauPoint, ...]:
+    """Return the accuracies with five views for each of `TAILS`, answered as a request would be.
+
+    Empty without photos to measure on.
+    """
+    check = calibrated.check
+    if check is None:
+        return ()
+    full, temperatures = five_views(calibrated, check)
+    scaled = (full.logits / temperatures[:, None]).astype(np.float32)
+    taus = [1 + tail for tail in TAILS]
+    return tau_curve(scaled, check.labels, check.groups, metadata.counts, taus)
 
 
 def thumbnail(photo: Photo) -> str:

@@ -19,11 +19,18 @@ from taillift.training.comparison.outcome import (
     failures,
     headings,
     kind_of,
+    margin,
     markdown,
     rows_of,
     succeeded,
 )
-from taillift.training.comparison.verdict import HARMLESS, Verdict, class_rates, compare_kinds
+from taillift.training.comparison.verdict import (
+    HARMLESS,
+    Verdict,
+    class_rates,
+    compare_kinds,
+    recommendation,
+)
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
 from taillift.training.report.figures import (
@@ -31,11 +38,13 @@ from taillift.training.report.figures import (
     Point,
     Style,
     Tail,
+    TauCurve,
     draw_groups,
     draw_parameters,
     draw_tail,
+    draw_tau,
 )
-from taillift.training.report.html import Table, embedded, render
+from taillift.training.report.html import UNKNOWN, Table, embedded, number, render
 
 # None of the colours is that of a group.
 KINDS: Final[dict[Kind, Style]] = {
@@ -49,6 +58,8 @@ KIND_WORDS: Final[dict[Kind, str]] = {
     "heavy": "red triangles: all weights of blocks",
 }
 FIGURES: Final = ("groups.png", "parameters.png", "tail.png")
+# Only if a recipe trains something, and there are few-shot classes.
+TAU_FIGURE: Final = "tau.png"
 
 TABLE: Final = "results.md"
 REPORT: Final = "report.html"
@@ -67,7 +78,7 @@ def write_report(
     write_text(folder / TABLE, markdown(outcomes))
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
     if not rows:
-        for name in DRAWN:
+        for name in (*DRAWN, TAU_FIGURE):
             (folder / name).unlink(missing_ok=True)
         return [TABLE]
     groups = dataset.groups
@@ -89,6 +100,12 @@ def write_report(
     ]
     with atomic_file(folder / "tail.png") as path:
         draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
+    curves = tau_curves(rows)
+    if curves:
+        with atomic_file(folder / TAU_FIGURE) as path:
+            draw_tau(path, curves)
+    else:
+        (folder / TAU_FIGURE).unlink(missing_ok=True)
     verdict = compare_kinds(outcomes, groups)
     heads = ("", *(f"{views}\n{measure}" for views, measure in headings(WIDE_COLUMNS)))
     page = render(
@@ -97,6 +114,7 @@ def write_report(
         verdict=verdict,
         margin=HARMLESS,
         differences=differences(verdict) if verdict else None,
+        recommendation=recommendation(outcomes, groups),
         caption=caption(outcomes),
         results=Table(
             heads, [[row.label, *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)], words=1
@@ -106,11 +124,13 @@ def write_report(
             (embedded(folder / name), text)
             for name, text in zip(FIGURES, captions(rows, bars), strict=True)
         ],
+        tau_figure=embedded(folder / TAU_FIGURE) if curves else None,
+        taus=tau_table(rows) if curves else None,
         command=command,
         provenance=provenance(dataset, groups, outcomes),
     )
     write_text(folder / REPORT, page)
-    return [TABLE, *DRAWN]
+    return [TABLE, *FIGURES, *([TAU_FIGURE] if curves else []), REPORT]
 
 
 def bar_of(values: Sequence[float]) -> Bar:
@@ -149,6 +169,32 @@ def captions(rows: Sequence[Row], bars: Mapping[str, Mapping[Group, Bar]]) -> li
         "Accuracy along the tail, from the class with the most training photos to the one with the "
         "fewest.",
     ]
+
+
+def tau_curves(rows: Sequence[Row]) -> list[TauCurve]:
+    """Return the curve of each recipe that trains something, if there are few-shot classes."""
+    curves = []
+    for row in rows:
+        points = row.tau_curve() if row.recipe.epochs else []
+        few = [point.few for point in points if point.few is not None]
+        if few:
+            taus, means = zip(*((point.tau, point.mean_class) for point in points), strict=True)
+            curves.append(TauCurve(row.label, taus, few, means))
+    return curves
+
+
+def tau_table(rows: Sequence[Row]) -> Table:
+    """Return each recipe's mean-class and few-shot accuracy by tau, and its margin."""
+    by_label = {row.label: curve for row in rows if (curve := row.tau_curve())}
+    taus = [point.tau for point in next(iter(by_label.values()))]
+    heads = ("", *(f"\N{GREEK SMALL LETTER TAU} = {tau:g}" for tau in taus), "above the others")
+    cells = []
+    for label, curve in by_label.items():
+        others = [other for name, other in by_label.items() if name != label]
+        gain = margin(curve, others)
+        pairs = (f"{point.mean_class:.1f} / {number(point.few)}" for point in curve)
+        cells.append([label, *pairs, UNKNOWN if gain is None else f"{gain:+.1f}"])
+    return Table(heads, cells, words=1)
 
 
 def before_and_after(rows: Sequence[Row]) -> list[Tail]:

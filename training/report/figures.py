@@ -86,6 +86,16 @@ class Tail:
     style: Style
 
 
+@dataclass(frozen=True)
+class TauCurve:
+    """The few-shot and mean-class accuracies in per cent of one model, by tau."""
+
+    label: str
+    taus: Sequence[float]
+    few: Sequence[float]
+    mean_class: Sequence[float]
+
+
 def draw_class_accuracies(
     path: Path,
     classes: Sequence[str],
@@ -105,6 +115,35 @@ def draw_class_accuracies(
     draw_class_bars(below, heights, groups)
     below.set(ylim=(0, 100), title="accuracy with five views, %")
     name_classes(below, classes)
+    figure.savefig(path, format="png")
+
+
+def draw_tau(path: Path, curves: Sequence[TauCurve]) -> None:
+    """Draw mean-class against few-shot accuracy, a curve for each model along which tau moves.
+
+    Small marks are the taus that were measured, and a large one is tau = 1. A single curve has its
+    taus written next to them.
+    """
+    alone = len(curves) == 1
+    figure = Figure(figsize=(6 if alone else 8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for number, curve in enumerate(curves):
+        # After ten curves the colours come again, with dashes.
+        style = {"color": colours[number % len(colours)], "lw": 1.2}
+        style["ls"] = ("-", "--", ":")[number // len(colours) % 3]
+        axes.plot(curve.few, curve.mean_class, marker=".", ms=5, label=curve.label, **style)
+        for tau, few, accuracy in zip(curve.taus, curve.few, curve.mean_class, strict=True):
+            if tau == 1:
+                axes.plot(few, accuracy, "o", ms=8, color=style["color"])
+            if alone:
+                text = f"{tau:g}"
+                axes.annotate(text, (few, accuracy), (5, 5), textcoords="offset points", fontsize=7)
+    axes.set(xlabel="accuracy of few-shot classes, %", title="mean-class accuracy, %")
+    axes.margins(0.08)
+    axes.grid(alpha=0.25, lw=0.6)
+    if not alone:
+        figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path, format="png")
 
 

@@ -11,7 +11,7 @@ from taillift.models.bundle.schema import GROUPS, Group, Precision
 from taillift.models.bundle.temperature import Calibration, ErrorChange
 from taillift.training.calibration.held_out import HeldOut
 from taillift.training.calibration.variants import CalibratedVariant
-from taillift.training.evaluation import class_accuracies
+from taillift.training.evaluation import TauPoint, class_accuracies
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report.html import UNKNOWN, Table, change, number, without_repeats
 
@@ -50,6 +50,11 @@ def identity(
             f"{tuners}, {metadata.trainable_parameters:,} parameters trained, "
             f"loss {recipe.loss.name}, seed {recipe.seed}"
         )
+    parents = "; ".join(
+        f"{parent.share:.3g} of {parent.file} ({parent.recipe.title}, seed {parent.recipe.seed}, "
+        f"sha256 {parent.sha256[:12]})"
+        for parent in metadata.parents
+    )
     revision = metadata.record.revision
     versions = metadata.record.versions | ({"commit": revision[:12]} if revision else {})
     return {
@@ -62,6 +67,7 @@ def identity(
         else "nothing: there are no test/ or val/ photos",
         "calibrated on": calibrated,
         "method": f"{recipe.title} ({recipe.name}): {method}",
+        **({"average of": parents} if parents else {}),
         "backbone": f"{metadata.architecture} ({metadata.pretrained}), sha256 "
         f"{metadata.backbone_sha256[:12]}",
         "views": f"{views.size} x {views.size} pixels, of a canvas whose shorter side is "
@@ -114,6 +120,16 @@ def class_table(metadata: CheckpointMetadata, groups: Sequence[Group], check: He
     ]
     heads = ("class", "group", "training photos", "one view, %", "five views, %")
     return Table(heads, without_repeats(rows, 2), words=2)
+
+
+def leaning_table(points: Sequence[TauPoint]) -> Table:
+    """Return the accuracies for each value of the parameter `tail`."""
+    rows = [
+        [f"{point.tau - 1:g}", number(point.mean_class)]
+        + [number(getattr(point, group)) for group in GROUPS]
+        for point in points
+    ]
+    return Table(("tail", "mean class", *GROUPS), rows, words=1)
 
 
 def exit_verdict(rule: ExitRule) -> str:

@@ -10,12 +10,14 @@ export class Problem extends Error {
   }
 }
 
-/** Return the JSON at `path`; throws `Problem`, or the reason of an aborted `signal`. */
-export async function ask(path, options = {}) {
+const json = (response) => response.json();
+
+/** Return what `read` makes of the answer; throws `Problem`, or the reason of an aborted `signal`. */
+export async function ask(path, options = {}, read = json) {
   for (;;) {
     const key = storedKey();
     const response = await send(path, options, key);
-    if (response.ok) return response.json();
+    if (response.ok) return read(response);
     const problem = await problemOf(response);
     if (response.status !== 401 || !(await askForKey(problem.message, key))) throw problem;
     options.signal?.throwIfAborted();
@@ -29,7 +31,7 @@ async function send(path, options, key) {
   } catch (error) {
     if (options.signal?.aborted) throw error;
     throw new Problem(
-      options.body
+      options.body instanceof Blob
         ? "The photo could not be sent: the service cannot be reached, or the file cannot be read."
         : "The service cannot be reached.",
     );

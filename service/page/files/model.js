@@ -3,6 +3,7 @@
 import { Problem, ask } from "./api.js";
 import { byId, element, say, showProblem } from "./dom.js";
 import { many } from "./format.js";
+import { offerLabels } from "./label.js";
 import { offerVersions } from "./versions.js";
 
 let request = null;
@@ -35,6 +36,7 @@ function use(model) {
   summary = model;
   say(byId("model"), heading(model));
   offerVersions(model.number);
+  offerLabels(model.labelling);
   const { ensemble, prior, coverage } = byId("settings").elements;
   ensemble.value = model.usual_ensemble;
   if (!model.exit) {

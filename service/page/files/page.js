@@ -2,6 +2,7 @@
 
 import { byId } from "./dom.js";
 import { connectKey } from "./key.js";
+import { connectLabels, updateLabelsWhile } from "./label.js";
 import { showModel } from "./model.js";
 import { connectPhotos } from "./photos.js";
 import { connectTabs } from "./tabs.js";
@@ -11,9 +12,11 @@ import { connectVersions, updateVersionsWhile } from "./versions.js";
 connectPhotos();
 connectTail();
 connectVersions();
+connectLabels();
 connectTabs(document.querySelector("[role=tablist]"), (panel) => {
   updateWhile(panel === "tail");
   updateVersionsWhile(panel === "versions");
+  updateLabelsWhile(panel === "label");
 });
 connectKey(() => {
   showModel();

@@ -9,10 +9,12 @@ from hypothesis.extra.numpy import arrays
 from taillift.models.bundle.posterior import (
     Prior,
     group_confidence,
+    leaning,
     log_prior,
     log_shares,
     posterior,
 )
+from taillift.models.errors import UserError
 from tests.support.palette import CLASSES, palette_manifest
 
 COUNTS = st.lists(st.integers(1, 10_000), min_size=2, max_size=9)
@@ -28,6 +30,44 @@ def test_a_prior_sums_to_one(counts: list[int], prior: Prior) -> None:
 def test_the_train_prior_is_the_share_of_the_training_images(counts: list[int]) -> None:
     shares = np.exp(log_prior(Prior.TRAIN, counts))
     np.testing.assert_allclose(shares, np.array(counts) / sum(counts))
+
+
+@given(COUNTS, st.sampled_from(Prior), st.floats(0.01, 1))
+def test_a_tail_divides_the_prior_by_shares_of_the_training_images(
+    counts: list[int], prior: Prior, tail: float
+) -> None:
+    plain = log_prior(prior, counts)
+    weights = np.exp(plain) * (np.array(counts) / sum(counts)) ** -tail
+    np.testing.assert_allclose(np.exp(leaning(plain, tail, counts)), weights / weights.sum())
+
+
+@given(COUNTS)
+def test_a_whole_tail_undoes_the_train_prior(counts: list[int]) -> None:
+    leant = leaning(log_prior(Prior.TRAIN, counts), 1, counts)
+    np.testing.assert_allclose(leant, log_prior(Prior.UNIFORM, counts), atol=1e-12)
+
+
+@given(LOGITS, st.floats(0.01, 1))
+def test_a_tail_answers_as_if_trained_with_a_larger_tau(logits: np.ndarray, tail: float) -> None:
+    counts = [300, 50, 20, 5]
+    expected = logits.astype(np.float64) - tail * np.log(np.array(counts) / sum(counts))
+    shares = posterior(logits, leaning(log_prior(Prior.UNIFORM, counts), tail, counts))
+    np.testing.assert_array_equal(
+        np.isclose(shares, shares.max(1, keepdims=True)),
+        np.isclose(expected, expected.max(1, keepdims=True), rtol=0, atol=1e-8),
+    )
+
+
+def test_no_tail_is_the_same_prior_and_an_impossible_class_stays_so() -> None:
+    plain = log_shares([0, 3, 1])
+    assert leaning(plain, 0, [5, 50, 500]) is plain
+    assert leaning(plain, 0.5, [5, 50, 500])[0] == -np.inf
+
+
+@pytest.mark.parametrize("tail", [-0.1, 1.01, np.nan, np.inf])
+def test_a_tail_out_of_range_is_refused(tail: float) -> None:
+    with pytest.raises(UserError, match="is not from 0 to 1"):
+        leaning(log_shares([1, 2]), tail, [1, 2])
 
 
 @given(LOGITS, st.floats(0.05, 20))

@@ -62,6 +62,18 @@ def test_without_admin_keys_there_is_no_admin(client: httpx.Client) -> None:
     assert not [path for path in client.get("/openapi.json").json()["paths"] if "admin" in path]
 
 
+def test_a_location_is_below_the_path_that_a_proxy_takes_off(
+    store: VersionStore, keys: Path
+) -> None:
+    settings = read_settings(store=store.folder, admin_keys_file=keys, root_path="/photos")
+    with serving(Engine(settings)) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        client.headers.update(ADMIN)
+        location = put(client, 2).headers["Location"]
+        assert location == "/photos/admin/versions/2"
+        assert client.get(location).json()["number"] == 2
+
+
 def test_a_key_is_needed_and_is_not_one_for_images(admin: httpx.Client) -> None:
     refused = admin.get("/admin/versions", headers={"X-API-Key": "another-key-of-the-tests"})
     assert refused.status_code == 401

@@ -115,6 +115,20 @@ def test_watch_counts_the_uniform_prior_whatever_prior_was_asked_for(
     assert read(out)[5]["confidence"] != read(out)[5]["uniform_confidence"]
 
 
+def test_rows_name_their_tail_and_a_run_with_another_does_not_go_on(
+    known: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "leant.csv"
+    taillift("classify", known, photos[0].parent, "--out", out, "--tail", 0.5)
+    row = read(out)[5]
+    assert (row["tail"], row["decision"]) == ("0.5", "")
+    assert row["confidence"] != row["uniform_confidence"]
+    other = taillift("classify", known, photos[0].parent, "--out", out, "--tail", 0.25)
+    assert "has other contents" in str(other.exception)
+    refused = taillift("classify", known, photos[0].parent, "--tail", 2)
+    assert "tail 2.0 is not from 0 to 1" in str(refused.exception)
+
+
 def test_photos_that_cannot_be_used_are_rows_with_the_reason(
     bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:

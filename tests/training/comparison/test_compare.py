@@ -23,6 +23,7 @@ from taillift.training.comparison.outcome import (
     write_outcome,
 )
 from taillift.training.data.dataset import Dataset
+from taillift.training.evaluation import TAUS
 from taillift.training.fit.checkpoint import read_metadata, save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
@@ -110,6 +111,23 @@ def test_every_run_leaves_its_checkpoint_its_outcome_and_its_rows(
     assert lora is not None
     assert float(table[0]["overall"]) == pytest.approx(lora.single.overall, abs=0.01)
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+    for outcome in outcomes:
+        assert outcome.evaluation is not None
+        (as_it_is,) = (point for point in outcome.tau_curve if point.tau == 1)
+        assert as_it_is.mean_class == pytest.approx(outcome.evaluation.full.mean_class)
+    with (tmp_path / "tau.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4 * len(TAUS)
+
+
+def test_the_curve_of_plain_cross_entropy_begins_with_the_model_as_it_is(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"loss.name": "cross-entropy"}
+    plain = recipe("head", **changes)
+    ((outcome,), _) = run(colours, backbone, [plain], tmp_path)
+    assert outcome.evaluation is not None
+    assert outcome.tau_curve[0].tau == 0
+    assert outcome.tau_curve[0].mean_class == pytest.approx(outcome.evaluation.full.mean_class)
 
 
 def test_finished_runs_are_not_repeated_and_missing_ones_are_run(
@@ -322,3 +340,49 @@ def test_shipped_recipes_have_the_kinds_under_which_they_are_compared() -> None:
         *("full", "full-adamw", "last-block")
     }
     assert kind_of(load_recipe("lift", {"epochs": 0})) == "frozen", "nothing is trained"
+
+
+def test_runs_that_tune_the_tower_are_averaged_once_and_compared(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    recipes = [recipe(name) for name in ("head", "lora", "full", "adapter")]
+    outcomes, lines = run(colours, backbone, recipes, tmp_path, soup=True)
+    made = outcomes[-1]
+    assert [one.recipe.name for one in outcomes] == ["head", "lora", "full", "adapter", "soup"]
+    assert made.failure is None
+    assert made.tau_curve
+    metadata = read_metadata(tmp_path / "soup-0.safetensors")
+    files = {parent.file for parent in metadata.parents}
+    assert files <= {"lora-0.safetensors", "full-0.safetensors"}
+    assert [line for line in lines if "soup of LoRA and full, SGD" in line]
+    assert {row["recipe"] for row in rows(tmp_path)} == {"adapter", "full", "head", "lora", "soup"}
+    again, lines = run(colours, backbone, recipes, tmp_path, soup=True)
+    assert again == outcomes
+    assert not [line for line in lines if "shares" in line]
+    # A soup of other runs is not taken for this one.
+    with pytest.raises(UserError, match="is of another recipe, data or backbone"):
+        run(colours, backbone, [recipe("lora"), recipe("bias")], tmp_path, soup=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "words"),
+    [
+        (("lora", "head"), {}, "name two or more"),
+        (("lora", "vpt-deep"), {}, "name two or more"),
+        (("lora", "full"), {"val": None}, "lacks one of them"),
+        (("lora", "full"), {"test": None}, "lacks one of them"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_before_any_run(
+    colours: Dataset,
+    backbone: Backbone,
+    tmp_path: Path,
+    trained: list[str],
+    names: tuple[str, ...],
+    splits: dict[str, Any],
+    words: str,
+) -> None:
+    dataset, recipes = replace(colours, **splits), [recipe(name) for name in names]
+    with pytest.raises(UserError, match=words):
+        run(dataset, backbone, recipes, tmp_path, soup=True)
+    assert trained == []

@@ -14,6 +14,7 @@ from taillift.training.comparison.outcome import (
     Outcome,
     abbreviate,
     failures,
+    margin,
     markdown,
     mean_and_deviation,
     read_outcome,
@@ -22,8 +23,9 @@ from taillift.training.comparison.outcome import (
     table,
     write_csv,
     write_outcome,
+    write_tau_csv,
 )
-from tests.support.outcomes import FAILED, failed, outcome_of, tail_of
+from tests.support.outcomes import FAILED, failed, outcome_of, tail_of, with_curve
 
 COUNTS = tail_of(6)
 
@@ -169,3 +171,60 @@ def test_the_csv_has_a_row_a_run_and_number_of_views(tmp_path: Path) -> None:
     assert (rows[0]["geometric_mean"], rows[1]["macro_f1"]) == ("45.00", "55.00")
     assert rows[0]["title"] == "LIFT"
     assert '"name":"adaptformer"' in rows[0]["fields"]
+
+
+RISING = [10.0 * step for step in range(9)]
+# The mean is 80 minus the few-shot accuracy over 4: a lever, and nothing more.
+LEVER = [80 - few / 4 for few in RISING]
+
+
+def curved(name: str, few: list[float], mean_class: list[float], seed: int = 0) -> Outcome:
+    return with_curve(outcome_of(name, seed, [50.0] * 6, COUNTS), few, mean_class)
+
+
+def test_who_only_moves_along_the_curve_of_another_gains_nothing() -> None:
+    moved = [few + 5 for few in RISING]
+    along = [80 - few / 4 for few in moved]
+    curves = [curved("lift", RISING, LEVER).tau_curve, curved("head", moved, along).tau_curve]
+    assert margin(curves[1], curves[:1]) == pytest.approx(0, abs=0.05)
+    above = curved("full", moved, [mean + 2 for mean in along]).tau_curve
+    assert margin(above, curves) == pytest.approx(2, abs=0.05)
+    assert margin(curves[0], [*curves[1:], above]) == pytest.approx(-2, abs=0.05)
+
+
+def test_nothing_is_above_or_below_if_no_other_reaches_as_much() -> None:
+    curve, low = curved("lift", RISING, LEVER).tau_curve, curved("head", [5.0] * 9, LEVER).tau_curve
+    assert margin(curve, [low]) is None
+    assert margin(curve, []) is None
+
+
+def test_a_rows_curve_is_the_mean_over_its_seeds_that_have_one() -> None:
+    lower = [few - 4 for few in RISING[1:]]
+    outcomes = [
+        curved("lift", RISING, LEVER),
+        curved("lift", [0, *lower], [mean - 2 for mean in LEVER], 1),
+        outcome_of("lift", 2, [50.0] * 6, COUNTS),
+    ]
+    (row,) = rows_of(outcomes)
+    assert [point.few for point in row.tau_curve()] == [0, *(few - 2 for few in RISING[1:])]
+    assert [point.mean_class for point in row.tau_curve()] == [mean - 1 for mean in LEVER]
+
+
+def test_every_tau_of_every_run_is_a_row(tmp_path: Path) -> None:
+    outcomes = [curved("lift", RISING, LEVER), outcome_of("head", 0, [50.0] * 6, COUNTS)]
+    write_tau_csv(tmp_path / "tau.csv", outcomes)
+    rows = list(csv.DictReader(StringIO((tmp_path / "tau.csv").read_text())))
+    assert [row["tau"] for row in rows] == [
+        "0",
+        "0.25",
+        "0.5",
+        "0.75",
+        "1",
+        "1.25",
+        "1.5",
+        "1.75",
+        "2",
+    ]
+    assert {(row["recipe"], row["title"], row["seed"]) for row in rows} == {("lift", "LIFT", "0")}
+    assert [float(row["few"]) for row in rows] == RISING
+    assert rows[0]["many"] == ""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from taillift.models.bundle.manifest import Thresholds
 from taillift.training.comparison.outcome import Outcome
-from taillift.training.comparison.verdict import Difference, compare_kinds, interval
+from taillift.training.comparison.verdict import Difference, compare_kinds, interval, recommendation
 from tests.support.outcomes import failed, outcome_of
 
 COUNTS = [500] * 6 + [50] * 6 + [5] * 8
@@ -175,3 +175,32 @@ def test_an_interval_is_as_wide_as_classes_and_seeds_vary() -> None:
     low, high = interval(by_class)
     assert high - low == pytest.approx(2 * 1.96 * by_class[0].std() / 10, rel=0.1)
     assert interval(np.full((3, 100), -4.0)) == pytest.approx((-4, -4))
+
+
+def test_a_cheaper_recipe_that_may_be_as_good_is_taken() -> None:
+    outcomes = runs("full", 60.2, 70.2) + runs("lift", 60.0) + runs("head", 40.0)
+    sentence = recommendation(outcomes, GROUPS)
+    assert sentence is not None
+    assert sentence.startswith("Take LIFT: full, SGD is 0.")
+    assert "which may be noise, and trains 85.1 M weights instead of 178 k." in sentence
+    assert "One seed" not in sentence
+
+
+def test_the_best_is_taken_if_cheaper_ones_are_worse_beyond_noise() -> None:
+    sentence = recommendation(runs("full", 60.0, 80.0) + runs("lift", 60.0), GROUPS)
+    assert sentence is not None
+    assert sentence.startswith("Take full, SGD: ")
+    assert "worse beyond noise" in sentence
+    sentence = recommendation(runs("full", 60.0) + runs("head", 60.0, 80.0), GROUPS)
+    assert sentence is not None
+    assert sentence.startswith("Take head only: ")
+    assert "none trains fewer weights" in sentence
+
+
+def test_one_seed_is_said_to_be_few_and_one_recipe_is_no_choice() -> None:
+    sentence = recommendation(runs("full", 60.0, seeds=1) + runs("lift", 50.0, seeds=1), GROUPS)
+    assert sentence is not None
+    assert sentence.endswith("One seed cannot tell luck from method: pass --seeds 0,1,2.")
+    assert recommendation(runs("lift", 60.0), GROUPS) is None
+    gone = [failed(outcome) for outcome in runs("full", 60.0)]
+    assert recommendation([*runs("lift", 60.0), *gone], GROUPS) is None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from taillift.models.errors import UserError
 from taillift.training.data import check
@@ -104,6 +104,25 @@ def test_a_photo_that_is_there_again_in_its_class_and_split_is_warned_of(
     (message,) = caplog.messages
     assert "3 photos are there again in their class and split, such as" in message
     assert f"{split}/red/" in message
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_copy_without_its_metadata_is_a_copy(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Services and messengers remove where a photo was taken, and leave its pixels."""
+    root = write_photos(tmp_path / "photos", {"red": 3, "blue": 2})
+    write_photo(tmp_path / "other.png", COLOURS["red"], seed=99)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "camera"
+    with Image.open(tmp_path / "other.png") as image:
+        image.save(root / f"train/red/with.{kind}", exif=exif)
+        image.save(root / f"train/red/without.{kind}")
+    with caplog.at_level(logging.WARNING):
+        load_dataset(str(root))
+    (message,) = caplog.messages
+    assert "1 photos are there again in their class and split, such as" in message
+    assert f"without.{kind}" in message
 
 
 def test_the_groups_count_a_photo_of_a_class_once(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_attention_and_head_stay_in_float_and_constants_behind_slices_do_not(
     floats = {constant.name for constant in constants if constant.data_type == TensorProto.FLOAT}
     matrices = [n for n in written.node if n.op_type in ("MatMul", "Gemm") and n.input[1] in floats]
     assert [node.output[0] for node in matrices] == ["logits"]
-    assert sum(node.op_type == "Attention" for node in written.node) == 3
+    assert sum(node.op_type == "Softmax" for node in written.node) == 3
     assert fidelity(Session(path).run(pixels).logits, Session(graph).run(pixels).logits).error < 0.1
 
 

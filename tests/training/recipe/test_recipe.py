@@ -17,6 +17,7 @@ from taillift.training.recipe.recipe import (
     FEWEST_EPOCHS,
     LARGEST_SEED,
     MOST_EPOCHS,
+    MOST_FULL_EPOCHS,
     NAMES,
     Recipe,
     load_recipe,
@@ -360,6 +361,42 @@ def test_only_sets_of_few_photos_are_trained_on_for_fewer_steps(photos: int, epo
     assert load_recipe("lift").resolved([photos], 6, 256).epochs == epochs
     few = load_recipe("lift", {"epochs": 57})
     assert few.resolved([photos], 6, 256).epochs == 57, "epochs that are asked for are kept"
+
+
+@pytest.mark.parametrize(
+    ("classes", "photos", "quick", "full"),
+    [
+        (17, 1_303, 7, 7),  # As many photos of a class are shown in 250 steps.
+        (75, 1_841, 5, 9),  # 15,000 photos are shown, in 522 steps.
+        (50, 3_300, 3, 4),
+        (8, 141, MOST_EPOCHS, MOST_FULL_EPOCHS),
+        (1_000, 200_000, 2, 2),
+    ],
+)
+def test_full_effort_shows_as_many_photos_of_each_class_however_many_there_are(
+    classes: int, photos: int, quick: int, full: int
+) -> None:
+    counts = [photos - classes + 1] + [1] * (classes - 1)
+    assert load_recipe("lift").resolved(counts, 6, 256).epochs == quick
+    recipe = load_recipe("lift", {"effort": "full"}).resolved(counts, 6, 256)
+    assert recipe.epochs == full
+    assert recipe.resolved(counts, 6, 256) == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "given"),
+    [
+        ("lift", {"steps": 100}, "steps"),
+        ("lift", {"epochs": 3}, "epochs"),
+        ("lift-published", {}, "epochs"),
+    ],
+)
+def test_effort_does_not_replace_a_number_that_is_given(
+    recipe: str, changes: dict[str, int], given: str
+) -> None:
+    with pytest.raises(UserError, match=f"effort = full chooses the number of steps, and {given}"):
+        load_recipe(recipe, {"effort": "full", **changes})
+    assert load_recipe(recipe, {"effort": "quick", **changes}).effort == "quick"
 
 
 def test_ldams_scale_must_be_that_of_the_head() -> None:

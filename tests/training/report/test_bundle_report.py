@@ -12,10 +12,12 @@ from PIL import Image
 
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Variant
+from taillift.models.bundle.posterior import Prior, leaning, log_prior, posterior
 from taillift.models.bundle.schema import Group, Precision, Preprocessing
-from taillift.training.calibration.held_out import HeldOut
+from taillift.training.calibration.held_out import HeldOut, predictions_on
 from taillift.training.calibration.variants import CalibratedVariant, calibrate, measure_on
 from taillift.training.data.photo import RawPhoto
+from taillift.training.evaluation import scores
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.report.bundle import galleries, write_report
@@ -141,7 +143,7 @@ def page(
 
 
 def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
-    assert len(page.sources) == 3
+    assert len(page.sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert "url(" not in page.source
     assert "@import" not in page.source
@@ -149,6 +151,25 @@ def test_the_page_fetches_nothing_and_follows_the_dark_mode(page: Page) -> None:
     assert "prefers-color-scheme: dark" in page.source
     assert 'name="viewport"' in page.source
     assert "$" not in page.text, "no name of the template is left"
+
+
+def test_the_curve_is_what_requests_with_a_tail_get(
+    page: Page, pair: dict[Precision, CalibratedVariant]
+) -> None:
+    check, calibration = pair[FP32].check, pair[FP32].variant.calibration
+    assert check is not None
+    assert calibration is not None
+    full = predictions_on(check)[1]
+    temperatures = calibration.temperatures(full.logits, full.views, full.ensemble, full.groups)
+    rows = page.rows_after("tail", "mean class")
+    assert [row[0] for row in rows] == ["0", "0.25", "0.5", "0.75", "1"]
+    for tail, *cells in rows:
+        prior = leaning(log_prior(Prior.UNIFORM, COUNTS), float(tail), COUNTS)
+        answers = posterior(full.logits, prior, temperatures).argmax(1)
+        found = scores(answers, check.labels, NINE)
+        expected = [found.mean_class, found.many, found.medium, found.few]
+        assert cells == [f"{value:.1f}" for value in expected]
+    assert rows[0][4] != rows[-1][4]
 
 
 def test_sure_mistakes_and_rare_classes_are_shown_as_small_photos(tmp_path: Path) -> None:

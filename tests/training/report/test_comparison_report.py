@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from taillift.training.comparison.outcome import Outcome
 from taillift.training.report.comparison import FIGURES, write_report
-from tests.support.outcomes import FAILED, dataset_of, failed, outcome_of, tail_of
+from tests.support.outcomes import FAILED, dataset_of, failed, outcome_of, tail_of, with_curve
 
 COUNTS = tail_of(17)
 MEANS = {"zero-shot": 40.0, "head": 50.0, "lift": 65.0, "lora": 60.0, "full": 45.0}
@@ -161,3 +161,24 @@ def test_names_and_commands_are_shown_as_they_are(tmp_path: Path) -> None:
     assert command in text
     assert "<i>$x_1^ & y" in text
     assert not re.search(r"<[bi]>", page)
+
+
+def test_curves_along_tau_are_drawn_and_go_with_their_runs(tmp_path: Path) -> None:
+    few = [10.0 * step for step in range(9)]
+    means = {"zero-shot": 20.0, "lift": 60.0, "full": 62.0}
+    outcomes = [
+        with_curve(outcome, few, [mean - share / 10 for share in few])
+        for outcome in outcomes_of(1)
+        if (mean := means.get(outcome.recipe.name))
+    ]
+    written = write_report(tmp_path, dataset_of(COUNTS), outcomes, "")
+    assert "tau.png" in written
+    assert (tmp_path / "tau.png").stat().st_size > 300
+    text = Words((tmp_path / "report.html").read_text("utf-8")).text
+    assert "full, SGD 62.0 / 0.0 61.0 / 10.0 60.0 / 20.0 59.0 / 30.0 58.0 / 40.0" in text
+    assert "54.0 / 80.0 +2.0" in text
+    assert "52.0 / 80.0 -2.0" in text
+    before = [outcome.model_copy(update={"tau_curve": ()}) for outcome in outcomes]
+    assert "tau.png" not in write_report(tmp_path, dataset_of(COUNTS), before, "")
+    assert not (tmp_path / "tau.png").exists()
+    assert "Along" not in Words((tmp_path / "report.html").read_text("utf-8")).text

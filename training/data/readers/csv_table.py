@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from taillift.models.errors import UserError
-from taillift.models.names import canonical, refuse_two_forms
+from taillift.models.names import NONE_OF_THE_CLASSES, canonical, refuse_two_forms
 from taillift.training.data.classes import Vocabulary, unreadable
 from taillift.training.data.photo import SPLITS, Split, SplitName, split_called
 from taillift.training.data.readers.listing import Listing, Unused, stored_photos
@@ -55,20 +55,23 @@ def is_table(source: Path) -> bool:
     return source.suffix.lower() in TABLE_SUFFIXES and source.is_file()
 
 
-def read_table(path: Path) -> Listing:
+def read_table(path: Path, labelled_only: bool = False) -> Listing:
     """List the photos of a table, whose labels are class names.
 
     The classes are those of the training rows. Paths are relative to the file's folder, where
     classnames.json may give the classes names for prompts. If there is no column `split`, every
-    row is for training. A log line says which columns and which separator were found.
+    row is for training. A log line says which columns and which separator were found. With
+    `labelled_only`, rows without a label or of none of the classes are left out.
 
     Raises `UserError` with file and line if a row is malformed, if it names a photo that does not
     exist, or if its class has no training row.
     """
     head = read_head(path)
     logger.info("%s: %s", path, head)
-    rows = read_rows(path, head)
+    rows, unlabelled = read_rows(path, head, labelled_only)
     if "train" not in rows:
+        if unlabelled:
+            raise UserError(f"{path} has no training row with a label: label some")
         raise UserError(f"{path} has no training row: write train in the column split")
     for members in rows.values():
         refuse_two_forms([row.label for row in members], str(path))
@@ -81,8 +84,12 @@ def read_table(path: Path) -> Listing:
             files, origins = [row.file for row in members], [row.origin for row in members]
             splits[split] = Split(stored_photos(path.parent, files, origins), labels)
     others = [one.name for one in sorted(path.parent.iterdir()) if is_table(one) and one != path]
-    where = str(path.parent)
-    unused = [Unused(where, len(others), "other tables are not used", others[0])] if others else []
+    unused = []
+    if others:
+        unused.append(Unused(str(path.parent), len(others), "other tables are not used", others[0]))
+    if unlabelled:
+        words = "rows have no class and are left out"
+        unused.append(Unused(str(path), len(unlabelled), words, unlabelled[0]))
     return Listing(path, path.stem, vocabulary, path.parent, splits, str(head), tuple(unused))
 
 
@@ -115,12 +122,16 @@ def read_head(path: Path) -> TableHead:
     return head
 
 
-def read_rows(path: Path, head: TableHead) -> defaultdict[SplitName, list[TableRow]]:
-    """Return the rows of each split; opens no photo.
+def read_rows(
+    path: Path, head: TableHead, labelled_only: bool = False
+) -> tuple[defaultdict[SplitName, list[TableRow]], list[str]]:
+    """Return the rows of each split, and FILE:LINE of the rows that are left out; opens no photo.
 
-    Raises `UserError` with file and line if a row is malformed.
+    With `labelled_only` these are the rows without a label or of none of the classes. Raises
+    `UserError` with file and line if a row is malformed.
     """
     rows: defaultdict[SplitName, list[TableRow]] = defaultdict(list)
+    unlabelled: list[str] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(
@@ -129,6 +140,9 @@ def read_rows(path: Path, head: TableHead) -> defaultdict[SplitName, list[TableR
             next(reader, None)
             for cells in reader:
                 origin = f"{path}:{reader.line_num}"
+                if labelled_only and cells["label"].strip() in ("", NONE_OF_THE_CLASSES):
+                    unlabelled.append(origin)
+                    continue
                 for name in COLUMNS:
                     if not cells[name].strip():
                         raise UserError(
@@ -149,4 +163,4 @@ def read_rows(path: Path, head: TableHead) -> defaultdict[SplitName, list[TableR
                 rows[split].append(TableRow(origin, cells["path"].strip(), cells["label"].strip()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise unreadable(path, "CSV", error) from error
-    return rows
+    return rows, unlabelled

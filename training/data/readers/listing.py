@@ -1,7 +1,6 @@
 """The result of every reader: the photos and classes of a source, before a photo is opened."""
 
 import os
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,11 +35,20 @@ class Unused:
 
 
 @dataclass(frozen=True)
+class AddedPhotos:
+    """Photos of another source, which has a name of its own, to train on as well."""
+
+    source: str
+    name: str
+    photos: Split
+
+
+@dataclass(frozen=True)
 class Listing:
     """The photos of a source by split, with `classes` in the source's own order.
 
     `folder` may hold classnames.json. `layout` says what has been read, and `unused` what has not.
-    Labels are indices into `classes` in every split.
+    Labels are indices into `classes` in every split, and in the photos that are `added` to train.
     """
 
     source: Path
@@ -50,6 +58,7 @@ class Listing:
     splits: Mapping[SplitName, Split]
     layout: str
     unused: tuple[Unused, ...] = ()
+    added: tuple[AddedPhotos, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -61,10 +70,9 @@ class Listing:
         return prompt_names(self.folder, self.vocabulary)
 
     @property
-    def counts(self) -> list[int]:
-        """The number of training photos of each class."""
-        counted = Counter(self.splits["train"].labels)
-        return [counted[index] for index in range(len(self.classes))]
+    def parts(self) -> list[Split]:
+        """The splits, and the photos of each added source."""
+        return [*self.splits.values(), *(addition.photos for addition in self.added)]
 
 
 def is_system_name(name: str) -> bool:

@@ -38,19 +38,21 @@ class Layout:
 
 FOLDERS: Final = Layout("class folders (train/CLASS/*.jpg)", is_folders, read_folders)
 LISTS: Final = Layout("list files (train.txt, classnames.txt)", is_lists, read_lists)
+TABLE: Final = Layout("a CSV or TSV file with the columns path and label", is_table, read_table)
 LAYOUTS: Final = (
     FOLDERS,
     LISTS,
     Layout(f"a description of lists ({DESCRIPTION})", is_description, read_description),
-    Layout("a CSV or TSV file with the columns path and label", is_table, read_table),
+    TABLE,
     Layout("WebDataset shards (train-*.tar)", is_shards, read_shards),
     Layout("CIFAR-100's files (cifar-100-python, .tar.gz)", is_cifar, read_cifar),
 )
 
 
-def read_source(source: str) -> Listing:
+def read_source(source: str, labelled_only: bool = False) -> Listing:
     """List the photos of `source`: a path in one of `LAYOUTS`, or the name of a sample set.
 
+    With `labelled_only`, the rows of a table that have no class are left out, and not refused.
     In a folder with a `dataset.yaml`, this file says which lists are read. Next to class folders,
     lists are read if they are lists of the photos in them. A set's train/ stands for the set.
     Raises `UserError` if the source has no known layout or several, and for the reasons of the
@@ -71,6 +73,8 @@ def read_source(source: str) -> Listing:
         )
     if layouts:
         try:
+            if labelled_only and layouts[0] is TABLE:
+                return read_table(path, labelled_only)
             return layouts[0].read(path)
         except OSError as error:
             raise UserError(

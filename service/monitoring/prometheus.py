@@ -1,0 +1,137 @@
+"""The exports of a service's replicas, as a Prometheus has scraped them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from taillift.models.errors import UserError, first_line
+from taillift.models.names import indices_by_name
+from taillift.service.tail.distributions import Indices
+
+PREDICTIONS: Final = "taillift_class_predictions_total"
+REPETITIONS: Final = "taillift_class_repetitions_total"
+MODEL: Final = "taillift_model_info"
+EFFECT: Final = "taillift_tail_design_effect"
+START: Final = "process_start_time_seconds"
+# The labels that a service gives each series itself; all others say which replica it is.
+OWN_LABELS: Final = {
+    PREDICTIONS: {"class", "group"},
+    REPETITIONS: {"class", "group"},
+    MODEL: {"name", "version", "backbone", "method", "provider"},
+    EFFECT: set[str](),
+    START: set[str](),
+}
+TIMEOUT_SECONDS: Final = 30.0
+
+Samples = dict[float, float]
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """One replica's exports at one time, in seconds since 1970.
+
+    `counts` [C] are the images that it has counted for the tail by top class since it started, at
+    `start`; None if it does not export every class of the bundle. `version` is that of the bundle
+    that it served, and `effect` the design effect of its own predictions.
+    """
+
+    replica: str
+    time: float
+    version: str
+    start: float
+    effect: float
+    counts: Indices | None
+
+
+class PrometheusHistory:
+    """The scrapes that a Prometheus holds of the replicas of a service."""
+
+    def __init__(self, url: str, labels: list[str], matchers: str = "") -> None:
+        """`matchers` select replicas, such as `namespace="shop"`.
+
+        Raises `UserError` if `url` is not the address of a server.
+        """
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise UserError(f"{url} is not an address such as http://prometheus:9090")
+        self.url = url.rstrip("/")
+        self._labels = labels
+        self._indices = indices_by_name(labels)
+        names = f'__name__=~"{"|".join(OWN_LABELS)}"'
+        self._selector = "{" + ",".join(part for part in (names, matchers) if part) + "}"
+
+    def scrapes(self, after: float, until: float) -> list[Scrape]:
+        """Return all scrapes later than `after` and not later than `until`, the oldest first.
+
+        Raises `UserError` if Prometheus cannot be asked.
+        """
+        # The samples themselves: `increase` would extrapolate, and forget a replica that ended.
+        query = f"{self._selector}[{round(1000 * (until - after))}ms]"
+        models: defaultdict[str, dict[float, str]] = defaultdict(dict)
+        gauges: defaultdict[tuple[str, str], Samples] = defaultdict(dict)
+        classes: defaultdict[str, defaultdict[str, dict[int, Samples]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
+        for series in self._ask(query, until):
+            labels = dict(series["metric"])
+            name = labels.pop("__name__")
+            own = {key: labels.pop(key, "") for key in OWN_LABELS[name]}
+            replica = json.dumps(labels, sort_keys=True)
+            samples = {float(time): float(value) for time, value in series["values"]}
+            if name == MODEL:
+                models[replica] |= dict.fromkeys(samples, own["version"])
+            elif name in (EFFECT, START):
+                gauges[name, replica] = samples
+            elif (index := self._indices.get(own["class"])) is not None:
+                classes[replica][name][index] = samples
+        found = [
+            Scrape(
+                replica=replica,
+                time=time,
+                version=version,
+                start=gauges[START, replica].get(time, np.nan),
+                effect=gauges[EFFECT, replica].get(time, np.nan),
+                counts=self._counts(classes[replica], time),
+            )
+            for replica, versions in models.items()
+            for time, version in versions.items()
+            if after < time <= until
+        ]
+        return sorted(found, key=lambda scrape: (scrape.time, scrape.replica))
+
+    def _counts(self, series: Mapping[str, dict[int, Samples]], time: float) -> Indices | None:
+        """Return the predictions without repetitions [C] at `time`, if every class has its own."""
+        counts = np.zeros(len(self._labels), np.int64)
+        predictions = series[PREDICTIONS]
+        if len(predictions) < len(counts):
+            return None
+        for name, sign in ((PREDICTIONS, 1), (REPETITIONS, -1)):
+            for index, samples in series[name].items():
+                counts[index] += sign * int(samples.get(time, 0))
+        return counts
+
+    def _ask(self, query: str, time: float) -> Iterator[Any]:
+        body = urlencode({"query": query, "time": f"{time:.3f}"}).encode()
+        where = f"Prometheus at {self.url}"
+        try:
+            with urlopen(
+                Request(f"{self.url}/api/v1/query", body), timeout=TIMEOUT_SECONDS
+            ) as page:
+                answer = json.load(page)
+            yield from answer["data"]["result"]
+        except HTTPError as error:
+            reason = error.read(10_000).decode(errors="replace")
+            raise UserError(f"{where} refuses the query ({error.code}): {reason}") from error
+        except (URLError, OSError) as error:
+            cause = getattr(error, "reason", None) or error
+            raise UserError(f"{where} cannot be asked: {cause}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{where} sends no answer of Prometheus: {first_line(error)}"
+            ) from error

@@ -1,0 +1,289 @@
+"""`taillift watch --prometheus`: all replicas of a service, watched as one."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client import Metric, start_http_server
+from typer.testing import CliRunner
+
+from benchmarks.streams import few_shot_bundle
+from taillift.models.bundle.folder import read_manifest
+from taillift.models.errors import UserError
+from taillift.service.monitoring.counters import Metrics
+from taillift.service.monitoring.exporter import ClassSeries, TailSeries
+from taillift.service.monitoring.fleet import Fleet, FleetWatch, spread
+from taillift.service.monitoring.prometheus import PrometheusHistory, Scrape
+from taillift.service.monitoring.recorder import Monitoring, model_profile
+from taillift.service.serve_cli import app
+from taillift.service.settings import read_settings
+from taillift.service.tail.distributions import Indices
+from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.reference import Source
+from tests.support.palette import CLASSES
+from tests.support.serving import sample, scrape, until
+from tests.support.stack import free_port, prometheus
+
+CLASS_COUNT, LOST, BEFORE = 20, 3, 2_000
+UNIFORM = Rules(Source.UNIFORM)
+COMMAND = [sys.executable, "-c", "from taillift.service.serve_cli import app; app()", "watch"]
+
+
+def profile() -> ModelProfile:
+    bundle = few_shot_bundle(CLASS_COUNT)
+    labels = tuple(f"class {index}" for index in range(CLASS_COUNT))
+    return ModelProfile(
+        "v", labels, tuple(bundle.groups), tuple(bundle.counts), tuple(bundle.pairs)
+    )
+
+
+def stream(count: int, each: int = 1) -> Indices:
+    """Draw labels [N], each `each` times; one class is lost after `BEFORE`."""
+    random, bundle = np.random.default_rng(0), few_shot_bundle(CLASS_COUNT)
+    mix = np.ones((2, CLASS_COUNT))
+    mix[1, LOST] = 0
+    rates = mix / mix.sum(1, keepdims=True) @ bundle.matrix
+    parts = [
+        random.choice(CLASS_COUNT, size // each, p=rate)
+        for size, rate in zip((BEFORE, count - BEFORE), rates, strict=True)
+    ]
+    return np.repeat(np.concatenate(parts), each)
+
+
+class Replica:
+    """Counts predictions as a service does; `seen` is its own monitor."""
+
+    def __init__(self, name: str, start: float = 0.0, version: str = "v") -> None:
+        self.name, self.start, self.version = name, start, version
+        self.counts = np.zeros(CLASS_COUNT, np.int64)
+        self.seen = TailMonitor(profile(), UNIFORM, lambda: 0.0)
+
+    def predict(self, labels: Indices) -> None:
+        for label in labels.tolist():
+            self.seen.observe(label, 0.9)
+        self.counts += np.bincount(labels, minlength=CLASS_COUNT)
+
+    def scrape(self, time: float) -> Scrape:
+        self.seen.refresh()
+        effect = self.seen.dependence.design_effect
+        return Scrape(self.name, time, self.version, self.start, effect, self.counts.copy())
+
+
+def new_fleet(lines: list[str] | None = None) -> Fleet:
+    said: list[str] = [] if lines is None else lines
+    return Fleet(profile(), UNIFORM, said.append)
+
+
+def found(monitor: TailMonitor) -> list[bool]:
+    monitor.refresh()
+    return [*monitor.drift.found.tolist(), *monitor.silence.found.tolist()]
+
+
+def looks(labels: Indices, size: int) -> Iterator[tuple[float, Indices]]:
+    for number, begin in enumerate(range(0, len(labels), size), 1):
+        yield 60.0 * number, labels[begin : begin + size]
+
+
+@pytest.mark.parametrize("size", [128, 100])
+def test_a_split_stream_gives_the_findings_of_one_service_look_by_look(size: int) -> None:
+    """The tests take batches of 128: then all is the same, else a look may be in between."""
+    fleet, single = new_fleet(), TailMonitor(profile(), UNIFORM, lambda: 0.0)
+    replicas = [Replica("a"), Replica("b")]
+    monitors = {"fleet": fleet.monitor, "single": single}
+    monitors |= {replica.name: replica.seen for replica in replicas}
+    first: dict[str, int] = {}
+    differing = 0
+    for number, (time, labels) in enumerate(looks(stream(5_000), size)):
+        for label in labels.tolist():
+            single.observe(label, 0.9)
+        for index, replica in enumerate(replicas):
+            replica.predict(labels[index::2])
+        fleet.look([replica.scrape(time) for replica in replicas], time)
+        differing += found(fleet.monitor) != found(single)
+        if size == 128:
+            np.testing.assert_allclose(fleet.monitor.drift.e_values, single.drift.e_values)
+        for name, monitor in monitors.items():
+            if monitor.silence.found[LOST]:
+                first.setdefault(name, number)
+    assert differing <= (size != 128)
+    assert fleet.monitor.predictions == single.predictions == 5_000
+    assert BEFORE < size * first["single"] < BEFORE + 1_000
+    assert abs(first["fleet"] - first["single"]) <= (size != 128)
+    assert min(first["a"], first["b"]) > first["fleet"]
+
+
+def test_replicas_that_restart_come_and_go_are_counted_once() -> None:
+    fleet, a, b = new_fleet(), Replica("a", start=-1e6), Replica("b", start=-1e6)
+    a.predict(np.full(500, 1))
+    fleet.remember([a.scrape(0)])
+    a.predict(np.full(30, 2))
+    fleet.look([a.scrape(60)], 60)
+    # It ends with predictions that only its last scrape has, and begins anew.
+    a.predict(np.full(10, 2))
+    last, a = a.scrape(70), Replica("a", start=80)
+    a.predict(np.full(600, 2))
+    fleet.look([last, a.scrape(120)], 120)
+    # One that is new counts from 0, and an old one, from elsewhere, from its first scrape on.
+    c = Replica("c", start=130)
+    c.predict(np.full(7, 3))
+    b.predict(np.full(10_000, 4))
+    fleet.look([b.scrape(170), c.scrape(180)], 180)
+    b.predict(np.full(5, 4))
+    fleet.look([b.scrape(240)], 240)
+    fleet.look([], 300)
+    fleet.look([b.scrape(360), c.scrape(360)], 360)
+    expected = np.bincount([2] * 640 + [3] * 7 + [4] * 5, minlength=CLASS_COUNT)
+    assert fleet.monitor.window.counts.tolist() == fleet.counts.tolist() == expected.tolist()
+
+
+def test_another_bundle_and_missing_classes_are_named_once_and_not_counted() -> None:
+    lines: list[str] = []
+    fleet, other = new_fleet(lines), Replica("other", version="w")
+    for number in range(3):
+        other.predict(np.full(100, 1))
+        time = 60.0 * number
+        fleet.look([other.scrape(time), Scrape("few", time, "v", 0, 1, None)], time)
+    assert lines == [
+        "other is not counted, because it serves another bundle (w)",
+        "few is not counted, because it does not export every class of the bundle: set "
+        "class_metrics=on",
+    ]
+    assert fleet.replicas == fleet.monitor.predictions == 0
+    # The bundle is swapped: what the other one predicted does not count.
+    other.version = "v"
+    other.predict(np.full(8, 2))
+    fleet.look([other.scrape(300)], 300)
+    assert fleet.monitor.window.counts.tolist() == [0, 0, 8, *[0] * (CLASS_COUNT - 3)]
+
+
+def test_what_replicas_have_learned_of_dependence_weakens_the_evidence_of_the_fleet() -> None:
+    """Counts have no order: only the replicas see that each thing comes twenty times."""
+    fleet, replica, single = new_fleet(), Replica("a"), TailMonitor(profile(), UNIFORM, float)
+    for time, labels in looks(stream(20_000, each=20), 5_000):
+        replica.predict(labels)
+        for label in labels.tolist():
+            single.observe(label, 0.9)
+        single.refresh()
+        fleet.look([replica.scrape(time)], time)
+    effect = single.dependence.design_effect
+    assert effect > 10
+    assert fleet.monitor.dependence.design_effect >= effect
+
+
+def test_counts_are_spread_evenly() -> None:
+    labels = spread(np.array([8, 0, 4, 1]))
+    assert np.bincount(labels, minlength=4).tolist() == [8, 0, 4, 1]
+    assert [np.bincount(part, minlength=3)[2] for part in np.split(labels[:12], 4)] == [1] * 4
+    assert spread(np.zeros(3, np.int64)).size == 0
+
+
+class LockedSeries(TailSeries):
+    """A replica's series, which are read in another thread than it counts in."""
+
+    lock = Lock()
+
+    def collect(self) -> Iterator[Metric]:
+        with self.lock:
+            yield from super().collect()
+
+
+def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
+    known: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real Prometheus scrapes two replicas; a third one counts all, and is not scraped."""
+    manifest = read_manifest(known)
+    settings = read_settings(bundle=known, reference="uniform")
+    replicas, targets = list[Monitoring](), list[str]()
+    with ExitStack() as stack:
+        for _ in range(3):
+            metrics = Metrics(manifest, "cpu")
+            replicas.append(Monitoring(known, manifest, settings, metrics))
+            metrics.registry.register(LockedSeries(replicas[-1], ClassSeries.ALL))
+            server, _ = start_http_server(0, "127.0.0.1", metrics.registry)
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            targets.append(f"127.0.0.1:{server.server_port}")
+        jobs = [{"job_name": "taillift", "static_configs": [{"targets": targets[:2]}]}]
+        history = stack.enter_context(prometheus("", tmp_path, {"scrape_configs": jobs}))
+        watch, client = fleet_watch(known, "http://127.0.0.1:1", stack)
+        until(lambda: "cannot be asked" in capsys.readouterr().err)
+        watch.history.url = str(history.base_url).rstrip("/")
+        until(lambda: sample(client, "taillift_fleet_replicas") == 2)
+        copy = 4711
+        answers = np.eye(len(CLASSES))
+        with LockedSeries.lock:
+            for number in range(1_800):
+                answer, things = answers[number % 6], (copy,) if number < 40 else ()
+                replicas[2].observe(answer, things=things)
+                replicas[number % 2].observe(answer, things=things)
+        counted = 1_760 + len(replicas[:2])
+        until(lambda: sample(client, "taillift_window_predictions") == counted)
+        alone = replicas[2].state()
+        state = scrape(client)
+        assert alone.classes.silent.tolist() == [False] * 6 + [True]
+        black = frozenset({"class": "black", "group": "few"}.items())
+        assert state["taillift_class_silent", black] == 1
+        assert sum(name == "taillift_class_silent" for name, _ in state) == 1
+        drifting = [
+            value for (name, _), value in state.items() if name.endswith("drifting_classes")
+        ]
+        assert sum(drifting) == alone.drifting
+        ours = {name for name, _ in state if name.startswith("taillift_")}
+        assert not ours & {"taillift_class_predictions_total", "taillift_confidence_quantile"}
+        assert capsys.readouterr().err.count("answers again") == 1
+        later, again = fleet_watch(known, watch.history.url, stack)
+        until(lambda: later.fleet.monitor.predictions == counted)
+        assert sample(again, "taillift_silent_classes", group="few") == 1
+
+
+def fleet_watch(bundle: Path, url: str, stack: ExitStack) -> tuple[FleetWatch, httpx.Client]:
+    """Run a watcher in a thread, and return it and a client of its metrics."""
+    manifest = read_manifest(bundle)
+    fleet = Fleet(model_profile(bundle, manifest), UNIFORM, print)
+    watch = FleetWatch(PrometheusHistory(url, manifest.labels), fleet, interval=1)
+    port, ended = watch.serve("127.0.0.1", 0, ClassSeries.ALL), Event()
+    thread = Thread(target=watch.run, args=[ended])
+    thread.start()
+    stack.callback(thread.join)
+    stack.callback(ended.set)
+    return watch, stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
+
+
+def test_the_command_waits_for_prometheus_and_ends_at_a_signal(bundle: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    command = [*COMMAND, str(bundle), "--prometheus", url, "--port", "0", "--interval", "1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        address = process.stdout.readline().split()[-1]
+        assert f"Prometheus at {url} cannot be asked" in process.stderr.readline()
+        assert "taillift_window_predictions 0.0" in httpx.get(address, trust_env=False).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "or a Prometheus with --prometheus, but not both"),
+        (["past.csv", "--prometheus", "http://x"], "but not both"),
+        (["--prometheus", "http://x", "--json"], "--json and --html are for past predictions"),
+        (["--prometheus", "prometheus:9090"], "is not an address such as http://"),
+    ],
+)
+def test_a_wrong_argument_of_a_fleet_is_one_line(
+    bundle: Path, arguments: list[str], words: str
+) -> None:
+    error = CliRunner().invoke(app, ["watch", str(bundle), *arguments]).exception
+    assert isinstance(error, UserError)
+    assert words in str(error)

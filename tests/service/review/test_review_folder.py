@@ -1,0 +1,157 @@
+"""The queue on the disk: whole photos, a restart, bounds, labels, and what others do there."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from taillift.models.errors import UserError
+from taillift.service.review.review_folder import (
+    LikelyClass,
+    ReviewEntry,
+    ReviewFolder,
+    encode_features,
+)
+
+DAY = 86_400
+NOW = 1_700_000_000.0
+
+
+def entry(number: int, when: float = NOW) -> ReviewEntry:
+    return ReviewEntry(
+        id=f"photo-{number:04}",
+        time=when,
+        kind="png",
+        predictions=[LikelyClass(label="white", group="few", confidence=0.7)],
+        why="tail",
+        p=0.25,
+        version="0123456789ab",
+        number=None,
+        digest=2**64 - 1 - number,
+        features=encode_features(np.array([0.5, -1, 0], np.float32)),
+    )
+
+
+def opened(path: Path, days: float = 30, most_bytes: int = 10**6) -> ReviewFolder:
+    return ReviewFolder(path, days, most_bytes, lambda: NOW)
+
+
+def names(folder: ReviewFolder) -> list[str]:
+    return [photo.entry.id for photo in folder.photos()]
+
+
+def test_photos_and_labels_survive_a_restart(tmp_path: Path) -> None:
+    first = opened(tmp_path / "queue")
+    for number, age in ((1, 3), (2, 5)):
+        first.add(entry(number, NOW - age), b"bytes", ["red", "white"])
+    assert first.give_label("photo-0001", "red")
+    assert not first.give_label("photo-0009", "red")
+    again = opened(tmp_path / "queue")
+    assert [photo.entry for photo in again.photos()] == [entry(2, NOW - 5), entry(1, NOW - 3)]
+    assert [photo.entry.id for photo in again.waiting()] == ["photo-0002"]
+    found = again.find("photo-0001")
+    assert found is not None
+    assert found.given is not None
+    assert found.given.label == "red"
+    assert found.path.read_bytes() == b"bytes"
+    assert found.entry.feature_row.tolist() == [0.5, -1, 0]
+    assert again.classes() == ["red", "white"]
+
+
+def test_the_last_label_wins_and_may_say_none_of_the_classes(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    folder.add(entry(1), b"bytes", [])
+    for label in ("red", None):
+        folder.give_label("photo-0001", label)
+    (photo,) = folder.photos()
+    assert photo.given is not None
+    assert photo.given.label is None
+    assert folder.waiting() == []
+
+
+def test_photos_that_are_too_old_are_removed(tmp_path: Path) -> None:
+    folder = opened(tmp_path, days=30)
+    for number, age in ((1, 31), (2, 29), (3, 0)):
+        folder.add(entry(number, NOW - age * DAY), b"bytes", [])
+    assert [photo.entry.id for photo in folder.trimmed()] == ["photo-0002", "photo-0003"]
+    assert names(opened(tmp_path)) == ["photo-0002", "photo-0003"]
+
+
+def test_with_too_many_bytes_the_oldest_go_at_once(tmp_path: Path) -> None:
+    folder = opened(tmp_path, most_bytes=1_000)
+    for number in range(12):
+        folder.add(entry(number, NOW + number), bytes(100), [])
+        assert sum(photo.size for photo in folder.photos()) <= 1_000
+    assert names(folder)[-1] == "photo-0011"
+    assert len(names(folder)) >= 9
+    assert names(folder) == sorted(names(folder))
+
+
+def test_a_restart_counts_the_bytes_that_are_there(tmp_path: Path) -> None:
+    for number in range(9):
+        opened(tmp_path).add(entry(number, NOW + number), bytes(100), [])
+    folder = opened(tmp_path, most_bytes=500)
+    folder.trimmed()
+    folder.add(entry(9, NOW + 9), bytes(100), [])
+    assert sum(photo.size for photo in folder.photos()) <= 500
+    assert names(folder)[-1] == "photo-0009"
+
+
+def test_what_others_do_in_the_folder_is_seen(tmp_path: Path) -> None:
+    """Two replicas, or a command, may use one folder."""
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add(entry(1), b"bytes", [])
+    one.add(entry(2), b"bytes", [])
+    assert names(other) == ["photo-0001", "photo-0002"]
+    other.remove("photo-0001")
+    other.give_label("photo-0002", "red")
+    assert one.waiting() == []
+    assert names(one) == ["photo-0002"]
+    assert not one.remove("photo-0001")
+
+
+@pytest.mark.parametrize("key", ["..", "../photo-0001", "photo-0001/..", "", "a" * 99, ".hidden-x"])
+def test_no_id_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
+    folder = opened(tmp_path / "queue")
+    folder.add(entry(1), b"bytes", [])
+    assert folder.find(key) is None
+    assert not folder.give_label(key, "red")
+    assert not folder.remove(key)
+    assert names(folder) == ["photo-0001"]
+
+
+def test_half_written_and_damaged_photos_are_not_taken_for_whole(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    for number in range(1, 5):
+        folder.add(entry(number), b"bytes", [])
+    (tmp_path / "photo-0001" / "entry.json").write_text('{"id": "photo-0001"')
+    (tmp_path / "photo-0002" / "photo.png").unlink()
+    (tmp_path / "photo-0003" / "label.json").write_text("{")
+    abandoned, fresh = tmp_path / ".photo-0005.x", tmp_path / ".photo-0006.y"
+    for left in (abandoned, fresh):
+        (left / "new").mkdir(parents=True)
+    os.utime(abandoned, (0, 0))
+    (tmp_path / "notes.txt").write_text("by hand")
+    assert names(opened(tmp_path)) == ["photo-0004"]
+    assert not abandoned.exists()
+    assert fresh.exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_disk: Path) -> None:
+    folder = opened(small_disk)
+    with pytest.raises(UserError, match="the disk is full"):
+        folder.add(entry(1), bytes(2**17), [])
+    assert names(folder) == []
+    assert [path for path in small_disk.iterdir() if path.name.startswith("photo")] == []
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used for review"):
+        opened(tmp_path / "file" / "queue")
+
+
+def test_only_its_owner_may_look_into_a_new_folder(tmp_path: Path) -> None:
+    opened(tmp_path / "queue")
+    assert (tmp_path / "queue").stat().st_mode & 0o077 == 0
