@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from taillift.models.errors import UserError
+from taillift.models.names import NONE_OF_THE_CLASSES
 from taillift.models.terminal import say
 from taillift.service.serve_cli import takes_settings
 from taillift.service.settings import read_settings
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-# The label, in files, of a photo that shows none of the classes.
-NONE: Final = "none of the classes"
 CHUNK: Final = 1_000
 # Lines of a file that are named because their labels are not kept.
 NAMED: Final = 10
@@ -157,7 +156,7 @@ def read_labels(path: Path) -> Iterator[tuple[int, "LabelRequest"]]:
                 label = row["label"] or ""
                 if not label.strip():
                     continue
-                wanted = None if label == NONE else label
+                wanted = None if label == NONE_OF_THE_CLASSES else label
                 text = (row["id"] or "").strip()
                 yield table.line_num, LabelRequest(text, wanted, row.get("note") or "")
     except OSError as error:
@@ -187,7 +186,7 @@ def rows(store: "LabelStore") -> Iterator[dict[str, str | float | int | None]]:
             "group": prediction.group,
             "confidence": round(prediction.confidence, 5),
             "decision": prediction.decision,
-            "label": NONE if stored.label is None else stored.label,
+            "label": NONE_OF_THE_CLASSES if stored.label is None else stored.label,
             "note": stored.note or None,
             "labelled": datetime.fromtimestamp(stored.received / 1000, UTC).isoformat(),
             "kind": prediction.kind,

@@ -8,9 +8,10 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from taillift.models.errors import UserError
+from taillift.models.names import NONE_OF_THE_CLASSES
 from taillift.service.feedback.label_store import ClassList, GivenLabel, LabelStore
 from taillift.service.feedback.prediction_id import PredictionId, Signer, id_bytes
-from taillift.service.feedback_cli import NONE, app
+from taillift.service.feedback_cli import app
 
 KEY = "the key that signs the ids"
 SIGNER = Signer([KEY.encode()])
@@ -92,7 +93,11 @@ def test_what_is_exported_can_be_imported(file: Path, tmp_path: Path, suffix: st
     else:
         rows = {row["id"]: row for row in parquet.read_table(to).to_pylist()}
     row = rows[sampled]
-    assert (row["label"], row["predicted"], row["note"]) == (NONE, 'a, "b"\n', "a scarf")
+    assert (row["label"], row["predicted"], row["note"]) == (
+        NONE_OF_THE_CLASSES,
+        'a, "b"\n',
+        "a scarf",
+    )
     assert row["kind"] == "sampled"
     assert float(row["weight"]) == pytest.approx(4, rel=1e-3)
     assert (int(row["version"]), row["bundle"], row["decision"]) == (3, "2e5e00", "review")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from taillift.models.errors import UserError
-from taillift.service.feedback.label_book import LabelBook, LabelRequest, signing_keys
+from taillift.service.feedback.label_book import LabelBook, LabelDesk, LabelRequest, signing_keys
 from taillift.service.feedback.label_store import ClassList, LabelStore
 from taillift.service.feedback.live_accuracy import LiveReport
 from taillift.service.feedback.prediction_id import DAY_SECONDS, PredictionId, Signer
@@ -154,3 +154,15 @@ def test_keys_that_cannot_be_used_are_one_line(tmp_path: Path, content: bytes, s
     assert "short" not in str(refused.value).replace(str(file), "")
     with pytest.raises(UserError, match="cannot be read"):
         signing_keys(read_settings(feedback_key_file=tmp_path / "missing"))
+
+
+def test_the_service_says_at_its_start_what_a_restart_would_lose(tmp_path: Path) -> None:
+    def remarks(**settings: object) -> list[str]:
+        desk = LabelDesk(read_settings(**settings))
+        desk.close()
+        return desk.remarks
+
+    file, key = tmp_path / "labels.sqlite", "a-key-of-the-service"
+    assert remarks(feedback_file=file, feedback_key=key) == []
+    assert ["feedback_file" in line for line in remarks(feedback_key=key)] == [True]
+    assert ["feedback_key" in line for line in remarks(feedback_file=file)] == [True]
