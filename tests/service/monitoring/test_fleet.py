@@ -259,9 +259,9 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
         jobs = [{"job_name": "taillift", "static_configs": [{"targets": targets[:2]}]}]
         history = stack.enter_context(prometheus("", tmp_path, {"scrape_configs": jobs}))
         watch, client = fleet_watch(known, "http://127.0.0.1:1", stack)
-        until(lambda: "cannot be asked" in capsys.readouterr().err)
+        until(lambda: "cannot be asked" in capsys.readouterr().err, seconds=60)
         watch.history.url = str(history.base_url).rstrip("/")
-        until(lambda: sample(client, "taillift_fleet_replicas") == 2)
+        until(lambda: sample(client, "taillift_fleet_replicas") == 2, seconds=60)
         copy = 4711
         answers = np.eye(len(CLASSES))
         with LockedSeries.lock:
@@ -270,7 +270,7 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
                 replicas[2].observe(answer, things=things)
                 replicas[number % 2].observe(answer, things=things)
         counted = 1_760 + len(replicas[:2])
-        until(lambda: sample(client, "taillift_window_predictions") == counted)
+        until(lambda: sample(client, "taillift_window_predictions") == counted, seconds=60)
         alone = replicas[2].state()
         state = scrape(client)
         assert alone.classes.silent.tolist() == [False] * 6 + [True]
@@ -285,7 +285,7 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
         assert not ours & {"taillift_class_predictions_total", "taillift_confidence_quantile"}
         assert capsys.readouterr().err.count("answers again") == 1
         later, again = fleet_watch(known, watch.history.url, stack)
-        until(lambda: later.fleet.monitor.predictions == counted)
+        until(lambda: later.fleet.monitor.predictions == counted, seconds=60)
         assert sample(again, "taillift_silent_classes", group="few") == 1
 
 
