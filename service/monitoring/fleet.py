@@ -122,7 +122,7 @@ class Fleet:
             is_new = scrape.time - scrape.start < NEW_SECONDS
             return scrape.counts if is_new else np.zeros_like(scrape.counts)
         new: Indices = scrape.counts - last.counts
-        is_restarted = last.start != scrape.start or bool((new < 0).any())
+        is_restarted = scrape.start > last.start or bool((new < 0).any())
         return scrape.counts if is_restarted else new
 
 

@@ -106,14 +106,16 @@ class PrometheusHistory:
         return sorted(found, key=lambda scrape: (scrape.time, scrape.replica))
 
     def _counts(self, series: Mapping[str, dict[int, Samples]], time: float) -> Indices | None:
-        """Return the predictions without repetitions [C] at `time`, if every class has its own."""
+        """Return the predictions without repetitions [C] at `time`, if every class has some.
+
+        A class without a sample has not been counted: that is another thing than 0.
+        """
         counts = np.zeros(len(self._labels), np.int64)
-        predictions = series[PREDICTIONS]
-        if len(predictions) < len(counts):
-            return None
-        for name, sign in ((PREDICTIONS, 1), (REPETITIONS, -1)):
-            for index, samples in series[name].items():
-                counts[index] += sign * int(samples.get(time, 0))
+        for index in range(len(counts)):
+            total = series[PREDICTIONS].get(index, {}).get(time)
+            if total is None:
+                return None
+            counts[index] = total - series[REPETITIONS].get(index, {}).get(time, 0)
         return counts
 
     def _ask(self, query: str, time: float) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock, Thread
+from time import time as clock
 
 import httpx
 import numpy as np
@@ -29,7 +30,7 @@ from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from tests.support.palette import CLASSES
 from tests.support.serving import sample, scrape, until
-from tests.support.stack import free_port, prometheus
+from tests.support.stack import check, free_port, prometheus
 
 CLASS_COUNT, LOST, BEFORE = 20, 3, 2_000
 UNIFORM = Rules(Source.UNIFORM)
@@ -184,6 +185,51 @@ def test_counts_are_spread_evenly() -> None:
     assert spread(np.zeros(3, np.int64)).size == 0
 
 
+def exports(bundle: Path, version: str, red: int, repeated: int, time: float) -> list[str]:
+    """Return what a replica exports, as OpenMetrics with a time; `red` are its red photos."""
+    target = 'job="taillift",instance="a"'
+    lines = [f'taillift_model_info{{{target},name="x",version="{version}"}} 1 {time:.0f}']
+    lines.append(f"process_start_time_seconds{{{target}}} 1 {time:.0f}")
+    for info in read_manifest(bundle).classes if version != "other" else []:
+        labels = f'{target},class="{info.label}",group="{info.group}"'
+        count = red if info.label == "red" else 100
+        lines.append(f"taillift_class_predictions_total{{{labels}}} {count} {time:.0f}")
+        if repeated and info.label == "red":
+            lines.append(f"taillift_class_repetitions_total{{{labels}}} {repeated} {time:.0f}")
+    return lines
+
+
+def test_what_another_bundle_did_between_two_scrapes_is_no_restart(
+    bundle: Path, tmp_path: Path
+) -> None:
+    """The past of a real Prometheus: a bundle is swapped, and swapped back."""
+    begin = clock() // 60 * 60 - 1800
+    manifest = read_manifest(bundle)
+    ours = manifest.version
+    past = [(ours, 1_000, 0), (ours, 1_003, 1), ("other", 0, 0), (ours, 1_007, 2)]
+    lines = [
+        line
+        for number, (version, red, repeated) in enumerate(past)
+        for line in exports(bundle, version, red, repeated, begin + 60 * number)
+    ]
+    # Samples of a series have to stand together.
+    text = "\n".join([*sorted(lines, key=lambda line: line.rsplit(" ", 2)[0]), "# EOF", ""])
+    (tmp_path / "past.txt").write_text(text)
+    files = (tmp_path / "past.txt", tmp_path / "data")
+    check("promtool", "tsdb", "create-blocks-from", "openmetrics", *files)
+    said: list[str] = []
+    with prometheus("127.0.0.1:1", tmp_path) as server:
+        history = PrometheusHistory(str(server.base_url), manifest.labels, 'instance="a"')
+        fleet = Fleet(model_profile(bundle, manifest), UNIFORM, said.append)
+        watch = FleetWatch(history, fleet, interval=60)
+        fleet.remember(history.scrapes(begin - 300, begin))
+        assert watch.catch_up(begin, begin + 310) == begin + 300
+    assert fleet.counts.tolist() == [5, *[0] * 6]
+    assert fleet.monitor.predictions == 5
+    (line,) = said
+    assert "serves another bundle (other)" in line
+
+
 class LockedSeries(TailSeries):
     """A replica's series, which are read in another thread than it counts in."""
 
@@ -213,9 +259,9 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
         jobs = [{"job_name": "taillift", "static_configs": [{"targets": targets[:2]}]}]
         history = stack.enter_context(prometheus("", tmp_path, {"scrape_configs": jobs}))
         watch, client = fleet_watch(known, "http://127.0.0.1:1", stack)
-        until(lambda: "cannot be asked" in capsys.readouterr().err)
+        until(lambda: "cannot be asked" in capsys.readouterr().err, seconds=60)
         watch.history.url = str(history.base_url).rstrip("/")
-        until(lambda: sample(client, "taillift_fleet_replicas") == 2)
+        until(lambda: sample(client, "taillift_fleet_replicas") == 2, seconds=60)
         copy = 4711
         answers = np.eye(len(CLASSES))
         with LockedSeries.lock:
@@ -224,7 +270,7 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
                 replicas[2].observe(answer, things=things)
                 replicas[number % 2].observe(answer, things=things)
         counted = 1_760 + len(replicas[:2])
-        until(lambda: sample(client, "taillift_window_predictions") == counted)
+        until(lambda: sample(client, "taillift_window_predictions") == counted, seconds=60)
         alone = replicas[2].state()
         state = scrape(client)
         assert alone.classes.silent.tolist() == [False] * 6 + [True]
@@ -239,14 +285,16 @@ def test_prometheus_is_read_through_its_absence_and_by_a_second_watcher(
         assert not ours & {"taillift_class_predictions_total", "taillift_confidence_quantile"}
         assert capsys.readouterr().err.count("answers again") == 1
         later, again = fleet_watch(known, watch.history.url, stack)
-        until(lambda: later.fleet.monitor.predictions == counted)
+        until(lambda: later.fleet.monitor.predictions == counted, seconds=60)
         assert sample(again, "taillift_silent_classes", group="few") == 1
 
 
 def fleet_watch(bundle: Path, url: str, stack: ExitStack) -> tuple[FleetWatch, httpx.Client]:
     """Run a watcher in a thread, and return it and a client of its metrics."""
     manifest = read_manifest(bundle)
-    fleet = Fleet(model_profile(bundle, manifest), UNIFORM, print)
+    # With an hour instead of a week there is little past to ask for.
+    rules = Rules(Source.UNIFORM, window_seconds=3_600)
+    fleet = Fleet(model_profile(bundle, manifest), rules, print)
     watch = FleetWatch(PrometheusHistory(url, manifest.labels), fleet, interval=1)
     port, ended = watch.serve("127.0.0.1", 0, ClassSeries.ALL), Event()
     thread = Thread(target=watch.run, args=[ended])
