@@ -5,11 +5,12 @@
 A share of each class's training photos has labels, drawn by the seed, and the others are the pool.
 A head learns the labelled photos' centre views, as `benchmarks.extend` does, and rules choose
 photos of the pool by its probabilities. *Rare* is the share of them that is of classes with fewer
-than 20 labelled photos; *classes* is how many of these classes are among them. Then a new head
-learns the labelled photos and the chosen ones with their right labels: mean-class accuracy and that
-of the rare classes on the test photos' centre views. Each figure is the mean of the seeds, with the
-standard error of its difference to the first row, which is of the same draws. Results are written
-to benchmarks/results/suggest.md.
+than 20 labelled photos; *rare classes* the share of these classes that is among them; *alike* the
+mean cosine of each to the nearest other one, in per cent. Then a new head learns the labelled
+photos and the chosen ones with their right labels: mean-class accuracy and that of the rare classes
+on the test photos' centre views. Each figure is the mean of the seeds, with the standard error of
+its difference to the first row, which is of the same draws. Results are written to
+benchmarks/results/suggest.md.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.head_training import train_head
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.lift.backbone import load_backbone
-from taillift.service.inference.suggestion import CANDIDATES, PoolPhoto, diverse, worth
+from taillift.service.inference.suggestion import CANDIDATES, PoolPhoto, diverse
 from taillift.training.data.dataset import load_dataset
 
 FEW: Final = Thresholds().few
@@ -54,7 +55,7 @@ def by(value: Callable[[Doubles, Indices], float], differing: bool = False) -> R
         if not differing:
             return best[:count]
         candidates = [
-            PoolPhoto(Path(), uniform[index], features[index], 0.0, float(values[index]))
+            PoolPhoto(Path(), uniform[index], features[index], float(values[index]))
             for index in best[: CANDIDATES * count]
         ]
         return [best[index] for index in diverse(candidates, count)]
@@ -70,13 +71,23 @@ def doubt(uniform: Doubles, _few: Indices) -> float:
     return float(1 - uniform.max())
 
 
+def mass_and_doubt(uniform: Doubles, few: Indices) -> float:
+    return mass(uniform, few) * doubt(uniform, few)
+
+
+def nothing(
+    _uniform: Doubles, _features: Floats, _few: Indices, _count: int, _: np.random.Generator
+) -> Sequence[int]:
+    return []
+
+
 RULES: Final[dict[str, Rule]] = {
     "at random": at_random,
+    "no more labels": nothing,
     "doubt": by(doubt),
+    "mass times doubt, diverse": by(mass_and_doubt, differing=True),
     "mass of rare classes": by(mass),
-    "mass, diverse": by(mass, differing=True),
-    "mass times doubt": by(worth),
-    "mass times doubt, diverse (suggest)": by(worth, differing=True),
+    "mass, diverse (suggest)": by(mass, differing=True),
 }
 
 
@@ -107,17 +118,23 @@ def measure(task: Task, share: float, count: int, seed: int) -> dict[str, list[f
     uniform = softmax(SCALE * (task.features[pool] @ rows.T).astype(np.float64), axis=1)
     measured = {}
     for name, rule in RULES.items():
-        chosen = pool[list(rule(uniform, task.features[pool], few, count, random))]
+        index = rule(uniform, task.features[pool], few, count, random)
+        chosen = pool[np.array(index, np.int64)]
         rare = np.isin(task.labels[chosen], few)
         found = len(set(task.labels[chosen][rare].tolist()))
         accuracies = task.accuracies(head(task, np.concatenate([labelled, chosen]), seed))
-        measured[name] = [
-            100 * rare.mean(),
-            found / len(few) * 100,
-            accuracies.mean(),
-            accuracies[few].mean(),
-        ]
+        shares = [np.nan, np.nan, np.nan]
+        if len(chosen):
+            shares = [100 * rare.mean(), 100 * found / len(few), 100 * alike(task.features[chosen])]
+        measured[name] = [*shares, accuracies.mean(), accuracies[few].mean()]
     return measured
+
+
+def alike(features: Floats) -> float:
+    """Return the mean cosine of unit features [N, D] with the nearest other ones."""
+    cosines = features @ features.T
+    np.fill_diagonal(cosines, -1)
+    return float(cosines.max(1).mean())
 
 
 def main() -> None:
@@ -136,18 +153,15 @@ def main() -> None:
         values = np.array([run[name] for run in runs])
         gains = values - np.array([run[first] for run in runs])
         errors = gains.std(0, ddof=1) / np.sqrt(len(runs))
-        table.append(
-            [
-                name,
-                *(
-                    f"{value:.1f}" if name == first else f"{value:.1f} ({gain:+.1f} ± {error:.1f})"
-                    for value, gain, error in zip(
-                        values.mean(0), gains.mean(0), errors, strict=True
-                    )
-                ),
+        cells = [f"{value:.1f}" for value in values.mean(0)]
+        if name != first:
+            differences = zip(gains.mean(0), errors, strict=True)
+            cells = [
+                f"{cell} ({gain:+.1f} ± {error:.1f})"
+                for cell, (gain, error) in zip(cells, differences, strict=True)
             ]
-        )
-    titles = ["chosen by", "rare, %", "rare classes, %", "mean-class after", "rare after"]
+        table.append([name, *("" if "nan" in cell else cell for cell in cells)])
+    titles = ["chosen by", "rare, %", "rare classes, %", "alike, %", "mean-class", "rare classes"]
     write_result(RESULTS / "suggest.md", [markdown(titles, table)])
 
 

@@ -1,8 +1,9 @@
 """`taillift suggest`: which photos without labels to label next.
 
-A photo is worth a label if it may be of a few-shot class and the model doubts it. Of such photos
-those are taken that differ, by the greedy k-centre rule (Gonzalez 1985, as Sener and Savarese 2018
-use it) with distances weighted by the worth.
+Those are taken that are likely to be of a few-shot class, and differ: by the greedy k-centre rule
+(Gonzalez 1985, as Sener and Savarese 2018 use it) with distances weighted by that probability.
+Weights that fall with the model's confidence found far fewer photos of these classes, and training
+on them was no better (`python -m benchmarks.suggest`).
 """
 
 import csv
@@ -34,10 +35,9 @@ PHOTOS: Final = "photos"
 NAMED: Final = 5
 # Photos whose features have a larger cosine are shots of one thing: the first of them is enough.
 NEAR: Final = 0.98
-# The share of their worth that keeps the others behind everything else.
-LAST: Final = 1e-6
-# So many times the requested photos are kept in memory, those of the greatest worth. A greater
-# choice would be more diverse, and less worth.
+# The share of their weight that the others keep.
+ALIKE: Final = 0.01
+# So many times the requested photos are kept in memory, those of the greatest mass.
 CANDIDATES: Final = 10
 
 
@@ -45,14 +45,18 @@ CANDIDATES: Final = 10
 class PoolPhoto:
     """A photo without a label: its probabilities [C] under the uniform prior and its unit features.
 
-    `mass` is the probability of the few-shot classes together, `worth` what a label is worth.
+    `mass` is the probability of the few-shot classes together, `doubt` that the likeliest class is
+    wrong.
     """
 
     photo: Path
     uniform: Doubles
     features: Floats
     mass: float
-    worth: float
+
+    @property
+    def doubt(self) -> float:
+        return float(1 - self.uniform.max())
 
 
 @dataclass
@@ -110,8 +114,7 @@ def suggest(
             uniform = classifier.predictor.predict(output, ensemble).uniform
             mass = float(uniform[few].sum())
             features = output.features / (np.linalg.norm(output.features) or 1)
-            candidate = PoolPhoto(path, uniform, features, mass, worth(uniform, few))
-            entry = (candidate.worth, -number, candidate)
+            entry = (mass, -number, PoolPhoto(path, uniform, features, mass))
             if len(best) < CANDIDATES * count:
                 heapq.heappush(best, entry)
             else:
@@ -186,28 +189,19 @@ def few_shot(manifest: Manifest) -> Indices:
     return np.flatnonzero(few)
 
 
-def worth(uniform: Doubles, few: Indices) -> float:
-    """Return what a label is worth, from probabilities [C] and the few-shot classes' indices.
-
-    It is the mass of the few-shot classes times the doubt: the probability that the likeliest class
-    is wrong.
-    """
-    return float(uniform[few].sum() * (1 - uniform.max()))
-
-
 def diverse(candidates: Sequence[PoolPhoto], count: int) -> list[int]:
-    """Return the indices of up to `count` candidates that are worth a label and differ.
+    """Return the indices of up to `count` candidates that are likely to be rare and differ.
 
-    Each is the one whose worth, times its distance to the nearest one before it, is greatest. Shots
-    of one thing are taken last.
+    Each is the one whose mass, times its distance to the nearest one before it, is greatest. The
+    weight of shots of one thing is small.
     """
     features = np.stack([candidate.features for candidate in candidates])
-    value = np.array([candidate.worth for candidate in candidates])
+    mass = np.array([candidate.mass for candidate in candidates])
     # Unit features are at most 2 apart.
     nearest = np.full(len(candidates), 2.0)
     chosen: list[int] = []
     while len(chosen) < min(count, len(candidates)):
-        gain = value * nearest * np.where(1 - nearest > NEAR, LAST, 1)
+        gain = mass * nearest * np.where(1 - nearest > NEAR, ALIKE, 1)
         gain[chosen] = -1
         chosen.append(int(gain.argmax()))
         nearest = np.minimum(nearest, (1 - features @ features[chosen[-1]]).clip(0))
@@ -220,7 +214,7 @@ def why(candidate: PoolPhoto, manifest: Manifest) -> str:
     rarest = few[candidate.uniform[few].argmax()]
     return (
         f"rare: {candidate.mass:.0%}, most likely {manifest.labels[rarest]} "
-        f"({candidate.uniform[rarest]:.0%}); doubt: {1 - candidate.uniform.max():.0%}"
+        f"({candidate.uniform[rarest]:.0%}); doubt: {candidate.doubt:.0%}"
     )
 
 
@@ -235,7 +229,7 @@ def write_suggestions(folder: Path, found: Suggestions, manifest: Manifest) -> N
     heads = [f"{name}_{rank}" for rank in ranks for name in ("label", "confidence")]
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["rank", "path", "source", "mass", "worth", "why", *heads, "error"])
+        rows.writerow(["rank", "path", "source", "mass", "doubt", "why", *heads, "error"])
         for rank, candidate in enumerate(found.chosen, 1):
             path = copy_name(rank, candidate.photo)
             shutil.copyfile(candidate.photo, folder / path)
@@ -244,7 +238,7 @@ def write_suggestions(folder: Path, found: Suggestions, manifest: Manifest) -> N
                 for index in top(candidate.uniform, len(ranks))
                 for cell in (manifest.labels[index], f"{candidate.uniform[index]:.6g}")
             ]
-            numbers = (f"{candidate.mass:.6g}", f"{candidate.worth:.6g}", why(candidate, manifest))
+            numbers = (f"{candidate.mass:.6g}", f"{candidate.doubt:.6g}", why(candidate, manifest))
             rows.writerow([rank, path, printable_path(candidate.photo), *numbers, *cells, ""])
         for photo, reason in found.broken:
             rows.writerow(["", "", printable_path(photo), *[""] * (3 + len(heads)), reason])

@@ -12,13 +12,15 @@ from typer.testing import CliRunner, Result
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Thresholds
-from taillift.service.inference.suggestion import PoolPhoto, diverse, suggest, worth
+from taillift.service.inference.suggestion import PoolPhoto, diverse, suggest
 from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, Colour, new_photo, palette_manifest, write_bundle
 
 RED, WHITE = CLASSES["red"][0], CLASSES["white"][0]
 # Between all colours, near white and near black: the few-shot classes, and others, are likely.
 GREY: Colour = (128, 128, 128)
+DARK_GREEN: Colour = (0, 40, 0)
+MAUVE: Colour = (128, 60, 128)
 LIGHT: Colour = (142, 142, 138)
 DARK: Colour = (112, 116, 112)
 
@@ -39,17 +41,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def candidate(worth: float, *features: float) -> PoolPhoto:
+def candidate(mass: float, *features: float) -> PoolPhoto:
     direction = np.array(features, np.float32)
     unit = direction / np.linalg.norm(direction)
-    return PoolPhoto(Path(), np.array([1.0]), unit, 0.0, worth)
-
-
-def test_a_label_is_worth_the_mass_of_rare_classes_times_the_doubt() -> None:
-    few = np.array([1, 2])
-    assert worth(np.array([0.5, 0.3, 0.2]), few) == pytest.approx(0.5 * 0.5)
-    assert worth(np.array([0.0, 1.0, 0.0]), few) == 0
-    assert worth(np.array([1.0, 0.0, 0.0]), few) == 0
+    return PoolPhoto(Path(), np.array([mass, 1 - mass]), unit, mass)
 
 
 def test_photos_that_differ_come_before_shots_of_one_thing() -> None:
@@ -61,34 +56,36 @@ def test_photos_that_differ_come_before_shots_of_one_thing() -> None:
     ]
     assert diverse(candidates, 3) == [0, 3, 2]
     assert diverse(candidates, 9) == [0, 3, 2, 1]
+    irrelevant = candidate(1e-9, 0, 1, 1)
+    assert diverse([*candidates, irrelevant], 9) == [0, 3, 2, 1, 4]
 
 
-def test_a_photo_that_is_worth_more_may_be_nearer() -> None:
+def test_a_photo_that_is_likelier_may_be_nearer() -> None:
     candidates = [candidate(0.9, 1, 0), candidate(0.6, 1, 1), candidate(0.1, 0, 1)]
     assert diverse(candidates, 2) == [0, 1]
 
 
-def test_photos_that_may_be_rare_and_are_doubted_are_suggested(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_photos_that_may_be_rare_are_suggested(bundle: Path, tmp_path: Path) -> None:
     colours = {f"red{index}.png": RED for index in range(6)}
-    colours |= {"sure.png": WHITE, "light.png": LIGHT, "dark.png": DARK, "grey.png": GREY}
-    pool = write_pool(tmp_path / "pool", colours)
+    rare = {"white.png": WHITE, "black.png": DARK_GREEN, "mauve.png": MAUVE}
+    pool = write_pool(tmp_path / "pool", colours | rare)
     out = tmp_path / "suggested"
     result = run(bundle, pool, "--photos", 3, "--out", out)
     assert result.exit_code == 0, result.output
     chosen = rows(out)
-    assert {Path(row["source"]).name for row in chosen} == {"light.png", "dark.png", "grey.png"}
+    assert {Path(row["source"]).name for row in chosen} == set(rare)
+    assert Path(chosen[2]["source"]).name == "mauve.png"
     assert [row["rank"] for row in chosen] == ["1", "2", "3"]
     for row in chosen:
         copy = out / row["path"]
         assert copy.read_bytes() == Path(row["source"]).read_bytes()
-        assert 0.2 < float(row["mass"]) < 0.7
         confidences = [float(row[f"confidence_{rank}"]) for rank in range(1, 6)]
         assert confidences == sorted(confidences, reverse=True)
         assert {row[f"label_{rank}"] for rank in range(1, 6)} <= set(CLASSES)
         assert "rare" in row["why"]
-    assert "3 of 10 photos are suggested" in result.output
+    assert [float(row["mass"]) > 0.9 for row in chosen] == [True, True, False]
+    assert [float(row["doubt"]) > 0.5 for row in chosen] == [False, False, True]
+    assert "3 of 9 photos are suggested" in result.output
     assert str(out / "label.html") in result.output
     assert sorted(path.name for path in out.iterdir()) == [
         "label.html",
@@ -184,7 +181,7 @@ def test_a_bundle_without_rare_classes_is_refused(tmp_path: Path) -> None:
 def test_only_the_best_candidates_are_kept_of_many(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The choice is among the photos of the greatest worth, wherever in the pool they are."""
+    """The choice is among the photos of the greatest mass, wherever in the pool they are."""
     monkeypatch.setattr("taillift.service.inference.suggestion.CANDIDATES", 1)
     colours: dict[str, Colour] = {f"{index:02}.png": RED for index in range(20)}
     pool = write_pool(tmp_path / "pool", colours | {"07.png": LIGHT, "15.png": DARK})
