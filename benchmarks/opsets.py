@@ -2,8 +2,8 @@
 
     python -m benchmarks.opsets old/model.onnx new/model.onnx
 
-Both take turns on one thread, and the processor time of this thread counts, so other load on the
-machine hardly matters. The best of the rounds is shown.
+Both take turns on one thread, each first in every other round, and the processor time of this
+thread counts, so other load on the machine matters little. The medians of the rounds are shown.
 """
 
 import argparse
@@ -24,25 +24,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("graphs", type=Path, nargs=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     sessions = [session(path) for path in options.graphs]
     size = sessions[0].get_inputs()[0].shape[1]
     random, rows, far = np.random.default_rng(0), list[list[str]](), 0.0
     for batch in BATCHES:
         pixels = random.integers(0, 256, (batch, size, size, 3), np.uint8)
-        best = [float("inf")] * len(sessions)
-        for _ in range(options.rounds):
-            logits = []
-            for index, one in enumerate(sessions):
+        logits = [one.run(["logits"], {"pixels": pixels})[0] for one in sessions]
+        far = max(far, float(np.abs(logits[0] - logits[1]).max()))
+        seconds = np.empty((options.rounds, 2))
+        for number, row in enumerate(seconds):
+            for index in (0, 1) if number % 2 else (1, 0):
                 start = time.thread_time()
-                logits.append(one.run(["logits"], {"pixels": pixels})[0])
-                best[index] = min(best[index], time.thread_time() - start)
-            far = max(far, float(np.abs(logits[0] - logits[1]).max()))
-        speeds = [batch / seconds for seconds in best]
-        rows.append(
-            [str(batch), *(f"{speed:.1f}" for speed in speeds), f"{speeds[1] / speeds[0]:.2f}"]
-        )
+                sessions[index].run(["logits"], {"pixels": pixels})
+                row[index] = time.thread_time() - start
+        speeds = [f"{speed:.1f}" for speed in np.median(batch / seconds, axis=0)]
+        ratio = np.median(seconds[:, 0] / seconds[:, 1])
+        rows.append([str(batch), *speeds, f"{ratio:.2f}"])
     names = [f"opset {opset(path)}, views a second" for path in options.graphs]
     print(markdown(["views", *names, "ratio"], rows))
     print(f"\nlogits differ by at most {far:.1e}")

@@ -188,6 +188,10 @@ class NoSuchPhotoError(ServiceError):
     status, reason, title = 404, "no_such_photo", "The photo is not in the queue"
 
 
+class QueueFailedError(ServiceError):
+    status, reason, title = 503, "queue_failed", "The queue of photos cannot be used"
+
+
 class OutOfMemoryError(ServiceError):
     status, reason, title = 503, "out_of_memory", "The service has no memory left"
 
@@ -298,6 +302,7 @@ REASONS: Final = (
             OverloadedError,
             NotReadyError,
             NoSuchPhotoError,
+            QueueFailedError,
             OutOfMemoryError,
             LabelsNotKeptError,
             InternalError,

@@ -292,7 +292,7 @@ class Settings(BaseSettings):
         ge=0,
         le=MOST_TAIL,
         description="How far answers lean toward the rare classes if a request does not say, 0 to "
-        "1: as if trained with tau = 1 + tail.",
+        "1: as if trained with tau = 1 + tail. Such answers have no decision.",
     )
     reference: str = Field(
         "train",

@@ -28,6 +28,9 @@ app = typer.Typer()
 
 # In the order of a comparison: nothing trained, a little, more, everything.
 COMPARED: Final = "zero-shot,head,lift,full"
+# Instead of a recipe: these are trained, and the one to take by val/ is kept.
+AUTO: Final = "auto"
+AUTO_RECIPES: Final = ("head", "lift", "full-adamw")
 
 Data = Annotated[
     str,
@@ -115,7 +118,8 @@ def train(
         str,
         typer.Option(
             help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
-            "photos; or a YAML file."
+            "photos; or a YAML file. auto: head, lift and full-adamw are trained, and the cheapest "
+            "of those that may be the best on val/ is kept."
         ),
     ] = "lift",
     changes: Set = None,
@@ -172,9 +176,14 @@ def train(
     logs = requested_logs(log or [])
     require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
-    values = recipe_changes(changes, epochs, steps, batch, lr, effort)
-    chosen = load_recipe(recipe, values | seeded)
+    values = recipe_changes(changes, epochs, steps, batch, lr, effort) | seeded
     photos = load_dataset(data, imbalance, max_pixels, add or ())
+    if recipe == AUTO:
+        if logs or unlabelled:
+            raise UserError(f"--recipe {AUTO} takes neither --log nor --unlabelled: name a recipe")
+        train_auto(photos, values, backbone, out, replace)
+        return
+    chosen = load_recipe(recipe, values)
     dataset = with_pool(photos, [chosen], data, unlabelled)
     stem = checkpoint_stem(chosen, backbone)
     path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
@@ -200,6 +209,34 @@ def train(
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
         + (f"; {guessed[-1]} in the last epoch" if guessed else "")
     )
+
+
+def train_auto(
+    dataset: "Dataset", values: dict[str, Any], backbone: str, out: Path | None, replace: bool
+) -> None:
+    """Train each of `AUTO_RECIPES`, changed by `values`, and keep the one to take by val/.
+
+    After an interruption, finished runs are kept.
+    """
+    from taillift.models.bundle.atomic import require_writable
+    from taillift.models.lift.backbone import load_backbone
+    from taillift.training.comparison.compare import choose
+    from taillift.training.console import is_first, note
+    from taillift.training.fit.checkpoint import check_free, restore, save
+    from taillift.training.recipe.recipe import load_recipe
+
+    recipes = [load_recipe(name, values) for name in AUTO_RECIPES]
+    path = out or Path("runs") / dataset.folder / f"{AUTO}-{recipes[0].seed}.safetensors"
+    check_free(path, replace)
+    require_writable(path)
+    tower, runs = load_backbone(backbone), path.with_suffix("")
+    try:
+        checkpoint, reason = choose(dataset, tower, recipes, runs, replace, note)
+    except KeyboardInterrupt:
+        raise UserError("interrupted: run the same command again, finished runs are kept") from None
+    if is_first():
+        save(path, *restore(checkpoint, backbone), replace)
+        say(f"{path}: {reason}")
 
 
 @app.command()
@@ -484,7 +521,7 @@ def compare(
     for line in failed:
         console.print(line)
     if advice := recommendation(outcomes, dataset.groups):
-        console.print(advice)
+        console.print(advice.sentence)
     console.print(f"{folder} holds {', '.join([CSV, TAU_CSV, *written])}")
     if failed:
         raise UserError(

@@ -20,7 +20,7 @@ from taillift.models.bundle.predictor import Prediction
 from taillift.models.errors import first_lines
 from taillift.service.http import admin, class_report, feedback, review_routes
 from taillift.service.http import oip_routes as oip
-from taillift.service.http.access import HEALTH
+from taillift.service.http.access import HEALTH, is_loopback
 from taillift.service.http.auth import (
     Keys,
     require_admin_key,
@@ -332,6 +332,11 @@ def create_app(engine: Engine) -> FastAPI:
         reviewer = Reviewer(engine.settings, engine.metrics.registry)
         engine.labels.listeners.append(reviewer.follow_labels)
         engine.difference_listeners.append(reviewer.note_difference)
+        if not keys.needed and not is_loopback(engine.settings.host):
+            logger.warning(
+                "anyone who reaches this service sees the photos that are kept for labelling: set "
+                "keys_file"
+            )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -286,15 +286,15 @@ def labelled(
     kinds: Sequence[int],
 ) -> list[Labelled]:
     """Return what the labels say about the kinds with these indices, in the same order."""
+    labels, sampled = (sums.astype(int).tolist() for sums in (truths.labels, truths.sampled))
+    answered, corrected = answers.labels.tolist(), answers.corrected.tolist()
     return [
         Labelled(
-            labels=int(truths.labels[kind]),
-            sampled=int(truths.sampled[kind]),
+            labels=labels[kind],
+            sampled=sampled[kind],
             recall=LabelEstimate.of(recalls[kind]),
             precision=LabelEstimate.of(precisions[kind]),
-            corrected=answers.corrected[kind] / answers.labels[kind]
-            if answers.labels[kind]
-            else None,
+            corrected=corrected[kind] / answered[kind] if answered[kind] else None,
         )
         for kind in kinds
     ]

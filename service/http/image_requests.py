@@ -178,6 +178,7 @@ class Wanted:
 def wanted_images(
     bundle: ResidentBundle, query: InferenceQuery, coverage: float | None = None
 ) -> Wanted:
+    """Return how a query wants images answered; raises `MalformedError`."""
     ensemble = query.ensemble or bundle.usual_ensemble
     tail = bundle.usual_tail if query.tail is None else query.tail
     prior = log_prior_of(bundle, query.prior, tail)
@@ -195,6 +196,10 @@ def log_prior_of(bundle: ResidentBundle, name: str, tail: float) -> Doubles:
 
 
 def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
+    """Return how a query for labels wants images answered.
+
+    Raises `MalformedError`, and `ClassesError` if its classes or counts are not the model's.
+    """
     wanted, labels = wanted_images(bundle, query, query.coverage), bundle.manifest.labels
     with refusing():
         allowed = indices_of_names(query.classes, labels, "classes")

@@ -92,7 +92,7 @@ class OutputParameters(ProtocolPart):
 
 class OutputRequest(ProtocolPart):
     name: StrictStr
-    parameters: OutputParameters = OutputParameters()
+    parameters: OutputParameters | None = None
 
 
 class InferDocument(ProtocolPart):
@@ -269,7 +269,7 @@ def wanted_outputs(
         return [WantedOutput(name, binary) for name in USUAL_OUTPUTS]
     wanted: dict[str, WantedOutput] = {}
     for output in outputs:
-        name, parameters = output.name, output.parameters
+        name, parameters = output.name, output.parameters or OutputParameters()
         if name not in OUTPUTS:
             raise MalformedError(
                 f"output `{name[:80]}` is not known{did_you_mean(name[:80], OUTPUTS)}: the known "

@@ -65,7 +65,7 @@ EXTENSIONS: Final = (
     "statistics",
     "parameters",
 )
-# Bodies up to this size are parsed at once, which takes a millisecond at most; others in a thread.
+# Bodies up to this size are parsed at once, in a few milliseconds at most; others in a thread.
 SMALL_BODY: Final = 2**17
 STATES: Final[dict[State, str]] = {
     "resident": "READY",

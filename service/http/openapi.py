@@ -67,7 +67,7 @@ _PROBLEMS: Final = {
     401: "No API key was sent, or an unknown one",
     403: "A web page of another origin sends this, which cors_origins does not allow; or the API "
     "key may not send labels",
-    404: "There is no such class or version; the detail may name the nearest class",
+    404: "There is no such class, version or photo; the detail may name the nearest class",
     408: "The body was not complete in time, or there is no answer before the deadline",
     409: "The version cannot have the role; the detail says why",
     412: "The roles have changed since they were read, or are about to",

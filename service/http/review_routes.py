@@ -1,14 +1,16 @@
 """The routes below /review, from which photos are labelled; absent without `review_dir`."""
 
 from collections import Counter
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Final, TypeVar
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.errors import UserError
 from taillift.service.http.openapi import LABELS, problems
-from taillift.service.problems import NoSuchPhotoError
+from taillift.service.problems import NoSuchPhotoError, QueueFailedError
 from taillift.service.review.photo_metadata import TYPES
 from taillift.service.review.review_folder import (
     LikelyClass,
@@ -18,7 +20,7 @@ from taillift.service.review.review_folder import (
 )
 from taillift.service.review.reviewer import Reviewer
 
-MAX_LIMIT = 1_000
+MAX_LIMIT: Final = 1_000
 
 router = APIRouter(prefix="/review", tags=[LABELS])
 
@@ -58,9 +60,23 @@ async def _reviewer(request: Request) -> Reviewer:
 
 
 Queue = Annotated[Reviewer, Depends(_reviewer)]
+Key = Annotated[str, Path(alias="id", description="id of the photo's prediction")]
+T = TypeVar("T")
 
 
-@router.get("", summary="Photos that wait for a label, the oldest first")
+async def in_folder(queue: Reviewer, work: Callable[[ReviewFolder], T]) -> T:
+    """Return what `work` makes of the folder; raises `QueueFailedError` if the disk fails."""
+    try:
+        return await queue.run(work)
+    except UserError as error:
+        raise QueueFailedError(str(error)) from error
+
+
+@router.get(
+    "",
+    summary="Photos that wait for a label, the oldest first",
+    responses=problems(400, 403, 404, 503),
+)
 async def waiting(
     queue: Queue,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 20,
@@ -69,9 +85,9 @@ async def waiting(
     ] = None,
 ) -> list[PhotoToLabel]:
     """List the photos that wait for a label, in the order in which they came."""
-    photos = await queue.run(ReviewFolder.waiting)
+    photos = await in_folder(queue, ReviewFolder.waiting)
     if after is not None:
-        last = await queue.run(lambda folder: folder.find(after))
+        last = await in_folder(queue, lambda folder: folder.find(after))
         if last is None:
             raise NoSuchPhotoError(f"no photo has the id {after[:80]!r}: leave out `after`")
         photos = [photo for photo in photos if photo.place > last.place]
@@ -88,10 +104,14 @@ async def waiting(
     ]
 
 
-@router.get("/summary", summary="How many photos wait, and the classes to choose from")
+@router.get(
+    "/summary",
+    summary="How many photos wait, and the classes to choose from",
+    responses=problems(403, 503),
+)
 async def summary(request: Request, queue: Queue) -> QueueSummary:
     """Count the photos by group, and list the classes of the served bundle."""
-    photos = await queue.run(ReviewFolder.photos)
+    photos = await in_folder(queue, ReviewFolder.photos)
 
     def count(labelled: bool) -> dict[Group, int]:
         counts = Counter(
@@ -108,12 +128,12 @@ async def summary(request: Request, queue: Queue) -> QueueSummary:
 
 
 @router.get(
-    "/{key}/photo",
+    "/{id}/photo",
     summary="The photo itself",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in TYPES.values()}}, **problems(404)},
+    responses={200: {"content": {kind: {} for kind in TYPES.values()}}, **problems(403, 404, 503)},
 )
-async def photo(key: str, queue: Queue) -> Response:
+async def photo(key: Key, queue: Queue) -> Response:
     """Give the photo as it was sent, without the place where it was taken."""
 
     def read(folder: ReviewFolder) -> tuple[QueuedPhoto, bytes] | None:
@@ -121,7 +141,7 @@ async def photo(key: str, queue: Queue) -> Response:
         return None if found is None else (found, found.path.read_bytes())
 
     try:
-        found = await queue.run(read)
+        found = await in_folder(queue, read)
     except OSError:  # It was removed meanwhile.
         found = None
     if found is None:
@@ -134,11 +154,14 @@ async def photo(key: str, queue: Queue) -> Response:
 
 
 @router.delete(
-    "/{key}", status_code=204, summary="Remove a photo, with its label", responses=problems(404)
+    "/{id}",
+    status_code=204,
+    summary="Remove a photo, with its label",
+    responses=problems(403, 404, 503),
 )
-async def remove(key: str, queue: Queue) -> None:
+async def remove(key: Key, queue: Queue) -> None:
     """Remove a photo and its label from the disk; a label in the feedback stays."""
-    if not await queue.run(lambda folder: folder.remove(key)):
+    if not await in_folder(queue, lambda folder: folder.remove(key)):
         raise absent(key)
     await queue.look()
 

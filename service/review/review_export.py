@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 from taillift.models.bundle.atomic import atomic_folder
 from taillift.models.errors import UserError
+from taillift.models.names import NONE_OF_THE_CLASSES as NONE
 from taillift.service.feedback.label_book import LabelBook, LabelRequest, signing_keys
 from taillift.service.feedback.label_store import LabelStore
 from taillift.service.feedback.prediction_id import Signer
@@ -27,8 +28,6 @@ COLUMNS: Final = ("path", "label", "split", "id", "version", "predicted", "p")
 # The folder of photos that show none of the classes: training does not read it.
 NONE_FOLDER: Final = "none_of_the_classes"
 TASKS, CONFIG = "tasks.json", "config.xml"
-# The label, in files and in Label Studio, of photos that show none of the classes.
-NONE: Final = "none of the classes"
 # Names in the tasks and in the configuration of Label Studio.
 ID, IMAGE, CHOICES = "prediction_id", "image", "label"
 UNSAFE: Final = re.compile(r"^[.\s]+|[/\\:\0-\x1f]|[.\s]+$")

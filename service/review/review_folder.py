@@ -207,7 +207,7 @@ class ReviewFolder:
                 self._size -= photo.size
             else:
                 kept.append(photo)
-        for path in self.path.iterdir():
+        for path in self.path.glob("*"):
             # What cannot be read must not stay for ever.
             if ID.fullmatch(path.name) and path.name not in self._known and is_older(path, oldest):
                 self.remove(path.name)
@@ -216,6 +216,8 @@ class ReviewFolder:
     def _scan(self) -> Iterator[QueuedPhoto]:
         try:
             names = [path.name for path in self.path.iterdir()]
+        except FileNotFoundError:  # Somebody has removed the whole queue: the next photo makes it.
+            return
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
         for name in names:

@@ -5,6 +5,7 @@ past alone and is known before the draw, so that labels weighted by 1/p estimate
 (Horvitz and Thompson 1952).
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from math import exp
 from random import Random
@@ -24,9 +25,11 @@ COMPARED: Final = 5_000
 DAY: Final = 86_400.0
 # The service begins with c = 1, as if it had seen photos for so many seconds.
 WARM: Final = 3_600.0
-# The correction of c is at most e to this power: with more, a service that was idle for long would
-# keep too many photos for long when it is not any more.
-MOST_CORRECTION: Final = 2.0
+# The correction of c is at most e to this power, ...
+MOST_CORRECTION: Final = 5.0
+# ... or to this one as long as photos are certain to be drawn anyway: a service with few photos
+# would keep too many for long once it gets more.
+USUAL_CORRECTION: Final = 2.0
 
 
 class Pace:
@@ -53,10 +56,13 @@ class Pace:
         left = exp(-passed / DAY)
         self._weights *= left
         self._seconds = self._seconds * left + DAY * (1 - left)
-        self._correction = min(MOST_CORRECTION, self._correction + passed / DAY)
-        weights_per_day = max(self._weights, 1e-9) * DAY / self._seconds
+        factor = self._per_day * self._seconds / (DAY * max(self._weights, 1e-9))
         self._weights += weight
-        return self._per_day / weights_per_day * exp(self._correction)
+        certain = factor * exp(self._correction) * weight >= 1
+        most = USUAL_CORRECTION if certain else MOST_CORRECTION
+        if self._correction < most:
+            self._correction = min(most, self._correction + passed / DAY)
+        return factor * exp(self._correction)
 
     def note_kept(self) -> None:
         """Learn that a photo was kept."""
@@ -80,6 +86,9 @@ class ReviewSampler:
         self._pace = Pace(per_day, clock())
         # Of each photo that is kept: the version of the bundle, the digest, the features.
         self.kept: dict[str, tuple[str, int, Floats]] = {}
+        # The same by version, [N, D], and all digests; made again when they are needed.
+        self._rows: dict[str, Floats] | None = None
+        self._digests: set[int] = set()
 
     def draw(self, mass: float, is_eligible: Callable[[], bool]) -> float:
         """Draw a photo with so much `mass` on few-shot classes, 0 to 1.
@@ -104,21 +113,28 @@ class ReviewSampler:
         A copy of its file does in any case, and features [D] are compared with those of the same
         `version` of the bundle.
         """
-        kept = self.kept.values()
-        if any(other == digest for _, other, _ in kept):
+        if self._rows is None:
+            by_version = defaultdict[str, list[Floats]](list)
+            for other, _, row in self.kept.values():
+                by_version[other].append(row)
+            self._rows = {other: np.stack(rows) for other, rows in by_version.items()}
+            self._digests = {one for _, one, _ in self.kept.values()}
+        if digest in self._digests:
             return False
-        rows = [row for other, _, row in kept if other == version]
-        return not rows or bool((np.stack(rows) @ unit(features)).max() <= ALIKE)
+        rows = self._rows.get(version)
+        return rows is None or bool((rows @ unit(features)).max() <= ALIKE)
 
     def remember(self, key: str, version: str, digest: int, features: Floats) -> None:
         """Let photos that look like this one be left out until `forget` is called with its key."""
         self.kept[key] = version, digest, unit(features)
         if len(self.kept) > COMPARED:
             del self.kept[next(iter(self.kept))]
+        self._rows = None
 
     def forget(self, key: str) -> None:
         """Let photos that look like this one be drawn again."""
         self.kept.pop(key, None)
+        self._rows = None
 
 
 def unit(features: Floats) -> Floats:

@@ -53,7 +53,7 @@ DIFFERENCES: Final = 0.5
 # What became of a label that stands now.
 KEPT: Final = frozenset({"accepted", "replaced", "same"})
 
-
+# A request's id, and the number of an image in it.
 Place = tuple[str | None, int]
 
 
@@ -72,7 +72,7 @@ class AnsweredPhoto:
     requested: Doubles
     uniform: Doubles
     features: Floats
-    # The request's id and the number of the image in it, if a challenger may see a copy.
+    # Where a challenger finds it, if one may see a copy.
     place: Place | None = None
 
 
@@ -152,6 +152,8 @@ class Reviewer:
             return None
         if probability:
             self.keep(key, probability, photo, "tail" if self._mass(photo) > BASE else "random")
+            if photo.place is not None:
+                self._different.pop(photo.place, None)
         elif photo.place is not None:
             self._forget_recent(photo.place)  # Clients may give two requests the same id.
             self._recent[photo.place] = key, photo
@@ -266,14 +268,21 @@ class Reviewer:
 
         try:
             await self.run(give)
-            await self.look()
         except UserError as error:
             logger.error("photos that were labelled stay in the queue: %s", error)
+        await self.look()
 
     async def look(self) -> None:
-        """Follow what others have changed in the folder, and remove what is too old."""
+        """Follow what others have changed in the folder, and remove what is too old.
+
+        A folder that cannot be read is logged.
+        """
         before = set(self.sampler.kept)
-        photos = await self.run(ReviewFolder.trimmed)
+        try:
+            photos = await self.run(ReviewFolder.trimmed)
+        except UserError as error:
+            logger.error("%s", error)
+            return
         # What came meanwhile is perhaps not written yet.
         for key in before - {photo.entry.id for photo in photos}:
             self.sampler.forget(key)
@@ -283,10 +292,7 @@ class Reviewer:
         """Look every few minutes, until it is cancelled."""
         while True:
             await asyncio.sleep(TRIM_SECONDS)
-            try:
-                await self.look()
-            except UserError as error:
-                logger.error("%s", error)
+            await self.look()
 
     async def close(self) -> None:
         """Wait a little for the photos that wait to be written, and end the thread."""

@@ -18,6 +18,7 @@ from taillift import cli as front_door
 from taillift.training.fit.checkpoint import read_metadata
 from taillift.training.fit.resume import Resume
 from taillift.training.recipe.recipe import FOLDER, NAMES, load_recipe
+from taillift.training.train_cli import AUTO_RECIPES
 from tests.support.tiny import COLOURS, write_photo, write_photos
 
 SPLITS = ("train", "val", "test")
@@ -71,6 +72,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         (
             ["train", "photos", "--out", "folder.safetensors", "--replace"],
             "error: folder.safetensors is a folder: name a file",
+        ),
+        (
+            ["train", "photos", "--recipe", "auto"],
+            "error: photos has no val/ to choose a recipe on",
+        ),
+        (
+            ["train", "photos", "--recipe", "auto", "--unlabelled", "photos"],
+            "error: --recipe auto takes neither --log nor --unlabelled",
         ),
         (["recipes", "lif"], "error: there is no recipe 'lif' (did you mean \"lift\"?)"),
         (["recipes", "mine.yaml"], "error: recipe mine.yaml cannot be read"),
@@ -460,3 +469,18 @@ def test_an_unknown_architecture_is_one_line(run: Run) -> None:
     assert (status, out) == (1, "")
     assert error.startswith("error: there is no architecture 'ViT-Q-99'")
     assert error.count("\n") == 1
+
+
+def test_auto_keeps_one_of_three_recipes(run: Run, tmp_path: Path, tiny_backbone: str) -> None:
+    write_photos(tmp_path / "photos", {"red": 8, "green": 4}, ("train", "val"))
+    command = ["train", "photos", "--recipe", "auto", "--backbone", tiny_backbone]
+    status, output, errors = run(*command, "--epochs", "1", "--set", "augmentation.copies=2")
+    assert status == 0, errors
+    assert output.startswith("runs/photos/auto-0.safetensors: Take ")
+    assert errors.count("mean-class") == len(AUTO_RECIPES)
+    kept = read_metadata(tmp_path / "runs/photos/auto-0.safetensors")
+    assert kept.recipe.name in AUTO_RECIPES
+    assert kept.recipe.title in output
+    status, _, errors = run(*command)
+    assert status == 1
+    assert "exists already" in errors

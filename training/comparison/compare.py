@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace as with_changes
 from datetime import timedelta
 from pathlib import Path
 from statistics import mean
@@ -20,6 +21,7 @@ from taillift.models.lift.backbone import Backbone
 from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.comparison.outcome import (
     Outcome,
+    failures,
     labels_of,
     read_outcome,
     read_outcomes,
@@ -29,6 +31,7 @@ from taillift.training.comparison.outcome import (
     write_tau_csv,
 )
 from taillift.training.comparison.soup import NAME, best_soup, can_be_averaged, soup_recipe
+from taillift.training.comparison.verdict import recommendation
 from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import class_accuracies, evaluate, tau_curve
@@ -120,6 +123,29 @@ def compare(
     if is_first():
         collect(out)
     return finished_runs
+
+
+def choose(
+    dataset: Dataset,
+    backbone: Backbone,
+    recipes: Sequence[Recipe],
+    out: Path,
+    replace: bool = False,
+    log: Callable[[str], None] = print,
+) -> tuple[Path, str]:
+    """Train each recipe, and return the checkpoint of the one to take by val/, and the reason.
+
+    test/ is not looked at. The runs are in `out`, as those of `compare`. Raises `UserError` without
+    val/, if fewer than two recipes could be trained, and what `compare` raises.
+    """
+    if dataset.val is None:
+        raise UserError(f"{dataset.name} has no val/ to choose a recipe on: add it, or name one")
+    unseen = with_changes(dataset, test=None)
+    outcomes = compare(unseen, backbone, recipes, out, replace=replace, log=log)
+    chosen = recommendation(outcomes, dataset.groups)
+    if chosen is None:
+        raise UserError(f"nothing to choose from: {'; '.join(failures(outcomes))}")
+    return run_path(out, chosen.row.recipe, ".safetensors"), chosen.reason
 
 
 def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:

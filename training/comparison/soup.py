@@ -145,9 +145,9 @@ def soup_recipe(recipes: Sequence[Recipe]) -> Recipe:
     The head, the loss and the crops are those of the first. One recipe alone keeps its tuners.
     """
     titles = " and ".join(recipe.title for recipe in recipes)
-    named = recipes[0].model_copy(
-        update={"name": NAME, "title": f"soup of {titles}", "unlabelled": None, "steps": None}
-    )
+    # Its steps were taken by its parents.
+    settled = {"unlabelled": None, "steps": None, "effort": "quick"}
+    named = recipes[0].model_copy(update={"name": NAME, "title": f"soup of {titles}", **settled})
     if len(recipes) == 1:
         return named
     tuning = [recipe for recipe in recipes if trained_tuners(recipe)]

@@ -114,8 +114,23 @@ def compare_kinds(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Verdi
     return Verdict(differences) if differences else None
 
 
-def recommendation(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> str | None:
-    """Return which recipe to take, in a sentence: the cheapest that may be as good as the best.
+@dataclass(frozen=True)
+class Recommendation:
+    """The recipe to take, and why, in a sentence."""
+
+    row: Row
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """The reason, and how to be surer of it."""
+        if len(succeeded(self.row.outcomes)) >= MIN_SEEDS:
+            return self.reason
+        return f"{self.reason} One seed cannot tell luck from method: pass --seeds 0,1,2."
+
+
+def recommendation(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Recommendation | None:
+    """Return which recipe to take: the cheapest of those that may be as good as the best.
 
     The best has the highest mean-class accuracy with five views. Another may be as good if the
     interval of their paired difference includes zero, and is cheaper if it trains fewer weights.
@@ -127,31 +142,22 @@ def recommendation(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> str 
     best = max(rows, key=lambda row: mean(row.values("full", "mean_class")))
     weights = {row.label: row.trainable_parameters or 0 for row in rows}
     cheaper = [row for row in rows if weights[row.label] < weights[best.label]]
-    near = []
     for row in sorted(cheaper, key=lambda row: weights[row.label]):
-        pairs = differences_of(best, row, groups)
-        near += [pair for pair in pairs if pair.measure == "mean-class" and pair.low <= 0]
-    if near:
-        first = near[0]
-        sentence = (
-            f"Take {first.light}: {best.label} is {first.points:.1f} points better on all classes "
-            f"on average (95 % interval {first.low:+.1f} to {first.high:+.1f}), which may be "
-            f"noise, and trains {abbreviate(weights[best.label])} weights instead of "
-            f"{abbreviate(weights[first.light])}."
-        )
-    elif cheaper:
-        sentence = (
-            f"Take {best.label}: it is the best on all classes on average, and recipes that train "
-            "fewer weights are worse beyond noise."
-        )
-    else:
-        sentence = (
-            f"Take {best.label}: it is the best on all classes on average, and none trains fewer "
-            "weights."
-        )
-    if len(succeeded(best.outcomes)) < MIN_SEEDS:
-        sentence += " One seed cannot tell luck from method: pass --seeds 0,1,2."
-    return sentence
+        for pair in differences_of(best, row, groups):
+            if pair.measure == "mean-class" and pair.low <= 0:
+                return Recommendation(
+                    row,
+                    f"Take {row.label}: {best.label} is {pair.points:.1f} points better on all "
+                    f"classes on average (95 % interval {pair.low:+.1f} to {pair.high:+.1f}), "
+                    f"which may be noise, and trains {abbreviate(weights[best.label])} weights "
+                    f"instead of {abbreviate(weights[row.label])}.",
+                )
+    why = "recipes that train fewer weights are worse beyond noise"
+    return Recommendation(
+        best,
+        f"Take {best.label}: it is the best on all classes on average, and "
+        f"{why if cheaper else 'none trains fewer weights'}.",
+    )
 
 
 def differences_of(heavy: Row, light: Row, groups: Sequence[Group]) -> list[Difference]:

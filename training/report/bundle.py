@@ -63,7 +63,8 @@ def write_report(
         metrics[precision]["against_fp32"] = comparison.model_dump(exclude={"old", "new"})
     fp32 = calibrated[Precision.FP32]
     leaning = leaning_curve(metadata, fp32)
-    metrics[Precision.FP32]["tail"] = [point.model_dump() for point in leaning]
+    if leaning:
+        metrics[Precision.FP32]["tail"] = [point.model_dump() for point in leaning]
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", "utf-8")
     figures: dict[str, str | None] = {"classes": None, "confusion": None, "reliability": None}
     figures["tau"] = None

@@ -100,7 +100,7 @@ def write_report(
     ]
     with atomic_file(folder / "tail.png") as path:
         draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
-    curves = tau_curves(rows)
+    curves, advice = tau_curves(rows), recommendation(outcomes, groups)
     if curves:
         with atomic_file(folder / TAU_FIGURE) as path:
             draw_tau(path, curves)
@@ -114,7 +114,7 @@ def write_report(
         verdict=verdict,
         margin=HARMLESS,
         differences=differences(verdict) if verdict else None,
-        recommendation=recommendation(outcomes, groups),
+        recommendation=advice.sentence if advice else None,
         caption=caption(outcomes),
         results=Table(
             heads, [[row.label, *row.cells(WIDE_COLUMNS)] for row in rows_of(outcomes)], words=1

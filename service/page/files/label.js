@@ -48,11 +48,13 @@ export async function updateLabelsWhile(shown) {
 
 // Keys work while the focus is in the panel or on its tab. In the box they do until a name begins.
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || byId("labelling").hidden) return;
+  const inverse = (event.ctrlKey || event.metaKey) && event.key === "z";
+  if (!inverse && (event.ctrlKey || event.metaKey || event.altKey)) return;
+  if (byId("labelling").hidden) return;
   const button = event.target.closest("button");
   const inBox = event.target === byId("class-name");
   if (inBox && event.target.value) return;
-  const action = actionOf(event.key, button);
+  const action = inverse ? undo : actionOf(event.key, button);
   if (action) {
     event.preventDefault();
     action();

@@ -176,7 +176,8 @@ def test_base64_in_json_is_read_nested_and_flat_and_answered_in_json(
     data = [base64.b64encode(image).decode() for image in (RED, BLUE)]
     for nested, shape in ((data, [2]), ([[one] for one in data], [2, 1]), (data, [2, 1])):
         body = document(shape=shape, data=nested, parameters={"content_type": "base64"})
-        answer = service.post(INFER, json=body | {"id": "mine", "parameters": None})
+        nothing = {"parameters": None, "outputs": None}
+        answer = service.post(INFER, json=body | {"id": "mine", **nothing})
         found = answer.json()
         outputs = {output["name"]: output for output in found.pop("outputs")}
         assert found == {"model_name": "palette", "model_version": "1", "id": "mine"}

@@ -1,5 +1,6 @@
 """Requests that lean toward the rare classes, by a parameter or by the service's setting."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ def shares(answer: dict[str, Any]) -> dict[str, float]:
     return {row["label"]: row["confidence"] for row in rows}
 
 
+def without_id(answer: bytes) -> bytes:
+    """Return an answer without the id of its prediction, which is another each time."""
+    return re.sub(rb'"id":"[^"]*",', b"", answer)
+
+
 @pytest.mark.parametrize("path", ["/classify", "/confidence"])
 @pytest.mark.parametrize("prior", ["uniform", "train"])
 @pytest.mark.parametrize("tail", [0.25, 1])
@@ -60,7 +66,7 @@ def test_an_answer_names_its_tail_and_takes_no_decision(client: httpx.Client) ->
 @pytest.mark.parametrize("path", ["/classify", "/confidence"])
 def test_no_tail_is_the_answer_without_one_to_the_byte(client: httpx.Client, path: str) -> None:
     plain, zero = (
-        client.post(path, params=params, content=photo(DARK)).content
+        without_id(client.post(path, params=params, content=photo(DARK)).content)
         for params in ({}, {"tail": "0"})
     )
     assert plain == zero
@@ -86,7 +92,7 @@ def test_the_setting_is_for_requests_that_do_not_say(bundle: Path) -> None:
         assert leaning.get("/model").json()["usual_tail"] == 0.25
         usual, asked = ask(leaning), ask(leaning, tail=0.25)
         assert usual["tail"] == 0.25
-        assert usual["results"] == asked["results"]
+        assert shares(usual) == shares(asked)
         assert "tail" not in ask(leaning, tail=0)
 
 

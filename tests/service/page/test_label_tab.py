@@ -102,7 +102,7 @@ def test_a_skipped_photo_waits_and_undo_goes_back_to_label_again(page: Page, que
     page.keyboard.press("Backspace")
     expect(photo(page, 1, queue)).to_be_visible()
     expect(news).to_contain_text(f"{GUESSES[0]} stands until you choose again")
-    page.keyboard.press("Backspace")
+    page.keyboard.press("Control+z")
     expect(photo(page, 0, queue)).to_be_visible()
     expect(undo).to_be_disabled()
     page.keyboard.press("3")

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from taillift.models.errors import UserError
+from taillift.models.names import NONE_OF_THE_CLASSES as NONE
 from taillift.service.review.review_cli import app
-from taillift.service.review.review_export import NONE, NONE_FOLDER, folder_name
+from taillift.service.review.review_export import NONE_FOLDER, folder_name
 from taillift.service.review.review_folder import (
     LikelyClass,
     ReviewEntry,

@@ -1,6 +1,7 @@
 """The queue on the disk: whole photos, a restart, bounds, labels, and what others do there."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,15 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_one_line(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used for review"):
         opened(tmp_path / "file" / "queue")
+
+
+def test_a_queue_that_somebody_has_removed_is_made_again(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "queue")
+    folder.add(entry(1), b"bytes", [])
+    shutil.rmtree(tmp_path / "queue")
+    assert folder.trimmed() == []
+    folder.add(entry(2), b"bytes", [])
+    assert names(folder) == ["photo-0002"]
 
 
 def test_only_its_owner_may_look_into_a_new_folder(tmp_path: Path) -> None:

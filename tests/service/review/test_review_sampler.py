@@ -107,6 +107,21 @@ def test_with_fewer_photos_than_the_budget_nearly_all_are_kept() -> None:
     assert (p[later] > 0).mean() > 0.9
 
 
+def test_the_budget_holds_for_a_camera_that_mostly_sends_the_same_scene() -> None:
+    """All but one of 50 photos look like one that is kept."""
+    photos = stream(seed=8, days=12, a_day=20_000)
+    new = np.random.default_rng(8).random(len(photos.mass)) < 0.02
+    now = 0.0
+    sampler = ReviewSampler(100, lambda: now, Random(0))
+    kept = np.zeros(len(new), bool)
+    for index, (mass, eligible) in enumerate(zip(photos.mass.tolist(), new.tolist(), strict=True)):
+        now = float(photos.times[index])
+        kept[index] = sampler.draw(mass, lambda: eligible) > 0  # noqa: B023
+    by_day = np.bincount((photos.times // DAY).astype(int), kept, minlength=12)[:12]
+    assert by_day[6:].mean() == pytest.approx(100, rel=0.15)
+    assert by_day.max() < 200
+
+
 def test_when_ten_times_as_many_photos_come_the_budget_holds_again_the_day_after() -> None:
     quiet, busy = stream(seed=4, days=5, a_day=500), stream(seed=5, days=6, a_day=5_000)
     times = np.concatenate([quiet.times, busy.times + 5 * DAY])
@@ -120,10 +135,10 @@ def test_when_ten_times_as_many_photos_come_the_budget_holds_again_the_day_after
 
 
 def test_the_live_accuracy_from_such_a_queue_is_right_and_the_plain_one_is_not() -> None:
-    """100 runs of 5,000 photos in three days with a budget of 100 a day, with a known truth."""
+    """60 runs of 5,000 photos in three days with a budget of 100 a day, with a known truth."""
     times = np.linspace(0, 3 * DAY, PHOTOS)
     within, errors, plain, found = np.zeros(2), [], [], []
-    for seed in range(100):
+    for seed in range(60):
         photos = simulated_stream(seed)
         mass = photos.posteriors[:, FEW].sum(1)
         p = sample(Stream(times, mass, photos.rare, photos.right), 100, seed)
@@ -141,7 +156,7 @@ def test_the_live_accuracy_from_such_a_queue_is_right_and_the_plain_one_is_not()
         errors.append([share.estimate - truth for share, truth in zip(shares, truths, strict=True)])
         plain.append(photos.right[drawn].mean() - truths[0])
         found.append(photos.rare[drawn].mean() / photos.rare.mean())
-    assert within.min() >= 93
+    assert within.min() / 60 >= 0.93
     assert np.abs(np.mean(errors, 0)).max() < 0.02
     assert np.mean(plain) < -0.05
     assert np.mean(found) > 2

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,6 +259,35 @@ def test_only_keys_with_the_right_see_photos(bundle: Path, queue: Path, tmp_path
             assert plain.status_code == 403
             right = client.request(method, path, headers={"X-API-Key": LABELLER})
             assert right.status_code in (200, 204)
+
+
+def test_a_queue_that_cannot_be_read_is_a_problem_of_one_line_and_answers_go_on(
+    client: httpx.Client, queue: Path
+) -> None:
+    shutil.rmtree(queue)
+    queue.write_text("a file in the place of the folder")
+    answer = client.get("/review")
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:taillift:problem:queue-failed"
+    assert str(queue) in answer.json()["detail"]
+    assert classify(client, new_photo(RARE["white"]))["predictions"][0]["label"] == "white"
+    until(lambda: sample(client, "taillift_review_dropped_total", reason="disk") == 1)
+
+
+def test_the_routes_are_described_if_they_exist(client: httpx.Client, bundle: Path) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    described = {path for path in paths if path.startswith("/review")}
+    assert described == {"/review", "/review/summary", "/review/{id}/photo", "/review/{id}"}
+    with running(bundle) as other:
+        assert not [path for path in other.get("/openapi.json").json()["paths"] if "review" in path]
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_service_that_shows_photos_to_everyone_says_so(
+    bundle: Path, queue: Path, caplog: pytest.LogCaptureFixture, host: str, warned: bool
+) -> None:
+    with running(bundle, review_dir=queue, host=host, **MANY):
+        assert ("anyone who reaches this service" in caplog.text) == warned
 
 
 def test_a_full_disk_drops_photos_and_no_answer(bundle: Path, small_disk: Path) -> None:

@@ -14,7 +14,13 @@ from safetensors.torch import load_file
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.comparison import compare as module
-from taillift.training.comparison.compare import collect, compare, expected_seconds, in_order
+from taillift.training.comparison.compare import (
+    choose,
+    collect,
+    compare,
+    expected_seconds,
+    in_order,
+)
 from taillift.training.comparison.outcome import (
     Outcome,
     kind_of,
@@ -386,3 +392,20 @@ def test_what_cannot_be_averaged_is_refused_before_any_run(
     with pytest.raises(UserError, match=words):
         run(dataset, backbone, recipes, tmp_path, soup=True)
     assert trained == []
+
+
+def test_a_recipe_is_chosen_on_val_alone(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    recipes = [recipe("head"), recipe("lora")]
+    lines: list[str] = []
+    path, reason = choose(colours, backbone, recipes, tmp_path, log=lines.append)
+    outcomes = [read_outcome(tmp_path / f"{name}-0.json") for name in ("head", "lora")]
+    for outcome in outcomes:
+        assert outcome is not None
+        assert outcome.evaluation is not None
+        assert outcome.evaluation.data == "colours val"
+    assert reason.startswith("Take ")
+    assert read_metadata(path).recipe.title in reason
+    with pytest.raises(UserError, match="no val/ to choose a recipe on"):
+        choose(replace(colours, val=None), backbone, recipes, tmp_path / "other")

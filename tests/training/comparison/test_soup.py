@@ -24,12 +24,13 @@ from taillift.training.comparison.soup import (
     given_shares,
     read_ingredients,
     require_own_photos,
+    soup_recipe,
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import evaluate
 from taillift.training.export.export import export
 from taillift.training.fit.checkpoint import read_metadata, restore, save
-from taillift.training.recipe.recipe import load_recipe
+from taillift.training.recipe.recipe import Recipe, load_recipe
 from taillift.training.train import Trainer
 from tests.support.tiny import write_photo, write_photos
 
@@ -170,6 +171,19 @@ def test_shares_are_chosen_on_val_and_never_on_test(
         found[share] = evaluate("val", view_logits, labels, colours.groups).full.mean_class
     best = [share for share in GRID if found[share] == max(found.values())]
     assert shares[1] == min(best, key=lambda share: abs(share - 0.5))
+
+
+@pytest.mark.parametrize("changes", [{"effort": "full"}, {"steps": 3}, {"unlabelled.name": "loft"}])
+def test_a_soups_recipe_can_be_read_again_however_its_parents_were_trained(
+    changes: dict[str, Any],
+) -> None:
+    parents = [
+        load_recipe(name, changes).resolved([30, 21, 5], 2, 64) for name in ("lift", "full", "lora")
+    ]
+    for chosen in (parents, parents[:1]):
+        recipe = soup_recipe(chosen)
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        assert recipe.resolved([30, 21, 5], 2, 64) == recipe
 
 
 def test_without_val_no_share_is_chosen(paths: Paths, colours: Dataset, backbone: Backbone) -> None:

@@ -177,29 +177,32 @@ def test_an_interval_is_as_wide_as_classes_and_seeds_vary() -> None:
     assert interval(np.full((3, 100), -4.0)) == pytest.approx((-4, -4))
 
 
+def taken(outcomes: list[Outcome]) -> tuple[str, str]:
+    """Return the label of the recommended recipe, and the sentence."""
+    made = recommendation(outcomes, GROUPS)
+    assert made is not None
+    assert made.sentence.startswith(f"Take {made.row.label}: ")
+    return made.row.label, made.sentence
+
+
 def test_a_cheaper_recipe_that_may_be_as_good_is_taken() -> None:
-    outcomes = runs("full", 60.2, 70.2) + runs("lift", 60.0) + runs("head", 40.0)
-    sentence = recommendation(outcomes, GROUPS)
-    assert sentence is not None
-    assert sentence.startswith("Take LIFT: full, SGD is 0.")
-    assert "which may be noise, and trains 85.1 M weights instead of 178 k." in sentence
-    assert "One seed" not in sentence
+    label, sentence = taken(runs("full", 60.2, 70.2) + runs("lift", 60.0) + runs("head", 40.0))
+    assert label == "LIFT"
+    assert "full, SGD is 0." in sentence
+    assert sentence.endswith("which may be noise, and trains 85.1 M weights instead of 178 k.")
 
 
 def test_the_best_is_taken_if_cheaper_ones_are_worse_beyond_noise() -> None:
-    sentence = recommendation(runs("full", 60.0, 80.0) + runs("lift", 60.0), GROUPS)
-    assert sentence is not None
-    assert sentence.startswith("Take full, SGD: ")
+    label, sentence = taken(runs("full", 60.0, 80.0) + runs("lift", 60.0))
+    assert label == "full, SGD"
     assert "worse beyond noise" in sentence
-    sentence = recommendation(runs("full", 60.0) + runs("head", 60.0, 80.0), GROUPS)
-    assert sentence is not None
-    assert sentence.startswith("Take head only: ")
+    label, sentence = taken(runs("full", 60.0) + runs("head", 60.0, 80.0))
+    assert label == "head only"
     assert "none trains fewer weights" in sentence
 
 
 def test_one_seed_is_said_to_be_few_and_one_recipe_is_no_choice() -> None:
-    sentence = recommendation(runs("full", 60.0, seeds=1) + runs("lift", 50.0, seeds=1), GROUPS)
-    assert sentence is not None
+    _, sentence = taken(runs("full", 60.0, seeds=1) + runs("lift", 50.0, seeds=1))
     assert sentence.endswith("One seed cannot tell luck from method: pass --seeds 0,1,2.")
     assert recommendation(runs("lift", 60.0), GROUPS) is None
     gone = [failed(outcome) for outcome in runs("full", 60.0)]

@@ -159,6 +159,7 @@ def test_the_manifest_describes_what_was_made(
         "confusion.png",
         "classes.png",
         "reliability.png",
+        "tau.png",
         "report.html",
     }
     assert listed | {f"report/{name}" for name in report} == set(manifest.files)
