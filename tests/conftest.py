@@ -29,6 +29,7 @@ SLOW = frozenset(
     f"tests/{name}.py"
     for name in (
         "test_end_to_end",
+        "test_labelling_loop",
         "test_tail_end_to_end",
         "test_wheel",
         "chaos/test_judge",
