@@ -167,6 +167,23 @@ def test_a_label_takes_the_photo_off_the_queue_and_stays_with_it(
     assert client.get(f"/review/{key}/photo").status_code == 200
 
 
+def test_labels_of_photos_that_are_not_in_the_queue_do_not_read_all_of_it(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = list[ReviewFolder]()
+    trimmed = ReviewFolder.trimmed
+    monkeypatch.setattr(
+        ReviewFolder, "trimmed", lambda folder: (looks.append(folder), trimmed(folder))[1]
+    )
+    probe = classify(client, new_photo(RARE["white"]), **{"X-Taillift-Count": "no"})["id"]
+    for name in ("white", "red"):
+        assert label(client, probe, name) in ("accepted", "replaced")
+    assert waiting(client) == []
+    assert looks == []
+    assert label(client, classify(client, new_photo(RARE["white"]))["id"], "white") == "accepted"
+    until(lambda: len(looks) == 1)
+
+
 @pytest.mark.parametrize("spoiled", ["forged", "unknown"])
 def test_a_label_that_is_not_taken_leaves_the_photo_in_the_queue(
     client: httpx.Client, spoiled: str
