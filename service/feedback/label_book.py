@@ -290,17 +290,14 @@ class LabelDesk:
         """
         if self._waiting >= MAX_WAITING:
             raise OverloadedError("too many requests with labels wait for the file", 1)
-
-        def take() -> list[TakenLabel]:
-            taken = self._book.take(labels)
-            self._publish()
-            return taken
-
+        loop = asyncio.get_running_loop()
         self._waiting += 1
         try:
-            taken = await asyncio.get_running_loop().run_in_executor(self._thread, take)
+            taken = await loop.run_in_executor(self._thread, self._book.take, labels)
         finally:
             self._waiting -= 1
+        # Afterwards: the labels are kept, whether or not they can be counted now.
+        self._submit(self._publish)
         for listener in self.listeners:
             listener(labels, taken)
         return taken
