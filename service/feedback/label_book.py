@@ -94,7 +94,16 @@ class LabelBook:
 
     def know(self, code: int, classes: ClassList) -> None:
         """Take in labels of a version with these classes from now on."""
-        if self._versions.get(code) != classes:
+        before = self._versions.get(code)
+        if before is not None and before.bundle != classes.bundle:
+            logger.warning(
+                "labels of the version %d, which was the bundle %s, now count for the bundle %s: "
+                "give each store a feedback_file of its own",
+                code,
+                before.bundle,
+                classes.bundle,
+            )
+        if before != classes:
             self._live.pop(code, None)
             self._reports.pop(code, None)
         self._versions[code] = classes

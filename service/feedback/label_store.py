@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from json import dumps, loads
 from pathlib import Path
 from types import TracebackType
@@ -325,6 +325,9 @@ class LabelStore:
                     self._database.execute("ROLLBACK")
                 self._read_again()
                 raise
+            # Into the file itself, because people copy it without its log. It may wait if it fails.
+            with suppress(sqlite3.Error):
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The file of labels: what it keeps, what it refuses, and how two of them become one."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def test_labels_are_on_the_disk_once_they_are_accepted(tmp_path: Path) -> None:
         assert statuses(store, GivenLabel(one, "red", "a note")) == ["accepted"]
         with LabelStore(tmp_path / "new" / "labels.sqlite") as other:
             assert list(other) == [StoredLabel(one, "red", "a note", 1_000)]
+
+
+def test_the_file_of_a_running_service_can_be_copied(tmp_path: Path) -> None:
+    one = new_id()
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.know(3, CLASSES)
+        store.put([GivenLabel(one, "red")], 1_000)
+        shutil.copyfile(store.path or "", tmp_path / "copy.sqlite")
+        with LabelStore(tmp_path / "copy.sqlite") as copy:
+            assert list(copy) == [StoredLabel(one, "red", "", 1_000)]
+            assert copy.versions() == {3: CLASSES}
 
 
 def test_the_last_label_counts_and_the_others_are_history(tmp_path: Path) -> None:
