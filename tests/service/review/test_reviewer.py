@@ -18,7 +18,7 @@ from taillift.models.bundle.version_store import Challenger, Shadow, VersionStor
 from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.inference.engine import Engine
 from taillift.service.review import review_sampler, reviewer
-from taillift.service.review.review_folder import ReviewEntry, ReviewFolder
+from taillift.service.review.review_folder import QueuedPhoto, ReviewEntry, ReviewFolder
 from taillift.service.settings import read_settings
 from tests.support.palette import (
     CLASSES,
@@ -172,9 +172,12 @@ def test_labels_of_photos_that_are_not_in_the_queue_do_not_read_all_of_it(
 ) -> None:
     looks = list[ReviewFolder]()
     trimmed = ReviewFolder.trimmed
-    monkeypatch.setattr(
-        ReviewFolder, "trimmed", lambda folder: (looks.append(folder), trimmed(folder))[1]
-    )
+
+    def counted(folder: ReviewFolder) -> list[QueuedPhoto]:
+        looks.append(folder)
+        return trimmed(folder)
+
+    monkeypatch.setattr(ReviewFolder, "trimmed", counted)
     probe = classify(client, new_photo(RARE["white"]), **{"X-Taillift-Count": "no"})["id"]
     for name in ("white", "red"):
         assert label(client, probe, name) in ("accepted", "replaced")
