@@ -336,9 +336,11 @@ class LabelStore:
             yield
         except (sqlite3.OperationalError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
+            cure = "it must be a file in a folder that this user may write, on a disk that has room"
+            if "locked" in str(reason):
+                cure = f"another process has held the file for {BUSY_SECONDS:g} seconds; try again"
             raise UserError(
-                f"the labels in {self.path} cannot be used ({reason}): it must be a file in a "
-                "folder that this user may write, on a disk that has room"
+                f"the labels in {self.path} cannot be used ({reason}): {cure}"
             ) from error
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
             raise UserError(

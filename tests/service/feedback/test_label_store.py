@@ -152,6 +152,21 @@ def test_what_is_not_a_file_of_labels_is_refused_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(refused.value)
 
 
+def test_a_file_that_another_process_holds_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taillift.service.feedback.label_store.BUSY_SECONDS", 0.05)
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="another process has held the file"):
+            store.put([GivenLabel(new_id(), "red")], 1)
+        other.execute("COMMIT")
+        other.close()
+        assert statuses(store, GivenLabel(new_id(), "red")) == ["accepted"]
+        assert len(store) == 1
+
+
 def test_a_file_that_was_replaced_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "labels.sqlite"
     with LabelStore(path) as store:
