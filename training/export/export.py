@@ -124,7 +124,7 @@ def export(
         raise UserError(
             f"{checkpoint} was trained on other photos ({metadata.data}, "
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
-            f"{dataset.name}: name the photos it was trained on"
+            f"{dataset.name}: name the photos it was trained on, with the same --add"
         )
     if calibrated and dataset.val is None and metadata.parents:
         raise UserError(
