@@ -187,8 +187,8 @@ def require_own_photos(ingredients: Sequence[Ingredient], dataset: Dataset) -> N
     classes = tuple(map(canonical, metadata.classes))
     if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
-            f"{ingredients[0].path} was trained on other photos ({metadata.data}) than those of "
-            f"{dataset.name}: name the photos it was trained on, with the same --add"
+            f"{ingredients[0].path} was trained on other photos ({metadata.sources}) than those of "
+            f"{dataset.folder}: name the photos it was trained on, with the same --add"
         )
 
 
