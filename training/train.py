@@ -186,6 +186,7 @@ class Trainer:
                     backbone_sha256=backbone.sha256,
                     data=dataset.name,
                     data_sha256=dataset.fingerprint,
+                    added=dataset.added,
                     classes=dataset.classes,
                     names=dataset.names,
                     counts=tuple(dataset.counts),

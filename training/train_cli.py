@@ -222,11 +222,12 @@ def train_auto(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.comparison.compare import choose
     from taillift.training.console import is_first, note
-    from taillift.training.fit.checkpoint import check_free, restore, save
+    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, restore, save
     from taillift.training.recipe.recipe import load_recipe
 
     recipes = [load_recipe(name, values) for name in AUTO_RECIPES]
-    path = out or Path("runs") / dataset.folder / f"{AUTO}-{recipes[0].seed}.safetensors"
+    stem = checkpoint_stem(recipes[0].model_copy(update={"name": AUTO}), backbone)
+    path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     tower, runs = load_backbone(backbone), path.with_suffix("")
@@ -270,6 +271,7 @@ def merge(
         str | None, typer.Option(help="Where the backbone's weights are now, if they were moved.")
     ] = None,
     imbalance: Imbalance = None,
+    add: Add = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an existing checkpoint.")
@@ -291,7 +293,7 @@ def merge(
         raise UserError(f"{what} on photos: name those of the checkpoints with --data")
     ingredients = soup.read_ingredients(checkpoints, backbone)
     tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
-    dataset = None if data is None else load_dataset(data, imbalance, max_pixels)
+    dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
         soup.require_own_photos(ingredients, dataset)
         shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)

@@ -240,10 +240,10 @@ class Classifier:
         One image gives one result; any other iterable of images (also an array [N, H, W, 3]) gives
         a list of results in the same order.
 
-        `ensemble` is "off", "full" or "adaptive"; by default adaptive if the bundle has an exit
-        rule, else full. `prior` says how often the classes are expected: "uniform" or "train".
-        `tail`, 0 to 1, makes the answers lean toward the rare classes, as if the model had been
-        trained with tau = 1 + `tail`.
+        `ensemble` is "off", "full" or "adaptive"; by default adaptive if it saves at least a
+        quarter of the views, else full. `prior` says how often the classes are expected: "uniform"
+        or "train". `tail`, 0 to 1, makes the answers lean toward the rare classes, as if the model
+        had been trained with tau = 1 + `tail`.
         `coverage`, 0.5 to 0.99, adds to each result a set of labels that holds the right one so
         often, in rare classes too.
 

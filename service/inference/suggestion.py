@@ -8,6 +8,7 @@ on them was no better (`python -m benchmarks.suggest`).
 
 import csv
 import heapq
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -119,7 +120,14 @@ def suggest(
                 heapq.heappush(best, entry)
             else:
                 heapq.heappushpop(best, entry)
-    candidates = [candidate for *_, candidate in sorted(best, reverse=True)]
+    candidates = []
+    for *_, candidate in sorted(best, reverse=True):
+        if os.access(candidate.photo, os.R_OK):
+            candidates.append(candidate)
+        else:
+            found.broken.append(
+                (candidate.photo, "was there at first, and cannot be read any more")
+            )
     if not candidates:
         raise UserError(
             f"none of the {len(photos):,} photos can be suggested: {found.known:,} have a label, "
@@ -142,7 +150,7 @@ def labelled_photos(sources: Iterable[str]) -> Iterator[Path]:
             continue
         try:
             with table.open(newline="", encoding="utf-8-sig") as file:
-                for row in csv.DictReader(file):
+                for row in csv.DictReader(file, restval=""):
                     yield table.parent / row["path"]
         except KeyError:
             raise UserError(f"{table} has no column path: its first line must name it") from None

@@ -58,7 +58,10 @@ def export_photos(
     counts = review_export.export_folder(folder.photos(), target, replace)
     for label, photos_of_label in counts.most_common():
         say(f"{photos_of_label:6}  {label}")
-    say(f"{counts.total()} labelled photos in {target}")
+    say(
+        f"{counts.total()} labelled photos in {target}: train on them, too, with --add "
+        f"{target / review_export.TABLE}"
+    )
 
 
 @app.command("import")

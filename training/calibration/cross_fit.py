@@ -1,8 +1,6 @@
 """Cross-fitting: logits of training photos from models that were not trained on them."""
 
-import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -85,14 +83,9 @@ def originals(split: Split) -> list[int]:
 
     For a photo that is not a duplicate this is its own index.
     """
-    sizes = Counter(photo.size for photo in split.photos)
-    first: dict[tuple[int, int, bytes], int] = {}
-    indices = []
-    for index, (photo, label) in enumerate(zip(split.photos, split.labels, strict=True)):
-        # Only a photo that shares its size with another can be a duplicate and has to be read.
-        content = hashlib.sha256(photo.read()).digest() if sizes[photo.size] > 1 else b""
-        indices.append(first.setdefault((photo.size, label, content), index))
-    return indices
+    first: dict[tuple[int, int], int] = {}
+    pairs = zip(split.labels, split.contents or range(len(split)), strict=True)
+    return [first.setdefault(pair, index) for index, pair in enumerate(pairs)]
 
 
 def assign_folds(

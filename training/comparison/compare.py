@@ -26,6 +26,7 @@ from taillift.training.comparison.outcome import (
     read_outcome,
     read_outcomes,
     run_path,
+    succeeded,
     write_csv,
     write_outcome,
     write_tau_csv,
@@ -136,7 +137,8 @@ def choose(
     """Train each recipe, and return the checkpoint of the one to take by val/, and the reason.
 
     test/ is not looked at. The runs are in `out`, as those of `compare`. Raises `UserError` without
-    val/, if fewer than two recipes could be trained, and what `compare` raises.
+    val/, if fewer than two recipes could be trained, if the checkpoint is no longer that of its
+    run, and what `compare` raises.
     """
     if dataset.val is None:
         raise UserError(f"{dataset.name} has no val/ to choose a recipe on: add it, or name one")
@@ -145,7 +147,11 @@ def choose(
     chosen = recommendation(outcomes, dataset.groups)
     if chosen is None:
         raise UserError(f"nothing to choose from: {'; '.join(failures(outcomes))}")
-    return run_path(out, chosen.row.recipe, ".safetensors"), chosen.reason
+    path = run_path(out, chosen.row.recipe, ".safetensors")
+    # Another process may be here before the first one has written it.
+    if is_first():
+        require_own_checkpoint(path, succeeded(chosen.row.outcomes)[0][0])
+    return path, chosen.reason
 
 
 def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
@@ -202,6 +208,17 @@ def checkpoint_key(checkpoint: Path) -> str | None:
         return read_metadata(checkpoint).key
     except UserError:
         return None
+
+
+def require_own_checkpoint(path: Path, outcome: Outcome) -> None:
+    """Raise `UserError` unless `path` is the checkpoint that this run has left."""
+    if outcome.failure:
+        raise UserError(f"{outcome.recipe.title} failed and has no checkpoint")
+    if checkpoint_key(path) != outcome.key:
+        raise UserError(
+            f"{path} is not the checkpoint of the run in {path.with_suffix('.json').name}, or is "
+            "gone: remove what is there of both, and run the command again"
+        )
 
 
 def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -345,6 +362,8 @@ def average_and_evaluate(
     outcome, start = new_outcome(recipe, key, trainer.dataset, backbone), time.monotonic()
     paths = [run_path(out, part.recipe, ".safetensors") for part in parts]
     try:
+        for path, part in zip(paths, parts, strict=True):
+            require_own_checkpoint(path, part)
         made = best_soup(paths, trainer, backbone, lambda line: log(f"    {line}"))
     except UserError as error:
         outcome = outcome.model_copy(update={"failure": str(error)})
@@ -353,6 +372,9 @@ def average_and_evaluate(
         save(run_path(out, recipe, ".safetensors"), made.model, metadata, replace=True)
         seconds = sum(part.seconds for part in parts) + time.monotonic() - start
         outcome = evaluated(trainer, made, outcome, seconds)
+        # All parts have to be trained for it, also those of which it has no share.
+        trained = sum(part.trainable_parameters for part in parts)
+        outcome = outcome.model_copy(update={"trainable_parameters": trained})
     log(f"    {_in_short(outcome)}")
     write_outcome(run_path(out, recipe, ".json"), outcome)
     return outcome

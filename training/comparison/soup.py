@@ -187,8 +187,8 @@ def require_own_photos(ingredients: Sequence[Ingredient], dataset: Dataset) -> N
     classes = tuple(map(canonical, metadata.classes))
     if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
-            f"{ingredients[0].path} was trained on other photos ({metadata.data}) than those of "
-            f"{dataset.name}: name the photos it was trained on"
+            f"{ingredients[0].path} was trained on other photos ({metadata.sources}) than those of "
+            f"{dataset.folder}: name the photos it was trained on, with the same --add"
         )
 
 
@@ -285,6 +285,8 @@ def with_new_head(soup: Run, dataset: Dataset, backbone: Backbone) -> Run:
             update={"title": f"{metadata.recipe.title}, new head"}
         ),
         "record": record.model_copy(update={"seconds": record.seconds + metadata.record.seconds}),
+        # Its loss has seen labelled photos alone.
+        "pseudo_counts": (),
     }
     return Run(model.eval(), metadata.model_copy(update=changes))
 

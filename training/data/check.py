@@ -100,9 +100,10 @@ def gaps(listing: Listing) -> Iterator[str]:
     empty = [name for label, name in enumerate(listing.classes) if label not in trained]
     if empty:
         more = f" (nor have {len(empty) - 1:,} others)" if len(empty) > 1 else ""
+        sources = " and ".join((str(listing.source), *(one.source for one in listing.added)))
         yield (
-            f"{listing.source}: the class {empty[0]!r} has no readable training photo{more}: add "
-            "some, or remove the class"
+            f"{sources}: the class {empty[0]!r} has no readable training photo{more}: add some, or "
+            "remove the class"
         )
 
 

@@ -122,9 +122,9 @@ def export(
     classes = tuple(map(canonical, metadata.classes))
     if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
         raise UserError(
-            f"{checkpoint} was trained on other photos ({metadata.data}, "
+            f"{checkpoint} was trained on other photos ({metadata.sources}, "
             f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
-            f"{dataset.name}: name the photos it was trained on"
+            f"{dataset.folder}: name the photos it was trained on, with the same --add"
         )
     if calibrated and dataset.val is None and metadata.parents:
         raise UserError(

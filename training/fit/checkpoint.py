@@ -45,9 +45,10 @@ class ParentCheckpoint(Part):
 class CheckpointMetadata(BaseModel):
     """The metadata of a checkpoint, next to its tensors.
 
-    `names` are the names of the classes in `prompts`. `data_sha256` is the fingerprint of the data,
-    `key` that of the run; `key` is empty in checkpoints from before it existed. `record` is the
-    provenance. `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
+    `names` are the names of the classes in `prompts`. `added` names the further sources that were
+    trained on. `data_sha256` is the fingerprint of the data, `key` that of the run; `added` and
+    `key` are empty in checkpoints from before they existed. `record` is the provenance.
+    `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
     accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
     without unlabelled photos. `parents` are the checkpoints that this one is the average of; `key`
     is then empty, and `recipe` says what the average consists of.
@@ -61,6 +62,7 @@ class CheckpointMetadata(BaseModel):
     backbone_sha256: str
     data: str
     data_sha256: str
+    added: tuple[str, ...] = ()
     classes: tuple[str, ...]
     names: tuple[str, ...]
     counts: tuple[int, ...]
@@ -73,6 +75,11 @@ class CheckpointMetadata(BaseModel):
     trainable_parameters: int
     record: Provenance
     parents: tuple[ParentCheckpoint, ...] = ()
+
+    @property
+    def sources(self) -> str:
+        """The names of all photos that were trained on, such as photos+labelled."""
+        return "+".join((self.data, *self.added))
 
     @property
     def prior_counts(self) -> tuple[float, ...]:

@@ -242,8 +242,8 @@ def provenance(
     images = next((evaluation.images for _, evaluation in succeeded(outcomes)), 0)
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
     return {
-        "data": f"{dataset.name}: {len(dataset.train):,} training photos of {len(dataset.classes)} "
-        f"classes ({sizes}), most frequent {max(dataset.counts):,}, rarest "
+        "data": f"{dataset.folder}: {len(dataset.train):,} training photos of "
+        f"{len(dataset.classes)} classes ({sizes}), most frequent {max(dataset.counts):,}, rarest "
         f"{min(dataset.counts):,}; measured on {images:,} others (fingerprint "
         f"{first.fingerprint[:12]})",
         "backbone": f"{first.backbone} (sha256 {first.backbone_sha256[:12]})",

@@ -58,7 +58,7 @@ def identity(
     revision = metadata.record.revision
     versions = metadata.record.versions | ({"commit": revision[:12]} if revision else {})
     return {
-        "data": f"{metadata.data}: {sum(counts):,} training photos, {max(counts):,} of the most "
+        "data": f"{metadata.sources}: {sum(counts):,} training photos, {max(counts):,} of the most "
         f"frequent class and {min(counts):,} of the rarest (fingerprint "
         f"{metadata.data_sha256[:12]})",
         "classes": f"{len(metadata.classes):,}: {', '.join(sizes)}",

@@ -4,6 +4,16 @@ import { element } from "./dom.js";
 
 const SHOWN = 8;
 
+/** Return the first labels with `text` in them: the one that is it, then those that begin with it. */
+export function matching(labels, text) {
+  const wanted = text.trim().toLowerCase();
+  const rank = (label) => (label === wanted ? 0 : label.startsWith(wanted) ? 1 : 2);
+  return labels
+    .filter((label) => wanted && label.toLowerCase().includes(wanted))
+    .sort((one, other) => rank(one.toLowerCase()) - rank(other.toLowerCase()))
+    .slice(0, SHOWN);
+}
+
 /** `chosen` is called with the label of a class. */
 export function connectClassBox(input, list, chosen) {
   let labels = [];
@@ -11,10 +21,7 @@ export function connectClassBox(input, list, chosen) {
   let active = 0;
 
   function search() {
-    const text = input.value.trim().toLowerCase();
-    const inside = text ? labels.filter((label) => label.toLowerCase().includes(text)) : [];
-    const starts = (label) => label.toLowerCase().startsWith(text);
-    found = [...inside.filter(starts), ...inside.filter((label) => !starts(label))].slice(0, SHOWN);
+    found = matching(labels, input.value);
     active = 0;
     draw();
   }

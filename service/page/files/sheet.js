@@ -1,11 +1,11 @@
 // The sheet of `taillift suggest`: one photo after the other gets its label, and a file has them
 // all. It works from a disk. What was labelled is kept in the browser until it is started anew.
 
+import { matching } from "./class_box.js";
 import { byId, element, say } from "./dom.js";
 import { many, percent } from "./format.js";
 
 const NONE = "none of the classes";
-const MOST_MATCHES = 8;
 
 /** Return the labels as CSV, with the columns path and label. */
 export function csv(photos, labels) {
@@ -65,14 +65,11 @@ export function startSheet({ bundle, classes, photos }) {
 
   function showMatches() {
     const text = typed.value.trim();
-    const wanted = text.toLowerCase();
-    const found = wanted
-      ? classes.filter(({ label }) => label.toLowerCase().includes(wanted))
-      : [];
-    found.sort((one, other) => rank(one.label, wanted) - rank(other.label, wanted));
-    const items = found
-      .slice(0, MOST_MATCHES)
-      .map(({ label, group }, index) => choice(index ? "" : "↵", label, group, group));
+    const found = matching([...groups.keys()], text);
+    const items = found.map((label, index) => {
+      const group = groups.get(label);
+      return choice(index ? "" : "↵", label, group, group);
+    });
     if (text && !groups.has(text)) {
       items.push(choice(found.length ? "" : "↵", text, null, "a new class"));
     }
@@ -120,7 +117,7 @@ export function startSheet({ bundle, classes, photos }) {
     say(
       byId("saved"),
       `labels.csv is saved. Put it into ${folder}, next to this page, and run: ` +
-        `taillift train photos/ --add ${folder}labels.csv`,
+        `taillift train photos/ --add ${quoted(`${folder}labels.csv`)}`,
     );
   }
 
@@ -160,8 +157,9 @@ export function startSheet({ bundle, classes, photos }) {
   show();
 }
 
-/** Classes that begin with what was typed come first. */
-const rank = (label, wanted) => (label.toLowerCase().startsWith(wanted) ? 0 : 1);
+/** Return a word of a command as a shell reads it. */
+const quoted = (word) =>
+  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
 
 function stored(key) {
   try {

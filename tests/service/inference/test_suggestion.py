@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Thresholds
+from taillift.models.bundle.session import Outputs
 from taillift.service.inference.suggestion import PoolPhoto, diverse, suggest
 from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, Colour, new_photo, palette_manifest, write_bundle
@@ -114,6 +116,23 @@ def test_copies_are_suggested_once_and_broken_photos_have_their_reason(
     assert "2 photos cannot be used: suggestions.csv has the reasons" in result.output
 
 
+def test_a_photo_that_is_gone_when_copies_are_made_does_not_end_the_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = write_pool(tmp_path / "pool", {"light.png": LIGHT, "dark.png": DARK, "grey.png": GREY})
+    paths, classifier = sorted(pool.iterdir()), Classifier.open(bundle)
+    run_graph = classifier.run
+
+    def run_and_remove(pixels: Pixels) -> Outputs:
+        paths[0].unlink(missing_ok=True)  # All have been decoded.
+        return run_graph(pixels)
+
+    monkeypatch.setattr(classifier, "run", run_and_remove)
+    found = suggest(classifier, paths, 3, Ensemble.OFF)
+    assert {one.photo for one in found.chosen} == set(paths[1:])
+    assert [photo for photo, _ in found.broken] == paths[:1]
+
+
 def test_photos_that_have_a_label_are_not_suggested_again(bundle: Path, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool", {"light.png": LIGHT, "dark.png": DARK})
     (tmp_path / "labelled/train/white").mkdir(parents=True)
@@ -132,7 +151,7 @@ def test_a_table_may_say_which_photos_have_a_label(bundle: Path, tmp_path: Path)
     first = tmp_path / "first"
     assert run(bundle, pool, "--photos", 1, "--out", first).exit_code == 0
     (row,) = rows(first)
-    (first / "labels.csv").write_text(f"label,path\n,{row['path']}\nwhite,gone.png\n")
+    (first / "labels.csv").write_text(f"label,path\n,{row['path']}\nwhite,gone.png\nshort\n")
     second = tmp_path / "second"
     assert run(bundle, pool, "--out", second, "--without", first / "labels.csv").exit_code == 0
     assert len(rows(second)) == 2

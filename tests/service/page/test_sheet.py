@@ -1,6 +1,7 @@
 """The page that `taillift suggest` writes, in a real browser, from the disk and by keyboard."""
 
 import csv
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,8 @@ def test_twenty_photos_are_labelled_by_keyboard_and_trained_on(
     rows = saved(page, suggested / "labels.csv")
     assert {row["path"]: row["label"] for row in rows} == expected
     expect(page.locator("#saved")).to_contain_text(f"Put it into {suggested}/, next to this page")
+    command = f"taillift train photos/ --add {shlex.quote(f'{suggested}/labels.csv')}"
+    expect(page.locator("#saved")).to_contain_text(command)
     for index, label in enumerate(("red", "green")):
         (tmp_path / "photos/train" / label).mkdir(parents=True)
         image = tmp_path / "photos/train" / label / f"{index}.png"
@@ -147,6 +150,14 @@ def test_a_class_is_found_by_a_part_of_its_name_and_may_be_new(page: Page, tmp_p
     page.keyboard.press("Enter")
     (row,) = saved(page, tmp_path / "labels.csv")
     assert row["label"] == 'scarf, "wool" 2'
+
+
+def test_the_class_that_was_typed_comes_before_those_that_begin_with_it(page: Page) -> None:
+    script = """async () => {
+      const { matching } = await import("class_box.js");
+      return matching(["Caterpillar", "bobcat", "cat"], " CAT ");
+    }"""
+    assert page.evaluate(script) == ["cat", "Caterpillar", "bobcat"]
 
 
 def test_the_end_offers_the_skipped_photos_again(page: Page) -> None:

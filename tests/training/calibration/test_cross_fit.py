@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.lift.backbone import load_backbone
@@ -57,7 +58,10 @@ def test_duplicates_of_a_photo_are_held_out_together_and_evaluated_once(
     tmp_path: Path, tiny_backbone: str
 ) -> None:
     root = write_photos(tmp_path / "twins", {"red": 4, "green": 3})
-    (root / "train/red/zz.png").write_bytes((root / "train/red/001.png").read_bytes())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "camera"
+    with Image.open(root / "train/red/001.png") as image:
+        image.save(root / "train/red/zz.png", exif=exif)  # The same pixels in another file.
     twins = load_dataset(str(root))
     names = [photo.name for photo in twins.train.photos]
     pair = {names.index("train/red/001.png"), names.index("train/red/zz.png")}

@@ -30,7 +30,7 @@ from taillift.training.comparison.outcome import (
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import TAUS
-from taillift.training.fit.checkpoint import read_metadata, save
+from taillift.training.fit.checkpoint import read_metadata, restore, save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
 from taillift.training.train import Trainer
@@ -365,9 +365,32 @@ def test_runs_that_tune_the_tower_are_averaged_once_and_compared(
     again, lines = run(colours, backbone, recipes, tmp_path, soup=True)
     assert again == outcomes
     assert not [line for line in lines if "shares" in line]
+    # The parts had to be trained for it, whatever their shares.
+    trained = {one.recipe.name: one.trainable_parameters for one in outcomes}
+    assert trained["soup"] == trained["lora"] + trained["full"]
     # A soup of other runs is not taken for this one.
     with pytest.raises(UserError, match="is of another recipe, data or backbone"):
         run(colours, backbone, [recipe("lora"), recipe("bias")], tmp_path, soup=True)
+
+
+def test_a_checkpoint_that_is_not_its_runs_own_is_neither_averaged_nor_chosen(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    recipes = [recipe("lora"), recipe("full")]
+    run(colours, backbone, recipes, tmp_path)
+    # `train --replace` may have written another run's there.
+    model, metadata = restore(tmp_path / "lora-0.safetensors")
+    other = metadata.model_copy(update={"key": "0" * 64})
+    save(tmp_path / "lora-0.safetensors", model, other, replace=True)
+    outcomes, _ = run(colours, backbone, recipes, tmp_path, soup=True, replace=True)
+    assert outcomes[-1].failure is not None
+    assert "is not the checkpoint of the run in lora-0.json" in outcomes[-1].failure
+    assert not (tmp_path / "soup-0.safetensors").exists()
+    chosen = tmp_path / "chosen"
+    path, _ = choose(colours, backbone, recipes, chosen)
+    path.unlink()
+    with pytest.raises(UserError, match=r"is not the checkpoint of the run in .*, or is gone"):
+        choose(colours, backbone, recipes, chosen)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from taillift.training.comparison.soup import (
     read_ingredients,
     require_own_photos,
     soup_recipe,
+    with_new_head,
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import evaluate
@@ -276,3 +277,28 @@ def test_the_command_chooses_on_val_and_trains_the_head_alone(
     before, after = soup.model.state_dict(), model.state_dict()
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed == {"head.weight"}
+
+
+def test_a_new_head_has_the_prior_of_the_labelled_photos_it_was_trained_on(
+    paths: Paths, colours: Dataset, backbone: Backbone
+) -> None:
+    soup = averaged(read_ingredients(paths("lift", "full")), [0.5, 0.5], backbone)
+    counted = soup.metadata.model_copy(update={"pseudo_counts": (9.0, 5.0, 1.0)})
+    renewed = with_new_head(replace(soup, metadata=counted), colours, backbone)
+    assert renewed.metadata.prior_counts == tuple(colours.counts)
+
+
+def test_checkpoints_of_several_sources_are_merged_on_all_of_them(
+    paths: Paths, colours: Dataset, tmp_path: Path
+) -> None:
+    counts = dict(zip(colours.classes, colours.counts, strict=True))
+    first = colours.classes[0]
+    photos = write_photos(tmp_path / "set", {**counts, first: counts[first] - 1}, ("train", "val"))
+    write_photo(tmp_path / f"more/train/{first}/new.png", (200, 30, 30), 987)
+    out = tmp_path / "soup.safetensors"
+    command = ["merge", *map(str, paths("lift", "full")), "--out", str(out), "--data", str(photos)]
+    without = CliRunner().invoke(app, command)
+    assert "name the photos it was trained on, with the same --add" in str(without.exception)
+    done = CliRunner().invoke(app, [*command, "--add", str(tmp_path / "more")])
+    assert done.exit_code == 0, done.exception
+    assert done.output.count("mean-class") == len(GRID)

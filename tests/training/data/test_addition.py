@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def test_damaged_photos_of_an_added_source_are_left_out_and_named(
     assert "bad.jpg is left out" in caplog.text
     (more / "train/hat").mkdir()
     (more / "train/blue/bad.jpg").rename(more / "train/hat/bad.jpg")
-    with pytest.raises(UserError, match="the class 'hat' has no readable training photo"):
+    reason = f"photos and {more}: the class 'hat' has no readable training photo"
+    with pytest.raises(UserError, match=re.escape(reason)):
         load_dataset(photos, add=[str(more)])
 
 
