@@ -9,7 +9,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.telemetry import TelemetryConfig
@@ -297,7 +296,7 @@ def open_tracing(version: str) -> "Tracing | None":
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     lack = ""
-    if urlsplit(endpoint).scheme not in ("http", "https"):
+    if not endpoint.lower().startswith(("http://", "https://")):
         lack = "it must be an address such as http://collector:4318"
     elif protocol != HTTP_PROTOBUF:
         lack = f"{PROTOCOL} must be {HTTP_PROTOBUF}"
