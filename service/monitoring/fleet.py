@@ -199,8 +199,11 @@ class FleetWatch:
                 return
         self.fleet.remember(before)
         while not ended.is_set():
-            begin = self.catch_up(begin, clock())
-            ended.wait(begin + self._interval + self._lag - clock())
+            # Not all of a long past at once, so that a signal ends it.
+            soon = begin + self._interval + self._lag + SECONDS_AT_ONCE
+            begin = self.catch_up(begin, min(clock(), soon))
+            due = begin + self._interval + self._lag - clock()
+            ended.wait(self._interval if self._is_away else min(due, self._interval))
 
     @property
     def _lag(self) -> float:
