@@ -83,6 +83,7 @@ from taillift.service.problems import (
     NotReadyError,
 )
 from taillift.service.review.reviewer import Reviewer
+from taillift.service.settings import is_web_address
 
 if TYPE_CHECKING:
     from taillift.service.monitoring.tracing import Tracing
@@ -296,7 +297,7 @@ def open_tracing(version: str) -> "Tracing | None":
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     lack = ""
-    if not endpoint.lower().startswith(("http://", "https://")):
+    if not is_web_address(endpoint):
         lack = "it must be an address such as http://collector:4318"
     elif protocol != HTTP_PROTOBUF:
         lack = f"{PROTOCOL} must be {HTTP_PROTOBUF}"

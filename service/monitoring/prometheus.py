@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, Final
 from urllib.error import HTTPError
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import numpy as np
 
 from taillift.models.errors import UserError, first_lines
 from taillift.models.names import indices_by_name
+from taillift.service.settings import is_web_address
 from taillift.service.tail.distributions import Indices
 
 PREDICTIONS: Final = "taillift_class_predictions_total"
@@ -61,12 +62,7 @@ class PrometheusHistory:
         """
         if "@" in url:
             raise UserError("the address of Prometheus holds a user name, which is never sent")
-        try:
-            parts = urlsplit(url)
-            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            is_address = False
-        if not is_address:
+        if not is_web_address(url):
             raise UserError(f"{url} is not an address such as http://prometheus:9090")
         self.url = url.rstrip("/")
         self._labels = labels

@@ -1,5 +1,6 @@
 """`taillift watch --prometheus`: all replicas of a service, watched as one."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
 from threading import Event, Lock, Thread
 from time import time as clock
+from urllib.parse import parse_qs
 
 import httpx
 import numpy as np
@@ -306,6 +308,7 @@ def fleet_watch(bundle: Path, url: str, stack: ExitStack) -> tuple[FleetWatch, h
 
 
 SERIES = '{"data": {"result": [{"metric": %s, "values": [[1, "%s"]]}]}}'
+EMPTY = b'HTTP/1.1 200 OK\r\n\r\n{"data": {"result": []}}'
 ANSWERS = {
     "not HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "cannot be asked"),
     "broken off": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be asked"),
@@ -332,9 +335,9 @@ ANSWERS = {
 
 
 @contextmanager
-def raw_server(*answers: bytes) -> Iterator[str]:
-    """Serve these bytes to one connection each, and then nothing."""
-    left = list(answers)
+def raw_server(*answers: bytes, asked: list[bytes] | None = None) -> Iterator[str]:
+    """Serve these bytes to one connection each, and then nothing; add the bodies to `asked`."""
+    left, bodies = list(answers), [] if asked is None else asked
 
     class Handler(StreamRequestHandler):
         def handle(self) -> None:
@@ -342,7 +345,7 @@ def raw_server(*answers: bytes) -> Iterator[str]:
             while (line := self.rfile.readline()).strip():
                 if line.lower().startswith(b"content-length:"):
                     length = int(line.split(b":")[1])
-            self.rfile.read(length)
+            bodies.append(self.rfile.read(length))
             self.wfile.write(left.pop(0) if left else b"")
 
     with TCPServer(("127.0.0.1", 0), Handler) as server:
@@ -362,6 +365,23 @@ def test_what_is_no_answer_of_prometheus_is_one_line(kind: str) -> None:
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("classes", "milliseconds"), [(CLASS_COUNT, [600_000]), (5, [300_000] * 2)]
+)
+def test_the_more_classes_the_less_is_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch, classes: int, milliseconds: list[int]
+) -> None:
+    """If five classes may be asked for twenty minutes, twenty may for five."""
+    monkeypatch.setattr("taillift.service.monitoring.fleet.CLASSES_AT_ONCE", classes)
+    monkeypatch.setattr("taillift.service.monitoring.fleet.SECONDS_AT_ONCE", 1_200.0)
+    asked: list[bytes] = []
+    with raw_server(*[EMPTY] * 9, asked=asked) as url:
+        watch = FleetWatch(PrometheusHistory(url, list(profile().labels)), new_fleet(), 60)
+        assert watch.catch_up(60_000, 60_610) == 60_600
+    ranges = [re.search(r"\[(\d+)ms\]", parse_qs(body.decode())["query"][0]) for body in asked]
+    assert [int(found[1]) for found in ranges if found] == milliseconds
+
+
 class Waits(Event):
     """Ends at the first wait, and keeps how long it was to be."""
 
@@ -376,8 +396,7 @@ class Waits(Event):
 @pytest.mark.parametrize("is_away", [True, False])
 def test_the_next_question_is_an_interval_later_at_most(is_away: bool) -> None:
     """Also while Prometheus is away, when a look is due at every moment."""
-    empty = b'HTTP/1.1 200 OK\r\n\r\n{"data": {"result": []}}'
-    with raw_server(*[empty] * (1 if is_away else 9)) as url:
+    with raw_server(*[EMPTY] * (1 if is_away else 9)) as url:
         fleet = Fleet(profile(), Rules(Source.UNIFORM, window_seconds=3_600), print)
         watch, ended = (
             FleetWatch(PrometheusHistory(url, list(profile().labels)), fleet, 60),
