@@ -123,6 +123,12 @@ def fresh_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taillift.service.monitoring.exporter.FRESH_SECONDS", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def same_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that runs in this process does not lower the priority of all later tests."""
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a real file system of 64 KiB."""

@@ -94,7 +94,16 @@ class LabelBook:
 
     def know(self, code: int, classes: ClassList) -> None:
         """Take in labels of a version with these classes from now on."""
-        if self._versions.get(code) != classes:
+        before = self._versions.get(code)
+        if before is not None and before.bundle != classes.bundle:
+            logger.warning(
+                "labels of the version %d, which was the bundle %s, now count for the bundle %s: "
+                "give each store a feedback_file of its own",
+                code,
+                before.bundle,
+                classes.bundle,
+            )
+        if before != classes:
             self._live.pop(code, None)
             self._reports.pop(code, None)
         self._versions[code] = classes
@@ -290,17 +299,14 @@ class LabelDesk:
         """
         if self._waiting >= MAX_WAITING:
             raise OverloadedError("too many requests with labels wait for the file", 1)
-
-        def take() -> list[TakenLabel]:
-            taken = self._book.take(labels)
-            self._publish()
-            return taken
-
+        loop = asyncio.get_running_loop()
         self._waiting += 1
         try:
-            taken = await asyncio.get_running_loop().run_in_executor(self._thread, take)
+            taken = await loop.run_in_executor(self._thread, self._book.take, labels)
         finally:
             self._waiting -= 1
+        # Afterwards: the labels are kept, whether or not they can be counted now.
+        self._submit(self._publish)
         for listener in self.listeners:
             listener(labels, taken)
         return taken

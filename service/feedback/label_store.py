@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from json import dumps, loads
 from pathlib import Path
 from types import TracebackType
@@ -325,6 +325,9 @@ class LabelStore:
                     self._database.execute("ROLLBACK")
                 self._read_again()
                 raise
+            # Into the file itself, because people copy it without its log. It may wait if it fails.
+            with suppress(sqlite3.Error):
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:
@@ -333,9 +336,11 @@ class LabelStore:
             yield
         except (sqlite3.OperationalError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
+            cure = "it must be a file in a folder that this user may write, on a disk that has room"
+            if "locked" in str(reason):
+                cure = f"another process has held the file for {BUSY_SECONDS:g} seconds; try again"
             raise UserError(
-                f"the labels in {self.path} cannot be used ({reason}): it must be a file in a "
-                "folder that this user may write, on a disk that has room"
+                f"the labels in {self.path} cannot be used ({reason}): {cure}"
             ) from error
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
             raise UserError(

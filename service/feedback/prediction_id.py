@@ -30,7 +30,7 @@ NONCE_BYTES: Final = 4
 MAX_SHORT: Final = 2**16 - 1
 DECISIONS: Final[tuple[Decision | None, ...]] = (None, "accept", "review")
 # Inclusion probabilities have a logarithmic scale of so many steps for each factor of 2.
-STEPS: Final = 4096
+STEPS: Final = 2048
 LEAST_PROBABILITY: Final = 2 ** (-(MAX_SHORT - 1) / STEPS)
 
 DAY_SECONDS: Final = 86_400
@@ -51,7 +51,7 @@ class PredictionId:
     `version` is 0 to 65,535 (see `version_code`), `label` the index of the answer's class in that
     version, `group` the group of this class. `probability` is that with which the image was chosen
     for labelling; 0 says that it was not chosen. `time` is in seconds since 1970. An id keeps
-    `confidence` to 1/65,535, and `probability` to 0.01 % of itself if it is at least
+    `confidence` to 1/65,535, and `probability` to 0.02 % of itself if it is at least
     `LEAST_PROBABILITY` (smaller ones become this).
     """
 

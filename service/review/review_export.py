@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
@@ -51,8 +50,8 @@ def export_folder(photos: Iterable[QueuedPhoto], target: Path, replace: bool) ->
                 entry, label = photo.entry, photo.given.label
                 name = NONE_FOLDER if label is None else f"train/{folder_name(label)}"
                 path = f"{name}/{entry.id}.{entry.kind}"
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(photo.path, folder / path)
+                if not copied(photo, folder / path):
+                    continue
                 counts[NONE if label is None else label] += 1
                 if label is not None:
                     version = entry.version if entry.number is None else entry.number
@@ -66,6 +65,17 @@ def export_folder(photos: Iterable[QueuedPhoto], target: Path, replace: bool) ->
                 "label-studio"
             )
     return counts
+
+
+def copied(photo: QueuedPhoto, target: Path) -> bool:
+    """Copy a photo, and return whether it was still there: the service may remove it meanwhile."""
+    try:
+        data = photo.path.read_bytes()
+    except FileNotFoundError:
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(data)
+    return True
 
 
 def folder_name(label: str) -> str:
@@ -88,11 +98,11 @@ def export_tasks(
     if not photos:
         raise UserError("no photo waits for a label: there is nothing to export")
     with atomic_folder(target, TASKS if replace else None) as folder:
-        (folder / "photos").mkdir()
         tasks = []
         for photo in photos:
             name = f"photos/{photo.entry.id}.{photo.entry.kind}"
-            shutil.copyfile(photo.path, folder / name)
+            if not copied(photo, folder / name):
+                continue
             tasks.append(task(photo, name))
         (folder / TASKS).write_text(json.dumps(tasks, ensure_ascii=False, indent=1), "utf-8")
         (folder / CONFIG).write_text(config(classes), "utf-8")

@@ -33,6 +33,11 @@ ENTRY, LABEL = "entry.json", "label.json"
 # Ends the name of a file with the labels of a version's classes.
 CLASSES: Final = ".classes.json"
 ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
+# Names of what is being written or removed, and of everything that is written in it.
+UNFINISHED: Final = re.compile(rf"\.{ID.pattern}\..+")
+OWN: Final = re.compile(
+    r"new|old|photo\.\w+|entry\.json|label\.json|.+\.classes\.json|\.label\.json\..+"
+)
 DAY_SECONDS: Final = 86_400
 # What was left behind half-written is removed after so many seconds: nobody writes for so long.
 ABANDONED: Final = 3_600
@@ -119,12 +124,12 @@ class ReviewFolder:
         self._known: dict[str, QueuedPhoto] = {}
         self._size = 0
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(path)
             with os.scandir(path) as found:
-                left = [one for one in found if one.name.startswith(".")]
+                left = [one for one in found if UNFINISHED.fullmatch(one.name)]
             for one in left:
                 with suppress(FileNotFoundError):  # Another process has just removed it.
-                    if one.stat().st_mtime < time() - ABANDONED:
+                    if one.stat().st_mtime < time() - ABANDONED and is_photo(Path(one)):
                         shutil.rmtree(one, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{path} cannot be used for review ({error.strerror})") from error
@@ -156,6 +161,10 @@ class ReviewFolder:
         Raises `UserError` if the disk is full or the folder cannot be written.
         """
         listed = self.path / f"{entry.version}{CLASSES}"
+        try:
+            make_private(self.path)  # Somebody may have removed the whole queue.
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror})") from error
         if not listed.exists():
             with atomic_file(listed) as path:
                 path.write_text(json.dumps(list(classes)), "utf-8")
@@ -180,9 +189,10 @@ class ReviewFolder:
     def remove(self, key: str) -> bool:
         """Remove a photo, and return whether it was there.
 
-        It goes as a whole: first its folder gets a name that no photo has.
+        It goes as a whole: first its folder gets a name that no photo has. Folders that are not
+        photos stay: others may keep theirs in the same place.
         """
-        if not ID.fullmatch(key):
+        if not ID.fullmatch(key) or not is_photo(self.path / key):
             return False
         gone = self.path / f".{key}.gone"
         try:
@@ -243,6 +253,20 @@ class ReviewFolder:
                 logger.warning("%s is not a photo for review: %s", folder, str(error)[:200])
             return None
         return QueuedPhoto(known.entry, known.path, known.size, given)
+
+
+def make_private(path: Path) -> None:
+    """Make a folder that only its owner may look into, unless it is there; raises `OSError`."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def is_photo(folder: Path) -> bool:
+    """Return whether a folder is a photo of the queue, whole or in parts."""
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError:
+        return False
+    return ENTRY in names or all(map(OWN.fullmatch, names))
 
 
 def is_older(path: Path, limit: float) -> bool:

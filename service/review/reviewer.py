@@ -27,7 +27,7 @@ from taillift.service.review.review_folder import (
     ReviewFolder,
     encode_features,
 )
-from taillift.service.review.review_sampler import BASE, DAY, ReviewSampler
+from taillift.service.review.review_sampler import BASE, COMPARED, DAY, ReviewSampler
 from taillift.service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,9 @@ class Reviewer:
         self._recent: dict[Place, tuple[str, AnsweredPhoto]] = {}
         self._recent_bytes = 0
         self._different: dict[Place, float] = {}
-        self._labelling: set[asyncio.Task[None]] = set()
+        # Labels that are not given yet, and the task that gives them.
+        self._labels: dict[str, str | None] = {}
+        self._labelling: asyncio.Task[None] | None = None
         # Of each version of a bundle: which classes are few-shot, [C].
         self._few: dict[str, Flags] = {}
         self._follow(self.folder.trimmed())
@@ -245,16 +247,22 @@ class Reviewer:
         return await asyncio.wrap_future(self._thread.submit(work, self.folder))
 
     def follow_labels(self, sent: Sequence[LabelRequest], taken: Sequence[TakenLabel]) -> None:
-        """Let `label` be done soon with those labels that the feedback has kept."""
-        labels = {
+        """Let `label` be done soon with those labels that the feedback has kept.
+
+        Those that come while it is at work are done together.
+        """
+        self._labels |= {
             label.id: one.label
             for label, one in zip(sent, taken, strict=True)
             if one.status in KEPT
         }
-        if labels:
-            task = asyncio.create_task(self.label(labels))
-            self._labelling.add(task)
-            task.add_done_callback(self._labelling.discard)
+        if self._labels and (self._labelling is None or self._labelling.done()):
+            self._labelling = asyncio.create_task(self._label_all())
+
+    async def _label_all(self) -> None:
+        while self._labels:
+            labels, self._labels = self._labels, {}
+            await self.label(labels)
 
     async def label(self, labels: Mapping[str, str | None]) -> None:
         """Keep the labels of those of these photos that are in the queue, and take them off it.
@@ -262,15 +270,16 @@ class Reviewer:
         A label that cannot be written here is logged: the photo stays in the queue.
         """
 
-        def give(folder: ReviewFolder) -> None:
-            for key, label in labels.items():
-                folder.give_label(key, label)
+        def give(folder: ReviewFolder) -> bool:
+            return sum(folder.give_label(key, label) for key, label in labels.items()) > 0
 
         try:
-            await self.run(give)
+            found = await self.run(give)
         except UserError as error:
             logger.error("photos that were labelled stay in the queue: %s", error)
-        await self.look()
+            found = True
+        if found:
+            await self.look()
 
     async def look(self) -> None:
         """Follow what others have changed in the folder, and remove what is too old.
@@ -338,7 +347,7 @@ class Reviewer:
             for state in ("waiting", "labelled"):
                 self._counters.photos.labels(group, state).set(states[group, state])
         self._counters.size.set(sum(photo.size for photo in photos))
-        for photo in photos:
+        for photo in photos[-COMPARED:]:
             if photo.entry.id not in self.sampler.kept:
                 entry = photo.entry
                 self.sampler.remember(entry.id, entry.version, entry.digest, entry.feature_row)

@@ -171,12 +171,14 @@ async function show() {
   byId("labelling").hidden = !photo;
   byId("label-end").hidden = Boolean(photo);
   if (!photo) {
-    say(byId("label-left"), past.length ? "No further photo waits." : "No photo waits for a label.");
+    const none = past.length ? "No further photo waits." : "No photo waits for a label.";
+    say(byId("label-left"), counts ? none : "");
     if (held) byId("label-again").focus();
     return;
   }
   byId("guesses").replaceChildren(...photo.predictions.map(guess));
-  say(byId("label-why"), `Drawn with probability ${percent(photo.p)}`);
+  const drawn = `Drawn with probability ${percent(photo.p)}`;
+  say(byId("label-why"), photo.why === "differs" ? "A challenger has another answer" : drawn);
   byId("label-group").replaceChildren(chip(photo.group));
   queue.slice(1, AHEAD).forEach(imageOf);
   const image = byId("label-photo");

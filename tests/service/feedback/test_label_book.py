@@ -53,6 +53,16 @@ def desk() -> Desk:
     return desk
 
 
+def test_another_bundle_under_the_number_of_a_version_is_told(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has made a new store and kept the file of labels."""
+    desk.book.know(1, FIRST)
+    assert caplog.text == ""
+    desk.book.know(1, SECOND)
+    assert "version 1, which was the bundle 1111, now count for the bundle 2222" in caplog.text
+
+
 def test_a_label_counts_for_the_version_of_its_id(desk: Desk) -> None:
     # The answer 0 is another class in the other version.
     assert desk.take((desk.id(1), "caf\u00e9"), (desk.id(2), "blue")) == ["accepted", "accepted"]

@@ -1,5 +1,6 @@
 """The file of labels: what it keeps, what it refuses, and how two of them become one."""
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def test_labels_are_on_the_disk_once_they_are_accepted(tmp_path: Path) -> None:
         assert statuses(store, GivenLabel(one, "red", "a note")) == ["accepted"]
         with LabelStore(tmp_path / "new" / "labels.sqlite") as other:
             assert list(other) == [StoredLabel(one, "red", "a note", 1_000)]
+
+
+def test_the_file_of_a_running_service_can_be_copied(tmp_path: Path) -> None:
+    one = new_id()
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.know(3, CLASSES)
+        store.put([GivenLabel(one, "red")], 1_000)
+        shutil.copyfile(store.path or "", tmp_path / "copy.sqlite")
+        with LabelStore(tmp_path / "copy.sqlite") as copy:
+            assert list(copy) == [StoredLabel(one, "red", "", 1_000)]
+            assert copy.versions() == {3: CLASSES}
 
 
 def test_the_last_label_counts_and_the_others_are_history(tmp_path: Path) -> None:
@@ -138,6 +150,21 @@ def test_what_is_not_a_file_of_labels_is_refused_in_one_line(tmp_path: Path) -> 
             LabelStore(path)
         assert str(path) in str(refused.value)
         assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_another_process_holds_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taillift.service.feedback.label_store.BUSY_SECONDS", 0.05)
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="another process has held the file"):
+            store.put([GivenLabel(new_id(), "red")], 1)
+        other.execute("COMMIT")
+        other.close()
+        assert statuses(store, GivenLabel(new_id(), "red")) == ["accepted"]
+        assert len(store) == 1
 
 
 def test_a_file_that_was_replaced_is_not_written(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from taillift.models.errors import UserError
+from taillift.service.feedback.label_book import LabelBook
 from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.http.feedback import MAX_BODY_BYTES, MAX_LABELS
 from tests.support.palette import CLASSES, new_photo
@@ -225,6 +227,21 @@ def test_labels_that_cannot_be_kept_are_refused_and_photos_are_not(
         assert str(file) in answer.json()["detail"]
         assert sample(client, "taillift_rejections_total", reason="labels_not_kept") == 1
         classify(client, "red")
+
+
+def test_labels_that_are_kept_are_taken_even_if_they_cannot_be_counted_now(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise UserError("the disk cannot be read")
+
+    with running(bundle) as client:
+        (one,) = classify(client, "red")
+        with monkeypatch.context() as patched:
+            patched.setattr(LabelBook, "report", unreadable)
+            assert send(client, (one, "red")) == ["accepted"]
+        assert send(client, (one, "red")) == ["same"]
+        assert client.get("/classes").json()["labelled"]["labels"] == 1
 
 
 def test_more_labels_than_allowed_are_too_many(bundle: Path) -> None:

@@ -185,7 +185,7 @@ def post(client: httpx.Client, status: int, times: int = 1) -> None:
 
 
 ANSWER, DECODE = (
-    "taillift.service.http.app.classified",
+    "taillift.service.http.image_requests.classified",
     "taillift.service.inference.decoder.load_opened",
 )
 
@@ -247,7 +247,7 @@ def test_images_that_the_model_fails_on_keep_it_from_nobody_for_long(
     """With these limits, the known image itself is refused."""
     with running(bundle, **limits) as client:
         with monkeypatch.context() as patch:
-            patch.setattr("taillift.service.http.app.read_uploads", fails)
+            patch.setattr("taillift.service.http.image_requests.read_uploads", fails)
             post(client, 500, FAILURES)
         until(lambda: client.get("/readyz").status_code == 200)
     with running(bundle) as client:

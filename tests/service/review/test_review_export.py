@@ -12,7 +12,12 @@ from typer.testing import CliRunner, Result
 from taillift.models.errors import UserError
 from taillift.models.names import NONE_OF_THE_CLASSES as NONE
 from taillift.service.review.review_cli import app
-from taillift.service.review.review_export import NONE_FOLDER, folder_name
+from taillift.service.review.review_export import (
+    NONE_FOLDER,
+    export_folder,
+    export_tasks,
+    folder_name,
+)
 from taillift.service.review.review_folder import (
     LikelyClass,
     ReviewEntry,
@@ -97,6 +102,23 @@ def test_every_label_has_a_folder_of_its_own_inside(label: str, tmp_path: Path) 
     assert (tmp_path / name).resolve().parent == tmp_path.resolve()
     assert name != folder_name(f"{label}!")
     assert not name.startswith(".")
+
+
+@pytest.mark.parametrize("form", ["folder", "label-studio"])
+def test_photos_that_are_removed_meanwhile_are_left_out(
+    queue: ReviewFolder, tmp_path: Path, form: str
+) -> None:
+    gone = {"folder": "p-red-000", "label-studio": "p-wait-00"}[form]
+    photos = queue.photos() if form == "folder" else queue.waiting()
+    queue.remove(gone)
+    if form == "folder":
+        assert export_folder(photos, tmp_path / "set", replace=False)["red"] == 1
+    else:
+        export_tasks(photos, list(CLASSES), tmp_path / "set", replace=False)
+        assert len(json.loads((tmp_path / "set" / "tasks.json").read_text())) == 1
+    exported = [path.stem for path in (tmp_path / "set").rglob("*.png")]
+    assert gone not in exported
+    assert exported
 
 
 def test_an_export_is_only_replaced_if_asked_and_nothing_else_is(

@@ -139,6 +139,33 @@ def test_half_written_and_damaged_photos_are_not_taken_for_whole(tmp_path: Path)
     assert fresh.exists()
 
 
+def test_what_is_not_a_photo_of_the_queue_is_left_alone(tmp_path: Path) -> None:
+    """Somebody may name a folder in which other things are."""
+    others = [tmp_path / name for name in ("versions-of-models", ".ssh", ".settings-of.editors")]
+    for other in others:
+        other.mkdir()
+        (other / "config").write_text("by hand")
+        os.utime(other, (0, 0))
+    folder = opened(tmp_path)
+    folder.trimmed()
+    assert not folder.remove("versions-of-models")
+    assert [(other / "config").read_text() for other in others] == ["by hand"] * 3
+
+
+def test_a_damaged_photo_goes_when_it_is_too_old(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    for number in (1, 2, 3):
+        folder.add(entry(number), b"bytes", [])
+    (tmp_path / "photo-0001" / "entry.json").unlink()
+    (tmp_path / "photo-0002" / "entry.json").write_text("{")
+    (tmp_path / "photo-0002" / ".DS_Store").write_text("of a file manager")
+    for number in (1, 2):
+        os.utime(tmp_path / f"photo-000{number}", (0, 0))
+    folder = opened(tmp_path)
+    assert [photo.entry.id for photo in folder.trimmed()] == ["photo-0003"]
+    assert sorted(path.name for path in tmp_path.glob("*photo*")) == ["photo-0003"]
+
+
 def test_a_full_disk_leaves_nothing_half_written(small_disk: Path) -> None:
     folder = opened(small_disk)
     with pytest.raises(UserError, match="the disk is full"):
@@ -162,6 +189,10 @@ def test_a_queue_that_somebody_has_removed_is_made_again(tmp_path: Path) -> None
     assert names(folder) == ["photo-0002"]
 
 
-def test_only_its_owner_may_look_into_a_new_folder(tmp_path: Path) -> None:
-    opened(tmp_path / "queue")
+@pytest.mark.parametrize("removed", [False, True])
+def test_only_its_owner_may_look_into_a_new_folder(tmp_path: Path, removed: bool) -> None:
+    folder = opened(tmp_path / "queue")
+    if removed:
+        shutil.rmtree(tmp_path / "queue")
+        folder.add(entry(1), b"bytes", [])
     assert (tmp_path / "queue").stat().st_mode & 0o077 == 0

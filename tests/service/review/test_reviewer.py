@@ -18,7 +18,7 @@ from taillift.models.bundle.version_store import Challenger, Shadow, VersionStor
 from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.inference.engine import Engine
 from taillift.service.review import review_sampler, reviewer
-from taillift.service.review.review_folder import ReviewEntry, ReviewFolder
+from taillift.service.review.review_folder import QueuedPhoto, ReviewEntry, ReviewFolder
 from taillift.service.settings import read_settings
 from tests.support.palette import (
     CLASSES,
@@ -165,6 +165,26 @@ def test_a_label_takes_the_photo_off_the_queue_and_stays_with_it(
     assert kept.given is not None
     assert kept.given.label is None
     assert client.get(f"/review/{key}/photo").status_code == 200
+
+
+def test_labels_of_photos_that_are_not_in_the_queue_do_not_read_all_of_it(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = list[ReviewFolder]()
+    trimmed = ReviewFolder.trimmed
+
+    def counted(folder: ReviewFolder) -> list[QueuedPhoto]:
+        looks.append(folder)
+        return trimmed(folder)
+
+    monkeypatch.setattr(ReviewFolder, "trimmed", counted)
+    probe = classify(client, new_photo(RARE["white"]), **{"X-Taillift-Count": "no"})["id"]
+    for name in ("white", "red"):
+        assert label(client, probe, name) in ("accepted", "replaced")
+    assert waiting(client) == []
+    assert looks == []
+    assert label(client, classify(client, new_photo(RARE["white"]))["id"], "white") == "accepted"
+    until(lambda: len(looks) == 1)
 
 
 @pytest.mark.parametrize("spoiled", ["forged", "unknown"])
