@@ -221,7 +221,7 @@ def classify(
     if not to_folder and (large := [name for name in sources if photo_parts.is_large(name)]):
         name = photo_parts.printable_path(large[0])
         raise UserError(f"{name} is read in parts: give --out a folder")
-    parts = photo_parts.parts_of(sources, recursive) if to_folder else []
+    parts = photo_parts.parts_of(sources, recursive, out) if to_folder else []
     photos = [] if to_folder else find_photos(sources, recursive)
     classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest

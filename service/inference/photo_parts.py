@@ -4,6 +4,7 @@ Each may be on this machine or at an address such as s3://bucket/photos/*.tar, w
 """
 
 import glob
+import os
 import re
 import tarfile
 import tempfile
@@ -90,15 +91,16 @@ def is_large(source: str) -> bool:
     return ADDRESS in source or source.lower().endswith((TABLE, *SHARDS))
 
 
-def parts_of(sources: Sequence[str], recursive: bool) -> list[PhotoPart]:
+def parts_of(sources: Sequence[str], recursive: bool, out: Path | None = None) -> list[PhotoPart]:
     """Return the parts of all sources, in their order.
 
     A source is one of `find_photos`, a table, a shard, a folder or a glob of tables and shards, or
-    an address of any of these. Raises `UserError` if there is none, or a table cannot be read.
+    an address of any of these. What is in the folder `out` is not read. Raises `UserError` if
+    nothing is left, or a table cannot be read.
     """
     parts: list[PhotoPart] = []
     for source in sources:
-        files = expanded(source, recursive)
+        files = [name for name in expanded(source, recursive) if not is_inside(name, out)]
         if ADDRESS not in source and not any(map(is_large, files)):
             files = list(map(str, find_photos([source], recursive)))
             parts += map(list_part, chunks(files, PART_PHOTOS))
@@ -115,6 +117,15 @@ def parts_of(sources: Sequence[str], recursive: bool) -> list[PhotoPart]:
             elif name.lower().endswith(SHARDS):
                 parts.append(PhotoPart(printable_path(name), partial(opened_shard, name)))
     return parts
+
+
+def is_inside(name: str, folder: Path | None) -> bool:
+    """Return whether a file is in a folder, however both are written."""
+    return (
+        folder is not None
+        and ADDRESS not in name
+        and Path(os.path.abspath(name)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100
+    )
 
 
 def expanded(source: str, recursive: bool) -> list[str]:

@@ -238,6 +238,14 @@ def test_rows_that_cannot_be_had_are_rows_with_the_reason(bundle: Path, tmp_path
     assert json.loads((out / "_progress.json").read_text())["errors"] == 5
 
 
+def test_the_parts_of_a_run_are_not_its_sources(bundle: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0]})
+    for _ in range(2):
+        result = classify(bundle, tmp_path, "--recursive", "--out", tmp_path / "x/../out")
+        assert result.exit_code == 0, result.exception
+    assert [row["photo"] for row in rows(tmp_path / "out")] == [f"{tmp_path}/s.tar/a.jpg"]
+
+
 def test_an_image_column_may_hold_the_files_themselves(bundle: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "t.parquet", {"image": [*images(2), None]})
     write_table(tmp_path / "u.parquet", {"image": ["a.jpg"], "bytes": images(1)})
