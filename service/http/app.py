@@ -45,6 +45,7 @@ from taillift.service.http.image_requests import (
     wanted_images,
     wanted_labels,
 )
+from taillift.service.http.middleware import ExactAddresses
 from taillift.service.http.openapi import (
     GROUPS_OF_ROUTES,
     IMAGES,
@@ -402,6 +403,7 @@ def create_app(engine: Engine) -> FastAPI:
         for routes in (admin.router, oip.repository_router):
             app.include_router(routes, dependencies=[Security(require_admin_key)])
     app.add_middleware(VersionLease, engine=engine)
+    app.add_middleware(ExactAddresses)
     add_docs(app)
     add_page(app)
     add_handlers(app, engine.metrics)
