@@ -268,7 +268,9 @@ def opened_shard(name: str) -> Iterator[PhotoSet]:
                 path = Path(folder) / Path(remote).name
                 system.get(remote, str(path))
             shard = stack.enter_context(tarfile.open(path, tarinfo=ShardMember))
-            photos = [one for one in shard if one.isfile() and is_photo_name(one.name)]
+            # tar writes the second name of a file as a link to the first one.
+            files = [one for one in shard if one.isfile() or one.islnk()]
+            photos = [one for one in files if is_photo_name(one.name)]
 
         def images(start: int) -> Iterator[Image]:
             with readable_errors(name):

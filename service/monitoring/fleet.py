@@ -202,7 +202,7 @@ class FleetWatch:
         self.fleet.remember(before)
         while not ended.is_set():
             # Not all of a long past at once, so that a signal ends it.
-            soon = begin + self._interval + self._lag + SECONDS_AT_ONCE
+            soon = begin + self._lag + max(SECONDS_AT_ONCE, self._interval) + self._interval / 2
             begin = self.catch_up(begin, min(clock(), soon))
             due = begin + self._interval + self._lag - clock()
             ended.wait(self._interval if self._is_away else min(due, self._interval))

@@ -238,6 +238,17 @@ def test_rows_that_cannot_be_had_are_rows_with_the_reason(bundle: Path, tmp_path
     assert json.loads((out / "_progress.json").read_text())["errors"] == 5
 
 
+def test_a_photo_with_two_names_in_a_shard_has_two_rows(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(images(1)[0])
+    (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        for name in ("a.jpg", "b.jpg"):
+            shard.add(tmp_path / name, name)
+    assert classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out").exit_code == 0
+    assert [row["photo"][-5:] for row in rows(tmp_path / "out")] == ["a.jpg", "b.jpg"]
+    assert [row["label"] for row in rows(tmp_path / "out")] == [LABELS[0]] * 2
+
+
 def test_the_parts_of_a_run_are_not_its_sources(bundle: Path, tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0]})
     for _ in range(2):
