@@ -388,6 +388,9 @@ def test_a_key_is_needed_for_all_but_health(bundle: Path) -> None:
         for path in ("/v2", "/v2/models/palette", "/v2/models/stats"):
             assert service.get(path).status_code == 401
             assert service.get(path, headers=key).status_code == 200
+        for path in ("/v2/models/palette/versions/9", "/model?version=9", "/classes/a?version=9"):
+            assert service.get(path).status_code == 401
+            assert service.get(path, headers=key).status_code == 404
         assert service.post(INFER, json=document()).json()["error"].startswith("send an API key")
         assert service.post("/v2/repository/index").status_code == 401
         assert service.post(INFER, json=document(), headers=key).status_code == 200
