@@ -64,6 +64,7 @@ def documents(folder: Path) -> list[Located]:
         Located(source, content)
         for source, text in texts.items()
         for content in yaml.safe_load_all(text)
+        if content is not None
     ]
 
 

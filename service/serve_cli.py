@@ -219,8 +219,9 @@ def classify(
         raise UserError("--counts looks at all images at once: give --out a file, not a folder")
     shares = part_folder.parse_share(share)
     if not to_folder and (large := [name for name in sources if photo_parts.is_large(name)]):
-        raise UserError(f"{large[0]} is read in parts: give --out a folder")
-    parts = photo_parts.parts_of(sources, recursive) if to_folder else []
+        name = photo_parts.printable_path(large[0])
+        raise UserError(f"{name} is read in parts: give --out a folder")
+    parts = photo_parts.parts_of(sources, recursive, out) if to_folder else []
     photos = [] if to_folder else find_photos(sources, recursive)
     classifier = Classifier.open(bundle, precision=Precision(precision), max_pixels=max_pixels)
     manifest = classifier.manifest

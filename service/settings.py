@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -46,6 +47,16 @@ HOST_NAME: Final = re.compile(r"\*|(\*\.)?[\w.-]+|[0-9A-Fa-f:.]+")
 ORIGIN: Final = re.compile(
     r"\*|[a-z][a-z0-9+.-]*://([\w.-]+|\[[0-9a-f:.]+\])(:\d+)?", re.IGNORECASE
 )
+
+
+def is_web_address(text: str) -> bool:
+    """Return whether a text is an address such as http://collector:4318."""
+    try:
+        address = urlsplit(text)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+    except ValueError:
+        return False
+
 
 LogFormat = Literal["text", "json"]
 AccessLevel = Literal["off", "errors", "all"]

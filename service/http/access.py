@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taillift.service.http.handlers import respond
+from taillift.service.http.oip_request import JSON_BYTES
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.logs import READINESS, REQUEST_ID
 from taillift.service.problems import ForeignOriginError, ServiceError, UnknownHostError
@@ -31,9 +32,12 @@ SENT: Final = (
     "X-API-Key",
     "X-Request-Timeout",
     "X-Canary-Key",
+    "X-Taillift-Group",
+    "X-Taillift-Count",
+    JSON_BYTES,
     REQUEST_ID,
 )
-ANSWERED: Final = (REQUEST_ID, "Retry-After", "X-Taillift-Version")
+ANSWERED: Final = (REQUEST_ID, "Retry-After", "X-Taillift-Version", JSON_BYTES)
 
 HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
 PORT: Final = re.compile(r":[0-9]*$")

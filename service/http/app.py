@@ -9,7 +9,6 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response, Security
 from fastapi.telemetry import TelemetryConfig
@@ -46,6 +45,7 @@ from taillift.service.http.image_requests import (
     wanted_images,
     wanted_labels,
 )
+from taillift.service.http.middleware import ExactAddresses
 from taillift.service.http.openapi import (
     GROUPS_OF_ROUTES,
     IMAGES,
@@ -84,6 +84,7 @@ from taillift.service.problems import (
     NotReadyError,
 )
 from taillift.service.review.reviewer import Reviewer
+from taillift.service.settings import is_web_address
 
 if TYPE_CHECKING:
     from taillift.service.monitoring.tracing import Tracing
@@ -297,7 +298,7 @@ def open_tracing(version: str) -> "Tracing | None":
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     lack = ""
-    if urlsplit(endpoint).scheme not in ("http", "https"):
+    if not is_web_address(endpoint):
         lack = "it must be an address such as http://collector:4318"
     elif protocol != HTTP_PROTOBUF:
         lack = f"{PROTOCOL} must be {HTTP_PROTOBUF}"
@@ -402,6 +403,7 @@ def create_app(engine: Engine) -> FastAPI:
         for routes in (admin.router, oip.repository_router):
             app.include_router(routes, dependencies=[Security(require_admin_key)])
     app.add_middleware(VersionLease, engine=engine)
+    app.add_middleware(ExactAddresses)
     add_docs(app)
     add_page(app)
     add_handlers(app, engine.metrics)

@@ -54,6 +54,7 @@ from taillift.service.problems import (
     ClassesError,
     MalformedError,
     NoImageError,
+    NoSuchVersionError,
     PerImageError,
     TailError,
 )
@@ -75,8 +76,13 @@ Service = Annotated[Engine, Depends(_engine)]
 
 
 async def _leased(request: Request) -> Lease:
-    """Return the lease on the version that this request is served by."""
-    lease: Lease = request.state.lease
+    """Return the lease on the version that this request is served by.
+
+    Raises `NoSuchVersionError` if that version is not loaded.
+    """
+    lease: Lease | NoSuchVersionError = request.state.lease
+    if isinstance(lease, NoSuchVersionError):
+        raise lease
     return lease
 
 

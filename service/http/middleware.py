@@ -6,10 +6,12 @@ from time import perf_counter
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taillift.service.http.access import HEALTH
 from taillift.service.http.handlers import MEDIA_TYPE, UNEXPECTED, respond
+from taillift.service.http.version_lease import BELOW
 from taillift.service.monitoring.logs import REQUEST_ID, AccessRecord, log_access, request_id
 from taillift.service.problems import CLOSING, InternalError, NotReadyError, ProblemDocument
 from taillift.service.settings import AccessLevel
@@ -177,6 +179,30 @@ class BelowPath:
         await self._app(scope, receive, send)
 
 
+def no_such_address() -> Response:
+    """Return the answer for an address that does not exist."""
+    document = ProblemDocument(
+        type="about:blank", title="Not Found", status=404, detail="Not Found"
+    )
+    return respond(document, document.status)
+
+
+class ExactAddresses:
+    """ASGI middleware that knows no address with a line end behind it, but for those of labels.
+
+    Routes take it for the address without, which the checks by address do not: `/metrics` would be
+    on every port.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        is_inexact = path.endswith("\n") and not path.startswith(BELOW)
+        await (no_such_address() if is_inexact else self._app)(scope, receive, send)
+
+
 METRICS: Final = "/metrics"
 
 
@@ -195,10 +221,5 @@ class MetricsPort:
         if scope["type"] == "http" and scope["path"] not in HEALTH:
             here = scope["server"][1] == self._port
             if (scope["path"] == METRICS) != here:
-                app = respond(
-                    ProblemDocument(
-                        type="about:blank", title="Not Found", status=404, detail="Not Found"
-                    ),
-                    404,
-                )
+                app = no_such_address()
         await app(scope, receive, send)

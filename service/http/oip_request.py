@@ -102,8 +102,10 @@ class InferDocument(ProtocolPart):
     model_version: StrictStr | None = None
     id: Annotated[StrictStr, Field(max_length=MAX_ID)] | None = None
     parameters: dict[str, Any] | None = None
-    inputs: Annotated[list[InputTensor], Field(fail_fast=True)]
-    outputs: Annotated[list[OutputRequest], Field(fail_fast=True)] | None = None
+    inputs: Annotated[list[InputTensor], Field(fail_fast=True, max_length=MAX_MEMBERS)]
+    outputs: (
+        Annotated[list[OutputRequest], Field(fail_fast=True, max_length=len(OUTPUTS))] | None
+    ) = None
 
 
 @dataclass(frozen=True)
@@ -361,7 +363,8 @@ def encoded_images(data: object, count: int) -> list[bytes]:
         try:
             if not isinstance(element, str):
                 raise TypeError
-            text = "".join(element.split()) if "\n" in element else element
+            # Not split: a text of many short words would take many times its size.
+            text = element.encode("ascii").replace(b"\n", b"").replace(b"\r", b"")
             images.append(base64.b64decode(text, validate=True))
         except (TypeError, ValueError):
             raise MalformedError(

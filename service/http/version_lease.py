@@ -8,7 +8,6 @@ from urllib.parse import parse_qs
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from taillift.service.http.handlers import respond
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.pipeline import Copier
 from taillift.service.problems import NoSuchVersionError
@@ -79,12 +78,14 @@ class VersionLease:
         try:
             lease = Lease(self._engine, wanted)
         except NoSuchVersionError as problem:
-            self._engine.metrics.count_rejection(problem.reason)
-            await respond(problem.document(), problem.status)(scope, receive, send)
+            # The route raises it, once it has seen an API key.
+            scope.setdefault("state", {})["lease"] = problem
+            await self._app(scope, receive, send)
             return
 
         async def send_with_version(message: Message) -> None:
-            if message["type"] == "http.response.start" and lease.version.number is not None:
+            is_start = message["type"] == "http.response.start"
+            if is_start and message["status"] != 401 and lease.version.number is not None:
                 MutableHeaders(scope=message)[VERSION] = str(lease.version.number)
             await send(message)
 

@@ -1,5 +1,6 @@
 """`taillift classify --out FOLDER`: a Parquet file for each part of a large set of photos."""
 
+import fcntl
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from taillift.service.inference.photo_parts import PhotoPart, PhotoSet
 from taillift.service.inference.row_file import Cell, part_of
 
 PROGRESS: Final = "_progress.json"
+# Held while the progress is changed, because several processes may write their parts.
+LOCK: Final = ".lock"
 ADVICE: Final = "choose another folder for --out"
 
 
@@ -72,25 +75,33 @@ class PartFolder:
         return True
 
     def _record(self, number: int, photos: PhotoSet) -> None:
-        """Record a file that is whole; raises `UserError` if it has other photos."""
+        """Record a file that is whole; raises `UserError` if it has other photos or options."""
         from pyarrow import parquet
 
         path, part = self.path(number), self._parts[number]
-        written = parquet.read_table(path, columns=["photo", "error"]).to_pydict()
+        same = self._table.same
+        is_ours = parquet.read_schema(path).names == list(self._table.types)
+        columns = ["photo", "error", *(same if is_ours else ())]
+        written = parquet.read_table(path, columns=columns).to_pydict()
+        if not is_ours or any({*written[name]} - {value} for name, value in same.items()):
+            raise UserError(f"{path} was made by another bundle or with other options: {ADVICE}")
         if written["photo"] != list(photos.names):
             raise UserError(f"{path} has other photos than {part.source}: {ADVICE}")
-        progress = self._read()
-        progress["made"] = self._made
-        progress["parts"][path.name] = {
+        recorded = {
             "source": part.source,
             "photos": len(written["photo"]),
             "errors": sum(error is not None for error in written["error"]),
         }
-        progress["done"], progress["of"] = len(progress["parts"]), len(self._parts)
-        for name in ("photos", "errors"):
-            progress[name] = sum(one[name] for one in progress["parts"].values())
-        with atomic_file(self._folder / PROGRESS) as file:
-            file.write_text(json.dumps(progress, indent=2), "utf-8")
+        with (self._folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            progress = self._read()
+            progress["made"] = self._made
+            progress["parts"][path.name] = recorded
+            progress["done"], progress["of"] = len(progress["parts"]), len(self._parts)
+            for name in ("photos", "errors"):
+                progress[name] = sum(one[name] for one in progress["parts"].values())
+            with atomic_file(self._folder / PROGRESS) as file:
+                file.write_text(json.dumps(progress, indent=2), "utf-8")
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -4,6 +4,8 @@ Each may be on this machine or at an address such as s3://bucket/photos/*.tar, w
 """
 
 import glob
+import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 
 import numpy as np
 
@@ -28,6 +30,7 @@ PART_PHOTOS: Final = 10_000
 TABLE: Final = ".parquet"
 SHARDS: Final = (".tar", ".tar.gz", ".tgz")
 ADDRESS: Final = "://"
+PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+@")
 # Photos at addresses that are read at the same time, and rows of a table that are.
 READERS: Final = 16
 ROWS_AT_ONCE: Final = 64
@@ -51,9 +54,26 @@ class PhotoPart:
     open: Callable[[], AbstractContextManager[PhotoSet]]
 
 
+class ShardMember(tarfile.TarInfo):
+    """A member of a shard. A damaged one is an error: tarfile takes it for the shard's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # The mark of the end.
+            raise tarfile.ReadError("it is damaged, or its end is missing") from error
+
+
 def printable_path(photo: Path | str) -> str:
-    """Return a path as text; bytes in it that are not UTF-8 are escaped."""
-    return str(photo).encode("utf-8", "backslashreplace").decode()
+    """Return a path or an address as text, without a password.
+
+    Bytes that are not UTF-8 are escaped.
+    """
+    text = str(photo).encode("utf-8", "backslashreplace").decode()
+    return PASSWORD.sub("***@", text)
 
 
 def photo_list(photos: Sequence[Path]) -> PhotoSet:
@@ -71,29 +91,41 @@ def is_large(source: str) -> bool:
     return ADDRESS in source or source.lower().endswith((TABLE, *SHARDS))
 
 
-def parts_of(sources: Sequence[str], recursive: bool) -> list[PhotoPart]:
+def parts_of(sources: Sequence[str], recursive: bool, out: Path | None = None) -> list[PhotoPart]:
     """Return the parts of all sources, in their order.
 
     A source is one of `find_photos`, a table, a shard, a folder or a glob of tables and shards, or
-    an address of any of these. Raises `UserError` if there is none, or a table cannot be read.
+    an address of any of these. What is in the folder `out` is not read. Raises `UserError` if
+    nothing is left, or a table cannot be read.
     """
     parts: list[PhotoPart] = []
     for source in sources:
-        files = expanded(source, recursive)
+        files = [name for name in expanded(source, recursive) if not is_inside(name, out)]
         if ADDRESS not in source and not any(map(is_large, files)):
             files = list(map(str, find_photos([source], recursive)))
             parts += map(list_part, chunks(files, PART_PHOTOS))
             continue
         if not any(name.lower().endswith((TABLE, *SHARDS, *SUFFIXES)) for name in files):
-            raise UserError(f"{source} has no photos, tables (.parquet) or shards (.tar)")
+            raise UserError(
+                f"{printable_path(source)} has no photos, tables (.parquet) or shards (.tar)"
+            )
         photos = [name for name in files if is_photo_name(name)]
         parts += map(list_part, chunks(photos, PART_PHOTOS))
         for name in files:
             if name.lower().endswith(TABLE):
                 parts += table_parts(name)
             elif name.lower().endswith(SHARDS):
-                parts.append(PhotoPart(name, partial(opened_shard, name)))
+                parts.append(PhotoPart(printable_path(name), partial(opened_shard, name)))
     return parts
+
+
+def is_inside(name: str, folder: Path | None) -> bool:
+    """Return whether a file is in a folder, however both are written."""
+    return (
+        folder is not None
+        and ADDRESS not in name
+        and Path(os.path.abspath(name)).is_relative_to(os.path.abspath(folder))  # noqa: PTH100
+    )
 
 
 def expanded(source: str, recursive: bool) -> list[str]:
@@ -130,6 +162,8 @@ def images_of(names: Sequence[str]) -> Iterator[Image]:
     """Yield the photos at these paths and addresses; threads read those at addresses."""
 
     def image(name: str) -> Image:
+        if not name:
+            return UnreadableImageError("the row has no path")
         if ADDRESS not in name:
             return Path(name)
         try:
@@ -151,12 +185,16 @@ def table_parts(name: str) -> list[PhotoPart]:
         columns, rows = set(table.schema_arrow.names), table.metadata.num_rows
     if not columns & {"path", "bytes", "image"}:
         raise UserError(
-            f"{name} has no column path or bytes (but {', '.join(sorted(columns))}): rename one"
+            f"{printable_path(name)} has no column path or bytes (but "
+            f"{', '.join(sorted(columns))}): rename one"
         )
     starts = range(0, rows, PART_PHOTOS)
     ranges = [(start, min(start + PART_PHOTOS, rows)) for start in starts]
     return [
-        PhotoPart(f"{name}, rows {start} to {stop - 1}", partial(opened_table, name, start, stop))
+        PhotoPart(
+            f"{printable_path(name)}, rows {start} to {stop - 1}",
+            partial(opened_table, name, start, stop),
+        )
         for start, stop in ranges
     ]
 
@@ -203,13 +241,19 @@ def rows_of(table: Any, columns: list[str], start: int, stop: int) -> Iterator[d
 
 def path_of(row: dict[str, Any]) -> str | None:
     """Return the path in a row, which the column image may hold."""
-    path = row.get("path") or (row.get("image") or {}).get("path")
-    return None if path is None else str(path)
+    path = row.get("path") or in_image(row, "path")
+    return path if isinstance(path, str) else None
+
+
+def in_image(row: dict[str, Any], name: str) -> object:
+    """Return a field of the column image, or what is there in place of fields."""
+    image = row.get("image")
+    return image.get(name) if isinstance(image, dict) else image
 
 
 def bytes_of(row: dict[str, Any]) -> Image:
-    """Return the image file in a row, which the column image may hold."""
-    data = row.get("bytes") or (row.get("image") or {}).get("bytes")
+    """Return the image file in a row, which the column image may hold or be."""
+    data = row.get("bytes") or in_image(row, "bytes")
     return data if isinstance(data, bytes) else UnreadableImageError("the row has no bytes")
 
 
@@ -223,8 +267,10 @@ def opened_shard(name: str) -> Iterator[PhotoSet]:
                 system, remote = system_of(name)
                 path = Path(folder) / Path(remote).name
                 system.get(remote, str(path))
-            shard = stack.enter_context(tarfile.open(path))
-            photos = [one for one in shard if one.isfile() and is_photo_name(one.name)]
+            shard = stack.enter_context(tarfile.open(path, tarinfo=ShardMember))
+            # tar writes the second name of a file as a link to the first one.
+            files = [one for one in shard if one.isfile() or one.islnk()]
+            photos = [one for one in files if is_photo_name(one.name)]
 
         def images(start: int) -> Iterator[Image]:
             with readable_errors(name):
@@ -242,8 +288,8 @@ def system_of(address: str) -> tuple[Any, str]:
         import fsspec
     except ModuleNotFoundError as error:
         raise UserError(
-            f"fsspec is not installed, which {address} needs: install taillift[remote], and its "
-            "package for the address, such as s3fs or gcsfs"
+            f"fsspec is not installed, which {printable_path(address)} needs: install "
+            "taillift[remote], and its package for the address, such as s3fs or gcsfs"
         ) from error
     with readable_errors(address):
         system, path = fsspec.core.url_to_fs(address)
@@ -273,7 +319,7 @@ def readable_errors(name: str) -> Iterator[None]:
     # Each file system of fsspec has errors of its own; pyarrow's are values.
     except Exception as error:
         reason = getattr(error, "strerror", None) or first_lines(error)
-        raise UserError(f"{name} cannot be read: {reason}") from error
+        raise UserError(printable_path(f"{name} cannot be read: {reason}")) from error
 
 
 def pyarrow_parquet() -> Any:

@@ -261,7 +261,7 @@ def finish(rows: RowFile, path: Path, types: Mapping[str, str], features: int = 
             write_npz(rows, temporary, features)
         else:
             write_parquet(rows.rows(), temporary, types)
-    rows.path.unlink()
+    rows.path.unlink(missing_ok=True)
 
 
 def write_parquet(rows: Iterable[Mapping[str, Any]], path: Path, types: Mapping[str, str]) -> None:

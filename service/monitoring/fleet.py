@@ -32,8 +32,10 @@ LAG_SECONDS: Final = 10.0
 LOOK_BACK: Final = 300.0
 # The first scrape of a replica counts from 0 if the replica started so many seconds before it.
 NEW_SECONDS: Final = 900.0
-# Scrapes of so much time are asked for at once.
+# Scrapes of so much time are asked for at once, and of less if there are more classes than these:
+# all of their samples are in memory.
 SECONDS_AT_ONCE: Final = 3600.0
+CLASSES_AT_ONCE: Final = 200
 # They are the sums of the replicas' own, or cannot be told from counts.
 NOT_OF_A_FLEET: Final = {
     "taillift_class_predictions",
@@ -199,8 +201,11 @@ class FleetWatch:
                 return
         self.fleet.remember(before)
         while not ended.is_set():
-            begin = self.catch_up(begin, clock())
-            ended.wait(begin + self._interval + self._lag - clock())
+            # Not all of a long past at once, so that a signal ends it.
+            soon = begin + self._lag + max(SECONDS_AT_ONCE, self._interval) + self._interval / 2
+            begin = self.catch_up(begin, min(clock(), soon))
+            due = begin + self._interval + self._lag - clock()
+            ended.wait(self._interval if self._is_away else min(due, self._interval))
 
     @property
     def _lag(self) -> float:
@@ -208,7 +213,8 @@ class FleetWatch:
 
     def catch_up(self, begin: float, now: float) -> float:
         """Look at all that has not been looked at since `begin`; return up to when it has."""
-        at_once = max(1, int(SECONDS_AT_ONCE // self._interval))
+        part = min(1.0, CLASSES_AT_ONCE / len(self.fleet.counts))
+        at_once = max(1, int(part * SECONDS_AT_ONCE // self._interval))
         while (looks := int((now - self._lag - begin) // self._interval)) > 0:
             end = begin + min(looks, at_once) * self._interval
             scrapes = self._read(begin, end)

@@ -2,17 +2,19 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlencode, urlsplit
+from urllib.error import HTTPError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import numpy as np
 
-from taillift.models.errors import UserError, first_line
+from taillift.models.errors import UserError, first_lines
 from taillift.models.names import indices_by_name
+from taillift.service.settings import is_web_address
 from taillift.service.tail.distributions import Indices
 
 PREDICTIONS: Final = "taillift_class_predictions_total"
@@ -58,7 +60,9 @@ class PrometheusHistory:
 
         Raises `UserError` if `url` is not the address of a server.
         """
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        if "@" in url:
+            raise UserError("the address of Prometheus holds a user name, which is never sent")
+        if not is_web_address(url):
             raise UserError(f"{url} is not an address such as http://prometheus:9090")
         self.url = url.rstrip("/")
         self._labels = labels
@@ -73,12 +77,24 @@ class PrometheusHistory:
         """
         # The samples themselves: `increase` would extrapolate, and forget a replica that ended.
         query = f"{self._selector}[{round(1000 * (until - after))}ms]"
+        answer = self._ask(query, until)
+        try:
+            found = self._scrapes(answer["data"]["result"])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"Prometheus at {self.url} sends no answer of Prometheus: {first_lines(error)}"
+            ) from error
+        within = [scrape for scrape in found if after < scrape.time <= until]
+        return sorted(within, key=lambda scrape: (scrape.time, scrape.replica))
+
+    def _scrapes(self, result: Iterable[Any]) -> list[Scrape]:
+        """Return the scrapes that the series of an answer hold."""
         models: defaultdict[str, dict[float, str]] = defaultdict(dict)
         gauges: defaultdict[tuple[str, str], Samples] = defaultdict(dict)
         classes: defaultdict[str, defaultdict[str, dict[int, Samples]]] = defaultdict(
             lambda: defaultdict(dict)
         )
-        for series in self._ask(query, until):
+        for series in result:
             labels = dict(series["metric"])
             name = labels.pop("__name__")
             own = {key: labels.pop(key, "") for key in OWN_LABELS[name]}
@@ -90,7 +106,7 @@ class PrometheusHistory:
                 gauges[name, replica] = samples
             elif (index := self._indices.get(own["class"])) is not None:
                 classes[replica][name][index] = samples
-        found = [
+        return [
             Scrape(
                 replica=replica,
                 time=time,
@@ -101,9 +117,7 @@ class PrometheusHistory:
             )
             for replica, versions in models.items()
             for time, version in versions.items()
-            if after < time <= until
         ]
-        return sorted(found, key=lambda scrape: (scrape.time, scrape.replica))
 
     def _counts(self, series: Mapping[str, dict[int, Samples]], time: float) -> Indices | None:
         """Return the predictions without repetitions [C] at `time`, if every class has some.
@@ -118,22 +132,23 @@ class PrometheusHistory:
             counts[index] = total - series[REPETITIONS].get(index, {}).get(time, 0)
         return counts
 
-    def _ask(self, query: str, time: float) -> Iterator[Any]:
+    def _ask(self, query: str, time: float) -> Any:
         body = urlencode({"query": query, "time": f"{time:.3f}"}).encode()
         where = f"Prometheus at {self.url}"
         try:
-            with urlopen(
-                Request(f"{self.url}/api/v1/query", body), timeout=TIMEOUT_SECONDS
-            ) as page:
-                answer = json.load(page)
-            yield from answer["data"]["result"]
-        except HTTPError as error:
-            reason = error.read(10_000).decode(errors="replace")
-            raise UserError(f"{where} refuses the query ({error.code}): {reason}") from error
-        except (URLError, OSError) as error:
-            cause = getattr(error, "reason", None) or error
+            try:
+                with urlopen(
+                    Request(f"{self.url}/api/v1/query", body), timeout=TIMEOUT_SECONDS
+                ) as page:
+                    return json.load(page)
+            except HTTPError as error:
+                with error:  # A proxy may answer with a whole page.
+                    reason = " ".join(error.read(10_000).decode(errors="replace").split())[:500]
+                raise UserError(f"{where} refuses the query ({error.code}): {reason}") from error
+        except (OSError, HTTPException) as error:  # It may break off in the middle, too.
+            cause = str(getattr(error, "reason", None) or error).strip()
             raise UserError(f"{where} cannot be asked: {cause}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
-                f"{where} sends no answer of Prometheus: {first_line(error)}"
+                f"{where} sends no answer of Prometheus: {first_lines(error)}"
             ) from error

@@ -191,6 +191,7 @@ def test_metrics_can_have_a_port_of_their_own(bundle: Path) -> None:
     ):
         assert "taillift_ready 1.0" in watcher.get("/metrics").text
         assert client.get("/metrics").status_code == 404
+        assert client.get("/metrics%0A").status_code == 404
         assert client.get("/metrics").headers["content-type"] == "application/problem+json"
         for path in ("/model", "/docs", "/openapi.json", "/"):
             assert watcher.get(path).status_code == 404

@@ -114,7 +114,8 @@ def test_the_services_own_page_and_programs_send_photos(client: httpx.Client) ->
 
 def test_an_allowed_origin_may_send_and_read(shared: httpx.Client) -> None:
     asked = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
-    asked["Access-Control-Request-Headers"] = "x-api-key, content-type"
+    names = "x-api-key, content-type, x-taillift-count, inference-header-content-length"
+    asked["Access-Control-Request-Headers"] = names
     preflight = shared.options("/classify", headers=asked)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == PAGE

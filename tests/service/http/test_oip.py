@@ -366,6 +366,14 @@ def test_unknown_models_and_versions_and_encodings_are_refused(service: httpx.Cl
     assert (encoded.status_code, "error" in encoded.json()) == (415, True)
 
 
+@pytest.mark.parametrize("path", ["classify", "model", "v2/models/palette/infer"])
+def test_an_address_with_a_line_end_behind_it_does_not_exist(
+    service: httpx.Client, path: str
+) -> None:
+    for answer in (service.post(f"/{path}%0A", content=b"x"), service.get(f"/{path}%0A")):
+        assert (answer.status_code, answer.json()["error"]) == (404, "Not Found")
+
+
 def test_a_foreign_host_is_refused_with_an_error_and_probes_are_not(service: httpx.Client) -> None:
     for path, status in (("/v2", 421), ("/v2/health/ready", 200), ("/v2/health/live", 200)):
         request = f"GET {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
@@ -380,6 +388,9 @@ def test_a_key_is_needed_for_all_but_health(bundle: Path) -> None:
         for path in ("/v2", "/v2/models/palette", "/v2/models/stats"):
             assert service.get(path).status_code == 401
             assert service.get(path, headers=key).status_code == 200
+        for path in ("/v2/models/palette/versions/9", "/model?version=9", "/classes/a?version=9"):
+            assert service.get(path).status_code == 401
+            assert service.get(path, headers=key).status_code == 404
         assert service.post(INFER, json=document()).json()["error"].startswith("send an API key")
         assert service.post("/v2/repository/index").status_code == 401
         assert service.post(INFER, json=document(), headers=key).status_code == 200

@@ -70,6 +70,11 @@ def in_json(images: Sequence[bytes], **more: object) -> Sent:
     return json.dumps({"inputs": [tensor], **more}).encode(), None
 
 
+def in_text(element: str) -> Sent:
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [element]}
+    return json.dumps({"inputs": [tensor]}).encode(), None
+
+
 def in_binary(data: bytes, datatype: str, shape: Sequence[int], **more: object) -> Sent:
     parameters = {"binary_data_size": len(data)}
     tensor = {"name": "image", "shape": shape, "datatype": datatype, "parameters": parameters}
@@ -183,6 +188,14 @@ def test_ten_thousand_mutated_bodies_are_parsed_or_refused_with_4xx() -> None:
     assert statuses[400] > 5_000
 
 
+@pytest.mark.parametrize("line_end", ["", "\n", "\r\n"])
+def test_base64_may_be_in_lines(line_end: str) -> None:
+    text = base64.encodebytes(PHOTOS[0]).decode().replace("\n", line_end)
+    found = parsed(in_text(text))
+    assert isinstance(found, InferRequest)
+    assert found.images == [PHOTOS[0]]
+
+
 def test_mutated_bodies_get_no_500_from_the_service(bundle: Path) -> None:
     async def ask_all() -> set[int]:
         engine = Engine(read_settings(bundle=bundle, max_images=MAX_IMAGES))
@@ -209,6 +222,7 @@ def test_mutated_bodies_get_no_500_from_the_service(bundle: Path) -> None:
 
 
 DEEP = b'{"inputs":%s}'
+TENSOR = b'{"name":"","shape":[],"datatype":"","parameters":{}},'
 LARGE: dict[str, Callable[[], Sent]] = {
     "photos": lambda: in_json([bytes(200_000)] * 10),
     "elements": lambda: in_binary(
@@ -219,6 +233,12 @@ LARGE: dict[str, Callable[[], Sent]] = {
     "objects": lambda: (DEEP % (b"[%s{}]" % (b'{"":0},' * 20_000)), None),
     "texts": lambda: (DEEP % (b'[%s""]' % (b'"ab",' * 50_000)), None),
     "numbers": lambda: (DEEP % (b"[%s0]" % (b"1e9," * 50_000)), None),
+    "words": lambda: in_text("aa " * 50_000 + "\n"),
+    "outputs": lambda: (
+        b'{"inputs":[],"outputs":[%s{"name":""}]}' % (b'{"name":""},' * 20_000),
+        None,
+    ),
+    "tensors": lambda: (DEEP % (b"[%s{}]" % (TENSOR * 10_000)), None),
     "emoji": lambda: (('{"id":"' + "😀" * 50_000 + '"}').encode(), None),
     "members": lambda: (b"{%s}" % b",".join(b'"%d":0' % one for one in range(20_000)), None),
     "shape": lambda: (

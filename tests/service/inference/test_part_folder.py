@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,12 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.errors import UserError
+from taillift.service.inference.folder_run import Asked, PredictionRows
+from taillift.service.inference.part_folder import PartFolder
+from taillift.service.inference.photo_parts import parts_of
 from taillift.service.serve_cli import app
 from tests.support.palette import CLASSES, photo
 
@@ -125,7 +132,8 @@ def test_every_photo_has_one_row_after_ten_kills(
         for _ in range(10):
             process = start()
             time.sleep(moments.uniform(0, 0.4))
-            os.kill(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # It has ended, because all is done.
+                os.kill(process, signal.SIGKILL)
             killed += int(forks.stdout.readline()) == -signal.SIGKILL
         start()
         assert int(forks.stdout.readline()) == 0
@@ -225,9 +233,100 @@ def test_rows_that_cannot_be_had_are_rows_with_the_reason(bundle: Path, tmp_path
         "not a JPEG, PNG or WebP image",
         "No such file or directory",
     ]
-    assert errors[4]
+    assert errors[4] == "the row has no path"
     assert "memory://gone/a.jpg cannot be read: " in errors[5]
     assert json.loads((out / "_progress.json").read_text())["errors"] == 5
+
+
+def test_a_photo_with_two_names_in_a_shard_has_two_rows(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(images(1)[0])
+    (tmp_path / "b.jpg").hardlink_to(tmp_path / "a.jpg")
+    with tarfile.open(tmp_path / "s.tar", "w") as shard:
+        for name in ("a.jpg", "b.jpg"):
+            shard.add(tmp_path / name, name)
+    assert classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out").exit_code == 0
+    assert [row["photo"][-5:] for row in rows(tmp_path / "out")] == ["a.jpg", "b.jpg"]
+    assert [row["label"] for row in rows(tmp_path / "out")] == [LABELS[0]] * 2
+
+
+def test_the_parts_of_a_run_are_not_its_sources(bundle: Path, tmp_path: Path) -> None:
+    write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0]})
+    for _ in range(2):
+        result = classify(bundle, tmp_path, "--recursive", "--out", tmp_path / "x/../out")
+        assert result.exit_code == 0, result.exception
+    assert [row["photo"] for row in rows(tmp_path / "out")] == [f"{tmp_path}/s.tar/a.jpg"]
+
+
+def test_an_image_column_may_hold_the_files_themselves(bundle: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", {"image": [*images(2), None]})
+    write_table(tmp_path / "u.parquet", {"image": ["a.jpg"], "bytes": images(1)})
+    out, tables = tmp_path / "out", [tmp_path / "t.parquet", tmp_path / "u.parquet"]
+    assert classify(bundle, *tables, "--out", out).exit_code == 0
+    assert [row["label"] for row in rows(out)] == [LABELS[0], LABELS[1], None, LABELS[0]]
+    assert rows(out)[2]["error"] == "the row has no bytes"
+
+
+def test_shares_at_the_same_time_lose_no_record(bundle: Path, tmp_path: Path) -> None:
+    shards = [tmp_path / f"{number:02}.tar" for number in range(16)]
+    for number, shard in enumerate(shards):
+        write_shard(shard, {"a.jpg": images(1, number)[0]})
+    classifier = Classifier.open(bundle)
+    table = PredictionRows(classifier, Asked(Ensemble.OFF, 1))
+    parts = parts_of(list(map(str, shards)), recursive=False)
+    folders = [PartFolder(tmp_path / "out", parts, table) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: folders[number].classify((number, 8)), range(8)))
+    progress = json.loads((tmp_path / "out/_progress.json").read_text())
+    assert (progress["done"], progress["photos"]) == (len(progress["parts"]), 16) == (16, 16)
+
+
+@pytest.mark.parametrize("option", [["--top-k", "1"], ["--ensemble", "off"]])
+def test_a_part_without_a_record_is_not_taken_over_with_other_options(
+    bundle: Path, tmp_path: Path, option: list[str]
+) -> None:
+    """It is whole, and the run was killed before the first record."""
+    write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0]})
+    assert classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out").exit_code == 0
+    (tmp_path / "out/_progress.json").unlink()
+    error = classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out", *option).exception
+    assert isinstance(error, UserError)
+    assert "part-00000.parquet was made by another bundle or with other options" in str(error)
+    assert classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.parametrize("damage", ["header", "end", "name of the next"])
+def test_a_damaged_shard_is_not_taken_for_a_shorter_one(
+    bundle: Path, tmp_path: Path, damage: str
+) -> None:
+    write_shard(tmp_path / "s.tar", {f"{number}.jpg": images(1)[0] for number in range(3)})
+    data = bytearray((tmp_path / "s.tar").read_bytes())
+    with tarfile.open(tmp_path / "s.tar") as shard:
+        start = shard.getmembers()[1].offset
+    match damage:
+        case "header":
+            data[start + 150] ^= 1  # Its checksum.
+        case "end":
+            del data[start:]
+        case _:
+            del data[start + 100 :]
+    (tmp_path / "s.tar").write_bytes(data)
+    error = classify(bundle, tmp_path / "s.tar", "--out", tmp_path / "out").exception
+    assert isinstance(error, UserError)
+    assert "s.tar cannot be read: it is damaged, or its end is missing" in str(error)
+
+
+def test_a_password_in_an_address_is_written_nowhere(bundle: Path, tmp_path: Path) -> None:
+    address = "ftp://ann:secret@127.0.0.1:1/a.jpg"
+    write_table(tmp_path / "t.parquet", {"path": [address]})
+    out = tmp_path / "out"
+    assert classify(bundle, tmp_path / "t.parquet", "--out", out).exit_code == 0
+    (row,) = rows(out)
+    assert row["photo"] == "ftp://***@127.0.0.1:1/a.jpg"
+    assert "ftp://***@127.0.0.1:1/a.jpg cannot be read: " in row["error"]
+    for arguments in ((address,), (f"{address}.tar", "--out", tmp_path / "new")):
+        error = classify(bundle, *arguments).exception
+        assert isinstance(error, UserError)
+        assert "secret" not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """`taillift watch --prometheus`: all replicas of a service, watched as one."""
 
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
 from threading import Event, Lock, Thread
 from time import time as clock
+from urllib.parse import parse_qs
 
 import httpx
 import numpy as np
@@ -304,6 +307,105 @@ def fleet_watch(bundle: Path, url: str, stack: ExitStack) -> tuple[FleetWatch, h
     return watch, stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}"))
 
 
+SERIES = '{"data": {"result": [{"metric": %s, "values": [[1, "%s"]]}]}}'
+EMPTY = b'HTTP/1.1 200 OK\r\n\r\n{"data": {"result": []}}'
+ANSWERS = {
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", "cannot be asked"),
+    "broken off": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "cannot be asked"),
+    "nothing": (b"", "cannot be asked"),
+    "a page": (b"HTTP/1.1 200 OK\r\n\r\n<html>\n", "sends no answer of Prometheus"),
+    "nested": (b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000, "sends no answer of Prometheus"),
+    "an error page": (
+        b"HTTP/1.1 502 Bad\r\n\r\n<html>\n<p>",
+        "refuses the query (502): <html> <p>",
+    ),
+    **{
+        name: (
+            b"HTTP/1.1 200 OK\r\n\r\n" + (SERIES % (metric, value)).encode(),
+            "sends no answer of Prometheus",
+        )
+        for name, metric, value in (
+            ("no name", "{}", 1),
+            ("another series", '{"__name__": "up"}', 1),
+            ("not a number", '{"__name__": "process_start_time_seconds"}', "x"),
+            ("no labels", "7", 1),
+        )
+    },
+}
+
+
+@contextmanager
+def raw_server(*answers: bytes, asked: list[bytes] | None = None) -> Iterator[str]:
+    """Serve these bytes to one connection each, and then nothing; add the bodies to `asked`."""
+    left, bodies = list(answers), [] if asked is None else asked
+
+    class Handler(StreamRequestHandler):
+        def handle(self) -> None:
+            length = 0
+            while (line := self.rfile.readline()).strip():
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            bodies.append(self.rfile.read(length))
+            self.wfile.write(left.pop(0) if left else b"")
+
+    with TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_what_is_no_answer_of_prometheus_is_one_line(kind: str) -> None:
+    answer, words = ANSWERS[kind]
+    with raw_server(answer) as url, pytest.raises(UserError) as found:
+        PrometheusHistory(url, ["red"]).scrapes(0, 60)
+    assert words in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "milliseconds"), [(CLASS_COUNT, [600_000]), (5, [300_000] * 2)]
+)
+def test_the_more_classes_the_less_is_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch, classes: int, milliseconds: list[int]
+) -> None:
+    """If five classes may be asked for twenty minutes, twenty may for five."""
+    monkeypatch.setattr("taillift.service.monitoring.fleet.CLASSES_AT_ONCE", classes)
+    monkeypatch.setattr("taillift.service.monitoring.fleet.SECONDS_AT_ONCE", 1_200.0)
+    asked: list[bytes] = []
+    with raw_server(*[EMPTY] * 9, asked=asked) as url:
+        watch = FleetWatch(PrometheusHistory(url, list(profile().labels)), new_fleet(), 60)
+        assert watch.catch_up(60_000, 60_610) == 60_600
+    ranges = [re.search(r"\[(\d+)ms\]", parse_qs(body.decode())["query"][0]) for body in asked]
+    assert [int(found[1]) for found in ranges if found] == milliseconds
+
+
+class Waits(Event):
+    """Ends at the first wait, and keeps how long it was to be."""
+
+    seconds: float | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds = timeout
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_the_next_question_is_an_interval_later_at_most(is_away: bool) -> None:
+    """Also while Prometheus is away, when a look is due at every moment."""
+    with raw_server(*[EMPTY] * (1 if is_away else 9)) as url:
+        fleet = Fleet(profile(), Rules(Source.UNIFORM, window_seconds=3_600), print)
+        watch, ended = (
+            FleetWatch(PrometheusHistory(url, list(profile().labels)), fleet, 60),
+            Waits(),
+        )
+        watch.run(ended, lambda: 1e6 * 60 + 45)
+    assert ended.seconds == (60 if is_away else 25)
+
+
 def test_the_command_waits_for_prometheus_and_ends_at_a_signal(bundle: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     command = [*COMMAND, str(bundle), "--prometheus", url, "--port", "0", "--interval", "1"]
@@ -327,6 +429,9 @@ def test_the_command_waits_for_prometheus_and_ends_at_a_signal(bundle: Path) -> 
         (["past.csv", "--prometheus", "http://x"], "but not both"),
         (["--prometheus", "http://x", "--json"], "--json and --html are for past predictions"),
         (["--prometheus", "prometheus:9090"], "is not an address such as http://"),
+        (["--prometheus", "http://[prometheus"], "is not an address such as http://"),
+        (["--prometheus", "http://prometheus:9x"], "is not an address such as http://"),
+        (["--prometheus", "http://ann:secret@prometheus"], "of Prometheus holds a user name"),
     ],
 )
 def test_a_wrong_argument_of_a_fleet_is_one_line(

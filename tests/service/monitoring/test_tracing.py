@@ -159,6 +159,7 @@ def test_every_image_has_its_stages_whoever_asks(bundle: Path, collector: Collec
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, None),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"}, None),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"}, "http://collector:4318"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[collector"}, "http://collector:4318"),
         (
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
             "http/protobuf",
