@@ -15,6 +15,8 @@ let queue = [];
 let past = [];
 let last = null;
 let loading = null;
+let starting = null;
+let showing = 0;
 let ready = false;
 let box = null;
 let counts = null;
@@ -75,7 +77,13 @@ function giveGuess(number) {
   if (guess) give(guess.label);
 }
 
-async function startAgain() {
+/** The address, the tab and a new key may all ask for it at once. */
+function startAgain() {
+  starting ??= start().finally(() => (starting = null));
+  return starting;
+}
+
+async function start() {
   queue = [];
   past = [];
   last = null;
@@ -161,9 +169,10 @@ async function next() {
   await show();
 }
 
-/** Show the first photo; nothing can be chosen until it can be seen. */
+/** Show the first photo; nothing can be chosen until it can be seen. A later call takes over. */
 async function show() {
   const [photo] = queue;
+  const turn = ++showing;
   ready = false;
   showCounts();
   byId("label-undo").disabled = !past.length;
@@ -184,18 +193,19 @@ async function show() {
   const image = byId("label-photo");
   try {
     const url = await imageOf(photo);
-    if (photo !== queue[0]) return;
+    if (turn !== showing) return;
     image.src = url;
     await image.decode();
     image.parentElement.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight);
   } catch (error) {
-    if (photo !== queue[0]) return;
+    if (turn !== showing) return;
     past.push(queue.shift());
     fail(error, "A photo cannot be shown and is skipped: ");
     next();
     return;
   }
-  ready = photo === queue[0];
+  if (turn !== showing) return;
+  ready = true;
   byId("labelling").dataset.id = photo.id;
   focus();
 }
