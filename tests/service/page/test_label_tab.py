@@ -9,12 +9,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from taillift.service.review.review_folder import ReviewFolder
-from tests.service.page.test_page import browser, opened, sideways, violations
+from tests.service.page.test_page import opened, sideways, violations
 from tests.service.review.test_reviewer import MANY, fill
 from tests.support.palette import CLASSES
 from tests.support.serving import running, until
-
-__all__ = ["browser"]  # A fixture.
 
 KEY = "a-label-key-of-the-tests"
 # The five classes that `fill` gives each photo, in their order.

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from typer.testing import CliRunner
 
 from taillift.models.bundle.images import canvas, offsets
@@ -48,18 +47,6 @@ FAILED = "Failed to load resource:"
 PAUSE = 60_000
 ONE_VIEW = "1 view: the centre"
 FIVE_VIEWS = "5 views: the centre and the four corners"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.fail("the page is tested in a real browser: run `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import csv
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from typer.testing import CliRunner
 
 from taillift.models.names import NONE_OF_THE_CLASSES
@@ -17,18 +16,6 @@ from taillift.training.data.dataset import load_dataset
 from tests.support.palette import CLASSES, Colour, new_photo
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\">.png"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.fail("the page is tested in a real browser: run `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
