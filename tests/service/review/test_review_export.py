@@ -265,8 +265,8 @@ def test_imported_labels_count_for_the_live_accuracy(bundle: Path, tmp_path: Pat
     path, key = tmp_path / "queue", tmp_path / "key"
     key.write_text("a-key-that-signs-the-ids\n")
     labels, table = tmp_path / "labels.sqlite", tmp_path / "labels.csv"
-    settings = {"review_dir": path, "feedback_file": labels, "feedback_key_file": key}
-    with running(bundle, **settings) as client:
+    feedback = {"feedback_file": labels, "feedback_key_file": key}
+    with running(bundle, review_dir=path, review_per_day=10**6, **feedback) as client:
         for colour in ("white", "black"):
             client.post("/classify", content=photo(CLASSES[colour][0]))
         first, second = (offered["id"] for offered in client.get("/review").json())
