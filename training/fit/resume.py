@@ -16,6 +16,7 @@ from taillift.models.errors import UserError
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Recipe
+from taillift.training.recipe.semi_supervision import SemiSupervision
 
 # Within an epoch, the file is written at most this often, in seconds.
 SAVE_EVERY = 600.0
@@ -140,9 +141,11 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     """
     files = recipe.head.initial.contents()
     # Recipes had no such fields at first; runs that do not use them keep their keys.
-    absent = {"bounded"} if recipe.bounded else set()
-    absent |= {"effort"} if recipe.effort == "quick" else set()
-    absent |= {"unlabelled"} if recipe.unlabelled is None else set()
+    absent: dict[str, Any] = {"bounded": True} if recipe.bounded else {}
+    absent |= {"effort": True} if recipe.effort == "quick" else {}
+    absent |= {"unlabelled": True} if recipe.unlabelled is None else {}
+    if isinstance(recipe.unlabelled, SemiSupervision) and recipe.unlabelled.heads is None:
+        absent |= {"unlabelled": {"heads", "gate", "variance"}}
     fields = recipe.model_dump(mode="json", exclude=absent)
     parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
