@@ -1,10 +1,11 @@
 """The routes below /admin, which change the version that is served; absent without admin keys."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from taillift.models.bundle.schema import GROUPS, Group, Precision
 from taillift.models.bundle.version_store import (
@@ -15,8 +16,10 @@ from taillift.models.bundle.version_store import (
     StaleError,
 )
 from taillift.models.errors import UserError
-from taillift.service.http.openapi import problems
+from taillift.service.http.openapi import json_body, problems
+from taillift.service.http.uploads import Document, SentObject, read_document
 from taillift.service.inference.agreement import KEPT, Disagreement, Side, WeightedShare
+from taillift.service.inference.engine import Engine
 from taillift.service.inference.memory import OverBudgetError
 from taillift.service.inference.role_follower import RoleFollower, State
 from taillift.service.inference.served_version import ServedVersion
@@ -29,9 +32,10 @@ from taillift.service.problems import (
     StaleRolesError,
 )
 
-REFUSALS: Final = problems(400, 401, 404, 409, 412, 503, 507)
+REFUSALS: Final = problems(400, 401, 404, 408, 409, 412, 413, 503, 507)
 # Flips and few-shot classes in a report.
 SHOWN: Final = 20
+MAX_BODY_BYTES: Final = 2**16
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -112,9 +116,7 @@ class ChallengerReport(BaseModel):
     )
 
 
-class RoleRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class RoleRequest(SentObject):
     because: str = Field("", max_length=1000, description="the reason, for the log")
 
 
@@ -129,6 +131,23 @@ class ChallengerRequest(RoleRequest):
     version: int
     shadow: Shadow | None = None
     canary: Canary | None = None
+
+
+def sent(document: type[Document]) -> Callable[[Request], Awaitable[Document]]:
+    """Return what reads a document once the key has been seen; FastAPI would read it before."""
+
+    async def read(request: Request) -> Document:
+        engine: Engine = request.app.state.engine
+        return await read_document(
+            request, document, MAX_BODY_BYTES, engine.settings.body_seconds
+        )
+
+    return read
+
+
+ChampionBody = Annotated[ChampionRequest, Depends(sent(ChampionRequest))]
+RoleBody = Annotated[RoleRequest, Depends(sent(RoleRequest))]
+ChallengerBody = Annotated[ChallengerRequest, Depends(sent(ChallengerRequest))]
 
 
 async def _follower(request: Request) -> RoleFollower:
@@ -191,9 +210,14 @@ async def one_version(number: int, response: Response, follower: Follower) -> Ve
     return await asyncio.to_thread(report, follower, roles, number)
 
 
-@router.put("/roles/champion", status_code=202, responses=REFUSALS)
+@router.put(
+    "/roles/champion",
+    status_code=202,
+    responses=REFUSALS,
+    openapi_extra=json_body(ChampionRequest),
+)
 async def champion(
-    body: ChampionRequest, request: Request, response: Response, follower: Follower, etag: IfMatch
+    body: ChampionBody, request: Request, response: Response, follower: Follower, etag: IfMatch
 ) -> VersionReport:
     """Begin to load a version; once it is ready, it becomes the champion.
 
@@ -210,9 +234,11 @@ async def champion(
     return await accepted(request, body.version, response, follower)
 
 
-@router.post("/rollback", status_code=202, responses=REFUSALS)
+@router.post(
+    "/rollback", status_code=202, responses=REFUSALS, openapi_extra=json_body(RoleRequest)
+)
 async def rollback(
-    body: RoleRequest, request: Request, response: Response, follower: Follower, etag: IfMatch
+    body: RoleBody, request: Request, response: Response, follower: Follower, etag: IfMatch
 ) -> VersionReport:
     """Begin to make the previous champion the champion again."""
     try:
@@ -222,9 +248,14 @@ async def rollback(
     return await accepted(request, number, response, follower)
 
 
-@router.put("/roles/challenger", status_code=202, responses=REFUSALS)
+@router.put(
+    "/roles/challenger",
+    status_code=202,
+    responses=REFUSALS,
+    openapi_extra=json_body(ChallengerRequest),
+)
 async def challenge(
-    body: ChallengerRequest,
+    body: ChallengerBody,
     request: Request,
     response: Response,
     follower: Follower,

@@ -226,11 +226,15 @@ async def classes(engine: Service, lease: Leased, bundle: Served, writing: Writi
     responses=problems(404),
 )
 async def one_class(
-    label: str, engine: Service, lease: Leased, bundle: Served
+    label: str, engine: Service, lease: Leased, bundle: Served, writing: Writing
 ) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
-    live = await engine.labels.report(lease.version.code)
-    return class_report.class_details(bundle.monitoring, label, live)
+    index = class_report.class_index(label, bundle.manifest.labels)
+    async with writing:
+        live = await engine.labels.report(lease.version.code)
+        snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor, live)
+        state = bundle.monitoring.class_state(index)
+        return await asyncio.to_thread(class_report.class_details, snapshot, state, index)
 
 
 @router.get(

@@ -14,11 +14,10 @@ from taillift.models.bundle.schema import GROUPS, Group, SixDigits
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.feedback.live_accuracy import LiveReport, LiveShare, WeightedSums
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
-from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import UnknownClassError
 from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.reference import Source
-from taillift.service.tail.state import ClassStatus, TailState, tail_state
+from taillift.service.tail.state import ClassState, ClassStatus, TailState, tail_state
 from taillift.service.tail.window import quantiles
 
 Direction = Literal["more", "fewer"]
@@ -300,27 +299,27 @@ def labelled(
     ]
 
 
-def class_details(
-    monitoring: Monitoring, label: str, live: LiveReport | None = None
-) -> ClassDetails:
-    """Return the report on the class of a label in any Unicode form.
+def class_index(label: str, labels: Sequence[str]) -> int:
+    """Return the index of the class of a label in any Unicode form.
 
     Raises `UnknownClassError` if there is no such class.
     """
-    labels = monitoring.manifest.labels
     index = index_of_name(label, indices_by_name(labels))
     if index is None:
         raise UnknownClassError(unknown_class(label, labels))
-    snapshot = take_snapshot(monitoring.manifest, monitoring.monitor, live)
+    return index
+
+
+def class_details(snapshot: Snapshot, state: ClassState, index: int) -> ClassDetails:
+    """Return the report on the class with this index, from states of the same moment."""
     (summary,) = class_summaries(snapshot, [index])
-    state = monitoring.class_state(index)
     return ClassDetails(
         **dict(summary),
         window=snapshot.window,
         details=Details(
             verdict=state.verdict,
             expected_share=ShareEstimate(
-                share=float(monitoring.monitor.expected.classes.mean[index]),
+                share=float(state.rate.mean[0]),
                 low=state.expected_interval.low,
                 high=state.expected_interval.high,
             ),

@@ -45,6 +45,10 @@ CHUNKED_PIECE: Final = 1024
 # Every answer begins like this.
 ANSWER_START: Final = b"HTTP/1.1 "
 GONE_SECONDS: Final = 0.05
+# Chunks of a body that may have any size; more have a least size in bytes on average, because each
+# costs the event loop the same.
+FREE_CHUNKS: Final = 10_000
+LEAST_CHUNK: Final = 64
 PARSER_VERSION_ERRORS: Final = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 
 # The end of a request's head (its first line and headers), the rest of a body whose request has
@@ -176,8 +180,19 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_left = max(0, self._body_left - len(body))  # It stays 0 for chunks.
+        self._body_bytes += len(body)
         if not self._deaf:
             super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+        if self._chunks > max(FREE_CHUNKS, self._body_bytes / LEAST_CHUNK + 1):
+            self._refuse(
+                MalformedError(
+                    f"the body comes in more than {FREE_CHUNKS:,} chunks of fewer than "
+                    f"{LEAST_CHUNK} bytes on average: send larger chunks, or a Content-Length"
+                )
+            )
 
     def on_message_complete(self) -> None:
         if not self._deaf and not self._offers_upgrade:
@@ -314,6 +329,7 @@ class Connection(HttpToolsProtocol):
         self._head_begun = False
         self._head_since = self.loop.time()
         self._head_bytes = self._head_lines = self._bytes_fed = 0
+        self._body_bytes = self._chunks = 0
 
     def _head_is_too_large(self) -> bool:
         settings = self._settings

@@ -1,19 +1,17 @@
 """The route that takes labels back: POST /feedback."""
 
-import asyncio
 from collections import Counter
-from contextlib import aclosing
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from taillift.models.errors import UserError
 from taillift.service.feedback.label_book import LabelRequest, LabelStatus
 from taillift.service.http.openapi import LABELS, problems
-from taillift.service.http.uploads import body_bytes, limited_stream
+from taillift.service.http.uploads import SentObject, read_document
 from taillift.service.inference.engine import Engine
-from taillift.service.problems import BodyTimeoutError, LabelsNotKeptError, MalformedError
+from taillift.service.problems import LabelsNotKeptError
 
 MAX_LABELS: Final = 1_000
 MAX_BODY_BYTES: Final = 256 * 2**10
@@ -25,9 +23,7 @@ MAX_NOTE: Final = 500
 router = APIRouter(tags=[LABELS])
 
 
-class SentLabel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class SentLabel(SentObject):
     id: str = Field(max_length=MAX_ID, description="the `id` of a result of POST /classify")
     label: str | None = Field(
         max_length=MAX_LABEL,
@@ -36,10 +32,8 @@ class SentLabel(BaseModel):
     note: str = Field("", max_length=MAX_NOTE, description="a remark, which is kept and exported")
 
 
-class Feedback(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    labels: list[SentLabel] = Field(max_length=MAX_LABELS)
+class Feedback(SentObject):
+    labels: Annotated[list[SentLabel], Field(fail_fast=True, max_length=MAX_LABELS)]
 
 
 # With the schema of a label in its place: FastAPI does not know of this body.
@@ -70,23 +64,7 @@ async def _read(request: Request) -> Feedback:
     Raises `MalformedError`, `BodyTooLargeError`, `EncodedError` and `BodyTimeoutError`.
     """
     engine: Engine = request.app.state.engine
-    seconds, content = engine.settings.body_seconds, bytearray()
-    body_bytes(request, MAX_BODY_BYTES)
-    try:
-        async with (
-            asyncio.timeout(seconds),
-            aclosing(limited_stream(request, MAX_BODY_BYTES)) as body,
-        ):
-            async for chunk in body:
-                content += chunk
-    except TimeoutError:
-        raise BodyTimeoutError(f"the body was not complete after {seconds:g} seconds") from None
-    try:
-        return await asyncio.to_thread(Feedback.model_validate_json, bytes(content))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise MalformedError(f"{place[:80]}: {first['msg'][:200]}") from None
+    return await read_document(request, Feedback, MAX_BODY_BYTES, engine.settings.body_seconds)
 
 
 @router.post(

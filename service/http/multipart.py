@@ -19,6 +19,8 @@ from taillift.service.problems import MalformedError
 # Bytes of the headers of one part, and of the boundary (RFC 2046, section 5.1.1).
 MAX_PART_HEADERS: Final = 8_192
 MAX_BOUNDARY: Final = 70
+# Parameters of a header, and semicolons in quotes: taking many apart would hold up other requests.
+MAX_PARAMETERS: Final = 64
 # Bytes that are searched for a delimiter without a pause.
 PIECE: Final = 2**16
 HEAD_END: Final = b"\r\n\r\n"
@@ -38,7 +40,7 @@ class FormPart:
 
 def form_boundary(content_type: str) -> bytes:
     """Return the boundary that a Content-Type names; raises `MalformedError`."""
-    _, parameters = parse_options_header(content_type)
+    parameters = _parameters(content_type.encode("latin-1", "replace"))
     boundary = parameters.get(b"boundary", b"")
     if not 1 <= len(boundary) <= MAX_BOUNDARY:
         raise MalformedError(
@@ -134,7 +136,7 @@ def _part(head: bytes, data: bytes) -> FormPart:
             raise MalformedError("the form cannot be read: a part's header has no name or no colon")
         match field.strip().lower():
             case b"content-disposition":
-                _, disposition = parse_options_header(value.strip())
+                disposition = _parameters(value.strip())
             case b"content-type":
                 is_file = not value.strip().lower().startswith(b"text/")
     if b"name" not in disposition:
@@ -145,6 +147,15 @@ def _part(head: bytes, data: bytes) -> FormPart:
         filename=None if filename is None else _text(filename),
         data=data,
     )
+
+
+def _parameters(value: bytes) -> dict[bytes, bytes]:
+    """Return the parameters of a header; raises `MalformedError` if there are too many."""
+    if value.count(b";") > MAX_PARAMETERS:
+        raise MalformedError(
+            f"the form cannot be read: a header has more than {MAX_PARAMETERS} parameters"
+        )
+    return parse_options_header(value)[1]
 
 
 def _text(value: bytes) -> str:

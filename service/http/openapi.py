@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from taillift.service.http.handlers import MEDIA_TYPE
-from taillift.service.http.uploads import FIELD
+from taillift.service.http.uploads import FIELD, SentObject
 from taillift.service.monitoring.logs import REQUEST_ID
 from taillift.service.page.stored_files import StoredFolder
 
@@ -117,6 +117,18 @@ IMAGES_BODY: Final = {
         },
     }
 }
+
+
+
+def json_body(document: type[SentObject]) -> dict[str, Any]:
+    """Return the description of a body that a route reads itself.
+
+    Objects in it have to be in the answer of a route as well, which describes them.
+    """
+    schema = document.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
 
 # Addresses are relative, so that a proxy can serve the page below a path, and nothing is loaded
 # from another host, so that it works without internet access.

@@ -1,4 +1,7 @@
-"""A request's body: images in the form field `images`, or one image; or a client that goes away."""
+"""A request's body: images in the form field `images`, one image, or a JSON document.
+
+And a client that goes away before the answer.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -6,9 +9,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
@@ -23,6 +28,8 @@ from taillift.service.problems import (
 from taillift.service.tail.dependence import image_digest
 
 FIELD: Final = "images"
+# Members of an object in a document. Each that is not known would become an error with a text.
+MAX_MEMBERS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,23 @@ class Upload:
     def digest(self) -> int:
         """The digest by which a copy of the image is known; takes milliseconds once."""
         return image_digest(self.data)
+
+
+class SentObject(BaseModel):
+    """An object in a JSON document of a client: nothing that is not known is passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_size(cls, members: Any) -> Any:
+        """Refuse an object with too many members before any of them is looked at."""
+        if isinstance(members, dict) and len(members) > MAX_MEMBERS:
+            raise PydanticCustomError("members", f"an object has more than {MAX_MEMBERS} members")
+        return members
+
+
+Document = TypeVar("Document", bound=SentObject)
 
 
 def body_bytes(request: Request, limit: int) -> int:
@@ -84,6 +108,25 @@ async def read_body(request: Request, max_body_bytes: int, seconds: float) -> by
     return data.getvalue()
 
 
+async def read_document(
+    request: Request, document: type[Document], max_bytes: int, seconds: float
+) -> Document:
+    """Return the JSON document of a request.
+
+    Its lists should fail fast: then there are few errors, whatever a client sends. Raises
+    `MalformedError` with the first, `BodyTooLargeError`, `EncodedError`, and `BodyTimeoutError`
+    after `seconds`.
+    """
+    body_bytes(request, max_bytes)
+    content = await read_body(request, max_bytes, seconds)
+    try:
+        return await asyncio.to_thread(document.model_validate_json, content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise MalformedError(f"{place[:80]}: {first['msg'][:200]}") from None
+
+
 @asynccontextmanager
 async def body_stream(
     request: Request, max_body_bytes: int, seconds: float
@@ -100,7 +143,7 @@ async def body_stream(
             yield body
     except TimeoutError:
         raise BodyTimeoutError(
-            f"the body was not complete after {seconds:g} seconds: send smaller or fewer images"
+            f"the body was not complete after {seconds:g} seconds: send a smaller one"
         ) from None
 
 

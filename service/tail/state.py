@@ -1,11 +1,14 @@
 """The state of the tail as the service shows it: all classes, the groups, and one class in detail.
 
 Counts, shares and confidences are those of the window; e-values and findings are those since
-monitoring began.
+monitoring began. States no longer change, so any thread may read them. Intervals of shares, which
+take milliseconds, are computed when they are first asked for: the event loop does not wait for
+them.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -66,23 +69,40 @@ class ClassArrays:
 
 @dataclass(frozen=True)
 class GroupState:
-    """One group within the window; `prevalence` is corrected for the model's confusions."""
+    """One group within the window; `prevalence` is corrected for the model's confusions.
+
+    `total` are the predictions of all groups, whose measured design effect is `effect`.
+    """
 
     group: Group
     classes: int
     predicted: int
     expected: float
-    share: float
-    interval: Interval
+    total: int
+    effect: float
     expected_share: float
     expected_interval: Interval
-    ratio: float
     prevalence: float
     prevalence_interval: Interval
     e_value: float
     verdict: ClassStatus
     confidence: Quantiles | None
     missing: float
+
+    @property
+    def share(self) -> float:
+        """Share of the window's predictions; NaN before the first one."""
+        return self.predicted / self.total if self.total else math.nan
+
+    @property
+    def ratio(self) -> float:
+        """Predictions over those expected; NaN before the first prediction."""
+        return self.predicted / self.expected if self.total else math.nan
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The 95 % interval of the share."""
+        return share_interval(self.predicted, self.total, self.effect)
 
     @property
     def words(self) -> str:
@@ -130,11 +150,17 @@ def share_bounds(counts: Indices, total: int, effect: float) -> tuple[Doubles, D
     return binomial_interval(counts / effect, total / effect, COVERAGE)
 
 
+def share_interval(count: int, total: int, effect: float) -> Interval:
+    """Return the 95 % interval of one share, as `share_bounds` does for several."""
+    return _intervals(*share_bounds(np.array([count]), total, effect))[0]
+
+
 @dataclass(frozen=True)
 class ClassState:
     """One class within the window, and the evidence since monitoring began.
 
-    `interval` and `expected_interval` (95 %) are those of the share of predictions. `chance` is the
+    `total` are the predictions of all classes, whose measured design effect is `effect`, and `rate`
+    is what is known of the class's expected share. `chance` is the
     probability of so few predictions, or fewer, under the reference; it holds for one look.
     `e_value` and `silence_e_value` hold for any number of looks. The delays are the predictions
     (of any class) within which 95 of 100 such changes from now on are found, infinite if they
@@ -145,8 +171,9 @@ class ClassState:
     group: Group
     predicted: int
     expected: float
-    interval: Interval
-    expected_interval: Interval
+    total: int
+    effect: float
+    rate: Rates
     ratio: float
     chance: float
     e_value: float
@@ -156,6 +183,17 @@ class ClassState:
     doubling_delay: float
     confidence: Quantiles | None
     last_seen: float | None
+
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The 95 % interval of the share of predictions."""
+        return share_interval(self.predicted, self.total, self.effect)
+
+    @cached_property
+    def expected_interval(self) -> Interval:
+        """The 95 % interval of the expected share."""
+        return _intervals(*self.rate.interval(COVERAGE))[0]
 
 
 def tail_state(monitor: TailMonitor) -> TailState:
@@ -225,7 +263,6 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
     shares = monitor.prevalence.estimate(predicted / effect)
     missing = missing_predictions(monitor, drift, rates, np.full(size, effect))
     found, direction, e_values = drift.found, drift.direction, drift.e_values
-    intervals = _intervals(*share_bounds(predicted, total, effect))
     expected_intervals = _intervals(*monitor.group_interval)
     return tuple(
         GroupState(
@@ -233,11 +270,10 @@ def _group_states(monitor: TailMonitor) -> tuple[GroupState, ...]:
             classes=int(classes[g]),
             predicted=int(predicted[g]),
             expected=total * float(rates.mean[g]),
-            share=int(predicted[g]) / total if total else math.nan,
-            interval=intervals[g],
+            total=total,
+            effect=effect,
             expected_share=float(rates.mean[g]),
             expected_interval=expected_intervals[g],
-            ratio=int(predicted[g]) / (total * float(rates.mean[g])) if total else math.nan,
             prevalence=float(shares.share[g]),
             prevalence_interval=Interval(float(shares.low[g]), float(shares.high[g])),
             e_value=float(e_values[g]),
@@ -268,8 +304,9 @@ def class_state(monitor: TailMonitor, index: int) -> ClassState:
         group=monitor.profile.groups[index],
         predicted=predicted,
         expected=expected,
-        interval=_intervals(*share_bounds(counts[[index]], total, effect))[0],
-        expected_interval=_intervals(*rates.at(index).interval(COVERAGE))[0],
+        total=total,
+        effect=effect,
+        rate=rates.at(index),
         ratio=predicted / expected if total else math.nan,
         chance=silence.chance(index, predicted / effect, total / effect),
         e_value=float(drift.e_values[index]),

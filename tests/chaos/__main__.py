@@ -72,7 +72,8 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
     classifier = Classifier.open(bundle)
     photos = prepare(classifier, files(options), options.bundle is None, options.seed)
     judge = Judge(classifier.manifest.labels)
-    service = Service(bundle, free_port(), folder / "log", FLAGS)
+    flags = {**FLAGS, "--review-dir": folder / "review"}
+    service = Service(bundle, free_port(), folder / "log", flags)
     console.print(f"{len(photos.good)} good photos with known answers")
     try:
         storms, checks = await weather(options, photos, judge, service)

@@ -104,8 +104,23 @@ def elsewhere(_: Photos, choose: random.Random) -> Request:
 
 
 def asked(_: Photos, choose: random.Random) -> Request:
-    path = choose.choice(["/healthz", "/readyz", "/model", "/classes", "/metrics", "/docs"])
+    paths = ["/healthz", "/readyz", "/model", "/classes", "/metrics", "/docs"]
+    path = choose.choice([*paths, "/review", "/review/summary"])
     return Request(head(path, b"", method="GET"), [], frozenset({200}))
+
+
+def labelled(_: Photos, choose: random.Random) -> Request:
+    """Labels for ids of nobody, or a document that is refused as soon as it is wrong."""
+    body, status = choose.choice(
+        [
+            (b'{"labels":[%s{"id":"a","label":null}]}' % (b'{"id":"b","label":"red"},' * 99), 200),
+            (b'{"labels":[%s{}]}' % (b"{}," * 50_000), 400),
+            (b"{%s}" % b",".join(b'"%d":0' % number for number in range(20_000)), 400),
+            (b'{"labels":%s' % (b"[" * 90_000), 400),
+            (b" " * 2**19, 413),
+        ]
+    )
+    return Request(head("/feedback", body), [body], frozenset({status}))
 
 
 def oversize(_: Photos, choose: random.Random) -> Request:
@@ -177,7 +192,8 @@ KINDS: Final[Mapping[Kind, float]] = {
     too_many: 0.5,
     malformed: 5,
     elsewhere: 1,
-    asked: 2,
+    asked: 3,
+    labelled: 2,
     oversize: 1,
     oversize_chunked: 1,
     slow_sender: 1.5,

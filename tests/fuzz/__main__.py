@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         bundle = palette.write_bundle(Path(folder) / "palette")
         palette.NEAR = near  # type: ignore[misc]
-        with taillift(bundle) as service:
+        with taillift(bundle, "--review-dir", str(Path(folder) / "review")) as service:
             if options.replay:
                 faults = replay(Inspector(service), options.replay)
                 for file, fault in faults:

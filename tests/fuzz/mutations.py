@@ -1,4 +1,4 @@
-"""Mutations: of the bytes of an image, of a form, of the fields of a request, of its wire."""
+"""Mutations: of an image's bytes, a form, a JSON document, a request's fields, its wire."""
 
 import gzip
 import re
@@ -9,7 +9,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from tests.fuzz.seeds import FORM, Message, form
+from tests.fuzz.seeds import FORM, Message, documents, form
 from tests.support.png import chunk
 
 Chunks = list[tuple[bytes, bytes]]
@@ -82,6 +82,7 @@ LINES: Final[Sequence[bytes]] = (
     b'Content-Disposition: form-data; name="images"\r\n', REQUEST,
     b"Content-Type: text/plain; charset=idna\r\n", b"Content-Transfer-Encoding: base64\r\n",
 )  # fmt: skip
+MEMBERS: Final = (b'"%x":0,', b'{"%d":[]},', b"[%d,", b'{"id":"%d","label":""},', b"%de9,")
 METHODS: Final = (b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE", b"PRI", b"\0")
 VERSIONS: Final = (b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.10", b"HTTP", b"")
 
@@ -214,6 +215,20 @@ def sent_form(message: Message, images: Sequence[bytes], random: Random) -> byte
     return replace(message, body=body, target=target, headers=((b"Content-Type", FORM),)).wire()
 
 
+def sent_document(_: Message, _images: Sequence[bytes], random: Random) -> bytes:
+    """Return a well-formed request with a changed JSON document, or one of many members."""
+    message = random.choice(list(documents().values()))
+    body = message.body
+    for _number in range(random.choice((0, 1, 1, 2, 4))):
+        body = bytes_of(body, random)
+    if random.random() < 0.3:
+        # So many that the body is within the limits, and some that are not.
+        member, times = random.choice(MEMBERS), random.choice((90, 9_000, 30_000))
+        place = random.choice([0, *(match.end() for match in re.finditer(rb"[\[{]", body))])
+        body = body[:place] + b"".join(member % number for number in range(times)) + body[place:]
+    return replace(message, body=body).wire()
+
+
 def sent_fields(message: Message, _: Sequence[bytes], random: Random) -> bytes:
     """Return a request with another method, target, version or other headers."""
     for _number in range(random.randint(1, 3)):
@@ -246,6 +261,7 @@ WAYS: Final[Sequence[Callable[[Message, Sequence[bytes], Random], bytes]]] = (
     sent_image,
     sent_image,
     sent_form,
+    sent_document,
     sent_fields,
     sent_wire,
 )

@@ -84,6 +84,27 @@ def images() -> Mapping[str, bytes]:
     }
 
 
+LABEL: Final = b'{"id":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIj","label":"red"}'
+
+
+def documents() -> Mapping[str, Message]:
+    """Return requests whose body is a JSON document."""
+    oip_json = (
+        b'{"id":"a","inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["%s"]}],'
+        b'"parameters":{"top_k":2},"outputs":[{"name":"label"}]}'
+    ) % b64encode(saved("JPEG", Image.new("RGB", (48, 64))))
+    return {
+        "label": Message(b'{"labels":[%s]}' % LABEL, b"/feedback"),
+        "labels": Message(
+            b'{"labels":[%s,{"id":"","label":null,"note":"unsure"}]}' % b",".join([LABEL] * 9),
+            b"/feedback",
+            headers=((b"Content-Type", b"application/json"),),
+        ),
+        "oip, json": Message(oip_json, b"/v2/models/palette/infer"),
+        "oip, index": Message(b'{"ready":true}', b"/v2/repository/index"),
+    }
+
+
 def messages() -> Mapping[str, Message]:
     """Return one request for each image, and others."""
     kinds = images()
@@ -96,9 +117,6 @@ def messages() -> Mapping[str, Message]:
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[2],"parameters":'
         b'{"binary_data_size":%d}}],"outputs":[{"name":"label"},{"name":"error"}]}'
     ) % len(oip_tensor)
-    oip_json = (
-        b'{"id":"a","inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["%s"]}]}'
-    ) % b64encode(body)
     return {
         **{name: Message(image) for name, image in kinds.items()},
         "form": Message(form([body, kinds["png"], kinds["webp"]]), headers=(typed,)),
@@ -107,12 +125,13 @@ def messages() -> Mapping[str, Message]:
         ),
         "confidence": Message(body, b"/confidence?classes=red&classes=blue&prior=train"),
         "chunked": Message(chunked + b"0\r\n\r\n", headers=((b"Transfer-Encoding", b"chunked"),)),
-        "oip, json": Message(oip_json, b"/v2/models/palette/infer"),
+        **documents(),
         "oip, binary": Message(
             oip_head + oip_tensor,
             b"/v2/models/palette/versions/1/infer",
             headers=((b"Inference-Header-Content-Length", b"%d" % len(oip_head)),),
         ),
+        "review, delete": Message(b"", b"/review/AAECAwQFBgcICQoL", b"DELETE"),
         "gzip": Message(compressed, headers=((b"Content-Encoding", b"gzip"),)),
         **{
             path: Message(b"", path.encode(), b"GET")
@@ -127,6 +146,9 @@ def messages() -> Mapping[str, Message]:
                 "/model",
                 "/docs",
                 "/openapi.json",
+                "/review?limit=5&after=AAECAwQFBgcICQoL",
+                "/review/summary",
+                "/review/AAECAwQFBgcICQoL/photo",
                 "/nothing",
             )
         },

@@ -13,6 +13,7 @@ from taillift.service.inference.engine import Engine
 from taillift.service.settings import read_settings
 from tests.support import palette
 from tests.support.palette import palette_manifest, photo, write_bundle
+from tests.support.raw import connected
 from tests.support.serving import process, sample, serving, top_labels, until
 
 KEY = "an-admin-key-of-the-tests"
@@ -91,6 +92,29 @@ def test_a_key_is_needed_and_is_not_one_for_images(admin: httpx.Client) -> None:
         "/admin/challenger",
         "/admin/rollback",
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/admin/roles/champion"),
+        ("PUT", "/admin/roles/challenger"),
+        ("POST", "/admin/rollback"),
+    ],
+)
+def test_a_body_is_read_after_the_key_and_is_small(
+    admin: httpx.Client, method: str, path: str
+) -> None:
+    """A client without a key is refused before it has sent a byte of the body."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with connected(admin) as connection:
+        connection.sendall(f"{head}Content-Length: 50\r\n\r\n".encode())
+        assert connection.recv(1_000).startswith(b"HTTP/1.1 401 ")
+    assert admin.request(method, path, content=b" " * 2**16 + b"{}").status_code == 413
+    many = b"{%s}" % b",".join(b'"%d":0' % number for number in range(101))
+    refused = admin.request(method, path, content=many)
+    assert refused.status_code == 400
+    assert "more than 100 members" in refused.json()["detail"]
 
 
 def test_a_promotion_is_accepted_done_and_logged_once(

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from taillift.models.errors import UserError
 from taillift.service.feedback.label_book import LabelBook
 from taillift.service.feedback.prediction_id import PredictionId, Signer
-from taillift.service.http.feedback import MAX_BODY_BYTES, MAX_LABELS
+from taillift.service.http.feedback import MAX_BODY_BYTES, MAX_LABELS, Feedback
 from tests.support.palette import CLASSES, new_photo
 from tests.support.serving import form, running, sample, scrape, until
 
@@ -114,6 +115,33 @@ def test_a_body_of_another_kind_is_refused_in_one_line(
     assert answer.status_code == 400
     assert says in answer.json()["detail"]
     assert "\n" not in answer.json()["detail"]
+
+
+MEMBERS = b",".join(b'"%x":0' % number for number in range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{%s}" % MEMBERS, "more than 100 members"),
+        (b'{"labels": [], %s}' % MEMBERS, "more than 100 members"),
+        (b'{"labels": [{%s}]}' % MEMBERS, "labels.0: an object has more than 100 members"),
+        (b'{"labels": [%s{}]}' % (b"{}," * 80_000), "labels.0.id: Field required"),
+        (b'{"labels": [%s1]}' % (b"1," * 100_000), "labels.0: Input should be"),
+        (b'{"labels": [%s{}]}' % (b'{"id":"a","label":7},' * 10_000), "labels.0.label"),
+        (b'{"labels": [{"id": "a", "label": %s' % (b"[" * 200_000), "Invalid JSON"),
+    ],
+)
+def test_however_much_of_a_body_is_wrong_one_mistake_is_told_and_few_are_noted(
+    service: httpx.Client, body: bytes, says: str
+) -> None:
+    assert len(body) <= MAX_BODY_BYTES
+    answer = service.post("/feedback", content=body)
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:taillift:problem:malformed")
+    assert says in answer.json()["detail"]
+    with pytest.raises(ValidationError) as refused:
+        Feedback.model_validate_json(body)
+    assert refused.value.error_count() <= 100
 
 
 def test_a_body_that_is_too_large_or_compressed_is_refused(service: httpx.Client) -> None:

@@ -170,6 +170,22 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
+@pytest.mark.parametrize(
+    ("size", "count", "status"),
+    [(1, 9_000, 415), (1, 40_000, 400), (30, 20_000, 400), (63, 12_000, 400), (64, 12_000, 415)],
+)
+def test_a_body_may_come_in_so_many_tiny_chunks_only(
+    client: httpx.Client, size: int, count: int, status: int
+) -> None:
+    """415: it was read to its end, and is not an image."""
+    head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    body = count * chunk(b"x" * size) + b"0\r\n\r\n"
+    (answer,) = exchange(client, head + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+    assert answer.status == status
+    if status == 400:
+        assert "send larger chunks, or a Content-Length" in json.loads(answer.body)["detail"]
+
+
 def test_what_is_pipelined_is_answered_in_order(client: httpx.Client) -> None:
     labels = list(CLASSES)
     coding = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"

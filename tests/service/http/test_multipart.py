@@ -72,6 +72,9 @@ def test_an_image_needs_no_file_name_if_its_type_says_so() -> None:
         (form_of(b"x", head=b"no colon"), "no name or no colon"),
         (form_of(b"x", head=b"X: y"), "no name in Content-Disposition"),
         (b"--b\r\n\r\nx\r\n--b--", "no headers"),
+        (form_of(b"x", head=NAMED + b";" * 65), "more than 64 parameters"),
+        (form_of(b"x", head=NAMED + b'; a="%s"' % (b";" * 4_000)), "more than 64 parameters"),
+        (form_of(b"x", head=NAMED + b"; a=b" * 1_500), "more than 64 parameters"),
     ],
 )
 def test_what_is_not_a_form_is_malformed(body: bytes, words: str) -> None:
@@ -86,6 +89,18 @@ def test_a_boundary_is_needed_and_not_long(kind: str) -> None:
     with pytest.raises(MalformedError, match="boundary"):
         form_boundary(kind)
     assert form_boundary('multipart/form-data; charset=x; boundary="a b"') == b"a b"
+
+
+def test_semicolons_in_a_file_name_are_a_part_of_it() -> None:
+    head = b'Content-Disposition: form-data; name="images"; filename="%s"' % (b"a;b" * 60)
+    assert parts_of(form_of(b"x", head=head)) == [FormPart("images", "a;b" * 60, b"x")]
+
+
+def test_a_content_type_has_few_parameters() -> None:
+    kind = "multipart/form-data; boundary=b"
+    assert form_boundary(kind + "; a=b" * 60) == b"b"
+    with pytest.raises(MalformedError, match="more than 64 parameters"):
+        form_boundary(kind + "; a=b" * 3_000)
 
 
 def test_a_form_may_come_in_any_two_pieces() -> None:

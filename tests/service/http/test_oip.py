@@ -272,7 +272,7 @@ REFUSED: Mapping[str, tuple[object, int, str]] = {
     "nothing": (b"", 400, "the request is empty"),
     "no object": ([], 400, "the document"),
     "nesting": (b"[" * 100_000, 400, "nested too deeply"),
-    "not a number": (b'{"inputs": NaN}', 400, "NaN is not JSON"),
+    "not a number": (b'{"inputs": NaN}', 400, "expected value"),
     "digits": (b'{"inputs": %s}' % (b"9" * 5_000), 400, "cannot be read"),
     "members": ({f"a{number}": 0 for number in range(101)}, 400, "more than 100 members"),
     "member": ({"input": []}, 400, 'did you mean "inputs"?'),

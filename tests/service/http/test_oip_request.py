@@ -16,6 +16,7 @@ from taillift.service.http.app import create_app
 from taillift.service.http.oip_request import (
     JSON_BYTES,
     InferRequest,
+    decoded,
     json_size,
     parse,
     parsing_bytes,
@@ -222,6 +223,24 @@ def test_mutated_bodies_get_no_500_from_the_service(bundle: Path) -> None:
 
 
 DEEP = b'{"inputs":%s}'
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
+def test_base64_is_decoded_in_pieces_as_if_it_were_one(size: int) -> None:
+    photo = Random(size).randbytes(size)
+    assert decoded(base64.b64encode(photo)) == photo
+
+
+@pytest.mark.parametrize("text", [b"a", b"aa=", b"aaa", b"aa=a", b"a===", b"a-aa"])
+def test_what_is_not_base64_is_not_at_any_place_of_a_long_text(text: bytes) -> None:
+    good = base64.b64encode(bytes(786_432))
+    for wrong in (text, good + text, good + good[:400] + text):
+        with pytest.raises(ValueError):
+            decoded(wrong)
+    for end in (b"aa==", b"aaa="):
+        assert decoded(good + end)
+        with pytest.raises(ValueError):
+            decoded(good[:-4] + end + good)
+
+
 TENSOR = b'{"name":"","shape":[],"datatype":"","parameters":{}},'
 LARGE: dict[str, Callable[[], Sent]] = {
     "photos": lambda: in_json([bytes(200_000)] * 10),

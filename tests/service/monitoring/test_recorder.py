@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from threading import current_thread
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -20,6 +22,7 @@ from taillift.service.inference.engine import Engine
 from taillift.service.monitoring.store import Store
 from taillift.service.serve_cli import app
 from taillift.service.settings import read_settings
+from taillift.service.tail.distributions import binomial_interval
 from taillift.service.tail.snapshot import Array
 from tests.support import palette
 from tests.support.palette import CLASSES, make_first_schema, new_photo, photo, write_bundle
@@ -146,6 +149,23 @@ def test_get_classes_shows_the_groups_and_the_window(lost: httpx.Client) -> None
     assert window["reference"] == "uniform"
     since = datetime.fromisoformat(window["since"]).timestamp()
     assert 0 <= time.time() - since < 600, "the time of the first prediction, not the window's"
+
+
+@pytest.mark.parametrize("path", ["/classes", f"/classes/{LOST}", "/classes/red"])
+def test_the_intervals_of_shares_are_not_computed_by_the_event_loop(
+    lost: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """They take milliseconds, and anybody can ask for them."""
+    threads: list[str] = []
+
+    def noted(*arguments: Any) -> Any:
+        threads.append(current_thread().name)
+        return binomial_interval(*arguments)
+
+    monkeypatch.setattr("taillift.service.tail.state.binomial_interval", noted)
+    assert lost.get(path).is_success
+    assert threads
+    assert all(name.startswith(("asyncio_", "uvloop_")) for name in threads), threads
 
 
 def test_get_one_class_shows_the_same_and_how_soon_a_change_would_be_found(
