@@ -280,7 +280,8 @@ class Trainer:
         curve = tau_curve(full, labels, dataset.groups, metadata.prior_counts)
         point = self._processes.broadcast(best_point(curve, loss))
         plain = next(other for other in curve if other.tau == 1)
-        note(f"tau = {point.tau:g} by val/: {point}; with tau = 1: {plain}")
+        against = "" if point.tau == 1 else f"; with tau = 1: {plain}"
+        note(f"tau = {point.tau:g} by val/: {point}{against}")
         recipe = metadata.recipe.with_tau(point.tau)
         return Run(run.model, metadata.model_copy(update={"recipe": recipe}))
 

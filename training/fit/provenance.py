@@ -98,8 +98,11 @@ class CueEvidence(Part):
         )
 
     def __str__(self) -> str:
+        state = f"cues are {'on' if self.on else 'off'}"
+        if not self.first:
+            return f"{state}: of fewer than {CHANCE} classes, chance alone holds too many"
         return (
-            f"cues are {'on' if self.on else 'off'}: zero-shot's first {self.first} hold the truth "
+            f"{state}: zero-shot's first {self.first} hold the truth "
             f"for {100 * self.known:.1f} % of {self.photos:,} training photos of {self.group}-shot "
             f"classes (gate: {100 * self.gate:g} %)"
         )

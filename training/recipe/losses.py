@@ -169,7 +169,8 @@ class LogitAdjusted(LossSpec):
         for name in ("aim", "give", "chosen"):
             if self.tau != "auto" and getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name} is for tau = auto, and tau = {self.tau:g}: leave out one of them"
+                    f"{name} is for tau = auto, and tau is {self.tau:g}: set tau to auto, or leave "
+                    f"{name} out"
                 )
         if self.give is not None and self.aim != "few":
             raise ValueError("give is for aim = few: set that, or leave it out")

@@ -159,7 +159,10 @@ def test_the_error_for_an_unknown_field_suggests_the_most_similar_one(
         ("loss: {tau: car}", "loss.tau = car: give a number that is not below 0, or auto"),
         ("loss: {tau: -1}", "loss.tau = -1: give a number that is not below 0, or auto"),
         ("loss: {tau: .inf}", "loss.tau = inf: give a number that is not below 0, or auto"),
-        ("loss: {aim: few}", "aim is for tau = auto, and tau = 1: leave out one of them"),
+        (
+            "loss: {aim: few}",
+            "aim is for tau = auto, and tau is 1: set tau to auto, or leave aim out",
+        ),
         ("loss: {tau: auto, give: 1}", "give is for aim = few: set that, or leave it out"),
         ("loss: {tau: auto, aim: fwe}", "loss.aim = fwe: Input should be 'mean-class' or 'few'"),
         ("loss: {cues: {gate: 2}}", "loss.cues.gate = 2: Input should be less than or equal to 1"),
