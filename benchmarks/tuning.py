@@ -108,7 +108,7 @@ def attempt(
         run = trainer.train(recipe)
     except UserError as error:
         return Try(changes, recipe, time.monotonic() - start, None, str(error))
-    logits = trainer.view_logits(run, split)
+    logits = run.answers(trainer.view_logits(run, split))
     scores = evaluate("val", logits, np.array(split.labels), groups).full
     return Try(changes, recipe, time.monotonic() - start, scores)
 

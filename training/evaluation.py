@@ -11,10 +11,12 @@ from taillift.models.bundle.ensemble import ExitRule, mean_over_views, run_stage
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Accuracy, Evaluation, Scores
 from taillift.models.bundle.posterior import log_shares
-from taillift.models.bundle.schema import GROUPS, Group, Percent, SchemaModel
+from taillift.models.bundle.schema import GROUPS, ROUNDING, Group, Percent, SchemaModel
+from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
 from taillift.training.fit.frozen_features import remaining_network
 from taillift.training.fit.inputs import Inputs, first_copies
+from taillift.training.recipe.losses import GIVE, LogitAdjusted
 
 Indices = npt.NDArray[np.int64]
 Rates = npt.NDArray[np.float64]
@@ -35,6 +37,11 @@ class TauPoint(SchemaModel):
     many: Percent | None
     medium: Percent | None
     few: Percent | None
+
+    def __str__(self) -> str:
+        found = [(group, getattr(self, group)) for group in GROUPS]
+        parts = [f"{group} {value:.1f} %" for group, value in found if value is not None]
+        return ", ".join([f"mean-class {self.mean_class:.1f} %", *parts])
 
 
 def tau_curve(
@@ -57,6 +64,39 @@ def tau_curve(
         found = scores(predicted, labels, groups)
         points.append(TauPoint(tau=tau, **found.model_dump(include=set(TauPoint.model_fields))))
     return tuple(points)
+
+
+def check_choosable(
+    loss: LogitAdjusted, labels: Sequence[int] | None, groups: Sequence[Group]
+) -> None:
+    """Raise `UserError` if tau cannot be chosen on val/, whose photos have these `labels`.
+
+    They are None without val/. `groups` has one entry a class.
+    """
+    if labels is None:
+        raise UserError(
+            "loss.tau = auto is chosen on val/ and there is none: add val/, or give a number"
+        )
+    present = {groups[label] for label in labels}
+    for group in ("few", "many"):
+        if loss.aim == "few" and group not in present:
+            raise UserError(
+                f"loss.aim = few weighs few-shot against many-shot accuracy, and val/ has no "
+                f"photos of {group}-shot classes: set aim to mean-class, or tau to a number"
+            )
+
+
+def best_point(curve: Sequence[TauPoint], loss: LogitAdjusted) -> TauPoint:
+    """Return the point of a curve that the loss aims at; of equal ones, the nearest to tau = 1."""
+    if loss.aim != "few":
+        return max(curve, key=lambda point: (point.mean_class, -abs(point.tau - 1)))
+    plain = next(point for point in curve if point.tau == 1)
+    give = GIVE if loss.give is None else loss.give
+    least = (plain.many or 0.0) - give - ROUNDING
+    return max(
+        (point for point in curve if (point.many or 0.0) >= least),
+        key=lambda point: (point.few or 0.0, point.mean_class, -abs(point.tau - 1)),
+    )
 
 
 def evaluate(

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 
 from taillift.models.bundle.arrays import Floats, chunks
+from taillift.models.bundle.ensemble import mean_over_views
+from taillift.models.bundle.images import VIEWS
+from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Preprocessing
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
@@ -24,7 +27,13 @@ from taillift.models.lift.model import Model
 from taillift.training.console import note, steps_bar
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.data.pool import with_right_labels
-from taillift.training.evaluation import predictions, view_logits
+from taillift.training.evaluation import (
+    best_point,
+    check_choosable,
+    predictions,
+    tau_curve,
+    view_logits,
+)
 from taillift.training.fit.build import (
     bare_model,
     build_model,
@@ -33,6 +42,7 @@ from taillift.training.fit.build import (
     preprocessing_for,
     prompts_for,
     resolve_recipe,
+    zero_shot_logits,
 )
 from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.fit.distributed import Processes, resolve_precision
@@ -45,6 +55,7 @@ from taillift.training.fit.frozen_features import (
     remaining_network,
 )
 from taillift.training.fit.inputs import (
+    CuedInputs,
     Inputs,
     Subset,
     centre_photos,
@@ -63,8 +74,9 @@ from taillift.training.fit.optimisation import (
     rate_factor,
 )
 from taillift.training.fit.progress import Clock, Curves, Log, Progress
-from taillift.training.fit.provenance import new_provenance
+from taillift.training.fit.provenance import CueEvidence, new_provenance
 from taillift.training.fit.resume import Resume, run_key
+from taillift.training.recipe.losses import Cues, LogitAdjusted
 from taillift.training.recipe.recipe import Augmentation, Recipe
 from taillift.training.recipe.semi_supervision import Loft, RightLabels, StrongView, SureGuesses
 from taillift.training.unlabelled.acceptance import known_to_zero_shot, zero_shot_confidence
@@ -88,6 +100,18 @@ class Run:
     def losses(self) -> tuple[float, ...]:
         """The mean loss of each epoch."""
         return self.metadata.record.losses
+
+    def answers(self, logits: Floats) -> Floats:
+        """Return the model's logits [..., C] as it answers with them: of the tau that was chosen.
+
+        Without such a choice they stay as they are.
+        """
+        tail = self.metadata.recipe.loss.tail
+        if not tail:
+            return logits
+        shift = (tail * log_shares(self.metadata.prior_counts)).astype(np.float32)
+        answered: Floats = logits - shift
+        return answered
 
 
 class Trainer:
@@ -126,7 +150,8 @@ class Trainer:
         curves go to `curves_folder`, and then to the `logs`, too. The training photos at the
         indices `without` are set aside, but the passes over the others stay as many; every class
         has to keep a photo. Raises `UserError` if the loss diverges, the memory is too small,
-        `resume_file` is from another run, or one of the `logs` refuses.
+        `resume_file` is from another run, one of the `logs` refuses, or tau is to be chosen and
+        val/ does not allow it.
         """
         dataset, backbone, processes = self.dataset, self._backbone, self._processes
         if isinstance(recipe.unlabelled, RightLabels) and dataset.unlabelled is not None:
@@ -137,6 +162,9 @@ class Trainer:
             return Run(run.model, run.metadata.model_copy(update={"key": key}))
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
+        if recipe.undecided:
+            on_val = dataset.val.labels if dataset.val else None
+            check_choosable(recipe.undecided, on_val, dataset.groups)
         aside = set(without)
         kept = [photo for photo in range(len(dataset.train)) if photo not in aside]
 
@@ -155,13 +183,18 @@ class Trainer:
 
             settings = recipe.model_dump(mode="json")
             with Curves(curves_folder, resume.done, logs, settings) as curves:
-                progress, teacher = None, None
+                progress, teacher, evidence = None, None, None
                 if recipe.epochs:
                     # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
-                    inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
+                    inputs: Inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
                     steps = recipe.total_steps(len(kept), len(dataset.train))
+                    if recipe.cues:
+                        evidence, look_alikes = self.cues(recipe, recipe.cues, preprocessing)
+                        note(str(evidence))
+                        if evidence.on:
+                            inputs = CuedInputs(inputs, look_alikes[kept])
                     teacher = self.teacher(recipe, model, preprocessing, counts, steps)
                     try:
                         progress = fit(
@@ -198,20 +231,59 @@ class Trainer:
                     pseudo_counts=tuple(teacher.pseudo_counts.tolist()) if teacher else (),
                     trainable_parameters=model.trainable_parameters,
                     record=new_provenance(
-                        processes, progress, tuple(teacher.history) if teacher else ()
+                        processes, progress, tuple(teacher.history) if teacher else (), evidence
                     ),
                 )
                 run = Run(model, metadata)
+                if recipe.undecided:
+                    run = self.with_tau(run, recipe.undecided)
 
                 if curves_folder and dataset.val:
                     labels = np.asarray(dataset.val.labels)
-                    single, full = predictions(self.view_logits(run, dataset.val))
+                    single, full = predictions(run.answers(self.view_logits(run, dataset.val)))
                     accuracies = {
                         "validation/single": 100 * float((single == labels).mean()),
                         "validation/full": 100 * float((full == labels).mean()),
                     }
                     curves.add(recipe.epochs, accuracies)
         return run
+
+    def cues(
+        self, recipe: Recipe, cues: Cues, preprocessing: Preprocessing
+    ) -> tuple[CueEvidence, Tensor]:
+        """Return whether cues are on, and the look-alikes int64 [N, K] of all training photos.
+
+        Photos that are set aside count as well, so that every fold of a cross-fitting decides as
+        the whole set does. Raises `UserError` if the backbone has no text tower. Collective.
+        """
+        backbone, dataset = self._backbone, self.dataset
+        if not backbone.has_text:
+            raise UserError(
+                f"loss.cues ask zero-shot CLIP, and backbone {backbone.name} has no text tower: "
+                "leave them out"
+            )
+        features = self.backbone_features(dataset.train, preprocessing)
+        labels = torch.tensor(dataset.train.labels)
+        logits = zero_shot_logits(backbone, recipe, dataset.names, features)
+        evidence = CueEvidence.of(cues, logits, labels, dataset.groups)
+        return self._processes.broadcast((evidence, cues.look_alikes(logits, labels)))
+
+    def with_tau(self, run: Run, loss: LogitAdjusted) -> Run:
+        """Return the run with the tau that its loss aims at on val/, with five views. Collective.
+
+        There has to be val/.
+        """
+        dataset, metadata = self.dataset, run.metadata
+        assert dataset.val is not None
+        logits = self.view_logits(run, dataset.val).reshape(-1, len(dataset.classes))
+        labels, full = np.asarray(dataset.val.labels), mean_over_views(logits, VIEWS)
+        curve = tau_curve(full, labels, dataset.groups, metadata.prior_counts)
+        point = self._processes.broadcast(best_point(curve, loss))
+        plain = next(other for other in curve if other.tau == 1)
+        against = "" if point.tau == 1 else f"; with tau = 1: {plain}"
+        note(f"tau = {point.tau:g} by val/: {point}{against}")
+        recipe = metadata.recipe.with_tau(point.tau)
+        return Run(run.model, metadata.model_copy(update={"recipe": recipe}))
 
     def seconds(self, recipe: Recipe) -> float:
         """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
@@ -253,7 +325,7 @@ class Trainer:
         """Return the features [N, D] of all centre views of a split, from the untrained tower."""
         key = split, preprocessing
         if key not in self._centres:
-            note(f"The head starts from photos: each of {len(split):,} is read once")
+            note(f"Reading the centre view of each of {len(split):,} photos once")
             model = bare_model(self._backbone, len(self.dataset.classes))
             inputs = self.centre_views(split, model, preprocessing)
             network = remaining_network(model, inputs.stage)

@@ -208,12 +208,13 @@ def train(
     save(path, run.model, run.metadata, replace)
     if not is_first():
         return
-    guessed = run.metadata.record.pseudo_labels
+    guessed, tau = run.metadata.record.pseudo_labels, run.metadata.recipe.chosen_tau
     say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
         + (f"; {guessed[-1]} in the last epoch" if guessed else "")
+        + (f"; answers with tau = {tau:g}, chosen on val/" if tau is not None else "")
     )
 
 

@@ -102,7 +102,9 @@ def extend(
     draws = np.where(is_old, DRAWS, 0)
     directions = train_head(start, old.scale, features, labels, joined, draws, seed)
 
-    method = old.manifest.method.model_copy(update={"prior": "uniform"})
+    tail = chosen_tail(old.manifest)
+    prior = "other" if tail else "uniform"
+    method = old.manifest.method.model_copy(update={"prior": prior})
     changes = {"classes": tuple(classes), "method": method}
     note = f"photos of {first_names(list(by_class))} were added to bundle {old.manifest.version}"
     weight = (old.scale * directions).astype(np.float32)
@@ -327,7 +329,8 @@ def classes_with(
     """Return all classes after photos of the classes `names` [N] are added, under a uniform prior.
 
     They are in the order of their counts, equal ones by name, as in a set of photos. With them
-    comes the index that each has in `manifest`, None for a new one.
+    comes the index that each has in `manifest`, None for a new one. If the tau of the answers was
+    chosen, the prior holds its shift for the new counts.
     """
     added, known = Counter(names), indices_by_name(manifest.labels)
     new = [label for label in added if label not in known]
@@ -344,7 +347,19 @@ def classes_with(
         info = ClassInfo(label=label, prompt=label, count=added[label], group=group, prior=share)
         pairs.append((info, None))
     pairs.sort(key=lambda pair: (-pair[0].count, pair[0].label))
-    return [info for info, _ in pairs], [index for _, index in pairs]
+    weights = np.array([info.count for info, _ in pairs]) ** chosen_tail(manifest)
+    priors = (weights / weights.sum()).tolist()
+    infos = [
+        info.model_copy(update={"prior": prior})
+        for (info, _), prior in zip(pairs, priors, strict=True)
+    ]
+    return infos, [index for _, index in pairs]
+
+
+def chosen_tail(manifest: Manifest) -> float:
+    """Return how far answers lean toward the rare classes: tau - 1, and 0 without a choice."""
+    tau = manifest.method.tau
+    return 0.0 if tau is None else tau - 1
 
 
 def features_of(

@@ -84,6 +84,9 @@ class Method(SchemaModel):
     prior: PriorName = Field(
         "uniform", description="the prior that the logits carry and that other priors replace"
     )
+    tau: float | None = Field(
+        None, ge=0, description="chosen on val/ after training with 1; the priors hold the shift"
+    )
 
 
 class Scores(SchemaModel):

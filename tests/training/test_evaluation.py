@@ -6,14 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.schema import Group
+from taillift.models.errors import UserError
 from taillift.training.evaluation import (
     TAUS,
+    TauPoint,
+    best_point,
+    check_choosable,
     class_accuracies,
     confusion,
     evaluate,
     scores,
     tau_curve,
 )
+from taillift.training.recipe.losses import LogitAdjusted
 
 GROUPS: list[Group] = ["many", "many", "medium", "few"]
 
@@ -125,3 +130,37 @@ def test_tau_1_is_the_model_as_it_is(seed: int) -> None:
         include=set(type(point).model_fields)
     )
     assert len(TAUS) == 9
+
+
+@pytest.mark.parametrize(
+    ("aim", "give", "tau"),
+    [
+        ("mean-class", None, 1.25),  # Of equal ones the nearest to 1.
+        ("few", None, 1.25),  # 2 points of many, to the last digit.
+        ("few", 1.9, 1),
+        ("few", 8, 1.5),  # Of equal few-shot accuracies the better mean.
+        ("few", 30, 2),
+    ],
+)
+def test_tau_is_chosen_by_what_is_aimed_at(aim: str, give: float | None, tau: float) -> None:
+    rows = [
+        *((0.75, 70.0, 90.0, 50.0), (1, 71, 80, 60), (1.25, 72, 78, 66)),
+        *((1.5, 72, 73, 70), (1.75, 70, 72, 70), (2, 60, 50, 75)),
+    ]
+    curve = [
+        TauPoint(tau=at, mean_class=mean, many=many, medium=None, few=few)
+        for at, mean, many, few in rows
+    ]
+    loss = LogitAdjusted.model_validate({"tau": "auto", "aim": aim, "give": give})
+    assert best_point(curve, loss).tau == tau
+
+
+def test_tau_is_not_chosen_without_the_photos_that_it_takes() -> None:
+    few, mean = LogitAdjusted(tau="auto", aim="few"), LogitAdjusted(tau="auto")
+    with pytest.raises(UserError, match="chosen on val/ and there is none: add val/, or give"):
+        check_choosable(mean, None, GROUPS)
+    check_choosable(mean, [2], GROUPS)
+    check_choosable(few, [0, 3], GROUPS)
+    for labels, group in (([0, 2], "few"), ([2, 3], "many")):
+        with pytest.raises(UserError, match=f"no photos of {group}-shot classes: set aim to mean"):
+            check_choosable(few, labels, GROUPS)

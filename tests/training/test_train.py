@@ -4,6 +4,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
+from taillift.training.calibration.cross_fit import answered_prior
 from taillift.training.data.dataset import Dataset
+from taillift.training.evaluation import TAUS
 from taillift.training.fit.optimisation import OptimisationState
+from taillift.training.recipe.losses import Cues, LogitAdjusted
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 
@@ -201,3 +205,55 @@ def test_photos_set_aside_do_not_affect_the_weights(
     first, second = (weights(trainer.train(recipe, without=aside)) for trainer in trainers)
     assert torch.equal(first, second)
     assert not torch.equal(*(weights(trainer.train(recipe)) for trainer in trainers))
+
+
+def test_tau_is_chosen_on_val_after_a_training_with_tau_1(
+    trainer: Trainer, whole: Run, colours: Dataset, tmp_path: Path
+) -> None:
+    recipe = RECIPE.model_copy(update={"loss": LogitAdjusted(tau="auto")})
+    interrupt(trainer, tmp_path / "auto.resume", 5, recipe=recipe)
+    run = trainer.train(recipe, tmp_path / "auto.resume")
+    assert torch.equal(weights(run), weights(whole))
+    # Every tau by itself, on the mean of the five views.
+    assert colours.val is not None
+    raw = trainer.view_logits(run, colours.val).mean(1)
+    shares = np.array(colours.counts) / sum(colours.counts)
+    labels = np.array(colours.val.labels)
+    accuracy = {
+        tau: np.mean((raw - (tau - 1) * np.log(shares)).argmax(1) == labels) for tau in TAUS
+    }
+    best = [tau for tau in TAUS if np.isclose(accuracy[tau], max(accuracy.values()))]
+    tau = min(best, key=lambda tau: abs(tau - 1))
+    assert run.metadata.recipe.chosen_tau == tau
+    moved = Run(run.model, run.metadata.model_copy(update={"recipe": recipe.with_tau(1.75)}))
+    assert np.allclose(moved.answers(raw), raw - 0.75 * np.log(shares), atol=1e-5)
+    # A bundle takes this out of the logits, to answer likewise.
+    prior = answered_prior(moved.metadata.recipe, colours.counts)
+    assert prior == pytest.approx(shares**0.75 / sum(shares**0.75))
+
+
+def test_tau_is_not_chosen_without_val_and_nothing_is_trained(
+    colours: Dataset, tiny_backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OptimisationState, "update", lambda *_: pytest.fail("trained"))
+    blind = Trainer(replace(colours, val=None), load_backbone(tiny_backbone), torch.device("cpu"))
+    recipe = RECIPE.model_copy(update={"loss": LogitAdjusted(tau="auto")})
+    with pytest.raises(UserError, match=r"loss\.tau = auto is chosen on val/ and there is none"):
+        blind.train(recipe)
+
+
+def test_cues_change_the_training_exactly_if_their_gate_is_open(
+    trainer: Trainer, whole: Run
+) -> None:
+    def cued(cues: Cues) -> Run:
+        return trainer.train(RECIPE.model_copy(update={"loss": LogitAdjusted(cues=cues)}))
+
+    # Of three classes, no first quarter holds any: only a gate of 0 is open.
+    off, on = cued(Cues()), cued(Cues(gate=0, count=1))
+    assert torch.equal(weights(off), weights(whole))
+    assert off.losses == whole.losses
+    assert not torch.equal(weights(on), weights(whole))
+    assert min(np.subtract(on.losses, whole.losses)) > 0, "a binary loss was added"
+    switched = [run.metadata.record.cues for run in (off, on)]
+    assert [(one.on, one.photos) for one in switched if one] == [(False, 5), (True, 5)]
+    assert whole.metadata.record.cues is None

@@ -223,6 +223,24 @@ def test_a_recipe_of_ones_own_is_trained_with_changes_and_only_once(
     assert read_metadata(path).recipe.batch == 8
 
 
+def test_cues_and_the_choice_of_tau_are_told_and_recorded(
+    run: Run, tmp_path: Path, tiny_backbone: str
+) -> None:
+    write_photos(tmp_path / "photos", {"red": 16, "green": 12, "blue": 8}, ("train", "val"))
+    command = ["train", "photos", "--backbone", tiny_backbone, "--epochs", "1", "--lr", "0.002"]
+    command += ["--set", "loss.tau=auto", "--set", "loss.cues={gate: 0}", "--out", "a.safetensors"]
+    status, output, errors = run(*command)
+    assert status == 0, errors
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    tau = metadata.recipe.chosen_tau
+    assert f"; answers with tau = {tau:g}, chosen on val/" in output
+    assert f"tau = {tau:g} by val/: mean-class " in errors
+    assert "cues are on: of fewer than 4 classes, chance alone holds too many\n" in errors
+    written = yaml.safe_load((tmp_path / "a.safetensors.yaml").read_text("utf-8"))
+    assert written["recipe"]["loss"]["chosen"] == tau
+    assert written["record"]["cues"]["on"]
+
+
 def test_checkpoints_with_dots_keep_apart_from_each_other_and_from_their_recipe(
     run: Run, tmp_path: Path, tiny_backbone: str
 ) -> None:

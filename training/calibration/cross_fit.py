@@ -56,7 +56,7 @@ def cross_fit(
         # The model carries the prior of the photos that it was trained on, which are fewer.
         removed = np.bincount(train.only(without).labels, minlength=len(groups))
         remaining = (np.array(run.metadata.prior_counts) - removed).tolist()
-        log_prior = log_shares(carried_prior(recipe, remaining))
+        log_prior = log_shares(answered_prior(recipe, remaining))
         if write is None:
             start = sum(map(len, folds[: number - 1]))
             logits = trainer.view_logits(run, measured, range(start, start + len(fold)))
@@ -125,6 +125,21 @@ def carried_prior(recipe: Recipe, counts: Sequence[float]) -> list[float]:
     if not recipe.epochs:
         return [1 / len(counts)] * len(counts)
     shares: list[float] = recipe.loss.implied_prior(counts).tolist()
+    return shares
+
+
+def answered_prior(recipe: Recipe, counts: Sequence[float]) -> list[float]:
+    """Return each class's share in the prior that is taken out of the logits to answer.
+
+    It is `carried_prior`; if tau was chosen after training, times (share of the photos)^(tau - 1),
+    so that under the uniform prior the answers are those of a loss with that tau.
+    """
+    carried = carried_prior(recipe, counts)
+    if not recipe.loss.tail:
+        return carried
+    shifted = log_shares(carried) + recipe.loss.tail * log_shares(counts)
+    weights = np.exp(shifted - shifted.max())
+    shares: list[float] = (weights / weights.sum()).tolist()
     return shares
 
 

@@ -301,9 +301,10 @@ def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> O
     start = time.monotonic()
     name, split = dataset.held_out
     labels, groups = np.asarray(split.labels), dataset.groups
-    logits = trainer.view_logits(run, split)
+    raw = trainer.view_logits(run, split)
+    logits = run.answers(raw)
     carried = log_shares(carried_prior(metadata.recipe, metadata.prior_counts))
-    full = mean_over_views(logits.reshape(-1, len(groups)), VIEWS)
+    full = mean_over_views(raw.reshape(-1, len(groups)), VIEWS)
     return outcome.model_copy(
         update={
             "trainable_parameters": metadata.trainable_parameters,
@@ -388,7 +389,8 @@ def _in_short(outcome: Outcome) -> str:
     few = "" if full.few is None else f", few {full.few:.1f} %"
     epochs = outcome.record.pseudo_labels if outcome.record else ()
     guessed = f"; {epochs[-1]}" if epochs else ""
-    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s{guessed}"
+    cues = f"; {outcome.record.cues}" if outcome.record and outcome.record.cues else ""
+    return f"mean-class {full.mean_class:.1f} %{few} in {outcome.seconds:.0f} s{guessed}{cues}"
 
 
 def collect(out: Path) -> None:

@@ -120,6 +120,10 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
     used = [(one, share) for one, share in zip(ingredients, shares, strict=True) if share > 0]
     metadata = used[0][0].run.metadata
     recipe = soup_recipe([one.run.metadata.recipe for one, _ in used])
+    tails = [one.run.metadata.recipe.loss.tail for one, _ in used]
+    if any(tails):
+        tail = sum(share * tail for (_, share), tail in zip(used, tails, strict=True))
+        recipe = recipe.with_tau(1 + tail)
     if len(used) == 1:
         model = copy.deepcopy(used[0][0].run.model)
     else:
@@ -226,7 +230,8 @@ def on_val(run: Run, trainer: Trainer) -> Scores:
     val = trainer.dataset.val
     assert val is not None
     labels, groups = np.asarray(val.labels), trainer.dataset.groups
-    return evaluate("val", trainer.view_logits(run, val), labels, groups).full
+    logits = run.answers(trainer.view_logits(run, val))
+    return evaluate("val", logits, labels, groups).full
 
 
 def accuracy_in_words(found: Scores) -> str:

@@ -48,7 +48,12 @@ from taillift.models.release.bundle_comparison import (
     view_milliseconds,
 )
 from taillift.models.release.labelled_photos import LabelledPhotos
-from taillift.training.calibration.cross_fit import FOLDS, MAX_PER_CLASS, carried_prior, cross_fit
+from taillift.training.calibration.cross_fit import (
+    FOLDS,
+    MAX_PER_CLASS,
+    answered_prior,
+    cross_fit,
+)
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
 from taillift.training.console import duration, note, track
 from taillift.training.data.dataset import Dataset, Split
@@ -145,7 +150,7 @@ def export(
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
     groups = dataset.groups
-    priors = carried_prior(metadata.recipe, metadata.prior_counts)
+    priors = answered_prior(metadata.recipe, metadata.prior_counts)
     log_prior = log_shares(priors)
     few = few_shot_photos(dataset, metadata, log_prior) if Precision.INT8 in variants else None
     graphs = Graphs(pixels, variants, few)
@@ -193,8 +198,11 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
     """
     recipe = metadata.recipe
     reads_file = metadata.key and recipe.head.initial.contents()
-    key = run_key(recipe, metadata.data_sha256 + metadata.pool_sha256, metadata.backbone_sha256)
-    if reads_file and metadata.key != key:
+    data = metadata.data_sha256 + metadata.pool_sha256
+    # The key of a run does not know what tau it will choose.
+    asked = (recipe, recipe.with_tau(None))
+    keys = [run_key(each, data, metadata.backbone_sha256) for each in asked]
+    if reads_file and metadata.key not in keys:
         raise UserError(
             f"{checkpoint}: the file that its head started from has changed since, and calibration "
             "trains from it again: restore the old file, train again, or add a val split"
@@ -394,6 +402,7 @@ def make_manifest(
             trainable_parameters=metadata.trainable_parameters,
             loss=recipe.loss.name if recipe.epochs else "none",
             prior=prior,
+            tau=recipe.chosen_tau,
         ),
         classes=classes_from(
             metadata.classes,

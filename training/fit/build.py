@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taillift.models.bundle.schema import Preprocessing
@@ -18,6 +19,7 @@ from taillift.training.recipe.head_init import (
     PromptsInit,
     PrototypesInit,
     RandomInit,
+    TextInit,
     class_means,
     linear_probe,
     prototypes,
@@ -94,6 +96,25 @@ def class_texts(backbone: Backbone, head: HeadConfig, names: Sequence[str]) -> T
     assert isinstance(head.initial, PromptsInit)
     projection = None if head.space == "projected" else backbone.projection
     return text_weights(backbone.encode_text, head.initial.prompts(names), projection)
+
+
+@torch.no_grad()
+def zero_shot_logits(
+    backbone: Backbone, recipe: Recipe, names: Sequence[str], features: Tensor
+) -> Tensor:
+    """Return zero-shot CLIP's logits float32 [N, C] of photos with the tower's features [N, D].
+
+    The prompts are those of the recipe's head, or LIFT's if it has none. Raises `UserError` if the
+    backbone has no text tower.
+    """
+    initial = recipe.head.initial
+    require_text(TextInit(), backbone.name, backbone.has_text)
+    head = HeadConfig(
+        space="projected", initial=initial if isinstance(initial, PromptsInit) else TextInit()
+    )
+    projected = project_features(features, backbone.projection, backbone.projection_bias)
+    cosines = F.normalize(projected, dim=-1) @ class_texts(backbone, head, names).t()
+    return backbone.logit_scale * cosines
 
 
 def build_model(backbone: Backbone, recipe: Recipe, weight: Tensor) -> Model:

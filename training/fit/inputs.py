@@ -101,6 +101,35 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class CuedInputs:
+    """The photos of `whole`, whose batches have labels [B, 1 + K]: the class and its look-alikes.
+
+    `look_alikes` is int64 [N, K]. The labels of all photos stay [N].
+    """
+
+    whole: Inputs
+    look_alikes: Tensor
+
+    @property
+    def stage(self) -> int:
+        return self.whole.stage
+
+    @property
+    def rows(self) -> int:
+        return self.whole.rows
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels
+
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
+        parts = zip(chunks(order, size), self.whole.batches(order, size), strict=True)
+        for chunk, (rows, labels) in parts:
+            others = self.look_alikes[[photo for photo, _ in chunk]]
+            yield rows, torch.cat([labels[:, None], others], 1)
+
+
+@dataclass(frozen=True)
 class CachedFeatures:
     """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 

@@ -5,15 +5,18 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import torch
+from torch import Tensor
 
-from taillift.models.bundle.schema import Group
+from taillift.models.bundle.schema import GROUPS, Group
 from taillift.training.fit.distributed import Precision, Processes
 from taillift.training.fit.progress import Progress
+from taillift.training.recipe.losses import CHANCE, FIRST, Cues
 from taillift.training.recipe.recipe import Part
 
 PACKAGES: Final = ("taillift", "torch", "open_clip_torch", "timm", "numpy", "onnxruntime")
@@ -61,6 +64,50 @@ class PseudoLabelEpoch(Part):
         return f"pseudo-labels for {100 * self.accepted / max(1, self.seen):.0f} % of photos{known}"
 
 
+class CueEvidence(Part):
+    """Whether cues were on, and why: what zero-shot CLIP knows of the rarest group's photos.
+
+    Of its training `photos`, the share `known` has its class among zero-shot's `first` classes.
+    """
+
+    on: bool
+    group: Group
+    photos: int
+    first: int
+    known: float
+    gate: float
+
+    @classmethod
+    def of(cls, cues: Cues, logits: Tensor, labels: Tensor, groups: Sequence[Group]) -> Self:
+        """Judge by the zero-shot logits [N, C] of all training photos, whose classes are `labels`.
+
+        `groups` has one entry a class.
+        """
+        group = next(group for group in reversed(GROUPS) if group in groups)
+        rare = torch.tensor([groups[label] == group for label in labels.tolist()])
+        first = min(FIRST, len(groups) // CHANCE)
+        best = logits[rare].topk(first, 1).indices
+        known = (best == labels[rare, None]).any(1).double().mean().item()
+        return cls(
+            on=known >= cues.gate,
+            group=group,
+            photos=int(rare.sum()),
+            first=first,
+            known=round(known, 4),
+            gate=cues.gate,
+        )
+
+    def __str__(self) -> str:
+        state = f"cues are {'on' if self.on else 'off'}"
+        if not self.first:
+            return f"{state}: of fewer than {CHANCE} classes, chance alone holds too many"
+        return (
+            f"{state}: zero-shot's first {self.first} hold the truth "
+            f"for {100 * self.known:.1f} % of {self.photos:,} training photos of {self.group}-shot "
+            f"classes (gate: {100 * self.gate:g} %)"
+        )
+
+
 class Provenance(Part):
     """The circumstances of one run.
 
@@ -69,7 +116,7 @@ class Provenance(Part):
     `peak_gpu_memory` are the most that the first process had at once, in bytes. `revision` is the
     git commit of the working directory, `changed` whether tracked files differed from it; both are
     None outside a repository. `pseudo_labels` has an entry for each epoch, and none without
-    unlabelled photos.
+    unlabelled photos. `cues` is None if the recipe has none.
     """
 
     versions: dict[str, str]
@@ -84,12 +131,14 @@ class Provenance(Part):
     peak_gpu_memory: int | None
     losses: tuple[float, ...]
     pseudo_labels: tuple[PseudoLabelEpoch, ...] = ()
+    cues: CueEvidence | None = None
 
 
 def new_provenance(
     processes: Processes,
     progress: Progress | None,
     pseudo_labels: tuple[PseudoLabelEpoch, ...] = (),
+    cues: CueEvidence | None = None,
 ) -> Provenance:
     """Return the provenance of a finished run; `progress` is None if nothing was trained."""
     revision = _git("rev-parse", "HEAD")
@@ -108,6 +157,7 @@ def new_provenance(
         peak_gpu_memory=torch.cuda.max_memory_allocated(processes.device) if cuda else None,
         losses=tuple(progress.losses) if progress else (),
         pseudo_labels=pseudo_labels,
+        cues=cues,
     )
 
 

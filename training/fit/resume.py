@@ -147,5 +147,11 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     if isinstance(recipe.unlabelled, SemiSupervision) and recipe.unlabelled.heads is None:
         absent |= {"unlabelled": {"heads", "gate", "variance"}}
     fields = recipe.model_dump(mode="json", exclude=absent)
+    later = ("aim", "give", "chosen", "cues")
+    fields["loss"] = {
+        name: value
+        for name, value in fields["loss"].items()
+        if value is not None or name not in later
+    }
     parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -6,14 +6,29 @@ A new loss is a class of options, a `Criterion` that it builds, and its name in 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from taillift.models.errors import UserError
+
+# Points of many-shot accuracy that `aim: few` may cost if the recipe does not say.
+GIVE: Final = 2.0
+# The gate of cues asks for the truth among so many first classes, but among at most one of so many
+# classes: of few classes, chance alone would often hold it.
+FIRST: Final = 5
+CHANCE: Final = 4
 
 
 class Criterion(nn.Module, ABC):
@@ -60,6 +75,14 @@ class LossSpec(BaseModel, ABC):
         Raises `UserError` if a class has none.
         """
 
+    @property
+    def tail(self) -> float:
+        """How far answers lean toward the rare classes: tau - 1 if tau was chosen after training.
+
+        They are those of logits - tail * log(prior).
+        """
+        return 0.0
+
 
 class CrossEntropy(LossSpec):
     """The plain cross-entropy."""
@@ -74,18 +97,108 @@ class CrossEntropy(LossSpec):
         return WeightedCrossEntropy(torch.ones_like(_checked_counts(counts)), _prior(counts))
 
 
+class Cues(BaseModel):
+    """Look-alike classes as soft positives (CUE, arXiv 2605.01309, and the authors' code).
+
+    A photo's look-alikes are the `count` wrong classes that zero-shot CLIP gives the highest logits
+    on it. The loss gets, with `weight`, the mean over the classes of the binary cross-entropy of
+    logits + tau log(prior) against 1 for the photo's class and its look-alikes, and 0 for others.
+
+    CUE takes 5 look-alikes, of each random crop, and as many again that a language model names.
+    Ours: they come once from the centre view, there are 3, and the gate. Cues are on only if
+    zero-shot CLIP's first classes hold the truth for at least the share `gate` of the training
+    photos of the rarest group: for others, its look-alikes are noise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int = Field(3, ge=1, description="look-alikes of a photo")
+    weight: float = Field(0.5, gt=0, description="weight of the binary cross-entropy")
+    gate: float = Field(
+        0.4, ge=0, le=1, description="least share of rare photos that zero-shot knows; 0: always on"
+    )
+
+    def look_alikes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the look-alikes int64 [N, K] of photos with zero-shot logits [N, C].
+
+        `labels` [N] are their classes. K is `count`, or C - 1 if that is less.
+        """
+        wrong = logits.scatter(1, labels[:, None], -math.inf)
+        return wrong.topk(min(self.count, logits.shape[1] - 1), 1).indices
+
+
 class LogitAdjusted(LossSpec):
-    """Cross-entropy of logits + tau log(prior) (Menon et al. 2021, equation 10)."""
+    """Cross-entropy of logits + tau log(prior) (Menon et al. 2021, equation 10).
+
+    With tau `auto`, the run trains with tau = 1, and answers with the tau that is `chosen` on val/:
+    after training, another tau is a shift of the logits (equation 9). The `aim` is the best
+    mean-class accuracy, or the best few-shot accuracy that costs at most `give` points of many-shot
+    accuracy against tau = 1.
+    """
 
     name: Literal["logit-adjusted"] = "logit-adjusted"
-    tau: float = Field(1.0, ge=0, description="strength of the adjustment")
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = Field(
+        1.0, description="strength of the adjustment; auto: 1 in training, then chosen on val/"
+    )
+    aim: Literal["mean-class", "few"] | None = Field(
+        None, description="what auto chooses by; None: mean-class"
+    )
+    give: float | None = Field(
+        None, ge=0, description=f"points of many-shot accuracy for aim: few; None: {GIVE:g}"
+    )
+    chosen: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="what auto has chosen; training fills it in"
+    )
+    cues: Cues | None = Field(None, description="look-alike classes as soft positives")
+
+    @field_validator("tau", mode="wrap")
+    @classmethod
+    def explain_tau(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler
+    ) -> float | Literal["auto"]:
+        """Refuse what is neither kind of tau by one error."""
+        try:
+            tau: float | Literal["auto"] = handler(value)
+        except ValidationError:
+            raise ValueError("give a number that is not below 0, or auto") from None
+        return tau
+
+    @model_validator(mode="after")
+    def check_choice(self) -> Self:
+        """Refuse what says how to choose tau if it is given, and points for another aim."""
+        for name in ("aim", "give", "chosen"):
+            if self.tau != "auto" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is for tau = auto, and tau is {self.tau:g}: set tau to auto, or leave "
+                    f"{name} out"
+                )
+        if self.give is not None and self.aim != "few":
+            raise ValueError("give is for aim = few: set that, or leave it out")
+        return self
+
+    @property
+    def strength(self) -> float:
+        """The tau of the training."""
+        return 1.0 if self.tau == "auto" else self.tau
+
+    @property
+    def undecided(self) -> bool:
+        """Whether tau has still to be chosen."""
+        return self.tau == "auto" and self.chosen is None
+
+    @property
+    def tail(self) -> float:
+        return 0.0 if self.chosen is None else self.chosen - 1
 
     def implied_prior(self, counts: Sequence[float]) -> Tensor:
         # softmax(logits + tau log prior) has the training prior, so the logits lack prior^tau.
-        return _prior_power(counts, 1 - self.tau)
+        return _prior_power(counts, 1 - self.strength)
 
     def build(self, counts: Sequence[float]) -> Criterion:
-        return ShiftedCrossEntropy(self.tau * _prior(counts).log())
+        shift = self.strength * _prior(counts).log()
+        return (
+            CuedCrossEntropy(shift, self.cues.weight) if self.cues else ShiftedCrossEntropy(shift)
+        )
 
 
 class BalancedSoftmax(LossSpec):
@@ -223,6 +336,26 @@ class ShiftedCrossEntropy(Criterion):
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits + self.shift, labels, reduction="none")
+
+
+class CuedCrossEntropy(ShiftedCrossEntropy):
+    """Cross-entropy of logits + `shift` [C], and `weight` times a binary one with look-alikes.
+
+    Labels are int64 [N, 1 + K]: the class and its look-alikes. The binary cross-entropy of the same
+    shifted logits is 1 for all of these and 0 for other classes, and its mean is over the C classes
+    (CUE). With labels [N], there are no look-alikes and no binary cross-entropy.
+    """
+
+    def __init__(self, shift: Tensor, weight: float) -> None:
+        super().__init__(shift)
+        self.weight = weight
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.ndim == 1:
+            return super().losses(logits, labels)
+        alike = torch.zeros_like(logits).scatter(1, labels, 1.0)
+        binary = F.binary_cross_entropy_with_logits(logits + self.shift, alike, reduction="none")
+        return super().losses(logits, labels[:, 0]) + self.weight * binary.mean(1)
 
 
 class WeightedCrossEntropy(Criterion):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import AnyHeadInit, TextInit
-from taillift.training.recipe.losses import AnyLoss, Ldam, LogitAdjusted
+from taillift.training.recipe.losses import AnyLoss, Cues, Ldam, LogitAdjusted
 from taillift.training.recipe.semi_supervision import AnyMethod, SemiSupervision, SureGuesses
 from taillift.training.yaml_file import parse_yaml
 
@@ -181,6 +181,10 @@ class Recipe(Part):
                 f"loss.name = {self.loss.name} is a statistic of labelled batches, which "
                 "pseudo-labels would distort: choose another loss, or remove the part unlabelled"
             )
+        if self.cues and isinstance(method, SemiSupervision):
+            raise ValueError(
+                "loss.cues are of labelled photos, and unlabelled adds others: leave out one"
+            )
         if method.needs_text and not self.head.initial.needs_text:
             raise ValueError(
                 f"unlabelled.name = {method.name} needs class texts: set head.initial.name to "
@@ -212,6 +216,29 @@ class Recipe(Part):
                 "unlabelled.gate and unlabelled.evidence both replace the threshold: remove one"
             )
         return self
+
+    @property
+    def cues(self) -> Cues | None:
+        """The soft positives of the loss; None without any, or if nothing is trained."""
+        return self.loss.cues if self.epochs and isinstance(self.loss, LogitAdjusted) else None
+
+    @property
+    def chosen_tau(self) -> float | None:
+        """The tau that was chosen after training, None without such a choice."""
+        return self.loss.chosen if isinstance(self.loss, LogitAdjusted) else None
+
+    def with_tau(self, tau: float | None) -> "Recipe":
+        """Return the recipe after its tau was chosen, or, with None, before."""
+        loss = self.loss
+        if not (isinstance(loss, LogitAdjusted) and loss.tau == "auto"):
+            loss = LogitAdjusted(tau="auto")
+        return self.model_copy(update={"loss": loss.model_copy(update={"chosen": tau})})
+
+    @property
+    def undecided(self) -> LogitAdjusted | None:
+        """The loss whose tau has to be chosen after training; None without such a choice."""
+        loss = self.loss
+        return loss if self.epochs and isinstance(loss, LogitAdjusted) and loss.undecided else None
 
     @property
     def teaching(self) -> SemiSupervision | None:

@@ -87,7 +87,8 @@ def write_report(
         figures["reliability"] = embedded(folder / "reliability.png")
     if few := [point.few for point in leaning if point.few is not None]:
         means = [point.mean_class for point in leaning]
-        draw_tau(folder / "tau.png", [TauCurve("fp32", [1 + tail for tail in TAILS], few, means)])
+        own = 1 + metadata.recipe.loss.tail
+        draw_tau(folder / "tau.png", [TauCurve("fp32", [own + tail for tail in TAILS], few, means)])
         figures["tau"] = embedded(folder / "tau.png")
     shown = galleries(metadata, fp32, photos)
     text = page(metadata, groups, calibrated, comparisons, figures, confused, shown, leaning)
@@ -137,6 +138,7 @@ def page(
         },
         classes=sections.class_table(metadata, groups, check) if check else None,
         leaning=sections.leaning_table(leaning) if leaning else None,
+        own_tau=f"{1 + metadata.recipe.loss.tail:g}",
         exit_rules=sections.exit_rules(rules),
         exit_losses=sections.exit_losses(rules),
         recalibrated=changed_by_calibration(fp32_fitted.scored) if fp32_fitted else False,

@@ -46,9 +46,11 @@ def identity(
     method = "nothing was trained"
     if recipe.epochs:
         tuners = " and ".join(tuner.name for tuner in recipe.tuners) or "the head alone"
+        tau = recipe.chosen_tau
+        chosen = "" if tau is None else f" with tau = {tau:g} for the answers, chosen on val/"
         method = (
             f"{tuners}, {metadata.trainable_parameters:,} parameters trained, "
-            f"loss {recipe.loss.name}, seed {recipe.seed}"
+            f"loss {recipe.loss.name}{chosen}, seed {recipe.seed}"
         )
     parents = "; ".join(
         f"{parent.share:.3g} of {parent.file} ({parent.recipe.title}, seed {parent.recipe.seed}, "

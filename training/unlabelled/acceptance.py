@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import beta
 from torch import Tensor, split
 
@@ -15,13 +14,11 @@ from taillift.models.bundle.prediction_sets import Coverage, Interpolation
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
-from taillift.models.lift.head import project_features
 from taillift.training.data.photo import Split
 from taillift.training.data.pool import FOREIGN
-from taillift.training.fit.build import class_texts
+from taillift.training.fit.build import zero_shot_logits
 from taillift.training.fit.provenance import PseudoLabelEpoch, PseudoLabelGroup
-from taillift.training.recipe.head_init import PromptsInit, TextInit, require_text
-from taillift.training.recipe.recipe import HeadConfig, Recipe
+from taillift.training.recipe.recipe import Recipe
 from taillift.training.recipe.semi_supervision import HeldOutEvidence
 
 # What a group counts as, in photos, when a class's threshold is shrunk toward its group's.
@@ -226,23 +223,14 @@ def tally_counts(labels: Tensor, accepted: Tensor, truth: Tensor, classes: int) 
     return torch.cat([*by_class, torch.stack([total.sum() for total in totals])])
 
 
-@torch.no_grad()
 def zero_shot_confidence(
     backbone: Backbone, recipe: Recipe, names: Sequence[str], features: Tensor
 ) -> Tensor:
     """Return zero-shot CLIP's largest probability float32 [N] of photos with `features` [N, D].
 
-    The prompts are those of the recipe's head, or LIFT's if it has none. Raises `UserError` if the
-    backbone has no text tower.
+    Raises what `zero_shot_logits` raises.
     """
-    initial = recipe.head.initial
-    require_text(TextInit(), backbone.name, backbone.has_text)
-    head = HeadConfig(
-        space="projected", initial=initial if isinstance(initial, PromptsInit) else TextInit()
-    )
-    projected = project_features(features, backbone.projection, backbone.projection_bias)
-    cosines = F.normalize(projected, dim=-1) @ class_texts(backbone, head, names).t()
-    return (backbone.logit_scale * cosines).softmax(1).amax(1)
+    return zero_shot_logits(backbone, recipe, names, features).softmax(1).amax(1)
 
 
 def known_to_zero_shot(pool: Split, confidence: Tensor, least: float) -> Split:

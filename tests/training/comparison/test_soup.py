@@ -32,7 +32,7 @@ from taillift.training.evaluation import evaluate
 from taillift.training.export.export import export
 from taillift.training.fit.checkpoint import read_metadata, restore, save
 from taillift.training.recipe.recipe import Recipe, load_recipe
-from taillift.training.train import Trainer
+from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_photo, write_photos
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -302,3 +302,17 @@ def test_checkpoints_of_several_sources_are_merged_on_all_of_them(
     done = CliRunner().invoke(app, [*command, "--add", str(tmp_path / "more")])
     assert done.exit_code == 0, done.exception
     assert done.output.count("mean-class") == len(GRID)
+
+
+def test_a_soup_answers_with_the_mean_of_the_taus_that_its_parents_chose(
+    paths: Paths, backbone: Backbone
+) -> None:
+    plain, other = read_ingredients(paths("lift", "full"))
+    recipe = other.run.metadata.recipe.with_tau(1.8)
+    metadata = other.run.metadata.model_copy(update={"recipe": recipe})
+    parents = [plain, replace(other, run=Run(other.run.model, metadata))]
+    taus = [
+        averaged(parents, [1 - share, share], backbone).metadata.recipe.chosen_tau
+        for share in (0, 0.25, 1)
+    ]
+    assert taus == [None, pytest.approx(1.2), 1.8]

@@ -73,3 +73,42 @@ def test_a_trained_bundle_is_extended_and_calibrated_again(
     printed = command("forget", tmp_path / "calibrated", "orange", "--out", tmp_path / "less")
     assert printed.startswith("left out: calibration and report: ")
     assert read_manifest(tmp_path / "less").labels == list(colours.classes)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_chosen_tau_is_answered_with_by_the_bundle_and_by_what_is_made_of_it(
+    colours: Dataset, tiny_backbone: str, tmp_path: Path
+) -> None:
+    loss = {"tau": "auto", "chosen": 1.75}
+    recipe = Recipe.model_validate({"name": "tau", "epochs": 1, "batch": 16, "loss": loss})
+    trainer = Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu"))
+    run = trainer.train(recipe)
+    save(tmp_path / "tau.safetensors", run.model, run.metadata)
+    export(tmp_path / "tau.safetensors", colours, tmp_path / "bundle", calibrated=False)
+    manifest = read_manifest(tmp_path / "bundle")
+    assert (manifest.method.tau, manifest.method.prior) == (1.75, "other")
+    raised = np.array(colours.counts) ** 0.75
+    assert [info.prior for info in manifest.classes] == pytest.approx(raised / raised.sum())
+
+    # The bundle's own measurement is that of the moved logits.
+    assert colours.test is not None
+    raw = trainer.view_logits(run, colours.test)
+    moved = raw.mean(1) - 0.75 * np.log(np.array(colours.counts) / sum(colours.counts))
+    right = 100 * np.mean(moved.argmax(1) == np.array(colours.test.labels))
+    evaluation = manifest.variants[Precision.FP32].evaluation
+    assert evaluation is not None
+    assert evaluation.full.overall == pytest.approx(right)
+    assert np.allclose(run.answers(raw).mean(1), moved, atol=1e-4)
+    page = (tmp_path / "bundle/report/report.html").read_text("utf-8")
+    assert "with tau = 1.75 for the answers, chosen on val/" in page
+    assert "a loss with &tau; = 1.75 + tail" in page
+
+    photos = write_colours(tmp_path / "new", {"orange": 8})
+    command("extend", tmp_path / "bundle", photos, "--out", tmp_path / "more")
+    more = read_manifest(tmp_path / "more")
+    counts = np.array([30, 21, 8, 5]) ** 0.75
+    assert [info.prior for info in more.classes] == pytest.approx(counts / counts.sum())
+    assert (more.method.tau, more.method.prior) == (1.75, "other")
+    command("forget", tmp_path / "more", "orange", "--out", tmp_path / "less")
+    less = read_manifest(tmp_path / "less")
+    assert [info.prior for info in less.classes] == pytest.approx(raised / raised.sum())

@@ -13,6 +13,8 @@ from taillift.training.data.dataset import Dataset
 from taillift.training.fit.inputs import (
     AREA,
     CachedFeatures,
+    CuedInputs,
+    Subset,
     copy_epochs,
     evaluation_photos,
     minimalist_crop,
@@ -73,6 +75,22 @@ def test_batches_have_rows_and_labels_in_the_given_order(colours: Dataset) -> No
     for index, five in zip(order, rows, strict=True):
         canvas = load(colours.test.photos[index].read(), PREPROCESSING)
         assert np.array_equal(five.numpy(), views(canvas, 32))
+
+
+def test_cued_batches_also_name_the_look_alikes_of_each_photo(colours: Dataset) -> None:
+    assert colours.test is not None
+    photos, look_alikes = (
+        evaluation_photos(colours.test, PREPROCESSING),
+        torch.arange(12).view(6, 2),
+    )
+    cued = CuedInputs(Subset(photos, [1, 0, 2, 3, 4, 5]), look_alikes)
+    batches = list(cued.batches([(5, 0), (0, 0), (3, 0)], 2))
+    own = [colours.test.labels[photo] for photo in (5, 1, 3)]
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.tolist() == [[own[0], 10, 11], [own[1], 0, 1], [own[2], 6, 7]]
+    ((rows, _),) = photos.batches([(5, 0), (1, 0), (3, 0)], 3)
+    assert torch.equal(torch.cat([rows for rows, _ in batches]), rows)
+    assert cued.labels.shape == (6,)
 
 
 @given(

@@ -36,10 +36,17 @@ def test_a_run_with_other_descriptions_is_another_run(tmp_path: Path) -> None:
 def test_a_run_without_unlabelled_photos_is_the_run_that_it_was_before_there_were_any() -> None:
     recipe = Recipe(name="x")
     fields = recipe.model_dump(mode="json", exclude={"unlabelled", "bounded", "effort"})
+    fields["loss"] = {"name": "logit-adjusted", "tau": 1.0}
     parts = json.dumps([FORMAT, fields, "data", "backbone"], sort_keys=True)
     assert run_key(recipe, "data", "backbone") == hashlib.sha256(parts.encode()).hexdigest()
     taught = Recipe.model_validate({"name": "x", "unlabelled": {"name": "loft"}})
     assert run_key(taught, "data", "backbone") != run_key(recipe, "data", "backbone")
+
+
+@pytest.mark.parametrize("loss", [{"cues": {}}, {"tau": "auto"}, {"tau": "auto", "chosen": 1.5}])
+def test_another_loss_is_another_run(loss: dict[str, object]) -> None:
+    recipe = Recipe.model_validate({"name": "x", "loss": loss})
+    assert run_key(recipe, "data", "backbone") != run_key(Recipe(name="x"), "data", "backbone")
 
 
 def test_missing_descriptions_are_reported(tmp_path: Path) -> None:

@@ -45,7 +45,12 @@ def test_two_processes_end_with_the_weights_of_one(
         for changes in (
             {"name": "sgd", "epochs": 2, "tuners": [{"name": "full"}]},
             {"name": "adamw", "epochs": 2, "tuners": ADAPTFORMER, "optimiser": ADAMW},
-            {"name": "head", "epochs": 2, "head": {"initial": {"name": "class-mean"}}},
+            {
+                "name": "head",
+                "epochs": 2,
+                "head": {"initial": {"name": "class-mean"}},
+                "loss": {"tau": "auto", "cues": {"gate": 0}},
+            },
         )
     ]
     for processes in (1, 2):
@@ -58,6 +63,7 @@ def test_two_processes_end_with_the_weights_of_one(
         for name in alone:
             assert torch.allclose(alone[name], together[name], rtol=1e-5, atol=1e-6), name
         assert [read_metadata(path).record.processes for path in (first, second)] == [1, 2]
+        assert read_metadata(second).recipe == read_metadata(first).recipe
         losses = read_metadata(first).record.losses
         assert read_metadata(second).record.losses == pytest.approx(losses, rel=1e-5)
 

@@ -18,6 +18,7 @@ from taillift.training.recipe.losses import (
     BalancedSoftmax,
     ClassBalanced,
     CrossEntropy,
+    Cues,
     Focal,
     Lade,
     LadeCriterion,
@@ -385,3 +386,42 @@ def has_minimum_at(function: Callable[[Tensor], Tensor], point: Tensor) -> bool:
     variable = point.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(function(variable), variable)
     return bool(gradient.norm() < 1e-5)
+
+
+def test_cues_add_the_binary_loss_of_the_class_and_its_look_alikes() -> None:
+    """Computed photo by photo and class by class, with math alone."""
+    labels = torch.tensor([[0, 2], [2, 1], [1, 0]])
+    spec = LogitAdjusted(tau=0.5, cues=Cues(weight=0.3))
+    expected = []
+    for scores, (own, other) in zip(LOGITS.tolist(), labels.tolist(), strict=False):
+        moved = [score + 0.5 * math.log(share) for score, share in zip(scores, PRIOR, strict=True)]
+        entropy_of_own = math.log(sum(map(math.exp, moved))) - moved[own]
+        binary = [
+            math.log1p(math.exp(-score if label in (own, other) else score))
+            for label, score in enumerate(moved)
+        ]
+        expected.append(entropy_of_own + 0.3 * sum(binary) / 3)
+    losses = spec.build(COUNTS)(LOGITS[:3], labels)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_look_alikes_a_cued_loss_is_the_plain_one_to_the_bit() -> None:
+    cued, plain = (LogitAdjusted(cues=cues).build(COUNTS) for cues in (Cues(), None))
+    assert torch.equal(cued(LOGITS, LABELS), plain(LOGITS, LABELS))
+
+
+def test_look_alikes_are_the_first_wrong_classes() -> None:
+    logits = torch.tensor([[5.0, 1.0, 4.0, 3.0], [5.0, 1.0, 4.0, 3.0]])
+    labels = torch.tensor([0, 3])
+    assert Cues(count=2).look_alikes(logits, labels).tolist() == [[2, 3], [0, 2]]
+    every = Cues(count=9).look_alikes(logits, labels)
+    assert every.tolist() == [[2, 3, 1], [0, 2, 1]], "never the class itself"
+
+
+def test_a_tau_that_is_chosen_later_trains_as_tau_1() -> None:
+    plain, auto = LogitAdjusted(), LogitAdjusted(tau="auto", aim="few", give=3)
+    chosen = auto.model_copy(update={"chosen": 1.75})
+    assert torch.equal(plain.build(COUNTS)(LOGITS, LABELS), chosen.build(COUNTS)(LOGITS, LABELS))
+    assert torch.equal(chosen.implied_prior(COUNTS), plain.implied_prior(COUNTS))
+    assert (plain.tail, auto.tail, chosen.tail) == (0, 0, 0.75)
+    assert (plain.undecided, auto.undecided, chosen.undecided) == (False, True, False)
