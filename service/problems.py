@@ -178,7 +178,14 @@ class OverloadedError(ServiceError):
 
 
 class NotReadyError(ServiceError):
+    """Nothing is accepted now; if it is known, the client may come back after `retry_after` s."""
+
     status, reason, title = 503, "not_ready", "The service is not ready"
+
+    def __init__(self, detail: str, retry_after: int | None = None) -> None:
+        super().__init__(detail)
+        if retry_after is not None:
+            self.headers = {"Retry-After": str(retry_after)}
 
 
 CLOSING: Final = "the service is shutting down"

@@ -119,7 +119,7 @@ GROUPS: Final = {
     ),
     "Rare classes": "tail class_metrics reference tail_window_seconds tail_level",
     "Logs": "access_log",
-    "Versions": "store admin_keys_file model_name",
+    "Versions": "store swap admin_keys_file model_name",
     "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
     "Labelling": "review_dir review_per_day review_days review_bytes",
 }
@@ -339,6 +339,11 @@ class Settings(BaseSettings):
         None,
         description="Folder of a store, as `taillift models` makes it, whose champion is served "
         "instead of the bundle; changes are followed without a gap.",
+    )
+    swap: Literal["alongside", "replace"] = Field(
+        "alongside",
+        description="alongside: a new version of the store is loaded while the old one answers; "
+        "replace, for little memory: the old one is closed before, with the service not ready.",
     )
     admin_keys_file: Path | None = Field(
         None,

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from math import ceil
 from pathlib import Path
 from time import monotonic, time
 from typing import Final
@@ -74,7 +76,10 @@ class Engine:
         self.challenger: ServedVersion | None = None
         self.challenge: Challenge | None = None
         self.difference_listeners: list[DifferenceListener] = []
-        self.loading: set[int] = set()
+        self.loading: set[int | None] = set()
+        # Why no version is in memory for a while, and when that is expected to end.
+        self.gap: str | None = None
+        self._gap_end = 0.0
         self._ending = False
         self._draining_since: float | None = None
         self._failures = 0
@@ -116,6 +121,7 @@ class Engine:
         If the champion of a store cannot be served, the previous one is.
         """
         while True:
+            self.loading = {self.champion.number}
             try:
                 await self.champion.open()
                 break
@@ -126,6 +132,8 @@ class Engine:
                     self.failure = error
                     return
                 self._refuse(self.champion.number, error)
+            finally:
+                self.loading = set()
             try:
                 self.champion = self._next_version()
             except UserError as error:
@@ -172,24 +180,36 @@ class Engine:
         self.refusals[number] = str(error)
         logger.error("version %d cannot be served: %s", number, error)
 
-    def check_budget(self, manifest: Manifest, number: int) -> None:
-        """Raise `OverBudgetError` if a bundle does not fit next to those that are loaded."""
+    def check_budget(self, manifest: Manifest, number: int, instead: bool = False) -> None:
+        """Raise `OverBudgetError` if a bundle does not fit next to those that are loaded.
+
+        If it is to be loaded `instead` of the champion, what that takes is free by then.
+        """
         provider = Provider(self.settings.provider)
         graphs = {Precision.FP32} | VARIANTS.get(provider, frozenset())
         if self.settings.precision != "auto":
             graphs = {graph_of(Precision(self.settings.precision), provider)}
-        check_budget(estimate_bytes(manifest, frozenset(graphs), self._taken), number)
+        freed = self._bytes_of(self.champion) if instead else None
+        check_budget(estimate_bytes(manifest, frozenset(graphs), self._taken), number, freed)
 
     async def load(self, number: int, folder: Path) -> ServedVersion:
         """Load a version next to the champion, which goes on meanwhile.
 
         Raises `UserError` if it cannot be served, and `OverBudgetError` if it does not fit.
         """
-        self.loading.add(number)
-        try:
+        with self._loading(number):
             version = await asyncio.to_thread(self._version, number, folder, alongside=True)
             self.check_budget(version.bundle.manifest, number)
             await version.open()
+        self._note_memory(version)
+        return version
+
+    @contextmanager
+    def _loading(self, number: int) -> Iterator[None]:
+        """Note that a version is loaded in the block, and why if it cannot be."""
+        self.loading.add(number)
+        try:
+            yield
         except UserError as error:
             self._refuse(number, error)
             raise
@@ -200,8 +220,69 @@ class Engine:
         finally:
             self.loading.discard(number)
         self.refusals.pop(number, None)
+
+    @asynccontextmanager
+    async def succession(self, number: int, folder: Path) -> AsyncIterator[None]:
+        """Load a version, and make it the champion after the block.
+
+        If it cannot be loaded, or if the block fails, the champion stays. With `swap=replace` the
+        champion is closed before, and loaded again if anything fails; the service is not ready
+        meanwhile. Raises what `load` raises.
+        """
+        old = self.champion
+        known = [version for version in self.residents if version.number == number]
+        if known:
+            version = known[0]
+        elif self.settings.swap == "replace":
+            version = await self._load_instead(number, folder)
+        else:
+            version = await self.load(number, folder)
+        try:
+            yield
+        except BaseException as error:
+            if not known:
+                self.retire(version)
+            if self.gap is not None and isinstance(error, Exception):
+                await self.draining[version]
+                await self._reopen(old)
+            raise
+        self.gap = None
+        self.crown(version)
+
+    async def _load_instead(self, number: int, folder: Path) -> ServedVersion:
+        """Close the champion and load a version; if it cannot be loaded, load the champion again.
+
+        What can be found without memory is found while the champion still answers.
+        """
+        old = self.champion
+        with self._loading(number):
+            version = await asyncio.to_thread(self._version, number, folder)
+            self.check_budget(version.bundle.manifest, number, instead=True)
+            await version.check_files()
+            self.gap = f"version {number} is loaded in place of version {old.number}"
+            self._gap_end = monotonic() + (old.load_seconds or 0)
+            self.retire(old)
+            await asyncio.shield(self.draining[old])
+            try:
+                await version.open()
+            except Exception:
+                await self._reopen(old)
+                raise
         self._note_memory(version)
         return version
+
+    async def _reopen(self, old: ServedVersion) -> None:
+        """Load the champion again after it was closed; if that fails, the service ends."""
+        assert old.number is not None
+        try:
+            with self._loading(old.number):
+                version = await asyncio.to_thread(self._version, old.number, old.bundle.folder)
+                await version.open()
+        except UserError as error:
+            self.failure = error
+            return
+        self.champion, self.gap = version, None
+        self._show(version)
 
     def crown(self, version: ServedVersion) -> None:
         """Give every new request to `version`; the champion so far answers those that it has."""
@@ -211,7 +292,8 @@ class Engine:
         if version is self.challenger:
             self.challenger = None
         self._show(version)
-        self.retire(old)
+        if old.is_open:
+            self.retire(old)
 
     def retire(self, version: ServedVersion) -> None:
         """Let a version go as soon as no request holds it."""
@@ -228,9 +310,12 @@ class Engine:
     def _series_of(self, monitoring: Monitoring) -> ClassSeries:
         return class_series(self.settings.class_metrics, len(monitoring.manifest.classes))
 
+    def _bytes_of(self, version: ServedVersion) -> int:
+        """Return what closing a version gives back, at least the size of its graph's file."""
+        return max(graph_bytes(version), version.resident_bytes or 0)
+
     def _note_memory(self, version: ServedVersion) -> None:
-        manifest, precision = version.bundle.manifest, version.bundle.predictor.precision
-        size = manifest.files[FILES[precision]].size
+        size = graph_bytes(version)
         if version.resident_bytes is not None and version.resident_bytes > size:
             self._taken[size] = version.resident_bytes
 
@@ -238,6 +323,15 @@ class Engine:
     def residents(self) -> list[ServedVersion]:
         """The versions that new requests may be given to, the champion first."""
         return [self.champion, *([] if self.challenger is None else [self.challenger])]
+
+    @property
+    def in_service(self) -> list[ServedVersion]:
+        """Those of them that can answer now; the champion is missing while it is replaced."""
+        return [
+            version
+            for version in self.residents
+            if version.is_open and version not in self.draining
+        ]
 
     def resident(self, wanted: str) -> ServedVersion:
         """Return the version with a role or a number; raises `NoSuchVersionError`."""
@@ -344,6 +438,8 @@ class Engine:
         scheduler, decoder = self.champion.scheduler, self.workshop.decoder
         if self._draining_since is not None:
             return CLOSING
+        if self.gap is not None:
+            return self.gap
         if scheduler is None:
             return STARTING
         if scheduler.broken:
@@ -361,12 +457,23 @@ class Engine:
         While the service is only expected to fail, or about to close, a request may still succeed.
         """
         if (reason := self._refusal) is not None:
-            raise NotReadyError(reason)
+            raise NotReadyError(reason, self.retry_after)
+
+    @property
+    def retry_after(self) -> int | None:
+        """The seconds, in whole ones, until a gap is expected to end; None if there is none."""
+        return None if self.gap is None else max(1, ceil(self._gap_end - monotonic()))
 
     @property
     def bundle(self) -> ResidentBundle:
         """The bundle of the champion."""
         return self.champion.bundle
+
+
+def graph_bytes(version: ServedVersion) -> int:
+    """Return the size of the file of the graph that a version runs."""
+    manifest, precision = version.bundle.manifest, version.bundle.predictor.precision
+    return manifest.files[FILES[precision]].size
 
 
 def sources(settings: Settings, store: VersionStore | None) -> list[tuple[int | None, Path]]:

@@ -90,15 +90,21 @@ def estimate_bytes(
     return round(total)
 
 
-def check_budget(needed: int, number: int | None) -> None:
-    """Raise `OverBudgetError` if `needed` bytes are more than what is left."""
-    left = available_bytes()
-    if needed > left:
-        raise OverBudgetError(
-            f"version {number} needs about {needed / 2**20:,.0f} MB next to the one that is "
-            f"served, and {left / 2**20:,.0f} MB are left: give the service more memory, or "
-            "restart it with this version as the champion"
-        )
+def check_budget(needed: int, number: int | None, freed: int | None = None) -> None:
+    """Raise `OverBudgetError` if `needed` bytes are more than what is left.
+
+    If the version that is served is closed before, `freed` are the bytes that this gives.
+    """
+    left = available_bytes() + (freed or 0)
+    if needed <= left:
+        return
+    place, cure = "next to the one that is served", ", or let it replace that one (--swap replace)"
+    if freed is not None:
+        place, cure = "in place of the one that is served", ""
+    raise OverBudgetError(
+        f"version {number} needs about {needed / 2**20:,.0f} MB {place}, and "
+        f"{left / 2**20:,.0f} MB are left: give the service more memory{cure}"
+    )
 
 
 def limit_arenas(count: int) -> None:

@@ -47,6 +47,7 @@ class ResidentBundle:
         self.precision_reason = ""
         # Set while the model is loaded next to another one, which has work to do.
         self.turn: Turn | None = None
+        self._checked = False
         self._settings = settings
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
@@ -60,6 +61,11 @@ class ResidentBundle:
         else:
             logger.warning("the priors were read again")
 
+    def check_files(self) -> None:
+        """Check the files at the lowest priority, so that `open` need not; raises `UserError`."""
+        run_niced(lambda: verify_files(self.folder, self.manifest))
+        self._checked = True
+
     def open(self) -> None:
         """Check the files and load the model.
 
@@ -68,14 +74,14 @@ class ResidentBundle:
         """
         self.close()
         if self.turn is not None:
-            run_niced(lambda: verify_files(self.folder, self.manifest))
+            self.check_files()
         if self._predictor is None:
             classifier, self.precision_reason = open_classifier(
                 self.folder,
                 self._settings.precision,
                 self._settings.device,
                 self.turn or nullcontext,
-                verified=self.turn is not None,
+                verified=self._checked,
             )
         else:
             device, precision = self._settings.device, self._predictor.precision

@@ -35,7 +35,9 @@ class RoleFollower:
         # The version of a change that was accepted and is not done yet.
         self.pending: int | None = None
         self._engine = engine
+        # What was followed last: the roles with this etag, when this version was served.
         self._applied: int | None = None
+        self._served = engine.champion
         # What was refused at the start is not tried again at once.
         self._retrying = False
         self._changing = asyncio.Lock()
@@ -137,8 +139,8 @@ class RoleFollower:
 
     @property
     def champion(self) -> int | None:
-        """The number of the version that answers."""
-        return self._engine.champion.number
+        """The number of the version that answers; None while one replaces another."""
+        return None if self._engine.gap else self._engine.champion.number
 
     @property
     def challenge_at_work(self) -> Challenge | None:
@@ -161,18 +163,18 @@ class RoleFollower:
         engine = self._engine
         if number in engine.loading:
             return "loading"
-        if any(version.number == number for version in engine.residents):
+        if any(version.number == number for version in engine.in_service):
             return "resident"
         if any(version.number == number for version in engine.draining):
             return "draining"
         return "refused" if number in engine.refusals else "stored"
 
     async def _roles(self, etag: int | None) -> Roles:
-        if self._engine.champion.scheduler is None:
-            raise NotReadyError(STARTING)
-        roles = await asyncio.to_thread(self.store.roles)
         if self.pending is not None:
             raise StaleError(f"version {self.pending} is about to become champion: try again later")
+        if not self._engine.champion.is_open:
+            raise NotReadyError(self._engine.gap or STARTING, self._engine.retry_after)
+        roles = await asyncio.to_thread(self.store.roles)
         if etag is not None and etag != roles.etag:
             raise StaleError(
                 f"the roles have changed since: their etag is {roles.etag} and not {etag}; read "
@@ -183,7 +185,8 @@ class RoleFollower:
     async def _begin(self, number: int, who: str, change: Callable[[], Roles]) -> None:
         if all(version.number != number for version in self._engine.residents):
             stored = await asyncio.to_thread(self.store.version, number)
-            self._engine.check_budget(stored.manifest, number)
+            instead = self._engine.settings.swap == "replace"
+            self._engine.check_budget(stored.manifest, number, instead)
         if self.pending is not None:
             raise StaleError(f"version {self.pending} is about to become champion: try again later")
         self.pending = number
@@ -195,14 +198,9 @@ class RoleFollower:
         """Load a version, change the roles and serve it; if anything fails, nothing changes."""
         try:
             async with self._changing:
-                version = await self._loaded(number)
-                try:
+                folder = await asyncio.to_thread(self.store.path, number)
+                async with self._engine.succession(number, folder):
                     roles = await asyncio.to_thread(change)
-                except BaseException:
-                    if version not in self._engine.residents:
-                        self._engine.retire(version)
-                    raise
-                self._engine.crown(version)
                 self._outcomes.labels("done").inc()
                 await self._apply(roles)
         except StaleError as error:
@@ -229,22 +227,25 @@ class RoleFollower:
 
     async def _apply(self, roles: Roles) -> None:
         """Serve what the roles say; what is refused is tried again when they change."""
-        if roles.etag == self._applied:
+        again = roles.etag == self._applied
+        if again and self._engine.champion is self._served:
             return
         number, first = roles.champion, self._applied is None and not self._retrying
         self._applied, self._retrying = roles.etag, False
-        tried = first and number in self._engine.refusals
+        tried = (first or again) and number in self._engine.refusals
         if number is not None and number != self._engine.champion.number and not tried:
             try:
-                version = await self._loaded(number)
+                folder = await asyncio.to_thread(self.store.path, number)
+                async with self._engine.succession(number, folder):
+                    pass
             except UserError as error:
                 self._outcomes.labels("refused").inc()
                 self._engine.refusals[number] = str(error)
             else:
-                self._engine.crown(version)
                 self._outcomes.labels("done").inc()
         await self._seat(roles)
         await self._retain_evidence(roles)
+        self._served = self._engine.champion
 
     async def _seat(self, roles: Roles) -> None:
         """Let the roles' challenger be compared with the champion, or end the comparison."""
@@ -312,9 +313,10 @@ class VersionSeries(Collector):
         seconds = GaugeMetricFamily(
             "taillift_load_seconds", "Seconds that loading a version took", labels=("number",)
         )
-        roles = {engine.champion: "champion"}
-        if engine.challenger is not None:
-            roles[engine.challenger] = "challenger"
+        roles = {
+            version: "champion" if version is engine.champion else "challenger"
+            for version in engine.in_service
+        }
         for version in [*roles, *engine.draining]:
             number = str(version.number)
             info.add_metric(

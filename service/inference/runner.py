@@ -97,7 +97,7 @@ class Runner:
 
         Without a `turn` the device is used at once.
         """
-        await self._in_thread(self._model.open)
+        await self.in_thread(self._model.open)
         seconds = [
             min([(await self._timed([views], turn))[1] for _ in range(self._runs)])
             for views in self._warm
@@ -124,6 +124,10 @@ class Runner:
             return False
         return True
 
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Return the result of `work`, which the model's thread does."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     def close(self, wait: bool = True) -> None:
         """End the thread, after what it runs; the caller may `wait` for it."""
         self._thread.shutdown(wait)
@@ -138,7 +142,7 @@ class Runner:
 
         count = sum(map(len, parts))
         try:
-            outputs, seconds = await self._in_thread(run)
+            outputs, seconds = await self.in_thread(run)
         except Exception as error:
             # Its frames hold the model, whose memory may be needed to load it again.
             clear_frames(error.__traceback__)
@@ -149,9 +153,6 @@ class Runner:
         ):
             raise ValueError("the model did not give one row of finite logits for each view")
         return outputs, seconds
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def run_niced(work: Callable[[], T]) -> T:

@@ -76,6 +76,14 @@ class ServedVersion:
         self.scheduler: Scheduler | None = None
         self._pipeline: Pipeline | None = None
 
+    async def check_files(self) -> None:
+        """Check the files while another version answers; raises `UserError`."""
+        try:
+            await self.runner.in_thread(self.bundle.check_files)
+        except BaseException:
+            self.runner.close(wait=False)
+            raise
+
     async def open(self) -> None:
         """Check the bundle, load it and warm it; raises what its parts raise."""
         workshop, start, before = self._workshop, perf_counter(), status_bytes("VmRSS")
@@ -104,6 +112,11 @@ class ServedVersion:
         self.scheduler = scheduler
         self.load_seconds = perf_counter() - start
         self.resident_bytes = max(0, status_bytes("VmRSS") - before)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is loaded, and can answer."""
+        return self.scheduler is not None
 
     @property
     def shown_number(self) -> str:

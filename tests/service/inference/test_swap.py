@@ -1,5 +1,6 @@
 """Versions that change under load: nothing is lost, and each answer is of the version it names."""
 
+import asyncio
 import shutil
 import signal
 import threading
@@ -14,9 +15,11 @@ from weakref import ref
 import httpx
 import pytest
 
-from taillift.models.bundle.version_store import VersionStore
+from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.models.errors import UserError
+from taillift.service.inference import memory
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.served_version import ServedVersion
 from taillift.service.settings import read_settings
 from tests.support.damage import (
     change_golden_logits,
@@ -322,3 +325,145 @@ def test_the_info_series_follow_the_champion(store: VersionStore) -> None:
             dict(key)["version"] for name, key in scrape(client) if name == "taillift_model_info"
         ]
         assert versions == [engine.champion.bundle.manifest.version] != [first]
+
+
+KEY = "an-admin-key-of-the-tests"
+
+
+def promote_by_api(client: httpx.Client, number: int) -> None:
+    answer = client.put(
+        "/admin/roles/champion", json={"version": number}, headers={"X-API-Key": KEY}
+    )
+    assert answer.status_code == 202, answer.text
+
+
+@pytest.fixture
+def admin_keys(tmp_path: Path) -> Path:
+    file = tmp_path / "admin.keys"
+    file.write_text(f"{KEY} ann\n")
+    return file
+
+
+def test_a_version_that_replaces_the_champion_is_loaded_once_that_is_closed(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, asked = list[bool](), threading.Event()
+    open_version = ServedVersion.open
+
+    async def spied(version: ServedVersion) -> None:
+        if version.number == 2:
+            left.append(graph() is None)
+            await asyncio.to_thread(asked.wait, 20)
+        await open_version(version)
+
+    monkeypatch.setattr(ServedVersion, "open", spied)
+    red = photo(COLOURS["red"])
+    with running_store(store, swap="replace") as (client, engine), ThreadPoolExecutor(1) as pool:
+        graph = ref(engine.champion.bundle._classifier.session._graph)  # type: ignore[union-attr]
+        slow = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: engine.champion.leases == 1)
+        store.promote(2)
+        until(lambda: engine.gap is not None)
+        refused = client.post("/classify", content=red)
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "version 2 is loaded in place of version 1"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert client.get("/readyz").status_code == client.get("/v2/health/ready").status_code
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/classes").headers["X-Taillift-Version"] == "1"
+        assert sample(client, "taillift_ready") == 0
+        assert slow.result().status_code == 200
+        assert slow.result().headers["X-Taillift-Version"] == "1"
+        asked.set()
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert left == [True]
+        answer = client.post("/classify", content=red)
+        assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("2", ["green"])
+        numbers = {dict(key)["number"] for name, key in scrape(client) if name == "taillift_leases"}
+        assert numbers == {"2"}
+
+
+def test_if_the_new_version_fails_its_checks_the_old_one_is_loaded_again(
+    store: VersionStore, admin_keys: Path, tmp_path: Path
+) -> None:
+    store.add(write_bundle(tmp_path / "third", name="third"))
+    change_golden_logits(store.path(2))
+    with running_store(store, swap="replace", admin_keys_file=admin_keys) as (client, engine):
+        store.challenge(Challenger(version=3, shadow=Shadow()))
+        until(lambda: engine.challenge is not None)
+        client.post("/classify", content=new_photo(COLOURS["black"]))
+        before, old = client.get("/classes").json()["classes"], engine.champion
+        promote_by_api(client, 2)
+        until(lambda: outcome(client, "refused") == 1)
+        assert engine.champion is not old
+        assert client.get("/readyz").status_code == 200
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["red"]
+        assert client.get("/classes").json()["classes"] != before
+        assert sample(client, "taillift_class_predictions_total", class_="black", group="few") == 1
+        roles = store.roles()
+        assert (roles.champion, roles.previous) == (1, None)
+        assert store.log()[-1].action == "refused"
+        assert "gives other logits here" in engine.refusals[2]
+        # The challenger meets the champion that was loaded again.
+        until(lambda: engine.challenge is not None and engine.challenge.champion is engine.champion)
+
+
+def test_damage_that_shows_in_the_files_costs_no_gap(store: VersionStore) -> None:
+    flip_a_byte(store.path(2))
+    with running_store(store, swap="replace") as (client, engine):
+        old = engine.champion
+        store.promote(2)
+        until(lambda: outcome(client, "refused") == 1)
+        assert "its hash differs" in engine.refusals[2]
+        assert engine.champion is old
+        assert old.is_open
+
+
+def test_roles_that_change_during_a_replacement_count(
+    store: VersionStore, admin_keys: Path, tmp_path: Path
+) -> None:
+    store.add(write_bundle(tmp_path / "third", name="third"))
+    with (
+        running_store(store, swap="replace", admin_keys_file=admin_keys) as (client, engine),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        slow = pool.submit(client.post, "/classify", content=photo(SLOW))
+        until(lambda: engine.champion.leases == 1)
+        promote_by_api(client, 2)
+        until(lambda: engine.gap is not None)
+        assert store.roles().champion == 1
+        states = client.get("/admin/versions", headers={"X-API-Key": KEY}).json()
+        assert [row["state"] for row in states["versions"]] == ["draining", "loading", "stored"]
+        assert (states["served"], states["pending"]) == (None, 2)
+        store.promote(3)
+        until(lambda: engine.champion.number == 3 and engine.gap is None)
+        assert outcome(client, "overtaken") == 1
+        assert slow.result().status_code == 200
+        assert served(client) == "3"
+        assert store.roles().champion == 3
+
+
+def test_a_service_that_can_serve_neither_version_ends(
+    store: VersionStore,
+) -> None:
+    change_golden_logits(store.path(2))
+    engine = Engine(read_settings(store=store.folder, port=0, swap="replace"))
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        flip_a_byte(store.path(1))
+        store.promote(2)
+        until(lambda: engine.failure is not None)
+    assert isinstance(engine.failure, UserError)
+    assert "its hash differs" in str(engine.failure)
+
+
+def test_the_budget_of_a_replacement_counts_what_the_champion_gives_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 50 * 2**20)
+    memory.check_budget(140 * 2**20, 2, freed=100 * 2**20)
+    with pytest.raises(memory.OverBudgetError, match=r"140 MB next to .* 50 MB are left.*replace"):
+        memory.check_budget(140 * 2**20, 2)
+    with pytest.raises(memory.OverBudgetError, match=r"160 MB in place of .* 150 MB are left"):
+        memory.check_budget(160 * 2**20, 2, freed=100 * 2**20)
