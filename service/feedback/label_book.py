@@ -215,11 +215,13 @@ class LabelDesk:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time) -> None:
         """Raises `UserError` if a key or the file is unusable."""
         keys = signing_keys(settings)
-        # What is lost at the end of the process, to be said at its start.
-        self.remarks = [
-            *([] if keys else ["labels after a restart are forged: feedback_key is not set"]),
-            *([] if settings.feedback_file else ["labels are in memory: feedback_file is not set"]),
-        ]
+        # What is lost at the end of the process, to be said at its start to those who want labels.
+        self.remarks: list[str] = []
+        if keys or settings.feedback_file or settings.review_dir:
+            if not keys:
+                self.remarks.append("labels after a restart are forged: feedback_key is not set")
+            if not settings.feedback_file:
+                self.remarks.append("labels are in memory: feedback_file is not set")
         self._clock = clock
         self._signer = Signer(keys or [token_bytes(KEY_BYTES)], settings.feedback_days, clock)
         store = LabelStore(settings.feedback_file, settings.feedback_max)

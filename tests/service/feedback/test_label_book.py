@@ -176,3 +176,10 @@ def test_the_service_says_at_its_start_what_a_restart_would_lose(tmp_path: Path)
     assert remarks(feedback_file=file, feedback_key=key) == []
     assert ["feedback_file" in line for line in remarks(feedback_key=key)] == [True]
     assert ["feedback_key" in line for line in remarks(feedback_file=file)] == [True]
+    assert len(remarks(review_dir=tmp_path)) == 2
+
+
+def test_the_service_says_nothing_of_labels_to_those_who_do_not_ask_for_them() -> None:
+    desk = LabelDesk(read_settings())
+    desk.close()
+    assert desk.remarks == []
