@@ -7,3 +7,10 @@ measures accuracy along the tail, `unlabelled` teaches photos without labels, `f
 of a run, `recipe` says what is trained and how, and `data` finds and reads the photos. Each room
 imports only rooms below it.
 """
+
+import os
+
+# Threads that wait for each other in torch sleep. By default they spin, and next to another busy
+# process they then take the cores from the threads that they wait for. OpenMP reads the variable
+# when torch is loaded, which this package's modules do; what the user has set stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

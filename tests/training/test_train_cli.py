@@ -47,6 +47,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return ran
 
 
+def test_threads_that_wait_for_each_other_sleep_unless_the_user_wants_them_to_spin() -> None:
+    """OpenMP says what it has understood when torch loads it."""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for program, variable, expected in (
+        ("import taillift.training, torch", {"OMP_DISPLAY_ENV": "verbose"}, "SPINCOUNT = '0'"),
+        (
+            "import taillift.training, os, sys; print(os.environ, file=sys.stderr)",
+            {"OMP_WAIT_POLICY": "ACTIVE"},
+            "'OMP_WAIT_POLICY': 'ACTIVE'",
+        ),
+    ):
+        command = [sys.executable, "-c", program]
+        ran = subprocess.run(
+            command, env=own | variable, capture_output=True, text=True, check=True
+        )
+        assert expected in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

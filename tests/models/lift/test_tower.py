@@ -10,6 +10,7 @@ from torch import nn
 from taillift.models.lift.convert import convert
 from taillift.models.lift.resnet import GridPool, Layer
 from taillift.models.lift.tower import Tower
+from taillift.models.lift.vit import attend
 from tests.support.sources import NATIVE, SIZE, randomised
 
 RESNET: dict[str, Any] = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4}
@@ -64,3 +65,14 @@ def test_batch_norms_keep_their_statistics_in_training_mode() -> None:
     assert tower.training
     assert all(buffer.equal(before[name]) for name, buffer in tower.named_buffers())
     assert any(isinstance(module, nn.BatchNorm2d) for module in tower.modules())
+
+
+def test_attention_in_bfloat16_has_the_outputs_and_gradients_of_float32() -> None:
+    exact = [torch.randn(2, 9, 24).requires_grad_() for _ in range(3)]
+    rounded = [rows.detach().bfloat16().requires_grad_() for rows in exact]
+    for rows in (exact, rounded):
+        attend(rows[0], rows[1], rows[2], heads=3).float().square().sum().backward()
+    for expected, found in zip(exact, rounded, strict=True):
+        assert expected.grad is not None
+        assert found.grad is not None
+        assert (found.grad.float() - expected.grad).norm() < 0.03 * expected.grad.norm()
