@@ -138,9 +138,7 @@ def sent(document: type[Document]) -> Callable[[Request], Awaitable[Document]]:
 
     async def read(request: Request) -> Document:
         engine: Engine = request.app.state.engine
-        return await read_document(
-            request, document, MAX_BODY_BYTES, engine.settings.body_seconds
-        )
+        return await read_document(request, document, MAX_BODY_BYTES, engine.settings.body_seconds)
 
     return read
 
@@ -234,9 +232,7 @@ async def champion(
     return await accepted(request, body.version, response, follower)
 
 
-@router.post(
-    "/rollback", status_code=202, responses=REFUSALS, openapi_extra=json_body(RoleRequest)
-)
+@router.post("/rollback", status_code=202, responses=REFUSALS, openapi_extra=json_body(RoleRequest))
 async def rollback(
     body: RoleBody, request: Request, response: Response, follower: Follower, etag: IfMatch
 ) -> VersionReport:

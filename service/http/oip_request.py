@@ -427,5 +427,3 @@ def _counted(found: list[Any], count: int) -> list[Any]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-

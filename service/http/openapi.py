@@ -119,7 +119,6 @@ IMAGES_BODY: Final = {
 }
 
 
-
 def json_body(document: type[SentObject]) -> dict[str, Any]:
     """Return the description of a body that a route reads itself.
 

@@ -184,7 +184,6 @@ class ClassState:
     confidence: Quantiles | None
     last_seen: float | None
 
-
     @cached_property
     def interval(self) -> Interval:
         """The 95 % interval of the share of predictions."""

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import beta
 from torch import Tensor, split
 

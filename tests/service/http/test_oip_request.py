@@ -223,6 +223,8 @@ def test_mutated_bodies_get_no_500_from_the_service(bundle: Path) -> None:
 
 
 DEEP = b'{"inputs":%s}'
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 2_000_000])
 def test_base64_is_decoded_in_pieces_as_if_it_were_one(size: int) -> None:
     photo = Random(size).randbytes(size)
