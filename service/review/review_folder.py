@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import shutil
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import time
 from typing import Final, Literal
 
 import numpy as np
@@ -29,20 +29,25 @@ from taillift.service.review.photo_metadata import Kind
 
 logger = logging.getLogger(__name__)
 
-ENTRY, LABEL = "entry.json", "label.json"
+ENTRY, LABEL, CLOCK = "entry.json", "label.json", "even-clock.json"
 # Ends the name of a file with the labels of a version's classes.
 CLASSES: Final = ".classes.json"
 ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # Names of what is being written or removed, and of everything that is written in it.
 UNFINISHED: Final = re.compile(rf"\.{ID.pattern}\..+")
 OWN: Final = re.compile(
-    r"new|old|photo\.\w+|entry\.json|label\.json|.+\.classes\.json|\.label\.json\..+"
+    r"new|old|photo\.\w+|entry\.json|label\.json|even-clock\.json|.+\.classes\.json"
+    r"|\.label\.json\..+"
 )
 DAY_SECONDS: Final = 86_400
 # What was left behind half-written is removed after so many seconds: nobody writes for so long.
 ABANDONED: Final = 3_600
 # With too many bytes, so much more is removed that this need not be done for each new photo.
 SPARE: Final = 0.05
+# How far the machine's clock may go from the time that passes before it has jumped, in seconds.
+JUMP: Final = 3_600.0
+# The time that passes, also while the machine sleeps, if the system tells it.
+STEADY_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Reason = Literal["tail", "random", "differs"]
 
@@ -62,6 +67,7 @@ class ReviewEntry(BaseModel):
 
     id: str
     time: float = Field(description="seconds since 1970")
+    at: float | None = Field(None, description="the same by the queue's clock, without its jumps")
     kind: Kind
     predictions: list[LikelyClass] = Field(min_length=1)
     why: Reason
@@ -70,6 +76,11 @@ class ReviewEntry(BaseModel):
     number: int | None
     digest: int
     features: str = Field(description="float16 in base64")
+
+    @property
+    def came(self) -> float:
+        """When the photo came, by the queue's clock."""
+        return self.time if self.at is None else self.at
 
     @property
     def group(self) -> Group:
@@ -98,9 +109,83 @@ class QueuedPhoto:
     given: QueueLabel | None = None
 
     @property
-    def place(self) -> tuple[float, str]:
+    def place(self) -> tuple[float, float, str]:
         """The place in the order in which the photos came."""
-        return self.entry.time, self.entry.id
+        return self.entry.came, self.entry.time, self.entry.id
+
+
+class EvenTime(BaseModel):
+    """The queue's time and the machine's at the last look, both in seconds since 1970.
+
+    A jump of the machine's clock is doubted since the queue's time `doubted_since`.
+    """
+
+    even: float
+    wall: float
+    doubted_since: float | None = None
+
+
+def steady_seconds() -> float:
+    """Return seconds that pass evenly, from an unknown beginning."""
+    return time.clock_gettime(STEADY_CLOCK)
+
+
+class EvenClock:
+    """The machine's clock without its jumps, in a file: photos must not be taken for old by one.
+
+    Between two looks of a process, at most the time passes that steady seconds tell, however far
+    ahead the clock is set; set back, it stands still until the next look. Between two processes
+    the clock alone knows how long it was. If that is more than a day, it may be wrong, as that of
+    a machine that has just been started, and is believed once it has gone on for a day. Several
+    processes may use one file.
+    """
+
+    def __init__(
+        self, path: Path, clock: Callable[[], float], steady: Callable[[], float]
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._steady = steady
+        self._looked: float | None = None
+
+    def look(self) -> float:
+        """Return the queue's time now, and keep it; without the file, it is the machine's."""
+        wall, steady = self._clock(), self._steady()
+        last = self._last() or EvenTime(even=wall, wall=wall)
+        passed, doubted_since = wall - last.wall, last.doubted_since
+        if self._looked is not None:
+            told = steady - self._looked
+            if passed > told + JUMP:
+                logger.warning(
+                    "the clock is %.1f hours ahead of the time that has passed: the photos for "
+                    "review do not age by that",
+                    (passed - told) / 3600,
+                )
+                passed = told
+        elif passed > DAY_SECONDS:
+            logger.warning(
+                "by the clock, nobody has looked at the photos for review for %.1f days: set the "
+                "clock if it is wrong; if it goes on for a day, they age by as much",
+                passed / DAY_SECONDS,
+            )
+            passed, doubted_since = 0.0, last.even
+        if passed < -JUMP:
+            doubted_since = None  # It has been set right.
+        even = last.even + max(0.0, passed)
+        if doubted_since is not None and even - doubted_since >= DAY_SECONDS:
+            even, doubted_since = max(even, wall), None
+        new = EvenTime(even=even, wall=wall, doubted_since=doubted_since)
+        # On a full disk a look is not kept, and the next one tells the time since the last kept.
+        with suppress(UserError):
+            with atomic_file(self._path) as path:
+                path.write_text(new.model_dump_json(), "utf-8")
+            self._looked = steady
+        return even
+
+    def _last(self) -> EvenTime | None:
+        with suppress(OSError, ValidationError):
+            return EvenTime.model_validate_json(self._path.read_bytes())
+        return None
 
 
 class ReviewFolder:
@@ -114,13 +199,17 @@ class ReviewFolder:
         path: Path,
         days: float,
         most_bytes: int,
-        clock: Callable[[], float] = time,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady_seconds,
     ) -> None:
-        """Make the folder if there is none; raises `UserError` if it cannot be used."""
+        """Make the folder if there is none; raises `UserError` if it cannot be used.
+
+        `clock` returns seconds since 1970 and may jump, `steady` seconds that pass evenly.
+        """
         self.path = path
         self._days = days
         self._most_bytes = most_bytes
-        self._clock = clock
+        self._clock = EvenClock(path / CLOCK, clock, steady)
         self._known: dict[str, QueuedPhoto] = {}
         self._size = 0
         try:
@@ -129,7 +218,7 @@ class ReviewFolder:
                 left = [one for one in found if UNFINISHED.fullmatch(one.name)]
             for one in left:
                 with suppress(FileNotFoundError):  # Another process has just removed it.
-                    if one.stat().st_mtime < time() - ABANDONED and is_photo(Path(one)):
+                    if one.stat().st_mtime < time.time() - ABANDONED and is_photo(Path(one)):
                         shutil.rmtree(one, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{path} cannot be used for review ({error.strerror})") from error
@@ -168,6 +257,7 @@ class ReviewFolder:
         if not listed.exists():
             with atomic_file(listed) as path:
                 path.write_text(json.dumps(list(classes)), "utf-8")
+        entry = entry.model_copy(update={"at": self._clock.look()})
         with atomic_folder(self.path / entry.id) as folder:
             (folder / f"photo.{entry.kind}").write_bytes(photo)
             (folder / ENTRY).write_text(entry.model_dump_json(), "utf-8")
@@ -204,15 +294,17 @@ class ReviewFolder:
 
     def trimmed(self) -> list[QueuedPhoto]:
         """Remove what is too old, and the oldest of what is too much; return the rest."""
+        now = self._clock.look()
+        self._date_back(now)
         photos = self.photos()
         self._size = sum(photo.size for photo in photos)
-        oldest = self._clock() - self._days * DAY_SECONDS
+        oldest = now - self._days * DAY_SECONDS
         least = self._most_bytes
         if self._size > self._most_bytes:
             least = int(self._most_bytes * (1 - SPARE))
         kept = list[QueuedPhoto]()
         for photo in photos:
-            if photo.entry.time < oldest or self._size > least:
+            if photo.entry.came < oldest or self._size > least:
                 self.remove(photo.entry.id)
                 self._size -= photo.size
             else:
@@ -222,6 +314,15 @@ class ReviewFolder:
             if ID.fullmatch(path.name) and path.name not in self._known and is_older(path, oldest):
                 self.remove(path.name)
         return kept
+
+    def _date_back(self, now: float) -> None:
+        """Let photos that are later than `now` begin to age: their clock was ahead."""
+        for photo in self.photos():
+            if photo.entry.came > now + JUMP:
+                entry = photo.entry.model_copy(update={"at": now})
+                with suppress(UserError), atomic_file(self.path / entry.id / ENTRY) as path:
+                    path.write_text(entry.model_dump_json(), "utf-8")
+                    self._known[entry.id] = replace(photo, entry=entry)
 
     def _scan(self) -> Iterator[QueuedPhoto]:
         try:

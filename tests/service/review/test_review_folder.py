@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +36,23 @@ def entry(number: int, when: float = NOW) -> ReviewEntry:
     )
 
 
+@dataclass
+class Machine:
+    """A machine whose clock can be set; `steady` is the time since it was started."""
+
+    wall: float = NOW
+    steady: float = 0.0
+
+    def pass_days(self, days: float) -> None:
+        self.wall += days * DAY
+        self.steady += days * DAY
+
+    def opened(self, path: Path, days: float = 30, most_bytes: int = 10**6) -> ReviewFolder:
+        return ReviewFolder(path, days, most_bytes, lambda: self.wall, lambda: self.steady)
+
+
 def opened(path: Path, days: float = 30, most_bytes: int = 10**6) -> ReviewFolder:
-    return ReviewFolder(path, days, most_bytes, lambda: NOW)
+    return Machine().opened(path, days, most_bytes)
 
 
 def names(folder: ReviewFolder) -> list[str]:
@@ -43,13 +60,18 @@ def names(folder: ReviewFolder) -> list[str]:
 
 
 def test_photos_and_labels_survive_a_restart(tmp_path: Path) -> None:
-    first = opened(tmp_path / "queue")
-    for number, age in ((1, 3), (2, 5)):
-        first.add(entry(number, NOW - age), b"bytes", ["red", "white"])
+    machine = Machine()
+    first = machine.opened(tmp_path / "queue")
+    for number in (2, 1):
+        first.add(entry(number, machine.wall), b"bytes", ["red", "white"])
+        machine.pass_days(2 / DAY)
     assert first.give_label("photo-0001", "red")
     assert not first.give_label("photo-0009", "red")
-    again = opened(tmp_path / "queue")
-    assert [photo.entry for photo in again.photos()] == [entry(2, NOW - 5), entry(1, NOW - 3)]
+    again = machine.opened(tmp_path / "queue")
+    assert [photo.entry for photo in again.photos()] == [
+        entry(2, NOW).model_copy(update={"at": NOW}),
+        entry(1, NOW + 2).model_copy(update={"at": NOW + 2}),
+    ]
     assert [photo.entry.id for photo in again.waiting()] == ["photo-0002"]
     found = again.find("photo-0001")
     assert found is not None
@@ -72,11 +94,152 @@ def test_the_last_label_wins_and_may_say_none_of_the_classes(tmp_path: Path) -> 
 
 
 def test_photos_that_are_too_old_are_removed(tmp_path: Path) -> None:
-    folder = opened(tmp_path, days=30)
-    for number, age in ((1, 31), (2, 29), (3, 0)):
-        folder.add(entry(number, NOW - age * DAY), b"bytes", [])
+    machine = Machine()
+    folder = machine.opened(tmp_path, days=30)
+    for number, later in ((1, 2), (2, 29), (3, 0)):
+        folder.add(entry(number, machine.wall), b"bytes", [])
+        machine.pass_days(later)
     assert [photo.entry.id for photo in folder.trimmed()] == ["photo-0002", "photo-0003"]
     assert names(opened(tmp_path)) == ["photo-0002", "photo-0003"]
+
+
+def queue_of(machine: Machine, path: Path) -> ReviewFolder:
+    """Return a queue with photos that are 20, 10 and 0 days old."""
+    folder = machine.opened(path)
+    for number, later in ((1, 10), (2, 10), (3, 0)):
+        folder.add(entry(number, machine.wall), b"bytes", [])
+        machine.pass_days(later)
+    return folder
+
+
+@pytest.mark.parametrize("days", [0.5, 12, 31, 400, 20_000])
+@pytest.mark.parametrize("set_back", [False, True])
+def test_a_clock_that_jumps_ahead_takes_no_photo(
+    tmp_path: Path, days: float, set_back: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Photos age by the time that passes, before the clock is set right, and after."""
+    machine = Machine()
+    folder = queue_of(machine, tmp_path)
+    machine.wall += days * DAY
+    for _ in range(3):
+        assert len(folder.trimmed()) == 3
+        machine.pass_days(1)
+    assert [record.message for record in caplog.records] == [
+        f"the clock is {24 * days:.1f} hours ahead of the time that has passed: the photos for "
+        "review do not age by that"
+    ]
+    folder.add(entry(4, machine.wall), b"bytes", [])
+    if set_back:
+        machine.wall -= days * DAY
+    assert names(folder) == ["photo-0001", "photo-0002", "photo-0003", "photo-0004"]
+    folder.trimmed()
+    machine.pass_days(8)
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(10)
+    assert len(folder.trimmed()) == 2
+    machine.pass_days(13)
+    assert [photo.entry.id for photo in folder.trimmed()] == []
+
+
+def test_a_clock_that_was_behind_makes_no_photo_old(tmp_path: Path) -> None:
+    """A machine without a battery begins in 1970, and asks for the time later."""
+    machine = Machine(wall=0.0)
+    folder = queue_of(machine, tmp_path)
+    machine.wall = NOW
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(11)
+    assert len(folder.trimmed()) == 2
+
+
+def test_after_a_start_a_clock_is_believed_within_a_day_and_later_once_it_has_gone_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = Machine()
+    queue_of(machine, tmp_path).trimmed()
+    machine.wall += 0.9 * DAY
+    machine.opened(tmp_path).trimmed()
+    assert not caplog.records
+    machine.wall += 25 * DAY
+    folder = machine.opened(tmp_path)
+    assert len(folder.trimmed()) == 3
+    assert "nobody has looked at the photos for review for 25.0 days" in caplog.text
+    machine.pass_days(0.5)
+    # A restart does not make it forget that it doubts.
+    folder = machine.opened(tmp_path)
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(0.6)
+    assert [photo.entry.id for photo in folder.trimmed()] == ["photo-0003"]
+
+
+@pytest.mark.parametrize("days", [12, 400])
+def test_a_clock_that_is_set_right_within_a_day_after_a_start_takes_no_photo(
+    tmp_path: Path, days: float
+) -> None:
+    machine = Machine()
+    queue_of(machine, tmp_path).trimmed()
+    machine.wall += days * DAY
+    folder = machine.opened(tmp_path)
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(0.8)
+    machine.wall -= days * DAY
+    for _ in range(4):
+        assert len(folder.trimmed()) == 3
+        machine.pass_days(2)
+    machine.pass_days(3)
+    assert len(folder.trimmed()) == 2
+
+
+def test_a_start_in_1970_and_the_right_time_at_the_next_start_take_no_photo(tmp_path: Path) -> None:
+    machine = Machine()
+    queue_of(machine, tmp_path).trimmed()
+    machine.wall = 0
+    folder = machine.opened(tmp_path)
+    folder.add(entry(4, machine.wall), b"bytes", [])
+    machine.wall = NOW + 20 * DAY
+    folder = machine.opened(tmp_path)
+    folder.trimmed()
+    machine.pass_days(2)
+    assert len(folder.trimmed()) == 4
+
+
+def test_photos_of_a_time_to_come_age_from_now_on(tmp_path: Path) -> None:
+    """As after the queue's clock was lost while the machine's is behind."""
+    machine = Machine()
+    queue_of(machine, tmp_path)
+    (tmp_path / "even-clock.json").write_text("{")
+    machine.wall -= 100 * DAY
+    folder = machine.opened(tmp_path)
+    assert len(folder.trimmed()) == 3
+    assert all(photo.entry.at == machine.wall for photo in folder.photos())
+    machine.pass_days(29)
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(2)
+    assert folder.trimmed() == []
+
+
+def test_two_processes_let_the_time_pass_once(tmp_path: Path) -> None:
+    machine = Machine()
+    one = queue_of(machine, tmp_path)
+    other = machine.opened(tmp_path)
+    for _ in range(18):
+        machine.pass_days(0.5)
+        for folder in (one, other):
+            assert len(folder.trimmed()) == 3
+    machine.pass_days(1.5)
+    assert len(other.trimmed()) == 2
+
+
+def test_a_full_disk_does_not_stop_the_time(small_disk: Path) -> None:
+    machine = Machine()
+    folder = queue_of(machine, small_disk)
+    with suppress(OSError), (small_disk / "full").open("wb") as file:
+        while True:
+            file.write(bytes(2**10))
+            file.flush()
+    machine.pass_days(5)
+    assert len(folder.trimmed()) == 3
+    machine.pass_days(6)
+    assert len(folder.trimmed()) == 2
 
 
 def test_with_too_many_bytes_the_oldest_go_at_once(tmp_path: Path) -> None:
