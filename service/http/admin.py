@@ -1,6 +1,7 @@
 """The routes below /admin, which change the version that is served; absent without admin keys."""
 
 import asyncio
+import logging
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -16,7 +17,9 @@ from taillift.models.bundle.version_store import (
 )
 from taillift.models.errors import UserError
 from taillift.service.http.openapi import problems
+from taillift.service.http.schemas import LivePriorReport
 from taillift.service.inference.agreement import KEPT, Disagreement, Side, WeightedShare
+from taillift.service.inference.engine import Engine
 from taillift.service.inference.memory import OverBudgetError
 from taillift.service.inference.role_follower import RoleFollower, State
 from taillift.service.inference.served_version import ServedVersion
@@ -28,6 +31,8 @@ from taillift.service.problems import (
     ServiceError,
     StaleRolesError,
 )
+
+logger = logging.getLogger(__name__)
 
 REFUSALS: Final = problems(400, 401, 404, 409, 412, 503, 507)
 # Flips and few-shot classes in a report.
@@ -282,6 +287,18 @@ async def challenger(
         ],
         differences=shown[::-1],
     )
+
+
+@router.post("/live-prior/reset", responses=problems(400, 401))
+async def reset_live_prior(request: Request) -> LivePriorReport:
+    """Let the champion's live prior begin anew, from equally frequent classes."""
+    engine: Engine = request.app.state.engine
+    live = engine.bundle.monitoring.monitor.live
+    if live is None:
+        raise MalformedError("the service has no live prior: start it with the setting live_prior")
+    logger.warning("the live prior begins anew, as %s asks", who(request))
+    live.reset()
+    return LivePriorReport.of(live.current)
 
 
 def share_report(share: WeightedShare) -> ShareReport:
