@@ -139,9 +139,11 @@ def classify(
         ),
     ] = None,
     prior: Annotated[
-        Literal["uniform", "train"],
+        str,
         typer.Option(
-            help="How often the classes are expected: equally, or as often as in training."
+            metavar="uniform|train|many:W,…",
+            help="How often the classes are expected: equally, as often as in training, or by "
+            "weights of the groups, such as many:0.6,medium:0.3,few:0.1.",
         ),
     ] = "uniform",
     tail: Annotated[
@@ -195,7 +197,7 @@ def classify(
     from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.known_counts import KnownCounts
     from taillift.models.bundle.photo_sources import find_photos
-    from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
+    from taillift.models.bundle.posterior import among, leaning, prior_of
     from taillift.models.bundle.schema import Precision
     from taillift.models.errors import UserError
     from taillift.models.names import indices_of_names
@@ -227,7 +229,7 @@ def classify(
     manifest = classifier.manifest
     chosen = Ensemble(ensemble) if ensemble else classifier.predictor.usual_ensemble
     classifier.check_coverage(coverage)
-    expected = leaning(log_prior(Prior(prior), manifest.counts), tail, manifest.counts)
+    expected = leaning(prior_of(prior, manifest), tail, manifest.counts)
     target = None if prior == "uniform" and not tail else expected
     allowed = indices_of_names([classes], manifest.labels, "--classes") if classes else []
     if allowed:

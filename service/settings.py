@@ -117,7 +117,10 @@ GROUPS: Final = {
     "Limits of a request": (
         "max_body_bytes max_images max_image_bytes max_pixels max_request_pixels answer_seconds"
     ),
-    "Rare classes": "tail class_metrics reference tail_window_seconds tail_level",
+    "Rare classes": (
+        "tail live_prior live_prior_images live_prior_half_life class_metrics reference "
+        "tail_window_seconds tail_level"
+    ),
     "Logs": "access_log",
     "Versions": "store swap admin_keys_file model_name",
     "Labels": "feedback_key_file feedback_file feedback_days feedback_max",
@@ -304,6 +307,19 @@ class Settings(BaseSettings):
         le=MOST_TAIL,
         description="How far answers lean toward the rare classes if a request does not say, 0 to "
         "1: as if trained with tau = 1 + tail. Such answers have no decision.",
+    )
+    live_prior: bool = Field(
+        False,
+        description="Let requests ask for prior=live: the shares of the groups many, medium and "
+        "few as the monitoring estimates them.",
+    )
+    live_prior_images: int = Field(
+        200, ge=1, description="Images before the live prior first moves."
+    )
+    live_prior_half_life: float = Field(
+        1000,
+        ge=100,
+        description="Images after which a prediction counts half for the live prior.",
     )
     reference: str = Field(
         "train",

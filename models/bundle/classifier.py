@@ -32,7 +32,7 @@ from taillift.models.bundle.images import (
 )
 from taillift.models.bundle.known_counts import OTHER, Assigned, KnownCounts
 from taillift.models.bundle.manifest import ClassInfo
-from taillift.models.bundle.posterior import Prior, among, leaning, log_prior
+from taillift.models.bundle.posterior import Prior, among, leaning, prior_of
 from taillift.models.bundle.prediction_sets import LEAST, MOST
 from taillift.models.bundle.predictor import Prediction, Predictor
 from taillift.models.bundle.review import Decision, DecisionReason
@@ -241,9 +241,10 @@ class Classifier:
         a list of results in the same order.
 
         `ensemble` is "off", "full" or "adaptive"; by default adaptive if it saves at least a
-        quarter of the views, else full. `prior` says how often the classes are expected: "uniform"
-        or "train". `tail`, 0 to 1, makes the answers lean toward the rare classes, as if the model
-        had been trained with tau = 1 + `tail`.
+        quarter of the views, else full. `prior` says how often the classes are expected: "uniform",
+        "train", or weights of the groups such as "many:0.6,medium:0.3,few:0.1". `tail`, 0 to 1,
+        makes the answers lean toward the rare classes, as if the model had been trained with
+        tau = 1 + `tail`.
         `coverage`, 0.5 to 0.99, adds to each result a set of labels that holds the right one so
         often, in rare classes too.
 
@@ -256,7 +257,7 @@ class Classifier:
         """
         chosen = named(Ensemble, ensemble) if ensemble else self.predictor.usual_ensemble
         counted = self.manifest.counts
-        target = leaning(log_prior(named(Prior, prior), counted), tail, counted)
+        target = leaning(prior_of(prior, self.manifest), tail, counted)
         if classes is not None:
             names_of = [classes] if isinstance(classes, str) else classes
             allowed = indices_of_names(names_of, self.manifest.labels, "classes")

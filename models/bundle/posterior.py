@@ -1,6 +1,8 @@
 """From logits to confidence."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -61,6 +63,64 @@ def log_shares(weights: Sequence[float]) -> Doubles:
     logs = np.full(len(scaled), -np.inf)
     np.log(scaled / scaled.sum(), out=logs, where=scaled > 0)
     return logs
+
+
+def group_prior(shares: Mapping[Group, float], groups: Sequence[Group]) -> Doubles:
+    """Return the log prior [C] that gives each group its share, and its classes equally much.
+
+    `groups` [C] are those of the classes. Groups without classes do not matter.
+    """
+    sizes = Counter(groups)
+    return log_shares([shares[group] / sizes[group] for group in groups])
+
+
+def shares_text(shares: Mapping[Group, float]) -> str:
+    """Return shares of groups as text, such as many:0.6,medium:0.3,few:0.1."""
+    return ",".join(f"{group}:{share:.6g}" for group, share in shares.items())
+
+
+def group_shares(text: str, groups: Sequence[Group]) -> dict[Group, float]:
+    """Return the weights of groups that `shares_text` writes, in any order and with any sum.
+
+    A weight of 0 says that no class of the group can occur. `groups` [C] are those of a bundle's
+    classes. Raises `UserError` unless each of these groups has a weight, and no other.
+    """
+    present = [group for group in GROUPS if group in groups]
+    example = shares_text({group: round(1 / len(present), 2) for group in present})
+    wrong = UserError(
+        f"prior {text[:80]!r}: give each group of the bundle a weight of 0 or more, such as "
+        f"{example}"
+    )
+    weights: dict[Group, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition(":")
+        group = next((group for group in present if group == name.strip()), None)
+        try:
+            number = float(weight)
+        except ValueError:
+            raise wrong from None
+        if group is None or group in weights or not (math.isfinite(number) and number >= 0):
+            raise wrong
+        weights[group] = number
+    if len(weights) < len(present) or not any(weights.values()):
+        raise wrong
+    return weights
+
+
+def prior_of(name: str, manifest: Manifest) -> Doubles:
+    """Return the log prior [C] of a name of `Prior`, or of weights as `group_shares` reads them.
+
+    Raises `UserError` if it is neither.
+    """
+    if ":" in name:
+        groups = [info.group for info in manifest.classes]
+        return group_prior(group_shares(name, groups), groups)
+    if name not in set(Prior):
+        raise UserError(
+            f"prior {name[:80]!r} is not known: choose one of {', '.join(Prior)}, or give weights "
+            "of the groups, such as many:0.6,medium:0.3,few:0.1"
+        )
+    return log_prior(Prior(name), manifest.counts)
 
 
 def among(log_prior: Doubles, indices: Sequence[int]) -> Doubles:

@@ -1,6 +1,7 @@
 """The routes below /admin, which change the version that is served; absent without admin keys."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
 
@@ -17,6 +18,7 @@ from taillift.models.bundle.version_store import (
 )
 from taillift.models.errors import UserError
 from taillift.service.http.openapi import json_body, problems
+from taillift.service.http.schemas import LivePriorReport
 from taillift.service.http.uploads import Document, SentObject, read_document
 from taillift.service.inference.agreement import KEPT, Disagreement, Side, WeightedShare
 from taillift.service.inference.engine import Engine
@@ -31,6 +33,8 @@ from taillift.service.problems import (
     ServiceError,
     StaleRolesError,
 )
+
+logger = logging.getLogger(__name__)
 
 REFUSALS: Final = problems(400, 401, 404, 408, 409, 412, 413, 503, 507)
 # Flips and few-shot classes in a report.
@@ -309,6 +313,18 @@ async def challenger(
         ],
         differences=shown[::-1],
     )
+
+
+@router.post("/live-prior/reset", responses=problems(400, 401))
+async def reset_live_prior(request: Request) -> LivePriorReport:
+    """Let the champion's live prior begin anew, from equally frequent classes."""
+    engine: Engine = request.app.state.engine
+    live = engine.bundle.monitoring.monitor.live
+    if live is None:
+        raise MalformedError("the service has no live prior: start it with the setting live_prior")
+    logger.warning("the live prior begins anew, as %s asks", who(request))
+    live.reset()
+    return LivePriorReport.of(live.current)
 
 
 def share_report(share: WeightedShare) -> ShareReport:

@@ -68,6 +68,7 @@ from taillift.service.http.schemas import (
     chosen_classes,
     confidence_json,
     confidences,
+    live_report,
     model_id,
     model_summary,
 )
@@ -196,6 +197,7 @@ async def confidence(
             ensemble=wanted.ensemble,
             prior=query.prior,
             tail=wanted.tail,
+            live_prior=live_report(wanted.live),
         )
         async with writing:
             results = results_of(engine, wanted, answered, result)
@@ -248,11 +250,12 @@ async def model(engine: Service, lease: Leased, bundle: Served) -> ModelSummary:
     return model_summary(
         bundle.predictor,
         engine.settings.device,
-        list(bundle.priors),
+        bundle.prior_names,
         bundle.precision_reason,
         lease.version.number,
         labelling=engine.settings.review_dir is not None,
         tail=bundle.usual_tail,
+        live=bundle.live_prior,
     )
 
 

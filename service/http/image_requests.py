@@ -34,7 +34,7 @@ from taillift.service.http.schemas import (
     InferenceQuery,
     add_assigned,
     classified,
-    known_prior,
+    live_report,
     model_id,
 )
 from taillift.service.http.uploads import (
@@ -48,6 +48,7 @@ from taillift.service.http.version_lease import Lease
 from taillift.service.inference.admission import Reservation
 from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
+from taillift.service.inference.priors import LIVE, known_prior
 from taillift.service.inference.resident_bundle import ResidentBundle
 from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
@@ -61,6 +62,7 @@ from taillift.service.problems import (
 from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.settings import Settings
 from taillift.service.tail.dependence import group_digest
+from taillift.service.tail.live_prior import LiveShares
 
 Item = TypeVar("Item")
 Body = TypeVar("Body")
@@ -170,7 +172,10 @@ def refusing() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a request wants its images answered: by which bundle, and as `Predictor.predict` says."""
+    """How a request wants its images answered: by which bundle, and as `Predictor.predict` says.
+
+    `live` is what the live prior was at that moment, if the request asked for it.
+    """
 
     bundle: ResidentBundle
     ensemble: Ensemble
@@ -179,6 +184,7 @@ class Wanted:
     allowed: Sequence[int] = ()
     known: KnownCounts | None = None
     tail: float = 0.0
+    live: LiveShares | None = None
 
 
 def wanted_images(
@@ -187,18 +193,17 @@ def wanted_images(
     """Return how a query wants images answered; raises `MalformedError`."""
     ensemble = query.ensemble or bundle.usual_ensemble
     tail = bundle.usual_tail if query.tail is None else query.tail
-    prior = log_prior_of(bundle, query.prior, tail)
-    usual = query.prior == Prior.UNIFORM and not tail
-    return Wanted(bundle, ensemble, None if usual else prior, coverage, tail=tail)
-
-
-def log_prior_of(bundle: ResidentBundle, name: str, tail: float) -> Doubles:
-    """Return the prior [C] of this name, which leans toward the rare classes by `tail`."""
-    prior = known_prior(name, bundle.priors)
+    live = bundle.live_prior if query.prior == LIVE else None
+    if live is None:
+        prior = known_prior(query.prior, bundle.priors, bundle.prior_names, bundle.manifest)
+    else:
+        prior = live.log_prior
     try:
-        return leaning(prior, tail, bundle.manifest.counts)
+        prior = leaning(prior, tail, bundle.manifest.counts)
     except UserError as error:
         raise TailError(str(error)) from None
+    usual = query.prior == Prior.UNIFORM and not tail
+    return Wanted(bundle, ensemble, None if usual else prior, coverage, tail=tail, live=live)
 
 
 def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
@@ -210,8 +215,9 @@ def wanted_labels(bundle: ResidentBundle, query: ClassifyQuery) -> Wanted:
     with refusing():
         allowed = indices_of_names(query.classes, labels, "classes")
         if query.classes:
-            prior = log_prior_of(bundle, query.prior, wanted.tail)
-            wanted = replace(wanted, log_prior=among(prior, allowed), allowed=allowed)
+            uniform = bundle.priors[Prior.UNIFORM]
+            prior = among(uniform if wanted.log_prior is None else wanted.log_prior, allowed)
+            wanted = replace(wanted, log_prior=prior, allowed=allowed)
         if query.counts is not None:
             wanted = replace(wanted, known=KnownCounts.from_json(query.counts, labels))
     if query.coverage is not None and bundle.predictor.variant.sets is None:
@@ -396,6 +402,7 @@ async def classify_uploads(
         ensemble=wanted.ensemble,
         prior=query.prior,
         tail=wanted.tail,
+        live_prior=live_report(wanted.live),
         classes=[bundle.manifest.labels[index] for index in wanted.allowed] or None,
         results=results,
     )

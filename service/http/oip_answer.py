@@ -12,7 +12,7 @@ from fastapi import Response
 from taillift.models.bundle.classifier import top
 from taillift.models.bundle.predictor import Prediction
 from taillift.service.http.oip_request import JSON_BYTES, InferRequest, WantedOutput
-from taillift.service.http.schemas import ClassifiedImage, FailedImage
+from taillift.service.http.schemas import ClassifiedImage, FailedImage, LivePriorReport
 
 OutputType = Literal["BYTES", "FP32", "INT32"]
 NUMPY_TYPES: Final = {"FP32": "<f4", "INT32": "<i4"}
@@ -79,8 +79,12 @@ def write_answer(
     version: str,
     images: Sequence[AnsweredImage],
     labels: Sequence[str],
+    live: LivePriorReport | None = None,
 ) -> Response:
-    """Return the answer on a request's images by the model `name` of this version."""
+    """Return the answer on a request's images by the model `name` of this version.
+
+    `live` is the live prior, if the request asked for it; the answer names it as a parameter.
+    """
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for wanted in request.outputs:
@@ -96,9 +100,12 @@ def write_answer(
         else:
             output["data"] = tensor.to_json()
         outputs.append(output)
-    head = {"model_name": name, "model_version": version}
+    head: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id is not None:
         head["id"] = request.id
+    if live is not None:
+        as_of = None if live.as_of is None else live.as_of.isoformat()
+        head["parameters"] = {"prior": live.prior, "prior_as_of": as_of or "never"}
     text = json.dumps({**head, "outputs": outputs}, separators=(",", ":")).encode()
     if not binary:
         return Response(text, media_type="application/json")

@@ -322,7 +322,8 @@ async def infer(
             )
             images = list(map(AnsweredImage, classification.results, predictions))
             labels = lease.version.bundle.manifest.labels
-            answer = partial(write_answer, asked, name, lease.version.shown_number, images, labels)
+            number, live = lease.version.shown_number, classification.live_prior
+            answer = partial(write_answer, asked, name, number, images, labels, live)
             if asked.wants("probabilities"):
                 async with writing:
                     response = await asyncio.to_thread(answer)

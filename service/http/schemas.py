@@ -1,8 +1,9 @@
 """Queries of the requests and JSON of the answers."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +22,7 @@ from taillift.models.bundle.temperature import Calibration
 from taillift.models.errors import nearest
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
+from taillift.service.tail.live_prior import LiveShares
 
 MAX_TOP_K: Final = 100
 CONFIDENCE: Final = "probability from 0 to 1; calibrated if GET /model says so"
@@ -38,8 +40,9 @@ class InferenceQuery(BaseModel):
     prior: str = Field(
         Prior.UNIFORM,
         description="how often the classes are expected: `uniform` (equally often), `train` (as "
-        "often as in the training images) or the name of one of the service's priors, which GET "
-        "/model lists",
+        "often as in the training images), the name of one of the service's priors, which GET "
+        "/model lists (`live`: the shares of the groups as the monitoring estimates them), or "
+        "weights of the groups, such as many:0.6,medium:0.3,few:0.1",
     )
     tail: float | None = Field(
         None,
@@ -161,6 +164,24 @@ class ConfidenceOfImage(ImageResult):
     )
 
 
+class LivePriorReport(BaseModel):
+    """The prior that follows the groups' shares; an answer can be repeated with its `prior`."""
+
+    prior: str = Field(description="the shares as a request's `prior` takes them")
+    shares: dict[Group, float]
+    as_of: datetime | None = Field(
+        description="when they were estimated; null: not yet, and all classes are equally likely"
+    )
+    frozen: str | None = Field(description="why the shares stand still; null: they do not")
+
+    @classmethod
+    def of(cls, live: LiveShares) -> Self:
+        as_of = None if live.as_of is None else datetime.fromtimestamp(live.as_of, UTC)
+        return cls(
+            prior=live.text, shares=dict(live.shares), as_of=as_of, frozen=live.frozen or None
+        )
+
+
 class InferenceResponse(BaseModel):
     """How the images of a request were classified."""
 
@@ -171,6 +192,11 @@ class InferenceResponse(BaseModel):
         0.0,
         exclude_if=lambda tail: not tail,
         description="how far the answers lean toward the rare classes; absent: not at all",
+    )
+    live_prior: LivePriorReport | None = Field(
+        None,
+        exclude_if=lambda live: live is None,
+        description="what `prior=live` was for these answers; absent with any other prior",
     )
 
 
@@ -209,6 +235,11 @@ class ModelSummary(ModelId):
     evaluation: Evaluation | None
     notes: list[str] = Field(description="reasons for the parts that are missing")
     priors: list[str] = Field(description="names that a request may use as prior")
+    live_prior: LivePriorReport | None = Field(
+        None,
+        exclude_if=lambda live: live is None,
+        description="the prior `live` as it is now; absent without the setting live_prior",
+    )
     labelling: bool = Field(
         False,
         exclude_if=lambda labelling: not labelling,
@@ -229,6 +260,11 @@ class Status(BaseModel):
 
 def model_id(manifest: Manifest, number: int | None = None) -> ModelId:
     return ModelId(name=manifest.name, version=manifest.version, number=number)
+
+
+def live_report(live: LiveShares | None) -> LivePriorReport | None:
+    """Return what an answer says of the live prior; None if it did not use it."""
+    return None if live is None else LivePriorReport.of(live)
 
 
 def classified(
@@ -343,11 +379,12 @@ def model_summary(
     number: int | None = None,
     labelling: bool = False,
     tail: float = 0.0,
+    live: LiveShares | None = None,
 ) -> ModelSummary:
     """Return the summary of the served model; `reason` says why its precision was chosen.
 
     `labelling` says whether the service keeps photos for labelling, and `tail` is that of a request
-    that names none.
+    that names none. `live` is the live prior, if there is one.
     """
     manifest, variant = predictor.manifest, predictor.variant
     groups = Counter(info.group for info in manifest.classes)
@@ -372,18 +409,10 @@ def model_summary(
         evaluation=variant.evaluation,
         notes=list(variant.notes),
         priors=list(priors),
+        live_prior=live_report(live),
         labelling=labelling,
         provider=device.provider,
         precision=predictor.precision,
         precision_reason=reason,
         made=variant.made,
     )
-
-
-def known_prior(name: str, priors: Mapping[str, Doubles]) -> Doubles:
-    """Return the log prior [C] with this name; raise `MalformedError` with the nearest name."""
-    if name not in priors:
-        near = nearest(name, priors)
-        hint = f"did you mean `{near}`?" if near else f"the known priors are {', '.join(priors)}"
-        raise MalformedError(f"query parameter `prior`: `{name[:80]}` is not known; {hint}")
-    return priors[name]

@@ -2,15 +2,20 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.manifest import Manifest
-from taillift.models.bundle.posterior import Prior, log_prior, log_shares
-from taillift.models.errors import UserError, did_you_mean
+from taillift.models.bundle.posterior import Prior, log_prior, log_shares, prior_of
+from taillift.models.errors import UserError, did_you_mean, nearest
 from taillift.models.names import index_of_name, indices_by_name, refuse_two_forms
+from taillift.service.problems import MalformedError
+
+# The prior that follows the groups' shares.
+LIVE: Final = "live"
 
 
 class JsonObject:
@@ -20,16 +25,19 @@ class JsonObject:
         self.pairs = pairs
 
 
-def read_priors(path: Path | None, manifest: Manifest) -> Mapping[str, Doubles]:
+def read_priors(
+    path: Path | None, manifest: Manifest, reserved: Collection[str] = tuple(Prior)
+) -> Mapping[str, Doubles]:
     """Return the log shares [C] of each prior: `uniform`, `train` and those of the file at `path`.
 
     The JSON file holds {name: {label: weight}}. Every class has a weight, in any order and with any
-    total. A weight of 0 says that a class cannot occur. Raises `UserError`.
+    total. A weight of 0 says that a class cannot occur. Raises `UserError`, also for a prior whose
+    name is `reserved`.
     """
     priors = {prior.value: log_prior(prior, manifest.counts) for prior in Prior}
     for name, weights in read_objects(path).pairs if path else []:
         where = f"prior {name!r} in {path}"
-        if name in set(Prior):
+        if name in reserved:
             raise UserError(f"{where}: the name is taken (the service has it); choose another")
         if name in priors:
             raise UserError(f"{where} appears twice: remove or rename one")
@@ -38,6 +46,30 @@ def read_priors(path: Path | None, manifest: Manifest) -> Mapping[str, Doubles]:
         by_label = read_weights(where, weights, manifest.labels)
         priors[name] = log_shares([by_label[label] for label in manifest.labels])
     return MappingProxyType(priors)
+
+
+def known_prior(
+    name: str, priors: Mapping[str, Doubles], names: Sequence[str], manifest: Manifest
+) -> Doubles:
+    """Return the log prior [C] with this name, or of these weights of the groups.
+
+    Raises `MalformedError`, with the nearest of all `names` that a request may use.
+    """
+    if name in priors:
+        return priors[name]
+    if ":" in name:
+        try:
+            return prior_of(name, manifest)
+        except UserError as error:
+            raise MalformedError(f"query parameter `prior`: {error}") from None
+    if name == LIVE:
+        raise MalformedError(
+            "query parameter `prior`: `live` is not known; the service has it if it is started "
+            "with the setting live_prior"
+        )
+    near = nearest(name, names)
+    hint = f"did you mean `{near}`?" if near else f"the known priors are {', '.join(names)}"
+    raise MalformedError(f"query parameter `prior`: `{name[:80]}` is not known; {hint}")
 
 
 def read_objects(path: Path) -> JsonObject:

@@ -1,6 +1,7 @@
 """A bundle that is loaded for service: what a request needs to know of the model it is given."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -8,20 +9,22 @@ from typing import Final
 
 from PIL import Image
 
-from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.arrays import Doubles, Pixels
 from taillift.models.bundle.classifier import Classifier, Turn
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_golden, verify_files
 from taillift.models.bundle.manifest import Manifest
+from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Predictor
 from taillift.models.bundle.session import Outputs
 from taillift.models.errors import UserError
 from taillift.service.inference.graph_choice import open_classifier
-from taillift.service.inference.priors import read_priors
+from taillift.service.inference.priors import LIVE, read_priors
 from taillift.service.inference.runner import run_niced
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
+from taillift.service.tail.live_prior import LiveShares
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +45,20 @@ class ResidentBundle:
         """Raises `UserError` if the priors cannot be read."""
         self.folder = folder
         self.manifest = manifest
-        self.priors = read_priors(settings.priors, manifest)
         self.monitoring = monitoring
+        self._settings = settings
+        self.priors = self._read_priors()
         self.precision_reason = ""
         # Set while the model is loaded next to another one, which has work to do.
         self.turn: Turn | None = None
         self._checked = False
-        self._settings = settings
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
 
     def read_priors_again(self) -> None:
         """Read the file of priors again; if it is wrong, the priors stay and the log says so."""
         try:
-            self.priors = read_priors(self._settings.priors, self.manifest)
+            self.priors = self._read_priors()
         except UserError as error:
             logger.error("the priors stay as they were: %s", error)
         else:
@@ -65,6 +68,21 @@ class ResidentBundle:
         """Check the files at the lowest priority, so that `open` need not; raises `UserError`."""
         run_niced(lambda: verify_files(self.folder, self.manifest))
         self._checked = True
+
+    def _read_priors(self) -> Mapping[str, Doubles]:
+        reserved = (*Prior, LIVE) if self._settings.live_prior else tuple(Prior)
+        return read_priors(self._settings.priors, self.manifest, reserved)
+
+    @property
+    def prior_names(self) -> list[str]:
+        """The names that a request may use as prior."""
+        return [*self.priors, *([] if self.live_prior is None else [LIVE])]
+
+    @property
+    def live_prior(self) -> LiveShares | None:
+        """The prior that follows the groups' shares, as it is now; None without the setting."""
+        live = self.monitoring.monitor.live
+        return None if live is None else live.current
 
     def open(self) -> None:
         """Check the files and load the model.

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from taillift.models.bundle.schema import GROUPS
 from taillift.service.feedback.live_accuracy import LiveReport, LiveShare
 from taillift.service.tail.distributions import Doubles, Flags, Indices
+from taillift.service.tail.live_prior import LiveShares
 from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
 
@@ -86,6 +87,8 @@ class TailSeries(Collector):
         state = self._monitoring.state()
         yield from self._tail_metrics(state)
         yield from group_metrics(state.groups)
+        if (live := self._monitoring.monitor.live) is not None:
+            yield from live_prior_metrics(live.current)
         if self._which is not ClassSeries.NONE:
             yield from self._class_metrics(state.classes)
         yield _gauge(
@@ -243,6 +246,22 @@ def bounds(share: LiveShare) -> Sequence[SeriesRow]:
     if share.too_few is not None:
         return []
     return [(("estimate",), share.estimate), (("low",), share.low), (("high",), share.high)]
+
+
+def live_prior_metrics(live: LiveShares) -> Iterator[Metric]:
+    """Yield the series of the live prior."""
+    yield _gauge(
+        "live_prior_share",
+        "Share that prior=live gives to the group",
+        BY_GROUP,
+        [((group,), share) for group, share in live.shares.items()],
+    )
+    yield _gauge(
+        "live_prior_frozen",
+        "1 while the shares of prior=live stand still, because their predictions are in doubt",
+        (),
+        [((), float(bool(live.frozen)))],
+    )
 
 
 def group_metrics(groups: Sequence[GroupState]) -> Iterator[Metric]:

@@ -21,6 +21,7 @@ from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import Pair, read_confusions
 from taillift.service.tail.distributions import Indices
+from taillift.service.tail.live_prior import LiveRules
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import Array, restore, to_arrays
@@ -46,12 +47,18 @@ class Monitoring:
         metrics: Metrics,
         clock: Callable[[], float] = time,
     ) -> None:
-        """Raises `UserError` if the reference or the bundle's list of confusions is unusable."""
+        """Raises `UserError` if the reference or the bundle's list of confusions is unusable.
+
+        The same if there is to be a live prior and the bundle has too few held-out photos.
+        """
         self.manifest = manifest
         rules = Rules(
             reference=parse_reference(settings.reference),
             level=settings.tail_level,
             window_seconds=settings.tail_window_seconds,
+            live=LiveRules(settings.live_prior_images, settings.live_prior_half_life)
+            if settings.live_prior
+            else None,
         )
         self.monitor = TailMonitor(model_profile(folder, manifest), rules, clock)
         self.saved_predictions = 0

@@ -140,9 +140,7 @@ class EvenClock:
     processes may use one file.
     """
 
-    def __init__(
-        self, path: Path, clock: Callable[[], float], steady: Callable[[], float]
-    ) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float], steady: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
         self._steady = steady

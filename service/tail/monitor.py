@@ -13,6 +13,7 @@ from taillift.service.tail.confusion import Pair, estimate_confusion, group_indi
 from taillift.service.tail.dependence import LONGEST, Dependence, Sightings
 from taillift.service.tail.distributions import Doubles, Indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
+from taillift.service.tail.live_prior import LivePrior, LiveRules
 from taillift.service.tail.prevalence import Prevalence
 from taillift.service.tail.reference import (
     Expected,
@@ -53,12 +54,16 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class Rules:
-    """The reference, the window, and the `level` and `tolerance` of `Drift`."""
+    """The reference, the window, and the `level` and `tolerance` of `Drift`.
+
+    With `live` there is a prior that follows the groups' shares.
+    """
 
     reference: Source | Path = Source.TRAIN
     level: float = LEVEL
     tolerance: float = TOLERANCE
     window_seconds: float = WEEK
+    live: LiveRules | None = None
 
 
 @dataclass
@@ -109,7 +114,11 @@ class TailMonitor:
     """
 
     def __init__(self, profile: ModelProfile, rules: Rules, clock: Callable[[], float]) -> None:
-        """`clock` returns seconds since 1970. Raises `UserError` if the reference is unusable."""
+        """`clock` returns seconds since 1970.
+
+        Raises `UserError` if the reference is unusable, or if too few photos were held out for a
+        live prior.
+        """
         self.profile = profile
         self.rules = rules
         self._clock = clock
@@ -133,6 +142,7 @@ class TailMonitor:
         self._current: Findings | None = None
         self.group_interval = self.expected.groups.interval(COVERAGE)
         self.prevalence = Prevalence(confusion, self.reference)
+        self.live = LivePrior(confusion, profile.labels, rules.live) if rules.live else None
         self.window = Window(len(profile.labels), rules.window_seconds)
         self.sightings = Sightings(rules.window_seconds)
         self.last_seen = np.full(len(profile.labels), np.nan)
@@ -182,6 +192,8 @@ class TailMonitor:
         self.last_seen[label] = now
         if np.isnan(self.began) and not self.window.buckets:
             self.began = now
+        if self.live is not None and len(pending.labels) >= self.live.missing:
+            self._count_pending()
         return True
 
     def refresh(self) -> None:
@@ -215,6 +227,22 @@ class TailMonitor:
             self._judged -= settled
             if self._judged < 0:
                 self._ahead = None
+        if self.live is not None:
+            self.live.add(labels)
+            if self.live.missing <= 0:
+                found = self.drift.found | self.silence.found
+                self.live.look(self._fading(), found, self.dependence.measured, pending.last)
+
+    def _fading(self) -> str:
+        """Return which few-shot classes are found to be predicted less than expected."""
+        few = GROUPS.index("few")
+        less = self.silence.found | (self.drift.found & (self.drift.direction < 0))
+        if (classes := np.flatnonzero(less & (self.group == few))).size:
+            label = self.profile.labels[classes[0]]
+            return f"the few-shot class {label!r} is predicted less often than expected"
+        if self.group_drift.found[few] and self.group_drift.direction[few] < 0:
+            return "the few-shot classes together are predicted less often than expected"
+        return ""
 
     def measure(self) -> None:
         """Take over the design effects after `dependence` has changed; `refresh` does it as well.

@@ -60,6 +60,12 @@ class Rates:
         mean: Doubles = self.a / (self.a + self.b)
         return mean
 
+    @property
+    def variance(self) -> Doubles:
+        total = self.a + self.b
+        variance: Doubles = self.a * self.b / (total**2 * (total + 1))
+        return variance
+
     def at(self, index: int) -> "Rates":
         """Return the one rate at `index`, as an array of length 1."""
         return Rates(self.a[[index]], self.b[[index]])

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from taillift.models.bundle.schema import GROUPS
 from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.drift import ConfidenceBand, Evidence
 from taillift.service.tail.monitor import Findings, TailMonitor
@@ -18,10 +19,11 @@ BUCKET: Final = "window/"
 SETTINGS: Final = "judged by"
 DEPENDENCE: Final = "dependence/"
 LAST_SEEN: Final = "last seen"
+LIVE: Final = "live/"
 # Arrays of classes, in the order of the predictions.
 STREAMS: Final = {"held", f"{DEPENDENCE}labels"}
 # Times that are not a number before the first prediction.
-TIMES: Final = {LAST_SEEN, "began"}
+TIMES: Final = {LAST_SEEN, "began", f"{LIVE}as of"}
 # Beginnings of the names that files of version 0.1.0 lack.
 LATER: Final = ("sightings/", "predictions", "held", DEPENDENCE)
 
@@ -41,6 +43,13 @@ def to_arrays(monitor: TailMonitor) -> dict[str, Array]:
     arrays[f"{DEPENDENCE}predictions"] = np.array(dependence.predictions)
     arrays[f"{DEPENDENCE}sums"] = dependence.sums.copy()
     arrays[f"{DEPENDENCE}class sums"] = dependence.class_sums.copy()
+    if (live := monitor.live) is not None:
+        as_of = live.current.as_of
+        arrays[f"{LIVE}counts"] = live.counts.copy()
+        arrays[f"{LIVE}recent"] = live.recent.copy()
+        arrays[f"{LIVE}images"] = np.array(live.images)
+        arrays[f"{LIVE}shares"] = np.array([live.current.shares.get(group, 0) for group in GROUPS])
+        arrays[f"{LIVE}as of"] = np.array(np.nan if as_of is None else as_of)
     for bucket in monitor.window.buckets:
         arrays[f"{BUCKET}{bucket.number}"] = bucket.histogram.copy()
     for name, evidence in _evidences(monitor.settled).items():
@@ -71,6 +80,14 @@ def restore(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     if "sightings/digests" in arrays:
         monitor.sightings.restore(
             arrays["sightings/digests"], arrays["sightings/times"], int(arrays["sightings/next"])
+        )
+    if monitor.live is not None and f"{LIVE}counts" in arrays:
+        monitor.live.restore(
+            arrays[f"{LIVE}counts"],
+            int(arrays[f"{LIVE}images"]),
+            arrays[f"{LIVE}recent"],
+            arrays[f"{LIVE}shares"],
+            float(arrays[f"{LIVE}as of"]),
         )
     before, now = arrays[SETTINGS], _settings(monitor)
     if before[0] == now[0]:
@@ -110,7 +127,9 @@ def check_arrays(monitor: TailMonitor, arrays: Mapping[str, Array]) -> None:
     expected = to_arrays(monitor)
     later = {name for name in expected if name.startswith(LATER)}
     needed = expected.keys() if later & arrays.keys() else expected.keys() - later
-    for name in sorted(needed - arrays.keys() - {"began"}):
+    live = {name for name in expected if name.startswith(LIVE)}
+    optional = {"began"} | (set() if live & arrays.keys() else live)
+    for name in sorted(needed - arrays.keys() - optional):
         raise ValueError(f"the array {name!r} is missing")
     shapes = {name: [array.shape] for name, array in expected.items()}
     for name, evidence in _evidences(monitor.settled).items():

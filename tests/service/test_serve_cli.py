@@ -35,12 +35,13 @@ def test_each_photo_is_a_row_with_its_class(bundle: Path, photos: dict[str, Path
         assert label in row.split("│")[2]
 
 
+@pytest.mark.parametrize("prior", ["train", "many:1,medium:2,few:3"])
 def test_json_is_the_answer_of_the_service(
-    bundle: Path, photos: dict[str, Path], client: httpx.Client
+    bundle: Path, photos: dict[str, Path], client: httpx.Client, prior: str
 ) -> None:
-    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", "train", "--tail", 0.5]
+    flags = ["--json", "--top-k", 2, "--ensemble", "off", "--prior", prior, "--tail", 0.5]
     printed = json.loads(classify(bundle, photos["cyan"], *flags).stdout)
-    query = {"top_k": "2", "ensemble": "off", "prior": "train", "tail": "0.5"}
+    query = {"top_k": "2", "ensemble": "off", "prior": prior, "tail": "0.5"}
     files = [("images", (str(photos["cyan"]), photos["cyan"].read_bytes()))]
     answer = client.post("/classify", params=query, files=files).json()
     assert len(answer["results"][0].pop("id")) == 35

@@ -9,11 +9,16 @@ from hypothesis.extra.numpy import arrays
 from taillift.models.bundle.posterior import (
     Prior,
     group_confidence,
+    group_prior,
+    group_shares,
     leaning,
     log_prior,
     log_shares,
     posterior,
+    prior_of,
+    shares_text,
 )
+from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
 from tests.support.palette import CLASSES, palette_manifest
 
@@ -153,3 +158,33 @@ def test_an_impossible_class_has_no_confidence_however_sure_the_model_is() -> No
 @pytest.mark.parametrize("scale", [1e-300, 1.0, 1e307])
 def test_shares_do_not_depend_on_the_weights_total(scale: float) -> None:
     np.testing.assert_allclose(np.exp(log_shares([3 * scale, scale])), [0.75, 0.25])
+
+
+GROUPS_OF_CLASSES: list[Group] = [info.group for info in palette_manifest("v", {}).classes]
+
+
+def test_a_groups_share_is_divided_among_its_classes() -> None:
+    prior = np.exp(group_prior({"many": 3, "medium": 4, "few": 0}, GROUPS_OF_CLASSES))
+    np.testing.assert_allclose(prior, [1 / 7, 1 / 7, 1 / 7, 2 / 7, 2 / 7, 0, 0])
+
+
+@given(st.tuples(*[st.integers(1, 999_999)] * 3))
+def test_shares_of_groups_are_the_same_after_they_were_written(millionths: tuple[int, ...]) -> None:
+    pairs = zip(("many", "medium", "few"), millionths, strict=True)
+    shares = {group: value / 1e6 for group, value in pairs}
+    assert group_shares(shares_text(shares), GROUPS_OF_CLASSES) == shares  # type: ignore[arg-type]
+
+
+def test_a_prior_is_a_name_or_weights_of_groups() -> None:
+    manifest = palette_manifest("v", {})
+    np.testing.assert_array_equal(
+        prior_of("train", manifest), log_prior(Prior.TRAIN, manifest.counts)
+    )
+    weights = " few:2, many:3,medium:2"
+    np.testing.assert_allclose(
+        prior_of(weights, manifest), log_prior(Prior.UNIFORM, manifest.counts)
+    )
+    with pytest.raises(UserError, match="choose one of uniform, train, or give weights"):
+        prior_of("winter", manifest)
+    with pytest.raises(UserError, match=r"such as many:0\.5,few:0\.5$"):
+        group_shares("many:1", ["many", "few", "few"])
