@@ -6,12 +6,15 @@ The evidence is an e-value, so its error level holds however often one looks (Vi
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, exp, lgamma, log, log1p
+from math import ceil, log
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
+
+from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.errors import UserError
 from taillift.models.names import index_of_name, indices_by_name
@@ -19,24 +22,48 @@ from taillift.models.names import index_of_name, indices_by_name
 # The share of equal models that are promoted, and of those that are discarded, at most.
 LEVEL: Final = 0.05
 COLUMNS: Final = ("label", "champion", "challenger")
+# The midpoints of equal parts of the interval from 0 to 1.
+BETS: Final = (np.arange(1_000) + 0.5) / 1_000
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Photos on which the challenger alone is right (`wins`), or the champion alone (`losses`)."""
+    """Photos on which the challenger alone is right (`wins`), or the champion alone (`losses`).
+
+    `stakes` has both by the stake of the photos, above 0 to 1: c / p for those that were chosen
+    with the probability p, with c no larger than any p. Without it, every photo has the stake 1.
+    """
 
     wins: int = 0
     losses: int = 0
+    stakes: Mapping[float, tuple[int, int]] | None = None
+
+    @classmethod
+    def of_stakes(cls, rows: Iterable[tuple[float, int, int]]) -> "Tally":
+        """Return the tally of rows, each a stake with the wins and losses at this stake."""
+        stakes: dict[float, tuple[int, int]] = {}
+        for stake, wins, losses in rows:
+            before = stakes.get(stake, (0, 0))
+            stakes[stake] = before[0] + wins, before[1] + losses
+        wins, losses = (sum(pair[side] for pair in stakes.values()) for side in (0, 1))
+        return cls(wins, losses, None if stakes.keys() <= {1.0} else stakes)
+
+    @property
+    def rows(self) -> list[tuple[float, int, int]]:
+        """The wins and losses at each stake."""
+        if self.stakes is None:
+            return [(1.0, self.wins, self.losses)]
+        return [(stake, *pair) for stake, pair in self.stakes.items()]
 
     @property
     def evidence(self) -> float:
         """Logarithm of the e-value that the challenger is right more often."""
-        return log_e_value(self.wins, self.losses)
+        return log_e_value(self.rows)
 
     @property
     def evidence_against(self) -> float:
         """Logarithm of the e-value that the champion is right more often."""
-        return log_e_value(self.losses, self.wins)
+        return log_e_value([(stake, losses, wins) for stake, wins, losses in self.rows])
 
 
 @dataclass(frozen=True)
@@ -50,25 +77,26 @@ class Duel:
     labels: int
 
 
-def log_e_value(wins: int, losses: int) -> float:
-    """Return the logarithm of the e-value that a win is more likely than a loss.
+def log_e_value(rows: Iterable[tuple[float, int, int]]) -> float:
+    """Return the logarithm of the e-value that wins are more likely than losses.
 
-    It is the mixture of (2p)^wins (2 - 2p)^losses over p, uniform from 1/2 to 1. With n = wins +
-    losses this is 2^(n+1) B(wins+1, losses+1) P(Bin(n+1, 1/2) <= wins).
+    `rows` are a stake s, the wins and the losses at this stake. The e-value is the mean over bets
+    b, uniform from 0 to 1, of the wealth (1 + b s)^wins (1 - b s)^losses. If wins and losses are
+    equally frequent among all photos, and s is c / p for those that were chosen with the
+    probability p, no bet gains on average (Waudby-Smith and Ramdas 2024).
     """
-    count = wins + losses
-    beta = lgamma(wins + 1) + lgamma(losses + 1) - lgamma(count + 2)
-    return (count + 1) * log(2) + beta + log_half_binomial(count + 1, wins)
+    wealth = log_wealth(rows)
+    most = float(wealth.max())
+    return most + log(float(np.exp(wealth - most).mean()))
 
 
-def log_half_binomial(count: int, most: int) -> float:
-    """Return the logarithm of P(Bin(count, 1/2) <= most)."""
-    terms = [
-        lgamma(count + 1) - lgamma(number + 1) - lgamma(count - number + 1)
-        for number in range(min(most, count) + 1)
-    ]
-    top = max(terms)
-    return top + log(sum(exp(term - top) for term in terms)) - count * log(2)
+def log_wealth(rows: Iterable[tuple[float, int, int]]) -> Doubles:
+    """Return the logarithms of the wealth of `BETS`, [B]."""
+    wealth = np.zeros(len(BETS))
+    for stake, wins, losses in rows:
+        if wins or losses:
+            wealth += wins * np.log1p(BETS * stake) + losses * np.log1p(-BETS * stake)
+    return wealth
 
 
 def judge_duel(groups: Mapping[str, Tally], labels: int) -> Duel:
@@ -78,9 +106,7 @@ def judge_duel(groups: Mapping[str, Tally], labels: int) -> Duel:
     discarded if it is right less often over all or in any group. Over the groups, the false
     discovery rate is bounded (e-BH; Wang and Ramdas 2022).
     """
-    overall = Tally(
-        sum(tally.wins for tally in groups.values()), sum(tally.losses for tally in groups.values())
-    )
+    overall = Tally.of_stakes(row for tally in groups.values() for row in tally.rows)
     threshold = -log(LEVEL)
     hurt = worse_groups(groups)
     if hurt:
@@ -107,9 +133,11 @@ def worse_groups(groups: Mapping[str, Tally]) -> list[str]:
 def labels_missing(tally: Tally) -> str:
     """Say how many more labels a decision takes if the winner goes on as it does."""
     count = tally.wins + tally.losses
-    share = (max(tally.wins, tally.losses) + 1) / (count + 2)
-    gain = log(2) + share * log(share) + (1 - share) * log1p(-share)
-    lack = -log(LEVEL) - max(tally.evidence, tally.evidence_against)
+    rows, lack = tally.rows, -log(LEVEL) - max(tally.evidence, tally.evidence_against)
+    if tally.evidence < tally.evidence_against:
+        rows = [(stake, losses, wins) for stake, wins, losses in rows]
+    # With one more win and one more loss: few labels tell little about those to come.
+    gain = float(log_wealth([*rows, (1.0, 1, 1)]).max()) / (count + 2)
     if count < 10 or gain <= 0 or (more := ceil(lack / gain)) > 10_000:
         return "the labels of photos on which the two differ are too few, or too even, to decide"
     return f"about {max(1, more)} more labels of photos on which the two differ"

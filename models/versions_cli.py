@@ -306,7 +306,10 @@ def verdict(
     classes = opened.version(champion).manifest.classes
     duel = read_duel(labels, [info.label for info in classes], [info.group for info in classes])
     if as_json:
-        print(json.dumps(asdict(duel), indent=2))
+        document = asdict(duel)
+        for tally in (document["overall"], *document["groups"].values()):
+            del tally["stakes"]  # All are 1.
+        print(json.dumps(document, indent=2))
         return
     for name, tally in (("all", duel.overall), *duel.groups.items()):
         say(f"{name}: the challenger alone right {tally.wins}, the champion alone {tally.losses}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -12,10 +13,17 @@ from typing import Final, Literal, NamedTuple
 
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.predictor import Prediction
-from taillift.models.bundle.schema import Group
+from taillift.models.bundle.schema import GROUPS, Group
+from taillift.models.duel import Duel, Tally, judge_duel
 from taillift.models.errors import UserError
-from taillift.models.names import index_of_name, indices_by_name
-from taillift.service.feedback.label_store import ClassList, GivenLabel, Kept, LabelStore
+from taillift.models.names import canonical, index_of_name, indices_by_name
+from taillift.service.feedback.label_store import (
+    ClassList,
+    GivenLabel,
+    Kept,
+    LabelStore,
+    StoredDifference,
+)
 from taillift.service.feedback.live_accuracy import LiveAccuracy, LiveReport
 from taillift.service.feedback.prediction_id import (
     DAY_SECONDS,
@@ -38,6 +46,8 @@ KEY_BYTES: Final = 32
 # Requests with labels that may wait for the file, and the time between two looks at it.
 MAX_WAITING: Final = 100
 REFRESH_SECONDS: Final = 60.0
+# Differences that may wait for the file; more are forgotten.
+MAX_DIFFERENCES: Final = 10_000
 
 
 class LabelRequest(NamedTuple):
@@ -60,6 +70,28 @@ class TakenLabel(NamedTuple):
     group: Group | None = None
 
 
+class Pairing(NamedTuple):
+    """The codes of a champion and of its challenger."""
+
+    champion: int
+    challenger: int
+
+
+class ShadowDifference(NamedTuple):
+    """An answer of the champion, by its id, and the other class that the challenger has for it.
+
+    `probability` is that with which the challenger was given a copy of the image, and `least` the
+    smallest one that any image could have had.
+    """
+
+    id: str
+    pairing: Pairing
+    champion: str
+    challenger: str
+    probability: float
+    least: float
+
+
 class LabelBook:
     """The labels of all versions, and what those of each version say. For one thread at a time.
 
@@ -79,6 +111,7 @@ class LabelBook:
             code: indices_by_name(classes.labels) for code, classes in self._versions.items()
         }
         self._current: int | None = None
+        self._rival: int | None = None
         self._live: dict[int, LiveAccuracy] = {}
         self._reports: dict[int, LiveReport] = {}
         self._day = self._today
@@ -113,6 +146,50 @@ class LabelBook:
     def show(self, code: int) -> None:
         """Take in labels for unknown versions if they are classes of this one."""
         self._current = code
+
+    def expect(self, challenger: int | None) -> None:
+        """Take in labels of this challenger's classes, too; None: there is no challenger."""
+        self._rival = challenger
+
+    def note(self, differences: Sequence[tuple[ShadowDifference, bool]]) -> None:
+        """Keep differences, each with whether its photo was chosen for labelling at random.
+
+        Raises `UserError` if the file cannot be written.
+        """
+        rows = [
+            StoredDifference(
+                self._versions[one.pairing.challenger].bundle,
+                id_bytes(one.id),
+                one.champion,
+                one.challenger,
+                one.least / one.probability,
+                chosen,
+            )
+            for one, chosen in differences
+        ]
+        self._store.put_differences(rows, self._since)
+
+    def duel(self, pairing: Pairing, every: bool = False) -> Duel:
+        """Judge a challenger by the labels of photos on which it and the champion differ.
+
+        Only those count that were chosen for labelling at random; or `every` one, as if they had
+        been.
+        """
+        both = [self._versions[code] for code in pairing]
+        groups: dict[str, Group] = {}
+        for classes in reversed(both):
+            groups |= dict(zip(map(canonical, classes.labels), classes.groups, strict=True))
+        rows = defaultdict[str, list[tuple[float, int, int]]](list)
+        labels = 0
+        for one in self._store.labelled_differences(pairing.champion, both[1].bundle, self._since):
+            if not (one.chosen or every):
+                continue
+            labels += one.photos
+            label = None if one.label is None else canonical(one.label)
+            won, lost = (canonical(name) == label for name in (one.theirs, one.ours))
+            if label is not None and won != lost:
+                rows[groups[label]].append((one.stake, won * one.photos, lost * one.photos))
+        return judge_duel({group: Tally.of_stakes(rows[group]) for group in GROUPS}, labels)
 
     def take(self, labels: Sequence[LabelRequest]) -> list[TakenLabel]:
         """Keep and count labels, and say what became of each; the last one of a prediction counts.
@@ -155,7 +232,7 @@ class LabelBook:
             return TakenLabel("expired")
         if label.label is None:
             return TakenLabel("accepted", prediction)
-        for code in (prediction.version, self._current):
+        for code in (prediction.version, self._current, self._rival):
             index = None if code is None else self._index(code, label.label)
             if code is not None and index is not None:
                 classes = self._versions[code]
@@ -230,6 +307,9 @@ class LabelDesk:
         self._waiting = 0
         self._shown: int | None = None
         self._report: LiveReport | None = None
+        self._pairing: Pairing | None = None
+        self._duel: Duel | None = None
+        self._differences: deque[tuple[ShadowDifference, bool]] = deque(maxlen=MAX_DIFFERENCES)
         # Called in the event loop with what was sent and what became of it.
         self.listeners: list[Callable[[Sequence[LabelRequest], Sequence[TakenLabel]], None]] = []
 
@@ -271,6 +351,26 @@ class LabelDesk:
         self._submit(lambda: self._book.show(code))
         self._submit(self._publish)
 
+    def expect(self, pairing: Pairing | None) -> None:
+        """Let the metrics show the duel of these two, which `know` was told of; None: of none."""
+        self._pairing, self._duel = pairing, None
+        self._submit(lambda: self._book.expect(None if pairing is None else pairing.challenger))
+        self._submit(self._publish)
+
+    def note_difference(self, difference: ShadowDifference, chosen: bool) -> None:
+        """Keep a difference soon; its photo was `chosen` for labelling at random, or was not."""
+        self._differences.append((difference, chosen))
+        if len(self._differences) == 1:
+            self._submit(self._keep_differences)
+
+    def _keep_differences(self) -> None:
+        """Keep all differences that wait; in the thread."""
+        waiting = []
+        while self._differences:
+            waiting.append(self._differences.popleft())
+        if waiting:
+            self._book.note(waiting)
+
     def _submit(self, work: Callable[[], None]) -> None:
         """Let the thread do something that nobody waits for."""
 
@@ -288,6 +388,20 @@ class LabelDesk:
         report = None if code is None else self._book.report(code)
         if code == self._shown:
             self._report = report
+        pairing = self._pairing
+        duel = None if pairing is None else self._book.duel(pairing)
+        if pairing == self._pairing:
+            self._duel = duel
+
+    @property
+    def latest_duel(self) -> Duel | None:
+        """The verdict of the labels on the challenger; None if there is none, or not known yet."""
+        return self._duel
+
+    async def duel(self, pairing: Pairing, every: bool = False) -> Duel:
+        """Judge a challenger, as the book does; raises `UserError` if the file fails."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._book.duel, pairing, every)
 
     @property
     def latest(self) -> LiveReport | None:

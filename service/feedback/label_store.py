@@ -30,8 +30,20 @@ CREATE TABLE IF NOT EXISTS replaced (
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
+# A file gets this table with the first difference.
+DIFFERENCES: Final = """
+CREATE TABLE IF NOT EXISTS differences (
+    challenger TEXT, id BLOB, ours TEXT NOT NULL, theirs TEXT NOT NULL, stake REAL NOT NULL,
+    chosen INTEGER NOT NULL, PRIMARY KEY (challenger, id)
+) WITHOUT ROWID
+"""
+DIFFERENCE: Final = "challenger, id, ours, theirs, stake, chosen"
 BUSY_SECONDS: Final = 10.0
 CHUNK: Final = 20_000
+# Differences of photos that were not chosen for labelling, beyond which the oldest are deleted ...
+MOST_DIFFERENCES: Final = 100_000
+# ... by so many, if they have no label.
+DELETED: Final = 10_000
 
 Kept = Literal["accepted", "replaced", "same", "too_many"]
 
@@ -58,6 +70,32 @@ class StoredLabel(NamedTuple):
     label: str | None
     note: str
     received: int
+
+
+class StoredDifference(NamedTuple):
+    """A prediction to which a challenger, named by its bundle, has another answer (`theirs`).
+
+    `chosen` says whether the photo was chosen for labelling at random, and `stake`, above 0 to 1,
+    what it counts then.
+    """
+
+    challenger: str
+    id: bytes
+    ours: str
+    theirs: str
+    stake: float
+    chosen: bool
+
+
+class LabelledDifference(NamedTuple):
+    """So many photos with these two answers, of which the label says what they show."""
+
+    ours: str
+    theirs: str
+    stake: float
+    chosen: bool
+    label: str | None
+    photos: int
 
 
 class ClassList(NamedTuple):
@@ -180,6 +218,9 @@ class LabelStore:
                 self._know(code, classes)
             for label in other.replaced():
                 self._archive(label)
+            if other._has_differences:
+                for differences in other._chunks(f"SELECT {DIFFERENCE} FROM differences"):
+                    self._keep_differences(differences)
             for label in other:
                 before = self._find(label.id)
                 if before is None:
@@ -204,8 +245,66 @@ class LabelStore:
             # Bytes 11 to 14 of an id are its time.
             gone = self._database.execute("DELETE FROM labels WHERE substr(id, 11, 4) < ?", (old,))
             self._database.execute("DELETE FROM replaced WHERE substr(id, 11, 4) < ?", (old,))
+            if self._has_differences:
+                query = "DELETE FROM differences WHERE substr(id, 11, 4) < ?"
+                self._database.execute(query, (old,))
         self._read_again()
         return gone.rowcount
+
+    def put_differences(self, differences: Sequence[StoredDifference], since: float) -> None:
+        """Keep differences, and delete those of predictions before `since` if there are too many.
+
+        Of photos that were not chosen, the oldest without a label go as well. Raises `UserError` if
+        the file cannot be written.
+        """
+        with self._transaction():
+            self._keep_differences(differences)
+            execute = self._database.execute
+            (count,) = execute("SELECT COUNT(*) FROM differences").fetchone()
+            if count > MOST_DIFFERENCES:
+                old = max(0, int(since)).to_bytes(4, "big")
+                execute("DELETE FROM differences WHERE substr(id, 11, 4) < ?", (old,))
+                execute(
+                    "DELETE FROM differences WHERE (challenger, id) IN (SELECT challenger, id FROM "
+                    "differences WHERE NOT chosen AND id NOT IN (SELECT id FROM labels) "
+                    "ORDER BY substr(id, 11, 4) LIMIT ?)",
+                    (DELETED,),
+                )
+
+    @property
+    def _has_differences(self) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE name = 'differences'"
+        return self._database.execute(query).fetchone() is not None
+
+    def _keep_differences(self, differences: Sequence[StoredDifference]) -> None:
+        self._database.execute(DIFFERENCES)
+        self._database.executemany(
+            f"INSERT OR REPLACE INTO differences ({DIFFERENCE}) VALUES (?, ?, ?, ?, ?, ?)",
+            differences,
+        )
+
+    def labelled_differences(
+        self, code: int, challenger: str, since: float
+    ) -> list[LabelledDifference]:
+        """Return the differences between a version and a challenger on photos that have a label.
+
+        Predictions before `since`, in seconds since 1970, are left out.
+        """
+        first, last = id_range(code)
+        query = (
+            "SELECT d.ours, d.theirs, d.stake, d.chosen, l.name, COUNT(*) FROM differences d "
+            "CROSS JOIN labels l ON l.id = d.id WHERE d.challenger = ? AND d.id >= ? AND d.id < ? "
+            "AND substr(d.id, 11, 4) >= ? GROUP BY 1, 2, 3, 4, 5"
+        )
+        old = max(0, int(since)).to_bytes(4, "big")
+        with self._readable_errors():
+            if not self._has_differences:
+                return []
+            rows = self._database.execute(query, (challenger, first, last, old)).fetchall()
+        return [
+            LabelledDifference(ours, theirs, stake, bool(chosen), self._name(number), photos)
+            for ours, theirs, stake, chosen, number, photos in rows
+        ]
 
     def know(self, code: int, classes: ClassList) -> None:
         """Keep the classes of a version, so that its labels can be read without its bundle."""
@@ -232,11 +331,8 @@ class LabelStore:
 
     def of_version(self, code: int) -> Iterator[tuple[bytes, list[str | None]]]:
         """Yield the ids of a version's labels, all in one, and the labels, in parts."""
-        first = bytes([FORMAT]) + code.to_bytes(2, "big")
-        end = bytes([FORMAT + 1]) if code == MAX_SHORT else None
-        last = end or bytes([FORMAT]) + (code + 1).to_bytes(2, "big")
         query = "SELECT id, name FROM labels WHERE id >= ? AND id < ?"
-        for rows in self._chunks(query, (first, last)):
+        for rows in self._chunks(query, id_range(code)):
             ids, numbers = zip(*rows, strict=True)
             yield b"".join(ids), [self._name(number) for number in numbers]
 
@@ -347,3 +443,11 @@ class LabelStore:
                 f"{self.path} is not a file of labels, or is damaged "
                 f"({str(error).splitlines()[0]}): move it away, and labels are collected anew"
             ) from error
+
+
+def id_range(code: int) -> tuple[bytes, bytes]:
+    """Return what every id of a version is not below, and what it is below."""
+    first = bytes([FORMAT]) + code.to_bytes(2, "big")
+    if code == MAX_SHORT:
+        return first, bytes([FORMAT + 1])
+    return first, bytes([FORMAT]) + (code + 1).to_bytes(2, "big")

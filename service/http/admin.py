@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final
+from math import log
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -16,7 +17,9 @@ from taillift.models.bundle.version_store import (
     Shadow,
     StaleError,
 )
+from taillift.models.duel import Duel, Tally
 from taillift.models.errors import UserError
+from taillift.service.feedback.label_book import LabelDesk
 from taillift.service.http.openapi import json_body, problems
 from taillift.service.http.schemas import LivePriorReport
 from taillift.service.http.uploads import Document, SentObject, read_document
@@ -26,6 +29,7 @@ from taillift.service.inference.memory import OverBudgetError
 from taillift.service.inference.role_follower import RoleFollower, State
 from taillift.service.inference.served_version import ServedVersion
 from taillift.service.problems import (
+    LabelsNotKeptError,
     MalformedError,
     NoRoomError,
     NoSuchVersionError,
@@ -104,6 +108,25 @@ class RareReport(BaseModel):
     challenger: float
 
 
+class TallyReport(BaseModel):
+    """Labels of images on which one of the two is right, and the e-values that it is in general."""
+
+    wins: int = Field(description="the challenger alone is right")
+    losses: int = Field(description="the champion alone is right")
+    evidence: float = Field(description="log10 of the e-value that the challenger is right more")
+    evidence_against: float = Field(description="the same of the champion")
+
+
+class VerdictReport(BaseModel):
+    """The verdict of the labels that came back."""
+
+    decision: Literal["promote", "discard", "undecided"]
+    reason: str
+    labels: int = Field(description="of images on which the two differ")
+    overall: TallyReport
+    groups: dict[Group, TallyReport] = Field(description="by the group of the label")
+
+
 class ChallengerReport(BaseModel):
     """The comparison so far. Agreement does not say who is right: labels do."""
 
@@ -118,6 +141,7 @@ class ChallengerReport(BaseModel):
     differences: list[Disagreement] = Field(
         description="the latest images on which the two differ: those whose labels decide"
     )
+    verdict: VerdictReport
 
 
 class RoleRequest(SentObject):
@@ -286,9 +310,18 @@ async def unchallenge(request: Request, follower: Follower, etag: IfMatch) -> Ro
         raise problem_of(error) from error
 
 
-@router.get("/challenger", responses=problems(401, 404))
+@router.get("/challenger", responses=problems(401, 404, 503))
 async def challenger(
-    follower: Follower, differences: Annotated[int, Query(ge=0, le=KEPT)] = 100
+    request: Request,
+    follower: Follower,
+    differences: Annotated[int, Query(ge=0, le=KEPT)] = 100,
+    labels: Annotated[
+        Literal["chosen", "all"],
+        Query(
+            description="the labels that the verdict rests on: those of images that were chosen "
+            "for labelling at random, or all"
+        ),
+    ] = "chosen",
 ) -> ChallengerReport:
     """Compare the challenger with the champion, image by image, as far as copies were answered."""
     challenge = follower.challenge_at_work
@@ -296,6 +329,11 @@ async def challenger(
         raise NoSuchVersionError("no challenger is loaded: PUT /admin/roles/challenger begins")
     agreement = challenge.agreement
     shown = list(agreement.differences)[-differences:] if differences else []
+    desk: LabelDesk = request.app.state.engine.labels
+    try:
+        duel = await desk.duel(challenge.pairing, every=labels == "all")
+    except UserError as error:
+        raise LabelsNotKeptError(str(error)) from error
     return ChallengerReport(
         plan=challenge.plan,
         champion=side_report(challenge.champion, agreement.champion),
@@ -312,6 +350,26 @@ async def challenger(
             for label, mine, other in agreement.rare()[:SHOWN]
         ],
         differences=shown[::-1],
+        verdict=verdict_report(duel),
+    )
+
+
+def verdict_report(duel: Duel) -> VerdictReport:
+    return VerdictReport(
+        decision=duel.decision,
+        reason=duel.reason,
+        labels=duel.labels,
+        overall=tally_report(duel.overall),
+        groups={group: tally_report(duel.groups[group]) for group in GROUPS},
+    )
+
+
+def tally_report(tally: Tally) -> TallyReport:
+    return TallyReport(
+        wins=tally.wins,
+        losses=tally.losses,
+        evidence=tally.evidence / log(10),
+        evidence_against=tally.evidence_against / log(10),
     )
 
 

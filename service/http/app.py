@@ -339,7 +339,7 @@ def create_app(engine: Engine) -> FastAPI:
     if engine.settings.review_dir is not None:
         reviewer = Reviewer(engine.settings, engine.metrics.registry)
         engine.labels.listeners.append(reviewer.follow_labels)
-        engine.difference_listeners.append(reviewer.note_difference)
+        engine.choose_for_labelling = reviewer.choose_difference
         if not keys.needed and not is_loopback(engine.settings.host):
             logger.warning(
                 "anyone who reaches this service sees the photos that are kept for labelling: set "

@@ -50,7 +50,6 @@ from taillift.service.inference.deadline import Deadline
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.priors import LIVE, known_prior
 from taillift.service.inference.resident_bundle import ResidentBundle
-from taillift.service.monitoring.logs import request_id
 from taillift.service.problems import (
     ClassesError,
     MalformedError,
@@ -349,7 +348,7 @@ async def classify_uploads(
     predictions: list[Prediction] = []
 
     def result(upload: Upload, prediction: Prediction, outputs: ImageOutputs) -> ClassifiedImage:
-        members = prediction.members
+        members, image = prediction.members, numbers[id(upload)]
         predictions.append(prediction)
         if count == "yes":
             things = [upload.digest, group_digest(group)] if group else [upload.digest]
@@ -377,9 +376,11 @@ async def classify_uploads(
                 prediction.requested,
                 prediction.uniform,
                 outputs.features,
-                None if lease.copier is None else (request_id.get(), numbers[id(upload)]),
+                lease.is_copied(image),
             )
             answer.id = reviewer.offer(photo, identify)
+        if answer.id is not None:
+            lease.identify(image, answer.id)
         return answer
 
     if count == "yes":

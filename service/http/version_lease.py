@@ -8,6 +8,9 @@ from urllib.parse import parse_qs
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from taillift.models.bundle.arrays import Pixels
+from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
+from taillift.service.inference.challenge import IdTaker
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.pipeline import Copier
 from taillift.service.problems import NoSuchVersionError
@@ -32,6 +35,8 @@ class Lease:
         self.version = engine.champion if wanted is None else engine.resident(wanted)
         self._held = ExitStack()
         self._held.enter_context(self.version.lease())
+        # Of the images that were copied for a challenger: what waits for the ids of their answers.
+        self._copies: dict[int, IdTaker] = {}
 
     def choose(self, key: str) -> None:
         """Let a canary, if there is one, choose the version by the key of who asks.
@@ -54,7 +59,23 @@ class Lease:
     def copier(self) -> Copier | None:
         """The function that copies the request's images for a challenger, if they are copied."""
         challenge = self._engine.challenge
-        return None if challenge is None else challenge.copier(self.version)
+        if challenge is None or not challenge.copies(self.version):
+            return None
+
+        def copy(image: int, views: Pixels, ensemble: Ensemble, outputs: ImageOutputs) -> None:
+            if (taker := challenge.offer(image, views, ensemble, outputs)) is not None:
+                self._copies[image] = taker
+
+        return copy
+
+    def is_copied(self, image: int) -> bool:
+        """Return whether a challenger sees a copy of this image of the request."""
+        return image in self._copies
+
+    def identify(self, image: int, answer_id: str) -> None:
+        """Tell a challenger that sees a copy of an image the id of the answer."""
+        if self.is_copied(image):
+            self._copies.pop(image)(answer_id)
 
     def end(self) -> None:
         self._held.close()

@@ -24,14 +24,18 @@ class Answer:
     views: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Disagreement:
-    """An image on which the two differ; `request_id` and `image` (from 0) say which it was."""
+    """An image on which the two differ; `request_id` and `image` (from 0) say which it was.
+
+    `id` is that of the champion's answer, by which a label may come back.
+    """
 
     request_id: str | None
     image: int
     champion: str
     challenger: str
+    id: str | None = None
 
 
 @dataclass
@@ -118,10 +122,10 @@ class Agreement:
         probability: float,
         request_id: str | None,
         image: int,
-    ) -> bool:
-        """Add the answers to an image that was chosen with this probability; return if they agree.
+    ) -> Disagreement | None:
+        """Add the answers to an image that was chosen with this probability.
 
-        `request_id` and `image` say which image it was.
+        `request_id` and `image` say which image it was. Returns None if the two agree.
         """
         mine, other = (
             classes[answer.index]
@@ -133,10 +137,12 @@ class Agreement:
         self.by_challenger[other.group].add(same, weight)
         self.champion.add(champion, mine.label, weight)
         self.challenger.add(challenger, other.label, weight)
-        if not same:
-            self.flips[mine.label, other.label] += 1
-            self.differences.append(Disagreement(request_id, image, mine.label, other.label))
-        return same
+        if same:
+            return None
+        self.flips[mine.label, other.label] += 1
+        difference = Disagreement(request_id, image, mine.label, other.label)
+        self.differences.append(difference)
+        return difference
 
     def rare(self) -> list[tuple[str, float, float]]:
         """Return each few-shot class with both versions' shares of it, the most changed first."""

@@ -4,9 +4,11 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from math import log
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -16,10 +18,11 @@ from prometheus_client.core import GaugeMetricFamily
 from taillift.models.bundle.arrays import Pixels
 from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.models.bundle.version_store import Challenger
+from taillift.models.duel import Duel
+from taillift.service.feedback.label_book import Pairing, ShadowDifference
 from taillift.service.inference.admission import Admission
-from taillift.service.inference.agreement import Agreement, Answer
+from taillift.service.inference.agreement import Agreement, Answer, Disagreement
 from taillift.service.inference.deadline import Deadline
-from taillift.service.inference.pipeline import Copier
 from taillift.service.inference.served_version import ServedVersion
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.logs import request_id
@@ -36,13 +39,17 @@ SHADOW_SECONDS: Final = 30.0
 Loss = Literal["full", "other_pixels", "failed"]
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
 
-# Takes a request's id, the number of the image in it, and the probability with which it was copied.
-DifferenceListener = Callable[[str | None, int, float], None]
+DifferenceListener = Callable[[ShadowDifference], None]
+# Takes the id of the answer to an image that was copied.
+IdTaker = Callable[[str], None]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ShadowCopy:
-    """An image's views uint8 [V, S, S, 3], the champion's answer, and how likely it was chosen."""
+    """An image's views uint8 [V, S, S, 3], the champion's answer, and how likely it was chosen.
+
+    The answer's id and the challenger's answer, if it is another one, are known later.
+    """
 
     views: Pixels
     ensemble: Ensemble
@@ -50,6 +57,8 @@ class ShadowCopy:
     probability: float
     request_id: str | None
     image: int
+    id: str | None = None
+    difference: Disagreement | None = None
 
 
 class ShadowCounters:
@@ -86,11 +95,11 @@ class Challenge:
         admission: Admission,
         counters: ShadowCounters,
         before: "Challenge | None" = None,
-        listeners: Sequence[DifferenceListener] = (),
+        note: DifferenceListener = lambda _: None,
     ) -> None:
         """If the comparison `before` was between the same two, it goes on.
 
-        `listeners` are told of each image on which the two differ.
+        `note` is told of each image on which the two differ, once its answer has an id.
         """
         self.champion = champion
         self.challenger = challenger
@@ -98,12 +107,13 @@ class Challenge:
         self.agreement = Agreement(
             champion.bundle.manifest.classes, challenger.bundle.manifest.classes
         )
-        if before is not None and (before.champion, before.challenger) == (champion, challenger):
+        self.pairing = Pairing(champion.code, challenger.code)
+        if before is not None and before.pairing == self.pairing:
             self.agreement = before.agreement
         self._salt = salt
         self._admission = admission
         self._counters = counters
-        self._listeners = listeners
+        self._note = note
         self._waiting: deque[ShadowCopy] = deque()
         self._arrival = asyncio.Event()
         self._task = asyncio.create_task(self._work()) if plan.shadow is not None else None
@@ -118,12 +128,17 @@ class Challenge:
         canary = self.plan.canary
         return canary is not None and place_of(self._salt, key) < canary.share
 
-    def copier(self, version: ServedVersion) -> Copier | None:
-        """Return what copies the images of a request to `version`; None if they are not copied."""
-        return self._offer if self._task is not None and version is self.champion else None
+    def copies(self, version: ServedVersion) -> bool:
+        """Return whether images of requests to `version` are copied."""
+        return self._task is not None and version is self.champion
 
-    def _offer(self, image: int, views: Pixels, ensemble: Ensemble, outputs: ImageOutputs) -> None:
-        """Copy an image that the champion has answered, if chance chooses it and there is room."""
+    def offer(
+        self, image: int, views: Pixels, ensemble: Ensemble, outputs: ImageOutputs
+    ) -> IdTaker | None:
+        """Copy an image that the champion has answered, if chance chooses it and there is room.
+
+        Returns what is to be told the id of the answer; None if there is no copy.
+        """
         assert self.plan.shadow is not None
         manifest = self.champion.bundle.manifest
         prediction = self.champion.bundle.predictor.predict(outputs, ensemble)
@@ -131,18 +146,18 @@ class Challenge:
         rare = any(manifest.classes[index].group == "few" for index in (first, second))
         probability = self.plan.shadow.few if rare else self.plan.shadow.share
         if random.random() >= probability:
-            return
+            return None
         if not self._same_pixels:
             self._counters.dropped.labels("other_pixels").inc()
-            return
+            return None
         if sum(len(copy.views) for copy in self._waiting) + len(views) > SHADOW_VIEWS:
             self._counters.dropped.labels("full").inc()
-            return
+            return None
         answer = Answer(first, float(prediction.uniform[first]), outputs.views)
-        self._waiting.append(
-            ShadowCopy(views, ensemble, answer, probability, request_id.get(), image)
-        )
+        copy = ShadowCopy(views, ensemble, answer, probability, request_id.get(), image)
+        self._waiting.append(copy)
         self._arrival.set()
+        return partial(self._identify, copy)
 
     async def end(self) -> None:
         """Drop the copies that wait."""
@@ -178,13 +193,34 @@ class Challenge:
         uniform = bundle.predictor.predict(outputs, ensemble).uniform
         index = int(uniform.argmax())
         answer = Answer(index, float(uniform[index]), outputs.views)
-        same = self.agreement.add(
+        copy.difference = self.agreement.add(
             copy.answer, answer, copy.probability, copy.request_id, copy.image
         )
+        same = copy.difference is None
         self._counters.answered.labels("same" if same else "different").inc()
-        if not same:
-            for listener in self._listeners:
-                listener(copy.request_id, copy.image, copy.probability)
+        self._tell(copy)
+
+    def _identify(self, copy: ShadowCopy, answer_id: str) -> None:
+        copy.id = answer_id
+        self._tell(copy)
+
+    def _tell(self, copy: ShadowCopy) -> None:
+        """Tell of a difference as soon as the id of the answer is known as well."""
+        difference, shadow = copy.difference, self.plan.shadow
+        if difference is None or copy.id is None or shadow is None:
+            return
+        difference.id = copy.id
+        least = min(share for share in (shadow.share, shadow.few) if share)
+        self._note(
+            ShadowDifference(
+                copy.id,
+                self.pairing,
+                difference.champion,
+                difference.challenger,
+                copy.probability,
+                least,
+            )
+        )
 
 
 def place_of(salt: str, key: str) -> float:
@@ -206,3 +242,24 @@ def agreement_series(agreement: Agreement) -> GaugeMetricFamily:
             for bound, value in (("estimate", share.estimate), ("low", low), ("high", high)):
                 family.add_metric((group, bound), value)
     return family
+
+
+def duel_series(duel: Duel) -> Iterator[GaugeMetricFamily]:
+    """Yield what the labels say of a challenger as metrics."""
+    labels = GaugeMetricFamily(
+        "taillift_challenger_labels",
+        "Labels of photos on which one of the two is right, by which, and by the label's group",
+        labels=("group", "right"),
+    )
+    evidence = GaugeMetricFamily(
+        "taillift_challenger_evidence",
+        "Logarithm to base 10 of the e-value that one of the two is right more often; group all: "
+        "over all groups",
+        labels=("group", "right"),
+    )
+    for group, tally in (("all", duel.overall), *duel.groups.items()):
+        labels.add_metric((group, "challenger"), tally.wins)
+        labels.add_metric((group, "champion"), tally.losses)
+        evidence.add_metric((group, "challenger"), tally.evidence / log(10))
+        evidence.add_metric((group, "champion"), tally.evidence_against / log(10))
+    yield from (labels, evidence)

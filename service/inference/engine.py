@@ -17,9 +17,9 @@ from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.version_store import VERSIONS, VersionStore
 from taillift.models.errors import UserError, first_lines
-from taillift.service.feedback.label_book import LabelDesk
+from taillift.service.feedback.label_book import LabelDesk, ShadowDifference
 from taillift.service.inference.admission import Admission
-from taillift.service.inference.challenge import Challenge, DifferenceListener
+from taillift.service.inference.challenge import Challenge
 from taillift.service.inference.decoder import Decoder
 from taillift.service.inference.graph_choice import VARIANTS, graph_of
 from taillift.service.inference.memory import check_budget, estimate_bytes, trim
@@ -75,7 +75,8 @@ class Engine:
         self.refusals: dict[int, str] = {}
         self.challenger: ServedVersion | None = None
         self.challenge: Challenge | None = None
-        self.difference_listeners: list[DifferenceListener] = []
+        # Says whether a photo on which the challenger differs is to be labelled; set from outside.
+        self.choose_for_labelling: Callable[[str, float], bool] = lambda _id, _probability: False
         self.loading: set[int | None] = set()
         # Why no version is in memory for a while, and when that is expected to end.
         self.gap: str | None = None
@@ -174,6 +175,11 @@ class Engine:
         version = ServedVersion(number, bundle, self.workshop, alongside)
         self.labels.know(version.code, manifest)
         return version
+
+    def note_difference(self, difference: ShadowDifference) -> None:
+        """Keep an answer on which the challenger differs until its label comes back."""
+        chosen = self.choose_for_labelling(difference.id, difference.probability)
+        self.labels.note_difference(difference, chosen)
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         assert number is not None

@@ -13,7 +13,12 @@ from prometheus_client.registry import Collector
 
 from taillift.models.bundle.version_store import Challenger, Roles, StaleError, VersionStore
 from taillift.models.errors import UserError
-from taillift.service.inference.challenge import Challenge, ShadowCounters, agreement_series
+from taillift.service.inference.challenge import (
+    Challenge,
+    ShadowCounters,
+    agreement_series,
+    duel_series,
+)
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.resident_bundle import STARTING
 from taillift.service.inference.served_version import ServedVersion
@@ -254,6 +259,7 @@ class RoleFollower:
             return
         if running is not None:
             engine.challenge = None
+            engine.labels.expect(None)
             await running.end()
         seated = engine.challenger
         if seated is not None and (plan is None or seated.number != plan.version):
@@ -276,8 +282,9 @@ class RoleFollower:
             engine.workshop.admission,
             self._counters,
             running,
-            engine.difference_listeners,
+            engine.note_difference,
         )
+        engine.labels.expect(engine.challenge.pairing)
         self._outcomes.labels("done").inc()
 
     async def _retain_evidence(self, roles: Roles) -> None:
@@ -329,3 +336,5 @@ class VersionSeries(Collector):
         yield from (info, leases, resident, seconds)
         if engine.challenge is not None:
             yield agreement_series(engine.challenge.agreement)
+            if (duel := engine.labels.latest_duel) is not None:
+                yield from duel_series(duel)

@@ -44,17 +44,12 @@ TRIM_SECONDS: Final = 600.0
 CLOSE_SECONDS: Final = 5.0
 
 Loss = Literal["alike", "busy", "disk"]
-# Photos of which a challenger may say that it differs, in bytes, and how many it may tell of before
-# their answers are sent.
+# Photos of which a challenger may say that it differs, in bytes.
 RECENT_BYTES: Final = 32 * 2**20
-EARLY: Final = 1_000
 # Of the budget, at most so much is for photos on which a challenger differs.
 DIFFERENCES: Final = 0.5
 # What became of a label that stands now.
 KEPT: Final = frozenset({"accepted", "replaced", "same"})
-
-# A request's id, and the number of an image in it.
-Place = tuple[str | None, int]
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,8 @@ class AnsweredPhoto:
     requested: Doubles
     uniform: Doubles
     features: Floats
-    # Where a challenger finds it, if one may see a copy.
-    place: Place | None = None
+    # Whether a challenger sees a copy.
+    is_copied: bool = False
 
 
 class ReviewCounters:
@@ -131,10 +126,9 @@ class Reviewer:
         self._write_fails = False
         self._per_day = settings.review_per_day
         self._allowed, self._allowed_at = DIFFERENCES * self._per_day, clock()
-        # Photos that a challenger may see, and what it has said of those that are not there yet.
-        self._recent: dict[Place, tuple[str, AnsweredPhoto]] = {}
+        # Photos that a challenger sees and that were not drawn, by the ids of their answers.
+        self._recent: dict[str, AnsweredPhoto] = {}
         self._recent_bytes = 0
-        self._different: dict[Place, float] = {}
         # Labels that are not given yet, and the task that gives them.
         self._labels: dict[str, str | None] = {}
         self._labelling: asyncio.Task[None] | None = None
@@ -154,48 +148,40 @@ class Reviewer:
             return None
         if probability:
             self.keep(key, probability, photo, "tail" if self._mass(photo) > BASE else "random")
-            if photo.place is not None:
-                self._different.pop(photo.place, None)
-        elif photo.place is not None:
-            self._forget_recent(photo.place)  # Clients may give two requests the same id.
-            self._recent[photo.place] = key, photo
+        elif photo.is_copied:
+            self._recent[key] = photo
             self._recent_bytes += len(photo.data)
             while self._recent_bytes > RECENT_BYTES:
                 self._forget_recent(next(iter(self._recent)))
-            self._keep_if_different(photo.place)
         return key
 
-    def _forget_recent(self, place: Place) -> tuple[str, AnsweredPhoto] | None:
-        recent = self._recent.pop(place, None)
-        if recent is not None:
-            self._recent_bytes -= len(recent[1].data)
-        return recent
+    def _forget_recent(self, key: str) -> AnsweredPhoto | None:
+        photo = self._recent.pop(key, None)
+        if photo is not None:
+            self._recent_bytes -= len(photo.data)
+        return photo
 
-    def note_difference(self, request_id: str | None, image: int, probability: float) -> None:
-        """Keep a photo on which a challenger differs, if it was not drawn and there is room.
+    def choose_difference(self, key: str, probability: float) -> bool:
+        """Return whether the label of a photo on which a challenger differs counts for the verdict.
 
-        Its id says that it was not drawn: it was sent before the challenger looked. So its label
-        counts for no estimate. `probability` is that with which the challenger was given a copy.
+        `probability` is that with which the challenger was given a copy. As long as there is room
+        for such photos, each of them is chosen: one that was not drawn is kept now. Its id says
+        that it was not drawn, since it was sent before, so its label counts for no estimate.
+        Without room, one that was drawn does not count for the verdict either: whether a photo does
+        would depend on the chance of the draw.
         """
-        place = request_id, image
-        self._different[place] = probability
-        if len(self._different) > EARLY:
-            del self._different[next(iter(self._different))]
-        self._keep_if_different(place)
-
-    def _keep_if_different(self, place: Place) -> None:
-        """Keep a photo once both its answer and the challenger's are known."""
-        if place not in self._different or (recent := self._forget_recent(place)) is None:
-            return
-        (key, photo), probability = recent, self._different.pop(place)
-        now = self._clock()
+        photo, now = self._forget_recent(key), self._clock()
         share = DIFFERENCES * self._per_day
         self._allowed = min(share, self._allowed + share * max(0.0, now - self._allowed_at) / DAY)
         self._allowed_at = now
-        if self._allowed >= 1 and self._is_eligible(photo):
-            self._allowed -= 1
-            self.sampler.note_kept()
-            self.keep(key, probability, photo, "differs")
+        if self._allowed < 1:
+            return False
+        if photo is None or not self._is_eligible(photo):
+            return key in self.sampler.kept
+        self._allowed -= 1
+        self.sampler.note_kept()
+        self.keep(key, probability, photo, "differs")
+        return True
 
     def draw(self, photo: AnsweredPhoto) -> float:
         """Return the probability with which the photo was drawn for labelling, 0 if it was not."""

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from taillift.models.bundle.version_store import VersionStore
-from taillift.models.duel import LEVEL, Duel, Tally, judge_duel, log_e_value, read_duel
+from taillift.models.duel import LEVEL, Duel, Tally, judge_duel, read_duel
 from taillift.models.errors import UserError
 from taillift.models.versions_cli import app
 from tests.support.palette import CLASSES, palette_manifest
@@ -26,12 +26,12 @@ def in_one_group(wins: int, losses: int) -> Duel:
 def test_the_e_value_is_the_mixture_over_the_share_of_wins(wins: int, losses: int) -> None:
     shares = (np.arange(200_000) + 0.5) / 400_000 + 0.5
     mixture = np.mean((2 * shares) ** wins * (2 - 2 * shares) ** losses)
-    assert log_e_value(wins, losses) == pytest.approx(log(mixture), abs=1e-4)
+    assert Tally(wins, losses).evidence == pytest.approx(log(mixture), abs=1e-4)
 
 
 def test_a_fair_coin_gains_nothing_in_the_mean() -> None:
     """The mean over all outcomes of ten labels is one: no evidence can be expected."""
-    mean = sum(comb(10, wins) / 2**10 * exp(log_e_value(wins, 10 - wins)) for wins in range(11))
+    mean = sum(comb(10, wins) / 2**10 * exp(Tally(wins, 10 - wins).evidence) for wins in range(11))
     assert mean == pytest.approx(1)
 
 
@@ -59,6 +59,27 @@ def test_a_challenger_that_wins_two_thirds_is_found_within_a_hundred_labels() ->
     promoted = sorted(count for decision, count in found if decision == "promote")
     assert len(promoted) > 95
     assert 50 <= promoted[len(promoted) // 2] <= 100
+
+
+def test_photos_that_were_chosen_more_often_weigh_as_little_as_they_stand_for() -> None:
+    """Both are right equally often, but rare answers of the champion are copied 20 times as often.
+
+    So 95 % of the labels are of photos on which the champion is right.
+    """
+    random, chosen = np.random.default_rng(0), 0.05
+    losses = random.binomial(300, 1 / (1 + chosen), 300)
+    plain, weighted = (
+        [
+            judge_duel({"few": Tally.of_stakes(rows)}, 300).decision
+            for rows in ([(stake, 0, lost), (1.0, 300 - lost, 0)] for lost in losses.tolist())
+        ]
+        for stake in (1.0, chosen)
+    )
+    assert plain.count("discard") == 300
+    assert weighted.count("promote") + weighted.count("discard") <= 0.1 * 300
+    # 285 photos of a stake of 0.05 are as much as 14 that were not chosen, so 60 of these decide.
+    better = Tally.of_stakes([(chosen, 0, 285), (1.0, 60, 0)])
+    assert judge_duel({"few": better}, 345).decision == "promote"
 
 
 def test_a_group_that_got_worse_prevents_a_promotion() -> None:

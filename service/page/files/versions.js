@@ -43,7 +43,11 @@ async function update() {
 
 async function load() {
   const response = await send("GET", "versions");
-  if (response?.ok) show(await response.json(), response.headers.get("ETag"));
+  if (response?.ok) {
+    const report = await response.json();
+    const duel = report.challenger && (await send("GET", "challenger?differences=0"));
+    show(report, response.headers.get("ETag"), duel?.ok ? (await duel.json()).verdict : null);
+  }
   byId("versions-state").hidden = !response?.ok;
   if (response?.status === 401) sessionStorage.removeItem(STORAGE_KEY);
   showProblem(byId("versions-problem"), response?.ok ? null : await problemOf(response));
@@ -74,16 +78,24 @@ async function problemOf(response) {
   return detail ?? `The service answered with status ${response.status}.`;
 }
 
-function show(report, tag) {
+function show(report, tag, verdict) {
   etag = tag;
-  say(byId("versions-news"), `Version ${report.served} answers${pendingText(report)}.`);
+  const answers = report.served === null ? "No version" : `Version ${report.served}`;
+  say(byId("versions-news"), `${answers} answers${pendingText(report)}.`);
   byId("rollback").disabled = report.previous === null || report.pending !== null;
-  byId("versions-list").replaceChildren(...report.versions.map((row) => item(row, report)));
+  byId("versions-list").replaceChildren(
+    ...report.versions.map((row) => item(row, report, verdict)),
+  );
 }
 
 const pendingText = ({ pending }) => (pending === null ? "" : `, and version ${pending} is loaded`);
 
-function item(row, report) {
+function verdictText({ decision, reason, overall }) {
+  const { wins, losses } = overall;
+  return `By labels it alone is right ${many(wins, "time", "times")}, the champion ${losses}: ${decision} (${reason}).`;
+}
+
+function item(row, report, verdict) {
   const promote = element(
     "button",
     { type: "button", disabled: row.number === report.champion || report.pending !== null },
@@ -98,6 +110,9 @@ function item(row, report) {
     { class: "panel" },
     element("h3", {}, `${row.number}${role} · ${row.state}`),
     element("p", { class: "quiet" }, facts(row)),
+    verdict && row.number === report.challenger.version
+      ? element("p", {}, verdictText(verdict))
+      : null,
     row.reason ? element("p", { class: "problem" }, row.reason) : null,
     promote,
   );

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from taillift.models.errors import UserError
-from taillift.service.feedback.label_store import ClassList, GivenLabel, LabelStore, StoredLabel
+from taillift.service.feedback import label_store
+from taillift.service.feedback.label_store import (
+    ClassList,
+    GivenLabel,
+    LabelledDifference,
+    LabelStore,
+    StoredDifference,
+    StoredLabel,
+)
 from taillift.service.feedback.prediction_id import PredictionId, Signer, id_bytes
 
 SIGNER = Signer([b"k" * 16])
@@ -183,3 +191,43 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_kept(small_disk: Path) 
         with pytest.raises(UserError, match="room"):
             store.put([GivenLabel(new_id(), "red", "n" * 400) for _ in range(1_000)], 1)
         assert len(store) == len(list(store)) == 0
+
+
+def difference(one: bytes, chosen: bool = True, challenger: str = "next") -> StoredDifference:
+    return StoredDifference(challenger, one, "red", "blue", 0.5, chosen)
+
+
+def test_a_difference_waits_for_the_label_of_its_prediction(tmp_path: Path) -> None:
+    one, two, other = new_id(), new_id(), new_id(version=4)
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path) as store:
+        assert store.labelled_differences(3, "next", 0) == []
+        store.put_differences([difference(raw) for raw in (one, two, other)], 0)
+        assert store.labelled_differences(3, "next", 0) == []
+        store.put([GivenLabel(raw, "blue") for raw in (one, two, other)], 1_000)
+    with LabelStore(path) as store:
+        counted = [LabelledDifference("red", "blue", 0.5, True, "blue", 2)]
+        assert store.labelled_differences(3, "next", 0) == counted
+        assert store.labelled_differences(3, "another", 0) == []
+        assert store.labelled_differences(3, "next", 1_800_000_001) == []
+        with LabelStore(tmp_path / "merged.sqlite") as merged:
+            merged.merge(store)
+            merged.merge(store)
+            assert merged.labelled_differences(3, "next", 0) == counted
+
+
+def test_of_too_many_differences_the_oldest_without_a_label_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(label_store, "MOST_DIFFERENCES", 5)
+    monkeypatch.setattr(label_store, "DELETED", 2)
+    ids = [new_id(time=1_800_000_000 + number) for number in range(6)]
+    with LabelStore(None) as store:
+        store.put([GivenLabel(ids[1], "blue")], 1_000)
+        store.put_differences(
+            [difference(raw, chosen=number == 0) for number, raw in enumerate(ids)], 0
+        )
+        store.put([GivenLabel(raw, "blue") for raw in ids], 1_000)
+        kept = {one.chosen: one.photos for one in store.labelled_differences(3, "next", 0)}
+        # The chosen one, the labelled one, and the latest two.
+        assert kept == {True: 1, False: 3}

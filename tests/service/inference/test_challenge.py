@@ -89,10 +89,12 @@ def test_copies_are_compared_and_nobody_sees_the_challengers_answers(
 ) -> None:
     assert client.get("/admin/challenger", headers=ADMIN).status_code == 404
     challenge(client, engine, shadow={"share": 1.0, "few": 1.0})
+    ids = {}
     for number, label in enumerate(("red", "blue", "black", "cyan"), 1):
         answer = send(client, label, **{"X-Request-Id": f"photo-{label}"})
         assert answer.headers["X-Taillift-Version"] == "1"
         assert top_labels(answer) == [label]
+        ids[label] = answer.json()["results"][0]["id"]
         until(lambda: compared(client) == number)  # noqa: B023
     found = report(client)
     assert found["agreement"]["images"] == 4
@@ -100,8 +102,14 @@ def test_copies_are_compared_and_nobody_sees_the_challengers_answers(
     assert found["by_champion"]["few"]["share"] == 0
     assert found["by_champion"]["medium"]["share"] == 1
     assert found["differences"] == [
-        {"request_id": "photo-black", "image": 0, "champion": "black", "challenger": "white"},
-        {"request_id": "photo-red", "image": 0, "champion": "red", "challenger": "green"},
+        {
+            "request_id": f"photo-{label}",
+            "image": 0,
+            "champion": label,
+            "challenger": other,
+            "id": ids[label],
+        }
+        for label, other in (("black", "white"), ("red", "green"))
     ]
     assert found["rare"][0] == {"label": "white", "champion": 0.0, "challenger": 0.25}
     # The tail counts what was answered, and not the copies.
@@ -256,5 +264,118 @@ def test_nothing_compared_is_no_share() -> None:
     agreement = Agreement(classes, classes)
     assert agreement.overall.estimate is None
     assert agreement.overall.interval == (0.0, 1.0)
-    assert agreement.add(Answer(6, 0.9, 1), Answer(6, 0.8, 5), 0.5, None, 0)
+    assert agreement.add(Answer(6, 0.9, 1), Answer(6, 0.8, 5), 0.5, None, 0) is None
     assert agreement.rare() == [("white", 0.0, 0.0), ("black", 1.0, 1.0)]
+
+
+def label(client: httpx.Client, *labels: tuple[str, str | None]) -> None:
+    """Send labels by the ids of the answers."""
+    body = {"labels": [{"id": one, "label": label} for one, label in labels]}
+    answer = client.post("/feedback", json=body)
+    assert answer.status_code == 200, answer.text
+    assert {result["status"] for result in answer.json()["results"]} <= {"accepted", "replaced"}
+
+
+def verdict(client: httpx.Client, labels: str = "chosen") -> Any:
+    answer = client.get("/admin/challenger", params={"labels": labels}, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["verdict"]
+
+
+def wins_and_losses(client: httpx.Client, labels: str = "chosen") -> dict[str, tuple[int, int]]:
+    """Return the wins and losses over all, and in the groups that have any."""
+    found = verdict(client, labels)
+    tallies = {"all": found["overall"], **found["groups"]}
+    rows = {name: (tally["wins"], tally["losses"]) for name, tally in tallies.items()}
+    return {name: row for name, row in rows.items() if any(row) or name == "all"}
+
+
+def different(client: httpx.Client, *labels: str) -> list[str]:
+    """Send photos of these colours, wait for the challenger, and return the ids of the answers."""
+    before = compared(client)
+    ids = [send(client, label).json()["results"][0]["id"] for label in labels]
+    until(lambda: compared(client) == before + len(labels))
+    return ids
+
+
+def test_labels_of_photos_that_nobody_chose_count_for_no_verdict_unless_asked_for(
+    client: httpx.Client, engine: Engine
+) -> None:
+    """People send back what was wrong: an equal challenger would seem to be better."""
+    challenge(client, engine, shadow={"share": 1.0, "few": 1.0})
+    red, black, blue = different(client, "red", "black", "blue")
+    # What the challenger says, what the champion says, and a photo on which they agree.
+    label(client, (red, "green"), (black, "black"), (blue, "cyan"))
+    assert wins_and_losses(client) == {"all": (0, 0)}
+    assert verdict(client)["labels"] == 0
+    assert wins_and_losses(client, "all") == {"all": (1, 1), "many": (1, 0), "few": (0, 1)}
+    assert verdict(client, "all")["labels"] == 2
+    # The last label counts, and one of neither class is a label without a winner.
+    label(client, (red, "red"), (black, None))
+    assert wins_and_losses(client, "all") == {"all": (0, 1), "many": (0, 1)}
+    assert verdict(client, "all")["labels"] == 2
+    assert verdict(client, "all")["decision"] == "undecided"
+
+
+def test_labels_of_chosen_photos_decide_also_after_a_restart_and_for_these_two_alone(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    keys = tmp_path / "admin.keys"
+    keys.write_text(f"{KEY} ann\n")
+    store.add(write_bundle(tmp_path / "third", classes=store.version(2).manifest.classes[::-1]))
+    settings = read_settings(
+        store=store.folder,
+        port=0,
+        admin_keys_file=keys,
+        review_dir=tmp_path / "queue",
+        review_per_day=1_000,
+        feedback_file=tmp_path / "labels.sqlite",
+        feedback_key="the key that signs the ids",
+    )
+    engine = Engine(settings)
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        challenge(client, engine, shadow={"share": 1.0, "few": 1.0})
+        red, white, green = different(client, "red", "white", "green")
+        # The queue offers what differs; a photo that looks like one of it is not chosen.
+        (alike,) = different(client, "red")
+        label(client, (red, "green"), (alike, "green"))
+        found = {"all": (1, 0), "many": (1, 0)}
+        until(lambda: wins_and_losses(client) == found)
+        until(
+            lambda: (
+                sample(client, "taillift_challenger_labels", group="all", right="challenger") == 1
+            )
+        )
+        evidence = verdict(client)["overall"]["evidence"]
+        assert evidence == pytest.approx(np.log10(1.5), abs=1e-3)
+        assert sample(
+            client, "taillift_challenger_evidence", group="many", right="challenger"
+        ) == pytest.approx(evidence)
+    engine = Engine(settings)
+    with serving(engine) as client:
+        until(lambda: engine.challenge is not None)
+        assert wins_and_losses(client) == found
+        label(client, (white, "black"), (green, "green"))
+        assert wins_and_losses(client) == {"all": (2, 1), "many": (1, 1), "few": (1, 0)}
+        # Another challenger begins with nothing.
+        body = {"version": 3, "shadow": {"share": 1.0, "few": 1.0}}
+        client.put("/admin/roles/challenger", json=body, headers=ADMIN)
+        until(lambda: engine.challenger is not None and engine.challenger.number == 3)
+        until(lambda: engine.challenge is not None)
+        assert wins_and_losses(client, "all") == {"all": (0, 0)}
+
+
+def test_a_challengers_new_class_is_a_label(
+    client: httpx.Client, engine: Engine, store: VersionStore, tmp_path: Path
+) -> None:
+    classes = tuple(
+        info.model_copy(update={"label": "pink"}) if info.label == "red" else info
+        for info in palette_manifest("", {}).classes
+    )
+    number = store.add(write_bundle(tmp_path / "pink", classes=classes), classes_change=True)
+    store.challenge(Challenger(version=number, shadow=Shadow(share=1.0, few=1.0)))
+    until(lambda: engine.challenge is not None)
+    (red,) = different(client, "red")
+    label(client, (red, "pink"))
+    assert wins_and_losses(client, "all") == {"all": (1, 0), "many": (1, 0)}

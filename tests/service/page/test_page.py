@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from taillift.models.bundle.images import canvas, offsets
 from taillift.models.bundle.manifest import Thresholds, classes_from
 from taillift.models.bundle.schema import Preprocessing
-from taillift.models.bundle.version_store import VersionStore
+from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.inference.engine import Engine
 from taillift.service.serve_cli import app
@@ -709,6 +709,8 @@ def test_versions_are_promoted_and_rolled_back_and_a_refusal_has_its_reason(
         expect(news).to_have_text("Version 2 answers.")
         page.get_by_role("button", name="Roll back").click()
         expect(news).to_have_text("Version 1 answers.")
+        store.challenge(Challenger(version=2, shadow=Shadow()))
+        expect(listed.nth(1)).to_contain_text("alone is right 0 times, the champion 0: undecided")
     assert store.roles().champion == 1
     assert [line.version for line in store.log() if line.action == "refused"] == [3]
 

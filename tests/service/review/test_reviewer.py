@@ -383,6 +383,27 @@ def test_photos_on_which_a_challenger_differs_are_offered_and_count_for_no_estim
         assert len(waiting(client)) == 2
 
 
+def test_without_room_a_drawn_photo_counts_for_no_verdict_either(
+    exchanged: VersionStore, queue: Path
+) -> None:
+    """Else photos with few-shot answers, which are drawn more often, would count more often."""
+    settings = read_settings(store=exchanged.folder, port=0, review_dir=queue, review_per_day=2)
+    engine, chosen = Engine(settings), dict[str, bool]()
+    with serving(engine) as client:
+        until(lambda: client.get("/readyz").status_code == 200 and engine.challenge is not None)
+        choose = engine.choose_for_labelling
+
+        def noted(key: str, probability: float) -> bool:
+            chosen[key] = choose(key, probability)
+            return chosen[key]
+
+        engine.choose_for_labelling = noted
+        for count, label in enumerate(("red", "green"), 1):
+            classify(client, new_photo(CLASSES[label][0]))
+            until(lambda: len(chosen) == count)  # noqa: B023
+        assert list(chosen.values()) == [True, False]
+
+
 OPENED: list[str] = []
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
