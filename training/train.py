@@ -183,18 +183,17 @@ class Trainer:
 
             settings = recipe.model_dump(mode="json")
             with Curves(curves_folder, resume.done, logs, settings) as curves:
-                progress, teacher, evidence = None, None, None
+                progress, teacher, evidence, look_alikes = None, None, None, None
+                if recipe.cues:
+                    evidence, look_alikes = self.cues(recipe, recipe.cues, preprocessing)
                 if recipe.epochs:
                     # The photos: random crops, as rows behind the tower's frozen stages.
                     crops = self.frozen_crops(recipe, preprocessing)
                     inputs: Inputs = Subset(crops.inputs_for(model, preprocessing.size), kept)
                     counts = torch.bincount(inputs.labels, minlength=len(dataset.classes)).tolist()
                     steps = recipe.total_steps(len(kept), len(dataset.train))
-                    if recipe.cues:
-                        evidence, look_alikes = self.cues(recipe, recipe.cues, preprocessing)
-                        note(str(evidence))
-                        if evidence.on:
-                            inputs = CuedInputs(inputs, look_alikes[kept])
+                    if look_alikes is not None:
+                        inputs = CuedInputs(inputs, look_alikes[kept])
                     teacher = self.teacher(recipe, model, preprocessing, counts, steps)
                     try:
                         progress = fit(
@@ -250,8 +249,8 @@ class Trainer:
 
     def cues(
         self, recipe: Recipe, cues: Cues, preprocessing: Preprocessing
-    ) -> tuple[CueEvidence, Tensor]:
-        """Return whether cues are on, and the look-alikes int64 [N, K] of all training photos.
+    ) -> tuple[CueEvidence, Tensor | None]:
+        """Return whether cues are on, and if so the look-alikes int64 [N, K] of training photos.
 
         Photos that are set aside count as well, so that every fold of a cross-fitting decides as
         the whole set does. Raises `UserError` if the backbone has no text tower. Collective.
@@ -266,7 +265,9 @@ class Trainer:
         labels = torch.tensor(dataset.train.labels)
         logits = zero_shot_logits(backbone, recipe, dataset.names, features)
         evidence = CueEvidence.of(cues, logits, labels, dataset.groups)
-        return self._processes.broadcast((evidence, cues.look_alikes(logits, labels)))
+        note(str(evidence))
+        look_alikes = cues.look_alikes(logits, labels) if evidence.on else None
+        return self._processes.broadcast((evidence, look_alikes))
 
     def with_tau(self, run: Run, loss: LogitAdjusted) -> Run:
         """Return the run with the tau that its loss aims at on val/, with five views. Collective.

@@ -257,3 +257,13 @@ def test_cues_change_the_training_exactly_if_their_gate_is_open(
     switched = [run.metadata.record.cues for run in (off, on)]
     assert [(one.on, one.photos) for one in switched if one] == [(False, 5), (True, 5)]
     assert whole.metadata.record.cues is None
+
+
+def test_cues_of_a_backbone_without_text_are_refused_before_anything_is_computed(
+    colours: Dataset, tiny_backbone: str
+) -> None:
+    textless = Trainer(colours, replace(load_backbone(tiny_backbone), _clip=None))
+    head = RECIPE.head.model_validate({"initial": {"name": "random"}})
+    recipe = RECIPE.model_copy(update={"head": head, "loss": LogitAdjusted(cues=Cues())})
+    with pytest.raises(UserError, match=r"loss\.cues ask zero-shot CLIP, and backbone .* no text"):
+        textless.train(recipe)
