@@ -32,8 +32,8 @@ from taillift.models.bundle.known_counts import KnownCounts
 from taillift.models.bundle.posterior import Prior, among, group_prior, log_prior
 from taillift.service.monitoring.recorder import model_profile
 from taillift.service.tail.confusion import Pair
-from taillift.service.tail.live_prior import LiveRules
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.prevalence import LiveRules
 from taillift.training.data.dataset import load_dataset
 
 SIZES: Final = (8, 32, 128)

@@ -61,7 +61,7 @@ from taillift.service.problems import (
 from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.settings import Settings
 from taillift.service.tail.dependence import group_digest
-from taillift.service.tail.live_prior import LiveShares
+from taillift.service.tail.prevalence import LiveShares
 
 Item = TypeVar("Item")
 Body = TypeVar("Body")

@@ -22,7 +22,7 @@ from taillift.models.bundle.temperature import Calibration
 from taillift.models.errors import nearest
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.problems import MalformedError, ProblemDocument
-from taillift.service.tail.live_prior import LiveShares
+from taillift.service.tail.prevalence import LiveShares
 
 MAX_TOP_K: Final = 100
 CONFIDENCE: Final = "probability from 0 to 1; calibrated if GET /model says so"

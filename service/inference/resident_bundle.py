@@ -24,7 +24,7 @@ from taillift.service.inference.runner import run_niced
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
-from taillift.service.tail.live_prior import LiveShares
+from taillift.service.tail.prevalence import LiveShares
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from taillift.models.bundle.schema import GROUPS
 from taillift.service.feedback.live_accuracy import LiveReport, LiveShare
 from taillift.service.tail.distributions import Doubles, Flags, Indices
-from taillift.service.tail.live_prior import LiveShares
 from taillift.service.tail.monitor import TailMonitor
+from taillift.service.tail.prevalence import LiveShares
 from taillift.service.tail.state import ClassArrays, GroupState, TailState
 
 # With more classes, only few-shot classes that drift or are silent have series of their own, ...

@@ -21,8 +21,8 @@ from taillift.service.monitoring.store import Store
 from taillift.service.settings import Settings
 from taillift.service.tail.confusion import Pair, read_confusions
 from taillift.service.tail.distributions import Indices
-from taillift.service.tail.live_prior import LiveRules
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.prevalence import LiveRules
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import Array, restore, to_arrays
 from taillift.service.tail.state import ClassState, TailState, class_state, tail_state

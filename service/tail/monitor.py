@@ -13,8 +13,7 @@ from taillift.service.tail.confusion import Pair, estimate_confusion, group_indi
 from taillift.service.tail.dependence import LONGEST, Dependence, Sightings
 from taillift.service.tail.distributions import Doubles, Indices
 from taillift.service.tail.drift import LEVEL, TOLERANCE, Drift
-from taillift.service.tail.live_prior import LivePrior, LiveRules
-from taillift.service.tail.prevalence import Prevalence
+from taillift.service.tail.prevalence import LivePrior, LiveRules, Prevalence
 from taillift.service.tail.reference import (
     Expected,
     Source,

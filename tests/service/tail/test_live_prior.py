@@ -7,8 +7,8 @@ from benchmarks.streams import SimulatedBundle, simulate
 from taillift.models.bundle.schema import GROUPS
 from taillift.models.errors import UserError
 from taillift.service.tail.distributions import Doubles
-from taillift.service.tail.live_prior import LiveRules, LiveShares, nearest
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
+from taillift.service.tail.prevalence import LiveRules, LiveShares, nearest
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import restore, to_arrays
 
