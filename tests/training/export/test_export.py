@@ -18,7 +18,7 @@ from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.merge import merge
+from taillift.models.lift.model import merge
 from taillift.models.lift.onnx_export import write_graph
 from taillift.training.data.dataset import Dataset, Split, load_dataset
 from taillift.training.evaluation import class_rates, view_logits

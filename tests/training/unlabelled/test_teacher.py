@@ -14,7 +14,7 @@ from torch import Tensor
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.head import FusedHead
-from taillift.models.lift.merge import merge
+from taillift.models.lift.model import merge
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.pool import FOREIGN, UNKNOWN
 from taillift.training.fit.build import build_model
