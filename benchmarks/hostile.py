@@ -247,11 +247,11 @@ def next_to(bundle: Path, request: Hostile, photo: Hostile, seconds: float) -> C
     return Crowd(taken, len(found) - len(taken), health, memory)
 
 
-def crowds(bundle: Path, seconds: float) -> str:
+def crowds(bundle: Path, made: Mapping[str, Callable[[], Hostile]], seconds: float) -> str:
     """Return a table of ordinary photos, and of memory, next to 8 connections with each request."""
     photo = Hostile(read_photos(None)[0])
     rows, ordinary = [], 0.0
-    for name, make in {"ordinary photos": lambda: photo, **requests()}.items():
+    for name, make in {"ordinary photos": lambda: photo, **made}.items():
         crowd = next_to(bundle, make(), photo, seconds)
         p99 = float(np.quantile(crowd.photos or [np.inf], 0.99))
         ordinary = ordinary or p99
@@ -280,10 +280,12 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=20, help="how long photos are sent next to a crowd"
     )
+    parser.add_argument("--only", default="", help="requests whose names contain this")
     parser.add_argument("--out", type=Path, default=RESULTS / "hostile.md")
     options = parser.parse_args()
+    made = {name: make for name, make in requests().items() if options.only in name}
     rows = []
-    for name, make in requests().items():
+    for name, make in made.items():
         request = make()
         status, processor, seconds = cost(options.bundle, request)
         megabytes = len(request.body) / MEGABYTE
@@ -303,7 +305,8 @@ def main() -> None:
             ]
         )
     titles = ["request", "MB", "status", "CPU s", "bound", "within", "answered after s"]
-    write_result(options.out, [markdown(titles, rows), crowds(options.bundle, options.seconds)])
+    costs, others = markdown(titles, rows), crowds(options.bundle, made, options.seconds)
+    write_result(options.out, [costs, others])
 
 
 if __name__ == "__main__":

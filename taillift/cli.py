@@ -8,14 +8,30 @@ from functools import wraps
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from taillift.models import versions_cli
 from taillift.models.errors import UserError
 from taillift.models.terminal import PrintableFormatter, printable
+
+# The commands as `taillift --help` shows them, in the order in which they are used.
+PANELS: Final = {
+    "Train": ("check", "train", "compare", "merge", "recipes", "backbones"),
+    "Make a bundle": (
+        "export",
+        "calibrate",
+        "adapt-prior",
+        "extend",
+        "forget",
+        "upgrade-bundle",
+    ),
+    "Use a bundle": ("serve", "classify", "embed", "watch"),
+    "Label": ("review", "feedback", "suggest"),
+    "Release": ("compare-bundles", "models", "pack", "unpack", "sign", "verify-signature"),
+}
 
 app = typer.Typer(
     help="Fine-tune CLIP on long-tailed photos, export one ONNX file, serve it.",
@@ -36,7 +52,7 @@ if find_spec("taillift.service"):
     feedback = import_module("taillift.service.feedback_cli").app
     app.add_typer(feedback, name="feedback", help="Read and write labels that came back.")
     queue = import_module("taillift.service.review.review_cli").app
-    app.add_typer(queue, name="review", help="Photos that a service keeps for labelling.")
+    app.add_typer(queue, name="review", help="Export and import the photos kept for labelling.")
 
 
 def print_version(wanted: bool) -> None:
@@ -80,6 +96,12 @@ def commands() -> TyperGroup:
     """Return the commands; Ctrl-C interrupts each one in its own code, and not before."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
+    for panel, names in PANELS.items():
+        # The parts of taillift that are not installed have no commands.
+        for name in filter(group.commands.__contains__, names):
+            command = group.commands[name] = group.commands.pop(name)  # To the end of the list.
+            assert isinstance(command, (TyperCommand, TyperGroup))
+            command.rich_help_panel = panel
     groups = [group, *(one for one in group.commands.values() if isinstance(one, TyperGroup))]
     for command in (command for one in groups for command in one.commands.values()):
         if not isinstance(command, TyperGroup):

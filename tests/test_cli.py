@@ -1,5 +1,6 @@
 """The command itself: its version, and which commands it has."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -7,9 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from taillift.cli import app
+from taillift.cli import PANELS, commands
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,15 @@ def test_version_is_that_of_the_package(command: list[str]) -> None:
     assert run.stdout == f"taillift {version('taillift')}\n"
 
 
-def test_help_lists_the_commands_of_training_and_of_the_service() -> None:
-    output = CliRunner().invoke(app, ["--help"]).output
-    for command in ("train", "export", "compare", "serve", "classify", "embed", "watch", "extend"):
-        assert f" {command} " in output
+def test_help_shows_each_command_in_the_panel_of_its_use(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        commands()(["--help"])
+    shown = re.findall(r"^(?:╭─|│) (\S.*?)(?:  | ─)", capsys.readouterr().out, re.MULTILINE)
+    shown = shown[shown.index("Train") :]
+    assert shown == [word for panel, names in PANELS.items() for word in (panel, *names)]
+
+
+def test_every_command_has_a_panel() -> None:
+    assert commands().commands.keys() == {name for names in PANELS.values() for name in names}
