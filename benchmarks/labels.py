@@ -22,10 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.watched import simulated_monitor
-from taillift.service.feedback.calibration_evidence import CalibrationEvidence
 from taillift.service.feedback.label_book import LabelBook, LabelRequest
 from taillift.service.feedback.label_store import ClassList, GivenLabel, LabelStore
-from taillift.service.feedback.live_accuracy import WeightedSums
+from taillift.service.feedback.live_accuracy import CalibrationEvidence, WeightedSums
 from taillift.service.feedback.prediction_id import PredictionId, Signer, id_bytes
 from taillift.service.http import class_report
 from taillift.service.tail.distributions import Doubles

@@ -1,9 +1,6 @@
 """Behind `scripts/test-nginx`: no request is lost between nginx and the service."""
 
 import argparse
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,21 +11,10 @@ from pathlib import Path
 import httpx
 
 from tests.support.palette import CLASSES, photo, write_bundle
-from tests.support.serving import process, sample, until
-from tests.support.stack import free_port
+from tests.support.serving import process, sample
+from tests.support.stack import NGINX, free_port, nginx
 
-CONFIGURATION = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log info;
-events {{ worker_connections 1024; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
+SERVERS = """
   upstream taillift {{
     server 127.0.0.1:{service};
     keepalive 64;
@@ -38,13 +24,11 @@ http {{
     listen 127.0.0.1:{port};
     location / {{
       proxy_pass http://taillift;
-      proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header Host $host;
       proxy_next_upstream off;
     }}
   }}
-}}
 """
 # Idle times in seconds: before, at and after the 5 of earlier versions, the 70 of nginx and the 75
 # of the service.
@@ -56,24 +40,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=20)
     options = parser.parse_args()
-    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if nginx is None:
+    if NGINX is None:
         print("test-nginx: skipped: nginx is not installed (apt-get install nginx)")
         sys.exit(77)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o755)
         with process(write_bundle(folder / "palette")) as (_, service):
             port = free_port()
-            text = CONFIGURATION.format(folder=folder, service=service.base_url.port, port=port)
-            (folder / "nginx.conf").write_text(text)
-            proxy = subprocess.Popen([nginx, "-p", folder, "-c", folder / "nginx.conf"])
-            try:
+            servers = SERVERS.format(service=service.base_url.port, port=port)
+            with nginx(folder, servers, port):
                 statuses = storm(f"http://127.0.0.1:{port}", options.requests, options.clients)
                 opened = sample(service, "taillift_stage_seconds_count", stage="read")
-            finally:
-                proxy.terminate()
-                proxy.wait()
         closed = (folder / "error.log").read_text(errors="replace").count("prematurely closed")
     lost = sum(statuses.values()) - statuses[200]
     print(f"{statuses.total():,} requests: {dict(statuses)}; lost: {lost}")
@@ -91,29 +68,20 @@ def storm(url: str, requests: int, clients: int) -> Counter[int]:
             return client.get(("/model", "/classes", "/healthz")[number % 3]).status_code
         return client.post("/classify?ensemble=off", content=red).status_code
 
-    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-        until(lambda: is_open(url))
-        with ThreadPoolExecutor(clients) as pool:
-            for burst in range(bursts):
-                first, last = (requests * edge // bursts for edge in (burst, burst + 1))
-                start = time.monotonic()
-                statuses.update(pool.map(ask, range(first, last)))
-                seconds = time.monotonic() - start
-                pause = f", then {PAUSES[burst]} s idle" if burst < len(PAUSES) else ""
-                print(f"{last - first} requests in {seconds:.1f} s{pause}", flush=True)
-                if burst < len(PAUSES):
-                    time.sleep(PAUSES[burst])
+    with (
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as client,
+        ThreadPoolExecutor(clients) as pool,
+    ):
+        for burst in range(bursts):
+            first, last = (requests * edge // bursts for edge in (burst, burst + 1))
+            start = time.monotonic()
+            statuses.update(pool.map(ask, range(first, last)))
+            seconds = time.monotonic() - start
+            pause = f", then {PAUSES[burst]} s idle" if burst < len(PAUSES) else ""
+            print(f"{last - first} requests in {seconds:.1f} s{pause}", flush=True)
+            if burst < len(PAUSES):
+                time.sleep(PAUSES[burst])
     return statuses
-
-
-def is_open(url: str) -> bool:
-    """Tell whether something listens at this address."""
-    host, port = url.removeprefix("http://").split(":")
-    try:
-        socket.create_connection((host, int(port)), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Fixtures and settings for all tests: the palette bundle, written once, and a very small disk."""
+"""Fixtures and settings for all tests: the palette bundle, graphs that are written once, a disk."""
 
+import hashlib
+import io
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor, nn
 
 # This makes torchvision importable, and must happen before a test imports open_clip.
 import taillift.models.lift  # noqa: F401
+from taillift.models.lift.onnx_export import write_graph
 from tests.support.palette import write_bundle
 
 # A shell's background jobs ignore SIGINT, and processes that tests start would inherit this.
@@ -74,14 +79,18 @@ SLOW = frozenset(
         "service/review/test_review_sampler",
         "service/review/test_reviewer",
         "service/page/test_sheet",
+        "service/tail/test_drift",
         "service/tail/test_monitor",
+        "service/tail/test_prevalence",
         "service/test_server",
         "training/calibration/test_cross_fit",
         "training/calibration/test_exit_rule",
         "training/calibration/test_temperature_fit",
         "training/comparison/test_compare",
         "training/comparison/test_soup",
+        "training/data/test_survey",
         "training/data/readers/test_cifar",
+        "training/data/readers/test_registry",
         "training/export/test_export",
         "training/export/test_extended",
         "training/export/test_fp16",
@@ -115,6 +124,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the palette bundle."""
     return write_bundle(tmp_path_factory.mktemp("bundles") / "palette")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_graph_once() -> Iterator[None]:
+    """Training and export write the graph of the same module, weights and all, only once.
+
+    torch's exporter takes seconds even for a tiny model, and most of a test's time.
+    """
+    graphs: dict[tuple[object, ...], tuple[bytes, int]] = {}
+
+    def write_once(
+        module: nn.Module,
+        example: Tensor,
+        path: Path,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+    ) -> int:
+        saved = io.BytesIO()
+        torch.save(module, saved)
+        digest = hashlib.sha256(saved.getvalue()).digest()
+        key = digest, example.dtype, tuple(example.shape), tuple(inputs), tuple(outputs)
+        if key not in graphs:
+            nodes = write_graph(module, example, path, inputs, outputs)
+            graphs[key] = path.read_bytes(), nodes
+        content, nodes = graphs[key]
+        path.write_bytes(content)
+        return nodes
+
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("fit.frozen_features", "export.graphs"):
+            patch.setattr(f"taillift.training.{room}.write_graph", write_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taillift.models.lift.head import CosineHead, Head, L2Head
-from taillift.models.lift.merge import merge_block
-from taillift.models.lift.model import Model
+from taillift.models.lift.model import Model, merge_block
 from taillift.models.lift.tuners import (
     SSF,
     AdaptFormer,

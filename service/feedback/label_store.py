@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from json import dumps, loads
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
@@ -106,7 +106,27 @@ class ClassList(NamedTuple):
     groups: tuple[Group, ...]
 
 
-class LabelStore:
+class Database:
+    """A store in a SQLite database, which it closes with itself."""
+
+    _database: sqlite3.Connection
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LabelStore(Database):
     """The labels of every version that was served with this file.
 
     It holds `most` of them, and as many that were replaced. Several processes may use the file.
@@ -353,20 +373,6 @@ class LabelStore:
             cursor = self._database.execute(query, values)
             while rows := cursor.fetchmany(CHUNK):
                 yield rows
-
-    def close(self) -> None:
-        self._database.close()
-
-    def __enter__(self) -> "LabelStore":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _find(self, raw: bytes) -> StoredLabel | None:
         query = "SELECT id, name, note, received FROM labels WHERE id = ?"

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from taillift.service.http.handlers import MEDIA_TYPE
 from taillift.service.http.uploads import FIELD, SentObject
 from taillift.service.monitoring.logs import REQUEST_ID
-from taillift.service.page.stored_files import StoredFolder
+from taillift.service.page import StoredFolder
 
 # The groups of routes that the page shows, in this order.
 IMAGES: Final = "Images"

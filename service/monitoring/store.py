@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Final
 
 import numpy as np
 
 from taillift.models.errors import UserError
+from taillift.service.feedback.label_store import Database
 from taillift.service.tail.snapshot import Array
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS arrays (
 """
 
 
-class Store:
+class Store(Database):
     """The arrays of every bundle version that was ever served with this file, kept apart.
 
     One process writes at a time: a second one is refused. `save` and `load` may run in other
@@ -94,20 +94,6 @@ class Store:
             (bundle, name): zlib.crc32(array.tobytes()) for name, array in arrays.items()
         }
         return arrays
-
-    def close(self) -> None:
-        self._database.close()
-
-    def __enter__(self) -> "Store":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self) -> None:
         with self._readable_errors():

@@ -1,4 +1,4 @@
-"""Starts a real Prometheus and Alertmanager, to test the rules and configurations given to them."""
+"""Starts a real Prometheus, Alertmanager or nginx with the configuration that is given to it."""
 
 import json
 import shutil
@@ -16,6 +16,25 @@ from tests.support.serving import until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 RULES = DOCKER / "prometheus" / "rules"
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+# One process in the foreground, which writes to `folder` alone.
+NGINX_CONFIGURATION = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log info;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  proxy_http_version 1.1;
+  {http}
+}}
+"""
 PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
@@ -38,6 +57,30 @@ def check(command: str, *arguments: str | Path) -> None:
         [installed(command), *arguments], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@contextmanager
+def nginx(folder: Path, http: str, *ports: int) -> Iterator[None]:
+    """Run nginx with the lines `http`, which listen on `ports`, until the block ends."""
+    assert NGINX is not None
+    folder.chmod(0o755)
+    (folder / "nginx.conf").write_text(NGINX_CONFIGURATION.format(folder=folder, http=http))
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as proxy:
+        try:
+            until(lambda: all(is_open(port) for port in ports))
+            yield
+        finally:
+            proxy.terminate()
+
+
+def is_open(port: int) -> bool:
+    """Return whether something listens on this port of the machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

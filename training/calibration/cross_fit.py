@@ -12,8 +12,7 @@ from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.posterior import log_shares, without_prior
 from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
-from taillift.models.lift.merge import merge
-from taillift.models.lift.model import Model
+from taillift.models.lift.model import Model, merge
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
 from taillift.training.data.photo import Split
 from taillift.training.recipe.recipe import Recipe

@@ -14,7 +14,7 @@ from taillift.models.bundle.manifest import Scores
 from taillift.models.errors import UserError
 from taillift.models.lift.average import AVERAGED, average
 from taillift.models.lift.backbone import Backbone
-from taillift.models.lift.merge import merge
+from taillift.models.lift.model import merge
 from taillift.models.lift.tuners import AdaptFormer, Full, Tuner
 from taillift.models.names import canonical
 from taillift.training.calibration.cross_fit import carried_prior

@@ -37,8 +37,7 @@ from taillift.models.bundle.schema import FILES, Group, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.merge import merge, unmerged
-from taillift.models.lift.model import Model
+from taillift.models.lift.model import Model, merge, unmerged
 from taillift.models.lift.tuners import Adapter, AdaptFormer, LoRA
 from taillift.models.names import canonical
 from taillift.models.release.bundle_comparison import (

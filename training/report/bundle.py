@@ -26,12 +26,13 @@ from taillift.training.fit.checkpoint import CheckpointMetadata
 from taillift.training.report import sections
 from taillift.training.report.figures import (
     TauCurve,
+    changed_by_calibration,
     draw_class_accuracies,
     draw_confusion,
+    draw_reliability,
     draw_tau,
 )
 from taillift.training.report.html import UNKNOWN, Table, embedded, merged_notes, render
-from taillift.training.report.reliability_diagram import changed_by_calibration, draw_reliability
 from taillift.training.report.summary import headlines
 
 # Of each gallery.

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from taillift.models.bundle.session import load_graph
 from taillift.models.lift.average import AVERAGED, average
 from taillift.models.lift.head import CosineHead, LayerNormHead, LinearHead
-from taillift.models.lift.merge import merge
-from taillift.models.lift.model import Model
+from taillift.models.lift.model import Model, merge
 from taillift.models.lift.onnx_export import write_graph
 from taillift.models.lift.tuners import (
     SSF,

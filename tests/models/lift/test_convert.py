@@ -19,8 +19,7 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.convert import convert, projection
 from taillift.models.lift.head import CosineHead
-from taillift.models.lift.merge import merge
-from taillift.models.lift.model import Model, Normalise
+from taillift.models.lift.model import Model, Normalise, merge
 from taillift.models.lift.onnx_export import write_graph
 from taillift.models.lift.tuners import AdaptFormer, Bias, Full, LayerNorms, LoRA, Tuner, VPTDeep
 from tests.support.sources import (

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from taillift.models.bundle.session import load_graph
-from taillift.models.lift.merge import merge, merge_block, unmerged
-from taillift.models.lift.model import Model
+from taillift.models.lift.model import Model, merge, merge_block, unmerged
 from taillift.models.lift.onnx_export import write_graph
 from taillift.models.lift.tuners import (
     SSF,

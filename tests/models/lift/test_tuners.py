@@ -11,7 +11,7 @@ from torch.optim import SGD
 
 from taillift.models.errors import UserError
 from taillift.models.lift.head import CosineHead
-from taillift.models.lift.merge import merge_block
+from taillift.models.lift.model import merge_block
 from taillift.models.lift.tuners import (
     SSF,
     Adapter,

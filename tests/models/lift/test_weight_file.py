@@ -227,16 +227,21 @@ def test_a_config_next_to_the_file_says_the_activation(
     check(load_backbone(f"{ARCHITECTURE}:{tmp_path / 'model.safetensors'}"), source)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a ViT-B-32, which are the same for both activations."""
+    path = tmp_path_factory.mktemp("base") / "mine.safetensors"
+    save_file(open_clip.create_model("ViT-B-32", pretrained_text=False).state_dict(), path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("architecture", "used"), [("ViT-B-32", "GELU"), ("ViT-B-32-quickgelu", "QuickGELU")]
 )
 def test_an_activation_that_the_file_does_not_say_is_told_in_one_line(
-    architecture: str, used: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    architecture: str, used: str, base: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = open_clip.create_model(architecture, pretrained_text=False)
-    caplog.clear()
-    save_file(source.state_dict(), tmp_path / "mine.safetensors")
-    load_backbone(f"{architecture}:{tmp_path / 'mine.safetensors'}")
+    load_backbone(f"{architecture}:{base}")
     (line,) = [one.getMessage() for one in caplog.records if one.name.startswith("taillift")]
     assert f"so {used} is used; of the published tags of ViT-B-32" in line
     assert "QuickGELU (openai, " in line

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taillift.service.feedback.calibration_evidence import CalibrationEvidence
+from taillift.service.feedback.live_accuracy import CalibrationEvidence
 from taillift.service.tail.distributions import Doubles
 from tests.support.simulated_labels import simulated_stream
 

@@ -1,10 +1,7 @@
 """The service behind a real nginx: below a path, under another name, with forwarded addresses."""
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -14,9 +11,8 @@ import tritonclient.http as triton
 
 from tests.support.palette import CLASSES, photo
 from tests.support.serving import running, top_labels, until
-from tests.support.stack import free_port
+from tests.support.stack import NGINX, free_port, nginx
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 RED = photo(CLASSES["red"][0])
@@ -24,23 +20,10 @@ PAGE, ELSEWHERE = "https://photos.example.org", "https://app.example.org"
 FORWARDED = "203.0.113.9"
 # Below /photos/ nginx takes the path off, and below /photos/whole/ another one leaves it on. The
 # service sees the name of the upstream in Host.
-CONFIGURATION = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
+SERVERS = """
   server {{
     listen 127.0.0.1:{port};
     client_max_body_size 32m;
-    proxy_http_version 1.1;
     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     proxy_set_header X-Forwarded-Proto https;
     location /photos/ {{ proxy_pass http://127.0.0.1:{service}/; }}
@@ -53,34 +36,7 @@ http {{
     listen 127.0.0.1:{other_port};
     location / {{ proxy_pass http://127.0.0.1:{service}; }}
   }}
-}}
 """
-
-
-@contextmanager
-def nginx(folder: Path, service: httpx.Client) -> Iterator[tuple[str, str]]:
-    """Run nginx until the block ends; yield two addresses: with and without the path taken off."""
-    assert NGINX is not None
-    port, other_port = free_port(), free_port()
-    text = CONFIGURATION.format(
-        folder=folder, service=service.base_url.port, port=port, other_port=other_port
-    )
-    (folder / "nginx.conf").write_text(text)
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as proxy:
-        try:
-            until(lambda: answers(port) and answers(other_port))
-            yield f"127.0.0.1:{port}", f"127.0.0.1:{other_port}"
-        finally:
-            proxy.terminate()
-
-
-def answers(port: int) -> bool:
-    try:
-        httpx.get(f"http://127.0.0.1:{port}/", trust_env=False)
-    except httpx.TransportError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +44,18 @@ def proxied(
     bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, httpx.Client]]:
     """Two clients of nginx that ask below /photos, once without and once with the path."""
-    folder = tmp_path_factory.mktemp("nginx")
-    folder.chmod(0o755)
     settings = {"root_path": "/photos", "access_log": "all", "cors_origins": ELSEWHERE}
-    with (
-        running(bundle, **settings) as service,
-        nginx(folder, service) as (taken_off, left_on),
-        httpx.Client(base_url=f"http://{taken_off}/photos", trust_env=False) as first,
-        httpx.Client(base_url=f"http://{left_on}/photos", trust_env=False) as second,
-    ):
-        yield first, second
+    port, other_port = free_port(), free_port()
+    with running(bundle, **settings) as service:
+        servers = SERVERS.format(service=service.base_url.port, port=port, other_port=other_port)
+        with (
+            nginx(tmp_path_factory.mktemp("nginx"), servers, port, other_port),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}/photos", trust_env=False) as first,
+            httpx.Client(
+                base_url=f"http://127.0.0.1:{other_port}/photos", trust_env=False
+            ) as second,
+        ):
+            yield first, second
 
 
 @pytest.mark.parametrize("taken_off", [True, False])

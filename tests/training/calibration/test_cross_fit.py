@@ -66,16 +66,24 @@ def test_duplicates_of_a_photo_are_held_out_together_and_evaluated_once(
     names = [photo.name for photo in twins.train.photos]
     pair = {names.index("train/red/001.png"), names.index("train/red/zz.png")}
     trainer = Recorded(twins, tiny_backbone)
-    held = cross_fit(trainer, recipe("cross-entropy"), Graphs(PIXELS).write, ["few", "few"])
+    held = cross_fit(trainer, recipe("cross-entropy"), None, ["few", "few"])
     assert all(len(pair & set(aside)) != 1 for aside, _ in trainer.runs)
     assert any(pair <= set(aside) for aside, _ in trainer.runs)
     assert len(held[Precision.FP32]) == 7
 
 
-@pytest.mark.parametrize("write", [None, Graphs(PIXELS).write], ids=["torch", "graphs"])
+# Two folds are enough for graphs, of which each takes seconds to write.
+@pytest.mark.parametrize(
+    ("write", "folds"), [(None, 5), (Graphs(PIXELS).write, 2)], ids=["torch", "graphs"]
+)
 def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
-    write: Write | None, few: Dataset, tiny_backbone: str
+    write: Write | None,
+    folds: int,
+    few: Dataset,
+    tiny_backbone: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("taillift.training.calibration.cross_fit.FOLDS", folds)
     trainer = Recorded(few, tiny_backbone)
     groups: list[Group] = ["few", "few", "few"]
     fitted = cross_fit(trainer, recipe("cross-entropy"), write, groups)
@@ -83,7 +91,10 @@ def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     held_out = [photo for aside, _ in trainer.runs for photo in aside]
     assert sorted(held_out) == [index for index, label in enumerate(few.train.labels) if label < 2]
     assert held.labels.tolist() == [few.train.labels[photo] for photo in held_out]
-    assert (held.source, held.data) == ("cross-fitting", "9 training photos of few, in 5 folds")
+    assert (held.source, held.data) == (
+        "cross-fitting",
+        f"9 training photos of few, in {folds} folds",
+    )
     # Without graphs, the frozen features are kept in float16.
     tolerance = 1e-4 if write else 0.03
     start = 0

@@ -18,15 +18,18 @@ from taillift.models.bundle.schema import Precision
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.merge import merge
+from taillift.models.lift.model import merge
+from taillift.models.lift.onnx_export import write_graph
 from taillift.training.data.dataset import Dataset, Split, load_dataset
-from taillift.training.evaluation import class_rates
+from taillift.training.evaluation import class_rates, view_logits
 from taillift.training.export import export as module
+from taillift.training.export import graphs
 from taillift.training.export.export import Exported, export
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.fit.checkpoint import restore, save
+from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.train import Run, Trainer
+from taillift.training.train import Trainer
 from tests.support.sources import write
 from tests.support.tiny import write_photos
 
@@ -88,18 +91,17 @@ def test_deit_flexivit_and_towers_with_registers_are_trained_exported_and_served
     path = trained(
         colours, backbone, tmp_path, tuners=tuners, head={"initial": {"name": "class-mean"}}
     )
-    made = export(path, colours, tmp_path / "bundle")
+    made = export(path, colours, tmp_path / "bundle", calibrated=False, photos_shown=False)
     assert made.unmerged == []
     assert max(made.proof.merged, made.proof.runtime) < 1e-4
     classifier = Classifier.open(tmp_path / "bundle")
     assert colours.test is not None
     canvases = [classifier.canvas(photo.read()) for photo in colours.test.photos]
     served, _ = classifier.mean_logits(canvases, Ensemble.OFF)
-    facts = restore(path)[1]
-    trainer = Trainer(colours, load_backbone(backbone), torch.device("cpu"))
-    model = restore(path)[0].eval()
+    model, facts = restore(path)
     assert facts.preprocessing.size == int(size[1:] or 32)
-    logits = trainer.view_logits(Run(model, facts), colours.test)[:, 0]
+    photos = evaluation_photos(colours.test, facts.preprocessing)
+    logits = view_logits(model, photos, torch.device("cpu"))[:, 0]
     assert np.allclose(served, logits, atol=1e-3)
 
 
@@ -222,8 +224,13 @@ def test_a_manifest_from_before_tuners_were_named_is_read() -> None:
 
 
 def test_the_same_checkpoint_gives_the_same_version(
-    exported: tuple[Path, Exported], checkpoint: Path, colours: Dataset, tmp_path: Path
+    exported: tuple[Path, Exported],
+    checkpoint: Path,
+    colours: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(graphs, "write_graph", write_graph)  # Not the one that was kept.
     again = export(checkpoint, colours, tmp_path / "again")
     assert again.manifest.version == exported[1].manifest.version
 
@@ -288,8 +295,9 @@ def test_other_photos_than_those_of_the_checkpoint_are_refused(
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
-    checkpoint: Path, colours: Dataset, small_disk: Path
+    checkpoint: Path, colours: Dataset, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(graphs, "write_graph", write_graph)  # Not the one that was kept.
     with pytest.raises(UserError, match=r"the disk is full .* free some space") as raised:
         export(checkpoint, colours, small_disk / "bundle")
     assert "\n" not in str(raised.value)

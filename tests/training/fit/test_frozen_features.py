@@ -29,6 +29,7 @@ from taillift.training.fit.inputs import (
     training_photos,
 )
 from taillift.training.recipe.recipe import Augmentation, Recipe
+from tests.support.sources import register, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -37,6 +38,14 @@ ADAPTFORMER = Recipe.model_validate(
     {"name": "lift", "tuners": [{"name": "adaptformer", "rank": 1}]}
 )
 LAST_BLOCK = Recipe.model_validate({"name": "last", "tuners": [{"name": "full"}], "blocks": 1})
+
+
+@pytest.fixture(scope="module")
+def small_hybrid(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A tower with a stem of convolutions like the embedded one's, and two blocks."""
+    folder = tmp_path_factory.mktemp("hybrid")
+    register(folder)
+    return load_backbone(write("Tiny-Hybrid", folder)[0])
 
 
 def model_of(backbone: Backbone, recipe: Recipe) -> Model:
@@ -152,9 +161,11 @@ def test_photos_of_rare_classes_have_more_crops() -> None:
 
 
 @pytest.mark.parametrize("rows", [FEW_ROWS - 1, FEW_ROWS])
-def test_blocks_that_torch_runs_for_few_rows_give_what_a_graph_of_them_gives(rows: int) -> None:
-    model = model_of(load_backbone("default"), HEAD)
-    pixels = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
+def test_blocks_that_torch_runs_for_few_rows_give_what_a_graph_of_them_gives(
+    rows: int, small_hybrid: Backbone
+) -> None:
+    model = model_of(small_hybrid, HEAD)
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     found = FrozenStages(CPU).forward(model, len(model.tower), pixels, rows)(pixels)
     with torch.no_grad():
         expected = model.tower(model.normalise(pixels))
@@ -162,7 +173,9 @@ def test_blocks_that_torch_runs_for_few_rows_give_what_a_graph_of_them_gives(row
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_few_rows_share_the_compiled_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_share_the_compiled_embedding(
+    monkeypatch: pytest.MonkeyPatch, small_hybrid: Backbone
+) -> None:
     made: list[nn.Module] = []
 
     def count(module: nn.Module, example: Tensor, device: torch.device) -> Forward:
@@ -170,8 +183,8 @@ def test_few_rows_share_the_compiled_embedding(monkeypatch: pytest.MonkeyPatch) 
         return compiled(module, example, device)
 
     monkeypatch.setattr("taillift.training.fit.frozen_features.compiled", count)
-    model, frozen = model_of(load_backbone("default"), HEAD), FrozenStages(CPU)
-    pixels = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    model, frozen = model_of(small_hybrid, HEAD), FrozenStages(CPU)
+    pixels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     for stage in (len(model.tower), 1, 3):
         frozen.forward(model, stage, pixels, FEW_ROWS - 1)
     assert len(made) == 1

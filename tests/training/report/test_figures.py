@@ -12,8 +12,10 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.manifest import Accuracy, Thresholds
 from taillift.models.bundle.schema import GROUPS, Group
+from taillift.training.calibration.held_out import predictions_on
 from taillift.training.report import figures
 from taillift.training.report.figures import (
     COLOURS,
@@ -26,11 +28,13 @@ from taillift.training.report.figures import (
     draw_confusion,
     draw_groups,
     draw_parameters,
+    draw_reliability,
     draw_tail,
     neighbours,
     spread,
 )
 from tests.support.outcomes import tail_of
+from tests.support.simulated import held_out
 
 GREY = Style("#777777", "o")
 
@@ -167,3 +171,17 @@ def test_neighbours_are_all_classes_once_in_order_and_never_of_two_groups(
     assert len(bins) <= MOST_MARKS + len(GROUPS)
     if len(groups) <= figures.MOST_MARKS:
         assert all(len(indices) == 1 for indices in bins)
+
+
+def test_the_reliability_diagram_takes_any_number_of_photos(tmp_path: Path) -> None:
+    ensembles = [predictions_on(held)[0] for held in (held_out(700), held_out(0))]
+    scored = [
+        (predictions.uncalibrated(), predictions.at(np.full(len(predictions), 2.0)))
+        for predictions in ensembles
+    ]
+    draw_reliability(tmp_path / "reliability.png", dict(zip(Ensemble, scored, strict=False)))
+    with Image.open(tmp_path / "reliability.png") as image:
+        colours = image.convert("RGB").getcolors(2**24)
+        assert image.height > image.width / 2
+        assert colours is not None
+        assert len(colours) > 100
