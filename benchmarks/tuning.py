@@ -25,13 +25,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.holdout import hold_out
 from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
 from taillift.training.comparison.compare import in_order
-from taillift.training.data.dataset import Dataset, Split, load_dataset
+from taillift.training.data.dataset import Dataset, Split, hold_out, load_dataset
 from taillift.training.evaluation import evaluate
 from taillift.training.recipe.recipe import Recipe, load_recipe, parse_changes
 from taillift.training.train import Trainer

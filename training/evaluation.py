@@ -180,6 +180,13 @@ def class_accuracies(view_logits: Floats, labels: Indices, classes: int) -> list
     ]
 
 
+def class_hits(view_logits: Floats, labels: Indices, classes: int) -> tuple[str, ...]:
+    """Return a text for each class with a digit for each of its photos: 1 if all views get it."""
+    _, full = predictions(view_logits)
+    digits = (full == labels).astype(int).astype(str)
+    return tuple("".join(digits[labels == label]) for label in range(classes))
+
+
 def confusion(view_logits: Floats, labels: Indices, classes: int) -> Indices:
     """Return how often each class was taken for each other: counts [true, predicted], all views."""
     _, full = predictions(view_logits)

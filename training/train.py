@@ -161,6 +161,8 @@ class Trainer:
             key = run_key(recipe, dataset.fingerprint_for(True), backbone.sha256)
             return Run(run.model, run.metadata.model_copy(update={"key": key}))
         recipe = resolve_recipe(backbone, recipe, dataset.counts)
+        if recipe.soup is not None:
+            raise UserError(f"{recipe.name} is a soup: only `taillift train` and `compare` make it")
         preprocessing = preprocessing_for(backbone.image, recipe.augmentation.interpolation)
         if recipe.undecided:
             on_val = dataset.val.labels if dataset.val else None
@@ -289,7 +291,10 @@ class Trainer:
     def seconds(self, recipe: Recipe) -> float:
         """Return about how many seconds `train` takes. Raises `UserError` if it would at once."""
         with enough_memory(recipe, self._processes):
-            return training_seconds(self._backbone, self.dataset, recipe, self._processes.device)
+            device, soup = self._processes.device, recipe.soup
+            if soup is None:
+                return training_seconds(self._backbone, self.dataset, recipe, device)
+        return sum(map(self.seconds, soup.parents)) * max(1, len(soup.seeds)) * max(1, soup.subsets)
 
     def frozen_crops(self, recipe: Recipe, preprocessing: Preprocessing) -> FrozenFeatures:
         """Return the frozen features of the training photos' random crops.

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
     from taillift.models.bundle.schema import Precision
     from taillift.training.data.dataset import Dataset
+    from taillift.training.fit.checkpoint import CheckpointMetadata
     from taillift.training.fit.progress import Log
-    from taillift.training.recipe.recipe import Recipe
+    from taillift.training.recipe.recipe import Aim, Recipe
 
 app = typer.Typer()
 
@@ -31,7 +32,7 @@ app = typer.Typer()
 COMPARED: Final = "zero-shot,head,lift,full"
 # Instead of a recipe: these are trained, and the one to take by val/ is kept.
 AUTO: Final = "auto"
-AUTO_RECIPES: Final = ("head", "lift", "full-adamw")
+AUTO_RECIPES: Final = ("head", "lift", "full-adamw", "soup")
 
 # Options of glibc's mallopt.
 TRIM_THRESHOLD: Final = -1
@@ -107,6 +108,14 @@ Rate = Annotated[
         "optimiser.tuner_rate=... Recipes have a rate for each.",
     ),
 ]
+Goal = Annotated[
+    Literal["mean-class", "few"] | None,
+    typer.Option(
+        help="Accuracy to choose by, on val/: of all classes on average, or of the few-shot "
+        "classes.",
+        show_default="mean-class",
+    ),
+]
 Imbalance = Annotated[
     float | None,
     typer.Option(
@@ -123,8 +132,9 @@ def train(
         str,
         typer.Option(
             help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
-            "photos; or a YAML file. auto: head, lift and full-adamw are trained, and the cheapest "
-            "of those that may be the best on val/ is kept."
+            "photos; or a YAML file. soup: several recipes are trained and averaged. auto: head, "
+            "lift, full-adamw and soup are trained, and the cheapest of those that may be the best "
+            "on val/ is kept."
         ),
     ] = "lift",
     changes: Set = None,
@@ -140,6 +150,14 @@ def train(
             "or 0."
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Seeds of a soup's parents, separated by commas: the models of each are added "
+            "unless that is worse on val/. --set soup.seeds=..."
+        ),
+    ] = None,
+    aim: Goal = None,
     backbone: BackboneName = "default",
     out: Annotated[
         Path | None,
@@ -170,6 +188,7 @@ def train(
     """
     from taillift.models.bundle.atomic import require_writable
     from taillift.models.lift.backbone import load_backbone
+    from taillift.training.comparison.soup import train_soup
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
     from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
@@ -183,13 +202,25 @@ def train(
     require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     values = recipe_changes(changes, epochs, steps, batch, lr, effort) | seeded
-    photos = load_dataset(data, imbalance, max_pixels, add or ())
     if recipe == AUTO:
         if logs or unlabelled:
             raise UserError(f"--recipe {AUTO} takes neither --log nor --unlabelled: name a recipe")
-        train_auto(photos, values, backbone, out, replace)
+        if seeds:
+            raise UserError(f"--recipe {AUTO} trains each recipe once: leave --seeds out")
+        photos = load_dataset(data, imbalance, max_pixels, add or ())
+        train_auto(photos, values, backbone, out, replace, aim or "mean-class")
         return
     chosen = load_recipe(recipe, values)
+    if chosen.soup is not None:
+        if logs:
+            raise UserError(f"--recipe {recipe} makes a soup, which has no curves: leave --log out")
+        chosen = load_recipe(recipe, values | soup_changes(seeds, aim))
+    elif seeds or aim:
+        raise UserError(
+            "--seeds and --aim choose on val/ what goes into a soup: name a recipe with a part "
+            "soup, such as --recipe soup (or --recipe auto for --aim alone)"
+        )
+    photos = load_dataset(data, imbalance, max_pixels, add or ())
     dataset = with_pool(photos, [chosen], data, unlabelled)
     stem = checkpoint_stem(chosen, backbone)
     path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
@@ -197,9 +228,14 @@ def train(
     require_writable(path)
     try:
         curves = path.parent / "tensorboard" / path.stem
-        trainer = Trainer(dataset, load_backbone(backbone))
+        tower = load_backbone(backbone)
+        trainer = Trainer(dataset, tower)
         note(f"Training {chosen.title} on {dataset.name}: {duration(trainer.seconds(chosen))}")
-        run = trainer.train(chosen, resume_path(path), curves, logs=logs)
+        if chosen.soup is None:
+            run = trainer.train(chosen, resume_path(path), curves, logs=logs)
+        else:
+            runs = path.with_suffix("")
+            run = train_soup(trainer, chosen, tower, runs, replace, note)
     except KeyboardInterrupt:
         raise UserError(
             f"training was interrupted and {path} was not written: run the same command again to "
@@ -209,6 +245,8 @@ def train(
     if not is_first():
         return
     guessed, tau = run.metadata.record.pseudo_labels, run.metadata.recipe.chosen_tau
+    if run.metadata.parents:
+        say(f"{run.metadata.recipe.title} ({shares_in_words(run.metadata)})")
     say(
         f"{path}: {run.metadata.trainable_parameters:,} parameters trained on "
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
@@ -219,7 +257,12 @@ def train(
 
 
 def train_auto(
-    dataset: "Dataset", values: dict[str, Any], backbone: str, out: Path | None, replace: bool
+    dataset: "Dataset",
+    values: dict[str, Any],
+    backbone: str,
+    out: Path | None,
+    replace: bool,
+    aim: "Aim",
 ) -> None:
     """Train each of `AUTO_RECIPES`, changed by `values`, and keep the one to take by val/.
 
@@ -230,16 +273,24 @@ def train_auto(
     from taillift.training.comparison.compare import choose
     from taillift.training.console import is_first, note
     from taillift.training.fit.checkpoint import check_free, checkpoint_stem, restore, save
+    from taillift.training.fit.distributed import Processes
     from taillift.training.recipe.recipe import load_recipe
 
-    recipes = [load_recipe(name, values) for name in AUTO_RECIPES]
+    unchanged = [load_recipe(name) for name in AUTO_RECIPES]
+    values = {**soup_changes(None, aim), **values}
+    recipes = [
+        load_recipe(recipe.name, changes_for(recipe, values, unchanged)) for recipe in unchanged
+    ]
+    if Processes(None).size > 1:
+        # Models are averaged in one process.
+        recipes = [recipe for recipe in recipes if recipe.soup is None]
     stem = checkpoint_stem(recipes[0].model_copy(update={"name": AUTO}), backbone)
     path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
     check_free(path, replace)
     require_writable(path)
     tower, runs = load_backbone(backbone), path.with_suffix("")
     try:
-        checkpoint, reason = choose(dataset, tower, recipes, runs, replace, note)
+        checkpoint, reason = choose(dataset, tower, recipes, runs, replace, note, aim)
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
     if is_first():
@@ -310,8 +361,7 @@ def merge(
     if head and dataset is not None:
         made = soup.with_new_head(made, dataset, tower)
     save(out, made.model, made.metadata, replace)
-    parents = ", ".join(f"{one.share:.4g} of {one.file}" for one in made.metadata.parents)
-    say(f"{out}: {made.metadata.recipe.title} ({parents})")
+    say(f"{out}: {made.metadata.recipe.title} ({shares_in_words(made.metadata)})")
 
 
 @app.command()
@@ -465,6 +515,7 @@ def compare(
     add: Add = None,
     unlabelled: Unlabelled = None,
     max_pixels: MaxPixels = MAX_PIXELS,
+    aim: Goal = None,
     soup: Annotated[
         bool,
         typer.Option(
@@ -490,6 +541,7 @@ def compare(
     from taillift.training.comparison.compare import CSV, TAU_CSV
     from taillift.training.comparison.compare import compare as run
     from taillift.training.comparison.outcome import failures, table
+    from taillift.training.comparison.soup import require_photos
     from taillift.training.comparison.verdict import recommendation
     from taillift.training.console import is_first
     from taillift.training.data.dataset import load_dataset
@@ -502,6 +554,8 @@ def compare(
         raise UserError("--set seed: name the seeds with --seeds, such as --seeds 0,1,2")
     names = [name.strip() for name in recipes.split(",")]
     unchanged = {name: load_recipe(name) for name in names}
+    if aim and any(recipe.soup for recipe in unchanged.values()):
+        values = soup_changes(None, aim) | values
     chosen = [
         load_recipe(
             name, {**changes_for(unchanged[name], values, unchanged.values()), "seed": seed}
@@ -511,6 +565,9 @@ def compare(
     ]
     photos = load_dataset(data, imbalance, max_pixels, add or ())
     dataset = with_pool(photos, chosen, data, unlabelled)
+    choice = dataset.val or dataset.test
+    if aim and choice:
+        require_photos(aim, dataset, choice)
     folder = out or Path("runs") / dataset.folder
     console = PlainConsole(quiet=not is_first())
     try:
@@ -527,12 +584,13 @@ def compare(
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
     if not is_first():
         return
-    written = write_report(folder, dataset, outcomes, shlex.join(["taillift", *sys.argv[1:]]))
+    command = shlex.join(["taillift", *sys.argv[1:]])
+    written = write_report(folder, dataset, outcomes, command, aim or "mean-class")
     console.print(table(outcomes))
     failed = failures(outcomes)
     for line in failed:
         console.print(line)
-    if advice := recommendation(outcomes, dataset.groups):
+    if advice := recommendation(outcomes, dataset.groups, aim or "mean-class"):
         console.print(advice.sentence)
     console.print(f"{folder} holds {', '.join([CSV, TAU_CSV, *written])}")
     if failed:
@@ -586,10 +644,13 @@ def changes_for(
     """Return the values that apply to one of the `compared` recipes: none if it trains nothing.
 
     A field of `unlabelled` applies to the recipes that have it. If none has, it applies to all with
-    unlabelled photos, or to all recipes, so that a wrong name is refused.
+    unlabelled photos, or to all recipes, so that a wrong name is refused. Fields of `soup` apply to
+    soups, if there are any.
     """
     if not recipe.epochs:
         return {}
+    if recipe.soup is None and any(one.soup for one in compared):
+        values = {key: values[key] for key in values if not key.startswith("soup.")}
     own, known = (
         {field for one in recipes if one.unlabelled for field in type(one.unlabelled).model_fields}
         for recipes in ([recipe], list(compared))
@@ -602,6 +663,17 @@ def changes_for(
         if part != "unlabelled" or field in own or wrong:
             applying[key] = value
     return applying
+
+
+def soup_changes(seeds: str | None, aim: str | None) -> dict[str, Any]:
+    """Return the fields of a soup that --seeds and --aim change."""
+    chosen = {"soup.seeds": seeds_from(seeds)} if seeds else {}
+    return {**chosen, **({"soup.aim": aim} if aim else {})}
+
+
+def shares_in_words(metadata: "CheckpointMetadata") -> str:
+    """Return how much of which checkpoints an average consists of."""
+    return ", ".join(f"{one.share:.4g} of {one.file}" for one in metadata.parents)
 
 
 def with_pool(

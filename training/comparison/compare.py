@@ -31,16 +31,27 @@ from taillift.training.comparison.outcome import (
     write_outcome,
     write_tau_csv,
 )
-from taillift.training.comparison.soup import NAME, best_soup, can_be_averaged, soup_recipe
+from taillift.training.comparison.soup import (
+    NAME,
+    Parent,
+    best_soup,
+    can_be_averaged,
+    checkpoint_of,
+    finished_checkpoint,
+    make_room_for_parents,
+    require_photos,
+    soup_recipe,
+    train_soup,
+)
 from taillift.training.comparison.verdict import recommendation
 from taillift.training.console import is_first
-from taillift.training.data.dataset import Dataset
-from taillift.training.evaluation import class_accuracies, evaluate, tau_curve
+from taillift.training.data.dataset import Dataset, hold_out
+from taillift.training.evaluation import class_accuracies, class_hits, evaluate, tau_curve
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import checkpoint_stem, read_metadata, restore, save
+from taillift.training.fit.checkpoint import checkpoint_key, make_room, read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.resume import read_state, resume_path, run_key
-from taillift.training.recipe.recipe import Recipe
+from taillift.training.fit.resume import resume_path, run_key_of
+from taillift.training.recipe.recipe import Aim, Recipe
 from taillift.training.train import Run, Trainer
 
 CSV = "results.csv"
@@ -73,10 +84,7 @@ def compare(
     """
     if dataset.held_out is None:
         raise UserError(f"{dataset.name} has neither test/ nor val/: nothing to compare on")
-    requested = Counter((recipe.name, recipe.seed) for recipe in recipes)
-    (name, seed), count = requested.most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{name} with seed {seed} is asked for twice: name each recipe once")
+    require_different(recipes)
     require_writable(out / CSV)
     recipes = [resolve_recipe(backbone, recipe, dataset.counts) for recipe in recipes]
     keys = [run_key_of(recipe, dataset, backbone) for recipe in recipes]
@@ -88,6 +96,9 @@ def compare(
     # All processes use what the first has read.
     outcomes = dict(zip(keys, processes.broadcast(finished), strict=True))
     missing = [recipe for recipe, key in zip(recipes, keys, strict=True) if outcomes[key] is None]
+    for recipe in missing:
+        if recipe.soup is not None:
+            make_room_for_parents(recipe, dataset, backbone, out, replace)
     if is_first():
         remove_other_outcomes(out, dataset, backbone, replace)
         for recipe, key in zip(recipes, keys, strict=True):
@@ -110,7 +121,9 @@ def compare(
             elapsed = timedelta(seconds=round(time.monotonic() - start))
             clock = f" ({elapsed} elapsed, about {timedelta(seconds=round(left))} left)"
         log(f"[{number}/{len(ordered)}] {label}{clock}")
-        outcome = train_and_evaluate(trainer, recipe, backbone, out, processes.size == 1, replace)
+        outcome = train_and_evaluate(
+            trainer, recipe, backbone, out, processes.size == 1, replace, log
+        )
         outcomes[outcome.key] = outcome
         log(f"    {_in_short(outcome)}")
         if is_first():
@@ -126,6 +139,20 @@ def compare(
     return finished_runs
 
 
+def require_different(recipes: Sequence[Recipe]) -> None:
+    """Raise `UserError` if two runs would be the same."""
+    requested = Counter((recipe.name, recipe.seed) for recipe in recipes)
+    (name, seed), count = requested.most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{name} with seed {seed} is asked for twice: name each recipe once")
+    over_seeds = Counter(recipe.name for recipe in recipes if recipe.soup and recipe.soup.seeds)
+    for name, count in over_seeds.items():
+        if count > 1:
+            raise UserError(
+                f"{name}: soup.seeds makes the same soup with every seed: compare it with one"
+            )
+
+
 def choose(
     dataset: Dataset,
     backbone: Backbone,
@@ -133,31 +160,42 @@ def choose(
     out: Path,
     replace: bool = False,
     log: Callable[[str], None] = print,
+    aim: Aim = "mean-class",
 ) -> tuple[Path, str]:
     """Train each recipe, and return the checkpoint of the one to take by val/, and the reason.
 
-    test/ is not looked at. The runs are in `out`, as those of `compare`. Raises `UserError` without
-    val/, if fewer than two recipes could be trained, if the checkpoint is no longer that of its
-    run, and what `compare` raises.
+    test/ is not looked at. The runs are in `out`, as those of `compare`. Without val/, a part of
+    the training photos is set aside to choose on, and the recipe to take is then trained on all.
+    Raises `UserError` if fewer than two recipes could be trained, if the checkpoint is no longer
+    that of its run, and what `compare`, `require_photos` and `hold_out` raise.
     """
+    unseen, runs = with_changes(dataset, test=None), out
     if dataset.val is None:
-        raise UserError(f"{dataset.name} has no val/ to choose a recipe on: add it, or name one")
-    unseen = with_changes(dataset, test=None)
-    outcomes = compare(unseen, backbone, recipes, out, replace=replace, log=log)
-    chosen = recommendation(outcomes, dataset.groups)
+        unseen, runs = hold_out(unseen), out / "held-out"
+    assert unseen.val is not None
+    require_photos(aim, dataset, unseen.val)
+    if dataset.val is None:
+        log(
+            f"There is no val/: {len(unseen.val)} training photos are set aside as val/ to choose "
+            "on, and the recipe to take is then trained on all"
+        )
+    outcomes = compare(unseen, backbone, recipes, runs, replace=replace, log=log)
+    chosen = recommendation(outcomes, dataset.groups, aim)
     if chosen is None:
         raise UserError(f"nothing to choose from: {'; '.join(failures(outcomes))}")
-    path = run_path(out, chosen.row.recipe, ".safetensors")
+    recipe = chosen.row.recipe
+    path = run_path(runs, recipe, ".safetensors")
     # Another process may be here before the first one has written it.
     if is_first():
         require_own_checkpoint(path, succeeded(chosen.row.outcomes)[0][0])
+    if dataset.val is None:
+        if recipe.soup is not None:
+            # With the shares that were chosen.
+            recipe = recipe.model_copy(update={"soup": read_metadata(path).recipe.soup})
+        recipe = resolve_recipe(backbone, recipe, dataset.counts)
+        log(f"On all {len(dataset.train)} training photos:")
+        path = checkpoint_of(Trainer(dataset, backbone), Parent(recipe), backbone, out, log)
     return path, chosen.reason
-
-
-def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
-    """Return the fingerprint of a run, which depends on unlabelled photos only if it uses them."""
-    data = dataset.fingerprint_for(recipe.unlabelled is not None)
-    return run_key(recipe, data, backbone.sha256)
 
 
 def finished_outcome(out: Path, recipe: Recipe, key: str) -> Outcome | None:
@@ -184,32 +222,6 @@ def remove_other_outcomes(out: Path, dataset: Dataset, backbone: Backbone, repla
         path.unlink(missing_ok=True)
 
 
-def make_room(checkpoint: Path, key: str, replace: bool) -> None:
-    """Prepare a run that ends in `checkpoint`; `replace` removes what another interrupted run left.
-
-    Raises `UserError` if another run's checkpoint is there, unless `replace` allows overwriting it.
-    """
-    if checkpoint.exists() and not replace and checkpoint_key(checkpoint) != key:
-        raise UserError(
-            f"{checkpoint} is of another recipe, data or backbone: choose another --out, or pass "
-            "--replace"
-        )
-    if replace:
-        state = resume_path(checkpoint)
-        try:
-            read_state(state, key)
-        except UserError:
-            state.unlink()
-
-
-def checkpoint_key(checkpoint: Path) -> str | None:
-    """Return the key of the run that ended in `checkpoint`; None if it cannot be read."""
-    try:
-        return read_metadata(checkpoint).key
-    except UserError:
-        return None
-
-
 def require_own_checkpoint(path: Path, outcome: Outcome) -> None:
     """Raise `UserError` unless `path` is the checkpoint that this run has left."""
     if outcome.failure:
@@ -225,11 +237,14 @@ def in_order(recipes: Sequence[Recipe]) -> list[Recipe]:
     """Sort recipes so that runs can share frozen features, of which `Trainer` keeps one kind.
 
     They are sorted by seed, augmentation and epochs, because each combination has its own features.
+    Soups come last, so that their parents' runs are there.
     """
-    return sorted(
-        recipes,
-        key=lambda recipe: (recipe.seed, recipe.augmentation.model_dump_json(), recipe.epochs),
-    )
+
+    def place(recipe: Recipe) -> tuple[bool, int, str, int]:
+        crops = recipe.augmentation.model_dump_json()
+        return recipe.soup is not None, recipe.seed, crops, recipe.epochs
+
+    return sorted(recipes, key=place)
 
 
 def expected_seconds(recipes: Sequence[Recipe], known: Sequence[Outcome]) -> float | None:
@@ -245,7 +260,13 @@ def expected_seconds(recipes: Sequence[Recipe], known: Sequence[Outcome]) -> flo
 
 
 def train_and_evaluate(
-    trainer: Trainer, recipe: Recipe, backbone: Backbone, out: Path, alone: bool, replace: bool
+    trainer: Trainer,
+    recipe: Recipe,
+    backbone: Backbone,
+    out: Path,
+    alone: bool,
+    replace: bool,
+    log: Callable[[str], None],
 ) -> Outcome:
     """Train and evaluate a recipe, and save its checkpoint.
 
@@ -261,12 +282,16 @@ def train_and_evaluate(
     start = time.monotonic()
     trained_before = 0.0
     try:
-        # `taillift train` has the backbone in the names of its checkpoints.
-        named = out / f"{checkpoint_stem(recipe, backbone.name)}.safetensors"
-        left = [path for path in (checkpoint, named) if checkpoint_key(path) == key]
+        left = finished_checkpoint(out, recipe, key, backbone.name)
         if alone and not replace and left:
-            run = Run(*restore(left[0], backbone.name))
+            run = Run(*restore(left, backbone.name))
             trained_before = run.metadata.record.seconds
+        elif recipe.soup is not None:
+            run = train_soup(
+                trainer, recipe, backbone, out, replace, lambda line: log(f"    {line}")
+            )
+            # Most of the time is that of its parents, which may have been trained before.
+            trained_before = max(0.0, run.metadata.record.seconds - time.monotonic() + start)
         else:
             run = trainer.train(recipe, resume_path(checkpoint))
     except UserError as error:
@@ -295,7 +320,10 @@ def new_outcome(recipe: Recipe, key: str, dataset: Dataset, backbone: Backbone) 
 
 
 def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> Outcome:
-    """Return the outcome with the accuracy of its run, which took so many `seconds`."""
+    """Return the outcome with the accuracy of its run, which took so many `seconds`.
+
+    Recipes are chosen on val/ if there is one, else on the photos that are compared on.
+    """
     dataset, metadata = trainer.dataset, run.metadata
     assert dataset.held_out is not None
     start = time.monotonic()
@@ -305,6 +333,12 @@ def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> O
     logits = run.answers(raw)
     carried = log_shares(carried_prior(metadata.recipe, metadata.prior_counts))
     full = mean_over_views(raw.reshape(-1, len(groups)), VIEWS)
+    chosen_on, hits = f"{dataset.name} {name}", class_hits(logits, labels, len(groups))
+    if dataset.val is not None and dataset.test is not None:
+        # test/ shows what val/ has chosen.
+        chosen_on, val = f"{dataset.name} val", dataset.val
+        answers = run.answers(trainer.view_logits(run, val))
+        hits = class_hits(answers, np.asarray(val.labels), len(groups))
     return outcome.model_copy(
         update={
             "trainable_parameters": metadata.trainable_parameters,
@@ -313,6 +347,8 @@ def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> O
             "evaluation": evaluate(f"{dataset.name} {name}", logits, labels, groups),
             "accuracies": tuple(class_accuracies(logits, labels, len(groups))),
             "tau_curve": tau_curve(without_prior(full, carried), labels, groups, metadata.counts),
+            "chosen_on": chosen_on,
+            "hits": hits,
         }
     )
 

@@ -48,7 +48,10 @@ WIDE_COLUMNS: Final[Columns] = (
 class Outcome(BaseModel):
     """A finished run. `accuracies` has one entry a class, in the order of the dataset.
 
-    `tau_curve` is of five views; outcomes of 0.1.0 and failed runs lack it.
+    `tau_curve` is of five views; outcomes of 0.1.0 and failed runs lack it. `hits` has a text for
+    each class with a digit for each photo that recipes are `chosen_on`, the same ones in the same
+    order in all outcomes of a folder: 1 if five views recognise it. Failed runs and early outcomes
+    lack them.
     `seconds` is the time of training and evaluation. A run that failed gives the reason in
     `failure`, and has neither record nor evaluation.
     """
@@ -67,14 +70,20 @@ class Outcome(BaseModel):
     evaluation: Evaluation | None = None
     accuracies: tuple[Accuracy | None, ...] = ()
     tau_curve: tuple[TauPoint, ...] = ()
+    chosen_on: str = ""
+    hits: tuple[str, ...] = ()
     failure: str | None = None
 
 
 def kind_of(recipe: Recipe) -> Kind:
     """Return whether the tower stays frozen, gets a small tuner, or has all weights tuned.
 
-    "heavy" means that all weights of some blocks at least are tuned.
+    "heavy" means that all weights of some blocks at least are tuned. A soup is as heavy as its
+    heaviest parent.
     """
+    if recipe.soup is not None:
+        kinds = {kind_of(parent) for parent in recipe.soup.parents}
+        return next(kind for kind in ("heavy", "light", "frozen") if kind in kinds)
     if not (recipe.epochs and recipe.tuners):
         return "frozen"
     return "heavy" if any(isinstance(tuner, Full) for tuner in recipe.tuners) else "light"

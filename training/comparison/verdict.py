@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from taillift.models.bundle.schema import Group
+from taillift.models.release.paired import QUANTILE, PairedCounts
 from taillift.training.comparison.outcome import (
     Outcome,
     Row,
@@ -17,6 +18,7 @@ from taillift.training.comparison.outcome import (
     rows_of,
     succeeded,
 )
+from taillift.training.recipe.recipe import Aim
 
 DRAWS: Final = 10_000
 DRAWS_AT_ONCE: Final = 250
@@ -27,7 +29,6 @@ MIN_SEEDS: Final = 2
 MIN_CLASSES: Final = 5
 
 Floats = npt.NDArray[np.float64]
-Measure = Literal["few", "mean-class"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Difference:
 
     heavy: str
     light: str
-    measure: Measure
+    measure: Aim
     points: float
     low: float
     high: float
@@ -129,35 +130,140 @@ class Recommendation:
         return f"{self.reason} One seed cannot tell luck from method: pass --seeds 0,1,2."
 
 
-def recommendation(outcomes: Sequence[Outcome], groups: Sequence[Group]) -> Recommendation | None:
+def recommendation(
+    outcomes: Sequence[Outcome], groups: Sequence[Group], aim: Aim = "mean-class"
+) -> Recommendation | None:
     """Return which recipe to take: the cheapest of those that may be as good as the best.
 
-    The best has the highest mean-class accuracy with five views. Another may be as good if the
-    interval of their paired difference includes zero, and is cheaper if it trains fewer weights.
-    `groups` has one entry a class. None if fewer than two recipes succeeded.
+    The best has the highest accuracy that is aimed at, with five views, on the photos that recipes
+    are chosen on. Another may be as good if the interval of their paired difference includes zero,
+    and is cheaper if it trains fewer weights. `groups` has one entry a class. None if fewer than
+    two recipes succeeded, or if there are no photos of what is aimed at.
     """
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
+    # Outcomes of earlier versions only have the accuracy of each class.
+    by_photo = all(outcome.hits for row in rows for outcome, _ in succeeded(row.outcomes))
+    means = {row.label: row_accuracy(row, groups, aim, by_photo) for row in rows}
+    rows = [row for row in rows if not np.isnan(means[row.label])]
     if len(rows) < 2:
         return None
-    best = max(rows, key=lambda row: mean(row.values("full", "mean_class")))
+    best, *others = sorted(rows, key=lambda row: -means[row.label])
     weights = {row.label: row.trainable_parameters or 0 for row in rows}
-    cheaper = [row for row in rows if weights[row.label] < weights[best.label]]
+    cheaper = [row for row in others if weights[row.label] < weights[best.label]]
+    photos = succeeded(best.outcomes)[0][0].chosen_on if by_photo else ""
+    where = f"on {photos}, " if photos else ""
+    what = "few-shot classes" if aim == "few" else "all classes on average"
     for row in sorted(cheaper, key=lambda row: weights[row.label]):
-        for pair in differences_of(best, row, groups):
-            if pair.measure == "mean-class" and pair.low <= 0:
-                return Recommendation(
-                    row,
-                    f"Take {row.label}: {best.label} is {pair.points:.1f} points better on all "
-                    f"classes on average (95 % interval {pair.low:+.1f} to {pair.high:+.1f}), "
-                    f"which may be noise, and trains {abbreviate(weights[best.label])} weights "
-                    f"instead of {abbreviate(weights[row.label])}.",
-                )
+        pair = paired_difference(best, row, groups, aim, by_photo)
+        if pair is not None and pair.low <= 0:
+            return Recommendation(
+                row,
+                f"Take {row.label}: {where}{best.label} is {pair.points:.1f} points better on "
+                f"{what} (95 % interval {pair.low:+.1f} to {pair.high:+.1f}), "
+                f"which may be noise, and trains {abbreviate(weights[best.label])} weights "
+                f"instead of {abbreviate(weights[row.label])}.",
+            )
+    pair = paired_difference(best, (cheaper or others)[0], groups, aim, by_photo)
     why = "recipes that train fewer weights are worse beyond noise"
+    if not cheaper:
+        why = "none trains fewer weights"
+    sure = "."
+    if pair is not None:
+        sure = (
+            f": {pair.light} is {pair.points:.1f} points worse (95 % interval {pair.low:+.1f} to "
+            f"{pair.high:+.1f})."
+        )
     return Recommendation(
-        best,
-        f"Take {best.label}: it is the best on all classes on average, and "
-        f"{why if cheaper else 'none trains fewer weights'}.",
+        best, f"Take {best.label}: {where}it is the best on {what}, and {why}{sure}"
     )
+
+
+def row_accuracy(row: Row, groups: Sequence[Group], aim: Aim, by_photo: bool) -> float:
+    """Return the accuracy that is aimed at, in per cent, over seeds; NaN without photos of it."""
+    rates = np.array([choice_rates(outcome, by_photo) for outcome, _ in succeeded(row.outcomes)])
+    wanted = ~np.isnan(rates).any(0) & members(groups, aim)
+    return float(rates[:, wanted].mean()) if wanted.any() else float("nan")
+
+
+def members(groups: Sequence[Group], aim: Aim) -> npt.NDArray[np.bool_]:
+    """Return which classes [C] an accuracy is the mean of."""
+    return np.array([aim == "mean-class" or group == "few" for group in groups])
+
+
+def choice_rates(outcome: Outcome, by_photo: bool) -> Floats:
+    """Return the accuracy [C] on the photos that recipes are chosen on, in per cent; NaN if none.
+
+    Unless `by_photo`, these are the photos that are compared on.
+    """
+    if not by_photo:
+        return class_rates(outcome)
+    return np.array(
+        [100 * hits.count("1") / len(hits) if hits else np.nan for hits in outcome.hits]
+    )
+
+
+def paired_difference(
+    one: Row, other: Row, groups: Sequence[Group], aim: Aim, by_photo: bool
+) -> Difference | None:
+    """Return the accuracy of `one` less that of `other`; None without a seed that both have.
+
+    `by_photo`, the interval says how far other photos of these very classes, and other seeds, would
+    move it. Else it is `interval`, and says nothing with fewer than `MIN_CLASSES` classes.
+    """
+    runs, other_runs = (
+        {outcome.recipe.seed: outcome for outcome, _ in succeeded(row.outcomes)}
+        for row in (one, other)
+    )
+    seeds = sorted(runs.keys() & other_runs.keys())
+    if not seeds:
+        return None
+    rates = [
+        choice_rates(runs[seed], by_photo) - choice_rates(other_runs[seed], by_photo)
+        for seed in seeds
+    ]
+    wanted = ~np.isnan(rates).any(0) & members(groups, aim)
+    points, classes = np.array(rates)[:, wanted], int(wanted.sum())
+    if by_photo:
+        low, high = photo_interval(
+            [paired_counts(runs[seed], other_runs[seed], wanted) for seed in seeds]
+        )
+    elif classes < MIN_CLASSES:
+        low, high = -100.0, 100.0
+    else:
+        low, high = interval(points)
+    return Difference(
+        heavy=one.label,
+        light=other.label,
+        measure=aim,
+        points=float(points.mean()),
+        low=low,
+        high=high,
+        seeds=len(seeds),
+        classes=classes,
+    )
+
+
+def paired_counts(one: Outcome, other: Outcome, wanted: npt.NDArray[np.bool_]) -> PairedCounts:
+    """Count the photos of the `wanted` classes [C] that only one of two runs gets right."""
+    labels = np.repeat(np.arange(len(wanted)), [len(hits) for hits in one.hits])
+    right, other_right = (np.array(list("".join(run.hits))) == "1" for run in (one, other))
+    kept = wanted[labels]
+    return PairedCounts.of(labels[kept], other_right[kept], right[kept])
+
+
+def photo_interval(seeds: Sequence[PairedCounts]) -> tuple[float, float]:
+    """Return the 95 % interval of a difference in points, from the same photos with each seed.
+
+    To the photos' variance, which is taken as that of one seed, the variance of the mean over seeds
+    is added: both err on the side of a wider interval.
+    """
+    ends = 100 * np.array([counts.interval for counts in seeds])
+    photos = ((ends[:, 1] - ends[:, 0]) / 2 / QUANTILE) ** 2
+    means = 100 * np.array([counts.difference for counts in seeds])
+    between = means.var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
+    half = QUANTILE * np.sqrt(photos.mean() + between)
+    centre = ends.mean()
+    return float(centre - half), float(centre + half)
 
 
 def differences_of(heavy: Row, light: Row, groups: Sequence[Group]) -> list[Difference]:
@@ -175,7 +281,7 @@ def differences_of(heavy: Row, light: Row, groups: Sequence[Group]) -> list[Diff
     points = np.array([rates[seed] - other_rates[seed] for seed in seeds])
     present = ~np.isnan(points).any(0)
     few = np.array([group == "few" for group in groups])
-    classes: dict[Measure, npt.NDArray[np.bool_]] = {"few": few & present, "mean-class": present}
+    classes: dict[Aim, npt.NDArray[np.bool_]] = {"few": few & present, "mean-class": present}
     differences = []
     for measure, chosen in classes.items():
         if chosen.any():

@@ -199,3 +199,54 @@ def tail_indices(labels: Sequence[int], classes: Sequence[str], ratio: float) ->
             smallest,
         )
     return sorted(index for indices in kept for index in indices)
+
+
+def hold_out(dataset: Dataset, share: float = 0.2, most: int = 10, seed: int = 0) -> Dataset:
+    """Return the set with some training photos as `val`; a set that has `val` stays as it is.
+
+    `holdout_indices` says which. The classes keep their order, and so do the labels. Raises
+    `UserError` if no class has two photos, and for the reasons of `holdout_indices`.
+    """
+    if dataset.val is not None:
+        return dataset
+    train = dataset.train
+    contents = list(zip(train.labels, train.contents or range(len(train)), strict=True))
+    # The first photo of each content.
+    first = {content: index for index, content in reversed(list(enumerate(contents)))}
+    distinct = sorted(first.values())
+    _, chosen = holdout_indices([train.labels[index] for index in distinct], share, most, seed)
+    aside = [distinct[number] for number in chosen]
+    if not aside:
+        raise UserError(
+            f"{dataset.name} has one training photo of each class, and none can be set aside: add "
+            "some, or a val split"
+        )
+    # A copy of a photo that is set aside must not be trained on.
+    gone = {contents[index] for index in aside}
+    stay = [index for index in range(len(train)) if contents[index] not in gone]
+    return replace(dataset, train=train.only(stay), val=train.only(aside))
+
+
+def holdout_indices(
+    labels: Sequence[int], share: float, most: int, seed: int
+) -> tuple[list[int], list[int]]:
+    """Return the indices of the photos that stay and of those set aside, both sorted.
+
+    A `share` of each class is set aside, but at most `most` photos. If a class has at least two
+    photos, at least one is set aside and at least one stays; an only photo stays. Raises
+    `UserError` if `share` is not between 0 and 1 or `most` is below 1.
+    """
+    if not 0 < share < 1 or most < 1:
+        raise UserError(
+            f"a share of {share:g} and at most {most} photos cannot be set aside: give a share "
+            "between 0 and 1, and 1 photo or more"
+        )
+    counts = np.bincount(labels)
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    aside: set[int] = set()
+    for label, indices in enumerate(by_class):
+        photos = len(indices)
+        count = min(most, photos - 1, max(1, round(share * photos))) if photos > 1 else 0
+        aside.update(np.random.default_rng((seed, label)).permutation(indices)[:count].tolist())
+    stay = [index for index in range(len(labels)) if index not in aside]
+    return stay, sorted(aside)

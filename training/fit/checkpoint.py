@@ -20,7 +20,7 @@ from taillift.models.lift.model import Model
 from taillift.training.console import is_first
 from taillift.training.fit.build import build_model, weight_shape
 from taillift.training.fit.provenance import Provenance
-from taillift.training.fit.resume import resume_path
+from taillift.training.fit.resume import read_state, resume_path
 from taillift.training.recipe.recipe import Part, Recipe
 
 KEY: Final = "taillift"
@@ -50,8 +50,9 @@ class CheckpointMetadata(BaseModel):
     `key` are empty in checkpoints from before they existed. `record` is the provenance.
     `pool_sha256` is the fingerprint of the unlabelled photos, `pseudo_counts` what the
     accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
-    without unlabelled photos. `parents` are the checkpoints that this one is the average of; `key`
-    is then empty, and `recipe` says what the average consists of.
+    without unlabelled photos. `parents` are the checkpoints that this one is the average of;
+    `recipe` then says what the average consists of, and `key` is empty if `taillift merge` made
+    it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -191,3 +192,29 @@ def read_metadata(path: Path) -> CheckpointMetadata:
         return CheckpointMetadata.model_validate(json.loads(text))
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: its metadata is not valid: train again") from error
+
+
+def checkpoint_key(checkpoint: Path) -> str | None:
+    """Return the key of the run that ended in `checkpoint`; None if it cannot be read."""
+    try:
+        return read_metadata(checkpoint).key
+    except UserError:
+        return None
+
+
+def make_room(checkpoint: Path, key: str, replace: bool) -> None:
+    """Prepare a run that ends in `checkpoint`; `replace` removes what another interrupted run left.
+
+    Raises `UserError` if another run's checkpoint is there, unless `replace` allows overwriting it.
+    """
+    if checkpoint.exists() and not replace and checkpoint_key(checkpoint) != key:
+        raise UserError(
+            f"{checkpoint} is of another recipe, data or backbone: choose another --out, or pass "
+            "--replace"
+        )
+    if replace:
+        state = resume_path(checkpoint)
+        try:
+            read_state(state, key)
+        except UserError:
+            state.unlink()

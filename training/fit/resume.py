@@ -13,6 +13,8 @@ import torch
 
 from taillift.models.bundle.atomic import atomic_file, file_sha256
 from taillift.models.errors import UserError
+from taillift.models.lift.backbone import Backbone
+from taillift.training.data.dataset import Dataset
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Recipe
@@ -144,6 +146,7 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     absent: dict[str, Any] = {"bounded": True} if recipe.bounded else {}
     absent |= {"effort": True} if recipe.effort == "quick" else {}
     absent |= {"unlabelled": True} if recipe.unlabelled is None else {}
+    absent |= {"soup": True} if recipe.soup is None else {}
     if isinstance(recipe.unlabelled, SemiSupervision) and recipe.unlabelled.heads is None:
         absent |= {"unlabelled": {"heads", "gate", "variance"}}
     fields = recipe.model_dump(mode="json", exclude=absent)
@@ -153,5 +156,13 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
         for name, value in fields["loss"].items()
         if value is not None or name not in later
     }
+    if recipe.soup is not None:
+        fields["soup"]["parents"] = [run_key(one, data, backbone) for one in recipe.soup.parents]
     parts = [FORMAT, fields, data, backbone, *files]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def run_key_of(recipe: Recipe, dataset: Dataset, backbone: Backbone) -> str:
+    """Return the fingerprint of a run, which depends on unlabelled photos only if it uses them."""
+    data = dataset.fingerprint_for(recipe.unlabelled is not None)
+    return run_key(recipe, data, backbone.sha256)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,14 @@ MOST_FULL_EPOCHS: Final = 20
 # And so many photos are shown for each class, on average: 500 steps of 32 for 75 to 80 classes.
 # There, 250 steps were too few (docs/training.md gives the figures).
 SHOWN_A_CLASS: Final = 200
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+# What accuracy is chosen by.
+Aim = Literal["mean-class", "few"]
+# By how much given shares may miss a sum of 1.
+SHARE_ROUNDING: Final = 1e-6
+GIVE_SHARES: Final = "give auto, a number from 0 to 1, or one for each of the parents that sum to 1"
+# What a soup says of itself; all else it has from its parents.
+SOUP_FIELDS: Final = ("name", "title", "soup", "seed")
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -98,6 +106,50 @@ class Augmentation(Part):
         return self.name == "minimalist" and self.schedule not in ("min", "max")
 
 
+class Soup(Part):
+    """One model as the average of several: the `parents`, each trained with every seed.
+
+    With `subsets`, each parent is trained on ever longer-tailed subsets of the photos (LT-Soups,
+    arXiv 2511.10683): subset i has at most n 2^i photos of a class, n being those of the rarest.
+    The soup begins as the untrained model, and moves to the mean of each subset's models by
+    `share`.
+    """
+
+    parents: tuple["Recipe", ...] = Field(min_length=1, description="names, or YAML files")
+    share: Literal["auto"] | float | tuple[float, ...] = Field(
+        "auto",
+        description="share of the second of two parents, or one for each; auto: the best on val/. "
+        "With subsets: the share of each further one; auto: 0.7",
+    )
+    aim: Aim = Field("mean-class", description="the accuracy on val/ that shares are chosen by")
+    new_head: Literal["auto"] | bool = Field(
+        "auto", description="train the head again on the average; auto: if that is better on val/"
+    )
+    seeds: tuple[Seed, ...] = Field(
+        (), description="add the soup of each of these seeds, unless that is worse on val/"
+    )
+    subsets: int = Field(0, ge=0, description="ever longer-tailed subsets to train on")
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The share of each parent; None if they are not given."""
+        match self.share:
+            case "auto":
+                return None
+            case float(share):
+                return (1 - share, share)
+            case shares:
+                return shares
+
+    @field_validator("share", mode="before")
+    @classmethod
+    def check_share(cls, share: Any) -> Any:
+        """Refuse other texts than auto in one line."""
+        if isinstance(share, str) and share != "auto":
+            raise ValueError(GIVE_SHARES)
+        return share
+
+
 class Recipe(Part):
     """The settings of one training run.
 
@@ -114,6 +166,7 @@ class Recipe(Part):
     head: HeadConfig = HeadConfig()
     loss: AnyLoss = Field(LogitAdjusted(), discriminator="name")
     unlabelled: AnyMethod | None = None
+    soup: Soup | None = Field(None, description="trains its parents and averages them")
     optimiser: Optimiser = Optimiser()
     augmentation: Augmentation = Augmentation()
     epochs: int = Field(10, ge=0, description="passes over the photos")
@@ -129,7 +182,7 @@ class Recipe(Part):
     batch: int = Field(64, ge=1, description="photos a step, summed over all processes")
     micro_batch: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: Seed = 0
 
     @field_validator("tuners")
     @classmethod
@@ -166,6 +219,18 @@ class Recipe(Part):
             raise ValueError(
                 f"effort = full chooses the number of steps, and {given} gives it: leave out one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_shares(self) -> Self:
+        """Refuse a soup's shares that are not one for each parent, or do not sum to 1."""
+        if self.soup is None or (shares := self.soup.shares) is None:
+            return self
+        # In a soup of subsets: the share of what there is so far, and that of the next one.
+        count = 2 if self.soup.subsets else len(self.soup.parents)
+        summed = abs(sum(shares) - 1) <= SHARE_ROUNDING  # never for one that is not a number
+        if len(shares) != count or min(shares) < 0 or not summed:
+            raise ValueError(f"soup.share = {self.soup.share}: {GIVE_SHARES}")
         return self
 
     @model_validator(mode="after")
@@ -263,7 +328,11 @@ class Recipe(Part):
                 epochs = min(max(FEWEST_EPOCHS, -(-shown // sum(counts))), most)
             else:
                 epochs = -(-self.steps // self.steps_per_epoch(sum(counts)))
-        return self.model_copy(update={"tuners": tuners, "epochs": epochs})
+        soup = self.soup
+        if soup is not None:
+            parents = tuple(parent.resolved(counts, blocks, width) for parent in soup.parents)
+            soup = soup.model_copy(update={"parents": parents})
+        return self.model_copy(update={"tuners": tuners, "epochs": epochs, "soup": soup})
 
     def steps_per_epoch(self, photos: int) -> int:
         """Return the number of steps in one pass over so many photos."""
@@ -278,6 +347,10 @@ class Recipe(Part):
         if self.steps is None or self.bounded:
             return passes
         return min(passes, max(1, round(self.steps * photos / whole)))
+
+
+# A soup's parents are recipes, which were not known when it was defined.
+Recipe.model_rebuild()
 
 
 def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -313,8 +386,14 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
             "title": f"{title}, {method}",
             "unlabelled": {"name": method},
         }
+    inherited: dict[str, Any] = {}
+    if isinstance(fields.get("soup"), dict):
+        inherited = {key: changes[key] for key in changes if key.split(".")[0] not in SOUP_FIELDS}
+        changes = {key: changes[key] for key in changes if key not in inherited}
     for key, value in changes.items():
         _set_field(fields, key, value)
+    if isinstance(soup := fields.get("soup"), dict):
+        fields = _with_parents(source, fields, soup, inherited)
     if changes.get("steps") is not None:
         # Only a recipe's own steps are bounded by passes over few photos.
         fields.setdefault("bounded", False)
@@ -325,6 +404,26 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
+
+
+def _with_parents(
+    source: str, fields: dict[str, Any], soup: dict[str, Any], inherited: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of a soup with its parents loaded; the first gives it all other fields."""
+    parents = soup.get("parents")
+    if not isinstance(parents, list) or not all(isinstance(name, str) for name in parents):
+        raise UserError(f"{source}: soup.parents: give a list of recipes, such as [lift, full]")
+    for name in sorted(fields.keys() - set(SOUP_FIELDS)):
+        raise UserError(f"{source}: a soup has {name} from its parents: set it there, or by --set")
+    loaded = [load_recipe(name, {**inherited, "seed": fields.get("seed", 0)}) for name in parents]
+    for parent in loaded:
+        if parent.soup is not None:
+            raise UserError(f"{source}: {parent.name} is a soup itself: name its parents instead")
+    if not loaded:
+        return fields
+    shared = loaded[0].model_dump(exclude={*SOUP_FIELDS, "tuners", "blocks", "unlabelled"})
+    taught = next((parent.unlabelled for parent in loaded if parent.unlabelled), None)
+    return {**shared, "unlabelled": taught, **fields, "soup": {**soup, "parents": loaded}}
 
 
 def parse_changes(assignments: Sequence[str]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from taillift.training.comparison.verdict import (
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.fit.provenance import Provenance
+from taillift.training.recipe.recipe import Aim
 from taillift.training.report.figures import (
     Bar,
     Point,
@@ -68,12 +69,17 @@ DRAWN: Final = (*FIGURES, REPORT)
 
 
 def write_report(
-    folder: Path, dataset: Dataset, outcomes: Sequence[Outcome], command: str
+    folder: Path,
+    dataset: Dataset,
+    outcomes: Sequence[Outcome],
+    command: str,
+    aim: Aim = "mean-class",
 ) -> list[str]:
     """Write results.md, the figures and report.html, and return the names of the files written.
 
-    `command` is the command that was run, shown in the page. If every run failed, only results.md
-    is written, and figures and page of an earlier comparison are removed.
+    `command` is the command that was run, shown in the page; a recipe is recommended by `aim`. If
+    every run failed, only results.md is written, and figures and page of an earlier comparison are
+    removed.
     """
     write_text(folder / TABLE, markdown(outcomes))
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
@@ -100,7 +106,7 @@ def write_report(
     ]
     with atomic_file(folder / "tail.png") as path:
         draw_tail(path, before_and_after(rows), counted, dataset.counts, groups)
-    curves, advice = tau_curves(rows), recommendation(outcomes, groups)
+    curves, advice = tau_curves(rows), recommendation(outcomes, groups, aim)
     if curves:
         with atomic_file(folder / TAU_FIGURE) as path:
             draw_tau(path, curves)

@@ -82,9 +82,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     plain = Trainer.train
 
-    def counted(self: Trainer, recipe: Recipe, *rest: Any) -> Any:
+    def counted(self: Trainer, recipe: Recipe, *rest: Any, **more: Any) -> Any:
         names.append(f"{recipe.name}-{recipe.seed}")
-        return plain(self, recipe, *rest)
+        return plain(self, recipe, *rest, **more)
 
     monkeypatch.setattr(Trainer, "train", counted)
     return names
@@ -279,6 +279,15 @@ def test_a_recipe_that_is_asked_for_twice_is_refused(
         run(colours, backbone, [recipe("lora"), recipe("lora", epochs=2)], tmp_path)
 
 
+def test_a_soup_over_seeds_is_not_compared_as_if_it_were_several(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"soup.seeds": [0, 1]}
+    recipes = [recipe("soup", seed, **changes) for seed in (0, 1)]
+    with pytest.raises(UserError, match="makes the same soup with every seed"):
+        run(colours, backbone, recipes, tmp_path)
+
+
 def test_without_held_out_photos_there_is_nothing_to_compare_on(
     colours: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:
@@ -343,7 +352,7 @@ def test_shipped_recipes_have_the_kinds_under_which_they_are_compared() -> None:
     kinds = {name: kind_of(load_recipe(name)) for name in NAMES}
     assert {name for name in NAMES if kinds[name] == "frozen"} == {"zero-shot", "head"}
     assert {name for name in NAMES if kinds[name] == "heavy"} == {
-        *("full", "full-adamw", "last-block")
+        *("full", "full-adamw", "last-block", "soup")
     }
     assert kind_of(load_recipe("lift", {"epochs": 0})) == "frozen", "nothing is trained"
 
@@ -430,5 +439,42 @@ def test_a_recipe_is_chosen_on_val_alone(
         assert outcome.evaluation.data == "colours val"
     assert reason.startswith("Take ")
     assert read_metadata(path).recipe.title in reason
-    with pytest.raises(UserError, match="no val/ to choose a recipe on"):
-        choose(replace(colours, val=None), backbone, recipes, tmp_path / "other")
+
+
+def test_without_val_photos_are_set_aside_to_choose_on_and_all_are_trained_on_then(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    bare = replace(colours, val=None)
+    recipes = [recipe("head"), recipe("lora")]
+    lines: list[str] = []
+    path, _ = choose(bare, backbone, recipes, tmp_path, log=lines.append)
+    assert lines[0].startswith("There is no val/: 11 training photos are set aside as val/")
+    assert read_metadata(path).counts == tuple(colours.counts)
+    aside = read_metadata(tmp_path / "held-out" / path.name)
+    assert sum(aside.counts) == sum(colours.counts) - 11
+    assert len(trained) == 3
+    assert choose(bare, backbone, recipes, tmp_path)[0] == path
+    assert len(trained) == 3, "finished runs are kept"
+
+
+def test_a_soup_reuses_the_runs_of_a_comparison_and_is_chosen_on_val(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    changes: dict[str, Any] = {"soup.new_head": False, "soup.share": 0.5}
+    recipes = [recipe("soup", **changes), recipe("full-adamw")]
+    outcomes, lines = run(colours, backbone, recipes, tmp_path)
+    assert trained == ["full-adamw-0", "full-0"]
+    assert any(line.endswith("full, AdamW, seed 0: trained before") for line in lines)
+    made, single = outcomes
+    assert (made.recipe.name, kind_of(made.recipe)) == ("soup", "heavy")
+    assert made.trainable_parameters == 2 * single.trainable_parameters
+    assert made.evaluation is not None
+    assert (made.evaluation.data, made.chosen_on) == ("colours test", "colours val")
+    assert [len(hits) for hits in made.hits] == [2, 2, 2]
+    assert read_metadata(tmp_path / "soup-0.safetensors").key == made.key
+    again, _ = run(colours, backbone, recipes, tmp_path)
+    assert again == outcomes
+    (tmp_path / "soup-0.safetensors").unlink()
+    (tmp_path / "soup-0.json").unlink()
+    with pytest.raises(UserError, match=r"full-0\.safetensors is of another recipe"):
+        run(colours, backbone, [recipe("soup", epochs=2)], tmp_path)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from taillift.cli import app
@@ -22,14 +24,22 @@ from taillift.training.comparison.soup import (
     averaged,
     chosen_shares,
     given_shares,
+    greedy_mixture,
+    on_val,
+    parents_of,
     read_ingredients,
     require_own_photos,
+    require_photos,
+    seed_shares,
     soup_recipe,
+    subset_shares,
+    train_soup,
     with_new_head,
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import evaluate
 from taillift.training.export.export import export
+from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import read_metadata, restore, save
 from taillift.training.recipe.recipe import Recipe, load_recipe
 from taillift.training.train import Run, Trainer
@@ -82,6 +92,44 @@ def paths(colours: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPat
 def logits(model: torch.nn.Module) -> np.ndarray:
     result: np.ndarray = model.eval()(PIXELS)[0].numpy()
     return result
+
+
+def soup(**changes: Any) -> Recipe:
+    """Return the recipe `soup` with short runs and no new head, with changes of its part `soup`."""
+    fields = {f"soup.{name}": value for name, value in {"new_head": False, **changes}.items()}
+    return load_recipe("soup", {**SMALL, **fields})
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names and seeds of the recipes that are trained, in order."""
+    names: list[str] = []
+    plain = Trainer.train
+
+    def counted(self: Trainer, recipe: Recipe, *rest: Any, **more: Any) -> Run:
+        names.append(f"{recipe.name}-{recipe.seed}")
+        return plain(self, recipe, *rest, **more)
+
+    monkeypatch.setattr(Trainer, "train", counted)
+    return names
+
+
+def made(
+    recipe: Recipe, dataset: Dataset, backbone: Backbone, folder: Path
+) -> tuple[Run, list[str]]:
+    """Return the soup of a recipe, and the lines that were logged."""
+    lines: list[str] = []
+    trainer = Trainer(dataset, backbone, CPU)
+    return train_soup(trainer, recipe, backbone, folder, log=lines.append), lines
+
+
+@pytest.fixture(scope="module")
+def halves(
+    colours: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Path]:
+    """The soup of a half of LIFT and a half of full fine-tuning, and the folder of its parents."""
+    folder = tmp_path_factory.mktemp("runs")
+    return made(soup(parents=["lift", "full"], share=0.5), colours, backbone, folder)[0], folder
 
 
 @pytest.mark.parametrize("names", [("lift", "full"), ("lora", "lift"), ("head", "lora", "full")])
@@ -206,22 +254,22 @@ def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
 
 
 def test_a_soup_is_exported_and_answers_as_torch_does(
-    paths: Paths, colours: Dataset, backbone: Backbone, tmp_path: Path
+    halves: tuple[Run, Path], colours: Dataset, tmp_path: Path
 ) -> None:
-    soup = averaged(read_ingredients(paths("lift", "full")), [0.5, 0.5], backbone)
+    made_by_recipe, _ = halves
     path = tmp_path / "soup.safetensors"
-    save(path, soup.model, soup.metadata)
+    save(path, made_by_recipe.model, made_by_recipe.metadata)
     exported = export(path, colours, tmp_path / "bundle", calibrated=False)
     assert exported.manifest.method.name == "soup"
     served = Classifier.open(tmp_path / "bundle").run(PIXELS.numpy()).logits
-    assert np.abs(served - logits(soup.model)).max() < 1e-4
+    assert np.abs(served - logits(made_by_recipe.model)).max() < 1e-4
     page = (tmp_path / "bundle" / "report" / "report.html").read_text("utf-8")
-    assert "0.5 of lift.safetensors (LIFT, seed 0" in page
+    assert "0.5 of lift-0.safetensors (LIFT, seed 0" in page
     for number in range(3):
         write_photo(tmp_path / f"new/yellow/{number}.png", (220, 220, 30), number)
     extend(tmp_path / "bundle", tmp_path / "new", tmp_path / "extended")
     extended = read_metadata(tmp_path / "extended" / DELTA)
-    assert extended.parents == soup.metadata.parents
+    assert extended.parents == made_by_recipe.metadata.parents
     with pytest.raises(UserError, match="cannot be trained again to calibrate by cross-fitting"):
         export(path, replace(colours, val=None), tmp_path / "other")
 
@@ -316,3 +364,187 @@ def test_a_soup_answers_with_the_mean_of_the_taus_that_its_parents_chose(
         for share in (0, 0.25, 1)
     ]
     assert taus == [None, pytest.approx(1.2), 1.8]
+
+
+def test_a_soups_parents_are_trained_once_and_all_named(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    run, _ = made(soup(), colours, backbone, tmp_path)
+    assert trained == ["full-0", "full-adamw-0"]
+    found = run.metadata.recipe
+    assert (found.name, found.soup and found.soup.new_head) == ("soup", False)
+    assert found.soup is not None
+    assert isinstance(found.soup.share, tuple)
+    shares = {parent.file: parent.share for parent in run.metadata.parents}
+    files = ("full-0.safetensors", "full-adamw-0.safetensors")
+    assert tuple(shares.get(file, 0) for file in files) == found.soup.share
+    parents = [read_metadata(tmp_path / file) for file in files]
+    both = sum(parent.trainable_parameters for parent in parents)
+    assert run.metadata.trainable_parameters == both
+    seconds = sum(parent.record.seconds for parent in parents)
+    assert run.metadata.record.seconds == pytest.approx(seconds)
+    save(tmp_path / "soup-0.safetensors", run.model, run.metadata)
+    assert restore(tmp_path / "soup-0.safetensors")[1] == run.metadata
+    _, lines = made(soup(share=0.5), colours, backbone, tmp_path)
+    assert len(trained) == 2
+    assert lines[:2] == [
+        "full, SGD, seed 0: trained before",
+        "full, AdamW, seed 0: trained before",
+    ]
+    changed = load_recipe("soup", {**SMALL, "optimiser.tuner_rate": 0.1})
+    with pytest.raises(UserError, match=r"full-0\.safetensors is of another recipe"):
+        made(changed, colours, backbone, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_with_a_whole_share_a_trained_soup_is_that_parent(
+    halves: tuple[Run, Path], colours: Dataset, backbone: Backbone, share: float
+) -> None:
+    _, folder = halves
+    run, _ = made(soup(parents=["lift", "full"], share=share), colours, backbone, folder)
+    parent, _ = restore(folder / f"{('lift', 'full')[int(share)]}-0.safetensors")
+    assert np.abs(logits(run.model) - logits(parent)).max() < 1e-5
+
+
+def test_a_soup_that_was_killed_continues_and_ends_with_the_same_weights(
+    halves: tuple[Run, Path],
+    colours: Dataset,
+    backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, _ = halves
+    recipe = soup(parents=["lift", "full"], share=0.5)
+    names: list[str] = []
+    plain = Trainer.train
+
+    def killed(self: Trainer, recipe: Recipe, *rest: Any, **more: Any) -> Run:
+        names.append(recipe.name)
+        if names == ["lift", "full"]:
+            raise KeyboardInterrupt
+        return plain(self, recipe, *rest, **more)
+
+    monkeypatch.setattr(Trainer, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        made(recipe, colours, backbone, tmp_path)
+    again, _ = made(recipe, colours, backbone, tmp_path)
+    assert names == ["lift", "full", "full"]
+    assert np.array_equal(logits(again.model), logits(whole.model))
+    assert again.metadata.key == whole.metadata.key
+
+
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_a_greedy_soup_is_never_worse_than_its_best_member(members: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    mixtures = np.eye(members)
+    curvature = random.normal(size=(members, members))
+
+    def score(shares: Any) -> float:
+        return float(np.round(np.asarray(shares) @ curvature @ np.asarray(shares), 1))
+
+    shares = greedy_mixture(mixtures.tolist(), score)
+    assert sum(shares) == pytest.approx(1)
+    assert score(shares) >= max(map(score, mixtures))
+
+
+def test_seeds_are_added_unless_val_gets_worse(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    recipe = soup(parents=["lora"], seeds=[3, 4])
+    run, _ = made(recipe, colours, backbone, tmp_path)
+    assert trained == ["lora-3", "lora-4"]
+    trainer = Trainer(colours, backbone, CPU)
+    members = [Run(*restore(tmp_path / f"lora-{seed}.safetensors")) for seed in (3, 4)]
+    best = max(on_val(member, trainer).mean_class for member in members)
+    assert on_val(run, trainer).mean_class >= best
+    assert {parent.recipe.seed for parent in run.metadata.parents} <= {3, 4}
+
+
+def test_without_val_parents_have_equal_shares_and_the_user_is_told(
+    paths: Paths, colours: Dataset, backbone: Backbone
+) -> None:
+    lines: list[str] = []
+    trainer = Trainer(replace(colours, val=None), backbone, CPU)
+    ingredients = read_ingredients(paths("lift", "full"))
+    equal, given_ones = (soup(**changes).soup for changes in ({}, {"share": 0.25}))
+    assert equal is not None
+    assert given_ones is not None
+    assert seed_shares(equal, ingredients, trainer, backbone, lines.append) == [0.5, 0.5]
+    assert "There is no val/ to choose the share on: each parent has the same (0.5)" in lines[0]
+    assert seed_shares(given_ones, ingredients, trainer, backbone, lines.append) == [0.75, 0.25]
+    assert len(lines) == 1
+
+
+def test_ever_longer_tailed_subsets_are_trained_on_and_the_head_sees_all_photos(
+    colours: Dataset,
+    backbone: Backbone,
+    tmp_path: Path,
+    trained: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = resolve_recipe(backbone, soup(parents=["full"], subsets=9), colours.counts)
+    (parents,) = parents_of(recipe, colours)
+    kept = [
+        np.bincount(np.delete(colours.train.labels, list(parent.without)), minlength=3).tolist()
+        for parent in parents
+    ]
+    assert kept == [[30, 21, 5], [5, 5, 5], [10, 10, 5], [20, 20, 5], [30, 21, 5]]
+    # At least 100 steps of 16 on the smallest.
+    assert parents[1].recipe.epochs == 100
+    monkeypatch.setattr("taillift.training.comparison.soup.SUBSET_STEPS", 2)
+    short = soup(parents=["full"], subsets=1, share=0.5, new_head="auto")
+    run, _ = made(short, colours, backbone, tmp_path)
+    assert trained == ["full-start-0", "full-at-most-5-0"]
+    assert [parent.share for parent in run.metadata.parents] == [0.5, 0.5]
+    assert run.metadata.recipe.title == "soup of full, SGD on 1 subsets, new head"
+    assert run.metadata.counts == tuple(colours.counts)
+
+
+@pytest.mark.parametrize(("subsets", "branches", "share"), [(1, 1, 0.7), (3, 2, 0.7), (4, 1, 0.3)])
+def test_the_shares_of_subsets_are_those_of_the_recursion(
+    subsets: int, branches: int, share: float
+) -> None:
+    models = np.random.default_rng(0).normal(size=1 + subsets * branches)
+    expected = models[0]
+    for branch in models[1:].reshape(subsets, branches):
+        expected = (1 - share) * expected + share * branch.mean()
+    shares = subset_shares(subsets, branches, share)
+    assert np.dot(shares, models) == pytest.approx(expected)
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parents": ["lift"]}, "has one parent with one seed"),
+        ({"parents": ["lift", "lift"]}, "names lift twice"),
+        ({"parents": ["lift", "adapter"]}, "adapter has adapter, which has no average"),
+        ({"parents": ["lift", "lift-published"]}, "a head of another scale (25.0, not 16.0)"),
+        ({"parents": ["lift", "zero-shot"]}, "a head in another space (projected, not features)"),
+    ],
+)
+def test_parents_without_an_average_are_refused_before_any_is_trained(
+    colours: Dataset,
+    backbone: Backbone,
+    tmp_path: Path,
+    trained: list[str],
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    recipe = load_recipe("soup", {f"soup.{name}": value for name, value in changes.items()})
+    with pytest.raises(UserError) as caught:
+        made(recipe, colours, backbone, tmp_path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert trained == []
+
+
+def test_few_shot_accuracy_needs_few_shot_photos(colours: Dataset) -> None:
+    assert colours.val is not None
+    require_photos("few", colours, colours.val)
+    frequent = [index for index, label in enumerate(colours.val.labels) if label < 2]
+    without = colours.val.only(frequent)
+    require_photos("mean-class", colours, without)
+    # Of the three classes, green is few-shot, too, if it has at most 20 photos.
+    with pytest.raises(UserError, match="--aim few: colours holds out no photo of a few-shot"):
+        require_photos("few", colours, without)

@@ -1,5 +1,6 @@
 """The verdict on heavy fine-tuning, from made-up outcomes."""
 
+from collections.abc import Sequence
 from zlib import crc32
 
 import numpy as np
@@ -8,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taillift.models.bundle.manifest import Thresholds
+from taillift.models.bundle.schema import Group
+from taillift.models.release.paired import PairedCounts
 from taillift.training.comparison.outcome import Outcome
-from taillift.training.comparison.verdict import Difference, compare_kinds, interval, recommendation
+from taillift.training.comparison.verdict import (
+    Difference,
+    compare_kinds,
+    interval,
+    photo_interval,
+    recommendation,
+)
+from taillift.training.recipe.recipe import Aim
 from tests.support.outcomes import failed, outcome_of
 
 COUNTS = [500] * 6 + [50] * 6 + [5] * 8
@@ -177,9 +187,11 @@ def test_an_interval_is_as_wide_as_classes_and_seeds_vary() -> None:
     assert interval(np.full((3, 100), -4.0)) == pytest.approx((-4, -4))
 
 
-def taken(outcomes: list[Outcome]) -> tuple[str, str]:
+def taken(
+    outcomes: list[Outcome], groups: Sequence[Group] = GROUPS, aim: Aim = "mean-class"
+) -> tuple[str, str]:
     """Return the label of the recommended recipe, and the sentence."""
-    made = recommendation(outcomes, GROUPS)
+    made = recommendation(outcomes, groups, aim)
     assert made is not None
     assert made.sentence.startswith(f"Take {made.row.label}: ")
     return made.row.label, made.sentence
@@ -207,3 +219,71 @@ def test_one_seed_is_said_to_be_few_and_one_recipe_is_no_choice() -> None:
     assert recommendation(runs("lift", 60.0), GROUPS) is None
     gone = [failed(outcome) for outcome in runs("full", 60.0)]
     assert recommendation([*runs("lift", 60.0), *gone], GROUPS) is None
+
+
+def seen(name: str, hits: Sequence[str], seed: int = 0) -> Outcome:
+    """Return a run with these hits on val/ in each class, and the same accuracy elsewhere."""
+    outcome = outcome_of(name, seed, [50.0] * len(hits), [50] * len(hits))
+    return outcome.model_copy(update={"hits": tuple(hits), "chosen_on": "made-up val"})
+
+
+def test_a_photo_more_in_each_of_two_classes_is_noise() -> None:
+    """Drawing classes again would never leave this difference."""
+    outcomes = [seen("full", ["1111110000"] * 2), seen("lift", ["1111100000"] * 2)]
+    label, sentence = taken(outcomes, ["many"] * 2)
+    assert label == "LIFT"
+    assert "on made-up val, full, SGD is 10.0 points better" in sentence
+    # Earlier outcomes have no hits; then two classes do not say anything.
+    rates = {"full": 60.0, "lift": 50.0}
+    old = [outcome_of(name, 0, [rate] * 2, [50] * 2) for name, rate in rates.items()]
+    assert taken(old, ["many"] * 2)[0] == "LIFT"
+
+
+def test_two_classes_with_many_photos_are_enough() -> None:
+    outcomes = [seen("full", ["1" * 90 + "0" * 10] * 2), seen("lift", ["1" * 60 + "0" * 40] * 2)]
+    label, sentence = taken(outcomes, ["many"] * 2)
+    assert label == "full, SGD"
+    assert "LIFT is 30.0 points worse (95 % interval +2" in sentence
+
+
+def test_the_aim_decides_which_classes_count() -> None:
+    groups: list[Group] = ["many", "few"]
+    full, lift = ["1" * 90 + "0" * 10, "0" * 100], ["1" * 40 + "0" * 60, "1" * 10 + "0" * 90]
+    outcomes = [seen("full", full), seen("lift", lift), seen("head", ["0" * 100] * 2)]
+    assert taken(outcomes, groups)[0] == "full, SGD"
+    label, sentence = taken(outcomes, groups, "few")
+    assert label == "LIFT"
+    assert "it is the best on few-shot classes" in sentence
+    assert recommendation(outcomes, ["many", "many"], "few") is None
+
+
+def test_classes_without_photos_do_not_count() -> None:
+    outcomes = [seen("full", ["1" * 50, ""]), seen("lift", ["0" * 50, ""])]
+    assert taken(outcomes, ["many", "few"])[0] == "full, SGD"
+
+
+@pytest.mark.parametrize(("classes", "photos"), [(2, 10), (3, 5), (20, 3)])
+def test_the_interval_over_photos_holds_the_truth_however_few_the_classes(
+    classes: int, photos: int
+) -> None:
+    """A seed's luck is a photo more or less, of 30 % of them; the recipes are equally good."""
+    random = np.random.default_rng(0)
+    held, tried = 0, 400
+    for _ in range(tried):
+        flips = random.choice([-1, 0, 1], size=(classes, photos), p=[0.15, 0.7, 0.15])
+        gained, lost = (flips > 0).sum(1), (flips < 0).sum(1)
+        low, high = photo_interval([PairedCounts(np.full(classes, photos), gained, lost)])
+        held += low <= 0 <= high
+    assert held >= 0.93 * tried
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    def counts(gained: int, lost: int) -> PairedCounts:
+        return PairedCounts(*(np.full(4, number) for number in (50, gained, lost)))
+
+    def width(seeds: list[PairedCounts]) -> float:
+        low, high = photo_interval(seeds)
+        return high - low
+
+    alike, apart = ([counts(5, 5)] * 3, [counts(10, 0), counts(5, 5), counts(0, 10)])
+    assert width(apart) > 1.5 * width(alike)

@@ -433,3 +433,49 @@ def test_lift_plus_as_published_has_the_settings_of_its_code() -> None:
     assert (augmentation.name, augmentation.schedule) == ("minimalist", "convex")
     assert (augmentation.flip, augmentation.interpolation) == (False, "bicubic")
     assert recipe.loss.name == "logit-adjusted"
+
+
+def test_a_soup_names_recipes_and_changes_are_those_of_its_parents() -> None:
+    changes = {"soup.aim": "few", "seed": 3, "effort": "full", "optimiser.tuner_rate": 0.5}
+    recipe = load_recipe("soup", changes)
+    assert recipe.soup is not None
+    assert recipe.soup.aim == "few"
+    assert [parent.name for parent in recipe.soup.parents] == ["full", "full-adamw"]
+    for parent in recipe.soup.parents:
+        assert (parent.seed, parent.effort, parent.optimiser.tuner_rate) == (3, "full", 0.5)
+    assert recipe.head == load_recipe("full").head
+    resolved = recipe.resolved([900] * 75, 6, 256)
+    assert resolved.soup is not None
+    assert {parent.epochs for parent in resolved.soup.parents} == {2}
+    assert Recipe.model_validate_json(resolved.model_dump_json()) == resolved
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("soup: {parents: lift}", "give a list of recipes, such as [lift, full]"),
+        ("soup: {parents: []}", "soup.parents = []: Tuple should have at least 1 item"),
+        ("soup: {parents: [soup]}", "soup is a soup itself: name its parents instead"),
+        ("soup: {parents: [lif]}", "there is no recipe 'lif'"),
+        ("soup: {parents: [lift, full], share: half}", "soup.share = half: give auto, a number"),
+        ("soup: {parents: [lift, full], share: [0.5, 0.6]}", "soup.share = (0.5, 0.6): give auto"),
+        (
+            "soup: {parents: [lift, full], shares: 1}",
+            'no field soup.shares (did you mean "share"?)',
+        ),
+        ("soup: {parents: [lift, full], share: .nan}", "soup.share = nan: give auto"),
+        ("soup: {parents: [lift, full], seeds: [-1]}", "soup.seeds.0 = -1: Input should be"),
+        ("soup: {parents: [lift, full]}\nepochs: 3", "a soup has epochs from its parents"),
+    ],
+)
+def test_a_soup_that_makes_no_sense_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(written(tmp_path, text))
+    assert words in str(caught.value)
+
+
+def test_a_recipe_that_is_not_a_soup_does_not_become_one() -> None:
+    with pytest.raises(UserError, match=r"soup\.parents: give a list"):
+        load_recipe("lift", {"soup.aim": "few"})
+    with pytest.raises(UserError, match="lift: a soup has batch from its parents"):
+        load_recipe("lift", {"soup.parents": ["lift", "full"]})

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.holdout import hold_out, holdout_indices
 from taillift.models.errors import UserError
-from taillift.training.data.dataset import load_dataset
+from taillift.training.data.dataset import hold_out, holdout_indices, load_dataset
 from tests.support.tiny import write_photos
 
 
