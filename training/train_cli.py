@@ -313,7 +313,7 @@ def merge(
         typer.Option(
             metavar="auto|X",
             help="Share of the second of two checkpoints, 0 to 1, or a share for each, such as "
-            "0.2,0.3,0.5. auto: the best on val/ of --data.",
+            "0.2,0.3,0.5. auto: equal ones, unless others are surely better on val/ of --data.",
         ),
     ] = "auto",
     data: Annotated[

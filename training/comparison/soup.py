@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from taillift.models.bundle.arrays import Flags
 from taillift.models.bundle.atomic import file_sha256
 from taillift.models.bundle.manifest import Scores
 from taillift.models.errors import UserError
@@ -21,10 +22,12 @@ from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import merge
 from taillift.models.lift.tuners import AdaptFormer, Full, Tuner
 from taillift.models.names import canonical
+from taillift.models.release.paired import PairedCounts
 from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.comparison.outcome import run_path
+from taillift.training.comparison.verdict import members
 from taillift.training.data.dataset import Dataset, Split
-from taillift.training.evaluation import evaluate
+from taillift.training.evaluation import evaluate, predictions
 from taillift.training.fit.build import build_model, resolve_recipe, weight_shape
 from taillift.training.fit.checkpoint import (
     ParentCheckpoint,
@@ -227,10 +230,12 @@ def chosen_shares(
     log: Callable[[str], None] = print,
     aim: Aim = "mean-class",
 ) -> list[float]:
-    """Return the shares with the best accuracy on val/, in what is aimed at, with five views.
+    """Return the shares to average with: even ones, unless others are surely better on val/.
 
-    Each checkpoint in turn is mixed into those before it, with the best share of `GRID`; of equally
-    good ones, the most even. test/ is not looked at. Raises `UserError` without val/.
+    Each checkpoint in turn is mixed into those before it. The accuracy is that which is aimed at,
+    with five views. The best share of `GRID` replaces the even one if the 95 % interval of their
+    paired difference is above 0: a few hundred photos are too few to tell shares apart by their
+    accuracy alone. test/ is not looked at. Raises `UserError` without val/.
     """
     if trainer.dataset.val is None:
         raise UserError(
@@ -239,24 +244,44 @@ def chosen_shares(
         )
     shares = [1.0] + [0.0] * (len(ingredients) - 1)
     for number in range(1, len(ingredients)):
-        tried: list[tuple[float, float, list[float]]] = []
-        for share in GRID:
+        even, tried = 1 / (number + 1), dict[float, tuple[OnVal, list[float]]]()
+        for share in sorted({*GRID, even}):
             mixed = [(1 - share) * each for each in shares]
             mixed[number] = share
             found = on_val(averaged(ingredients, mixed, backbone), trainer)
-            log(f"shares {in_words(mixed)}: {accuracy_in_words(found)}")
-            tried.append((accuracy(found, aim), -abs(share - 0.5), mixed))
-        shares = max(tried)[2]
+            log(f"shares {in_words(mixed)}: {accuracy_in_words(found.scores)}")
+            tried[share] = found, mixed
+        best = max(tried, key=lambda share: accuracy(tried[share][0].scores, aim))
+        surely = is_surely_better(tried[best][0], tried[even][0], trainer.dataset, aim)
+        shares = tried[best if surely else even][1]
     return shares
 
 
-def on_val(run: Run, trainer: Trainer) -> Scores:
-    """Return the accuracy on the photos of val/, which there must be, with five views."""
+@dataclass(frozen=True)
+class OnVal:
+    """How a model does on val/, with five views: its accuracy, and which photos [N] are right."""
+
+    scores: Scores
+    right: Flags
+
+
+def on_val(run: Run, trainer: Trainer) -> OnVal:
+    """Return how the model does on the photos of val/, which there must be."""
     val = trainer.dataset.val
     assert val is not None
     labels, groups = np.asarray(val.labels), trainer.dataset.groups
     logits = run.answers(trainer.view_logits(run, val))
-    return evaluate("val", logits, labels, groups).full
+    _, full = predictions(logits)
+    return OnVal(evaluate("val", logits, labels, groups).full, full == labels)
+
+
+def is_surely_better(one: OnVal, other: OnVal, dataset: Dataset, aim: Aim) -> bool:
+    """Return whether the accuracy that is aimed at is better on val/, beyond noise."""
+    assert dataset.val is not None
+    labels = np.asarray(dataset.val.labels)
+    aimed = members(dataset.groups, aim)[labels]
+    counts = PairedCounts.of(labels[aimed], other.right[aimed], one.right[aimed])
+    return counts.interval.low > 0
 
 
 def accuracy(found: Scores, aim: Aim) -> float:
@@ -357,11 +382,11 @@ def best_soup(
 def better_head(
     soup: Run, trainer: Trainer, backbone: Backbone, aim: Aim, log: Callable[[str], None]
 ) -> Run:
-    """Return the run with a new head if that is better on val/, else as it is."""
+    """Return the run with a new head if that is surely better on val/, else as it is."""
     renewed = with_new_head(soup, trainer.dataset, backbone)
     before, after = on_val(soup, trainer), on_val(renewed, trainer)
-    log(f"a new head: {accuracy_in_words(after)}")
-    return renewed if accuracy(after, aim) > accuracy(before, aim) else soup
+    log(f"a new head: {accuracy_in_words(after.scores)}")
+    return renewed if is_surely_better(after, before, trainer.dataset, aim) else soup
 
 
 @dataclass(frozen=True)
@@ -537,7 +562,7 @@ def train_soup(
     else:
 
         def score(mixture: Sequence[float]) -> float:
-            found = on_val(averaged(ingredients, mixture, backbone), trainer)
+            found = on_val(averaged(ingredients, mixture, backbone), trainer).scores
             log(f"shares {in_words(mixture)}: {accuracy_in_words(found)}")
             return accuracy(found, soup.aim)
 

@@ -118,12 +118,14 @@ class Soup(Part):
     parents: tuple["Recipe", ...] = Field(min_length=1, description="names, or YAML files")
     share: Literal["auto"] | float | tuple[float, ...] = Field(
         "auto",
-        description="share of the second of two parents, or one for each; auto: the best on val/. "
+        description="share of the second of two parents, or one for each; auto: equal ones, unless "
+        "others are surely better on val/. "
         "With subsets: the share of each further one; auto: 0.7",
     )
     aim: Aim = Field("mean-class", description="the accuracy on val/ that shares are chosen by")
     new_head: Literal["auto"] | bool = Field(
-        "auto", description="train the head again on the average; auto: if that is better on val/"
+        "auto",
+        description="train the head again on the average; auto: if that is surely better on val/",
     )
     seeds: tuple[Seed, ...] = Field(
         (), description="add the soup of each of these seeds, unless that is worse on val/"

@@ -1,5 +1,6 @@
 """Soups of real checkpoints of a tiny backbone: made, refused, chosen, exported and served."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,6 @@ from taillift.training.comparison.soup import (
     with_new_head,
 )
 from taillift.training.data.dataset import Dataset
-from taillift.training.evaluation import evaluate
 from taillift.training.export.export import export
 from taillift.training.fit.build import resolve_recipe
 from taillift.training.fit.checkpoint import read_metadata, restore, save
@@ -95,8 +95,9 @@ def logits(model: torch.nn.Module) -> np.ndarray:
 
 
 def soup(**changes: Any) -> Recipe:
-    """Return the recipe `soup` with short runs and no new head, with changes of its part `soup`."""
-    fields = {f"soup.{name}": value for name, value in {"new_head": False, **changes}.items()}
+    """Return a soup of short full fine-tunings without a new head, and with changes."""
+    plain = {"parents": ["full", "full-adamw"], "new_head": False}
+    fields = {f"soup.{name}": value for name, value in (plain | changes).items()}
     return load_recipe("soup", {**SMALL, **fields})
 
 
@@ -202,24 +203,32 @@ def test_checkpoints_of_other_photos_are_refused(
         read_ingredients([head, other])
 
 
-def test_shares_are_chosen_on_val_and_never_on_test(
+def spoiled(ingredient: Ingredient) -> Ingredient:
+    """Return a checkpoint whose head says the opposite of what it has learned."""
+    model = copy.deepcopy(ingredient.run.model)
+    with torch.no_grad():
+        model.head.weight.neg_()
+    return replace(ingredient, run=Run(model, ingredient.run.metadata))
+
+
+def test_shares_are_even_unless_others_are_surely_better_on_val(
     paths: Paths, colours: Dataset, backbone: Backbone
 ) -> None:
-    ingredients = read_ingredients(paths("lift", "full"))
-    lines: list[str] = []
+    lift, full = read_ingredients(paths("lift", "full"))
     # Whoever looks at test/ fails.
-    trainer = Trainer(replace(colours, test=None), backbone, CPU)
-    shares = chosen_shares(ingredients, trainer, backbone, lines.append)
+    trainer, lines = Trainer(replace(colours, test=None), backbone, CPU), list[str]()
+    assert chosen_shares([lift, full], trainer, backbone, lines.append) == [0.5, 0.5]
     assert len(lines) == len(GRID)
-    assert colours.val is not None
-    labels = np.asarray(colours.val.labels)
-    found = {}
-    for share in GRID:
-        soup = averaged(ingredients, [1 - share, share], backbone)
-        view_logits = trainer.view_logits(soup, colours.val)
-        found[share] = evaluate("val", view_logits, labels, colours.groups).full.mean_class
-    best = [share for share in GRID if found[share] == max(found.values())]
-    assert shares[1] == min(best, key=lambda share: abs(share - 0.5))
+    three = chosen_shares([lift, full, full], trainer, backbone, lines.append)
+    assert three == pytest.approx([1 / 3] * 3)
+    assert lines[-1].startswith("shares 0,0,1: mean-class ")
+    for parents in ([lift, spoiled(full)], [spoiled(full), lift]):
+        shares = chosen_shares(parents, trainer, backbone, lines.append)
+        good = parents.index(lift)
+        assert shares[good] > 0.5
+        mixed = on_val(averaged(parents, shares, backbone), trainer).scores.mean_class
+        even = on_val(averaged(parents, [0.5, 0.5], backbone), trainer).scores.mean_class
+        assert mixed > even
 
 
 @pytest.mark.parametrize("changes", [{"effort": "full"}, {"steps": 3}, {"unlabelled.name": "loft"}])
@@ -391,7 +400,8 @@ def test_a_soups_parents_are_trained_once_and_all_named(
         "full, SGD, seed 0: trained before",
         "full, AdamW, seed 0: trained before",
     ]
-    changed = load_recipe("soup", {**SMALL, "optimiser.tuner_rate": 0.1})
+    parents = {"soup.parents": ["full", "full-adamw"]}
+    changed = load_recipe("soup", {**SMALL, **parents, "optimiser.tuner_rate": 0.1})
     with pytest.raises(UserError, match=r"full-0\.safetensors is of another recipe"):
         made(changed, colours, backbone, tmp_path)
 
@@ -455,8 +465,8 @@ def test_seeds_are_added_unless_val_gets_worse(
     assert trained == ["lora-3", "lora-4"]
     trainer = Trainer(colours, backbone, CPU)
     members = [Run(*restore(tmp_path / f"lora-{seed}.safetensors")) for seed in (3, 4)]
-    best = max(on_val(member, trainer).mean_class for member in members)
-    assert on_val(run, trainer).mean_class >= best
+    best = max(on_val(member, trainer).scores.mean_class for member in members)
+    assert on_val(run, trainer).scores.mean_class >= best
     assert {parent.recipe.seed for parent in run.metadata.parents} <= {3, 4}
 
 

@@ -440,10 +440,10 @@ def test_a_soup_names_recipes_and_changes_are_those_of_its_parents() -> None:
     recipe = load_recipe("soup", changes)
     assert recipe.soup is not None
     assert recipe.soup.aim == "few"
-    assert [parent.name for parent in recipe.soup.parents] == ["full", "full-adamw"]
+    assert [parent.name for parent in recipe.soup.parents] == ["lift", "full", "full-adamw"]
     for parent in recipe.soup.parents:
         assert (parent.seed, parent.effort, parent.optimiser.tuner_rate) == (3, "full", 0.5)
-    assert recipe.head == load_recipe("full").head
+    assert recipe.head == load_recipe("lift").head
     resolved = recipe.resolved([900] * 75, 6, 256)
     assert resolved.soup is not None
     assert {parent.epochs for parent in resolved.soup.parents} == {2}
