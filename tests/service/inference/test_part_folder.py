@@ -369,6 +369,7 @@ def test_a_wrong_source_or_folder_is_one_line(
     assert "\n" not in str(error)
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own options.
 def test_a_ray_cluster_writes_the_parts_that_are_missing(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
