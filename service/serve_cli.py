@@ -126,6 +126,15 @@ def classify(
             show_default=False,
         ),
     ] = "1/1",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With a folder for --out: classify the parts on this Ray cluster, whose nodes all "
+            "see the folders; local starts one on this machine.",
+            show_default=False,
+        ),
+    ] = None,
     recursive: Recursive = False,
     top_k: Annotated[
         int, typer.Option(min=1, help="Number of classes to name, the most probable first.")
@@ -191,8 +200,11 @@ def classify(
     The exit status is 1 if an image cannot be used; with --out its row has the reason, and the
     exit status is 0 once every image has its row.
     """
+    from functools import partial
+
     from taillift.models.bundle import conveyor
     from taillift.models.bundle.classifier import Classifier
+    from taillift.models.bundle.device import Device
     from taillift.models.bundle.ensemble import Ensemble
     from taillift.models.bundle.images import ImageError
     from taillift.models.bundle.known_counts import KnownCounts
@@ -220,6 +232,8 @@ def classify(
     if to_folder and counts is not None:
         raise UserError("--counts looks at all images at once: give --out a file, not a folder")
     shares = part_folder.parse_share(share)
+    if ray is not None and (not to_folder or shares != (0, 1)):
+        raise UserError("--ray needs a folder for --out, and shares the parts out by itself")
     if not to_folder and (large := [name for name in sources if photo_parts.is_large(name)]):
         name = photo_parts.printable_path(large[0])
         raise UserError(f"{name} is read in parts: give --out a folder")
@@ -243,7 +257,13 @@ def classify(
         asked = folder_run.Asked(chosen, top_k, prior, target, coverage, names, known, tail)
         if to_folder:
             table = folder_run.PredictionRows(classifier, asked)
-            part_folder.PartFolder(out, parts, table).classify(shares)
+            folder = part_folder.PartFolder(out, parts, table)
+            if ray is None:
+                folder.classify(shares)
+            else:
+                kind, one = Precision(precision), Device(threads=1)
+                opener = partial(Classifier.open, bundle.absolute(), one, kind, max_pixels)
+                folder.classify_on_ray(ray, opener)
         else:
             found_photos = photo_parts.photo_list(photos)
             folder_run.classify_photos(classifier, found_photos, out, asked)

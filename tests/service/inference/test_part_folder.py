@@ -367,3 +367,46 @@ def test_a_wrong_source_or_folder_is_one_line(
     assert isinstance(error, UserError), error
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own options.
+def test_a_ray_cluster_writes_the_parts_that_are_missing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        files = {f"{name}.jpg": data for name, data in enumerate(images(6, 6 * number))}
+        write_shard(Path(f"{number}.tar"), {**files, "broken.jpg": b"no photo"})
+    shards = ["0.tar", "1.tar", "2.tar"]
+    assert classify(bundle, *shards, "--out", "plain").exit_code == 0
+    assert classify(bundle, *shards, "--out", "ray", "--share", "1/3").exit_code == 0
+    before = Path("ray/part-00000.parquet").stat().st_mtime_ns
+    result = classify(bundle, *shards, "--out", "ray", "--ray", "local")
+    assert result.exit_code == 0, result.output
+    plain, on_ray = (
+        [{**row, "time": None} for row in rows(Path(folder))] for folder in ("plain", "ray")
+    )
+    assert on_ray == plain
+    assert len({row["photo"] for row in on_ray}) == len(on_ray) == 21
+    assert Path("ray/part-00000.parquet").stat().st_mtime_ns == before
+    assert json.loads(Path("ray/_progress.json").read_text())["errors"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--out", "rows.csv", "--ray", "local"], "--ray needs a folder for --out"),
+        (["--out", "rows", "--ray", "local", "--share", "1/2"], "shares the parts out by itself"),
+    ],
+)
+def test_ray_needs_a_folder_and_shares_by_itself(
+    bundle: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    write_shard(tmp_path / "a.tar", {})
+    options[1] = str(tmp_path / options[1])
+    result = classify(bundle, tmp_path / "a.tar", *options)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, UserError)
+    assert words in str(result.exception)
