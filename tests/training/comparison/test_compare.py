@@ -460,8 +460,9 @@ def test_without_val_photos_are_set_aside_to_choose_on_and_all_are_trained_on_th
 def test_a_soup_reuses_the_runs_of_a_comparison_and_is_chosen_on_val(
     colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
 ) -> None:
-    changes: dict[str, Any] = {"soup.parents": ["full", "full-adamw"], "soup.new_head": False}
-    recipes = [recipe("soup", **changes, **{"soup.share": 0.5}), recipe("full-adamw")]
+    parents = {"soup.parents": ["full", "full-adamw"]}
+    changes: dict[str, Any] = {**parents, "soup.new_head": False, "soup.share": 0.5}
+    recipes = [recipe("soup", **changes), recipe("full-adamw")]
     outcomes, lines = run(colours, backbone, recipes, tmp_path)
     assert trained == ["full-adamw-0", "full-0"]
     assert any(line.endswith("full, AdamW, seed 0: trained before") for line in lines)

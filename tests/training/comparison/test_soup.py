@@ -400,8 +400,8 @@ def test_a_soups_parents_are_trained_once_and_all_named(
         "full, SGD, seed 0: trained before",
         "full, AdamW, seed 0: trained before",
     ]
-    parents = {"soup.parents": ["full", "full-adamw"]}
-    changed = load_recipe("soup", {**SMALL, **parents, "optimiser.tuner_rate": 0.1})
+    others = {"soup.parents": ["full", "full-adamw"], "optimiser.tuner_rate": 0.1}
+    changed = load_recipe("soup", {**SMALL, **others})
     with pytest.raises(UserError, match=r"full-0\.safetensors is of another recipe"):
         made(changed, colours, backbone, tmp_path)
 
