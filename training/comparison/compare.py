@@ -48,7 +48,14 @@ from taillift.training.console import is_first
 from taillift.training.data.dataset import Dataset, hold_out
 from taillift.training.evaluation import class_accuracies, class_hits, evaluate, tau_curve
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import checkpoint_key, make_room, read_metadata, restore, save
+from taillift.training.fit.checkpoint import (
+    CheckpointMetadata,
+    checkpoint_key,
+    make_room,
+    read_metadata,
+    restore,
+    save,
+)
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.resume import resume_path, run_key_of
 from taillift.training.recipe.recipe import Aim, Recipe
@@ -189,13 +196,33 @@ def choose(
     if is_first():
         require_own_checkpoint(path, succeeded(chosen.row.outcomes)[0][0])
     if dataset.val is None:
-        if recipe.soup is not None:
-            # With the shares that were chosen.
-            recipe = recipe.model_copy(update={"soup": read_metadata(path).recipe.soup})
-        recipe = resolve_recipe(backbone, recipe, dataset.counts)
+        found = Processes(None).broadcast(read_metadata(path) if is_first() else None)
+        assert found is not None
+        recipe = resolve_recipe(backbone, as_chosen(recipe, found), dataset.counts)
         log(f"On all {len(dataset.train)} training photos:")
         path = checkpoint_of(Trainer(dataset, backbone), Parent(recipe), backbone, out, log)
     return path, chosen.reason
+
+
+def as_chosen(recipe: Recipe, found: CheckpointMetadata) -> Recipe:
+    """Return the recipe with what its run, which left `found`, has chosen: its tau and its shares.
+
+    The parents of a soup have the tau that each of them chose.
+    """
+    tau = 1.0 if found.recipe.chosen_tau is None else found.recipe.chosen_tau
+    if recipe.undecided:
+        recipe = recipe.with_tau(tau)
+    if (soup := found.recipe.soup) is None:
+        return recipe
+    taus = {parent.recipe.name: parent.recipe.chosen_tau for parent in found.parents}
+    parents = tuple(
+        # One without a share has no part in the soup's tau.
+        parent.with_tau(tau if (own := taus.get(parent.name)) is None else own)
+        if parent.undecided
+        else parent
+        for parent in soup.parents
+    )
+    return recipe.model_copy(update={"soup": soup.model_copy(update={"parents": parents})})
 
 
 def finished_outcome(out: Path, recipe: Recipe, key: str) -> Outcome | None:

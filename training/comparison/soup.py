@@ -614,12 +614,13 @@ def seed_shares(
         return subset_shares((len(ingredients) - 1) // branches, branches, share)
     if soup.shares is not None:
         return list(soup.shares)
-    if branches > 1 and trainer.dataset.val is None:
+    if trainer.dataset.val is None:
         # The towers have seen all training photos, so these cannot say which share is best.
-        log(
-            "There is no val/ to choose the share on: each parent has the same "
-            f"({1 / branches:.3g}), and soup.share sets others"
-        )
+        if branches > 1:
+            log(
+                "There is no val/ to choose the share on: each parent has the same "
+                f"({1 / branches:.3g}), and soup.share sets others"
+            )
         return [1 / branches] * branches
     return chosen_shares(ingredients, trainer, backbone, log, soup.aim)
 

@@ -15,6 +15,7 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.comparison import compare as module
 from taillift.training.comparison.compare import (
+    as_chosen,
     choose,
     collect,
     compare,
@@ -30,7 +31,7 @@ from taillift.training.comparison.outcome import (
 )
 from taillift.training.data.dataset import Dataset
 from taillift.training.evaluation import TAUS
-from taillift.training.fit.checkpoint import read_metadata, restore, save
+from taillift.training.fit.checkpoint import ParentCheckpoint, read_metadata, restore, save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
 from taillift.training.train import Trainer
@@ -455,6 +456,40 @@ def test_without_val_photos_are_set_aside_to_choose_on_and_all_are_trained_on_th
     assert len(trained) == 3
     assert choose(bare, backbone, recipes, tmp_path)[0] == path
     assert len(trained) == 3, "finished runs are kept"
+
+
+def test_the_taus_that_were_chosen_on_photos_set_aside_stay_when_all_are_trained_on(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    bare, fields = replace(colours, val=None), {"loss.tau": "auto"}
+    recipes = [recipe("head", **fields), recipe("lora", **fields)]
+    path, _ = choose(bare, backbone, recipes, tmp_path)
+    aside = read_metadata(tmp_path / "held-out" / path.name)
+    assert aside.recipe.chosen_tau is not None
+    assert read_metadata(path).recipe.chosen_tau == aside.recipe.chosen_tau
+
+
+def test_the_parents_of_a_soup_keep_the_taus_that_they_chose(
+    colours: Dataset, backbone: Backbone
+) -> None:
+    parents = {"soup.parents": ["lora", "full", "lift"]}
+    made = recipe("soup", **{"loss.tau": "auto", **parents})
+    assert made.soup is not None
+    lora, full, _ = made.soup.parents
+    found = Trainer(colours, backbone).train(recipe("zero-shot")).metadata
+    used = tuple(
+        ParentCheckpoint(
+            file="", sha256="", share=0.5, recipe=parent.with_tau(tau), record=found.record
+        )
+        for parent, tau in ((lora, 0.0), (full, 1.5))
+    )
+    shared = made.soup.model_copy(update={"share": (0.5, 0.5, 0.0)})
+    changes = {"recipe": made.with_tau(0.75).model_copy(update={"soup": shared}), "parents": used}
+    again = as_chosen(made, found.model_copy(update=changes))
+    assert again.soup is not None
+    assert again.soup.shares == (0.5, 0.5, 0.0)
+    assert [parent.chosen_tau for parent in again.soup.parents] == [0.0, 1.5, 0.75]
+    assert again.undecided is None
 
 
 def test_a_soup_reuses_the_runs_of_a_comparison_and_is_chosen_on_val(

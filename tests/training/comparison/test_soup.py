@@ -485,6 +485,18 @@ def test_without_val_parents_have_equal_shares_and_the_user_is_told(
     assert len(lines) == 1
 
 
+def test_without_val_one_parent_has_the_whole_share_of_its_seed(
+    paths: Paths, colours: Dataset, backbone: Backbone
+) -> None:
+    lines: list[str] = []
+    trainer = Trainer(replace(colours, val=None), backbone, CPU)
+    over_seeds = soup(parents=["lift"], seeds=[0, 1]).soup
+    assert over_seeds is not None
+    ingredients = read_ingredients(paths("lift", "full"))[:1]
+    assert seed_shares(over_seeds, ingredients, trainer, backbone, lines.append) == [1.0]
+    assert lines == []
+
+
 def test_ever_longer_tailed_subsets_are_trained_on_and_the_head_sees_all_photos(
     colours: Dataset,
     backbone: Backbone,
