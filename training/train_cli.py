@@ -282,7 +282,7 @@ def train_auto(
         load_recipe(recipe.name, changes_for(recipe, values, unchanged)) for recipe in unchanged
     ]
     if Processes(None).size > 1:
-        # Models are averaged in one process.
+        note("The soup is left out: models are averaged in one process")
         recipes = [recipe for recipe in recipes if recipe.soup is None]
     stem = checkpoint_stem(recipes[0].model_copy(update={"name": AUTO}), backbone)
     path = out or Path("runs") / dataset.folder / f"{stem}.safetensors"
