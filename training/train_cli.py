@@ -252,7 +252,7 @@ def train(
         f"{len(dataset.train):,} photos of {len(dataset.classes)} classes"
         + (f", loss {run.losses[-1]:.3f}" if run.losses else "")
         + (f"; {guessed[-1]} in the last epoch" if guessed else "")
-        + (f"; answers with tau = {tau:g}, chosen on val/" if tau is not None else "")
+        + (f"; answers with tau = {tau:g}, trained with 1" if tau is not None else "")
     )
 
 

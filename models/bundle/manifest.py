@@ -85,7 +85,7 @@ class Method(SchemaModel):
         "uniform", description="the prior that the logits carry and that other priors replace"
     )
     tau: float | None = Field(
-        None, ge=0, description="chosen on val/ after training with 1; the priors hold the shift"
+        None, ge=0, description="chosen after training with 1; the priors hold the shift"
     )
 
 

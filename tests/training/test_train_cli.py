@@ -263,9 +263,9 @@ def test_cues_and_the_choice_of_tau_are_told_and_recorded(
     assert status == 0, errors
     metadata = read_metadata(tmp_path / "a.safetensors")
     tau = metadata.recipe.chosen_tau
-    assert f"; answers with tau = {tau:g}, chosen on val/" in output
+    assert f"; answers with tau = {tau:g}, trained with 1" in output
     assert f"tau = {tau:g} by val/: mean-class " in errors
-    assert "cues are on: of fewer than 4 classes, chance alone holds too many\n" in errors
+    assert "cues are on: a gate of 0 is always open\n" in errors
     written = yaml.safe_load((tmp_path / "a.safetensors.yaml").read_text("utf-8"))
     assert written["recipe"]["loss"]["chosen"] == tau
     assert written["record"]["cues"]["on"]

@@ -200,7 +200,11 @@ def choose(
         assert found is not None
         recipe = resolve_recipe(backbone, as_chosen(recipe, found), dataset.counts)
         log(f"On all {len(dataset.train)} training photos:")
-        path = checkpoint_of(Trainer(dataset, backbone), Parent(recipe), backbone, out, log)
+        if is_first():
+            path, key = run_path(out, recipe, ".safetensors"), run_key_of(recipe, dataset, backbone)
+            make_room(path, key, replace)
+        trainer = Trainer(dataset, backbone)
+        path = checkpoint_of(trainer, Parent(recipe), backbone, out, log, replace)
     return path, chosen.reason
 
 

@@ -580,9 +580,17 @@ def train_soup(
 
 
 def checkpoint_of(
-    trainer: Trainer, parent: Parent, backbone: Backbone, runs: Path, log: Callable[[str], None]
+    trainer: Trainer,
+    parent: Parent,
+    backbone: Backbone,
+    runs: Path,
+    log: Callable[[str], None],
+    replace: bool = False,
 ) -> Path:
-    """Return the checkpoint of a run in `runs`; it is trained unless it is there."""
+    """Return the checkpoint of a run in `runs`; it is trained unless it is there.
+
+    With `replace`, the parents of a soup may overwrite other checkpoints.
+    """
     recipe, path = parent.recipe, run_path(runs, parent.recipe, ".safetensors")
     key = run_key_of(recipe, trainer.dataset, backbone)
     if (finished := finished_checkpoint(runs, recipe, key, backbone.name)) is not None:
@@ -592,7 +600,7 @@ def checkpoint_of(
     if recipe.soup is None:
         run = trainer.train(recipe, resume_path(path), without=parent.without)
     else:
-        run = train_soup(trainer, recipe, backbone, runs, log=log)
+        run = train_soup(trainer, recipe, backbone, runs, replace, log)
     save(path, run.model, run.metadata, replace=True)
     return path
 

@@ -99,6 +99,8 @@ class CueEvidence(Part):
 
     def __str__(self) -> str:
         state = f"cues are {'on' if self.on else 'off'}"
+        if not self.first and self.on:
+            return f"{state}: a gate of 0 is always open"
         if not self.first:
             return f"{state}: of fewer than {CHANCE} classes, chance alone holds too many"
         return (

@@ -47,7 +47,7 @@ def identity(
     if recipe.epochs:
         tuners = " and ".join(tuner.name for tuner in recipe.tuners) or "the head alone"
         tau = recipe.chosen_tau
-        chosen = "" if tau is None else f" with tau = {tau:g} for the answers, chosen on val/"
+        chosen = "" if tau is None else f" with tau = {tau:g} for the answers, trained with 1"
         method = (
             f"{tuners}, {metadata.trainable_parameters:,} parameters trained, "
             f"loss {recipe.loss.name}{chosen}, seed {recipe.seed}"

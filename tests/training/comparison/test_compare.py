@@ -461,7 +461,8 @@ def test_without_val_photos_are_set_aside_to_choose_on_and_all_are_trained_on_th
 def test_the_taus_that_were_chosen_on_photos_set_aside_stay_when_all_are_trained_on(
     colours: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:
-    bare, fields = replace(colours, val=None), {"loss.tau": "auto"}
+    bare = replace(colours, val=None)
+    fields: dict[str, Any] = {"loss.tau": "auto"}
     recipes = [recipe("head", **fields), recipe("lora", **fields)]
     path, _ = choose(bare, backbone, recipes, tmp_path)
     aside = read_metadata(tmp_path / "held-out" / path.name)
@@ -469,11 +470,25 @@ def test_the_taus_that_were_chosen_on_photos_set_aside_stay_when_all_are_trained
     assert read_metadata(path).recipe.chosen_tau == aside.recipe.chosen_tau
 
 
+def test_without_val_another_runs_checkpoint_is_overwritten_only_on_request(
+    colours: Dataset, backbone: Backbone, tmp_path: Path, trained: list[str]
+) -> None:
+    bare, recipes = replace(colours, val=None), [recipe("head"), recipe("lora")]
+    other = Trainer(colours, backbone).train(recipe("zero-shot"))
+    for name in ("head-0", "lora-0"):
+        save(tmp_path / f"{name}.safetensors", other.model, other.metadata)
+    with pytest.raises(UserError, match=r"0\.safetensors is of another recipe, data or backbone"):
+        choose(bare, backbone, recipes, tmp_path)
+    path, _ = choose(bare, backbone, recipes, tmp_path, replace=True)
+    assert read_metadata(path).recipe.name in ("head", "lora")
+    assert len(trained) == 4, "what was compared is kept"
+
+
 def test_the_parents_of_a_soup_keep_the_taus_that_they_chose(
     colours: Dataset, backbone: Backbone
 ) -> None:
-    parents = {"soup.parents": ["lora", "full", "lift"]}
-    made = recipe("soup", **{"loss.tau": "auto", **parents})
+    fields: dict[str, Any] = {"loss.tau": "auto", "soup.parents": ["lora", "full", "lift"]}
+    made = recipe("soup", **fields)
     assert made.soup is not None
     lora, full, _ = made.soup.parents
     found = Trainer(colours, backbone).train(recipe("zero-shot")).metadata

@@ -1,6 +1,7 @@
 """Soups of real checkpoints of a tiny backbone: made, refused, chosen, exported and served."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.comparison.soup import (
     GRID,
     Ingredient,
+    Parent,
     averaged,
+    checkpoint_of,
     chosen_shares,
     given_shares,
     greedy_mixture,
@@ -441,6 +444,19 @@ def test_a_soup_that_was_killed_continues_and_ends_with_the_same_weights(
     assert names == ["lift", "full", "full"]
     assert np.array_equal(logits(again.model), logits(whole.model))
     assert again.metadata.key == whole.metadata.key
+
+
+def test_a_soup_overwrites_other_parents_only_on_request(
+    halves: tuple[Run, Path], colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    shutil.copy(halves[1] / "lift-0.safetensors", tmp_path / "full-0.safetensors")
+    recipe = resolve_recipe(backbone, soup(share=0.5), colours.counts)
+    trainer, parent = Trainer(colours, backbone, CPU), Parent(recipe)
+    with pytest.raises(UserError, match=r"full-0\.safetensors is of another recipe"):
+        checkpoint_of(trainer, parent, backbone, tmp_path, print)
+    path = checkpoint_of(trainer, parent, backbone, tmp_path, print, replace=True)
+    names = [one.recipe.name for one in read_metadata(path).parents]
+    assert names == ["full", "full-adamw"]
 
 
 @given(st.integers(1, 6), st.integers(0, 10_000))
