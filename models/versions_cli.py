@@ -227,7 +227,7 @@ def challenge(
         typer.Option(
             min=0,
             max=1,
-            help="The same for images that the champion gives to a few-shot class.",
+            help="The same for images whose first or second class, to the champion, is few-shot.",
             show_default="1",
         ),
     ] = None,

@@ -369,10 +369,12 @@ class Settings(BaseSettings):
     feedback_key: SecretStr | None = Field(
         None,
         description="Keys that sign the ids of predictions, separated by commas: the first signs, "
-        "all are known. Every replica needs the same. Unset: labels after a restart are forged.",
+        "all are known. Every replica needs the same. Unset: after a restart, old ids are unknown.",
     )
     feedback_key_file: Path | None = Field(
-        None, description="File with such keys, one per line, after those of feedback_key."
+        None,
+        description="File with keys that sign the ids of predictions, one per line, after those of "
+        "feedback_key.",
     )
     feedback_file: Path | None = Field(
         None,

@@ -93,7 +93,7 @@ class Shadow(SchemaModel):
         1.0,
         ge=0,
         le=1,
-        description="the same for images that the champion gives to a few-shot class",
+        description="the same for images whose first or second class, to the champion, is few-shot",
     )
 
 

@@ -296,7 +296,7 @@ class LabelDesk:
         self.remarks: list[str] = []
         if keys or settings.feedback_file or settings.review_dir:
             if not keys:
-                self.remarks.append("labels after a restart are forged: feedback_key is not set")
+                self.remarks.append("after a restart, old ids are unknown: feedback_key is not set")
             if not settings.feedback_file:
                 self.remarks.append("labels are in memory: feedback_file is not set")
         self._clock = clock

@@ -369,9 +369,9 @@ def best_soup(
     backbone: Backbone,
     log: Callable[[str], None] = print,
 ) -> Run:
-    """Return the average of the checkpoints with the best shares on val/.
+    """Return the average of the checkpoints: even, unless other shares are surely better on val/.
 
-    It has a new head if that has the better mean-class accuracy on val/. Raises `UserError` if the
+    It has a new head if that is surely better on val/. Raises `UserError` if the
     checkpoints have no average, or without val/.
     """
     ingredients = read_ingredients(paths, backbone.name)

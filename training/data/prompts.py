@@ -7,7 +7,7 @@ from typing import Any, Final
 import ftfy
 import regex
 
-# The template that recipes use unless they name another one.
+# The template in which names are compared; that of recipes has an article that fits the name.
 TEMPLATE: Final = "a photo of a {}."
 # The tokens that CLIP's text tower reads of a prompt, with one for its start and one for its end.
 CONTEXT: Final = 77
