@@ -199,7 +199,6 @@ def train(
 
     keep_freed_memory()
     logs = requested_logs(log or [])
-    require_installed(logs)
     seeded = {} if seed is None else {"seed": seed}
     values = recipe_changes(changes, epochs, steps, batch, lr, effort) | seeded
     if recipe == AUTO:
@@ -211,9 +210,10 @@ def train(
         train_auto(photos, values, backbone, out, replace, aim or "mean-class")
         return
     chosen = load_recipe(recipe, values)
+    if chosen.soup is not None and logs:
+        raise UserError(f"--recipe {recipe} makes a soup, which has no curves: leave --log out")
+    require_installed(logs)
     if chosen.soup is not None:
-        if logs:
-            raise UserError(f"--recipe {recipe} makes a soup, which has no curves: leave --log out")
         chosen = load_recipe(recipe, values | soup_changes(seeds, aim))
     elif seeds or aim:
         raise UserError(

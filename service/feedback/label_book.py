@@ -187,7 +187,7 @@ class LabelBook:
             labels += one.photos
             label = None if one.label is None else canonical(one.label)
             won, lost = (canonical(name) == label for name in (one.theirs, one.ours))
-            if label is not None and won != lost:
+            if label in groups and won != lost:
                 rows[groups[label]].append((one.stake, won * one.photos, lost * one.photos))
         return judge_duel({group: Tally.of_stakes(rows[group]) for group in GROUPS}, labels)
 

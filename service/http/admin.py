@@ -209,10 +209,7 @@ async def versions(response: Response, follower: Follower) -> VersionsReport:
     except UserError as error:
         raise problem_of(error) from error
     response.headers["ETag"] = f'"{roles.etag}"'
-    reports = [
-        await asyncio.to_thread(report, follower, roles, number)
-        for number in follower.store.numbers
-    ]
+    reports = [await report(follower, roles, number) for number in follower.store.numbers]
     return VersionsReport(
         served=follower.champion,
         pending=follower.pending,
@@ -233,7 +230,7 @@ async def one_version(number: int, response: Response, follower: Follower) -> Ve
     except UserError as error:
         raise NoSuchVersionError(str(error)) from error
     response.headers["ETag"] = f'"{roles.etag}"'
-    return await asyncio.to_thread(report, follower, roles, number)
+    return await report(follower, roles, number)
 
 
 @router.put(
@@ -377,12 +374,11 @@ def tally_report(tally: Tally) -> TallyReport:
 async def reset_live_prior(request: Request) -> LivePriorReport:
     """Let the champion's live prior begin anew, from equally frequent classes."""
     engine: Engine = request.app.state.engine
-    live = engine.bundle.monitoring.monitor.live
+    live = engine.bundle.monitoring.reset_live_prior()
     if live is None:
         raise MalformedError("the service has no live prior: start it with the setting live_prior")
     logger.warning("the live prior begins anew, as %s asks", who(request))
-    live.reset()
-    return LivePriorReport.of(live.current)
+    return LivePriorReport.of(live)
 
 
 def share_report(share: WeightedShare) -> ShareReport:
@@ -407,11 +403,11 @@ async def accepted(
     above = request.app.state.engine.settings.root_path or ""
     response.headers["Location"] = f"{above}/admin/versions/{number}"
     roles = await asyncio.to_thread(follower.store.roles)
-    return await asyncio.to_thread(report, follower, roles, number)
+    return await report(follower, roles, number)
 
 
-def report(follower: RoleFollower, roles: Roles, number: int) -> VersionReport:
-    """Return what is known of a version; it is read from the disk."""
+async def report(follower: RoleFollower, roles: Roles, number: int) -> VersionReport:
+    """Return what is known of a version; a thread reads it from the disk."""
     known = VersionReport(
         number=number,
         role=roles.role_of(number),
@@ -423,7 +419,7 @@ def report(follower: RoleFollower, roles: Roles, number: int) -> VersionReport:
         known.resident_bytes = version.resident_bytes
         known.load_seconds = version.load_seconds
     try:
-        stored = follower.store.version(number)
+        stored = await asyncio.to_thread(follower.store.version, number)
     except UserError as error:
         known.reason = known.reason or str(error)
         return known

@@ -268,8 +268,8 @@ class Engine:
             self.gap = f"version {number} is loaded in place of version {old.number}"
             self._gap_end = monotonic() + (old.load_seconds or 0)
             self.retire(old)
-            await asyncio.shield(self.draining[old])
             try:
+                await asyncio.shield(self.draining[old])
                 await version.open()
             except Exception:
                 await self._reopen(old)

@@ -22,7 +22,7 @@ from taillift.service.settings import Settings
 from taillift.service.tail.confusion import Pair, read_confusions
 from taillift.service.tail.distributions import Indices
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
-from taillift.service.tail.prevalence import LiveRules
+from taillift.service.tail.prevalence import LiveRules, LiveShares
 from taillift.service.tail.reference import Source
 from taillift.service.tail.snapshot import Array, restore, to_arrays
 from taillift.service.tail.state import ClassState, TailState, class_state, tail_state
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # A process that is killed loses the statistics since its last save.
 SAVE_SECONDS: Final = 5.0
+# In place of a number of predictions: what is in memory is to be saved in any case.
+UNSAVED: Final = -1
 
 
 class Monitoring:
@@ -109,6 +111,15 @@ class Monitoring:
     def class_state(self, index: int) -> ClassState:
         """Return the current state of the class with this index."""
         return class_state(self.monitor, index)
+
+    def reset_live_prior(self) -> LiveShares | None:
+        """Let the live prior begin anew, also after a restart; return it, None if there is none."""
+        if (live := self.monitor.live) is None:
+            return None
+        self.monitor.refresh()  # What came before does not count for it.
+        live.reset()
+        self.saved_predictions = UNSAVED
+        return live.current
 
 
 class TailRecords:
@@ -192,10 +203,12 @@ class TailRecords:
         monitor.refresh()
         if monitor.predictions == monitoring.saved_predictions and not gone:
             return True
-        predictions, arrays = monitor.predictions, to_arrays(monitor)
+        # Before the thread saves: what changes meanwhile is for the next time.
+        monitoring.saved_predictions, arrays = monitor.predictions, to_arrays(monitor)
         try:
             await asyncio.to_thread(store.save, monitoring.manifest.version, arrays)
         except UserError as error:
+            monitoring.saved_predictions = UNSAVED
             self._metrics.tail_save_failures.inc()
             if not self._save_fails:
                 logger.error("the tail's statistics are not saved: %s", error)
@@ -204,7 +217,6 @@ class TailRecords:
         if self._save_fails:
             logger.warning("the tail's statistics are saved again")
         self._save_fails = False
-        monitoring.saved_predictions = predictions
         return True
 
 

@@ -126,7 +126,7 @@ class Reviewer:
         self._write_fails = False
         self._per_day = settings.review_per_day
         self._allowed, self._allowed_at = DIFFERENCES * self._per_day, clock()
-        # Photos that a challenger sees and that were not drawn, by the ids of their answers.
+        # Photos that a challenger sees, drawn or not, by the ids of their answers.
         self._recent: dict[str, AnsweredPhoto] = {}
         self._recent_bytes = 0
         # Labels that are not given yet, and the task that gives them.
@@ -148,7 +148,7 @@ class Reviewer:
             return None
         if probability:
             self.keep(key, probability, photo, "tail" if self._mass(photo) > BASE else "random")
-        elif photo.is_copied:
+        if photo.is_copied:
             self._recent[key] = photo
             self._recent_bytes += len(photo.data)
             while self._recent_bytes > RECENT_BYTES:
@@ -167,17 +167,19 @@ class Reviewer:
         `probability` is that with which the challenger was given a copy. As long as there is room
         for such photos, each of them is chosen: one that was not drawn is kept now. Its id says
         that it was not drawn, since it was sent before, so its label counts for no estimate.
-        Without room, one that was drawn does not count for the verdict either: whether a photo does
-        would depend on the chance of the draw.
+        Without room, or if the challenger answers too late, one that was drawn does not count for
+        the verdict either: whether a photo does would depend on the chance of the draw.
         """
         photo, now = self._forget_recent(key), self._clock()
         share = DIFFERENCES * self._per_day
-        self._allowed = min(share, self._allowed + share * max(0.0, now - self._allowed_at) / DAY)
-        self._allowed_at = now
-        if self._allowed < 1:
+        allowed = self._allowed + share * max(0.0, now - self._allowed_at) / DAY
+        self._allowed, self._allowed_at = min(max(1.0, share), allowed), now
+        if photo is None or self._allowed < 1:
             return False
-        if photo is None or not self._is_eligible(photo):
-            return key in self.sampler.kept
+        if key in self.sampler.kept:
+            return True
+        if not self._is_eligible(photo):
+            return False
         self._allowed -= 1
         self.sampler.note_kept()
         self.keep(key, probability, photo, "differs")

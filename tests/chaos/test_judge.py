@@ -31,9 +31,10 @@ def photos(classifier: Classifier) -> Photos:
 
 
 @pytest.fixture(scope="module")
-def port(bundle: Path) -> Iterator[int]:
+def port(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     limits = {"max_images": MAX_IMAGES, "max_body_bytes": MAX_BODY_BYTES}
-    with running(bundle, body_seconds=BODY_SECONDS, **limits) as client:
+    queue = tmp_path_factory.mktemp("review")
+    with running(bundle, body_seconds=BODY_SECONDS, review_dir=queue, **limits) as client:
         assert client.base_url.port is not None
         yield client.base_url.port
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from taillift.models.errors import UserError
-from taillift.service.feedback.label_book import LabelBook, LabelDesk, LabelRequest, signing_keys
+from taillift.service.feedback.label_book import (
+    LabelBook,
+    LabelDesk,
+    LabelRequest,
+    Pairing,
+    ShadowDifference,
+    signing_keys,
+)
 from taillift.service.feedback.label_store import ClassList, LabelStore
 from taillift.service.feedback.live_accuracy import LiveReport
 from taillift.service.feedback.prediction_id import DAY_SECONDS, PredictionId, Signer
@@ -61,6 +68,18 @@ def test_another_bundle_under_the_number_of_a_version_is_told(
     assert caplog.text == ""
     desk.book.know(1, SECOND)
     assert "version 1, which was the bundle 1111, now count for the bundle 2222" in caplog.text
+
+
+def test_a_difference_in_a_class_that_the_number_no_longer_has_decides_nothing(desk: Desk) -> None:
+    desk.book.know(1, ClassList("0000", ("gone", "blue"), ("many", "few")))
+    pairing, keys = Pairing(1, 2), (desk.id(1), desk.id(1, 1))
+    for key in keys:
+        difference = ShadowDifference(key, pairing, "gone", "blue", 1.0, 1.0)
+        desk.book.note([(difference, True)])
+    assert desk.take((keys[0], "gone"), (keys[1], "blue")) == ["accepted", "accepted"]
+    desk.book.know(1, FIRST)
+    duel = desk.book.duel(pairing)
+    assert (duel.overall.wins, duel.overall.losses, duel.labels) == (1, 0, 2)
 
 
 def test_a_label_counts_for_the_version_of_its_id(desk: Desk) -> None:

@@ -91,6 +91,7 @@ def test_a_key_is_needed_and_is_not_one_for_images(admin: httpx.Client) -> None:
         "/admin/roles/challenger",
         "/admin/challenger",
         "/admin/rollback",
+        "/admin/live-prior/reset",
     }
 
 

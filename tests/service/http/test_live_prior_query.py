@@ -186,11 +186,14 @@ def test_it_outlives_a_restart_and_is_reset_by_an_admin(known: Path, tmp_path: P
         assert before["shares"]["few"] > 0.6
     with serving(Engine(settings)) as client:
         until(lambda: client.get("/readyz").status_code == 200)
-        assert ask(client, prior="live")["live_prior"] == before
+        assert client.get("/model").json()["live_prior"] == before
         headers = {"Authorization": f"Bearer {KEY}"}
         assert client.post("/admin/live-prior/reset").status_code == 401
         answer = client.post("/admin/live-prior/reset", headers=headers)
         assert (answer.status_code, answer.json()["as_of"]) == (200, None)
+    with serving(Engine(settings)) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert client.get("/model").json()["live_prior"]["as_of"] is None
         assert ask(client, prior="live")["live_prior"]["shares"]["few"] == 0.285714
 
 

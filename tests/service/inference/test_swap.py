@@ -409,6 +409,22 @@ def test_if_the_new_version_fails_its_checks_the_old_one_is_loaded_again(
         until(lambda: engine.challenge is not None and engine.challenge.champion is engine.champion)
 
 
+def test_a_champion_that_fails_while_it_is_closed_is_loaded_again(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError("the loop has died")
+
+    with running_store(store, swap="replace") as (client, engine):
+        old = engine.champion
+        monkeypatch.setattr(old, "close", fail)
+        store.promote(2)
+        until(lambda: outcome(client, "refused") == 1)
+        assert client.get("/readyz").status_code == 200
+        assert engine.champion is not old
+        assert served(client) == "1"
+
+
 def test_damage_that_shows_in_the_files_costs_no_gap(store: VersionStore) -> None:
     flip_a_byte(store.path(2))
     with running_store(store, swap="replace") as (client, engine):

@@ -1,5 +1,6 @@
 """The queue of a real service: what is kept and offered, labels, keys, a restart, and bad disks."""
 
+import asyncio
 import io
 import os
 import random
@@ -11,14 +12,17 @@ from threading import Event
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry
 
 from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.service.feedback.prediction_id import PredictionId, Signer
 from taillift.service.inference.engine import Engine
 from taillift.service.review import review_sampler, reviewer
 from taillift.service.review.review_folder import QueuedPhoto, ReviewEntry, ReviewFolder
+from taillift.service.review.reviewer import AnsweredPhoto, Reviewer
 from taillift.service.settings import read_settings
 from tests.support.palette import (
     CLASSES,
@@ -402,6 +406,51 @@ def test_without_room_a_drawn_photo_counts_for_no_verdict_either(
             classify(client, new_photo(CLASSES[label][0]))
             until(lambda: len(chosen) == count)  # noqa: B023
         assert list(chosen.values()) == [True, False]
+
+
+def copied(label: str, feature: int) -> AnsweredPhoto:
+    """Return a photo that was answered with this class, and of which a challenger sees a copy."""
+    shares = np.eye(len(CLASSES))[list(CLASSES).index(label)]
+    data, features = new_photo(CLASSES[label][0]), np.eye(4, dtype=np.float32)[feature]
+    manifest = palette_manifest("", {})
+    return AnsweredPhoto(data, feature, manifest, 1, shares, shares, features, is_copied=True)
+
+
+def test_a_challenger_that_answers_too_late_leaves_out_drawn_photos_as_well(
+    queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the drawn ones alone would decide, which are those with rare answers."""
+    monkeypatch.setattr(reviewer, "RECENT_BYTES", 0)
+
+    async def choose() -> list[bool]:
+        settings = read_settings(bundle=queue, review_dir=queue, **MANY)
+        work = Reviewer(settings, CollectorRegistry(), random=random.Random(0))
+        for key, label in (("drawn-one", "white"), ("other-one", "red")):
+            work.offer(copied(label, len(label) % 4), lambda _: key)  # noqa: B023
+        assert list(work.sampler.kept) == ["drawn-one"]
+        chosen = [work.choose_difference(key, 1.0) for key in ("drawn-one", "other-one")]
+        await work.close()
+        return chosen
+
+    assert asyncio.run(choose()) == [False, False]
+
+
+def test_half_of_the_smallest_budget_is_room_for_a_difference_after_a_day(queue: Path) -> None:
+    now = 1_800_000_000.0
+
+    async def choose() -> list[bool]:
+        nonlocal now
+        settings = read_settings(bundle=queue, review_dir=queue, review_per_day=1)
+        work = Reviewer(settings, CollectorRegistry(), lambda: now, random.Random(0))
+        chosen = []
+        for day in range(2):
+            work.offer(copied("red", day), lambda _: f"photo-of-day-{day}")  # noqa: B023
+            chosen.append(work.choose_difference(f"photo-of-day-{day}", 1.0))
+            now += review_sampler.DAY
+        await work.close()
+        return chosen
+
+    assert asyncio.run(choose()) == [False, True]
 
 
 OPENED: list[str] = []
