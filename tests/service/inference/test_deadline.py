@@ -53,7 +53,7 @@ def test_what_is_on_the_device_at_its_deadline_is_answered_408(bundle: Path) -> 
 def test_one_late_image_ends_its_request_and_no_other(bundle: Path) -> None:
     with running(bundle, batch_views=5) as client, ThreadPoolExecutor(1) as pool:
         files = form(("a", photo((255, 0, 0))), ("b", photo(SLOW)), ("c", photo((255, 0, 0))))
-        request = pool.submit(client.post, "/classify", files=files, headers=within(0.2))
+        request = pool.submit(client.post, "/classify", files=files, headers=within(0.35))
         until(lambda: sample(client, "taillift_stage_seconds_count", stage="queue") >= 2)
         other = client.post("/classify", content=photo((0, 0, 255)))
         assert request.result().status_code == 408

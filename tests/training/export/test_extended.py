@@ -100,7 +100,7 @@ def test_a_chosen_tau_is_answered_with_by_the_bundle_and_by_what_is_made_of_it(
     assert evaluation.full.overall == pytest.approx(right)
     assert np.allclose(run.answers(raw).mean(1), moved, atol=1e-4)
     page = (tmp_path / "bundle/report/report.html").read_text("utf-8")
-    assert "with tau = 1.75 for the answers, chosen on val/" in page
+    assert "with tau = 1.75 for the answers, trained with 1" in page
     assert "a loss with &tau; = 1.75 + tail" in page
 
     photos = write_colours(tmp_path / "new", {"orange": 8})
