@@ -242,19 +242,22 @@ def chosen_shares(
             f"{trainer.dataset.name} has no val/ to choose the share on: add val/, or pass "
             "--share 0.5"
         )
-    shares = [1.0] + [0.0] * (len(ingredients) - 1)
+    shares = (1.0, *[0.0] * (len(ingredients) - 1))
+    found: dict[tuple[float, ...], OnVal] = {}
     for number in range(1, len(ingredients)):
-        even, tried = 1 / (number + 1), dict[float, tuple[OnVal, list[float]]]()
+        even, tried = 1 / (number + 1), dict[float, tuple[float, ...]]()
         for share in sorted({*GRID, even}):
             mixed = [(1 - share) * each for each in shares]
             mixed[number] = share
-            found = on_val(averaged(ingredients, mixed, backbone), trainer)
-            log(f"shares {in_words(mixed)}: {accuracy_in_words(found.scores)}")
-            tried[share] = found, mixed
-        best = max(tried, key=lambda share: accuracy(tried[share][0].scores, aim))
-        surely = is_surely_better(tried[best][0], tried[even][0], trainer.dataset, aim)
-        shares = tried[best if surely else even][1]
-    return shares
+            tried[share] = tuple(mixed)
+            # A share of 0 leaves what the turn before has found.
+            if tried[share] not in found:
+                found[tried[share]] = on_val(averaged(ingredients, mixed, backbone), trainer)
+                log(f"shares {in_words(mixed)}: {accuracy_in_words(found[tried[share]].scores)}")
+        best = max(tried, key=lambda share: accuracy(found[tried[share]].scores, aim))
+        surely = is_surely_better(found[tried[best]], found[tried[even]], trainer.dataset, aim)
+        shares = tried[best if surely else even]
+    return list(shares)
 
 
 @dataclass(frozen=True)
@@ -612,7 +615,7 @@ def seed_shares(
     backbone: Backbone,
     log: Callable[[str], None],
 ) -> list[float]:
-    """Return the shares of the parents with one seed: those given, or the best on val/.
+    """Return the shares of the parents with one seed: those given, else those of `chosen_shares`.
 
     Without val/, parents have equal shares.
     """

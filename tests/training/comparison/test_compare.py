@@ -77,20 +77,6 @@ def rows(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names and seeds of the recipes that are trained, in order."""
-    names: list[str] = []
-    plain = Trainer.train
-
-    def counted(self: Trainer, recipe: Recipe, *rest: Any, **more: Any) -> Any:
-        names.append(f"{recipe.name}-{recipe.seed}")
-        return plain(self, recipe, *rest, **more)
-
-    monkeypatch.setattr(Trainer, "train", counted)
-    return names
-
-
 def test_every_run_leaves_its_checkpoint_its_outcome_and_its_rows(
     colours: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:

@@ -104,20 +104,6 @@ def soup(**changes: Any) -> Recipe:
     return load_recipe("soup", {**SMALL, **fields})
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names and seeds of the recipes that are trained, in order."""
-    names: list[str] = []
-    plain = Trainer.train
-
-    def counted(self: Trainer, recipe: Recipe, *rest: Any, **more: Any) -> Run:
-        names.append(f"{recipe.name}-{recipe.seed}")
-        return plain(self, recipe, *rest, **more)
-
-    monkeypatch.setattr(Trainer, "train", counted)
-    return names
-
-
 def made(
     recipe: Recipe, dataset: Dataset, backbone: Backbone, folder: Path
 ) -> tuple[Run, list[str]]:
