@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 from pydantic import TypeAdapter
 
@@ -15,6 +16,7 @@ from taillift.training.data.dataset import load_dataset
 from taillift.training.data.pool import own_pool, with_unlabelled
 from taillift.training.fit import resume
 from taillift.training.fit.checkpoint import save
+from taillift.training.fit.optimisation import OptimisationState
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Trainer
@@ -60,6 +62,24 @@ def run_saving_often(backbone: str, data: str, recipes: Sequence[Recipe], out: P
     """Do the same as `run`, and save the state of the run after every step."""
     with patch.object(resume, "SAVE_EVERY", 0.0):
         run(backbone, data, recipes, out)
+
+
+def interrupt(
+    trainer: Trainer, recipe: Recipe, state: Path, after: int, curves: Path | None = None
+) -> None:
+    """Interrupt a training after so many steps; it writes its resume file after each."""
+    real = OptimisationState.update
+
+    def update(self: OptimisationState, step: int, factor: float) -> dict[str, float]:
+        if step == after:
+            raise KeyboardInterrupt
+        return real(self, step, factor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
+        patch.setattr(OptimisationState, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(recipe, state, curves)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from taillift.training.fit.optimisation import OptimisationState
 from taillift.training.recipe.losses import Cues, LogitAdjusted
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
+from tests.support.trainings import interrupt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = 3 * 4
@@ -53,28 +54,6 @@ def whole(trainer: Trainer) -> Run:
     return trainer.train(RECIPE)
 
 
-def interrupt(
-    trainer: Trainer,
-    state: Path,
-    after: int,
-    curves: Path | None = None,
-    recipe: Recipe = RECIPE,
-) -> None:
-    """Interrupt a training after so many steps; it writes its resume file after each."""
-    real = OptimisationState.update
-
-    def update(self: OptimisationState, step: int, factor: float) -> dict[str, float]:
-        if step == after:
-            raise KeyboardInterrupt
-        return real(self, step, factor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
-        patch.setattr(OptimisationState, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(recipe, state, curves)
-
-
 def weights(run: Run) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in run.model.trained().values()])
 
@@ -85,7 +64,7 @@ def test_exact_steps_end_within_an_epoch_and_continue_to_the_same_weights(
     """56 photos in batches of 15 are four steps an epoch."""
     exact = RECIPE.model_copy(update={"steps": 6, "bounded": False})
     whole, state = trainer.train(exact), tmp_path / "exact.resume"
-    interrupt(trainer, state, 5, recipe=exact)
+    interrupt(trainer, exact, state, 5)
     continued = trainer.train(exact, state)
     assert torch.equal(weights(continued), weights(whole))
     assert continued.losses == whole.losses
@@ -101,7 +80,7 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_weights(
     trainer: Trainer, whole: Run, tmp_path: Path, after: int
 ) -> None:
     state = tmp_path / f"{after}.resume"
-    interrupt(trainer, state, after)
+    interrupt(trainer, RECIPE, state, after)
     continued = trainer.train(RECIPE, state)
     assert torch.equal(weights(continued), weights(whole))
     assert continued.losses == whole.losses
@@ -118,7 +97,7 @@ def test_a_finished_run_whose_checkpoint_was_lost_is_not_repeated(
 
 def test_another_runs_resume_file_is_refused_and_stays(trainer: Trainer, tmp_path: Path) -> None:
     state = tmp_path / "run.resume"
-    interrupt(trainer, state, 2)
+    interrupt(trainer, RECIPE, state, 2)
     before = state.read_bytes()
     other = RECIPE.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match=r"run\.resume was left by an interrupted run with another"):
@@ -129,7 +108,7 @@ def test_another_runs_resume_file_is_refused_and_stays(trainer: Trainer, tmp_pat
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_truncated_resume_file_is_refused(trainer: Trainer, tmp_path: Path, share: float) -> None:
     state = tmp_path / "run.resume"
-    interrupt(trainer, state, 2)
+    interrupt(trainer, RECIPE, state, 2)
     data = state.read_bytes()
     state.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=r"cannot be read: remove it"):
@@ -160,7 +139,7 @@ def test_the_curves_hold_every_step_and_the_accuracy_at_the_end(
 def test_the_curves_of_a_continued_run_have_every_step_once(
     trainer: Trainer, tmp_path: Path
 ) -> None:
-    interrupt(trainer, tmp_path / "run.resume", 5, tmp_path)
+    interrupt(trainer, RECIPE, tmp_path / "run.resume", 5, tmp_path)
     trainer.train(RECIPE, tmp_path / "run.resume", tmp_path)
     assert [step for step, _ in read_curves(tmp_path)["loss/step"]] == list(range(STEPS))
 
@@ -211,7 +190,7 @@ def test_tau_is_chosen_on_val_after_a_training_with_tau_1(
     trainer: Trainer, whole: Run, colours: Dataset, tmp_path: Path
 ) -> None:
     recipe = RECIPE.model_copy(update={"loss": LogitAdjusted(tau="auto")})
-    interrupt(trainer, tmp_path / "auto.resume", 5, recipe=recipe)
+    interrupt(trainer, recipe, tmp_path / "auto.resume", 5)
     run = trainer.train(recipe, tmp_path / "auto.resume")
     assert torch.equal(weights(run), weights(whole))
     # Every tau by itself, on the mean of the five views.

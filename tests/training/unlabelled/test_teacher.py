@@ -21,7 +21,6 @@ from taillift.training.fit.build import build_model
 from taillift.training.fit.checkpoint import read_metadata, restore, save
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import Photos
-from taillift.training.fit.optimisation import OptimisationState
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
 from taillift.training.unlabelled.acceptance import channel_masks, guess_sums
@@ -34,6 +33,7 @@ from taillift.training.unlabelled.teacher import (
 )
 from tests.support import trainings
 from tests.support.tiny import COLOURS, write_photo, write_photos
+from tests.support.trainings import interrupt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -96,22 +96,6 @@ def same(first: Run, second: Run) -> bool:
     return left.keys() == right.keys() and all(
         torch.equal(left[name], right[name]) for name in left
     )
-
-
-def interrupt(trainer: Trainer, recipe: Recipe, state: Path, step: int) -> None:
-    """Train up to a step, and leave the state of the run behind."""
-    real = OptimisationState.update
-
-    def update(self: OptimisationState, number: int, factor: float) -> dict[str, float]:
-        if number == step:
-            raise KeyboardInterrupt
-        return real(self, number, factor)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("taillift.training.fit.resume.SAVE_EVERY", 0.0)
-        patch.setattr(OptimisationState, "update", update)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train(recipe, state)
 
 
 @pytest.fixture
@@ -277,7 +261,7 @@ def test_a_method_is_on_record_and_a_run_that_is_interrupted_ends_with_the_same_
     assert whole.metadata.prior_counts > tuple(map(float, whole.metadata.counts))
 
     state = tmp_path / "run.resume"
-    interrupt(trainer, recipe, state, step=5)
+    interrupt(trainer, recipe, state, 5)
     continued = trainer.train(recipe, state)
     assert same(continued, whole)
     assert continued.losses == whole.losses
@@ -357,7 +341,7 @@ def test_every_method_trains_a_channel_ensemble_that_becomes_one_head(
         lengths = (row[:, None] * masks).norm(dim=2)
         assert torch.allclose(lengths, torch.full_like(lengths, 0.5), atol=1e-5)
     state = tmp_path / "run.resume"
-    interrupt(trainer, recipe, state, step=2)
+    interrupt(trainer, recipe, state, 2)
     continued = trainer.train(recipe, state)
     assert same(continued, whole)
     assert continued.metadata.record.pseudo_labels == epochs
