@@ -351,7 +351,7 @@ def merge(
         what = "--head trains" if head else "--share auto chooses"
         raise UserError(f"{what} on photos: name those of the checkpoints with --data")
     ingredients = soup.read_ingredients(checkpoints, backbone)
-    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
         soup.require_own_photos(ingredients, dataset)
