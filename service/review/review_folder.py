@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from taillift.models.bundle.arrays import Floats
 from taillift.models.bundle.atomic import atomic_file, atomic_folder
 from taillift.models.bundle.schema import Group, SixDigits
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, first_lines
 from taillift.service.feedback.even_clock import JUMP, EvenClock, steady_seconds
 from taillift.service.review.photo_metadata import Kind
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 ENTRY, LABEL, CLOCK = "entry.json", "label.json", "even-clock.json"
 # Ends the name of a file with the labels of a version's classes.
 CLASSES: Final = ".classes.json"
+LABELS: Final = TypeAdapter(list[str])
 ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # Names of what is being written or removed, and of everything that is written in it.
 UNFINISHED: Final = re.compile(rf"\.{ID.pattern}\..+")
@@ -156,10 +157,21 @@ class ReviewFolder:
         return [photo for photo in self.photos() if photo.given is None]
 
     def classes(self) -> list[str]:
-        """Return the classes of all versions that photos came from, the latest version's first."""
+        """Return the classes of all versions that photos came from, the latest version's first.
+
+        Raises `UserError` if a list of them cannot be read.
+        """
         files = sorted(self.path.glob(f"*{CLASSES}"), key=lambda path: -path.stat().st_mtime)
-        lists = [json.loads(path.read_text("utf-8")) for path in files]
-        return list(dict.fromkeys(label for labels in lists for label in labels))
+        found: dict[str, None] = {}
+        for path in files:
+            try:
+                found |= dict.fromkeys(LABELS.validate_json(path.read_bytes()))
+            except (OSError, ValidationError) as error:
+                reason = first_lines(error)
+                raise UserError(
+                    f"{path} is not a list of classes ({reason}): move it away"
+                ) from error
+        return [*found]
 
     def find(self, key: str) -> QueuedPhoto | None:
         """Return the photo with this id, None if there is none."""
