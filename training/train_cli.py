@@ -521,8 +521,8 @@ def compare(
         bool,
         typer.Option(
             "--soup",
-            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
-            "val/.",
+            help="For each seed, also average the recipes that tune the tower, with shares and "
+            "head chosen on val/.",
         ),
     ] = False,
     replace: Annotated[
