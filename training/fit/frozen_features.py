@@ -77,6 +77,7 @@ class FrozenStages:
         self._architecture = architecture
         self._forwards: dict[tuple[int, int], Forward] = {}
         self._fingerprints: dict[tuple[int, ...], str] = {}
+        self._announced = False
 
     def forward(self, model: Model, start: int, stage: int, example: Tensor, rows: int) -> Forward:
         """Return the function from rows such as `example`, behind `start` stages, to `stage`.
@@ -92,6 +93,12 @@ class FrozenStages:
             return torch.no_grad()(lambda tokens: blocks(tokens))
         embed = self._compiled(model, 0, embedding, example)
         return torch.no_grad()(lambda pixels: blocks(embed(pixels)))
+
+    def announce_cache(self) -> None:
+        """Tell the user once that features are kept, where, and how to bound that."""
+        if self.cache.folder and not self._announced:
+            note(f"Frozen features are kept in {self.cache}")
+            self._announced = True
 
     def fingerprint(self, model: Model, cuts: Sequence[int], rows: int) -> str:
         """Return a text that changes with all that features depend on besides the photos.
@@ -184,15 +191,17 @@ class FrozenFeatures:
         The first copies of all photos are kept together, the second copies of those that have one,
         and so on: a recipe with more copies shares them with one that has fewer. Collective.
         """
+        self._frozen.announce_cache()
         crops, cached, done = int(self._copies.sum()), 0, 0
         starts = self._copies.cumsum(0) - self._copies
         tokens: Tensor | None = None
-        with steps_bar(self._title, len(cuts) * crops, done) as show:
+        with steps_bar(self._title, crops, done) as show:
 
             def advance(photos: int) -> None:
+                # Each photo is counted for each of the cuts.
                 nonlocal done
                 done += photos
-                show(done, "")
+                show(done // len(cuts), "")
 
             for number in range(int(self._copies.max())):
                 having = (self._copies > number).nonzero().flatten()
@@ -208,8 +217,8 @@ class FrozenFeatures:
                     tokens = tokens.float()
                 tokens[starts[having] + number] = rows.to(tokens.dtype)
         assert tokens is not None
-        if self._frozen.cache.folder and self._photos.split:
-            note(f"{self._title}: {cached:,} of {crops:,} from the cache {self._frozen.cache}")
+        if cached:
+            note(f"{self._title}: {cached:,} of {crops:,} come from the cache")
         return CachedFeatures(tokens, self._copies, self._photos.labels, cuts[-1], self._epochs)
 
     def _epoch(self, photo: int, copy: int) -> int:

@@ -102,7 +102,7 @@ def test_several_that_write_and_read_at_once_see_whole_arrays(cache: Path) -> No
         return found is None or bool((found == FEATURES + turn % 4).all())
 
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(use, range(64)))
+        assert all(pool.map(use, range(24)))
     ArrayCache(3 * FILE).write("e", FEATURES)
     assert used(cache) <= 3 * FILE
 
