@@ -21,9 +21,9 @@ def canonical(name: str) -> str:
     (as macOS does in the names of files). Both look the same, and are the same name. A name with
     more than `MAX_ACCENTS` in a row, which is not a text, stays as it is.
     """
-    if name.isascii():
+    if unicodedata.is_normalized("NFC", name):
         return name
-    runs = groupby(name, lambda letter: unicodedata.combining(letter) > 0)
+    runs = groupby(name, lambda letter: unicodedata.category(letter).startswith("M"))
     longest = max((len(list(run)) for is_accent, run in runs if is_accent), default=0)
     return name if longest > MAX_ACCENTS else unicodedata.normalize("NFC", name)
 

@@ -166,6 +166,7 @@ def test_refusals_have_a_status_and_a_reason(
     assert put(admin, 1).status_code == 409
     assert put(admin, 9).status_code == 404
     assert admin.get("/admin/versions/9").status_code == 404
+    assert "part of the address `number`" in admin.get("/admin/versions/x").json()["detail"]
     for digits in (300, 4_000):
         assert put(admin, 10**digits).status_code == 404
         assert admin.get(f"/admin/versions/{10**digits}").status_code == 404
