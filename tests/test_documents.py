@@ -21,7 +21,7 @@ DOCUMENTS = [
 ]
 # It also names what is gone.
 TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
-ROOMS = ("models", "training", "service", "taillift", "tests", "benchmarks", "scripts")
+ROOMS = ("models", "training", "service", "taillift", "tests", "docker", "benchmarks", "scripts")
 # What the reader makes.
 MADE = {"docker/k8s/overlays/shop", "docker/alertmanager/webhook-url"}
 # Flags of other programs.
