@@ -400,7 +400,7 @@ class Settings(BaseSettings):
         "the rare ones more often. Unset: no photo is kept.",
     )
     review_per_day: int = Field(
-        100, ge=1, description="About so many photos are kept for labelling a day."
+        100, ge=1, description="About how many photos a day are kept for labelling."
     )
     review_days: float = Field(
         30, gt=0, description="Days after which a photo kept for labelling is removed."

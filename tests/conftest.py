@@ -44,6 +44,7 @@ SLOW = frozenset(
         "docker/test_alerts",
         "docker/test_kubernetes",
         "docker/test_monitoring",
+        "docker/test_ray_serve",
         "fuzz/test_fuzz",
         "models/bundle/test_arrays",
         "models/bundle/test_extension",

@@ -95,39 +95,10 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The photos of `whole` at `indices`, counted from 0 in that order."""
+class DerivedInputs:
+    """Inputs that are made of others, `whole`; a subclass says which photos or labels differ."""
 
     whole: Inputs
-    indices: Sequence[int]
-
-    @property
-    def stage(self) -> int:
-        return self.whole.stage
-
-    @property
-    def rows(self) -> int:
-        return self.whole.rows
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels[list(self.indices)]
-
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
-        yield from self.whole.batches(
-            [(self.indices[photo], epoch) for photo, epoch in order], size
-        )
-
-
-@dataclass(frozen=True)
-class CuedInputs:
-    """The photos of `whole`, whose batches have labels [B, 1 + K]: the class and its look-alikes.
-
-    `look_alikes` is int64 [N, K]. The labels of all photos stay [N].
-    """
-
-    whole: Inputs
-    look_alikes: Tensor
 
     @property
     def stage(self) -> int:
@@ -140,6 +111,32 @@ class CuedInputs:
     @property
     def labels(self) -> Tensor:
         return self.whole.labels
+
+
+@dataclass(frozen=True)
+class Subset(DerivedInputs):
+    """The photos of `whole` at `indices`, counted from 0 in that order."""
+
+    indices: Sequence[int]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[list(self.indices)]
+
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
+        yield from self.whole.batches(
+            [(self.indices[photo], epoch) for photo, epoch in order], size
+        )
+
+
+@dataclass(frozen=True)
+class CuedInputs(DerivedInputs):
+    """The photos of `whole`, whose batches have labels [B, 1 + K]: the class and its look-alikes.
+
+    `look_alikes` is int64 [N, K]. The labels of all photos stay [N].
+    """
+
+    look_alikes: Tensor
 
     def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
         parts = zip(chunks(order, size), self.whole.batches(order, size), strict=True)
