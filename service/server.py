@@ -195,7 +195,9 @@ def listen(host: str, port: int) -> socket.socket:
             address[4][:2], family=address[0], backlog=2048, dualstack_ipv6=both
         )
     except OSError as error:
+        # Python repeats the address in brackets.
+        reason, _, _ = str(error.strerror).partition(" (while")
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port, "
+            f"cannot listen on {host} port {port}: {reason}; choose another host or port, "
             "or stop the program that listens there"
         ) from error

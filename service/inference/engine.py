@@ -11,11 +11,11 @@ from time import monotonic, time
 from typing import Final
 
 from taillift.models.bundle.device import Provider
-from taillift.models.bundle.folder import read_manifest
+from taillift.models.bundle.folder import VERSIONS, read_manifest
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import FILES, Precision
-from taillift.models.bundle.version_store import VERSIONS, VersionStore
+from taillift.models.bundle.version_store import VersionStore
 from taillift.models.errors import UserError, first_lines
 from taillift.service.feedback.label_book import LabelDesk, ShadowDifference
 from taillift.service.inference.admission import Admission

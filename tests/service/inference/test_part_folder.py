@@ -250,7 +250,7 @@ def test_a_photo_with_two_names_in_a_shard_has_two_rows(bundle: Path, tmp_path: 
 
 
 def test_the_parts_of_a_run_are_not_its_sources(bundle: Path, tmp_path: Path) -> None:
-    write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0]})
+    write_shard(tmp_path / "s.tar", {"a.jpg": images(1)[0], "._a.jpg": b"\0\x05\x16\x07"})
     for _ in range(2):
         result = classify(bundle, tmp_path, "--recursive", "--out", tmp_path / "x/../out")
         assert result.exit_code == 0, result.exception
