@@ -59,7 +59,7 @@ FOREIGN: Final = (
     (rb"(?i)\s*<(!doctype )?html", "a web page", ""),
     (rb"\0\x05\x16\x07", "the companion of a file on macOS, without its pixels", ""),
     (rb"\x89PNG(\n\x1a|\r\x1a|\r\r\n)", "a PNG whose line ends a copy as text has changed", ""),
-    (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
+    (rb"version https://git-lfs", "a Git LFS pointer: fetch the photo with `git lfs pull`", ""),
 )
 
 # The end marker, and the markers that a length follows. In a scan's data FF is followed by 00 or by

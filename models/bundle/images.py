@@ -99,6 +99,8 @@ def load_pil(
     The image itself does not change. Raises `ImageTooLargeError`, `ImageTooLongError` and
     `BrokenImageError`.
     """
+    if not all(image.size):
+        raise BrokenImageError("the image has no pixels")
     check_size(image.size, max_pixels)
     try:
         copy = image.copy()
