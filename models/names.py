@@ -1,8 +1,10 @@
 """Names of classes, which look the same in two Unicode forms."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Final
 
 from taillift.models.errors import UserError, did_you_mean
@@ -42,6 +44,13 @@ def refuse_two_forms(names: Iterable[str], where: str) -> None:
                 f"{where} has the name {canonical(name)!r} in two Unicode forms, which look the "
                 f"same ({' and '.join(forms)}): write it in one of them"
             )
+
+
+def refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    """Raise `UserError` if a table has a column twice: only the last one would be read."""
+    name, count = Counter(columns).most_common(1)[0] if columns else ("", 0)
+    if count > 1 and name:
+        raise UserError(f"{path} has the column {name!r} twice: remove one")
 
 
 def indices_by_name(names: Sequence[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from taillift.models.errors import UserError
-from taillift.models.names import NONE_OF_THE_CLASSES
+from taillift.models.names import NONE_OF_THE_CLASSES, refuse_twice
 from taillift.models.terminal import say
 from taillift.service.serve_cli import takes_settings
 from taillift.service.settings import read_settings
@@ -152,7 +152,13 @@ def read_labels(path: Path) -> Iterator[tuple[int, "LabelRequest"]]:
             for name in ("id", "label"):
                 if name not in (table.fieldnames or []):
                     raise UserError(f"{path} has no column {name}: it needs id,label")
+            refuse_twice(path, table.fieldnames or [])
             for row in table:
+                if None in row:
+                    raise UserError(
+                        f"{path}, line {table.line_num} has more cells than the first line: put "
+                        "quotes around commas"
+                    )
                 label = row["label"] or ""
                 if not label.strip():
                     continue

@@ -14,7 +14,7 @@ import numpy as np
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.assignment import MOST_CLASSES, MOST_IMAGES, Assignment, assign
 from taillift.models.errors import UserError, did_you_mean
-from taillift.models.names import index_of_name, indices_by_name
+from taillift.models.names import index_of_name, indices_by_name, refuse_twice
 
 # Images of none of the bundle's classes, unless it has a class of this name.
 OTHER: Final = "other"
@@ -85,11 +85,17 @@ class KnownCounts:
         """Read the counts of a file with the columns label,count; raises `UserError`."""
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, strict=True))
+                table = csv.DictReader(file, strict=True)
+                refuse_twice(path, table.fieldnames or [])
+                rows = list(table)
         except (OSError, UnicodeError, csv.Error) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         if not rows or not {"label", "count"} <= set(rows[0]):
             raise UserError(f"{path} needs the columns label,count, and a row for each class")
+        if row := next((row for row in rows if None in row), None):
+            raise UserError(
+                f"{path}: the row of {row['label']!r} has more cells than the first line"
+            )
         try:
             return cls.of(((row["label"] or "", row["count"]) for row in rows), labels)
         except UserError as error:

@@ -24,7 +24,7 @@ from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError, did_you_mean
-from taillift.models.names import index_of_name, indices_by_name
+from taillift.models.names import index_of_name, indices_by_name, refuse_twice
 from taillift.models.terminal import PlainConsole, say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
@@ -122,8 +122,11 @@ def read_predictions(
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, strict=True)
+            refuse_twice(path, rows.fieldnames or [])
             for row in rows:
                 location = f"{path}, line {rows.line_num}"
+                if None in row:  # Cells after the last column; a comma in 0,95 makes one.
+                    raise UserError(f"{location} has more cells than the first line")
                 if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
                     raise UserError(
                         f"{location} is incomplete: run the command that writes the file again"

@@ -122,7 +122,10 @@ def test_what_is_missing_is_one_line(file: Path, tmp_path: Path) -> None:
     wrong.write_text("photo,label\n")
     half = tmp_path / "half.csv"
     half.write_text('id,label,note\nx,red,"a\ny,red,b\n')
+    more = tmp_path / "more.csv"
+    more.write_text("id,label,note\nx,red,dark, not pink\n")
     for arguments, says in (
+        (("import", more, "--feedback-file", file), "line 2 has more cells than the first line"),
         (("import", half, "--feedback-file", file), "it is not a CSV file in UTF-8"),
         (("import", tmp_path / "no.csv", "--feedback-file", file), "no.csv cannot be read"),
         (("import", wrong, "--feedback-file", file), "no column id"),

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
@@ -54,6 +62,16 @@ class Part(BaseModel):
             if field.discriminator and field.default and isinstance(values.get(key), dict)
         }
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def refuse_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false, also called yes and off, for a number: they would be 1 and 0."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and {int, float} & kinds and bool not in kinds:
+            raise ValueError("give a number")
+        return value
 
 
 class HeadConfig(Part):

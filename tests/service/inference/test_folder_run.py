@@ -386,6 +386,8 @@ def test_the_least_certain_assignment_is_printed_first(
         ("label,count\nred\n", "'None' of 'red' is not a number"),
         ("label,count\nred,1\nred,2\n", "'red' appears twice"),
         ("label,count\nred,many\n", "'many' of 'red' is not a number"),
+        ("label,count\nred,1,5\nblack,2\n", "the row of 'red' has more cells than the first line"),
+        ("label,count,count\nred,1,3\n", "has the column 'count' twice: remove one"),
         ('label,count,note\nred,1,"the\nblack,2,\n', "cannot be read: unexpected end of data"),
     ],
 )

@@ -111,6 +111,8 @@ def test_a_past_prediction_names_a_class_in_any_unicode_form(tmp_path: Path) -> 
         ("label,confidence,time\na,1,2345-01-01\n", r"line 2: the time 2345-01-01 is beyond"),
         ("label,confidence\n" + "a" * 140_000, r"cannot be read as CSV: field larger"),
         ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
+        ("label,confidence\na,0,95\n", r"line 2 has more cells than the first line"),
+        ("label,confidence,label\na,1,b\n", r"has the column 'label' twice: remove one"),
         ('label,confidence,note\na,1,"x\nb,1,y\nb,1,z\n', "cannot be read as CSV: unexpected end"),
     ],
 )
