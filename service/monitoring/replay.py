@@ -28,12 +28,11 @@ from taillift.models.names import index_of_name, indices_by_name, refuse_twice
 from taillift.models.terminal import PlainConsole, say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
 from taillift.service.settings import cores
-from taillift.service.tail.dependence import group_digest, image_digest
+from taillift.service.tail.dependence import SETTLED, group_digest, image_digest
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.state import (
     ClassState,
     GroupState,
-    Interval,
     TailState,
     class_state,
     tail_state,
@@ -291,29 +290,34 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _group_table(groups: Iterable[GroupState]) -> Table:
-    table = Table("group")
-    for name in ("classes", "predicted", "expected", "share", "expected", "images", "confidence"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-
-    def text(share: float, interval: Interval) -> str:
-        if math.isnan(share):
-            return ""
-        return f"{share:.1%} ({interval.low:.1%} to {interval.high:.1%})"
-
+    """Return a table with a column for each group, so that it fits 80 characters."""
+    table, cells = Table("group"), []
     for group in groups:
-        table.add_row(
-            group.group,
-            str(group.classes),
-            f"{group.predicted:,}",
-            f"{group.expected:,.1f}",
-            text(group.share, group.interval),
-            text(group.expected_share, group.expected_interval),
-            text(group.prevalence, group.prevalence_interval),
-            "" if group.confidence is None else f"{group.confidence.median:.0%}",
-            group.words,
-        )
+        table.add_column(group.group, justify="right")
+        cells.append(group_cells(group))
+    for row in zip(*cells, strict=True):
+        table.add_row(row[0][0], *(text for _, text in row))
     return table
+
+
+def group_cells(group: GroupState) -> list[tuple[str, str]]:
+    """Return what the table says of a group: each row's name and the cell in it."""
+    shares = (
+        ("predicted share", group.share, group.interval),
+        ("expected share", group.expected_share, group.expected_interval),
+        ("share of images", group.prevalence, group.prevalence_interval),
+    )
+    cells = [
+        ("classes", str(group.classes)),
+        ("predicted", f"{group.predicted:,}"),
+        ("expected", f"{group.expected:,.1f}"),
+    ]
+    for name, share, interval in shares:
+        known = not math.isnan(share)
+        cells.append((name, f"{share:.1%}" if known else ""))
+        cells.append(("  95 %", f"{interval.low:.1%} to {interval.high:.1%}" if known else ""))
+    median = "" if group.confidence is None else f"{group.confidence.median:.0%}"
+    return [*cells, ("median confidence", median), ("verdict", group.words)]
 
 
 def _class_table(report: Report) -> Table:
@@ -338,14 +342,20 @@ def _class_table(report: Report) -> Table:
 def summary_of(report: Report) -> str:
     """Return in sentences what was found, and how soon a loss would be."""
     state, delays = report.state, [delay for delay in report.delays if math.isfinite(delay)]
+    noun = "prediction" if state.predictions == 1 else "predictions"
     text = (
-        f"{state.predictions:,} predictions against the reference {state.reference}: "
+        f"{state.predictions:,} {noun} against the reference {state.reference}: "
         f"silent few-shot classes: {state.silent}; drifting classes: {state.drifting}."
     )
-    if state.design_effect > 1:
+    if state.measured_effect > 1:
         text += (
-            f" The predictions depend on each other: {state.design_effect:.1f} of them count as "
+            f" The predictions depend on each other: {state.measured_effect:.1f} of them count as "
             "one independent prediction."
+        )
+    if state.design_effect > state.measured_effect:
+        text += (
+            f" How much predictions depend on each other shows only after {SETTLED:,} of them; "
+            "until then each counts for less."
         )
     if delays:
         text += (

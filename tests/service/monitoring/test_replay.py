@@ -43,8 +43,8 @@ def predictions(count: int, lost: int | None = None) -> list[PastPrediction]:
     return [PastPrediction(label, 0.8, None) for label in drawn.tolist()]
 
 
-def printed(items: list[PastPrediction]) -> str:
-    console = Console(width=160, markup=False, emoji=False, highlight=False)
+def printed(items: list[PastPrediction], width: int = 160) -> str:
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         print_report(replay_predictions(profile(), items, UNIFORM), console)
     return captured.get()
@@ -68,6 +68,15 @@ def test_the_report_lists_the_lost_class() -> None:
 def test_expected_predictions_and_no_predictions_make_a_report() -> None:
     assert "silent few-shot classes: 0; drifting classes: 0." in printed(predictions(1_000))
     assert "0 predictions against the reference uniform" in printed([])
+
+
+def test_the_groups_fit_80_columns_and_few_predictions_are_not_called_dependent() -> None:
+    text = printed(predictions(1), width=80)
+    assert "…" not in text
+    words = " ".join(text.split())
+    assert "1 prediction against the reference uniform" in words
+    assert "shows only after 1,500 of them" in words
+    assert "The predictions depend on each other" not in words
 
 
 def test_times_move_the_window() -> None:
