@@ -29,7 +29,7 @@ from benchmarks.photos import SAMPLE
 from benchmarks.tables import RESULTS, markdown, write_result
 from taillift.models.bundle.arrays import Doubles, Floats, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
-from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
+from taillift.models.bundle.head_training import extended_head, new_rows, train_head
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.fit.build import initial_weight, preprocessing_for
@@ -101,22 +101,15 @@ class Task:
         chosen = place[self.labels] >= 0
         return self.features[chosen], place[self.labels[chosen]]
 
-    def extended(
-        self, rows: Floats, old: Sequence[int], new: Sequence[int], seed: int, draws: int = DRAWS
-    ) -> Floats:
+    def extended(self, rows: Floats, old: Sequence[int], new: Sequence[int], seed: int) -> Floats:
         """Return the rows of a head of `old` classes after `new` ones are added behind them.
 
         Of the old classes only statistics are used.
         """
         known = FeatureStatistics.of(*self.photos(old), len(old))
         features, labels = self.photos(new)
-        labels = labels + len(old)
-        classes = len(old) + len(new)
-        added = FeatureStatistics.of(features, labels, classes)
-        joined = known.only([*range(len(old)), *[None] * len(new)]).joined(added)
-        start = np.concatenate([rows, new_rows(rows, known.means, joined.means[len(old) :])])
-        drawn = np.array([draws] * len(old) + [0] * len(new))
-        return train_head(start, SCALE, features, labels, joined, drawn, seed)
+        indices = [*range(len(old)), *[None] * len(new)]
+        return extended_head(rows, SCALE, known, indices, features, labels + len(old), seed)[0]
 
 
 def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
@@ -127,11 +120,14 @@ def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
     before = task.trained(old, seed)
     known = FeatureStatistics.of(*task.photos(old), len(old))
     added = FeatureStatistics.of(*task.photos(new), len(new))
-    appended = new_rows(before, known.means, added.means)
+    appended = np.concatenate([before, new_rows(before, known.means, added.means)])
+    features, labels = task.photos(new)
+    nothing = np.zeros(len(appended), np.int64)
+    only_new = train_head(appended, SCALE, features, labels + len(old), known, nothing, seed)
     rows = {
         "joint": task.trained(everything, seed),
-        "append": np.concatenate([before, appended])[order],
-        "new photos only": task.extended(before, old, new, seed, draws=0)[order],
+        "append": appended[order],
+        "new photos only": only_new[order],
         "extend": task.extended(before, old, new, seed)[order],
     }
     return {name: task.accuracies(rows[name]) for name in METHODS}

@@ -1,7 +1,7 @@
 """Training of a cosine head in numpy, on features of photos and on draws from statistics."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,30 @@ ANCHOR: Final = 0.3
 AVERAGE: Final = 0.99
 # Of AdamW (Kingma and Ba 2015, section 2).
 MOMENTUM, SECOND, EPSILON = 0.9, 0.999, 1e-8
+
+
+def extended_head(
+    rows: Floats,
+    scale: float,
+    known: FeatureStatistics,
+    indices: Sequence[int | None],
+    features: Floats,
+    labels: Labels,
+    seed: int,
+) -> tuple[Floats, FeatureStatistics]:
+    """Return the unit rows [C, D] of a head with further classes, and the statistics of all photos.
+
+    `rows` [B, D], at unit length, are the old head's, and `known` the statistics of the photos that
+    it was trained on. `indices` has, for each of the C classes, its index in the old head; None if
+    it is new. The new photos have unit `features` [N, D] and classes `labels` [N]. Old rows start
+    from where they are, and their classes are drawn equally often.
+    """
+    joined = known.only(indices).joined(FeatureStatistics.of(features, labels, len(indices)))
+    is_old = np.array([index is not None for index in indices])
+    start = new_rows(rows, known.means, joined.means)
+    start[is_old] = rows[[index for index in indices if index is not None]]
+    draws = np.where(is_old, DRAWS, 0)
+    return train_head(start, scale, features, labels, joined, draws, seed), joined
 
 
 def train_head(
