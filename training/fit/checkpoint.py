@@ -50,11 +50,12 @@ from taillift.training.console import is_first, track
 from taillift.training.data.classes import class_name
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Split
-from taillift.training.fit.build import build_model, weight_shape
+from taillift.training.fit.build import build_model, class_texts, prompts_for, weight_shape
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import centre_photos
 from taillift.training.fit.provenance import Provenance
 from taillift.training.fit.resume import read_state, resume_path
+from taillift.training.recipe.head_init import DescriptionsInit, PromptsInit
 from taillift.training.recipe.recipe import Part, Recipe
 
 KEY: Final = "taillift"
@@ -369,21 +370,43 @@ def extend(
     classes = joined_classes(metadata.classes, metadata.counts, names)
     labels = labels_of(names, [label for label, _, _ in classes])
     indices = [index for _, _, index in classes]
+    called = [
+        class_name(label) if index is None else metadata.names[index] for label, _, index in classes
+    ]
+    texts, prompts = text_start(metadata, backbone, called)
     before = unit(head.weight.detach().numpy())
-    weight, joined = extended_head(before, head.scale, known, indices, features, labels, seed)
+    weight, joined = extended_head(
+        before, head.scale, known, indices, features, labels, seed, texts
+    )
     change = new_change(checkpoint, added=dict(Counter(names)), seed=seed)
-    # The row of a new class starts from photos, and its prompt is its name.
     described = {
-        label: (class_name(label), class_name(label))
-        if index is None
-        else (metadata.names[index], metadata.prompts[index])
-        for label, _, index in classes
+        label: (name, prompt if index is None else metadata.prompts[index])
+        for (label, _, index), name, prompt in zip(classes, called, prompts, strict=True)
     }
     counts = [count for _, count, _ in classes]
     changed = with_classes(metadata, described, counts, change)
     head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
     save(target, model, changed, replace, joined)
     return changed
+
+
+@torch.no_grad()
+def text_start(
+    metadata: CheckpointMetadata, backbone_name: str | None, names: Sequence[str]
+) -> tuple[Floats | None, Sequence[str]]:
+    """Return the unit weights [C, D] of the classes' texts, and the prompt of each class.
+
+    Without a text tower, or if the recipe's head did not start from text or did so from a file that
+    cannot know new classes, there are no weights, and the prompts are the names.
+    """
+    initial = metadata.recipe.head.initial
+    if not isinstance(initial, PromptsInit) or isinstance(initial, DescriptionsInit):
+        return None, names
+    backbone = load_backbone(backbone_name or metadata.backbone)
+    if not backbone.has_text:
+        return None, names
+    texts = class_texts(backbone, metadata.recipe.head, names).numpy()
+    return unit(texts), prompts_for(names, initial)
 
 
 def known_statistics(

@@ -88,7 +88,7 @@ def test_a_checkpoint_learns_a_class_without_its_old_photos(
     metadata = read_metadata(target)
     assert metadata.classes == ("red", "green", "orange", "blue")
     assert metadata.counts == (30, 21, 8, 5)
-    assert metadata.prompts[2] == "orange"
+    assert metadata.prompts[2] == "a photo of an orange."
     (change,) = metadata.extended
     assert (change.parent, change.added) == ("short.safetensors", {"orange": 8})
     assert change.sha256 == file_sha256(checkpoint).hexdigest()
@@ -114,8 +114,12 @@ def test_a_checkpoint_learns_a_class_without_its_old_photos(
 
 
 def test_a_checkpoint_and_its_bundle_learn_the_same_head(
-    checkpoint: Path, colours: Dataset, tmp_path: Path
+    trained: Callable[..., Run], colours: Dataset, tmp_path: Path
 ) -> None:
+    # Only a checkpoint has a text tower, from which its new rows could start.
+    run, checkpoint = trained(head={"initial": {"name": "class-mean"}}), tmp_path / "c.safetensors"
+    statistics = measured_statistics(run.model, run.metadata, colours)
+    save(checkpoint, run.model, run.metadata, statistics=statistics)
     new = write_colours(tmp_path / "new", {"orange": 8, "purple": 1})
     extend(checkpoint, new, tmp_path / "more.safetensors", seed=3)
     export(checkpoint, colours, tmp_path / "bundle", calibrated=False)
