@@ -133,8 +133,8 @@ def train(
         typer.Option(
             help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
             "photos; or a YAML file. soup: several recipes are trained and averaged. auto: head, "
-            "lift, full-adamw and soup are trained, and the cheapest of those that may be the best "
-            "on val/ is kept."
+            "lift, full-adamw and soup are trained; the soup is kept if it may be the best on "
+            "val/, or else the cheapest of those that may be."
         ),
     ] = "lift",
     changes: Set = None,
