@@ -11,7 +11,8 @@ few-shot classes, for
 - append: rows from the new classes' mean features behind those of the old head, as `extend`
   starts, without training;
 - new photos only: the head trained on them, without draws of old classes;
-- extend: what `taillift extend` does.
+- extend a bundle, or a checkpoint: what `taillift extend` does. Only a checkpoint has a text tower,
+  from which new rows start by half.
 
 Then 10 classes are added, at once and 5 after the other 5. Each figure is the mean of the seeds
 with their standard deviation. Results are written to benchmarks/results/extend.md.
@@ -29,10 +30,10 @@ from benchmarks.photos import SAMPLE
 from benchmarks.tables import RESULTS, markdown, write_result
 from taillift.models.bundle.arrays import Doubles, Floats, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
-from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
+from taillift.models.bundle.head_training import extended_head, new_rows, train_head
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
-from taillift.training.fit.build import initial_weight, preprocessing_for
+from taillift.training.fit.build import class_texts, initial_weight, preprocessing_for
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.train import Trainer
 
@@ -40,14 +41,21 @@ SCALE: Final = 16.0
 FEW: Final = 20
 # For each set, the step between new classes and the first of them, one table each.
 SPLITS: Final = {SAMPLE: [(3, 0), (3, 1)], "places50-lt": [(5, 0)]}
-METHODS: Final = ("joint", "append", "new photos only", "extend")
+METHODS: Final = (
+    "joint",
+    "append",
+    "new photos only",
+    "extend a bundle",
+    "extend a checkpoint",
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Unit features [N, D] and labels [N] of training and test photos, and rows [C, D] from text.
+    """Unit features [N, D] and labels [N] of training and test photos, and unit rows of a head.
 
-    Classes are in the order of their frequency; `counts` are their training photos.
+    `start` [C, D] are the rows that training starts from, half from the `texts` [C, D]. Classes are
+    in the order of their frequency; `counts` are their training photos.
     """
 
     features: Floats
@@ -55,6 +63,7 @@ class Task:
     test_features: Floats
     test_labels: Labels
     start: Floats
+    texts: Floats
     counts: list[int]
 
     @classmethod
@@ -68,13 +77,16 @@ class Task:
             return trainer.centre_features(preprocessing, range(len(photos.train)))
 
         trained, tested = features(dataset), features(replace(dataset, train=dataset.test))
-        rows = initial_weight(backbone, load_recipe("head"), dataset.names, lambda: trained)
+        recipe = load_recipe("head")
+        rows = initial_weight(backbone, recipe, dataset.names, lambda: trained)
+        texts = class_texts(backbone, recipe.head, dataset.names)
         return cls(
             unit(trained[0].numpy()),
             trained[1].numpy(),
             unit(tested[0].numpy()),
             tested[1].numpy(),
             unit(rows.numpy()),
+            unit(texts.numpy()),
             dataset.counts,
         )
 
@@ -102,7 +114,12 @@ class Task:
         return self.features[chosen], place[self.labels[chosen]]
 
     def extended(
-        self, rows: Floats, old: Sequence[int], new: Sequence[int], seed: int, draws: int = DRAWS
+        self,
+        rows: Floats,
+        old: Sequence[int],
+        new: Sequence[int],
+        seed: int,
+        with_text: bool = False,
     ) -> Floats:
         """Return the rows of a head of `old` classes after `new` ones are added behind them.
 
@@ -110,13 +127,10 @@ class Task:
         """
         known = FeatureStatistics.of(*self.photos(old), len(old))
         features, labels = self.photos(new)
+        indices = [*range(len(old)), *[None] * len(new)]
         labels = labels + len(old)
-        classes = len(old) + len(new)
-        added = FeatureStatistics.of(features, labels, classes)
-        joined = known.only([*range(len(old)), *[None] * len(new)]).joined(added)
-        start = np.concatenate([rows, new_rows(rows, known.means, joined.means[len(old) :])])
-        drawn = np.array([draws] * len(old) + [0] * len(new))
-        return train_head(start, SCALE, features, labels, joined, drawn, seed)
+        texts = self.texts[[*old, *new]] if with_text else None
+        return extended_head(rows, SCALE, known, indices, features, labels, seed, texts)[0]
 
 
 def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
@@ -127,12 +141,16 @@ def methods(task: Task, new: Sequence[int], seed: int) -> dict[str, Doubles]:
     before = task.trained(old, seed)
     known = FeatureStatistics.of(*task.photos(old), len(old))
     added = FeatureStatistics.of(*task.photos(new), len(new))
-    appended = new_rows(before, known.means, added.means)
+    appended = np.concatenate([before, new_rows(before, known.means, added.means)])
+    features, labels = task.photos(new)
+    nothing = np.zeros(len(appended), np.int64)
+    only_new = train_head(appended, SCALE, features, labels + len(old), known, nothing, seed)
     rows = {
         "joint": task.trained(everything, seed),
-        "append": np.concatenate([before, appended])[order],
-        "new photos only": task.extended(before, old, new, seed, draws=0)[order],
-        "extend": task.extended(before, old, new, seed)[order],
+        "append": appended[order],
+        "new photos only": only_new[order],
+        "extend a bundle": task.extended(before, old, new, seed)[order],
+        "extend a checkpoint": task.extended(before, old, new, seed, with_text=True)[order],
     }
     return {name: task.accuracies(rows[name]) for name in METHODS}
 

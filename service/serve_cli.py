@@ -16,7 +16,6 @@ from taillift.service.settings import PREFIX, Settings, cores, default_text, gro
 
 if TYPE_CHECKING:
     from taillift.models.bundle.arrays import Doubles
-    from taillift.models.bundle.extension import ChangedBundle
     from taillift.service.http.schemas import ClassifiedImage
     from taillift.service.monitoring.replay import Report
 
@@ -586,55 +585,6 @@ def _write_page(path: Path, bundle: Path, report: "Report") -> None:
             info["live"]["found_after"] = after
     with atomic_file(path) as file:
         file.write_text(page_of_report(f"The tail of {manifest.name}", document), "utf-8")
-
-
-@app.command()
-def extend(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle. It is not changed.")],
-    photos: Annotated[
-        Path,
-        typer.Argument(help="Folder with the new photos, CLASS/*.jpg or train/CLASS/*.jpg."),
-    ],
-    out: Annotated[Path, typer.Option(help="Bundle to make.")],
-    more: Annotated[
-        bool,
-        typer.Option("--more", help="Photos may be of classes that the bundle has already."),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of draws and order of the photos.")] = 0,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
-) -> None:
-    """Add classes to a bundle, without the photos it was trained on.
-
-    The image tower stays as it is. Only the head is trained, in seconds: on the new photos, and on
-    features that are drawn from the bundle's statistics of its old classes.
-    """
-    from taillift.models.bundle import extension
-
-    changed = extension.extend(
-        bundle, photos, out, more=more, replace=replace, seed=seed, max_pixels=max_pixels
-    )
-    _print_changed(out, changed)
-
-
-@app.command()
-def forget(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle. It is not changed.")],
-    classes: Annotated[list[str], typer.Argument(metavar="CLASS...", help="Classes to remove.")],
-    out: Annotated[Path, typer.Option(help="Bundle to make.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing bundle.")] = False,
-) -> None:
-    """Remove classes from a bundle, without training."""
-    from taillift.models.bundle import extension
-
-    _print_changed(out, extension.forget(bundle, classes, out, replace=replace))
-
-
-def _print_changed(out: Path, changed: "ChangedBundle") -> None:
-    for line in changed.left_out:
-        say(f"left out: {line}")
-    manifest = changed.manifest
-    say(f"{out}: bundle {manifest.name} {manifest.version}, {len(manifest.classes)} classes")
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The command `taillift`: the commands of training and of the service, whichever are installed."""
+"""The command `taillift`: the commands of training and of the service, whichever are installed.
+
+Those that take a checkpoint or a bundle, and so belong to both, are here.
+"""
 
 import logging
 import signal
@@ -8,14 +11,20 @@ from functools import wraps
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Annotated, Any, Final, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from taillift.models import versions_cli
+from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import PrintableFormatter, printable
+from taillift.models.terminal import MaxPixels, PrintableFormatter, printable, say
+
+if TYPE_CHECKING:
+    from taillift.models.bundle.extension import ChangedBundle
+    from taillift.training.fit.checkpoint import CheckpointMetadata
 
 # The commands as `taillift --help` shows them, in the order in which they are used.
 PANELS: Final = {
@@ -72,6 +81,129 @@ def options(
     ] = False,
 ) -> None:
     pass
+
+
+Source = Annotated[
+    Path,
+    typer.Argument(metavar="CHECKPOINT|BUNDLE", help="What to change; it stays as it is."),
+]
+Out = Annotated[Path, typer.Option(help="Checkpoint (NAME.safetensors) or bundle to make.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace what exists at --out.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="For a checkpoint: where the backbone's weights are now, if moved."),
+]
+
+
+@app.command()
+def extend(
+    source: Source,
+    photos: Annotated[
+        Path,
+        typer.Argument(help="Folder with the new photos, CLASS/*.jpg or train/CLASS/*.jpg."),
+    ],
+    out: Out,
+    more: Annotated[
+        bool, typer.Option("--more", help="Photos may be of classes that are known already.")
+    ] = False,
+    old_photos: Annotated[
+        str | None,
+        typer.Option(
+            help="For a checkpoint that an older taillift made: the photos it was trained on."
+        ),
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PHOTOS", help="With --old-photos: the --add of its training."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of draws and order of the photos.")] = 0,
+    backbone: Backbone = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    replace: Replace = False,
+) -> None:
+    """Add classes to a checkpoint or a bundle, without the photos it was trained on.
+
+    The image tower stays as it is. Only the head is trained, in seconds: on the new photos, and on
+    features that are drawn from the statistics of the old classes.
+    """
+    if not is_checkpoint(source):
+        from taillift.models.bundle import extension
+
+        refuse_for_bundle(source, {"--backbone": backbone, "--old-photos": old_photos})
+        print_changed_bundle(
+            out,
+            extension.extend(
+                source, photos, out, more=more, replace=replace, seed=seed, max_pixels=max_pixels
+            ),
+        )
+        return
+    from taillift.training.data.dataset import load_dataset
+    from taillift.training.fit import checkpoint
+
+    old = None
+    if old_photos is not None:
+        old = load_dataset(old_photos, max_pixels=max_pixels, add=add or ())
+    changed = checkpoint.extend(
+        source,
+        photos,
+        out,
+        more=more,
+        replace=replace,
+        seed=seed,
+        backbone=backbone,
+        old=old,
+        max_pixels=max_pixels,
+    )
+    print_changed_checkpoint(out, changed)
+
+
+@app.command()
+def forget(
+    source: Source,
+    classes: Annotated[list[str], typer.Argument(metavar="CLASS...", help="Classes to remove.")],
+    out: Out,
+    backbone: Backbone = None,
+    replace: Replace = False,
+) -> None:
+    """Remove classes from a checkpoint or a bundle, without training."""
+    if not is_checkpoint(source):
+        from taillift.models.bundle import extension
+
+        refuse_for_bundle(source, {"--backbone": backbone})
+        print_changed_bundle(out, extension.forget(source, classes, out, replace=replace))
+        return
+    from taillift.training.fit import checkpoint
+
+    changed = checkpoint.forget(source, classes, out, replace=replace, backbone=backbone)
+    print_changed_checkpoint(out, changed)
+
+
+def is_checkpoint(source: Path) -> bool:
+    """Return whether what is to be changed is a checkpoint, or is called like one."""
+    return source.is_file() or source.suffix == ".safetensors"
+
+
+def refuse_for_bundle(bundle: Path, options: dict[str, str | None]) -> None:
+    """Raise `UserError` if one of the options of a checkpoint was given for a bundle."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} is for a checkpoint, and {bundle} is a folder: leave it out")
+
+
+def print_changed_bundle(out: Path, changed: "ChangedBundle") -> None:
+    """Print what a bundle with other classes has, and what not."""
+    for line in changed.left_out:
+        say(f"left out: {line}")
+    manifest = changed.manifest
+    say(f"{out}: bundle {manifest.name} {manifest.version}, {len(manifest.classes)} classes")
+
+
+def print_changed_checkpoint(out: Path, metadata: "CheckpointMetadata") -> None:
+    """Print what a checkpoint with other classes has, and what to do with it."""
+    say(
+        f"{out}: {len(metadata.classes)} classes; {metadata.extended[-1]}; make a bundle of it by "
+        f"`taillift export {out} PHOTOS`"
+    )
 
 
 def main() -> None:

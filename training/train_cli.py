@@ -191,7 +191,12 @@ def train(
     from taillift.training.comparison.soup import train_soup
     from taillift.training.console import duration, is_first, note
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, save
+    from taillift.training.fit.checkpoint import (
+        check_free,
+        checkpoint_stem,
+        measured_statistics,
+        save,
+    )
     from taillift.training.fit.progress import require_installed
     from taillift.training.fit.resume import resume_path
     from taillift.training.recipe.recipe import load_recipe
@@ -241,7 +246,8 @@ def train(
             f"training was interrupted and {path} was not written: run the same command again to "
             "continue after the last finished epoch"
         ) from None
-    save(path, run.model, run.metadata, replace)
+    statistics = measured_statistics(run.model, run.metadata, dataset)
+    save(path, run.model, run.metadata, replace, statistics)
     if not is_first():
         return
     guessed, tau = run.metadata.record.pseudo_labels, run.metadata.recipe.chosen_tau
@@ -272,7 +278,13 @@ def train_auto(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.comparison.compare import choose
     from taillift.training.console import is_first, note
-    from taillift.training.fit.checkpoint import check_free, checkpoint_stem, restore, save
+    from taillift.training.fit.checkpoint import (
+        check_free,
+        checkpoint_stem,
+        read_statistics,
+        restore,
+        save,
+    )
     from taillift.training.fit.distributed import Processes
     from taillift.training.recipe.recipe import load_recipe
 
@@ -294,7 +306,7 @@ def train_auto(
     except KeyboardInterrupt:
         raise UserError("interrupted: run the same command again, finished runs are kept") from None
     if is_first():
-        save(path, *restore(checkpoint, backbone), replace)
+        save(path, *restore(checkpoint, backbone), replace, read_statistics(checkpoint))
         say(f"{path}: {reason}")
 
 
@@ -340,7 +352,12 @@ def merge(
     from taillift.models.lift.backbone import load_backbone
     from taillift.training.comparison import soup
     from taillift.training.data.dataset import load_dataset
-    from taillift.training.fit.checkpoint import check_free, save
+    from taillift.training.fit.checkpoint import (
+        check_free,
+        measured_statistics,
+        require_own_photos,
+        save,
+    )
     from taillift.training.train import Trainer
 
     keep_freed_memory()
@@ -354,13 +371,15 @@ def merge(
     tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
-        soup.require_own_photos(ingredients, dataset)
+        require_own_photos(ingredients[0].path, ingredients[0].run.metadata, dataset)
         shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
     assert shares is not None
     made = soup.averaged(ingredients, shares, tower)
-    if head and dataset is not None:
-        made = soup.with_new_head(made, dataset, tower)
-    save(out, made.model, made.metadata, replace)
+    statistics = None
+    if dataset is not None:
+        made = soup.with_new_head(made, dataset, tower) if head else made
+        statistics = measured_statistics(made.model, made.metadata, dataset)
+    save(out, made.model, made.metadata, replace, statistics)
     say(f"{out}: {made.metadata.recipe.title} ({shares_in_words(made.metadata)})")
 
 
@@ -450,10 +469,12 @@ def export(
     from taillift.training.fit.checkpoint import read_metadata
 
     keep_freed_memory()
-    dataset = load_dataset(data, imbalance, max_pixels, add or ())
-    if dataset.val is None and calibration:
+    metadata = read_metadata(checkpoint)
+    # After `taillift extend` the photos of one new class are enough.
+    dataset = load_dataset(data, imbalance, max_pixels, add or (), 1 if metadata.extended else 2)
+    if dataset.val is None and calibration and not metadata.extended:
         # Without val/, calibration trains again.
-        dataset = with_pool(dataset, [read_metadata(checkpoint).recipe], data, unlabelled)
+        dataset = with_pool(dataset, [metadata.recipe], data, unlabelled)
     target = out or Path("bundles") / dataset.folder
     variants = requested_variants(variant or [])
     exported = make_bundle(

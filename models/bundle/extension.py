@@ -4,20 +4,21 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from pydantic import Field
 
-from taillift.models.bundle.arrays import Floats
+from taillift.models.bundle.arrays import Floats, Labels
 from taillift.models.bundle.atomic import check_replaceable, file_sha256
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.conveyor import outputs
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.feature_statistics import STATISTICS, FeatureStatistics
+from taillift.models.bundle.feature_statistics import PREFIX, STATISTICS, FeatureStatistics, unit
 from taillift.models.bundle.folder import (
     DELTA,
     MANIFEST,
@@ -26,11 +27,11 @@ from taillift.models.bundle.folder import (
     read_golden,
     write_golden,
 )
-from taillift.models.bundle.head_training import DRAWS, new_rows, train_head
+from taillift.models.bundle.head_training import extended_head
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import ClassInfo, Manifest, Variant
 from taillift.models.bundle.photo_sources import entries_of, is_photo, is_system_name
-from taillift.models.bundle.schema import MAX_PIXELS, Precision
+from taillift.models.bundle.schema import MAX_PIXELS, Precision, SchemaModel
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
 from taillift.models.names import canonical, indices_by_name, indices_of_names, refuse_two_forms
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # The name of a checkpoint's metadata, and of its head's rows.
 KEY, ROWS = "taillift", "head.weight"
+# The loss of `extended_head`, as recipes name it.
+ADJUSTED: Final = "logit-adjusted"
 SPLITS: Final = ("train", "val", "test")
 # Names of classes in a note.
 MOST_NAMES: Final = 10
@@ -47,6 +50,27 @@ LENGTH_TOLERANCE: Final = 1e-3
 # How far logits may be from the product of features and head, and features from the old tower's.
 LOGIT_TOLERANCE: Final = 1e-3
 FEATURE_TOLERANCE: Final = 1e-5
+
+
+class ClassChange(SchemaModel):
+    """How the classes of a checkpoint or bundle were changed.
+
+    `parent` names what it was made from; of a checkpoint, `sha256` is the hash of the file. `added`
+    has the number of new photos of each class, `forgotten` the classes that were removed. `seed`
+    and `taillift` are those of the head's training.
+    """
+
+    parent: str
+    sha256: str = ""
+    added: dict[str, int] = Field(default_factory=dict)
+    forgotten: tuple[str, ...] = ()
+    seed: int | None = None
+    taillift: str
+
+    def __str__(self) -> str:
+        if self.added:
+            return f"photos of {first_names(list(self.added))} were added to {self.parent}"
+        return f"{self.parent} also knew {first_names(self.forgotten)}"
 
 
 @dataclass(frozen=True)
@@ -81,35 +105,31 @@ def extend(
     old = OldBundle(bundle, max_pixels)
     statistics = old.statistics()
     by_class = photos_by_class(photos)
-    known = indices_by_name(old.manifest.labels)
-    if (again := [label for label in by_class if label in known]) and not more:
-        raise UserError(
-            f"{photos} has photos of {again[0]!r}, and so has {bundle}: pass --more if these are "
-            "more photos of the class, or rename the folder"
-        )
-    features, names = features_of(old.classifier, by_class)
-    classes, rows = classes_with(old.manifest, names)
-    places = indices_by_name([info.label for info in classes])
-    labels = np.array([places[name] for name in names], np.int64)
-
-    # The head: old rows from where they are, new ones from the means of their classes.
-    before = old.weight / np.float32(old.scale)
-    new = FeatureStatistics.of(features, labels, len(classes))
-    joined = statistics.only(rows).joined(new)
-    is_old = np.array([row is not None for row in rows])
-    start = new_rows(before, statistics.means, joined.means)
-    start[is_old] = before[[row for row in rows if row is not None]]
-    draws = np.where(is_old, DRAWS, 0)
-    directions = train_head(start, old.scale, features, labels, joined, draws, seed)
+    if not more:
+        refuse_known(by_class, old.manifest.labels, photos, bundle)
+    found = outputs(
+        old.classifier,
+        (photo for members in by_class.values() for photo in members),
+        Ensemble.OFF,
+        threads=os.cpu_count() or 1,
+    )
+    features, names = usable_features(
+        by_class, (one if isinstance(one, ImageError) else one.features for one in found)
+    )
+    classes, indices = classes_with(old.manifest, names)
+    labels = labels_of(names, [info.label for info in classes])
+    directions, joined = extended_head(
+        unit(old.weight), old.scale, statistics, indices, features, labels, seed
+    )
 
     tail = chosen_tail(old.manifest)
     prior = "other" if tail else "uniform"
     method = old.manifest.method.model_copy(update={"prior": prior})
     changes = {"classes": tuple(classes), "method": method}
-    note = f"photos of {first_names(list(by_class))} were added to bundle {old.manifest.version}"
     weight = (old.scale * directions).astype(np.float32)
     manifest = old.manifest.model_copy(update=changes)
-    return old.write(target, replace, manifest, weight, joined, note)
+    change = old.change(added=dict(Counter(names)), seed=seed)
+    return old.write(target, replace, manifest, weight, joined, change)
 
 
 def forget(
@@ -122,10 +142,7 @@ def forget(
     """
     check_replaceable(target, MANIFEST if replace else None)
     old = OldBundle(bundle)
-    gone = indices_of_names(labels, old.manifest.labels, str(bundle))
-    kept = [index for index in range(len(old.manifest.classes)) if index not in gone]
-    if len(kept) < 2:
-        raise UserError(f"{bundle} would keep {len(kept)} of its classes: keep at least 2")
+    kept, forgotten = kept_classes(labels, old.manifest.labels, bundle)
     infos = [old.manifest.classes[index] for index in kept]
     total = sum(info.prior for info in infos)
     classes = tuple(
@@ -133,9 +150,8 @@ def forget(
     )
     manifest = old.manifest.model_copy(update={"classes": classes})
     statistics = old.statistics().only([*kept]) if STATISTICS in old.manifest.files else None
-    forgotten = first_names([old.manifest.labels[index] for index in gone])
-    note = f"bundle {old.manifest.version} also knew {forgotten}"
-    return old.write(target, replace, manifest, old.weight[kept], statistics, note)
+    change = old.change(forgotten=forgotten)
+    return old.write(target, replace, manifest, old.weight[kept], statistics, change)
 
 
 class OldBundle:
@@ -199,6 +215,11 @@ class OldBundle:
             )
         return FeatureStatistics.read(self.path, *self.weight.shape)
 
+    def change(self, **changes: Any) -> ClassChange:
+        """Return what the provenance says of a bundle that is made from this one."""
+        parent = f"bundle {self.manifest.version}"
+        return ClassChange(parent=parent, taillift=version("taillift"), **changes)
+
     def write(
         self,
         target: Path,
@@ -206,11 +227,11 @@ class OldBundle:
         manifest: Manifest,
         weight: Floats,
         statistics: FeatureStatistics | None,
-        note: str,
+        change: ClassChange,
     ) -> ChangedBundle:
         """Write the bundle with the classes of `manifest` and the rows `weight` [C, D].
 
-        `note` says what was changed. The new graph must give the old features, and the product of
+        `change` goes into its notes. The new graph must give the old features, and the product of
         features and rows as logits, on the golden views; raises `UserError` if it does not.
         """
         left_out = []
@@ -241,10 +262,11 @@ class OldBundle:
             if statistics:
                 statistics.save(new.path)
             if DELTA in self.manifest.files:
-                write_delta(self.path / DELTA, new.path / DELTA, manifest, weight / self.scale)
+                delta = self.path / DELTA, new.path / DELTA
+                write_delta(*delta, manifest, weight / self.scale, statistics, change)
             changes = {
                 "taillift_version": version("taillift"),
-                "variants": {Precision.FP32: Variant(notes=(note, *left_out))},
+                "variants": {Precision.FP32: Variant(notes=(str(change), *left_out))},
             }
             written = new.finish(
                 lambda files: manifest.model_copy(update=changes | {"files": files})
@@ -267,8 +289,15 @@ class OldBundle:
         onnx.save(graph, str(path))
 
 
-def write_delta(source: Path, target: Path, manifest: Manifest, rows: Floats) -> None:
-    """Write a checkpoint with other classes, and the rows [C, D] of its head.
+def write_delta(
+    source: Path,
+    target: Path,
+    manifest: Manifest,
+    rows: Floats,
+    statistics: FeatureStatistics | None,
+    change: ClassChange,
+) -> None:
+    """Write a checkpoint with other classes, the rows [C, D] of its head and their statistics.
 
     `taillift calibrate` reads it. Raises `UserError` if `source` is not a checkpoint.
     """
@@ -277,21 +306,54 @@ def write_delta(source: Path, target: Path, manifest: Manifest, rows: Floats) ->
 
     try:
         with safe_open(source, "np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            kept = [name for name in file.keys() if not name.startswith(PREFIX)]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in kept}
             document = json.loads((file.metadata() or {})[KEY])
         names = dict(zip(document["classes"], document["names"], strict=True))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{source} is not a checkpoint ({error}): export the bundle again"
         ) from error
-    document |= {
-        "classes": manifest.labels,
-        "names": [names.get(label, label) for label in manifest.labels],
-        "counts": manifest.counts,
-        "prompts": [info.prompt for info in manifest.classes],
+    described = {
+        info.label: (names.get(info.label, info.label), info.prompt) for info in manifest.classes
     }
+    document = changed_document(document, described, manifest.counts, change)
+    tensors |= statistics.arrays(PREFIX) if statistics else {}
     tensors[ROWS] = np.ascontiguousarray(rows, np.float32)
     save_file(tensors, target, {KEY: json.dumps(document)})
+
+
+def changed_document(
+    document: Mapping[str, Any],
+    described: Mapping[str, tuple[str, str]],
+    counts: Sequence[int],
+    change: ClassChange,
+) -> dict[str, Any]:
+    """Return the metadata of a checkpoint with other classes.
+
+    `described` has the name in prompts and the prompt of each class. The checkpoint is not the
+    result of its recipe's run any more, so its key is empty. After `extended_head` the recipe's
+    loss is the logit-adjusted one, whatever it was before: it says which prior the logits carry.
+    """
+    pseudo = dict(zip(document["classes"], document.get("pseudo_counts", []), strict=False))
+    changed = {
+        "classes": list(described),
+        "names": [name for name, _ in described.values()],
+        "counts": list(counts),
+        "prompts": [prompt for _, prompt in described.values()],
+        "key": "",
+        # A head that is trained by `extended_head` has seen labelled photos alone.
+        "pseudo_counts": []
+        if change.added or not pseudo
+        else [pseudo[label] for label in described],
+        "extended": [*document.get("extended", []), change.model_dump(mode="json")],
+    }
+    recipe = document.get("recipe")
+    if change.added and recipe:
+        loss = recipe["loss"]
+        is_plain = loss["name"] == ADJUSTED and loss["tau"] in (1, "auto")
+        changed["recipe"] = {**recipe, "loss": loss if is_plain else {"name": ADJUSTED}}
+    return {**document, **changed}
 
 
 def photos_by_class(folder: Path) -> dict[str, list[Path]]:
@@ -323,6 +385,53 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
     return by_class
 
 
+def refuse_known(labels: Iterable[str], known: Sequence[str], photos: Path, source: Path) -> None:
+    """Raise `UserError` if one of the classes of `photos` is one of those that `source` knows."""
+    indices = indices_by_name(known)
+    if again := [label for label in labels if label in indices]:
+        raise UserError(
+            f"{photos} has photos of {again[0]!r}, and so has {source}: pass --more if these are "
+            "more photos of the class, or rename the folder"
+        )
+
+
+def kept_classes(
+    forgotten: Iterable[str], labels: Sequence[str], source: Path
+) -> tuple[list[int], list[str]]:
+    """Return the indices of the classes `labels` of `source` that stay, and the names of others.
+
+    Raises `UserError` if it lacks a class, or if fewer than two would stay.
+    """
+    gone = indices_of_names(forgotten, labels, str(source))
+    kept = [index for index in range(len(labels)) if index not in gone]
+    if len(kept) < 2:
+        raise UserError(f"{source} would keep {len(kept)} of its classes: keep at least 2")
+    return kept, [labels[index] for index in gone]
+
+
+def labels_of(names: Sequence[str], classes: Sequence[str]) -> Labels:
+    """Return the index in `classes` of each name, [N]."""
+    places = indices_by_name(classes)
+    return np.array([places[name] for name in names], np.int64)
+
+
+def joined_classes(
+    labels: Sequence[str], counts: Sequence[int], names: Sequence[str]
+) -> list[tuple[str, int, int | None]]:
+    """Return all classes after photos of the classes `names` [N] are added to old ones.
+
+    They are in the order of their counts, equal ones by name, as in a set of photos: label, count,
+    and the index in `labels`, None for a new class.
+    """
+    added, known = Counter(names), indices_by_name(labels)
+    old = zip(labels, counts, strict=True)
+    joined: list[tuple[str, int, int | None]] = [
+        (label, count + added[canonical(label)], index) for index, (label, count) in enumerate(old)
+    ]
+    joined += [(label, added[label], None) for label in added if label not in known]
+    return sorted(joined, key=lambda one: (-one[1], one[0]))
+
+
 def classes_with(
     manifest: Manifest, names: Sequence[str]
 ) -> tuple[list[ClassInfo], list[int | None]]:
@@ -332,28 +441,21 @@ def classes_with(
     comes the index that each has in `manifest`, None for a new one. If the tau of the answers was
     chosen, the prior holds its shift for the new counts.
     """
-    added, known = Counter(names), indices_by_name(manifest.labels)
-    new = [label for label in added if label not in known]
-    share = 1 / (len(manifest.classes) + len(new))
-    pairs: list[tuple[ClassInfo, int | None]] = []
-    for index, info in enumerate(manifest.classes):
-        count = info.count + added[canonical(info.label)]
-        changes: dict[str, object] = {"prior": share, "accuracy": None}
-        if count != info.count:
-            changes |= {"count": count, "group": manifest.thresholds.group(count)}
-        pairs.append((info.model_copy(update=changes), index))
-    for label in new:
-        group = manifest.thresholds.group(added[label])
-        info = ClassInfo(label=label, prompt=label, count=added[label], group=group, prior=share)
-        pairs.append((info, None))
-    pairs.sort(key=lambda pair: (-pair[0].count, pair[0].label))
-    weights = np.array([info.count for info, _ in pairs]) ** chosen_tail(manifest)
+    joined = joined_classes(manifest.labels, manifest.counts, names)
+    weights = np.array([count for _, count, _ in joined]) ** chosen_tail(manifest)
     priors = (weights / weights.sum()).tolist()
-    infos = [
-        info.model_copy(update={"prior": prior})
-        for (info, _), prior in zip(pairs, priors, strict=True)
-    ]
-    return infos, [index for _, index in pairs]
+    infos: list[ClassInfo] = []
+    for (label, count, index), prior in zip(joined, priors, strict=True):
+        group = manifest.thresholds.group(count)
+        if index is None:
+            info = ClassInfo(label=label, prompt=label, count=count, group=group, prior=prior)
+        else:
+            old = manifest.classes[index]
+            # With as many photos as before, a class keeps its group.
+            changes = {} if count == old.count else {"count": count, "group": group}
+            info = old.model_copy(update={"prior": prior, "accuracy": None, **changes})
+        infos.append(info)
+    return infos, [index for _, _, index in joined]
 
 
 def chosen_tail(manifest: Manifest) -> float:
@@ -362,24 +464,21 @@ def chosen_tail(manifest: Manifest) -> float:
     return 0.0 if tau is None else tau - 1
 
 
-def features_of(
-    classifier: Classifier, by_class: dict[str, list[Path]]
+def usable_features(
+    by_class: Mapping[str, Sequence[Path]], found: Iterable[Floats | ImageError]
 ) -> tuple[Floats, list[str]]:
-    """Return the unit features [N, D] of the photos' centre views, and the class of each.
+    """Return the unit features [N, D] of photos that can be used, and the class of each.
 
-    A photo that cannot be used is left out with a warning. Raises `UserError` if a class has no
-    other.
+    `found` has the features of every photo in order, or why there are none: then the photo is left
+    out with a warning. Raises `UserError` if a class has no other.
     """
     pairs = [(label, photo) for label, photos in by_class.items() for photo in photos]
-    found = outputs(
-        classifier, (photo for _, photo in pairs), Ensemble.OFF, threads=os.cpu_count() or 1
-    )
     rows, labels = [], []
-    for (label, photo), output in zip(pairs, found, strict=True):
-        if isinstance(output, ImageError):
-            logger.warning("%s is left out: %s", photo, output)
+    for (label, photo), features in zip(pairs, found, strict=True):
+        if isinstance(features, ImageError):
+            logger.warning("%s is left out: %s", photo, features)
         else:
-            rows.append(output.features)
+            rows.append(features)
             labels.append(label)
     for label, photos in by_class.items():
         if label not in labels:

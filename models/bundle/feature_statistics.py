@@ -1,5 +1,6 @@
 """Statistics of the training photos' features: enough to train a head again without the photos."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,9 @@ from taillift.models.bundle.folder import read_arrays
 from taillift.models.errors import UserError
 
 STATISTICS: Final = "statistics.npz"
+ARRAYS: Final = ("means", "covariance", "counts")
+# The beginning of their names among the tensors of a checkpoint.
+PREFIX: Final = "stats."
 TINY: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -61,7 +65,7 @@ class FeatureStatistics:
             total = (1 - share) * covariance + share * target
         return cls(means, total.astype(np.float32), counts)
 
-    def only(self, classes: list[int | None]) -> "FeatureStatistics":
+    def only(self, classes: Sequence[int | None]) -> "FeatureStatistics":
         """Return the statistics of these classes in this order; None is a class without photos."""
         rows = np.array([-1 if index is None else index for index in classes])
         known = rows >= 0
@@ -88,13 +92,11 @@ class FeatureStatistics:
 
     def save(self, folder: Path) -> None:
         """Write the statistics next to a bundle's graph."""
-        np.savez_compressed(
-            folder / STATISTICS,
-            allow_pickle=False,
-            means=self.means,
-            covariance=self.covariance,
-            counts=self.counts,
-        )
+        np.savez_compressed(folder / STATISTICS, allow_pickle=False, **self.arrays())
+
+    def arrays(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Return the three arrays by name; each name begins with `prefix`."""
+        return {f"{prefix}{name}": getattr(self, name) for name in ARRAYS}
 
     @classmethod
     def read(cls, folder: Path, classes: int, width: int) -> "FeatureStatistics":
@@ -103,7 +105,19 @@ class FeatureStatistics:
         Raises `UserError` if it is something else.
         """
         path = folder / STATISTICS
-        means, covariance, counts = read_arrays(path, ["means", "covariance", "counts"])
+        arrays = dict(zip(ARRAYS, read_arrays(path, ARRAYS), strict=True))
+        return cls.checked(arrays, path, classes, width)
+
+    @classmethod
+    def checked(
+        cls, arrays: Mapping[str, np.ndarray], path: Path, classes: int, width: int
+    ) -> "FeatureStatistics":
+        """Return the statistics in `arrays`, which come from the file `path`.
+
+        Raises `UserError` if they are not those of C `classes` with features of D = `width`
+        numbers.
+        """
+        means, covariance, counts = (arrays[name] for name in ARRAYS)
         if not (
             (means.dtype, means.shape) == (np.dtype(np.float32), (classes, width))
             and (covariance.dtype, covariance.shape) == (np.dtype(np.float32), (width, width))
@@ -114,7 +128,7 @@ class FeatureStatistics:
         ):
             raise UserError(
                 f"{path} does not hold means float32 [{classes}, {width}], their covariance and "
-                f"counts int64 [{classes}], all finite: export the bundle again"
+                f"counts int64 [{classes}], all finite: make it again"
             )
         return cls(means, covariance, counts)
 

@@ -1,16 +1,19 @@
 """Training of a cosine head in numpy, on features of photos and on draws from statistics."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.arrays import Counts, Floats, Indices, Labels
+from taillift.models.bundle.arrays import Counts, Doubles, Floats, Indices, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
 
 # How often a class without its photos is drawn.
 DRAWS: Final = 64
+# What is added to the adjustment of a class of n photos without draws: ALLOWANCE n / (n + HALF).
+ALLOWANCE: Final = 0.5
+HALF: Final = 20
 # The settings of the recipe `lift` for its head.
 STEPS: Final = 250
 BATCH: Final = 32
@@ -22,6 +25,41 @@ AVERAGE: Final = 0.99
 MOMENTUM, SECOND, EPSILON = 0.9, 0.999, 1e-8
 
 
+def extended_head(
+    rows: Floats,
+    scale: float,
+    known: FeatureStatistics,
+    indices: Sequence[int | None],
+    features: Floats,
+    labels: Labels,
+    seed: int,
+    texts: Floats | None = None,
+) -> tuple[Floats, FeatureStatistics]:
+    """Return the unit rows [C, D] of a head with further classes, and the statistics of all photos.
+
+    `rows` [B, D], at unit length, are the old head's, and `known` the statistics of the photos that
+    it was trained on. `indices` has, for each of the C classes, its index in the old head; None if
+    it is new. The new photos have unit `features` [N, D] and classes `labels` [N]. Old rows start
+    from where they are, and their classes are drawn equally often. New rows start from class means;
+    with `texts`, unit weights [C, D] of all classes' texts, half from these.
+
+    Photos are seen again in every pass, and draws are new ones, so photos take more room than they
+    need: the more of a new class there are, the more is added to its adjustment (ours).
+    """
+    joined = known.only(indices).joined(FeatureStatistics.of(features, labels, len(indices)))
+    is_old = np.array([index is not None for index in indices])
+    if texts is None:
+        start = new_rows(rows, known.means, joined.means)
+    else:
+        start = prototypes(joined.means, texts)
+    start[is_old] = rows[[index for index in indices if index is not None]]
+    draws = np.where(is_old, DRAWS, 0)
+    photos = np.bincount(labels, minlength=len(indices))
+    allowance = ALLOWANCE * photos / (photos + HALF + draws)
+    trained = train_head(start, scale, features, labels, joined, draws, seed, allowance)
+    return trained, joined
+
+
 def train_head(
     start: Floats,
     scale: float,
@@ -30,6 +68,7 @@ def train_head(
     statistics: FeatureStatistics,
     draws: Counts,
     seed: int,
+    allowance: Doubles | None = None,
 ) -> Floats:
     """Return the rows [C, D], at unit length, of a cosine head that starts from `start` [C, D].
 
@@ -38,12 +77,14 @@ def train_head(
     in every pass. Its logits are `scale` times the cosines. The loss is the logit-adjusted
     cross-entropy (Menon et al. 2021, equation 10) with the numbers that a pass shows of each class,
     so that the logits carry no prior; a class that it does not show counts as shown once.
+    `allowance` [C] is added to these adjustments; it lowers the logits of a class.
     """
     random = np.random.default_rng(seed)
     drawn = np.repeat(np.arange(len(start)), draws)
     every_label = np.concatenate([drawn, labels])
     shown = np.maximum(np.bincount(every_label, minlength=len(start)), 1)
-    adjustment = np.log(shown / shown.sum()).astype(np.float32)
+    adjustment = np.log(shown / shown.sum()) + (0 if allowance is None else allowance)
+    adjustment = adjustment.astype(np.float32)
     root = statistics.root()
 
     anchor = unit(start)
@@ -90,6 +131,15 @@ def new_rows(rows: Floats, means: Floats, new: Floats) -> Floats:
     shared, middle = rows.mean(0), means.mean(0)
     own_part = float((rows * unit(means - middle)).sum(1).mean())
     return unit(shared + max(own_part, 0.0) * unit(new - middle))
+
+
+def prototypes(means: Floats, texts: Floats) -> Floats:
+    """Return unit rows [C, D], half from the classes' mean features and half from their texts.
+
+    Both are centred over the classes and normalised before, as at the start of a training.
+    """
+    parts = (unit(each - each.mean(0)) for each in (means, texts))
+    return unit(sum(parts, np.zeros_like(means)))
 
 
 def batches(items: int, random: np.random.Generator) -> Iterator[Indices]:

@@ -52,6 +52,7 @@ from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
     checkpoint_key,
     make_room,
+    measured_statistics,
     read_metadata,
     restore,
     save,
@@ -333,7 +334,8 @@ def train_and_evaluate(
     seconds = trained_before + time.monotonic() - start
     outcome = evaluated(trainer, run, outcome, seconds)
     # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
-    save(checkpoint, run.model, run.metadata, replace=True)
+    statistics = measured_statistics(run.model, run.metadata, dataset)
+    save(checkpoint, run.model, run.metadata, replace=True, statistics=statistics)
     return outcome
 
 
@@ -438,7 +440,9 @@ def average_and_evaluate(
         outcome = outcome.model_copy(update={"failure": str(error)})
     else:
         metadata = made.metadata.model_copy(update={"key": key})
-        save(run_path(out, recipe, ".safetensors"), made.model, metadata, replace=True)
+        path = run_path(out, recipe, ".safetensors")
+        statistics = measured_statistics(made.model, metadata, trainer.dataset)
+        save(path, made.model, metadata, replace=True, statistics=statistics)
         seconds = sum(part.seconds for part in parts) + time.monotonic() - start
         outcome = evaluated(trainer, made, outcome, seconds)
         # All parts have to be trained for it, also those of which it has no share.

@@ -23,7 +23,6 @@ from taillift.models.lift.average import AVERAGED, Average
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model, merge
 from taillift.models.lift.tuners import AdaptFormer, Full, Tuner
-from taillift.models.names import canonical
 from taillift.models.release.paired import PairedCounts
 from taillift.training.calibration.cross_fit import carried_prior
 from taillift.training.comparison.outcome import run_path
@@ -37,6 +36,7 @@ from taillift.training.fit.checkpoint import (
     checkpoint_key,
     checkpoint_stem,
     make_room,
+    measured_statistics,
     restore,
     save,
 )
@@ -181,6 +181,7 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
         "trainable_parameters": model.trainable_parameters,
         "record": record.model_copy(update={"seconds": seconds}),
         "parents": tuple(parent_of(one, share) for one, share in used),
+        "extended": tuple(change for one, _ in used for change in one.run.metadata.extended),
     }
     return Run(model.eval(), metadata.model_copy(update=changes))
 
@@ -222,20 +223,6 @@ def parent_of(ingredient: Ingredient, share: float) -> ParentCheckpoint:
         record=metadata.record,
         parents=metadata.parents,
     )
-
-
-def require_own_photos(ingredients: Sequence[Ingredient], dataset: Dataset) -> None:
-    """Raise `UserError` unless the training photos may be those of the checkpoints.
-
-    val/ and test/ may be others than when they were trained.
-    """
-    metadata = ingredients[0].metadata
-    classes = tuple(map(canonical, metadata.classes))
-    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
-        raise UserError(
-            f"{ingredients[0].path} was trained on other photos ({metadata.sources}) than those of "
-            f"{dataset.folder}: name the photos it was trained on, with the same --add"
-        )
 
 
 def chosen_shares(
@@ -621,7 +608,8 @@ def checkpoint_of(
         run = trainer.train(recipe, resume_path(path), without=parent.without)
     else:
         run = train_soup(trainer, recipe, backbone, runs, replace, log)
-    save(path, run.model, run.metadata, replace=True)
+    statistics = measured_statistics(run.model, run.metadata, trainer.dataset)
+    save(path, run.model, run.metadata, replace=True, statistics=statistics)
     return path
 
 

@@ -18,16 +18,17 @@ from taillift.training.data.readers.registry import read_source
 logger = logging.getLogger(__name__)
 
 
-def read_sources(source: str, add: Sequence[str] = ()) -> Listing:
+def read_sources(source: str, add: Sequence[str] = (), least: int = 2) -> Listing:
     """List the photos of `source` and, as its `added` photos, the training photos of others.
 
     Raises `UserError` as `read_source` does, if a source in `add` has no training photo, and if all
-    of them together have fewer than two classes.
+    of them together have fewer classes than `least`, 1 or 2.
     """
     listing = read_source(source)
     for other in add:
         listing = with_added(listing, read_source(other, labelled_only=True), other)
-    listing.vocabulary.refuse_single()
+    if least > 1:
+        listing.vocabulary.refuse_single()
     return listing
 
 

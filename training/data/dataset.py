@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
@@ -14,6 +14,7 @@ import numpy as np
 from taillift.models.bundle.manifest import Thresholds
 from taillift.models.bundle.schema import MAX_PIXELS, Group
 from taillift.models.errors import UserError
+from taillift.models.names import indices_by_name
 from taillift.training.data.addition import joined, read_sources
 from taillift.training.data.check import MOST_NAMED, drop_unreadable
 from taillift.training.data.photo import SPLITS, SplitName
@@ -72,6 +73,26 @@ class Dataset:
             return "test", self.test
         return ("val", self.val) if self.val is not None else None
 
+    def without(self, classes: Collection[str]) -> "Dataset":
+        """Return the same photos but those of some classes; raises `UserError` if none stays."""
+        kept = [label for label, name in enumerate(self.classes) if name not in classes]
+        if not kept:
+            raise UserError(f"{self.name} has only photos of classes that are left out: add others")
+        new = [kept.index(label) if label in kept else -1 for label in range(len(self.classes))]
+
+        def only(split: Split) -> Split:
+            stay = split.relabelled(new)
+            return stay.only(index for index, label in enumerate(stay.labels) if label >= 0)
+
+        return replace(
+            self,
+            classes=tuple(self.classes[label] for label in kept),
+            names=tuple(self.names[label] for label in kept),
+            train=only(self.train),
+            val=self.val and only(self.val),
+            test=self.test and only(self.test),
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """The sha256, in hex, of classes, names, counts, and every photo's name, size and label.
@@ -107,19 +128,21 @@ def load_dataset(
     imbalance: float | None = None,
     max_pixels: int = MAX_PIXELS,
     add: Sequence[str] = (),
+    least: int = 2,
 ) -> Dataset:
     """Read labelled photos from a path in any layout of `readers.registry`, or a sample set.
 
     `imbalance` cuts the training photos to an exponential tail with this ratio between the largest
     and the smallest class, as `tail_indices` describes. The other splits stay whole.
 
-    All training photos of the sources in `add` are trained on, too. Their classes may be new.
+    All training photos of the sources in `add` are trained on, too. Their classes may be new. There
+    have to be `least` classes in all.
 
     A photo that cannot be decoded, or has more than `max_pixels`, is left out with a warning that
     names it. Raises `UserError` if the source cannot be read as a set of photos, and for the
     reasons of `drop_unreadable`, `tail_indices` and `training.data.addition`.
     """
-    listing = read_sources(source, add)
+    listing = read_sources(source, add, least)
     for unused in listing.unused:
         logger.warning("%s", unused)
     name, names = listing.name, listing.names
@@ -147,6 +170,33 @@ def load_dataset(
         val=splits.get("val"),
         test=splits.get("test"),
         added=tuple(addition.name for addition in listing.added),
+    )
+
+
+def in_order_of(dataset: Dataset, labels: Sequence[str], where: str) -> Dataset:
+    """Return the same photos with the classes `labels`, in their order; `where` has these classes.
+
+    The set may lack some of them. Raises `UserError` if it has another.
+    """
+    indices = indices_by_name(labels)
+    if unknown := [label for label in dataset.classes if label not in indices]:
+        others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{where} has no class {unknown[0]!r}{others}, and {dataset.name} has: rename or "
+            "remove it, or train with it"
+        )
+    order = [indices[label] for label in dataset.classes]
+
+    def relabelled(split: Split | None) -> Split | None:
+        return split and split.relabelled(order)
+
+    return replace(
+        dataset,
+        classes=tuple(labels),
+        names=tuple(labels),
+        train=dataset.train.relabelled(order),
+        val=relabelled(dataset.val),
+        test=relabelled(dataset.test),
     )
 
 

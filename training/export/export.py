@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,6 @@ import torch
 
 from taillift.models.bundle.arrays import Doubles, Floats, Pixels
 from taillift.models.bundle.ensemble import run_stages
-from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
@@ -54,23 +53,28 @@ from taillift.training.calibration.cross_fit import (
     cross_fit,
 )
 from taillift.training.calibration.variants import CalibratedVariant, HeldOuts, VariantCalibrator
-from taillift.training.console import duration, note, track
-from taillift.training.data.dataset import Dataset, Split
+from taillift.training.console import duration, note
+from taillift.training.data.dataset import Dataset, Split, in_order_of
 from taillift.training.evaluation import class_accuracies
 from taillift.training.export.graphs import Graphs, node_count
 from taillift.training.export.int8 import FewShotPhotos
-from taillift.training.export.onnx_graph import BATCH, in_batches, logits_of
-from taillift.training.fit.checkpoint import CheckpointMetadata, restore
+from taillift.training.export.onnx_graph import in_batches, logits_of
+from taillift.training.fit.checkpoint import (
+    CheckpointMetadata,
+    measured_statistics,
+    photos_of_classes,
+    read_statistics,
+    require_own_photos,
+    restore,
+)
 from taillift.training.fit.estimate import evaluation_seconds
-from taillift.training.fit.inputs import centre_photos, evaluation_photos
+from taillift.training.fit.inputs import evaluation_photos
 from taillift.training.fit.resume import run_key
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.report.bundle import write_report
 from taillift.training.train import Trainer
 
 TOLERANCE: Final = 1e-4
-# The mean of so many photos of a class is close to that of all.
-STATISTICS_PHOTOS: Final = 32
 THRESHOLDS: Final = Thresholds()
 PROOF_PHOTOS: Final = 128
 GOLDEN_PHOTOS: Final = 4
@@ -118,18 +122,23 @@ def export(
 
     `variants` are made from the fp32 graph. Unless `calibrated`, the bundle has no exit rule,
     temperatures, prediction sets or review thresholds. The report shows held-out photos if
-    `photos_shown`. Raises `UserError` if the checkpoint was trained on other photos than `dataset`,
-    if a variant cannot be made, or if the merged model or ONNX Runtime changes a logit by more than
-    `TOLERANCE` on training photos.
+    `photos_shown`.
+
+    A checkpoint to which classes were added, or from which some were taken, is exported with photos
+    of some of its classes, such as those that were added. It is calibrated only if val/ has all
+    classes.
+
+    Raises `UserError` if the checkpoint was trained on other photos than `dataset`, if a variant
+    cannot be made, or if the merged model or ONNX Runtime changes a logit by more than `TOLERANCE`
+    on training photos.
     """
     model, metadata = restore(checkpoint, backbone)
-    classes = tuple(map(canonical, metadata.classes))
-    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
-        raise UserError(
-            f"{checkpoint} was trained on other photos ({metadata.sources}, "
-            f"{len(metadata.classes)} classes, {sum(metadata.counts)} photos) than those of "
-            f"{dataset.folder}: name the photos it was trained on, with the same --add"
-        )
+    statistics, groups = read_statistics(checkpoint), dataset.groups
+    if metadata.extended:
+        dataset, groups = with_all_classes(checkpoint, metadata, dataset, variants)
+        calibrated = calibrated and calibrates(dataset)
+    else:
+        require_own_photos(checkpoint, metadata, dataset)
     if calibrated and dataset.val is None and metadata.parents:
         raise UserError(
             f"{checkpoint} is an average, which cannot be trained again to calibrate by "
@@ -139,8 +148,9 @@ def export(
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:
         photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
-    # The statistics of the features take one view of each of these.
-    photos += len(photos_of_classes(dataset.train)) // VIEWS
+    if statistics is None:
+        # The statistics of the features take one view of each of these.
+        photos += len(photos_of_classes(dataset.train)) // VIEWS
     seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
     if calibrated and dataset.val is None:
         # Each fold trains on four fifths of the photos again, and measures the others.
@@ -148,10 +158,11 @@ def export(
     note(f"Exporting {metadata.recipe.title} for {dataset.name}: {duration(seconds)}")
     merged = merge(model)
     pixels = centre_views(dataset.train, metadata)
-    groups = dataset.groups
     priors = answered_prior(metadata.recipe, metadata.prior_counts)
     log_prior = log_shares(priors)
-    few = few_shot_photos(dataset, metadata, log_prior) if Precision.INT8 in variants else None
+    few = None
+    if Precision.INT8 in variants:
+        few = few_shot_photos(dataset, groups, metadata, log_prior)
     graphs = Graphs(pixels, variants, few)
     calibrator = VariantCalibrator(dataset, metadata.preprocessing, groups, log_prior)
 
@@ -177,7 +188,7 @@ def export(
             if calibrated
             else calibrator.evaluate(sessions)
         )
-        measure_features(sessions[Precision.FP32], dataset, metadata).save(bundle.path)
+        (statistics or measured_statistics(model, metadata, dataset)).save(bundle.path)
         finished = {
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()
@@ -188,6 +199,39 @@ def export(
         )
         manifest = bundle.finish(lambda files: draft.model_copy(update={"files": files}))
     return Exported(manifest, proof, unmerged(merged), comparisons)
+
+
+def with_all_classes(
+    checkpoint: Path,
+    metadata: CheckpointMetadata,
+    dataset: Dataset,
+    variants: Sequence[Precision],
+) -> tuple[Dataset, list[Group]]:
+    """Return photos of some classes of a checkpoint with all of these, and the classes' groups.
+
+    Photos of classes that it knows no more are left out. Raises `UserError` if `dataset` has
+    another class, or if a variant is to be made and it lacks one.
+    """
+    classes = tuple(map(canonical, metadata.classes))
+    gone = {canonical(name) for change in metadata.extended for name in change.forgotten}
+    whole = in_order_of(dataset.without(gone.difference(classes)), classes, str(checkpoint))
+    if variants and (lacking := whole.counts.count(0)):
+        raise UserError(
+            f"{dataset.folder} lacks photos of {lacking} of the {len(whole.classes)} classes, and "
+            f"{variants[0]} is made from photos of all: leave --variant out"
+        )
+    return whole, THRESHOLDS.groups(metadata.counts)
+
+
+def calibrates(dataset: Dataset) -> bool:
+    """Return whether val/ has photos of all classes; a note says so if it has not."""
+    lacking = len(dataset.classes) - len(set(dataset.val.labels) if dataset.val else ())
+    if lacking:
+        note(
+            f"left out: calibration: {dataset.folder} has no val/ photos of {lacking} of the "
+            f"{len(dataset.classes)} classes; `taillift calibrate` makes it, with those of all"
+        )
+    return not lacking
 
 
 def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
@@ -214,12 +258,11 @@ def recipe_as_trained(checkpoint: Path, metadata: CheckpointMetadata) -> Recipe:
 
 
 def few_shot_photos(
-    dataset: Dataset, metadata: CheckpointMetadata, log_prior: Doubles
+    dataset: Dataset, groups: Sequence[Group], metadata: CheckpointMetadata, log_prior: Doubles
 ) -> FewShotPhotos | None:
     """Return at most `JUDGED_PHOTOS` val photos of few-shot classes; None if there are none."""
     if dataset.val is None:
         return None
-    groups = dataset.groups
     rows = [row for row, label in enumerate(dataset.val.labels) if groups[label] == "few"]
     if not rows:
         return None
@@ -268,36 +311,6 @@ def centre_views(split: Split, metadata: CheckpointMetadata, most: int = PROOF_P
     ((rows, _),) = photos.batches([(photo, 0) for photo in spread], len(spread))
     pixels: Pixels = rows.numpy()[:: photos.rows]
     return pixels
-
-
-def measure_features(
-    session: Session, dataset: Dataset, metadata: CheckpointMetadata
-) -> FeatureStatistics:
-    """Return the statistics of the training photos' features, for `taillift extend`.
-
-    Of each class, `STATISTICS_PHOTOS` are looked at, and all of them are counted.
-    """
-    centres = centre_photos(dataset.train, metadata.preprocessing)
-    chosen = photos_of_classes(dataset.train)
-    batches = centres.batches([(photo, 0) for photo in chosen], BATCH)
-    number = -(-len(chosen) // BATCH)
-    features = [
-        session.run(rows.numpy()).features
-        for rows, _ in track(batches, "Measuring the features of the training photos", number)
-    ]
-    labels = np.asarray(dataset.train.labels, np.int64)
-    classes = len(dataset.classes)
-    statistics = FeatureStatistics.of(np.concatenate(features), labels[chosen], classes)
-    return replace(statistics, counts=np.bincount(labels, minlength=classes))
-
-
-def photos_of_classes(split: Split) -> list[int]:
-    """Return the indices of up to `STATISTICS_PHOTOS` photos of each class, in order."""
-    labels = np.asarray(split.labels, np.int64)
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    # Evenly spaced, because neighbours are often alike.
-    chosen = [one[:: -(-len(one) // STATISTICS_PHOTOS)] for one in members]
-    return sorted(np.concatenate(chosen).tolist())
 
 
 @torch.no_grad()

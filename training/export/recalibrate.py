@@ -1,7 +1,6 @@
 """Making a bundle with the graphs of another one, calibrated on other photos."""
 
 import shutil
-from dataclasses import replace as with_changes
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,10 +11,8 @@ from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import FILES
 from taillift.models.errors import UserError
-from taillift.models.names import canonical
 from taillift.training.calibration.variants import VariantCalibrator
-from taillift.training.data.dataset import Dataset
-from taillift.training.data.photo import Split
+from taillift.training.data.dataset import Dataset, in_order_of
 from taillift.training.export.export import accuracies, write_measurements
 from taillift.training.fit.checkpoint import read_metadata
 
@@ -38,7 +35,7 @@ def recalibrate(
     if DELTA not in old.files:
         raise UserError(f"{bundle} has no {DELTA} in its list of files: export it again")
     verify_files(bundle, old)
-    dataset = in_order_of(old, bundle, dataset)
+    dataset = in_order_of(dataset, old.labels, str(bundle))
     if dataset.val is None:
         raise UserError(
             f"{dataset.name} has no val/ photos to calibrate on: add some, or run `taillift "
@@ -72,27 +69,3 @@ def recalibrate(
         draft = old.model_copy(update=changes)
         write_measurements(new.path, draft, metadata, dataset, variants, photos_shown)
         return new.finish(lambda files: draft.model_copy(update={"files": files}))
-
-
-def in_order_of(manifest: Manifest, bundle: Path, dataset: Dataset) -> Dataset:
-    """Return the same photos with the bundle's classes, in the bundle's order."""
-    indices = {canonical(label): index for index, label in enumerate(manifest.labels)}
-    if unknown := [label for label in dataset.classes if label not in indices]:
-        others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError(
-            f"{bundle} has no class {unknown[0]!r}{others}, and {dataset.name} has: rename or "
-            "remove it, or train with it"
-        )
-    order = [indices[label] for label in dataset.classes]
-
-    def relabelled(split: Split | None) -> Split | None:
-        return split and split.relabelled(order)
-
-    return with_changes(
-        dataset,
-        classes=tuple(manifest.labels),
-        names=tuple(manifest.labels),
-        train=dataset.train.relabelled(order),
-        val=relabelled(dataset.val),
-        test=relabelled(dataset.test),
-    )

@@ -1,10 +1,22 @@
-"""Checkpoints: what a run trained, with all that is needed to build the rest of the model again."""
+"""Checkpoints: what a run trained, with all that is needed to build the rest of the model again.
+
+They keep the statistics of their training photos' features, with which `extend` adds classes
+without these photos.
+"""
 
 import json
+import os
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace as with_changes
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,18 +24,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from taillift.models.bundle.atomic import atomic_file
-from taillift.models.bundle.schema import Preprocessing
+from taillift.models.bundle.arrays import Floats, Pixels, chunks
+from taillift.models.bundle.atomic import atomic_file, file_sha256, require_writable
+from taillift.models.bundle.extension import (
+    ROWS,
+    ClassChange,
+    changed_document,
+    joined_classes,
+    kept_classes,
+    labels_of,
+    photos_by_class,
+    refuse_known,
+    usable_features,
+)
+from taillift.models.bundle.feature_statistics import ARRAYS, PREFIX, FeatureStatistics, unit
+from taillift.models.bundle.head_training import extended_head
+from taillift.models.bundle.images import ImageError, UnreadableImageError, load, views
+from taillift.models.bundle.schema import MAX_PIXELS, Preprocessing
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
+from taillift.models.lift.head import CosineHead, FusedHead
 from taillift.models.lift.model import Model
-from taillift.training.console import is_first
-from taillift.training.fit.build import build_model, weight_shape
+from taillift.models.names import canonical
+from taillift.training.console import is_first, track
+from taillift.training.data.classes import class_name
+from taillift.training.data.dataset import Dataset
+from taillift.training.data.photo import Split
+from taillift.training.fit.build import build_model, class_texts, prompts_for, weight_shape
+from taillift.training.fit.distributed import Processes
+from taillift.training.fit.inputs import centre_photos
 from taillift.training.fit.provenance import Provenance
 from taillift.training.fit.resume import read_state, resume_path
+from taillift.training.recipe.head_init import DescriptionsInit, PromptsInit
 from taillift.training.recipe.recipe import Part, Recipe
 
 KEY: Final = "taillift"
+# The mean of so many photos of a class is close to that of all.
+STATISTICS_PHOTOS: Final = 32
+# Views that go through the tower at once.
+BATCH: Final = 32
 # The files next to a checkpoint append to its whole name, so that they are never another
 # checkpoint's files, and never a recipe.
 SUFFIX: Final = ".safetensors"
@@ -52,7 +91,7 @@ class CheckpointMetadata(BaseModel):
     accepted pseudo-labels of each class counted as at the end, in labelled photos; both are empty
     without unlabelled photos. `parents` are the checkpoints that this one is the average of;
     `recipe` then says what the average consists of, and `key` is empty if `taillift merge` made
-    it.
+    it. `extended` lists how classes were added and removed afterwards, and `key` is then empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +115,7 @@ class CheckpointMetadata(BaseModel):
     trainable_parameters: int
     record: Provenance
     parents: tuple[ParentCheckpoint, ...] = ()
+    extended: tuple[ClassChange, ...] = ()
 
     @property
     def sources(self) -> str:
@@ -89,17 +129,26 @@ class CheckpointMetadata(BaseModel):
         return tuple(count + more for count, more in zip(self.counts, extra, strict=True))
 
 
-def save(path: Path, model: Model, metadata: CheckpointMetadata, replace: bool = False) -> None:
+def save(
+    path: Path,
+    model: Model,
+    metadata: CheckpointMetadata,
+    replace: bool = False,
+    statistics: FeatureStatistics | None = None,
+) -> None:
     """Write a checkpoint, complete or not at all, with a readable copy of its metadata.
 
-    Only the first process writes. Removes the file that an interrupted run would have continued
+    Without `statistics`, it can only be extended with the photos that it was trained on. Only the
+    first process writes. Removes the file that an interrupted run would have continued
     from. Raises what `check_free` raises.
     """
     if not is_first():
         return
     check_free(path, replace)
+    arrays = statistics.arrays(PREFIX) if statistics else {}
+    tensors = kept_tensors(model) | {name: torch.from_numpy(one) for name, one in arrays.items()}
     with atomic_file(path) as temporary:
-        temporary.write_bytes(serialise(kept_tensors(model), {KEY: metadata.model_dump_json()}))
+        temporary.write_bytes(serialise(tensors, {KEY: metadata.model_dump_json()}))
     with atomic_file(metadata_path(path)) as temporary:
         content = metadata.model_dump(mode="json")
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
@@ -117,6 +166,21 @@ def check_free(path: Path, replace: bool) -> None:
     for file in (path, metadata_path(path)):
         if file.exists() and not replace:
             raise UserError(f"{file} exists already: choose another --out or pass --replace")
+
+
+def check_changed(path: Path, replace: bool) -> None:
+    """Check that a checkpoint with other classes can be written to `path`.
+
+    Raises `UserError` for the reasons of `check_free`, if the place cannot be written, or if an
+    interrupted run would still continue there and `replace` is false.
+    """
+    check_free(path, replace)
+    require_writable(path)
+    if resume_path(path).exists() and not replace:
+        raise UserError(
+            f"{resume_path(path)} was left by an interrupted run, which ends in {path}: let it "
+            "end, choose another --out, or pass --replace"
+        )
 
 
 def checkpoint_stem(recipe: Recipe, backbone: str) -> str:
@@ -165,7 +229,8 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Checkp
     model = build_model(backbone, metadata.recipe, torch.zeros(shape))
     expected = {name: list(tensor.shape) for name, tensor in kept_tensors(model).items()}
     with safe_open(path, "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        names = [name for name in file.keys() if not name.startswith(PREFIX)]  # noqa: SIM118
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
         for name in sorted(shapes.keys() | expected.keys()):
             own, needed = shapes.get(name, "absent"), expected.get(name, "absent")
             if own != needed:
@@ -197,6 +262,251 @@ def read_metadata(path: Path) -> CheckpointMetadata:
         return CheckpointMetadata.model_validate(json.loads(text))
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: its metadata is not valid: train again") from error
+
+
+def read_statistics(path: Path) -> FeatureStatistics | None:
+    """Return the statistics that a checkpoint keeps; None in those from before they existed.
+
+    Raises `UserError` if the file is not a valid checkpoint.
+    """
+    classes = len(read_metadata(path).classes)
+    with safe_open(path, "np") as file:
+        arrays = {
+            name: file.get_tensor(f"{PREFIX}{name}")
+            for name in ARRAYS
+            if f"{PREFIX}{name}" in file.keys()  # noqa: SIM118
+        }
+        width = file.get_slice(ROWS).get_shape()[1]
+    return FeatureStatistics.checked(arrays, path, classes, width) if arrays else None
+
+
+def measured_statistics(
+    model: Model, metadata: CheckpointMetadata, dataset: Dataset
+) -> FeatureStatistics:
+    """Return the statistics of the training photos' features, of a model that is on the CPU.
+
+    Of each class, `STATISTICS_PHOTOS` are looked at, and all of them are counted.
+    """
+    split = dataset.train.only(photos_of_classes(dataset.train))
+    centres = centre_photos(split, metadata.preprocessing)
+    batches = centres.batches([(photo, 0) for photo in range(len(split))], BATCH)
+    title, number = "Measuring the features of the training photos", -(-len(split) // BATCH)
+    features = np.concatenate(
+        list(tower_features(model, (rows for rows, _ in track(batches, title, number))))
+    )
+    labels = np.asarray(split.labels, np.int64)
+    statistics = FeatureStatistics.of(features, labels, len(metadata.classes))
+    return with_changes(statistics, counts=np.array(metadata.counts, np.int64))
+
+
+def photos_of_classes(split: Split) -> list[int]:
+    """Return the indices of up to `STATISTICS_PHOTOS` photos of each class, in order."""
+    labels = np.asarray(split.labels, np.int64)
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    # Evenly spaced, because neighbours are often alike.
+    chosen = [one[:: -(-len(one) // STATISTICS_PHOTOS)] for one in members]
+    return sorted(np.concatenate(chosen).tolist())
+
+
+@torch.no_grad()
+def tower_features(model: Model, batches: Iterable[Tensor]) -> Iterator[Floats]:
+    """Yield the unit features [N, D] of each batch of views uint8 [N, S, S, 3].
+
+    The work is done on a GPU if there is one. Leaves the model on the CPU.
+    """
+    device = Processes(None).device
+    model.to(device).eval()
+    for pixels in batches:
+        yield model(pixels.to(device))[1].cpu().numpy()
+    model.cpu()
+
+
+def require_own_photos(path: Path, metadata: CheckpointMetadata, dataset: Dataset) -> None:
+    """Raise `UserError` unless the training photos may be those of the checkpoint at `path`.
+
+    val/ and test/ may be others than when it was trained.
+    """
+    classes = tuple(map(canonical, metadata.classes))
+    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
+        raise UserError(
+            f"{path} was trained on other photos ({metadata.sources}, {len(metadata.classes)} "
+            f"classes, {sum(metadata.counts)} photos) than those of {dataset.folder}: name the "
+            "photos it was trained on, with the same --add"
+        )
+
+
+def extend(
+    checkpoint: Path,
+    photos: Path,
+    target: Path,
+    *,
+    more: bool = False,
+    replace: bool = False,
+    seed: int = 0,
+    backbone: str | None = None,
+    old: Dataset | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> CheckpointMetadata:
+    """Write a checkpoint at `target` that also knows the classes of `photos`, CLASS/*.jpg.
+
+    It is done as for a bundle (`models.bundle.extension.extend`): the head is trained, on the new
+    photos and on draws from the statistics of the old ones; the tower stays. `old` are the photos
+    that the checkpoint was trained on, for one without statistics. `backbone` is for a backbone
+    that has moved since.
+
+    Raises `UserError` if the checkpoint cannot be restored, has neither statistics nor a cosine
+    head, if a class is known and `more` is false, if a class has no photo that can be used, or for
+    what `check_changed` raises.
+    """
+    check_changed(target, replace)
+    model, metadata = restore(checkpoint, backbone)
+    head = model.head
+    if not isinstance(head, CosineHead) or isinstance(head, FusedHead):
+        raise UserError(
+            f"{checkpoint} has not a cosine head, the only one that can be changed: train with "
+            "head.kind=cosine"
+        )
+    known = known_statistics(checkpoint, model, metadata, old)
+    by_class = photos_by_class(photos)
+    if not more:
+        refuse_known(by_class, metadata.classes, photos, checkpoint)
+    found = photo_features(model, metadata.preprocessing, by_class, max_pixels)
+    features, names = usable_features(by_class, found)
+    classes = joined_classes(metadata.classes, metadata.counts, names)
+    labels = labels_of(names, [label for label, _, _ in classes])
+    indices = [index for _, _, index in classes]
+    called = [
+        class_name(label) if index is None else metadata.names[index] for label, _, index in classes
+    ]
+    texts, prompts = text_start(metadata, backbone, called)
+    before = unit(head.weight.detach().numpy())
+    weight, joined = extended_head(
+        before, head.scale, known, indices, features, labels, seed, texts
+    )
+    change = new_change(checkpoint, added=dict(Counter(names)), seed=seed)
+    described = {
+        label: (name, prompt if index is None else metadata.prompts[index])
+        for (label, _, index), name, prompt in zip(classes, called, prompts, strict=True)
+    }
+    counts = [count for _, count, _ in classes]
+    changed = with_classes(metadata, described, counts, change)
+    head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
+    save(target, model, changed, replace, joined)
+    return changed
+
+
+@torch.no_grad()
+def text_start(
+    metadata: CheckpointMetadata, backbone_name: str | None, names: Sequence[str]
+) -> tuple[Floats | None, Sequence[str]]:
+    """Return the unit weights [C, D] of the classes' texts, and the prompt of each class.
+
+    Without a text tower, or if the recipe's head did not start from text or did so from a file that
+    cannot know new classes, there are no weights, and the prompts are the names.
+    """
+    initial = metadata.recipe.head.initial
+    if not isinstance(initial, PromptsInit) or isinstance(initial, DescriptionsInit):
+        return None, names
+    backbone = load_backbone(backbone_name or metadata.backbone)
+    if not backbone.has_text:
+        return None, names
+    texts = class_texts(backbone, metadata.recipe.head, names).numpy()
+    return unit(texts), prompts_for(names, initial)
+
+
+def known_statistics(
+    checkpoint: Path, model: Model, metadata: CheckpointMetadata, old: Dataset | None
+) -> FeatureStatistics:
+    """Return the statistics that a checkpoint keeps, else those of the photos `old`.
+
+    Raises `UserError` if there are neither, or if it was trained on others than `old`.
+    """
+    statistics = read_statistics(checkpoint)
+    if statistics is not None:
+        return statistics
+    if old is None:
+        raise UserError(
+            f"{checkpoint} has no statistics of its photos, because an older taillift made it, or "
+            "`taillift merge` without --data: pass --old-photos with the photos it was trained on"
+        )
+    require_own_photos(checkpoint, metadata, old)
+    return measured_statistics(model, metadata, old)
+
+
+def forget(
+    checkpoint: Path,
+    labels: Iterable[str],
+    target: Path,
+    *,
+    replace: bool = False,
+    backbone: str | None = None,
+) -> CheckpointMetadata:
+    """Write a checkpoint at `target` without the classes `labels`: neither a row nor a mean.
+
+    The other rows stay as they are. Raises `UserError` if the checkpoint cannot be restored, lacks
+    a class, or would have fewer than two, or for what `check_changed` raises.
+    """
+    check_changed(target, replace)
+    model, metadata = restore(checkpoint, backbone)
+    kept, forgotten = kept_classes(labels, metadata.classes, checkpoint)
+    for name, parameter in model.head.named_parameters():
+        if parameter.ndim:
+            rows = torch.nn.Parameter(parameter.detach()[kept], parameter.requires_grad)
+            setattr(model.head, name, rows)
+    described = {
+        metadata.classes[index]: (metadata.names[index], metadata.prompts[index]) for index in kept
+    }
+    counts = [metadata.counts[index] for index in kept]
+    change = new_change(checkpoint, forgotten=tuple(forgotten))
+    changed = with_classes(metadata, described, counts, change)
+    statistics = read_statistics(checkpoint)
+    save(target, model, changed, replace, statistics and statistics.only(kept))
+    return changed
+
+
+def photo_features(
+    model: Model,
+    preprocessing: Preprocessing,
+    by_class: Mapping[str, Sequence[Path]],
+    max_pixels: int,
+) -> Iterator[Floats | ImageError]:
+    """Yield the unit features [D] of each photo's centre view in order, or why there are none."""
+
+    def view(photo: Path) -> Pixels | ImageError:
+        try:
+            canvas = load(photo.read_bytes(), preprocessing, max_pixels)
+        except OSError as error:
+            return UnreadableImageError(str(error.strerror))
+        except ImageError as error:
+            return error
+        return views(canvas, preprocessing.size, 1)
+
+    photos = [photo for members in by_class.values() for photo in members]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for chunk in chunks(photos, BATCH):
+            batch = list(pool.map(view, chunk))
+            good = [pixels for pixels in batch if not isinstance(pixels, ImageError)]
+            pixels = [torch.from_numpy(np.concatenate(good))] if good else []
+            rows = chain.from_iterable(tower_features(model, pixels))
+            yield from (one if isinstance(one, ImageError) else next(rows) for one in batch)
+
+
+def with_classes(
+    metadata: CheckpointMetadata,
+    described: Mapping[str, tuple[str, str]],
+    counts: Sequence[int],
+    change: ClassChange,
+) -> CheckpointMetadata:
+    """Return the metadata with other classes, each with its name in prompts and its prompt."""
+    document = changed_document(metadata.model_dump(mode="json"), described, counts, change)
+    return CheckpointMetadata.model_validate(document)
+
+
+def new_change(checkpoint: Path, **changes: Any) -> ClassChange:
+    """Return what the metadata say of a checkpoint with other classes than `checkpoint`."""
+    digest = file_sha256(checkpoint).hexdigest()
+    parent, made_by = checkpoint.name, version("taillift")
+    return ClassChange(parent=parent, sha256=digest, taillift=made_by, **changes)
 
 
 def checkpoint_key(checkpoint: Path) -> str | None:

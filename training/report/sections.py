@@ -57,6 +57,7 @@ def identity(
         f"sha256 {parent.sha256[:12]})"
         for parent in metadata.parents
     )
+    changes = "; ".join(map(str, metadata.extended))
     revision = metadata.record.revision
     versions = metadata.record.versions | ({"commit": revision[:12]} if revision else {})
     return {
@@ -70,6 +71,7 @@ def identity(
         "calibrated on": calibrated,
         "method": f"{recipe.title} ({recipe.name}): {method}",
         **({"average of": parents} if parents else {}),
+        **({"classes changed": changes} if changes else {}),
         "backbone": f"{metadata.architecture} ({metadata.pretrained}), sha256 "
         f"{metadata.backbone_sha256[:12]}",
         "views": f"{views.size} x {views.size} pixels, of a canvas whose shorter side is "

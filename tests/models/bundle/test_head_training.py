@@ -8,15 +8,24 @@ from torch.nn import functional as F
 from taillift.models.bundle import head_training as module
 from taillift.models.bundle.arrays import Floats, Labels
 from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
-from taillift.models.bundle.head_training import batches, new_rows, rate_factor, train_head
+from taillift.models.bundle.head_training import (
+    batches,
+    extended_head,
+    new_rows,
+    prototypes,
+    rate_factor,
+    train_head,
+)
+from taillift.training.recipe import head_init
 
 
-def blobs(seed: int, counts: list[int], width: int = 12) -> tuple[Floats, Labels]:
+def blobs(seed: int, counts: list[int], spread: float = 0.5) -> tuple[Floats, Labels]:
     """Return unit features around a random direction for each class."""
+    width = 12
     centres = np.random.default_rng(0).standard_normal((len(counts), width))
     labels = np.repeat(np.arange(len(counts)), counts)
     noise = np.random.default_rng(seed).standard_normal((len(labels), width))
-    return unit((centres[labels] + 0.5 * noise).astype(np.float32)), labels
+    return unit((centres[labels] + spread * noise).astype(np.float32)), labels
 
 
 def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +67,51 @@ def test_new_rows_are_made_like_the_old_ones() -> None:
     assert abs(apart[0, 0]) < 0.01
     assert (apart * unit(new - old.mean(0))).sum() > 0.97
     assert np.isfinite(new_rows(unit(old[:1]), old[:1], old[:1])).all()
+
+
+def test_rows_from_means_and_texts_are_those_that_a_training_starts_from() -> None:
+    random = np.random.default_rng(3)
+    means, texts = random.standard_normal((2, 5, 8)).astype(np.float32)
+    labels = torch.arange(5)
+    expected = head_init.prototypes(
+        torch.from_numpy(texts), torch.from_numpy(unit(means)), labels, list("abcde"), 0.5
+    )
+    assert np.allclose(prototypes(unit(means), texts), expected.numpy(), atol=1e-6)
+
+
+def test_texts_start_new_rows_alone_and_help_a_class_of_one_photo() -> None:
+    features, labels = blobs(1, [60, 40, 20, 1], 1.5)
+    old = labels < 3
+    known = FeatureStatistics.of(features[old], labels[old], 3)
+    start, nothing = known.means, np.zeros(3, np.int64)
+    rows = train_head(start, 16, features[old], labels[old], known, nothing, 0)
+    test, truth = blobs(2, [200] * 4, 1.5)
+    texts = blobs(3, [1] * 4, 0.0)[0]
+
+    def hits(texts: Floats | None) -> list[float]:
+        last, new = (features[~old], labels[~old]), [0, 1, 2, None]
+        trained, joined = extended_head(rows, 16, known, new, *last, 0, texts)
+        assert joined.counts.tolist() == [60, 40, 20, 1]
+        right = (test @ trained.T).argmax(1) == truth
+        return [float(right[truth == one].mean()) for one in range(4)]
+
+    with_text, without = hits(texts), hits(None)
+    assert with_text[3] > without[3] + 0.05
+    assert sum(with_text) > sum(without) - 0.05
+
+
+def test_an_allowance_takes_room_from_a_class() -> None:
+    features, labels = blobs(1, [40, 40], 2.0)
+    statistics = FeatureStatistics.of(features, labels, 2)
+    start, nothing = statistics.means, np.zeros(2, np.int64)
+    test, _ = blobs(2, [200, 200], 2.0)
+
+    def share(allowance: float) -> float:
+        extra = np.array([0, allowance])
+        rows = train_head(start, 16, features, labels, statistics, nothing, 0, extra)
+        return float(((test @ rows.T).argmax(1) == 1).mean())
+
+    assert share(3) + 0.03 < share(0) < share(-3) - 0.03
 
 
 def test_draws_stand_for_the_photos_of_a_class() -> None:

@@ -33,7 +33,6 @@ from taillift.training.comparison.soup import (
     on_val,
     parents_of,
     read_ingredients,
-    require_own_photos,
     require_photos,
     seed_shares,
     soup_recipe,
@@ -44,7 +43,7 @@ from taillift.training.comparison.soup import (
 from taillift.training.data.dataset import Dataset
 from taillift.training.export.export import export
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import read_metadata, restore, save
+from taillift.training.fit.checkpoint import read_metadata, require_own_photos, restore, save
 from taillift.training.recipe.recipe import Recipe, load_recipe
 from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_photo, write_photos
@@ -247,9 +246,10 @@ def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
     paths: Paths, colours: Dataset
 ) -> None:
     ingredients: list[Ingredient] = read_ingredients(paths("lift", "full"))
-    require_own_photos(ingredients, colours)
+    path, metadata = ingredients[0].path, ingredients[0].run.metadata
+    require_own_photos(path, metadata, colours)
     with pytest.raises(UserError, match="was trained on other photos"):
-        require_own_photos(ingredients, replace(colours, classes=("a", "b", "c")))
+        require_own_photos(path, metadata, replace(colours, classes=("a", "b", "c")))
 
 
 def test_a_soup_is_exported_and_answers_as_torch_does(

@@ -1,25 +1,41 @@
-"""From photos to a bundle, to a bundle with one class more, to one that is calibrated again."""
+"""Checkpoints and bundles with other classes, from photos to what is served."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from taillift.cli import app
+from taillift.models.bundle.atomic import file_sha256
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
-from taillift.models.bundle.feature_statistics import FeatureStatistics
-from taillift.models.bundle.folder import read_manifest
+from taillift.models.bundle.extension import extend as extend_bundle
+from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
+from taillift.models.bundle.folder import DELTA, read_manifest
 from taillift.models.bundle.schema import Precision
+from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.training.data.dataset import Dataset
+from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.export.export import export
-from taillift.training.fit.checkpoint import read_metadata, save
+from taillift.training.fit.checkpoint import (
+    extend,
+    forget,
+    measured_statistics,
+    read_metadata,
+    read_statistics,
+    restore,
+    save,
+)
+from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.train import Trainer
+from taillift.training.train import Run, Trainer
 from tests.support.cosine import write_colours
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def command(*arguments: object) -> str:
@@ -29,13 +45,207 @@ def command(*arguments: object) -> str:
     return result.output
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_a_trained_bundle_is_extended_and_calibrated_again(
-    colours: Dataset, tiny_backbone: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def trained(colours: Dataset, tiny_backbone: str) -> Callable[..., Run]:
+    """Returns the run of a short recipe with changes."""
     quick = {"epochs": 4, "batch": 16, "optimiser": {"head_rate": 0.05, "tuner_rate": 0.05}}
-    recipe = Recipe.model_validate({"name": "short", **quick})
-    run = Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu")).train(recipe)
+    trainer = Trainer(colours, load_backbone(tiny_backbone), torch.device("cpu"))
+
+    def run(**changes: object) -> Run:
+        return trainer.train(Recipe.model_validate({"name": "short", **quick, **changes}))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(trained: Callable[..., Run]) -> Run:
+    return trained(tuners=[{"name": "adaptformer", "rank": 2}])
+
+
+@pytest.fixture
+def checkpoint(run: Run, colours: Dataset, tmp_path: Path) -> Path:
+    path = tmp_path / "short.safetensors"
+    statistics = measured_statistics(run.model, run.metadata, colours)
+    save(path, run.model, run.metadata, statistics=statistics)
+    return path
+
+
+def test_a_checkpoint_learns_a_class_without_its_old_photos(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new"
+    write_colours(new / "train", {"orange": 8})
+    write_colours(new / "test", {"orange": 4}, seed=1)
+    target = tmp_path / "more.safetensors"
+    printed = command("extend", checkpoint, new, "--out", target)
+    assert printed.startswith(f"{target}: 4 classes; photos of orange were added to short.safe")
+
+    before, after = load_file(checkpoint), load_file(target)
+    changed = {"head.weight", "stats.means", "stats.counts", "stats.covariance"}
+    assert before.keys() == after.keys() > changed
+    for name in before.keys() - changed:
+        assert before[name].tobytes() == after[name].tobytes(), "the tower does not change"
+    metadata = read_metadata(target)
+    assert metadata.classes == ("red", "green", "orange", "blue")
+    assert metadata.counts == (30, 21, 8, 5)
+    assert metadata.prompts[2] == "a photo of an orange."
+    (change,) = metadata.extended
+    assert (change.parent, change.added) == ("short.safetensors", {"orange": 8})
+    assert change.sha256 == file_sha256(checkpoint).hexdigest()
+    assert "extended:" in (tmp_path / "more.safetensors.yaml").read_text()
+
+    # Only the new photos are there to export with. A line says what they do not allow.
+    bundle = tmp_path / "bundle"
+    result = CliRunner().invoke(app, ["export", str(target), str(new), "--out", str(bundle)])
+    assert result.exit_code == 0
+    assert "left out: calibration: new has no val/ photos of 4 of the 4 classes" in result.output
+    statistics = read_statistics(target)
+    assert statistics is not None
+    stored = FeatureStatistics.read(bundle, 4, statistics.means.shape[1])
+    assert stored.means.tolist() == statistics.means.tolist()
+    assert stored.counts.tolist() == [30, 21, 8, 5]
+    report = (bundle / "report/report.html").read_text("utf-8")
+    assert "photos of orange were added to short.safetensors" in report
+    every = write_colours(tmp_path / "every", dict.fromkeys(metadata.classes, 6), seed=2)
+    classifier = Classifier.open(bundle)
+    for label in metadata.classes:
+        found = [one.label for one in classifier.classify((every / label).iterdir())]
+        assert found.count(label) >= 5, (label, found)
+
+
+def test_a_checkpoint_and_its_bundle_learn_the_same_head(
+    trained: Callable[..., Run], colours: Dataset, tmp_path: Path
+) -> None:
+    # Only a checkpoint has a text tower, from which its new rows could start.
+    run, checkpoint = trained(head={"initial": {"name": "class-mean"}}), tmp_path / "c.safetensors"
+    statistics = measured_statistics(run.model, run.metadata, colours)
+    save(checkpoint, run.model, run.metadata, statistics=statistics)
+    new = write_colours(tmp_path / "new", {"orange": 8, "purple": 1})
+    extend(checkpoint, new, tmp_path / "more.safetensors", seed=3)
+    export(checkpoint, colours, tmp_path / "bundle", calibrated=False)
+    extend_bundle(tmp_path / "bundle", new, tmp_path / "other", seed=3)
+    one = load_file(tmp_path / "more.safetensors")
+    other = load_file(tmp_path / "other" / DELTA)
+    assert one.keys() == other.keys()
+    assert np.allclose(unit(one["head.weight"]), unit(other["head.weight"]), atol=1e-3)
+    assert np.allclose(one["stats.means"], other["stats.means"], atol=1e-4)
+    (change,) = read_metadata(tmp_path / "other" / DELTA).extended
+    assert change.parent == f"bundle {read_manifest(tmp_path / 'bundle').version}"
+
+    # The same seed gives the same bytes, and photos of a known class need a word.
+    extend(checkpoint, new, tmp_path / "again.safetensors", seed=3)
+    assert load_file(tmp_path / "again.safetensors")["head.weight"].tolist() == (
+        one["head.weight"].tolist()
+    )
+    more = write_colours(tmp_path / "blue", {"blue": 4}, seed=4)
+    with pytest.raises(UserError, match=r"has photos of 'blue', and so has .*: pass --more"):
+        extend(checkpoint, more, tmp_path / "blue.safetensors")
+    metadata = extend(checkpoint, more, tmp_path / "blue.safetensors", more=True)
+    assert metadata.counts == (30, 21, 9)
+
+
+def test_a_checkpoint_without_statistics_says_how_they_are_measured(
+    run: Run, checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.safetensors"
+    save(old, run.model, run.metadata)
+    assert read_statistics(old) is None
+    new = write_colours(tmp_path / "new", {"orange": 3})
+    with pytest.raises(UserError, match=r"has no statistics .* pass --old-photos") as error:
+        extend(old, new, tmp_path / "more.safetensors")
+    assert "\n" not in str(error.value)
+    extend(old, new, tmp_path / "more.safetensors", old=colours)
+    extend(checkpoint, new, tmp_path / "same.safetensors")
+    ones = [load_file(tmp_path / f"{name}.safetensors") for name in ("more", "same")]
+    assert all(np.array_equal(ones[0][name], ones[1][name]) for name in ones[0])
+    others = write_colours(tmp_path / "others" / "train", {"red": 2, "green": 2}).parent
+    with pytest.raises(UserError, match="was trained on other photos"):
+        extend(old, new, tmp_path / "no.safetensors", old=load_dataset(str(others)))
+
+
+def test_a_checkpoint_forgets_a_class(
+    run: Run, checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    target = tmp_path / "less.safetensors"
+    printed = command("forget", checkpoint, "green", "--out", target)
+    assert "2 classes; short.safetensors also knew green" in printed
+    before, after = load_file(checkpoint), load_file(target)
+    assert after["head.weight"].tolist() == before["head.weight"][[0, 2]].tolist()
+    assert after["stats.means"].tolist() == before["stats.means"][[0, 2]].tolist()
+    model, metadata = restore(target)
+    assert (metadata.classes, metadata.counts) == (("red", "blue"), (30, 5))
+    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    with torch.no_grad():
+        logits = [one.eval()(pixels)[0][0].tolist() for one in (model, run.model)]
+    assert logits[0] == pytest.approx([logits[1][0], logits[1][2]], abs=1e-5)
+
+    # The set still has photos of the class: they are left out, and val/ has all others.
+    exported = export(target, colours, tmp_path / "bundle")
+    assert exported.manifest.labels == ["red", "blue"]
+    assert exported.manifest.variants[Precision.FP32].calibration
+    with pytest.raises(UserError, match=r"no class 'gren' \(did you mean \"green\"\?\)"):
+        forget(checkpoint, ["gren"], tmp_path / "no.safetensors")
+    with pytest.raises(UserError, match="would keep 1 of its classes"):
+        forget(checkpoint, ["green", "red"], tmp_path / "no.safetensors")
+
+
+def test_a_head_whose_logits_carried_a_prior_carries_none_afterwards(
+    trained: Callable[..., Run], colours: Dataset, tmp_path: Path
+) -> None:
+    run = trained(loss={"name": "cross-entropy"}, epochs=1)
+    path = tmp_path / "plain.safetensors"
+    save(path, run.model, run.metadata)
+    new = write_colours(tmp_path / "new" / "train", {"orange": 3}).parent
+    metadata = extend(path, new, tmp_path / "more.safetensors", old=colours)
+    assert metadata.recipe.loss.name == "logit-adjusted"
+    exported = export(
+        tmp_path / "more.safetensors", load_dataset(str(new), least=1), tmp_path / "bundle"
+    )
+    assert [info.prior for info in exported.manifest.classes] == pytest.approx([0.25] * 4)
+    less = forget(path, ["green"], tmp_path / "less.safetensors")
+    assert less.recipe == run.metadata.recipe
+
+
+def test_what_a_checkpoint_cannot_learn_is_one_line(
+    trained: Callable[..., Run], checkpoint: Path, colours: Dataset, tmp_path: Path
+) -> None:
+    new = write_colours(tmp_path / "new", {"orange": 1})
+
+    def refused(match: str, source: Path, target: Path) -> None:
+        with pytest.raises(UserError, match=match) as error:
+            extend(source, new, target, old=colours)
+        assert "\n" not in str(error.value)
+
+    run = trained(head={"kind": "linear"}, epochs=1)
+    save(tmp_path / "linear.safetensors", run.model, run.metadata)
+    target = tmp_path / "more.safetensors"
+    refused("has not a cosine head", tmp_path / "linear.safetensors", target)
+    refused("does not exist: make it with `taillift train`", tmp_path / "no.safetensors", target)
+    refused("exists already", checkpoint, checkpoint)
+    refused("end the name in .safetensors", checkpoint, tmp_path / "more")
+    resume_path(target).write_bytes(b"a run that was interrupted")
+    refused("was left by an interrupted run", checkpoint, target)
+    assert resume_path(target).exists()
+    result = CliRunner().invoke(
+        app, ["extend", str(tmp_path), str(new), "--out", str(target), "--old-photos", "photos"]
+    )
+    assert "--old-photos is for a checkpoint" in str(result.exception)
+
+    # With photos of some classes there is no graph that is made from photos of all.
+    extend(checkpoint, new, tmp_path / "good.safetensors")
+    photos = load_dataset(
+        str(write_colours(tmp_path / "one" / "train", {"orange": 1}).parent), least=1
+    )
+    with pytest.raises(UserError, match="lacks photos of 3 of the 4 classes, and int8 is made"):
+        export(
+            tmp_path / "good.safetensors", photos, tmp_path / "bundle", variants=[Precision.INT8]
+        )
+
+
+def test_a_trained_bundle_is_extended_and_calibrated_again(
+    trained: Callable[..., Run], colours: Dataset, tmp_path: Path
+) -> None:
+    run = trained()
     save(tmp_path / "short.safetensors", run.model, run.metadata)
     bundle = tmp_path / "bundle"
     export(tmp_path / "short.safetensors", colours, bundle, calibrated=False)
@@ -75,7 +285,6 @@ def test_a_trained_bundle_is_extended_and_calibrated_again(
     assert read_manifest(tmp_path / "less").labels == list(colours.classes)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_chosen_tau_is_answered_with_by_the_bundle_and_by_what_is_made_of_it(
     colours: Dataset, tiny_backbone: str, tmp_path: Path
 ) -> None:
