@@ -181,7 +181,7 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
         "trainable_parameters": model.trainable_parameters,
         "record": record.model_copy(update={"seconds": seconds}),
         "parents": tuple(parent_of(one, share) for one, share in used),
-        "extended": tuple(change for one, _ in used for change in one.run.metadata.extended),
+        "extended": tuple(change for one, _ in used for change in one.metadata.extended),
     }
     return Run(model.eval(), metadata.model_copy(update=changes))
 

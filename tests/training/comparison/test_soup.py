@@ -246,7 +246,7 @@ def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
     paths: Paths, colours: Dataset
 ) -> None:
     ingredients: list[Ingredient] = read_ingredients(paths("lift", "full"))
-    path, metadata = ingredients[0].path, ingredients[0].run.metadata
+    path, metadata = ingredients[0].path, ingredients[0].metadata
     require_own_photos(path, metadata, colours)
     with pytest.raises(UserError, match="was trained on other photos"):
         require_own_photos(path, metadata, replace(colours, classes=("a", "b", "c")))
