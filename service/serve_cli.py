@@ -335,8 +335,8 @@ def adapt_prior(
 ) -> None:
     """Estimate from photos without labels how often the groups occur, as a prior to classify with.
 
-    It is written only if it makes photos likelier that it was not estimated from: the exit status
-    is 1 if the gain may be chance.
+    It is written only if it also fits photos that it was not estimated from. If the gain may be
+    chance, the exit status is 1.
     """
     from taillift.models.bundle import conveyor
     from taillift.models.bundle.atomic import atomic_file, require_writable

@@ -133,8 +133,8 @@ def train(
         typer.Option(
             help="A name from `taillift recipes`, such as lift, or lift+loft to use unlabelled "
             "photos; or a YAML file. soup: several recipes are trained and averaged. auto: head, "
-            "lift, full-adamw and soup are trained, and the cheapest of those that may be the best "
-            "on val/ is kept."
+            "lift, full-adamw and soup are trained; the soup is kept if it may be the best on "
+            "val/, or else the cheapest of those that may be."
         ),
     ] = "lift",
     changes: Set = None,
@@ -351,7 +351,7 @@ def merge(
         what = "--head trains" if head else "--share auto chooses"
         raise UserError(f"{what} on photos: name those of the checkpoints with --data")
     ingredients = soup.read_ingredients(checkpoints, backbone)
-    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
         soup.require_own_photos(ingredients, dataset)
@@ -521,8 +521,8 @@ def compare(
         bool,
         typer.Option(
             "--soup",
-            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
-            "val/.",
+            help="For each seed, also average the recipes that tune the tower, with shares and "
+            "head chosen on val/.",
         ),
     ] = False,
     replace: Annotated[

@@ -117,7 +117,7 @@ def forget(
 ) -> ChangedBundle:
     """Make a bundle at `target` without the classes `labels`: no row of the head, no mean feature.
 
-    The other rows stay as they are. Raises `UserError` if the bundle is damaged, has not a cosine
+    The other rows stay as they are. Raises `UserError` if the bundle is damaged, has no cosine
     head, lacks a class, or would have fewer than two, or if `target` exists and `replace` is false.
     """
     check_replaceable(target, MANIFEST if replace else None)
@@ -166,7 +166,7 @@ class OldBundle:
         constants = {constant.name: constant for constant in self._graph.graph.initializer}
         (node,) = (node for node in self._graph.graph.node if "logits" in node.output)
         not_cosine = UserError(
-            f"{path} has not a cosine head, the only one that can be changed: train with "
+            f"{path} has no cosine head, the only kind that can be changed: train with "
             "head.kind=cosine, and export"
         )
         if not (

@@ -30,7 +30,13 @@ from taillift.models.bundle.atomic import (
     temporary_folder_next_to,
 )
 from taillift.models.bundle.classifier import Classifier
-from taillift.models.bundle.folder import MANIFEST, is_inside, read_manifest, verify_files
+from taillift.models.bundle.folder import (
+    MANIFEST,
+    VERSIONS,
+    is_inside,
+    read_manifest,
+    verify_files,
+)
 from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.schema import Precision, SchemaModel
 from taillift.models.errors import UserError
@@ -38,7 +44,6 @@ from taillift.models.names import canonical
 
 logger = logging.getLogger(__name__)
 
-VERSIONS: Final = "versions"
 ROLES: Final = "roles.json"
 LOG: Final = "log.jsonl"
 LOCK: Final = ".lock"
@@ -146,6 +151,11 @@ class VersionStore:
 
     def __init__(self, folder: Path) -> None:
         """Raises `UserError` if the folder is not a store."""
+        if (folder / MANIFEST).is_file():
+            raise UserError(
+                f"{folder} is a bundle and not a store: put it into one with `taillift models add "
+                f"STORE {folder}`"
+            )
         if not (folder / VERSIONS).is_dir():
             raise UserError(
                 f"{folder} is not a store (it has no folder {VERSIONS}): make one with `taillift "
@@ -177,7 +187,8 @@ class VersionStore:
     def path(self, number: int) -> Path:
         """Return the folder of a version; raises `UserError` if the store does not have it."""
         path = self.folder / VERSIONS / str(number)
-        if not path.is_dir():
+        # The name of a number of 300 digits is too long to look for.
+        if number not in self.numbers or not path.is_dir():
             known = ", ".join(map(str, self.numbers)) or "none"
             raise UserError(f"{self.folder} has no version {number} (it has {known})")
         return path

@@ -27,6 +27,7 @@ HARMLESS: Final = 1.0
 # With fewer, an interval says too little about another seed or class.
 MIN_SEEDS: Final = 2
 MIN_CLASSES: Final = 5
+LESS_LUCK: Final = "an average of several trainings depends less on luck"
 
 Floats = npt.NDArray[np.float64]
 
@@ -133,12 +134,14 @@ class Recommendation:
 def recommendation(
     outcomes: Sequence[Outcome], groups: Sequence[Group], aim: Aim = "mean-class"
 ) -> Recommendation | None:
-    """Return which recipe to take: the cheapest of those that may be as good as the best.
+    """Return which recipe to take, and why.
 
     The best has the highest accuracy that is aimed at, with five views, on the photos that recipes
-    are chosen on. Another may be as good if the interval of their paired difference includes zero,
-    and is cheaper if it trains fewer weights. `groups` has one entry a class. None if fewer than
-    two recipes succeeded, or if there are no photos of what is aimed at.
+    are chosen on. Another may be as good if the interval of their paired difference includes zero.
+    A soup comes first: it costs as much to serve as one of its parents, and an average of several
+    trainings has the luck of none. Without one, that which trains the fewest weights is taken.
+    `groups` has one entry a class. None if fewer than two recipes succeeded, or if there are no
+    photos of what is aimed at.
     """
     rows = [row for row in rows_of(outcomes) if succeeded(row.outcomes)]
     # Outcomes of earlier versions only have the accuracy of each class.
@@ -149,23 +152,31 @@ def recommendation(
         return None
     best, *others = sorted(rows, key=lambda row: -means[row.label])
     weights = {row.label: row.trainable_parameters or 0 for row in rows}
-    cheaper = [row for row in others if weights[row.label] < weights[best.label]]
+    preferred = sorted(rows, key=lambda row: (not is_soup(row), weights[row.label]))
+    before_best = preferred[: preferred.index(best)]
     photos = succeeded(best.outcomes)[0][0].chosen_on if by_photo else ""
     where = f"on {photos}, " if photos else ""
     what = "few-shot classes" if aim == "few" else "all classes on average"
-    for row in sorted(cheaper, key=lambda row: weights[row.label]):
+    for row in before_best:
         pair = paired_difference(best, row, groups, aim, by_photo)
         if pair is not None and pair.low <= 0:
+            merit = (
+                f"trains {abbreviate(weights[best.label])} weights instead of "
+                f"{abbreviate(weights[row.label])}"
+            )
             return Recommendation(
                 row,
                 f"Take {row.label}: {where}{best.label} is {pair.points:.1f} points better on "
                 f"{what} (95 % interval {pair.low:+.1f} to {pair.high:+.1f}), "
-                f"which may be noise, and trains {abbreviate(weights[best.label])} weights "
-                f"instead of {abbreviate(weights[row.label])}.",
+                f"which may be noise, and {LESS_LUCK if is_soup(row) else merit}.",
             )
-    pair = paired_difference(best, (cheaper or others)[0], groups, aim, by_photo)
-    why = "recipes that train fewer weights are worse beyond noise"
-    if not cheaper:
+    pair = paired_difference(best, (before_best or others)[0], groups, aim, by_photo)
+    if is_soup(best):
+        why = LESS_LUCK
+    elif before_best:
+        why = "recipes that train fewer weights are worse beyond noise"
+        why = f"soups and {why}" if is_soup(before_best[0]) else why
+    else:
         why = "none trains fewer weights"
     sure = "."
     if pair is not None:
@@ -176,6 +187,10 @@ def recommendation(
     return Recommendation(
         best, f"Take {best.label}: {where}it is the best on {what}, and {why}{sure}"
     )
+
+
+def is_soup(row: Row) -> bool:
+    return row.recipe.soup is not None
 
 
 def row_accuracy(row: Row, groups: Sequence[Group], aim: Aim, by_photo: bool) -> float:

@@ -179,6 +179,11 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Checkp
 
 def read_metadata(path: Path) -> CheckpointMetadata:
     """Read a checkpoint's metadata; raises `UserError` if the file is not a valid checkpoint."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder and not a checkpoint: name the file NAME{SUFFIX} that `taillift "
+            "train` wrote"
+        )
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)

@@ -207,12 +207,14 @@ def test_of_two_that_read_the_same_roles_one_wins(store: VersionStore, tmp_path:
     assert store.roles().champion == two
 
 
-def test_a_folder_that_is_not_a_store_is_not_made_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_not_made_one(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="neither a store nor an empty folder"):
         VersionStore.at(tmp_path)
     with pytest.raises(UserError, match="is not a store"):
         VersionStore(tmp_path / "nothing")
+    with pytest.raises(UserError, match=f"bundle and not a store: .* add STORE {bundle}"):
+        VersionStore(bundle)
 
 
 def test_a_folder_that_was_put_there_by_hand_is_a_version(

@@ -213,6 +213,29 @@ def test_the_best_is_taken_if_cheaper_ones_are_worse_beyond_noise() -> None:
     assert "none trains fewer weights" in sentence
 
 
+def test_a_soup_that_may_be_as_good_is_taken_before_cheaper_ones() -> None:
+    rates = {"full": 60.2, "soup": 60.0, "lift": 60.1, "head": 40.0}
+    outcomes = [run for name, rate in rates.items() for run in runs(name, rate)]
+    label, sentence = taken(outcomes)
+    assert label == "soup"
+    assert sentence.endswith(
+        "may be noise, and an average of several trainings depends less on luck."
+    )
+    label, sentence = taken(runs("soup", 61.0) + runs("lift", 60.0))
+    assert label == "soup"
+    assert "it is the best on all classes on average, and an average of several" in sentence
+    assert "LIFT is 0." in sentence
+
+
+def test_a_soup_that_is_worse_beyond_noise_is_not_taken() -> None:
+    worse = runs("soup", 50.0, 65.0)
+    label, sentence = taken(worse + runs("full", 60.0) + runs("lift", 60.0))
+    assert label == "LIFT"
+    label, sentence = taken(worse + runs("full", 60.0) + runs("lift", 50.0, 65.0))
+    assert label == "full, SGD"
+    assert "soups and recipes that train fewer weights are worse beyond noise: soup is" in sentence
+
+
 def test_one_seed_is_said_to_be_few_and_one_recipe_is_no_choice() -> None:
     _, sentence = taken(runs("full", 60.0, seeds=1) + runs("lift", 50.0, seeds=1))
     assert sentence.endswith("One seed cannot tell luck from method: pass --seeds 0,1,2.")

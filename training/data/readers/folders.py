@@ -74,6 +74,16 @@ def class_folders(split: Path) -> list[Path]:
     )
 
 
+def classes_without_split(root: Path) -> list[Path]:
+    """Return the folders of photos that are in `root` itself, and not in its train/, sorted."""
+    return [
+        folder
+        for folder in class_folders(root)
+        if split_called(folder.name) is None
+        and any(is_photo_name(path.name) for path in folder.iterdir())
+    ]
+
+
 def _shared(names: dict[str, str]) -> dict[str, str]:
     """Return the names of ImageNet's folders, some of which it gives to two classes."""
     lines = (f"{folder} {name}" for folder, name in names.items())

@@ -14,7 +14,7 @@ from taillift.training.data.cache import SAMPLE_NAMES, unpack_sample
 from taillift.training.data.photo import split_called
 from taillift.training.data.readers.cifar import is_cifar, read_cifar
 from taillift.training.data.readers.csv_table import is_table, read_table, tables_in
-from taillift.training.data.readers.folders import is_folders, read_folders
+from taillift.training.data.readers.folders import classes_without_split, is_folders, read_folders
 from taillift.training.data.readers.listing import Listing
 from taillift.training.data.readers.lists import (
     DESCRIPTION,
@@ -83,6 +83,11 @@ def read_source(source: str, labelled_only: bool = False) -> Listing:
             raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
         if path.is_dir() and (tables := tables_in(path)):
             raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
+        if path.is_dir() and (classes := classes_without_split(path)):
+            raise UserError(
+                f"{path} has photos in {classes[0].name}/ but no train/: if its folders are the "
+                f"classes, move them into {path / 'train'}"
+            )
         descriptions = "; ".join(layout.description for layout in LAYOUTS)
         raise UserError(
             f"{path} is not a set of photos: give one of {descriptions}; or a sample set "
