@@ -273,14 +273,15 @@ def classify(
     found = conveyor.predictions(classifier, photos, chosen, cores(), target, coverage)
     for photo, prediction in zip(photos, found, strict=True):
         uniform.append(None if isinstance(prediction, ImageError) else prediction.uniform)
+        name = photo_parts.printable_path(photo)
         if isinstance(prediction, ImageError):
             problem = image_problem(prediction)
-            say(f"{photo}: {problem.detail}", err=True)
-            results.append(FailedImage(filename=str(photo), error=problem.document()))
+            say(f"{name}: {problem.detail}", err=True)
+            results.append(FailedImage(filename=name, error=problem.document()))
         else:
             results.append(
                 classified(
-                    str(photo),
+                    name,
                     prediction.requested,
                     manifest.classes,
                     top_k,

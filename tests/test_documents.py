@@ -10,6 +10,7 @@ from typer.core import TyperGroup, TyperOption
 
 from taillift.cli import commands
 from taillift.service.settings import COMPOSE_VARIABLES, PREFIX, Settings
+from taillift.training.data.cache import BUDGET
 
 ROOT = Path(__file__).parents[1]
 NOTES = ("models/default/README.md", "docker/config/README.md")
@@ -20,7 +21,7 @@ DOCUMENTS = [
 ]
 # It also names what is gone.
 TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
-ROOMS = ("models", "training", "service", "taillift", "tests", "benchmarks", "scripts")
+ROOMS = ("models", "training", "service", "taillift", "tests", "docker", "benchmarks", "scripts")
 # What the reader makes.
 MADE = {"docker/k8s/overlays/shop", "docker/alertmanager/webhook-url"}
 # Flags of other programs.
@@ -128,7 +129,7 @@ def test_every_flag_in_a_sentence_is_one_of_some_command(document: Path) -> None
 )
 def test_every_variable_is_a_setting(document: Path) -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | COMPOSE_VARIABLES
-    known |= {f"{PREFIX}KEY"}  # A misspelt one, as an example.
+    known |= {BUDGET, f"{PREFIX}KEY"}  # The latter is misspelt, as an example.
     assert set(re.findall(r"\bTAILLIFT_[A-Z_]+[A-Z]", document.read_text("utf-8"))) <= known
 
 

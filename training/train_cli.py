@@ -16,7 +16,7 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import MaxPixels, say
+from taillift.models.terminal import MaxPixels, printable_json, say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
@@ -351,7 +351,7 @@ def merge(
         what = "--head trains" if head else "--share auto chooses"
         raise UserError(f"{what} on photos: name those of the checkpoints with --data")
     ingredients = soup.read_ingredients(checkpoints, backbone)
-    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
         soup.require_own_photos(ingredients, dataset)
@@ -384,7 +384,8 @@ def check(
     from taillift.training.data.survey_text import survey_text
 
     made = survey(data, max_pixels, unlabelled, add or ())
-    typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
+    document = json.dumps(made.model_dump(), ensure_ascii=False, indent=2)
+    typer.echo(printable_json(document) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
 

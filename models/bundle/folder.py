@@ -124,7 +124,7 @@ def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
     """
     path, record = folder / name, manifest.files[name]
     with readable(folder):
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not is_inside(folder, name):
             raise UserError(f"{folder / MANIFEST} lists {name}, which is outside the folder")
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole bundle again")
@@ -133,6 +133,11 @@ def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
                 f"{path} is not the file that the manifest lists (its hash differs): "
                 "copy the whole bundle again"
             )
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Return whether `name` can be that of a file in a folder, wherever links lead."""
+    return "\0" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 @contextmanager

@@ -112,9 +112,7 @@ class Engine:
         self.metrics.registry.register(self._tail_series)
         self.metrics.registry.register(LabelSeries(lambda: self.labels.latest))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
-        self.metrics.predicted_wait.set_function(
-            lambda: admission.wait(1) + self._seconds(VIEWS, 0)
-        )
+        self.metrics.predicted_wait.set_function(lambda: self.predicted_wait)
 
     async def start(self) -> None:
         """Check the bundle, warm it and become ready; what goes wrong is kept in `failure`.
@@ -361,6 +359,11 @@ class Engine:
             self.champion.runner.latency.seconds(views, self.settings.batch_views),
             decoder.latency.seconds(raw) / decoder.threads,
         )
+
+    @property
+    def predicted_wait(self) -> float:
+        """The seconds until an image that arrives now would be answered."""
+        return self.workshop.admission.wait(1) + self._seconds(VIEWS, 0)
 
     def announce_end(self) -> None:
         """Be not ready from now on, and still accept requests."""

@@ -120,7 +120,7 @@ def read_predictions(
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
             for row in rows:
                 location = f"{path}, line {rows.line_num}"
                 if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
@@ -157,7 +157,7 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
     try:
         confidence = float(row["confidence"])
         time = parse_time(row["time"]) if row.get("time") else None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")

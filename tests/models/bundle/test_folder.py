@@ -469,7 +469,7 @@ def test_an_existing_bundle_is_not_overwritten_by_accident(bundle: Path) -> None
 def test_a_listed_file_outside_the_folder_is_refused_before_it_is_read(copy: Path) -> None:
     manifest = read_manifest(copy)
     record = manifest.files["golden.npz"]
-    for name in ("../outside", "/etc/hostname"):
+    for name in ("../outside", "/etc/hostname", "a\0b"):
         other = manifest.model_copy(update={"files": {**manifest.files, name: record}})
         with pytest.raises(UserError, match="which is outside the folder"):
             verify_files(copy, other)

@@ -145,3 +145,8 @@ def test_the_train_folder_of_a_set_stands_for_the_set(tmp_path: Path) -> None:
 def test_a_set_that_is_called_train_is_itself(tmp_path: Path) -> None:
     inner = write_photos(tmp_path / "photos/train", {"red": 3, "blue": 2})
     assert load_dataset(str(inner)).name == "train"
+
+
+def test_the_name_of_a_set_is_utf_8_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "se\udcf1or", {"red": 2, "blue": 1})
+    assert load_dataset(str(root)).folder == "se\\udcf1or"
