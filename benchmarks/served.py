@@ -49,10 +49,9 @@ class Served:
 
     @property
     def processor_seconds(self) -> float:
-        """The processor time of all its threads so far."""
-        # The twelfth and thirteenth field after the name, which may contain anything.
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """The processor time of all its threads so far, to the nanosecond."""
+        # Linux's number for the clock of a process, as clock_getcpuclockid(3) makes it.
+        return time.clock_gettime((~self.pid << 3) | 2)
 
     def metric(self, name: str) -> float:
         """The sum over all series of this name in /metrics."""

@@ -1,25 +1,42 @@
-"""Measure the time and memory of one training step.
+"""Measure the time and memory of one training step, or the time of a comparison of recipes.
 
     python -m benchmarks.training                     # ViT-B/16, random weights
     python -m benchmarks.training --batch 32 --precision bf16
+    python -m benchmarks.training --compare wardrobe-lt --against ../before --busy 2 --rounds 3
 
 Prints the results and writes them to a file. Three ways to train take turns, each in its own
 process: AdaptFormer in taillift's tower, full fine-tuning in the same tower, and the same
 AdaptFormer attached to open_clip's own blocks with hooks. Every process repeats its step and the
 fastest counts, because other programs on the machine can only slow it down.
+
+With `--compare`, runs of `taillift compare` take turns instead: without the cache of frozen
+features, with an empty one, with that of an earlier run, and, with `--against`, in another checkout
+of this repository. With `--busy`, each is also run next to so many processes that do nothing but
+compute. All have to end with the same weights, but for those of the other checkout.
 """
 
 import argparse
+import hashlib
+import os
 import resource
+import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from benchmarks.tables import RESULTS, markdown, write_result
@@ -30,6 +47,10 @@ Way = Literal["AdaptFormer", "full fine-tuning", "AdaptFormer on open_clip's blo
 WAYS: Final = get_args(Way)
 CLASSES: Final = 100
 PRECISIONS: Final = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+ROOT: Final = Path(__file__).parents[1]
+FULL: Final = "with the cache of an earlier run"
 
 
 class Hooked(nn.Module):
@@ -135,10 +156,18 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     cuda = torch.cuda.is_available()
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training.md")
+    parser.add_argument("--compare", metavar="DATA", help="time `taillift compare` of these photos")
+    parser.add_argument("--recipes", default="zero-shot,head,lift")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--busy", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: results/training.md, or comparing.md")
     options = parser.parse_args()
+    if options.compare:
+        title = f"`taillift compare {Path(options.compare).name} --recipes {options.recipes}`:"
+        write_result(options.out or RESULTS / "comparing.md", [title, *comparisons(options)])
+        return
     title = f"{options.architecture}, batch {options.batch}, {options.precision}, {options.device}:"
-    write_result(options.out, [title, table(*interleaved(options))])
+    write_result(options.out or RESULTS / "training.md", [title, table(*interleaved(options))])
 
 
 def interleaved(options: argparse.Namespace) -> tuple[dict[Way, float], dict[Way, float]]:
@@ -170,6 +199,93 @@ def table(seconds: dict[Way, float], memory: dict[Way, float]) -> str:
         for way in WAYS
     ]
     return markdown(("", "step, s", "AdaptFormer takes of it", "peak memory, GiB"), rows)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A way to run `taillift compare`: a checkout, its own cache, and what that may keep, `gib`."""
+
+    name: str
+    root: Path
+    cache: Path
+    gib: str = "8"
+
+    def run(self, data: str, recipes: str) -> tuple[float, str]:
+        """Return the seconds that it took, and the sha256, in hex, of all trained weights."""
+        if self.name != FULL:
+            shutil.rmtree(self.cache / "taillift/features", ignore_errors=True)
+        own = self.root / ".venv/bin/python"
+        python = str(own) if own.exists() else sys.executable
+        environment = {"XDG_CACHE_HOME": str(self.cache), "TAILLIFT_CACHE_GIB": self.gib}
+        with TemporaryDirectory() as out:
+            command = [python, "-m", "taillift", "compare", data, "--recipes", recipes]
+            start = time.perf_counter()
+            subprocess.run(
+                [*command, "--out", out],
+                cwd=self.root,
+                env={**os.environ, **environment},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            seconds = time.perf_counter() - start
+            digest = hashlib.sha256()
+            for path in sorted(Path(out).glob("*.safetensors")):
+                for name, tensor in sorted(load_file(path).items()):
+                    digest.update(f"{path.name} {name}".encode() + tensor.tobytes())
+        return seconds, digest.hexdigest()
+
+
+def comparisons(options: argparse.Namespace) -> list[str]:
+    """Return a table of how long each way took, and a line on the weights."""
+    photos = Path(options.compare)
+    data = str(photos.resolve()) if photos.exists() else options.compare
+    with TemporaryDirectory() as folder:
+        ways = [
+            Comparison("without a cache", ROOT, Path(folder) / "none", "0"),
+            Comparison("with an empty cache", ROOT, Path(folder) / "empty"),
+            Comparison(FULL, ROOT, Path(folder) / "full"),
+        ]
+        if options.against:
+            other = options.against.resolve()
+            ways.append(Comparison("the other checkout", other, Path(folder) / "other"))
+        # This fills the cache, and is not counted.
+        _, expected = ways[2].run(data, options.recipes)
+        seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+        same = True
+        for _ in range(options.rounds):
+            for others in sorted({0, options.busy}):
+                for way in ways:
+                    with busy(others):
+                        took, weights = way.run(data, options.recipes)
+                    seconds[way.name, others].append(took)
+                    same &= weights == expected or way.root != ROOT
+    base = median(seconds[ways[-1].name if options.against else ways[0].name, 0])
+    rows = [
+        [
+            name + (f", next to {others} busy processes" if others else ""),
+            f"{median(found):.0f}",
+            f"{median(found) / base:.2f}",
+            " ".join(f"{one:.0f}" for one in found),
+        ]
+        for (name, others), found in seconds.items()
+    ]
+    against = "the other checkout" if options.against else "no cache"
+    titles = "", "median, s", f"of {against}, alone", "each round, s"
+    equality = "the same to the bit" if same else "NOT the same"
+    return [markdown(titles, rows), f"The weights of this checkout's runs were {equality}."]
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keep so many processes computing during the block."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ def log_wealth(rows: Iterable[tuple[float, int, int]]) -> Doubles:
 def judge_duel(groups: Mapping[str, Tally], labels: int) -> Duel:
     """Return the verdict on the tallies of each group.
 
-    The challenger is promoted if it is right more often over all, and in no group less often; it is
-    discarded if it is right less often over all or in any group. Over the groups, the false
+    The challenger is promoted if it is right more often overall, and in no group less often; it is
+    discarded if it is right less often overall or in any group. Over the groups, the false
     discovery rate is bounded (e-BH; Wang and Ramdas 2022).
     """
     overall = Tally.of_stakes(row for tally in groups.values() for row in tally.rows)

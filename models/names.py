@@ -2,21 +2,30 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 from taillift.models.errors import UserError, did_you_mean
 
 # The label, in tables, of a photo that shows none of the classes.
 NONE_OF_THE_CLASSES: Final = "none of the classes"
+# Accents that follow one letter, at most, in any text (UAX #15, section 13). Putting more in order
+# takes the square of their number.
+MAX_ACCENTS: Final = 30
 
 
 def canonical(name: str) -> str:
     """Return a name in the one form in which names are compared: Unicode's NFC.
 
     The accent of `café` may be part of its last letter (as Linux and Windows write it) or follow it
-    (as macOS does in the names of files). Both look the same, and are the same name.
+    (as macOS does in the names of files). Both look the same, and are the same name. A name with
+    more than `MAX_ACCENTS` in a row, which is not a text, stays as it is.
     """
-    return unicodedata.normalize("NFC", name)
+    if unicodedata.is_normalized("NFC", name):
+        return name
+    runs = groupby(name, lambda letter: unicodedata.category(letter).startswith("M"))
+    longest = max((len(list(run)) for is_accent, run in runs if is_accent), default=0)
+    return name if longest > MAX_ACCENTS else unicodedata.normalize("NFC", name)
 
 
 def refuse_two_forms(names: Iterable[str], where: str) -> None:

@@ -148,7 +148,7 @@ def read_labels(path: Path) -> Iterator[tuple[int, "LabelRequest"]]:
 
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
+            table = csv.DictReader(file, strict=True)
             for name in ("id", "label"):
                 if name not in (table.fieldnames or []):
                     raise UserError(f"{path} has no column {name}: it needs id,label")

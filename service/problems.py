@@ -26,7 +26,7 @@ class ProblemDocument(BaseModel):
     """Problem document of RFC 9457: `type` never changes, `detail` is written for people."""
 
     type: str = Field(examples=["urn:taillift:problem:undecodable"])
-    title: str = Field(examples=["The image is damaged"])
+    title: str = Field(examples=["The image cannot be decoded"])
     status: int = Field(examples=[422])
     detail: str
 
@@ -70,7 +70,7 @@ class UnauthorisedError(ServiceError):
 
 
 class NoRightError(ServiceError):
-    status, reason, title = 403, "no_right", "The API key has not the right"
+    status, reason, title = 403, "no_right", "The API key does not have the right"
 
 
 class ForeignOriginError(ServiceError):

@@ -272,14 +272,15 @@ def classify(
     found = conveyor.predictions(classifier, photos, chosen, cores(), target, coverage)
     for photo, prediction in zip(photos, found, strict=True):
         uniform.append(None if isinstance(prediction, ImageError) else prediction.uniform)
+        name = photo_parts.printable_path(photo)
         if isinstance(prediction, ImageError):
             problem = image_problem(prediction)
-            say(f"{photo}: {problem.detail}", err=True)
-            results.append(FailedImage(filename=str(photo), error=problem.document()))
+            say(f"{name}: {problem.detail}", err=True)
+            results.append(FailedImage(filename=name, error=problem.document()))
         else:
             results.append(
                 classified(
-                    str(photo),
+                    name,
                     prediction.requested,
                     manifest.classes,
                     top_k,
@@ -333,8 +334,8 @@ def adapt_prior(
 ) -> None:
     """Estimate from photos without labels how often the groups occur, as a prior to classify with.
 
-    It is written only if it makes photos likelier that it was not estimated from: the exit status
-    is 1 if the gain may be chance.
+    It is written only if it also fits photos that it was not estimated from. If the gain may be
+    chance, the exit status is 1.
     """
     from taillift.models.bundle import conveyor
     from taillift.models.bundle.atomic import atomic_file, require_writable

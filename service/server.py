@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Final, cast
 
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 from starlette.types import ASGIApp
 
@@ -52,19 +53,10 @@ class Server(uvicorn.Server):
         settings = engine.settings
         application = create_app(engine)
         self._follower: RoleFollower | None = application.state.follower
-        app: ASGIApp = application
-        if settings.metrics_port is not None:
-            app = MetricsPort(app, settings.metrics_port)
-        app = HeadAsGet(Access(app, settings, engine.metrics))
         connection = partial(Connection, settings, engine.metrics)
         super().__init__(
             uvicorn.Config(
-                BelowPath(
-                    SecurityHeaders(
-                        ProblemsAsJson(RequestLog(app, settings.access_log, engine.count_answer))
-                    ),
-                    settings.root_path or "",
-                ),
+                with_middleware(application, engine),
                 http=cast("type[asyncio.Protocol]", connection),
                 ws="none",
                 lifespan="on",
@@ -100,6 +92,20 @@ class Server(uvicorn.Server):
             self._engine.drain()
             self.should_exit = True
         return await super().on_tick(counter) or self._engine.failure is not None
+
+
+def with_middleware(application: FastAPI, engine: Engine) -> ASGIApp:
+    """Return the application behind what every server of it needs.
+
+    The server puts the request's id into the scope's state, as `request_id`.
+    """
+    settings = engine.settings
+    app: ASGIApp = application
+    if settings.metrics_port is not None:
+        app = MetricsPort(app, settings.metrics_port)
+    app = HeadAsGet(Access(app, settings, engine.metrics))
+    app = ProblemsAsJson(RequestLog(app, settings.access_log, engine.count_answer))
+    return BelowPath(SecurityHeaders(app), settings.root_path or "")
 
 
 def serve(settings: Settings) -> None:
@@ -189,7 +195,9 @@ def listen(host: str, port: int) -> socket.socket:
             address[4][:2], family=address[0], backlog=2048, dualstack_ipv6=both
         )
     except OSError as error:
+        # Python repeats the address in brackets.
+        reason, _, _ = str(error.strerror).partition(" (while")
         raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port, "
+            f"cannot listen on {host} port {port}: {reason}; choose another host or port, "
             "or stop the program that listens there"
         ) from error

@@ -37,6 +37,8 @@ COMPOSE_VARIABLES: Final = frozenset(
         "STOP_GRACE",
     )
 )
+# What training reads; it may be in the environment of a shell as well.
+TRAINING_VARIABLES: Final = frozenset({f"{PREFIX}CACHE_GIB"})
 # What Kubernetes sets in every container if the name of a service begins with taillift, ...
 KUBERNETES_VARIABLE: Final = re.compile(
     rf"{PREFIX}(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -398,7 +400,7 @@ class Settings(BaseSettings):
         "the rare ones more often. Unset: no photo is kept.",
     )
     review_per_day: int = Field(
-        100, ge=1, description="About so many photos are kept for labelling a day."
+        100, ge=1, description="About how many photos a day are kept for labelling."
     )
     review_days: float = Field(
         30, gt=0, description="Days after which a photo kept for labelling is removed."
@@ -496,7 +498,7 @@ def check_environment() -> None:
     for name, value in os.environ.items():
         if not name.upper().startswith(PREFIX) or KUBERNETES_VARIABLE.fullmatch(name):
             continue
-        if name.upper() in COMPOSE_VARIABLES:
+        if name.upper() in COMPOSE_VARIABLES | TRAINING_VARIABLES:
             continue
         if name.upper().endswith("_PORT") and KUBERNETES_ADDRESS.fullmatch(value):
             if name.upper() in variables:

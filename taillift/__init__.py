@@ -33,7 +33,9 @@ def load(
     `precision` ("fp32", "fp16" or "int8") names one of the bundle's graphs, `provider` ("cpu",
     "cuda", "tensorrt" or "openvino") what runs it, and `threads` the CPU threads of a batch, by
     default one for each core. Images with more than `max_pixels` are refused. Raises `UserError` if
-    the bundle is damaged or cannot run so.
+    the bundle is damaged or cannot run so, or if an option is wrong.
+
+    Threads may share the result; processes may not: load the bundle in each of them.
     """
     from taillift.models.bundle.classifier import Classifier
 

@@ -217,6 +217,8 @@ def main() -> None:
         commands()()
     except UserError as error:
         fail(str(error))
+    except OSError as error:  # A folder may not be entered, a name is too long, the disk is gone.
+        fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
     except ModuleNotFoundError as error:
         fail(
             f"{error.name} is not installed: install taillift[train,cpu] to train, taillift[cpu] "

@@ -22,6 +22,9 @@ from tests.support.palette import write_bundle
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests compute frozen features; those of the cache itself ask for it.
+os.environ["TAILLIFT_CACHE_GIB"] = "0"
+
 # The time of an example depends on how busy the machine is, so it must not fail a test.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -41,6 +44,7 @@ SLOW = frozenset(
         "docker/test_alerts",
         "docker/test_kubernetes",
         "docker/test_monitoring",
+        "docker/test_ray_serve",
         "fuzz/test_fuzz",
         "models/bundle/test_arrays",
         "models/bundle/test_extension",
@@ -99,6 +103,7 @@ SLOW = frozenset(
         "training/export/test_int8",
         "training/export/test_recalibrate",
         "training/fit/test_checkpoint",
+        "training/fit/test_feature_cache",
         "training/fit/test_frozen_features",
         "training/fit/test_same_pixels",
         "training/fit/test_scale",

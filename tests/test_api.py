@@ -203,6 +203,16 @@ def test_an_error_can_take_the_place_of_its_result(classifier: taillift.Classifi
 def test_what_is_not_an_image_at_all_is_a_type_error(classifier: taillift.Classifier) -> None:
     with pytest.raises(TypeError, match="not int"):
         classifier.classify([3])  # type: ignore[list-item]
+    # Each yields pieces, which would be taken for images.
+    for whole in (io.BytesIO(photo(RED)), bytearray(photo(RED)), memoryview(photo(RED))):
+        with pytest.raises(TypeError, match=f"not {type(whole).__name__}"):
+            classifier.classify(whole)  # type: ignore[arg-type]
+
+
+def test_an_image_without_pixels_cannot_be_used(classifier: taillift.Classifier) -> None:
+    for size in ((0, 0), (0, 5)):
+        with pytest.raises(BrokenImageError, match="image 0: the image has no pixels"):
+            classifier.classify(Image.new("RGB", size))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +222,7 @@ def test_what_is_not_an_image_at_all_is_a_type_error(classifier: taillift.Classi
         ({"prior": "winter"}, "prior 'winter' is not known: choose one of uniform, train"),
         ({"tail": 1.5}, r"tail 1\.5 is not from 0 to 1"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"errors": "retrun"}, "errors 'retrun' is not known: choose raise or return"),
         ({"coverage": 0.2}, r"coverage 0\.2 is not from 0\.5 to 0\.99"),
         ({"coverage": 0.9}, "no calibration to make sets from"),
     ],
@@ -231,6 +242,8 @@ def test_a_wrong_bundle_or_device_is_one_line(bundle: Path, tmp_path: Path) -> N
         taillift.load(str(bundle), precision="int8")
     with pytest.raises(taillift.UserError, match=r"provider 'cpus' is not known \(did you mean"):
         taillift.load(bundle, provider="cpus")
+    with pytest.raises(taillift.UserError, match="threads is 0: give 1 or more"):
+        taillift.load(bundle, threads=0)
 
 
 def test_threads_are_those_of_the_session(bundle: Path) -> None:

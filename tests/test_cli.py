@@ -34,3 +34,15 @@ def test_help_shows_each_command_in_the_panel_of_its_use(
 
 def test_every_command_has_a_panel() -> None:
     assert commands().commands.keys() == {name for names in PANELS.values() for name in names}
+
+
+@pytest.mark.parametrize("command", ["classify", "export", "serve"])
+def test_what_the_system_refuses_is_one_line(command: str) -> None:
+    name = "a" * 300
+    arguments = [name] if command == "serve" else [name, name]
+    line = [sys.executable, "-m", "taillift", command, *arguments]
+    run = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert "File name too long" in run.stderr
+    assert run.stderr.count("\n") == 1

@@ -55,7 +55,8 @@ def tau_curve(
 
     The logits carry no prior, as those of a loss with tau = 1; the loss would have moved them by
     -(tau - 1) * log(share of the training photos) (Menon et al. 2021, equations 9 and 10). `groups`
-    and the training photos' `counts` have one entry a class.
+    and `counts` have one entry a class; with unlabelled photos the counts are those of the loss,
+    `CheckpointMetadata.prior_counts`.
     """
     shares = log_shares(counts)
     points = []

@@ -25,6 +25,7 @@ from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone
 from taillift.models.lift.model import Model
 from taillift.training.console import note, steps_bar
+from taillift.training.data.cache import ArrayCache
 from taillift.training.data.dataset import Dataset, Split
 from taillift.training.data.pool import with_right_labels
 from taillift.training.evaluation import (
@@ -117,8 +118,9 @@ class Run:
 class Trainer:
     """Trains and measures recipes on one dataset and one backbone.
 
-    Its runs share frozen features, which are computed once. If `torchrun` has started several
-    processes, all of them have to make the same calls; they share the work.
+    Its runs share frozen features, which are computed once; other trainers find them in the cache.
+    If `torchrun` has started several processes, all of them have to make the same calls; they share
+    the work.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Trainer:
         self.dataset = dataset
         self._backbone = backbone
         self._processes = Processes(device)
-        self._frozen = FrozenStages(self._processes.device)
+        self._frozen = FrozenStages(self._processes.device, backbone.architecture, ArrayCache())
         self._crops: dict[tuple[int, int, Augmentation, Preprocessing], FrozenFeatures] = {}
         self._views: dict[tuple[Split, Preprocessing], FrozenFeatures] = {}
         self._centres: dict[tuple[Split, Preprocessing], Tensor] = {}
@@ -311,7 +313,7 @@ class Trainer:
             copies = copies_for(split.labels, self.dataset.counts, augmentation, epochs)
             title = "Running the frozen stages on crops"
             self._crops[key] = FrozenFeatures(
-                photos, copies, epochs, self._frozen, self._processes, title
+                photos, copies, epochs, self._frozen, self._processes, title, augmentation.grows
             )
         return self._crops[key]
 

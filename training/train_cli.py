@@ -16,7 +16,7 @@ import typer
 
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
-from taillift.models.terminal import MaxPixels, say
+from taillift.models.terminal import MaxPixels, printable_json, say
 
 if TYPE_CHECKING:
     from taillift.models.bundle.manifest import Manifest
@@ -368,10 +368,10 @@ def merge(
         what = "--head trains" if head else "--share auto chooses"
         raise UserError(f"{what} on photos: name those of the checkpoints with --data")
     ingredients = soup.read_ingredients(checkpoints, backbone)
-    tower = load_backbone(backbone or ingredients[0].run.metadata.backbone)
+    tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
-        require_own_photos(ingredients[0].path, ingredients[0].run.metadata, dataset)
+        require_own_photos(ingredients[0].path, ingredients[0].metadata, dataset)
         shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
     assert shares is not None
     made = soup.averaged(ingredients, shares, tower)
@@ -403,7 +403,8 @@ def check(
     from taillift.training.data.survey_text import survey_text
 
     made = survey(data, max_pixels, unlabelled, add or ())
-    typer.echo(made.model_dump_json(indent=2) if as_json else survey_text(made))
+    document = json.dumps(made.model_dump(), ensure_ascii=False, indent=2)
+    typer.echo(printable_json(document) if as_json else survey_text(made))
     if made.refusals:
         raise typer.Exit(1)
 
@@ -541,8 +542,8 @@ def compare(
         bool,
         typer.Option(
             "--soup",
-            help="Average the recipes that tune the tower, too, for each seed: shares and head by "
-            "val/.",
+            help="For each seed, also average the recipes that tune the tower, with shares and "
+            "head chosen on val/.",
         ),
     ] = False,
     replace: Annotated[

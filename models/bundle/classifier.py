@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from io import IOBase
 from os import PathLike
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypedDict, TypeVar, Unpack, cast, overload
@@ -183,6 +184,9 @@ class Classifier:
     ) -> "Classifier":
         """Open a bundle with options that are given by their names; raises `UserError`."""
         graph, runs_on = named(Precision, precision), named(Provider, provider)
+        for name, value in (("threads", threads), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: give 1 or more")
         if graph is Precision.FP16 and runs_on is Provider.TENSORRT:
             # TensorRT makes fp16 of the fp32 graph by itself.
             device = Device(runs_on, threads, Precision.FP16)
@@ -252,9 +256,14 @@ class Classifier:
         of the images show each class (12, or "12±2"; "other" for none of the bundle's): each result
         is then also `assigned` the class that fits them best.
 
-        Raises `UserError` for a wrong option and `ImageError`, which names the image, for an image
-        that cannot be used. With `errors="return"` that error is the image's result instead.
+        Raises `UserError` for a wrong option and `ImageError`, which names the image and is a
+        `UserError`, too, for an image that cannot be used. With `errors="return"` that error is the
+        image's result instead. Raises `TypeError` for what is not an image at all.
         """
+        if errors not in ("raise", "return"):
+            raise UserError(f"errors {errors!r} is not known: choose raise or return")
+        if isinstance(images, IOBase | bytearray | memoryview):
+            raise not_an_image(images)  # Else its lines or bytes would be taken for images.
         chosen = named(Ensemble, ensemble) if ensemble else self.predictor.usual_ensemble
         counted = self.manifest.counts
         target = leaning(prior_of(prior, self.manifest), tail, counted)
@@ -354,10 +363,7 @@ class Classifier:
                 return load_pil(image, preprocessing, self.max_pixels)
             case np.ndarray():
                 return load_array(image, preprocessing, self.max_pixels)
-        raise TypeError(
-            "an image is a path, bytes, a PIL image or a numpy array, and not "
-            f"{type(image).__name__}"
-        )
+        raise not_an_image(image)
 
     def mean_logits(
         self, canvases: Iterable[Pixels], ensemble: Ensemble = Ensemble.FULL
@@ -449,6 +455,14 @@ def check_golden(
             f"{bundle} gives other logits here than where it was made (they differ by "
             f"{difference:.3g}): the device or its libraries compute wrongly; try another provider"
         )
+
+
+def not_an_image(thing: object) -> TypeError:
+    """Return the error for an object of another type than `AnyImage`."""
+    return TypeError(
+        "an image is a str or pathlib.Path, bytes, a PIL image or a numpy array, and not "
+        f"{type(thing).__name__}"
+    )
 
 
 def top(probabilities: Doubles, k: int) -> Sequence[int]:

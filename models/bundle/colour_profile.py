@@ -1,6 +1,7 @@
 """From the colours of an image's profile (ICC.1:2022) to sRGB, by LittleCMS."""
 
 import io
+import re
 from functools import lru_cache
 from itertools import product
 from typing import Final
@@ -16,6 +17,11 @@ MODES: Final = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 SAME: Final = 2
 # Transforms that are kept: a camera's photos have the same profile.
 KEPT: Final = 8
+# Tags of elements in floating point (ICC.1:2022, multiProcessElementsType), which no profile needs:
+# a curve may have 65,535 pieces, all of which LittleCMS looks through for each colour.
+ELEMENTS: Final = re.compile(rb"D2B[0-3]")
+# The header and the table of the most tags that LittleCMS reads.
+TAGS_END: Final = 128 + 4 + 12 * 100
 PROBE: Final = np.array(list(product(range(0, 256, 51), repeat=3)), np.uint8)[None]
 
 
@@ -38,10 +44,12 @@ def srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """Return the transform to sRGB of images in the profile's mode.
 
     None if the profile is broken, for another mode or over `MAX_PROFILE` bytes, or if it is sRGB's.
+    Its elements in floating point are not read.
     """
     mode = profile_mode(profile)
     if not mode:
         return None
+    profile = ELEMENTS.sub(b"none", profile[:TAGS_END]) + profile[TAGS_END:]
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

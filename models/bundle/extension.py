@@ -30,7 +30,7 @@ from taillift.models.bundle.folder import (
 from taillift.models.bundle.head_training import extended_head
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.manifest import ClassInfo, Manifest, Variant
-from taillift.models.bundle.photo_sources import is_photo
+from taillift.models.bundle.photo_sources import entries_of, is_photo, is_system_name
 from taillift.models.bundle.schema import MAX_PIXELS, Precision, SchemaModel
 from taillift.models.bundle.session import Session
 from taillift.models.errors import UserError
@@ -137,7 +137,7 @@ def forget(
 ) -> ChangedBundle:
     """Make a bundle at `target` without the classes `labels`: no row of the head, no mean feature.
 
-    The other rows stay as they are. Raises `UserError` if the bundle is damaged, has not a cosine
+    The other rows stay as they are. Raises `UserError` if the bundle is damaged, has no cosine
     head, lacks a class, or would have fewer than two, or if `target` exists and `replace` is false.
     """
     check_replaceable(target, MANIFEST if replace else None)
@@ -182,7 +182,7 @@ class OldBundle:
         constants = {constant.name: constant for constant in self._graph.graph.initializer}
         (node,) = (node for node in self._graph.graph.node if "logits" in node.output)
         not_cosine = UserError(
-            f"{path} has not a cosine head, the only one that can be changed: train with "
+            f"{path} has no cosine head, the only kind that can be changed: train with "
             "head.kind=cosine, and export"
         )
         if not (
@@ -366,14 +366,14 @@ def photos_by_class(folder: Path) -> dict[str, list[Path]]:
         raise UserError(f"{folder} is not a folder: put new photos into {folder}/CLASS/")
     root = folder / "train" if (folder / "train").is_dir() else folder
     places = sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path for path in root.iterdir() if path.is_dir() and not is_system_name(path.name)
     )
     if not places or (root is folder and {place.name for place in places} <= {*SPLITS}):
         raise UserError(f"{root} has no classes: put the photos of each into a folder of its name")
     refuse_two_forms((place.name for place in places), str(root))
     by_class: dict[str, list[Path]] = {}
     for place in places:
-        photos = sorted(filter(is_photo, place.rglob("*")))
+        photos = sorted(filter(is_photo, entries_of(place, recursive=True)))
         if not photos:
             raise UserError(f"{place} has no photos: add some, or remove the folder")
         distinct: dict[str, Path] = {}

@@ -24,6 +24,8 @@ from taillift.models.errors import UserError, first_lines
 logger = logging.getLogger(__name__)
 
 MANIFEST: Final = "manifest.json"
+# The folder with the bundles of a store.
+VERSIONS: Final = "versions"
 MODEL: Final = "model.onnx"
 DELTA: Final = "delta.safetensors"
 GOLDEN: Final = "golden.npz"
@@ -46,9 +48,8 @@ def read_manifest(folder: Path) -> Manifest:
         with readable(folder), path.open("rb") as file:
             text = file.read(MAX_MANIFEST + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{folder} is not a bundle (it has no {MANIFEST}): make one with `taillift export`"
-        ) from None
+        what, advice = instead_of_bundle(folder)
+        raise UserError(f"{folder} is not a bundle ({what}): {advice}") from None
     if len(text) > MAX_MANIFEST:
         raise UserError(f"{path} has more than {MAX_MANIFEST:,} bytes: export the bundle again")
     try:
@@ -76,6 +77,17 @@ def read_manifest(folder: Path) -> Manifest:
             "was changed after the bundle was made; copy the whole bundle again"
         )
     return manifest
+
+
+def instead_of_bundle(path: Path) -> tuple[str, str]:
+    """Return in words why a path without a manifest is not a bundle, and what to do."""
+    if (path / VERSIONS).is_dir():
+        version = path / VERSIONS / "1"
+        return "it is a store", f"serve it with --store, or name a version of it, such as {version}"
+    if path.is_file():
+        return "it is a file", f"if it is a checkpoint, pass it to `taillift export {path} PHOTOS`"
+    what = f"it has no {MANIFEST}" if path.exists() else "it does not exist"
+    return what, "make one with `taillift export`"
 
 
 @cache
@@ -112,7 +124,7 @@ def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
     """
     path, record = folder / name, manifest.files[name]
     with readable(folder):
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not is_inside(folder, name):
             raise UserError(f"{folder / MANIFEST} lists {name}, which is outside the folder")
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole bundle again")
@@ -121,6 +133,11 @@ def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
                 f"{path} is not the file that the manifest lists (its hash differs): "
                 "copy the whole bundle again"
             )
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Return whether `name` can be that of a file in a folder, wherever links lead."""
+    return "\0" not in name and (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 @contextmanager

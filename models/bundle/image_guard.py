@@ -13,10 +13,13 @@ from typing import Final, NamedTuple
 
 JPEG: Final = b"\xff\xd8\xff"
 PNG: Final = b"\x89PNG\r\n\x1a\n"
+PNG_HEADER: Final = PNG + b"\0\0\0\rIHDR"
 WEBP: Final = re.compile(rb"RIFF.{4}WEBPVP8", re.DOTALL)
 
 # Scans of a JPEG: each is a pass over all of its pixels. Encoders write 10 in colour, 18 at most.
 MAX_SCANS: Final = 50
+# The same of a JPEG without an end, which is decoded three times to see if rows are missing.
+MAX_SCANS_WITHOUT_END: Final = 18
 # Segments of a JPEG and chunks of a PNG, other than pixels. Metadata of 30 MB are 500 segments.
 MAX_PARTS: Final = 1_000
 # Chunks of pixels: a PNG of 16 MB has 2,000 of the common 8 KiB.
@@ -56,7 +59,7 @@ FOREIGN: Final = (
     (rb"(?i)\s*<(!doctype )?html", "a web page", ""),
     (rb"\0\x05\x16\x07", "the companion of a file on macOS, without its pixels", ""),
     (rb"\x89PNG(\n\x1a|\r\x1a|\r\r\n)", "a PNG whose line ends a copy as text has changed", ""),
-    (rb"version https://git-lfs", "a Git LFS pointer", "git lfs pull"),
+    (rb"version https://git-lfs", "a Git LFS pointer: fetch the photo with `git lfs pull`", ""),
 )
 
 # The end marker, and the markers that a length follows. In a scan's data FF is followed by 00 or by
@@ -114,7 +117,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
     Raises `ExcessError` if the header has too many segments.
     """
-    if data.startswith(PNG) and len(data) >= 24:
+    if data.startswith(PNG_HEADER) and len(data) >= 24:
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
     if data.startswith(JPEG):
@@ -206,6 +209,8 @@ def _jpeg_essence(data: bytes) -> Essence:
     if first_scan is not None:
         kept.append(data[first_scan:end])
         if end is None:
+            if scans > MAX_SCANS_WITHOUT_END:
+                raise ExcessError(f"more than {MAX_SCANS_WITHOUT_END} scans and no end")
             kept[-1] = kept[-1].rstrip(b"\xff") + b"\xff" + END
     return Essence(
         b"".join(kept),

@@ -30,7 +30,7 @@ from taillift.models.bundle.schema import (
     PIXELS_PER_BYTE,
     Preprocessing,
 )
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, first_lines
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 SIGNATURES: Final = (JPEG, PNG)
@@ -99,13 +99,15 @@ def load_pil(
     The image itself does not change. Raises `ImageTooLargeError`, `ImageTooLongError` and
     `BrokenImageError`.
     """
+    if not all(image.size):
+        raise BrokenImageError("the image has no pixels")
     check_size(image.size, max_pixels)
     try:
         copy = image.copy()
     except MemoryError:
         raise
     except Exception as error:  # A file that Pillow has opened is decoded only now.
-        raise BrokenImageError(f"the image cannot be decoded: {error}") from error
+        raise BrokenImageError(f"the image cannot be decoded: {first_lines(error)}") from error
     exif, xmp, profile = (copy.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
     _keep(copy, orientation(exif, xmp), profile)
     return load_opened(copy, preprocessing)
@@ -183,9 +185,11 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        raise BrokenImageError(f"the image's header cannot be read: {error}") from error
+        reason = first_lines(error)
+        raise BrokenImageError(f"the image's header cannot be read: {reason}") from error
     if image.width * image.height > pixels:
-        raise BrokenImageError("the image's header gives two sizes")
+        fault = "gives two sizes" if pixels else "is damaged"
+        raise BrokenImageError(f"the image's header {fault}")
     _keep(image, needed.orientation, needed.profile)
     if not needed.ended:
         _check_rows(needed.data)
@@ -218,7 +222,7 @@ def _check_rows(data: bytes) -> None:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's errors for damaged files have no common base.
-        raise BrokenImageError(f"the image cannot be decoded: {error}") from error
+        raise BrokenImageError(f"the image cannot be decoded: {first_lines(error)}") from error
     if cut_off:
         raise BrokenImageError("the image is cut off: send or copy the whole file")
 
@@ -274,7 +278,7 @@ def decode_opened(image: Image.Image, target: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's errors for damaged files have no common base.
-        raise BrokenImageError(f"the image cannot be decoded: {error}") from error
+        raise BrokenImageError(f"the image cannot be decoded: {first_lines(error)}") from error
 
 
 def _eight_bits(image: Image.Image, profile_mode: str) -> Image.Image:

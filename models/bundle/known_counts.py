@@ -85,7 +85,7 @@ class KnownCounts:
         """Read the counts of a file with the columns label,count; raises `UserError`."""
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
+                rows = list(csv.DictReader(file, strict=True))
         except (OSError, UnicodeError, csv.Error) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         if not rows or not {"label", "count"} <= set(rows[0]):

@@ -1,18 +1,30 @@
 """From the sources that a user names to a list of photos: folders, globs, lists, standard input."""
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from taillift.models.errors import UserError
 
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp"})
+SUFFIXES: Final = (".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 LIST_SUFFIX: Final = ".txt"
 STDIN: Final = "-"
 BOM: Final = b"\xef\xbb\xbf"
+# Begins the name of a companion that macOS writes next to a file, without its pixels.
+COMPANION: Final = "._"
+# Entries that systems and tools create, besides those whose names start with a dot.
+SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
+
+logger = logging.getLogger(__name__)
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a system or a tool makes entries of this name, which no user means."""
+    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def find_photos(sources: Iterable[str], recursive: bool = False) -> list[Path]:
@@ -47,7 +59,7 @@ def photos_of(source: str, recursive: bool) -> Iterator[Path]:
         matches = [Path(match) for match in found]
         photos = [match for match in matches if is_photo(match)]
         if not photos:
-            raise UserError(f"{source} matches no photo ({', '.join(sorted(SUFFIXES))})")
+            raise UserError(f"{source} matches no photo ({', '.join(SUFFIXES)})")
         yield from photos
     else:
         yield path
@@ -55,18 +67,47 @@ def photos_of(source: str, recursive: bool) -> Iterator[Path]:
 
 def is_photo(path: Path) -> bool:
     """Return whether the path is that of a file with the name of a photo."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return is_photo_name(path.name) and path.is_file()
+
+
+def is_photo_name(name: str) -> bool:
+    """Return whether a path has the name of a photo, and not of a companion on macOS."""
+    return name.lower().endswith(SUFFIXES) and not PurePath(name).name.startswith(COMPANION)
 
 
 def photos_in(folder: Path, recursive: bool) -> list[Path]:
     """Return the photos in a folder in the order of their paths; raises `UserError` if none."""
-    photos = sorted(filter(is_photo, folder.rglob("*") if recursive else folder.iterdir()))
-    if photos:
+    entries = list(entries_of(folder, recursive))
+    if photos := sorted(filter(is_photo, entries)):
         return photos
-    line = f"{folder} has no photos ({', '.join(sorted(SUFFIXES))})"
-    if not recursive and any(path.is_dir() for path in folder.iterdir()):
+    line = f"{folder} has no photos ({', '.join(SUFFIXES)})"
+    if not recursive and any(path.is_dir() for path in entries):
         line += ": pass --recursive to look into the folders inside it"
     raise UserError(line)
+
+
+def entries_of(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Yield what is in a folder, with `recursive` also what is in the folders inside it.
+
+    Links to folders are not followed: they could go round in a circle. A warning names the first
+    one, and another the first folder inside that cannot be read. Raises `UserError` if `folder`
+    cannot be read.
+    """
+    links: list[Path] = []
+    closed: list[OSError] = []
+    for where, folders, names in os.walk(folder, onerror=closed.append):
+        yield from (Path(where, name) for name in (*folders, *names))
+        if not recursive:
+            return
+        links += [path for name in folders if (path := Path(where, name)).is_symlink()]
+    if closed and Path(closed[0].filename) == folder:
+        raise UserError(f"{folder} cannot be read ({closed[0].strerror})")
+    for count, words, first in (
+        (len(links), "links to folders are not followed", links and links[0]),
+        (len(closed), "folders cannot be read", closed and closed[0].filename),
+    ):
+        if count:
+            logger.warning("%s: %d %s, such as %s", folder, count, words, first)
 
 
 def read_list(path: Path) -> list[Path]:

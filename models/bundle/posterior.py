@@ -70,8 +70,9 @@ def group_prior(shares: Mapping[Group, float], groups: Sequence[Group]) -> Doubl
 
     `groups` [C] are those of the classes. Groups without classes do not matter.
     """
-    sizes = Counter(groups)
-    return log_shares([shares[group] / sizes[group] for group in groups])
+    sizes, largest = Counter(groups), max(shares.values())
+    # Of the largest, because the smallest numbers would become 0 here.
+    return log_shares([shares[group] / largest / sizes[group] for group in groups])
 
 
 def shares_text(shares: Mapping[Group, float]) -> str:

@@ -10,6 +10,7 @@ Only renames change what a reader sees, so a process that is killed leaves nothi
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,13 @@ from taillift.models.bundle.atomic import (
     temporary_folder_next_to,
 )
 from taillift.models.bundle.classifier import Classifier
-from taillift.models.bundle.folder import MANIFEST, read_manifest, verify_files
+from taillift.models.bundle.folder import (
+    MANIFEST,
+    VERSIONS,
+    is_inside,
+    read_manifest,
+    verify_files,
+)
 from taillift.models.bundle.manifest import FileRecord, Manifest
 from taillift.models.bundle.schema import Precision, SchemaModel
 from taillift.models.errors import UserError
@@ -37,7 +44,6 @@ from taillift.models.names import canonical
 
 logger = logging.getLogger(__name__)
 
-VERSIONS: Final = "versions"
 ROLES: Final = "roles.json"
 LOG: Final = "log.jsonl"
 LOCK: Final = ".lock"
@@ -45,6 +51,8 @@ LOCK: Final = ".lock"
 ADDED: Final = "added.json"
 # A removed version's folder until its files are deleted.
 REMOVED: Final = ".removed-"
+# The name of a version's folder.
+NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}")
 # Folders that are being filled have this name between two dots.
 INCOMING: Final = "incoming"
 
@@ -143,6 +151,11 @@ class VersionStore:
 
     def __init__(self, folder: Path) -> None:
         """Raises `UserError` if the folder is not a store."""
+        if (folder / MANIFEST).is_file():
+            raise UserError(
+                f"{folder} is a bundle and not a store: put it into one with `taillift models add "
+                f"STORE {folder}`"
+            )
         if not (folder / VERSIONS).is_dir():
             raise UserError(
                 f"{folder} is not a store (it has no folder {VERSIONS}): make one with `taillift "
@@ -168,13 +181,14 @@ class VersionStore:
     @property
     def numbers(self) -> list[int]:
         """The numbers of the versions, ascending."""
-        names = (path.name for path in (self.folder / VERSIONS).iterdir())
-        return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
+        names = (path.name for path in (self.folder / VERSIONS).iterdir() if path.is_dir())
+        return sorted(int(name) for name in names if NUMBER.fullmatch(name))
 
     def path(self, number: int) -> Path:
         """Return the folder of a version; raises `UserError` if the store does not have it."""
         path = self.folder / VERSIONS / str(number)
-        if not path.is_dir():
+        # The name of a number of 300 digits is too long to look for.
+        if number not in self.numbers or not path.is_dir():
             known = ", ".join(map(str, self.numbers)) or "none"
             raise UserError(f"{self.folder} has no version {number} (it has {known})")
         return path
@@ -204,7 +218,7 @@ class VersionStore:
     def log(self) -> list[Change]:
         """Return the history; a line that was cut off by a crash is left out."""
         try:
-            lines = (self.folder / LOG).read_text("utf-8").splitlines()
+            lines = (self.folder / LOG).read_bytes().splitlines()
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -427,7 +441,7 @@ class VersionStore:
                 self._append(self._added(number).change)
         for path in (self.folder / VERSIONS).iterdir():
             name = path.name
-            if name.startswith(REMOVED):
+            if name.startswith(REMOVED) and NUMBER.fullmatch(name.removeprefix(REMOVED)):
                 number = int(name.removeprefix(REMOVED))
                 if ("remove", number) not in known:
                     self._append(change_of("remove", number, None))
@@ -535,7 +549,7 @@ def copy_bundle(bundle: Path, folder: Path, manifest: Manifest) -> None:
     """Copy the manifest and every listed file to a new folder; raises `UserError`."""
     for name in (MANIFEST, *manifest.files):
         target = folder / name
-        if not target.resolve().is_relative_to(folder.resolve()):
+        if not is_inside(folder, name):
             raise UserError(f"{bundle / MANIFEST} lists {name}, which is outside the folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

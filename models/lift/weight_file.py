@@ -133,7 +133,8 @@ def read_weights(path: Path) -> WeightFile:
     except Exception as error:
         raise refusal(path, f"it is damaged or cut off ({first_lines(error)})") from error
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        # Of numbers with 8 bits torch cannot tell.
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise refusal(path, f"{name} has a number that is infinite or not a number")
     if is_openai:
         return WeightFile(path, tensors, "OpenAI's", True)

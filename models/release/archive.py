@@ -19,7 +19,12 @@ from typing import IO, Final
 import zstandard
 from pydantic import Field, ValidationError
 
-from taillift.models.bundle.atomic import atomic_file, atomic_folder, file_sha256
+from taillift.models.bundle.atomic import (
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    require_writable,
+)
 from taillift.models.bundle.folder import (
     MANIFEST,
     MAX_MANIFEST,
@@ -69,9 +74,12 @@ class Pack(SchemaModel):
 def pack(new: Path, out: Path, since: Path | None = None) -> Pack:
     """Write the bundle `new` to the file `out`, as changes to the bundle `since` if it is given.
 
-    A file `out` is replaced, and appears whole or not at all. Raises `UserError` if a bundle is
-    damaged or `out` cannot be written.
+    A packed bundle at `out` is replaced, and appears whole or not at all. Raises `UserError` if a
+    bundle is damaged, or if `out` is another file or cannot be written.
     """
+    require_writable(out)
+    if out.exists() and not is_packed(out):
+        raise UserError(f"{out} exists already and is not a packed bundle: choose another name")
     manifest = read_manifest(new)
     verify_files(new, manifest)
     old = None if since is None else read_manifest(since)
@@ -91,6 +99,15 @@ def pack(new: Path, out: Path, since: Path | None = None) -> Pack:
                 content = compressed((new / file.name).read_bytes(), prefix)
                 add_member(archive, file.name + SUFFIX, content)
     return index
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file begins as `pack` writes it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(INDEX)) == INDEX.encode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def packed_files(new: Path, manifest: Manifest, old: Manifest | None) -> Iterator[PackedFile]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from taillift.models.bundle.arrays import Labels
 from taillift.models.bundle.atomic import file_sha256
-from taillift.models.bundle.photo_sources import is_photo
+from taillift.models.bundle.photo_sources import is_photo, is_system_name
 from taillift.models.errors import UserError, did_you_mean
 from taillift.models.names import index_of_name, indices_by_name
 
@@ -97,7 +97,7 @@ def class_folders_of(source: Path, classes: Sequence[str]) -> Path:
 def photos_below(folder: Path) -> Iterator[Path]:
     """Yield the photos in the folders of the classes, in the order of their paths."""
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
+        if path.is_dir() and not is_system_name(path.name):
             yield from sorted(filter(is_photo, path.iterdir()))
 
 
@@ -108,16 +108,18 @@ def table_rows(table: Path) -> list[tuple[Path, str]]:
     """
     try:
         text = table.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        first = text.partition("\n")[0]
+        separator = max(SEPARATORS, key=first.count)
+        cells = next(csv.reader([first], delimiter=separator), [])
+        columns = [name.strip().lower() for name in cells]
+        if lacking := [name for name in COLUMNS if name not in columns]:
+            raise UserError(
+                f"{table} has no column {lacking[0]}: its first line must be path,label"
+            )
+        source = io.StringIO(text, newline="")
+        rows = list(csv.DictReader(source, columns, "", "", delimiter=separator, strict=True))[1:]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} cannot be read as a table in UTF-8: {error}") from error
-    first = text.partition("\n")[0]
-    separator = max(SEPARATORS, key=first.count)
-    cells = next(csv.reader([first], delimiter=separator), [])
-    columns = [name.strip().lower() for name in cells]
-    if lacking := [name for name in COLUMNS if name not in columns]:
-        raise UserError(f"{table} has no column {lacking[0]}: its first line must be path,label")
-    reader = csv.DictReader(io.StringIO(text, newline=""), columns, "", "", delimiter=separator)
-    rows = list(reader)[1:]
     for number, row in enumerate(rows, 2):
         if not row["path"].strip() or not row["label"].strip():
             raise UserError(f"{table}: row {number} has no path or no label: write both")

@@ -6,9 +6,10 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from secrets import token_bytes
-from time import time
+from time import monotonic, time
 from typing import Final, Literal, NamedTuple
 
 from taillift.models.bundle.manifest import Manifest
@@ -17,6 +18,7 @@ from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.duel import Duel, Tally, judge_duel
 from taillift.models.errors import UserError
 from taillift.models.names import canonical, index_of_name, indices_by_name
+from taillift.service.feedback.even_clock import EvenClock, steady_seconds
 from taillift.service.feedback.label_store import (
     ClassList,
     GivenLabel,
@@ -46,6 +48,10 @@ KEY_BYTES: Final = 32
 # Requests with labels that may wait for the file, and the time between two looks at it.
 MAX_WAITING: Final = 100
 REFRESH_SECONDS: Final = 60.0
+# How old a report may be that is given while the next one is made.
+LAST_SECONDS: Final = 3_600.0
+# Ends the name of the file with the time by which labels age.
+EVEN_CLOCK: Final = ".even-clock.json"
 # Differences that may wait for the file; more are forgotten.
 MAX_DIFFERENCES: Final = 10_000
 
@@ -96,16 +102,25 @@ class LabelBook:
     """The labels of all versions, and what those of each version say. For one thread at a time.
 
     Labels are counted as long as their predictions are younger than `days`. They stay in the file
-    until it is full.
+    until it is full, and for `days` after they came, whatever the machine's clock says meanwhile.
     """
 
     def __init__(
-        self, store: LabelStore, signer: Signer, days: int, clock: Callable[[], float] = time
+        self,
+        store: LabelStore,
+        signer: Signer,
+        days: int,
+        clock: Callable[[], float] = time,
+        steady: Callable[[], float] = steady_seconds,
     ) -> None:
+        """`clock` returns seconds since 1970 and may jump, `steady` seconds that pass evenly."""
         self._store = store
         self._signer = signer
         self._days = days
         self._clock = clock
+        path = None if store.path is None else store.path.with_name(store.path.name + EVEN_CLOCK)
+        self._even_clock = EvenClock(path, "the labels", clock, steady)
+        self.look()
         self._versions = store.versions()
         self._indices = {
             code: indices_by_name(classes.labels) for code, classes in self._versions.items()
@@ -124,6 +139,15 @@ class LabelBook:
     @property
     def _since(self) -> float:
         return self._clock() - self._days * DAY_SECONDS
+
+    def look(self) -> None:
+        """Look at the clock; the more often, the more exactly it is known how old labels are."""
+        self._even = self._even_clock.look()
+
+    @property
+    def _kept_since(self) -> float:
+        """The even time before which labels are deleted if there is no room."""
+        return self._even - self._days * DAY_SECONDS
 
     def know(self, code: int, classes: ClassList) -> None:
         """Take in labels of a version with these classes from now on."""
@@ -167,7 +191,7 @@ class LabelBook:
             )
             for one, chosen in differences
         ]
-        self._store.put_differences(rows, self._since)
+        self._store.put_differences(rows, self._kept_since)
 
     def duel(self, pairing: Pairing, every: bool = False) -> Duel:
         """Judge a challenger by the labels of photos on which it and the champion differ.
@@ -205,9 +229,19 @@ class LabelBook:
         ]
         if not self._store.has_room(len(given)) and self._tidied != self._today:
             self._tidied = self._today
-            if removed := self._store.remove_before(self._since):
+            self.look()
+            if removed := self._store.remove_before(self._kept_since):
                 logger.warning("%d labels of old predictions are deleted to make room", removed)
-        outcomes = iter(self._store.put(given, int(self._clock() * 1000)))
+            elif (jump := self._clock() - self._even) > DAY_SECONDS and self._even_clock.path:
+                logger.warning(
+                    "no label is deleted to make room, because the clock is %.1f days ahead of the "
+                    "time that has passed by %s: if the clock is right, remove this file",
+                    jump / DAY_SECONDS,
+                    self._even_clock.path,
+                )
+        # Never before labels that came earlier, even if the clock was set back.
+        received = max(self._clock(), self._even)
+        outcomes = iter(self._store.put(given, int(received * 1000)))
         taken, changes = [], list[tuple[GivenLabel, int]]()
         for label, one in zip(labels, read, strict=True):
             if one.status != "accepted":
@@ -265,6 +299,10 @@ class LabelBook:
             self._live.clear()
             self._reports.clear()
 
+    def is_counted(self, code: int) -> bool:
+        """Return whether a report needs no count of all labels; any thread may ask."""
+        return self._day == self._today and code in self._live
+
     def report(self, code: int) -> LiveReport | None:
         """Return what is known of a version; None if its classes are not known.
 
@@ -306,7 +344,8 @@ class LabelDesk:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="labels")
         self._waiting = 0
         self._shown: int | None = None
-        self._report: LiveReport | None = None
+        # The last reports by their versions, each with when it was made.
+        self._reports: dict[int, tuple[float, LiveReport]] = {}
         self._pairing: Pairing | None = None
         self._duel: Duel | None = None
         self._differences: deque[tuple[ShadowDifference, bool]] = deque(maxlen=MAX_DIFFERENCES)
@@ -343,11 +382,16 @@ class LabelDesk:
             tuple(manifest.labels),
             tuple(info.group for info in manifest.classes),
         )
-        self._submit(lambda: self._book.know(code, classes))
+
+        def know() -> None:
+            self._book.know(code, classes)
+            self._reports.pop(code, None)  # It may be on other classes.
+
+        self._submit(know)
 
     def show(self, code: int) -> None:
         """Let the metrics show what is known of this version, which `know` was told of."""
-        self._shown, self._report = code, None
+        self._shown = code
         self._submit(lambda: self._book.show(code))
         self._submit(self._publish)
 
@@ -371,7 +415,7 @@ class LabelDesk:
         if waiting:
             self._book.note(waiting)
 
-    def _submit(self, work: Callable[[], None]) -> None:
+    def _submit(self, work: Callable[[], object]) -> None:
         """Let the thread do something that nobody waits for."""
 
         def logged() -> None:
@@ -384,14 +428,18 @@ class LabelDesk:
 
     def _publish(self) -> None:
         """Compute what the metrics show; in the thread."""
-        code = self._shown
-        report = None if code is None else self._book.report(code)
-        if code == self._shown:
-            self._report = report
+        if self._shown is not None:
+            self._recount(self._shown)
         pairing = self._pairing
         duel = None if pairing is None else self._book.duel(pairing)
         if pairing == self._pairing:
             self._duel = duel
+
+    def _recount(self, code: int) -> LiveReport | None:
+        """Return what is known of a version, and keep it; in the thread."""
+        if (report := self._book.report(code)) is not None:
+            self._reports[code] = monotonic(), report
+        return report
 
     @property
     def latest_duel(self) -> Duel | None:
@@ -406,7 +454,8 @@ class LabelDesk:
     @property
     def latest(self) -> LiveReport | None:
         """The report on the version that is served; None until its labels are counted."""
-        return self._report
+        known = None if self._shown is None else self._reports.get(self._shown)
+        return None if known is None else known[1]
 
     async def take(self, labels: Sequence[LabelRequest]) -> list[TakenLabel]:
         """Keep and count labels.
@@ -428,10 +477,18 @@ class LabelDesk:
         return taken
 
     async def report(self, code: int) -> LiveReport | None:
-        """Return what is known of a version; None if nothing is, or if the file fails."""
+        """Return what is known of a version; None if nothing is, or if the file fails.
+
+        While all labels are counted anew, as on every new day, it is what was known before, if that
+        is not older than `LAST_SECONDS`.
+        """
+        made, last = self._reports.get(code, (-inf, None))
+        if monotonic() - made < LAST_SECONDS and not self._book.is_counted(code):
+            self._submit(lambda: self._recount(code))
+            return last
 
         def report() -> LiveReport | None:
-            found = self._book.report(code)
+            found = self._recount(code)
             if found is not None:
                 found.compute_classes()
             return found
@@ -446,6 +503,7 @@ class LabelDesk:
         """Look every minute whether a day has passed or another process has changed the file."""
         while True:
             await asyncio.sleep(REFRESH_SECONDS)
+            self._submit(self._book.look)
             self._submit(self._publish)
 
     def close(self) -> None:

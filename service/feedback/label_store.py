@@ -38,6 +38,9 @@ CREATE TABLE IF NOT EXISTS differences (
 ) WITHOUT ROWID
 """
 DIFFERENCE: Final = "challenger, id, ours, theirs, stake, chosen"
+OLD_WITHOUT_LABEL: Final = (
+    "DELETE FROM {table} WHERE substr(id, 11, 4) < ? AND id NOT IN (SELECT id FROM labels)"
+)
 BUSY_SECONDS: Final = 10.0
 CHUNK: Final = 20_000
 # Differences of photos that were not chosen for labelling, beyond which the oldest are deleted ...
@@ -256,26 +259,28 @@ class LabelStore(Database):
         return new, replacing
 
     def remove_before(self, seconds: float) -> int:
-        """Delete the labels of predictions before this time, and return how many they were.
+        """Delete the labels that were received before this time, as their predictions were.
 
-        `seconds` are since 1970. What they replaced goes, too.
+        Returns how many they were. `seconds` are since 1970. What they replaced goes, too.
         """
         old = max(0, int(seconds)).to_bytes(4, "big")
         with self._transaction():
             # Bytes 11 to 14 of an id are its time.
-            gone = self._database.execute("DELETE FROM labels WHERE substr(id, 11, 4) < ?", (old,))
-            self._database.execute("DELETE FROM replaced WHERE substr(id, 11, 4) < ?", (old,))
+            gone = self._database.execute(
+                "DELETE FROM labels WHERE substr(id, 11, 4) < ? AND received < ?",
+                (old, int(seconds * 1000)),
+            )
+            self._database.execute(OLD_WITHOUT_LABEL.format(table="replaced"), (old,))
             if self._has_differences:
-                query = "DELETE FROM differences WHERE substr(id, 11, 4) < ?"
-                self._database.execute(query, (old,))
+                self._database.execute(OLD_WITHOUT_LABEL.format(table="differences"), (old,))
         self._read_again()
         return gone.rowcount
 
     def put_differences(self, differences: Sequence[StoredDifference], since: float) -> None:
-        """Keep differences, and delete those of predictions before `since` if there are too many.
+        """Keep differences, and if there are too many delete some of photos without a label.
 
-        Of photos that were not chosen, the oldest without a label go as well. Raises `UserError` if
-        the file cannot be written.
+        Those of predictions before `since` go, and of photos that were not chosen the oldest.
+        Raises `UserError` if the file cannot be written.
         """
         with self._transaction():
             self._keep_differences(differences)
@@ -283,7 +288,7 @@ class LabelStore(Database):
             (count,) = execute("SELECT COUNT(*) FROM differences").fetchone()
             if count > MOST_DIFFERENCES:
                 old = max(0, int(since)).to_bytes(4, "big")
-                execute("DELETE FROM differences WHERE substr(id, 11, 4) < ?", (old,))
+                execute(OLD_WITHOUT_LABEL.format(table="differences"), (old,))
                 execute(
                     "DELETE FROM differences WHERE (challenger, id) IN (SELECT challenger, id FROM "
                     "differences WHERE NOT chosen AND id NOT IN (SELECT id FROM labels) "

@@ -7,7 +7,6 @@ own host name, even if that name now leads to this machine (DNS rebinding). API 
 import re
 from ipaddress import ip_address
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -126,5 +125,5 @@ class Access:
             return False  # Not a browser: every browser names the origin of what it posts.
         # The second is what a proxy was asked for. No page of another origin can set either.
         own = {headers.get(name, "").lower() for name in ("host", "x-forwarded-host")} - {""}
-        page = urlsplit(origin.lower()).netloc
+        page = origin.lower().partition("://")[2]
         return DEFAULT_PORT.sub("", page) not in {DEFAULT_PORT.sub("", one) for one in own}

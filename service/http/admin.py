@@ -44,6 +44,7 @@ REFUSALS: Final = problems(400, 401, 404, 408, 409, 412, 413, 503, 507)
 # Flips and few-shot classes in a report.
 SHOWN: Final = 20
 MAX_BODY_BYTES: Final = 2**16
+MAX_DIGITS: Final = 20
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -193,7 +194,8 @@ async def _if_match(
     if tag is None or tag.strip() == "*":
         return None
     digits = tag.strip().removeprefix("W/").strip('"')
-    if not (digits.isdecimal() and digits.isascii()):
+    # Python's integers have no largest one, but it does not read those of 5,000 digits.
+    if not (digits.isdecimal() and digits.isascii() and len(digits) <= MAX_DIGITS):
         raise MalformedError(f"header `If-Match`: {tag[:80]!r} is not an etag of the roles")
     return int(digits)
 

@@ -214,8 +214,8 @@ async def confidence(
 )
 async def classes(engine: Service, lease: Leased, bundle: Served, writing: Writing) -> Response:
     """List every class and group, with how often it is predicted and expected to be."""
+    live = await engine.labels.report(lease.version.code)
     async with writing:
-        live = await engine.labels.report(lease.version.code)
         snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor, live)
         text = await asyncio.to_thread(lambda: class_report.classes(snapshot).model_dump_json())
     return Response(text, media_type="application/json")
@@ -232,8 +232,8 @@ async def one_class(
 ) -> class_report.ClassDetails:
     """Describe one class: how often it is predicted, and how soon a change would be noticed."""
     index = class_report.class_index(label, bundle.manifest.labels)
+    live = await engine.labels.report(lease.version.code)
     async with writing:
-        live = await engine.labels.report(lease.version.code)
         snapshot = class_report.take_snapshot(bundle.manifest, bundle.monitoring.monitor, live)
         state = bundle.monitoring.class_state(index)
         return await asyncio.to_thread(class_report.class_details, snapshot, state, index)

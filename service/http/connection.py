@@ -6,7 +6,12 @@ from http import HTTPStatus
 from socket import SO_ERROR, SOL_SOCKET
 from typing import Any, Final, Literal
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserCallbackError,
+    HttpParserError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -154,18 +159,21 @@ class Connection(HttpToolsProtocol):
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         self._head_bytes += len(name) + len(value)
         self._head_lines += 1
-        if self._in_head:
-            if name.lower() == REQUEST_ID_BYTES and VALID_ID.fullmatch(value):
-                self._request_id = value.decode("ascii")
-                request_id.set(self._request_id)
-        elif self._head_is_too_large():
-            self.transport.abort()  # These are trailers: the request is already being answered.
+        if not self._in_head:
+            # A trailer, which no one needs: as a header it could pass by a proxy that checks those.
+            if self._head_is_too_large():
+                self._refuse(self._too_large())
+            return
+        super().on_header(name, value)
+        if name.lower() == REQUEST_ID_BYTES and VALID_ID.fullmatch(value):
+            self._request_id = value.decode("ascii")
+            request_id.set(self._request_id)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._bytes_fed = 0
         self._stop_timer("head")
         self._offers_upgrade = self.parser.should_upgrade()
         if self._deaf or self._offers_upgrade:
@@ -174,6 +182,8 @@ class Connection(HttpToolsProtocol):
             self._refuse(problem)
             return
         self._body_left = int(dict(self.headers).get(b"content-length", 0))
+        # RFC 9110, 10.1.1: a client of HTTP/1.0 would take 100 for its answer.
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         self.scope["state"]["request_id"] = self._request_id
         super().on_headers_complete()
         self.cycle.transport = AnswerTransport(self)
@@ -181,10 +191,12 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._body_left = max(0, self._body_left - len(body))  # It stays 0 for chunks.
         self._body_bytes += len(body)
+        self._bytes_fed = 0
         if not self._deaf:
             super().on_body(body)
 
     def on_chunk_header(self) -> None:
+        self._bytes_fed = 0
         self._chunks += 1
         if self._chunks > max(FREE_CHUNKS, self._body_bytes / LEAST_CHUNK + 1):
             self._refuse(
@@ -271,6 +283,8 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             self._start_head_timer()
             self._opening = (self._opening + data).lstrip(b"\r\n")[:5]
+        else:
+            self._bytes_fed += len(data)
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -279,13 +293,18 @@ class Connection(HttpToolsProtocol):
             self.logger.warning("Invalid HTTP request received.")
             if str(error) in PARSER_VERSION_ERRORS:
                 self._refuse(UnknownVersionError("the service speaks HTTP/1.1 and HTTP/1.0"))
+            elif isinstance(error, HttpParserCallbackError):
+                self._refuse(
+                    MalformedError("the request's address or its Content-Length cannot be read")
+                )
             else:
                 self._refuse(MalformedError(f"this is not HTTP/1.1: {error}"))
+        # The parser reports a header, a trailer or a chunk's line when it is complete, and this one
+        # may never be.
         if self._in_head and self._head_begun:
-            # The parser reports a header only when it is complete, and this one may never be.
             self._bytes_fed += len(data)
-            if self._bytes_fed > self._settings.max_header_bytes:
-                self._refuse(self._too_large())
+        if self._bytes_fed > self._settings.max_header_bytes:
+            self._refuse(self._too_large())
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Parse a request again without its offer to change the protocol (RFC 9110, 7.8).

@@ -97,8 +97,9 @@ def let_go(error: Exception) -> None:
 
 
 def parameter_detail(error: Mapping[str, Any]) -> str:
-    """Return one sentence for one of pydantic's errors about a header or a query parameter."""
-    kind = "header" if error["loc"][0] == "header" else "query parameter"
+    """Return one sentence for one of pydantic's errors about a parameter of a request."""
+    kinds = {"header": "header", "path": "part of the address"}
+    kind = kinds.get(error["loc"][0], "query parameter")
     name = ".".join(str(part) for part in error["loc"][1:])[:80]
     if error["type"] == "extra_forbidden":
         return f"unknown query parameter `{name}`"

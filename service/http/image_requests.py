@@ -234,12 +234,13 @@ async def received(
 ) -> AsyncIterator[tuple[Body, Reservation]]:
     """Yield the body that `read` makes of a request, and its reservation until the block ends.
 
-    Raises a `ServiceError` if the body is refused.
+    Raises a `ServiceError` if the body is refused, or if its version was replaced and no other
+    answers yet.
     """
     size = body_bytes(request, engine.settings.max_body_bytes)
     announced = size if "content-length" in request.headers else 0
     with lease.version.pipeline.reserve(announced, deadline) as reservation:
-        with engine.metrics.time_stage("read"):
+        with engine.metrics.time_stage("read"), lease.while_reading():
             async with deadline.limit("read"):
                 body = await read(reserving_body(request, reservation), reservation)
         yield body, reservation

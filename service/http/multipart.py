@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.multipart import parse_options_header
 
@@ -24,6 +25,10 @@ MAX_PARAMETERS: Final = 64
 # Bytes that are searched for a delimiter without a pause.
 PIECE: Final = 2**16
 HEAD_END: Final = b"\r\n\r\n"
+# Where a header goes on in the next line, as programs for mail write it (RFC 5322, section 2.2.3).
+FOLD: Final = re.compile(rb"\r\n(?=[ \t])")
+# A file's name as some programs write one that is not ASCII (RFC 8187, section 3.2).
+CODED_NAME: Final = re.compile(rb"""filename\*\s*=\s*"?[\w-]*'[^']*'([^\s;"]*)""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -129,19 +134,22 @@ class DelimitedReader:
 
 def _part(head: bytes, data: bytes) -> FormPart:
     disposition: dict[bytes, bytes] = {}
-    is_file = False
-    for line in head.split(b"\r\n"):
+    filename: bytes | None = None
+    for line in FOLD.sub(b"", head).split(b"\r\n"):
         field, colon, value = line.partition(b":")
         if not colon or not field.strip():
             raise MalformedError("the form cannot be read: a part's header has no name or no colon")
         match field.strip().lower():
             case b"content-disposition":
                 disposition = _parameters(value.strip())
+                if (coded := CODED_NAME.search(value)) is not None:
+                    filename = unquote_to_bytes(coded[1])
             case b"content-type":
-                is_file = not value.strip().lower().startswith(b"text/")
+                if not value.strip().lower().startswith(b"text/"):
+                    filename = filename or b""
     if b"name" not in disposition:
         raise MalformedError("the form cannot be read: a part has no name in Content-Disposition")
-    filename = disposition.get(b"filename", b"" if is_file else None)
+    filename = disposition.get(b"filename", filename)
     return FormPart(
         name=_text(disposition[b"name"]),
         filename=None if filename is None else _text(filename),

@@ -9,7 +9,9 @@ from pydantic import BaseModel, Field
 
 from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
+from taillift.models.names import canonical
 from taillift.service.http.openapi import LABELS, problems
+from taillift.service.inference.engine import Engine
 from taillift.service.problems import NoSuchPhotoError, QueueFailedError
 from taillift.service.review.photo_metadata import TYPES
 from taillift.service.review.review_folder import (
@@ -110,7 +112,7 @@ async def waiting(
     responses=problems(403, 503),
 )
 async def summary(request: Request, queue: Queue) -> QueueSummary:
-    """Count the photos by group, and list the classes of the served bundle."""
+    """Count the photos by group, and list the classes of the champion and its challenger."""
     photos = await in_folder(queue, ReviewFolder.photos)
 
     def count(labelled: bool) -> dict[Group, int]:
@@ -119,11 +121,17 @@ async def summary(request: Request, queue: Queue) -> QueueSummary:
         )
         return {group: counts[group] for group in GROUPS}
 
-    classes = request.app.state.engine.champion.bundle.manifest.classes
+    engine: Engine = request.app.state.engine
+    classes: dict[str, LabelClass] = {}
+    for version in engine.residents:
+        for info in version.bundle.manifest.classes:
+            classes.setdefault(
+                canonical(info.label), LabelClass(label=info.label, group=info.group)
+            )
     return QueueSummary(
         waiting=count(labelled=False),
         labelled=count(labelled=True),
-        classes=[LabelClass(label=info.label, group=info.group) for info in classes],
+        classes=list(classes.values()),
     )
 
 

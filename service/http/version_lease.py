@@ -1,7 +1,8 @@
-"""The version of the model that a request is answered by, from its first byte to its last."""
+"""The version of the model that a request is answered by, held until its answer is made."""
 
 import re
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -13,6 +14,7 @@ from taillift.models.bundle.ensemble import Ensemble, ImageOutputs
 from taillift.service.inference.challenge import IdTaker
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.pipeline import Copier
+from taillift.service.inference.served_version import ServedVersion
 from taillift.service.problems import NoSuchVersionError
 
 VERSION: Final = "X-Taillift-Version"
@@ -32,11 +34,37 @@ class Lease:
         """Raises `NoSuchVersionError` if the `wanted` role or number is not loaded."""
         self.chosen = wanted is not None
         self._engine = engine
-        self.version = engine.champion if wanted is None else engine.resident(wanted)
+        self._wanted = wanted
         self._held = ExitStack()
-        self._held.enter_context(self.version.lease())
+        self._hold(engine.champion if wanted is None else engine.resident(wanted))
         # Of the images that were copied for a challenger: what waits for the ids of their answers.
         self._copies: dict[int, IdTaker] = {}
+
+    def _hold(self, version: ServedVersion) -> None:
+        self.version = version
+        self._held.enter_context(version.lease())
+
+    @contextmanager
+    def while_reading(self) -> Iterator[None]:
+        """Let the version go while the block reads the body, if another is to take its place.
+
+        With `swap=replace` nobody is answered until the old version is let go, which must not wait
+        for a slow client. Afterwards the version is held again, or, if it was replaced meanwhile,
+        the one that answers now. Raises `NotReadyError` if there is none yet, and
+        `NoSuchVersionError` if the request asks for the old one.
+        """
+        engine = self._engine
+        if engine.settings.swap != "replace":
+            yield
+            return
+        self._held.close()
+        yield
+        version = self.version
+        if version not in engine.in_service:
+            engine.require_ready()
+            wanted = self._wanted
+            version = engine.champion if wanted is None else engine.resident(wanted)
+        self._hold(version)
 
     def choose(self, key: str) -> None:
         """Let a canary, if there is one, choose the version by the key of who asks.
@@ -46,8 +74,7 @@ class Lease:
         challenge = self._engine.challenge
         self.chosen = True
         if challenge is not None and challenge.chooses(key):
-            self.version = challenge.challenger
-            self._held.enter_context(self.version.lease())
+            self._hold(challenge.challenger)
 
     @property
     def open(self) -> bool:
@@ -108,6 +135,8 @@ class VersionLease:
             is_start = message["type"] == "http.response.start"
             if is_start and message["status"] != 401 and lease.version.number is not None:
                 MutableHeaders(scope=message)[VERSION] = str(lease.version.number)
+            if is_start:
+                lease.end()  # The answer is made: a client that reads it slowly holds nothing.
             await send(message)
 
         scope.setdefault("state", {})["lease"] = lease

@@ -11,11 +11,11 @@ from time import monotonic, time
 from typing import Final
 
 from taillift.models.bundle.device import Provider
-from taillift.models.bundle.folder import read_manifest
+from taillift.models.bundle.folder import VERSIONS, read_manifest
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.schema import FILES, Precision
-from taillift.models.bundle.version_store import VERSIONS, VersionStore
+from taillift.models.bundle.version_store import VersionStore
 from taillift.models.errors import UserError, first_lines
 from taillift.service.feedback.label_book import LabelDesk, ShadowDifference
 from taillift.service.inference.admission import Admission
@@ -112,9 +112,7 @@ class Engine:
         self.metrics.registry.register(self._tail_series)
         self.metrics.registry.register(LabelSeries(lambda: self.labels.latest))
         self.metrics.ready.set_function(lambda: self.obstacle is None)
-        self.metrics.predicted_wait.set_function(
-            lambda: admission.wait(1) + self._seconds(VIEWS, 0)
-        )
+        self.metrics.predicted_wait.set_function(lambda: self.predicted_wait)
 
     async def start(self) -> None:
         """Check the bundle, warm it and become ready; what goes wrong is kept in `failure`.
@@ -361,6 +359,11 @@ class Engine:
             self.champion.runner.latency.seconds(views, self.settings.batch_views),
             decoder.latency.seconds(raw) / decoder.threads,
         )
+
+    @property
+    def predicted_wait(self) -> float:
+        """The seconds until an image that arrives now would be answered."""
+        return self.workshop.admission.wait(1) + self._seconds(VIEWS, 0)
 
     def announce_end(self) -> None:
         """Be not ready from now on, and still accept requests."""

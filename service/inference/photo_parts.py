@@ -22,7 +22,12 @@ import numpy as np
 from taillift.models.bundle.arrays import chunks
 from taillift.models.bundle.classifier import AnyImage
 from taillift.models.bundle.images import ImageError, UnreadableImageError
-from taillift.models.bundle.photo_sources import SUFFIXES, find_photos
+from taillift.models.bundle.photo_sources import (
+    SUFFIXES,
+    entries_of,
+    find_photos,
+    is_photo_name,
+)
 from taillift.models.errors import UserError, first_lines
 
 # Photos of a list, or rows of a table, that make a part. A shard is one part.
@@ -81,11 +86,6 @@ def photo_list(photos: Sequence[Path]) -> PhotoSet:
     return PhotoSet(list(map(printable_path, photos)), lambda start: iter(photos[start:]))
 
 
-def is_photo_name(name: str) -> bool:
-    """Return whether a name is that of a photo."""
-    return name.lower().endswith(tuple(SUFFIXES))
-
-
 def is_large(source: str) -> bool:
     """Return whether a source is a table, a shard or an address, which need an output folder."""
     return ADDRESS in source or source.lower().endswith((TABLE, *SHARDS))
@@ -139,8 +139,7 @@ def expanded(source: str, recursive: bool) -> list[str]:
                 found = system.find(path) if system.isdir(path) else [path]
         return sorted(system.unstrip_protocol(name) for name in found)
     if Path(source).is_dir():
-        inside = Path(source).rglob("*") if recursive else Path(source).iterdir()
-        return sorted(map(str, inside))
+        return sorted(map(str, entries_of(Path(source), recursive)))
     if glob.has_magic(source) and not Path(source).exists():
         return sorted(glob.glob(source, recursive=True))  # noqa: PTH207
     return [source]

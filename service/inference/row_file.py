@@ -50,8 +50,9 @@ class CsvFormat:
 
     def _line(self, cells: Iterable[object]) -> bytes:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode()
+        # With this line end, cells with either of its characters are quoted.
+        csv.writer(text, lineterminator="\r\n").writerow(cells)
+        return text.getvalue().removesuffix("\r\n").encode() + b"\n"
 
     def encode(self, row: Row) -> bytes:
         features = cast("list[float]", row.get("features") or [])

@@ -150,7 +150,7 @@ def labelled_photos(sources: Iterable[str]) -> Iterator[Path]:
             continue
         try:
             with table.open(newline="", encoding="utf-8-sig") as file:
-                for row in csv.DictReader(file, restval=""):
+                for row in csv.DictReader(file, restval="", strict=True):
                     yield table.parent / row["path"]
         except KeyError:
             raise UserError(f"{table} has no column path: its first line must name it") from None

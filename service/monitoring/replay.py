@@ -23,7 +23,7 @@ from taillift.models.bundle.folder import read_manifest
 from taillift.models.bundle.images import ImageError
 from taillift.models.bundle.photo_sources import photos_in
 from taillift.models.bundle.schema import MAX_PIXELS
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, did_you_mean
 from taillift.models.names import index_of_name, indices_by_name
 from taillift.models.terminal import PlainConsole, say
 from taillift.service.monitoring.recorder import model_profile, parse_reference
@@ -121,7 +121,7 @@ def read_predictions(
     last = float("-inf")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
             for row in rows:
                 location = f"{path}, line {rows.line_num}"
                 if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
@@ -153,11 +153,12 @@ def _parse_row(row: dict[str, str], indices: dict[str, int], location: str) -> P
         if row.get(column) is None:
             raise UserError(f"{location} has no {column}: it needs the columns label,confidence")
     if (index := index_of_name(row["label"], indices)) is None:
-        raise UserError(f"{location}: the bundle has no class {row['label']!r}")
+        hint = did_you_mean(row["label"], indices)
+        raise UserError(f"{location}: the bundle has no class {row['label']!r}{hint}")
     try:
         confidence = float(row["confidence"])
         time = parse_time(row["time"]) if row.get("time") else None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{location}: {error}") from error
     if not 0 <= confidence <= 1:
         raise UserError(f"{location}: the confidence is {confidence}, not from 0 to 1")

@@ -158,7 +158,8 @@ def read_labels(path: Path) -> dict[str, str | None]:
     try:
         text = path.read_text("utf-8-sig")
         labels = labels_of_tasks(json.loads(text)) if is_json(path) else labels_of_table(text)
-    except (OSError, ValueError, csv.Error) as error:
+    # RecursionError: too many nested brackets.
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         kind = "JSON" if is_json(path) else "CSV"
         raise UserError(f"{path} cannot be read as {kind}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -196,17 +197,28 @@ def labels_of_table(text: str) -> dict[str, str | None]:
 
 
 def labels_of_tasks(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
-    """Return the labels of Label Studio's tasks; the last annotation of a task counts."""
+    """Return the labels of Label Studio's tasks; the last annotation of a task counts.
+
+    Raises `UserError` if several classes were chosen for a photo.
+    """
     labels = dict[str, str | None]()
     for one in tasks:
         if "annotations" not in one:  # JSON-MIN
             if one.get(CHOICES):
-                labels[one[ID]] = known_label(one[CHOICES])
+                labels[str(one[ID])] = known_label(one[CHOICES])
             continue
         for annotation in one["annotations"]:
             for result in annotation.get("result") or []:
-                if not annotation.get("was_cancelled") and result["type"] == "choices":
-                    labels[one["data"][ID]] = known_label(result["value"]["choices"][0])
+                if annotation.get("was_cancelled") or result["type"] != "choices":
+                    continue
+                key, choices = str(one["data"][ID]), list(result["value"]["choices"])
+                if len(choices) > 1:
+                    raise UserError(
+                        f"the photo {key} has {len(choices)} labels in Label Studio, and one is "
+                        "needed: keep one"
+                    )
+                for choice in choices:
+                    labels[key] = known_label(choice)
     return labels
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from taillift.models.bundle.arrays import Floats
 from taillift.models.bundle.atomic import atomic_file, atomic_folder
 from taillift.models.bundle.schema import Group, SixDigits
-from taillift.models.errors import UserError
+from taillift.models.errors import UserError, first_lines
+from taillift.service.feedback.even_clock import JUMP, EvenClock, steady_seconds
 from taillift.service.review.photo_metadata import Kind
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 ENTRY, LABEL, CLOCK = "entry.json", "label.json", "even-clock.json"
 # Ends the name of a file with the labels of a version's classes.
 CLASSES: Final = ".classes.json"
+LABELS: Final = TypeAdapter(list[str])
 ID: Final = re.compile(r"[A-Za-z0-9_-]{8,64}")
 # Names of what is being written or removed, and of everything that is written in it.
 UNFINISHED: Final = re.compile(rf"\.{ID.pattern}\..+")
@@ -44,10 +46,6 @@ DAY_SECONDS: Final = 86_400
 ABANDONED: Final = 3_600
 # With too many bytes, so much more is removed that this need not be done for each new photo.
 SPARE: Final = 0.05
-# How far the machine's clock may go from the time that passes before it has jumped, in seconds.
-JUMP: Final = 3_600.0
-# The time that passes, also while the machine sleeps, if the system tells it.
-STEADY_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 Reason = Literal["tail", "random", "differs"]
 
@@ -114,78 +112,6 @@ class QueuedPhoto:
         return self.entry.came, self.entry.time, self.entry.id
 
 
-class EvenTime(BaseModel):
-    """The queue's time and the machine's at the last look, both in seconds since 1970.
-
-    A jump of the machine's clock is doubted since the queue's time `doubted_since`.
-    """
-
-    even: float
-    wall: float
-    doubted_since: float | None = None
-
-
-def steady_seconds() -> float:
-    """Return seconds that pass evenly, from an unknown beginning."""
-    return time.clock_gettime(STEADY_CLOCK)
-
-
-class EvenClock:
-    """The machine's clock without its jumps, in a file: photos must not be taken for old by one.
-
-    Between two looks of a process, at most the time passes that steady seconds tell, however far
-    ahead the clock is set; set back, it stands still until the next look. Between two processes
-    the clock alone knows how long it was. If that is more than a day, it may be wrong, as that of
-    a machine that has just been started, and is believed once it has gone on for a day. Several
-    processes may use one file.
-    """
-
-    def __init__(self, path: Path, clock: Callable[[], float], steady: Callable[[], float]) -> None:
-        self._path = path
-        self._clock = clock
-        self._steady = steady
-        self._looked: float | None = None
-
-    def look(self) -> float:
-        """Return the queue's time now, and keep it; without the file, it is the machine's."""
-        wall, steady = self._clock(), self._steady()
-        last = self._last() or EvenTime(even=wall, wall=wall)
-        passed, doubted_since = wall - last.wall, last.doubted_since
-        if self._looked is not None:
-            told = steady - self._looked
-            if passed > told + JUMP:
-                logger.warning(
-                    "the clock is %.1f hours ahead of the time that has passed: the photos for "
-                    "review do not age by that",
-                    (passed - told) / 3600,
-                )
-                passed = told
-        elif passed > DAY_SECONDS:
-            logger.warning(
-                "by the clock, nobody has looked at the photos for review for %.1f days: set the "
-                "clock if it is wrong; if it goes on for a day, they age by as much",
-                passed / DAY_SECONDS,
-            )
-            passed, doubted_since = 0.0, last.even
-        if passed < -JUMP:
-            doubted_since = None  # It has been set right.
-        even = last.even + max(0.0, passed)
-        if doubted_since is not None and even - doubted_since >= DAY_SECONDS:
-            even, doubted_since = max(even, wall), None
-        new = EvenTime(even=even, wall=wall, doubted_since=doubted_since)
-        # On a full disk a look is not kept, and the next one tells the time since the last kept.
-        with suppress(UserError):
-            with atomic_file(self._path) as path:
-                path.write_text(new.model_dump_json(), "utf-8")
-            self._looked = steady
-        return even
-
-    def _last(self) -> EvenTime | None:
-        with suppress(OSError, ValidationError):
-            return EvenTime.model_validate_json(self._path.read_bytes())
-        return None
-
-
 class ReviewFolder:
     """The photos in a folder, at most so many bytes and each for so many days.
 
@@ -207,7 +133,7 @@ class ReviewFolder:
         self.path = path
         self._days = days
         self._most_bytes = most_bytes
-        self._clock = EvenClock(path / CLOCK, clock, steady)
+        self._clock = EvenClock(path / CLOCK, "the photos for review", clock, steady)
         self._known: dict[str, QueuedPhoto] = {}
         self._size = 0
         try:
@@ -231,10 +157,21 @@ class ReviewFolder:
         return [photo for photo in self.photos() if photo.given is None]
 
     def classes(self) -> list[str]:
-        """Return the classes of all versions that photos came from, the latest version's first."""
+        """Return the classes of all versions that photos came from, the latest version's first.
+
+        Raises `UserError` if a list of them cannot be read.
+        """
         files = sorted(self.path.glob(f"*{CLASSES}"), key=lambda path: -path.stat().st_mtime)
-        lists = [json.loads(path.read_text("utf-8")) for path in files]
-        return list(dict.fromkeys(label for labels in lists for label in labels))
+        found: dict[str, None] = {}
+        for path in files:
+            try:
+                found |= dict.fromkeys(LABELS.validate_json(path.read_bytes()))
+            except (OSError, ValidationError) as error:
+                reason = first_lines(error)
+                raise UserError(
+                    f"{path} is not a list of classes ({reason}): move it away"
+                ) from error
+        return [*found]
 
     def find(self, key: str) -> QueuedPhoto | None:
         """Return the photo with this id, None if there is none."""

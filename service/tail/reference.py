@@ -150,7 +150,10 @@ def read_reference(path: Path, labels: Sequence[str]) -> Reference:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(row["class"], float(row["weight"])) for row in csv.DictReader(file)]
     except OSError as error:
-        raise UserError(f"the reference {path} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"the reference {path} cannot be read ({error.strerror}): name a CSV file with the "
+            "columns class,weight, or one of train, uniform and measured"
+        ) from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is not a reference ({error}): it needs the columns class,weight with numbers"

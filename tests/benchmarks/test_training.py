@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import training
-from benchmarks.training import WAYS
+from benchmarks.training import ROOT, WAYS, Comparison
 
 
 def test_the_results_follow_the_command_and_the_machine(
@@ -26,3 +26,26 @@ def test_the_results_follow_the_command_and_the_machine(
         "| full fine-tuning | 4.00 | 0.50 | 1.8 |",
         "| AdaptFormer on open_clip's blocks, by hooks | 2.50 | 0.80 | 1.8 |",
     ]
+
+
+def test_comparisons_take_turns_and_their_weights_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+
+    def run(self: Comparison, data: str, recipes: str) -> tuple[float, str]:
+        turns.append(self.name)
+        assert (data, recipes) == ("wardrobe-lt", "zero-shot,head,lift")
+        ours = self.root == ROOT
+        return 10.0 * len(turns) if ours else 100.0, "ours" if ours else "theirs"
+
+    monkeypatch.setattr(Comparison, "run", run)
+    command = f"training.py --compare wardrobe-lt --against {tmp_path} --rounds 2 --busy 1"
+    monkeypatch.setattr("sys.argv", [*command.split(), "--out", str(tmp_path / "out.md")])
+    training.main()
+    lines = (tmp_path / "out.md").read_text("utf-8").splitlines()
+    assert len(turns) == 1 + 2 * 2 * 4, "one fills the cache; four ways, alone and not, twice"
+    assert turns[1:5] == turns[5:9]
+    assert lines[-1].endswith("the same to the bit.")
+    assert "| without a cache | 60 | 0.60 | 20 100 |" in lines
+    assert "| the other checkout, next to 1 busy processes | 100 | 1.00 | 100 100 |" in lines

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import socket
 import sys
 import tempfile
@@ -44,6 +45,8 @@ FLAGS: Final = {
     "--drain-seconds": DRAIN_SECONDS,
     "--batch-views": 10,
     "--precision": "fp32",
+    "--log-format": "json",
+    "--access-log": "all",
 }
 
 console = Console(markup=False, highlight=False)
@@ -83,7 +86,7 @@ async def run(options: argparse.Namespace, folder: Path) -> int:
         checks += [await still_classifies(storms[0]), await queue_is_empty(service)]
     finally:
         service.kill()
-    checks.append(nothing_unforeseen(service.log))
+    checks += [nothing_unforeseen(service.log), all_json(service.log)]
     report(storms, checks)
     return 0 if all(check.holds for check in checks) else 1
 
@@ -200,6 +203,20 @@ def nothing_unforeseen(log: Path) -> Check:
         line for line in log.read_text().splitlines() if any(one in line for one in UNFORESEEN)
     ]
     return Check("unforeseen failures in the log", "; ".join(lines[:3]) or "none", not lines)
+
+
+def all_json(log: Path) -> Check:
+    """Whatever clients sent, each line is an object of its own, with the members of every line."""
+    lines, wrong = log.read_text().splitlines(), []
+    for line in lines:
+        try:
+            is_record = json.loads(line).keys() >= {"time", "level", "message", "request_id"}
+        except (AttributeError, ValueError):
+            is_record = False
+        if not is_record:
+            wrong.append(line[:500])
+    found = f"{len(lines):,}, of which {len(wrong)} are not JSON {'; '.join(wrong[:3])}".strip()
+    return Check("lines of the log", found, not wrong and bool(lines))
 
 
 def report(storms: Sequence[Storm], checks: Sequence[Check]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import sys
-from asyncio.subprocess import Process
+from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
@@ -23,7 +23,7 @@ class Weight(NamedTuple):
 
 
 class Service:
-    """`taillift serve` on one port; what it says is added to `log`."""
+    """`taillift serve` on one port; what it logs is added to `log`."""
 
     def __init__(self, bundle: Path, port: int, log: Path, flags: Mapping[str, object]) -> None:
         self._command = [sys.executable, "-m", "taillift", "serve", str(bundle)]
@@ -41,7 +41,7 @@ class Service:
         began = monotonic()
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdout=log, stderr=log
+                *self._command, stdout=DEVNULL, stderr=log
             )
         while not await self.ready():
             if self._process.returncode is not None or monotonic() - began > READY_SECONDS:

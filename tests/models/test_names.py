@@ -22,6 +22,14 @@ def test_a_name_is_found_in_any_unicode_form(composed: str, other: str) -> None:
     assert index_of_name("cafe", indices_by_name([composed, "tea"])) is None
 
 
+def test_a_name_with_more_accents_than_any_text_has_stays_as_it_is() -> None:
+    """Putting them in order would take the square of their number."""
+    for pair in ("\u0301\u0316", "\u0f73\u0301"):
+        for number, stays in ((15, False), (16, True)):
+            name = "e" + pair * number
+            assert (canonical(name) == name) is stays
+
+
 def test_of_two_labels_that_look_alike_each_is_found_by_itself() -> None:
     """A bundle of an earlier version may have both."""
     composed, other = FORMS[0]

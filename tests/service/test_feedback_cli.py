@@ -120,7 +120,10 @@ def test_what_is_missing_is_one_line(file: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.sqlite"
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("photo,label\n")
+    half = tmp_path / "half.csv"
+    half.write_text('id,label,note\nx,red,"a\ny,red,b\n')
     for arguments, says in (
+        (("import", half, "--feedback-file", file), "it is not a CSV file in UTF-8"),
         (("import", tmp_path / "no.csv", "--feedback-file", file), "no.csv cannot be read"),
         (("import", wrong, "--feedback-file", file), "no column id"),
         (("import", wrong, "--feedback-file", missing), "no file of labels"),

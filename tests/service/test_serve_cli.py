@@ -130,3 +130,13 @@ def test_the_largest_image_is_the_users_choice(bundle: Path, tmp_path: Path) -> 
     assert refused.stderr.startswith(
         f"{path}: the image has 50 x 40 pixels, more than the 1,999 allowed"
     )
+
+
+def test_names_of_photos_may_have_any_bytes(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.png").write_bytes(photo(CLASSES["red"][0]))
+    (tmp_path / "no\udcff.png").write_bytes(b"no photo")
+    for flags in ([], ["--json"]):
+        result = classify(bundle, tmp_path, *flags)
+        assert isinstance(result.exception, SystemExit)
+        assert "caf\\udce9.png" in result.stdout.replace("\\\\", "\\")
+        assert result.stderr == f"{tmp_path}/no\\udcff.png: not a JPEG, PNG or WebP image\n"

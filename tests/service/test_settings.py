@@ -152,10 +152,11 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(
         read_settings(bundle=Path("b"))
 
 
-def test_variables_of_compose_and_kubernetes_are_passed_over(
+def test_variables_of_compose_kubernetes_and_training_are_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in (
+        "TAILLIFT_CACHE_GIB",
         "TAILLIFT_PUBLISHED_PORT",
         "TAILLIFT_BUNDLE_DIR",
         "TAILLIFT_STOP_GRACE",

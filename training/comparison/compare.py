@@ -364,7 +364,8 @@ def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> O
     labels, groups = np.asarray(split.labels), dataset.groups
     raw = trainer.view_logits(run, split)
     logits = run.answers(raw)
-    carried = log_shares(carried_prior(metadata.recipe, metadata.prior_counts))
+    counts = metadata.prior_counts
+    carried = log_shares(carried_prior(metadata.recipe, counts))
     full = mean_over_views(raw.reshape(-1, len(groups)), VIEWS)
     chosen_on, hits = f"{dataset.name} {name}", class_hits(logits, labels, len(groups))
     if dataset.val is not None and dataset.test is not None:
@@ -379,7 +380,7 @@ def evaluated(trainer: Trainer, run: Run, outcome: Outcome, seconds: float) -> O
             "record": metadata.record,
             "evaluation": evaluate(f"{dataset.name} {name}", logits, labels, groups),
             "accuracies": tuple(class_accuracies(logits, labels, len(groups))),
-            "tau_curve": tau_curve(without_prior(full, carried), labels, groups, metadata.counts),
+            "tau_curve": tau_curve(without_prior(full, carried), labels, groups, counts),
             "chosen_on": chosen_on,
             "hits": hits,
         }

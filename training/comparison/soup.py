@@ -7,8 +7,10 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -17,9 +19,9 @@ from taillift.models.bundle.arrays import Flags
 from taillift.models.bundle.atomic import file_sha256
 from taillift.models.bundle.manifest import Scores
 from taillift.models.errors import UserError
-from taillift.models.lift.average import AVERAGED, average
+from taillift.models.lift.average import AVERAGED, Average
 from taillift.models.lift.backbone import Backbone
-from taillift.models.lift.model import merge
+from taillift.models.lift.model import Model, merge
 from taillift.models.lift.tuners import AdaptFormer, Full, Tuner
 from taillift.models.release.paired import PairedCounts
 from taillift.training.calibration.cross_fit import carried_prior
@@ -29,6 +31,7 @@ from taillift.training.data.dataset import Dataset, Split
 from taillift.training.evaluation import evaluate, predictions
 from taillift.training.fit.build import build_model, resolve_recipe, weight_shape
 from taillift.training.fit.checkpoint import (
+    CheckpointMetadata,
     ParentCheckpoint,
     checkpoint_key,
     checkpoint_stem,
@@ -58,11 +61,15 @@ SUBSET_STEPS: Final = 100
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A checkpoint to average: its file with the file's hash, and what it restores to."""
+    """A checkpoint to average: its file with the file's hash, and its metadata.
+
+    `load` restores its model, which takes memory only while it is used.
+    """
 
     path: Path
     sha256: str
-    run: Run
+    metadata: CheckpointMetadata
+    load: Callable[[], Model]
 
 
 def read_ingredients(paths: Sequence[Path], backbone: str | None = None) -> list[Ingredient]:
@@ -74,11 +81,17 @@ def read_ingredients(paths: Sequence[Path], backbone: str | None = None) -> list
         raise UserError("name two checkpoints or more: one alone has nothing to be averaged with")
     ingredients: list[Ingredient] = []
     for path in paths:
-        run = Run(*restore(path, backbone))
-        ingredients.append(Ingredient(path, file_sha256(path).hexdigest(), run))
-        refuse_methods(str(path), run.metadata.recipe)
+        metadata = restore(path, backbone)[1]
+        load = partial(restored_model, path, backbone)
+        ingredients.append(Ingredient(path, file_sha256(path).hexdigest(), metadata, load))
+        refuse_methods(str(path), metadata.recipe)
         refuse_other(ingredients[0], ingredients[-1])
     return ingredients
+
+
+def restored_model(path: Path, backbone: str | None) -> Model:
+    """Return the model of a checkpoint; raises what `restore` raises."""
+    return restore(path, backbone)[0]
 
 
 def refuse_methods(name: str, recipe: Recipe) -> None:
@@ -95,7 +108,7 @@ def refuse_methods(name: str, recipe: Recipe) -> None:
 
 def refuse_other(first: Ingredient, other: Ingredient) -> None:
     """Raise `UserError` if the checkpoints differ in what an average must have in common."""
-    one, two = first.run.metadata, other.run.metadata
+    one, two = first.metadata, other.metadata
     priors = [carried_prior(each.recipe, each.prior_counts) for each in (one, two)]
     reasons = {
         "other classes": one.classes != two.classes,
@@ -145,20 +158,22 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
     With a share of 1, it is that checkpoint's model itself.
     """
     used = [(one, share) for one, share in zip(ingredients, shares, strict=True) if share > 0]
-    metadata = used[0][0].run.metadata
-    recipe = soup_recipe([one.run.metadata.recipe for one, _ in used])
-    tails = [one.run.metadata.recipe.loss.tail for one, _ in used]
+    metadata = used[0][0].metadata
+    recipe = soup_recipe([one.metadata.recipe for one, _ in used])
+    tails = [one.metadata.recipe.loss.tail for one, _ in used]
     if any(tails):
         tail = sum(share * tail for (_, share), tail in zip(used, tails, strict=True))
         recipe = recipe.with_tau(1 + tail)
     if len(used) == 1:
-        model = copy.deepcopy(used[0][0].run.model)
+        model = used[0][0].load()
     else:
         shape = weight_shape(backbone, recipe.head, len(metadata.classes))
-        model = build_model(backbone, recipe, torch.zeros(shape))
-        average([one.run.model for one, _ in used], [share for _, share in used], model)
+        mixture = Average(build_model(backbone, recipe, torch.zeros(shape)))
+        for one, share in used:
+            mixture.add(one.load(), share)
+        model = mixture.finish()
     record = new_provenance(Processes(torch.device("cpu")), None)
-    seconds = sum(one.run.metadata.record.seconds for one, _ in used)
+    seconds = sum(one.metadata.record.seconds for one, _ in used)
     changes = {
         "recipe": recipe,
         "key": "",
@@ -166,7 +181,7 @@ def averaged(ingredients: Sequence[Ingredient], shares: Sequence[float], backbon
         "trainable_parameters": model.trainable_parameters,
         "record": record.model_copy(update={"seconds": seconds}),
         "parents": tuple(parent_of(one, share) for one, share in used),
-        "extended": tuple(change for one, _ in used for change in one.run.metadata.extended),
+        "extended": tuple(change for one, _ in used for change in one.metadata.extended),
     }
     return Run(model.eval(), metadata.model_copy(update=changes))
 
@@ -199,7 +214,7 @@ def soup_recipe(recipes: Sequence[Recipe]) -> Recipe:
 
 def parent_of(ingredient: Ingredient, share: float) -> ParentCheckpoint:
     """Return what the average's metadata keep of one of its parents."""
-    metadata = ingredient.run.metadata
+    metadata = ingredient.metadata
     return ParentCheckpoint(
         file=ingredient.path.name,
         sha256=ingredient.sha256,
@@ -444,21 +459,23 @@ def on_subsets(recipes: Sequence[Recipe], subsets: int, dataset: Dataset) -> lis
     parents = [Parent(recipes[0].model_copy(update={**nothing, **named}))]
     most = min(dataset.counts)
     for _ in range(subsets):
-        for branch, recipe in enumerate(recipes):
-            parents.append(on_subset(recipe, branch, most, dataset))
+        parents += [on_subset(recipe, most, dataset) for recipe in recipes]
         if most >= max(dataset.counts):
             break
         most *= 2
     return parents
 
 
-def on_subset(recipe: Recipe, branch: int, most: int, dataset: Dataset) -> Parent:
-    """Return the recipe on at most so many photos of each class, which each branch draws anew.
+def on_subset(recipe: Recipe, most: int, dataset: Dataset) -> Parent:
+    """Return the recipe on at most so many photos of each class.
 
-    It takes as many passes as on all photos, but at least `SUBSET_STEPS` steps.
+    Each recipe draws its own, by its name and seed alone, so that what is trained does not depend
+    on the soup's other parents. It takes as many passes as on all photos, but at least
+    `SUBSET_STEPS` steps.
     """
     labels = np.asarray(dataset.train.labels)
-    order = np.random.default_rng((recipe.seed, branch, most)).permutation(len(labels))
+    name = crc32(recipe.name.encode())
+    order = np.random.default_rng((recipe.seed, name, most)).permutation(len(labels))
     kept = [
         photo
         for label in range(len(dataset.classes))
@@ -660,13 +677,13 @@ def with_provenance(
     if len(shares) == len(soup.parents):
         soup = soup.model_copy(update={"share": tuple(shares), "new_head": renewed})
     unused = [one for one, share in zip(ingredients, shares, strict=True) if share <= 0]
-    seconds = sum(one.run.metadata.record.seconds for one in unused) + metadata.record.seconds
+    seconds = sum(one.metadata.record.seconds for one in unused) + metadata.record.seconds
     changes = {
         "recipe": metadata.recipe.model_copy(
             update={"name": recipe.name, "title": title, "seed": recipe.seed, "soup": soup}
         ),
         "key": key,
-        "trainable_parameters": sum(one.run.metadata.trainable_parameters for one in ingredients),
+        "trainable_parameters": sum(one.metadata.trainable_parameters for one in ingredients),
         "record": metadata.record.model_copy(update={"seconds": seconds}),
     }
     return Run(made.model, metadata.model_copy(update=changes))

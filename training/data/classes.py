@@ -32,6 +32,10 @@ IMAGENET_CLASSES: Final = 1000
 logger = logging.getLogger(__name__)
 
 
+class NamePairs(list[tuple[str, str]]):
+    """The labels and names of a JSON object, in order, with labels that repeat."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The classes that the labels of a set may name, in the set's own order.
@@ -244,16 +248,21 @@ def refuse_equal_prompts(folder: Path, vocabulary: Vocabulary, names: Sequence[s
 
 def _read_prompt_names(path: Path) -> dict[str, str]:
     try:
-        given = json.loads(path.read_text("utf-8-sig"))
+        pairs = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=NamePairs)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    # RecursionError: too many nested brackets.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(given, dict) or not all(
-        isinstance(name, str) and name.strip() for name in given.values()
+    if not isinstance(pairs, NamePairs) or not all(
+        isinstance(name, str) and name.strip() for _, name in pairs
     ):
         raise UserError(f'{path} is not an object of names, like {{"t-shirt_01": "t-shirt"}}')
-    refuse_two_forms(given, str(path))
+    refuse_two_forms((label for label, _ in pairs), str(path))
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        label, _ = Counter(label for label, _ in pairs).most_common(1)[0]
+        raise UserError(f"{path} names the class {label!r} twice: remove one")
     return {canonical(label): name for label, name in given.items()}
 
 
@@ -300,7 +309,8 @@ def _categories(text: str, path: Path) -> tuple[str, ...]:
     try:
         rows = json.loads(text)
         names = {int(row["id"]): str(row["name"]).strip() for row in rows}
-    except (ValueError, TypeError, KeyError) as error:
+    # An id of 1e999 overflows; RecursionError: too many nested brackets.
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(
             f'{path} is not a list of classes like {{"id": 0, "name": "Hermodice carunculata"}}'
         ) from error

@@ -1,7 +1,6 @@
 """Unlabelled photos: where they are found, and which of them may be used next to labelled ones."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from taillift.models.bundle.photo_sources import entries_of, is_photo_name, is_system_name
 from taillift.models.bundle.schema import MAX_PIXELS
 from taillift.models.errors import UserError
 from taillift.training.data.cache import cache_file
@@ -17,8 +17,7 @@ from taillift.training.data.check import content_digests
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Photo, Split, StoredPhoto
 from taillift.training.data.readers.csv_table import is_table, read_table
-from taillift.training.data.readers.folders import is_photo_name
-from taillift.training.data.readers.listing import UNLABELLED, is_system_name
+from taillift.training.data.readers.listing import DOCUMENTS, UNLABELLED
 from taillift.training.data.readers.registry import is_train_folder
 from taillift.training.data.readers.shards import BRACES, expand, shard_photos
 
@@ -168,17 +167,36 @@ def read_pool(source: str) -> tuple[list[Photo], list[str]]:
 
 
 def photos_at_any_depth(root: Path) -> Iterator[StoredPhoto]:
-    """Yield the photos below a folder and in the shards below it, sorted by path."""
-    for where, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not is_system_name(name))
-        for name in sorted(name for name in names if not is_system_name(name)):
-            path = Path(where, name)
-            file = path.relative_to(root).as_posix()
-            if is_photo_name(name) and path.is_file():
-                status = path.stat()
-                yield StoredPhoto(root, file, status.st_size, status.st_mtime_ns)
-            elif path.suffix == ".tar" and path.is_file():
-                yield from shard_photos(root, file)
+    """Yield the photos below a folder and in the shards below it, sorted by path.
+
+    A warning counts other files. Raises `UserError` if a folder or a shard cannot be read.
+    """
+    others: list[Path] = []
+
+    def place(path: Path) -> list[tuple[bool, str]]:
+        # The files of a folder come before the folders in it.
+        *above, name = path.parts
+        return [*((True, folder) for folder in above), (False, name)]
+
+    files = (path for path in entries_of(root, recursive=True) if not path.is_dir())
+    for inner in sorted((path.relative_to(root) for path in files), key=place):
+        path = root / inner
+        if any(map(is_system_name, inner.parts)):
+            continue
+        if is_photo_name(path.name) and path.is_file():
+            status = path.stat()
+            yield StoredPhoto(root, inner.as_posix(), status.st_size, status.st_mtime_ns)
+        elif path.suffix == ".tar" and path.is_file():
+            yield from shard_photos(root, inner.as_posix())
+        elif not path.name.lower().startswith(DOCUMENTS):
+            others.append(path)
+    if others:
+        logger.warning(
+            "%s: %d files are neither JPEG, PNG or WebP nor tar, and are left out, such as %s",
+            root,
+            len(others),
+            others[0],
+        )
 
 
 def _label(name: str, classes: Sequence[str]) -> int:

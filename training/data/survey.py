@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SkipValidation
 
 from taillift.models.bundle.colour_profile import profile_name
 from taillift.models.bundle.images import (
@@ -40,10 +40,12 @@ from taillift.training.data.classes import names_in_prompts, refuse_equal_prompt
 from taillift.training.data.photo import SPLITS, Photo, RawPhoto, Split
 from taillift.training.data.pool import UnlabelledPool, own_pool, read_pool, without_known
 from taillift.training.data.prompts import is_cut
-from taillift.training.data.readers.csv_table import read_head
+from taillift.training.data.readers.csv_table import is_table, read_head
 from taillift.training.data.readers.listing import Listing
 
 QUANTILES: Final = (0, 10, 50, 90, 100)
+# A text with names of files, whose bytes may be none in UTF-8: pydantic would refuse them.
+AnyText = SkipValidation[str]
 # Kinds of photos that cannot be used, by the error that they raise.
 PROBLEMS: Final[dict[type[UserError], str]] = {
     NotAnImageError: "not a JPEG, PNG or WebP image",
@@ -85,7 +87,7 @@ class SurveyedPool(SurveyedSplit):
 class SurveyedAddition(SurveyedSplit):
     """The training photos of an added source, and how many of them are not in training already."""
 
-    source: str
+    source: AnyText
     added: int
 
 
@@ -99,10 +101,10 @@ class SurveyedGroup(BaseModel):
 class Finding(BaseModel):
     """Something that is there `count` times, in words, with one example, and where it is."""
 
-    where: str = ""
+    where: AnyText = ""
     words: str
     count: int
-    example: str
+    example: AnyText
 
 
 class SamePrompt(BaseModel):
@@ -127,11 +129,11 @@ class Survey(BaseModel):
     `QUANTILES` of the readable photos.
     """
 
-    source: str
-    layout: str | None = None
+    source: AnyText
+    layout: AnyText | None = None
     table: SurveyedTable | None = None
-    refusals: list[str] = []
-    warnings: list[str] = []
+    refusals: list[AnyText] = []
+    warnings: list[AnyText] = []
     unused: list[Finding] = []
     splits: dict[str, SurveyedSplit] = {}
     added: list[SurveyedAddition] = []
@@ -221,7 +223,7 @@ def profile_of(image: Image.Image) -> str:
 def _survey_names(made: Survey, listing: Listing) -> tuple[str, ...]:
     """Add what the reader says and what is wrong with names, and return those in prompts."""
     made.layout = listing.layout
-    if listing.source.suffix in {".csv", ".tsv"}:
+    if is_table(listing.source):
         head = read_head(listing.source)
         made.table = SurveyedTable(
             separator=head.separator,

@@ -244,6 +244,11 @@ def restore(path: Path, backbone_name: str | None = None) -> tuple[Model, Checkp
 
 def read_metadata(path: Path) -> CheckpointMetadata:
     """Read a checkpoint's metadata; raises `UserError` if the file is not a valid checkpoint."""
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder and not a checkpoint: name the file NAME{SUFFIX} that `taillift "
+            "train` wrote"
+        )
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
@@ -358,7 +363,7 @@ def extend(
     head = model.head
     if not isinstance(head, CosineHead) or isinstance(head, FusedHead):
         raise UserError(
-            f"{checkpoint} has not a cosine head, the only one that can be changed: train with "
+            f"{checkpoint} has no cosine head, the only kind that can be changed: train with "
             "head.kind=cosine"
         )
     known = known_statistics(checkpoint, model, metadata, old)

@@ -1,10 +1,13 @@
 """Frozen features: the output of the tower's frozen stages, computed once.
 
 The stages below the first trained tensor give the same output in every epoch. If they are a good
-part of the work, they run once, on a few augmented copies of each photo.
+part of the work, they run once, on a few augmented copies of each photo, and the result is kept on
+the disk for other recipes and runs.
 """
 
 import copy
+import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from PIL import features as pillow
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,9 +23,18 @@ from taillift.models.bundle.session import load_graph
 from taillift.models.lift.model import Model
 from taillift.models.lift.onnx_export import write_graph
 from taillift.models.lift.tower import Tower
-from taillift.training.console import track
+from taillift.training.console import note, steps_bar
+from taillift.training.data.cache import ArrayCache
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.inputs import CachedFeatures, Inputs, Photos, copy_epochs
+from taillift.training.fit.inputs import (
+    CachedFeatures,
+    Inputs,
+    Photos,
+    Pick,
+    copy_epochs,
+    first_copies,
+)
+from taillift.training.fit.provenance import machine, versions
 from taillift.training.recipe.recipe import Augmentation
 
 # If the frozen stages do less than this share of the operations, a fresh crop in every epoch is
@@ -37,46 +50,95 @@ FEWEST: Final = 2
 FEW_ROWS: Final = 300
 # float16 ends at 65,504: features whose first batch comes near it are kept in float32.
 HALF_RANGE: Final = 1e4
+# Raise it when other features than before are computed from the same photos.
+FORMAT: Final = 1
+# The parts of Pillow that make pixels of a photo.
+READERS: Final = ("pil", "jpg", "libjpeg_turbo", "webp", "littlecms2")
+# One process of each machine writes to its cache.
+LOCAL_RANK: Final = int(os.environ.get("LOCAL_RANK", 0))
 
-# Pixels to rows behind the frozen stages, both on the CPU.
+# Pixels, or rows behind some frozen stages, to rows behind more of them, both on the CPU.
 Forward = Callable[[Tensor], Tensor]
 
 
 class FrozenStages:
-    """The first stages of one tower as functions, each compiled once.
+    """The first stages of one tower as functions, each compiled once, and the cache of features.
 
-    Models that share them have the same tower below their own first trained tensor.
+    Models that share them have the same tower below their own first trained tensor. `architecture`
+    tells apart towers with the same tensors.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, architecture: str = "", cache: ArrayCache | None = None
+    ) -> None:
+        """Run on `device`; without a `cache` nothing is kept for other runs."""
+        self.cache = ArrayCache(0) if cache is None else cache
         self._device = device
-        self._forwards: dict[int, Forward] = {}
+        self._architecture = architecture
+        self._forwards: dict[tuple[int, int], Forward] = {}
+        self._fingerprints: dict[tuple[int, ...], str] = {}
+        self._announced = False
 
-    def forward(self, model: Model, stage: int, example: Tensor, rows: int) -> Forward:
-        """Return the function from pixels such as `example` to rows behind `stage` stages.
+    def forward(self, model: Model, start: int, stage: int, example: Tensor, rows: int) -> Forward:
+        """Return the function from rows such as `example`, behind `start` stages, to `stage`.
 
-        It depends on how many `rows` it is for: if they are few, torch runs the blocks on a CPU,
-        and what is before them is shared.
+        If `start` is 0, they are pixels. It depends on how many `rows` it is for: if they are few,
+        torch runs the blocks on a CPU, and what is before them is shared.
         """
         embedding = model.tower.embedding_stages
-        if rows < FEW_ROWS and 0 < embedding < stage and self._device.type == "cpu":
-            embed, blocks = self._compiled(model, embedding, example), model.tower[embedding:stage]
-            return torch.no_grad()(lambda pixels: blocks(embed(pixels)))
-        return self._compiled(model, stage, example)
+        if not self._by_torch(model, stage, rows):
+            return self._compiled(model, start, stage, example)
+        blocks = model.tower[embedding:stage]
+        if start:
+            return torch.no_grad()(lambda tokens: blocks(tokens))
+        embed = self._compiled(model, 0, embedding, example)
+        return torch.no_grad()(lambda pixels: blocks(embed(pixels)))
 
-    def _compiled(self, model: Model, stage: int, example: Tensor) -> Forward:
-        if stage not in self._forwards:
-            module = nn.Sequential(model.normalise, model.tower[:stage])
-            self._forwards[stage] = compiled(module, example, self._device)
-        return self._forwards[stage]
+    def announce_cache(self) -> None:
+        """Tell the user once that features are kept, where, and how to bound that."""
+        if self.cache.folder and not self._announced:
+            note(f"Frozen features are kept in {self.cache}")
+            self._announced = True
+
+    def fingerprint(self, model: Model, cuts: Sequence[int], rows: int) -> str:
+        """Return a text that changes with all that features depend on besides the photos.
+
+        There are so many `rows` in all, which are rounded behind each of the stages `cuts`.
+        """
+        by_torch = self._by_torch(model, cuts[-1], rows)
+        key = (*cuts, by_torch)
+        if key not in self._fingerprints:
+            tensors = hashlib.sha256()
+            for part in (model.normalise, model.tower[: cuts[-1]]):
+                for name, tensor in part.state_dict().items():
+                    tensors.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    values = tensor.cpu().contiguous().flatten().view(torch.uint8)
+                    tensors.update(values.numpy().data)
+            weights = self._architecture, tensors.hexdigest()
+            place = self._device.type, torch.get_num_threads(), machine()
+            readers = [pillow.version(name) for name in READERS]
+            parts = FORMAT, key, BATCH, weights, place, versions(), readers
+            self._fingerprints[key] = repr(parts)
+        return self._fingerprints[key]
+
+    def _by_torch(self, model: Model, stage: int, rows: int) -> bool:
+        few = rows < FEW_ROWS and self._device.type == "cpu"
+        return few and 0 < model.tower.embedding_stages < stage
+
+    def _compiled(self, model: Model, start: int, stage: int, example: Tensor) -> Forward:
+        if (start, stage) not in self._forwards:
+            part = model.tower[start:stage]
+            module = part if start else nn.Sequential(model.normalise, part)
+            self._forwards[start, stage] = compiled(module, example, self._device)
+        return self._forwards[start, stage]
 
 
 class FrozenFeatures:
     """The frozen features of one set of photos, behind as many stages as a model has frozen.
 
-    They are always computed from the photos, never from features behind fewer stages, which are
-    rounded: a run must get the same features whatever ran before it. Every process computes a part
-    and gets all.
+    If the embedding is a good part of the work, its output is rounded and kept, and what is behind
+    further stages is always computed from that; if not, from the photos. So a run gets the same
+    features whatever ran before it. Every process computes a part and gets all.
     """
 
     def __init__(
@@ -87,10 +149,12 @@ class FrozenFeatures:
         frozen: FrozenStages,
         processes: Processes,
         title: str = "Running the frozen stages",
+        spread: bool = False,
     ) -> None:
-        """Keep `copies` [N] crops of each photo, from as many of the `epochs`.
+        """Keep `copies` [N] crops of each photo: those of the first epochs.
 
-        Nothing is computed before `inputs_for` needs it; then `title` says what is being done.
+        With `spread`, they are from as many of all `epochs`. Nothing is computed before
+        `inputs_for` needs it; then `title` says what is being done.
         """
         self._photos = photos
         self._copies = torch.tensor(copies)
@@ -98,6 +162,8 @@ class FrozenFeatures:
         self._frozen = frozen
         self._processes = processes
         self._title = title
+        self._spread = spread
+        self._rows = int(self._copies.sum()) * photos.rows
         self._by_stage: dict[int, Inputs] = {0: photos}
 
     def inputs_for(self, model: Model, size: int) -> Inputs:
@@ -106,46 +172,122 @@ class FrozenFeatures:
         That is features behind all its frozen stages, or behind fewer if those fit the memory, or
         the photos themselves if features are not worthwhile. Collective.
         """
-        rows = int(self._copies.sum()) * self._photos.rows
         # Two bytes a number, as float16.
-        fitting = (
+        fitting = [
             stage
             for stage, numbers in worthwhile_stages(model, size).items()
-            if 2 * numbers * rows <= MEMORY
-        )
-        stage = next(fitting, 0)
+            if 2 * numbers * self._rows <= MEMORY
+        ]
+        stage = next(iter(fitting), 0)
         if stage not in self._by_stage:
-            self._by_stage[stage] = self._compute(model, stage)
+            embedding = model.tower.embedding_stages
+            cuts = [embedding, stage] if embedding < stage and embedding in fitting else [stage]
+            self._by_stage[stage] = self._compute(model, cuts)
         return self._by_stage[stage]
 
-    def _compute(self, model: Model, stage: int) -> CachedFeatures:
-        """Run every copy of every photo through the model's first `stage` stages. Collective."""
-        photos = self._photos
-        order = [
-            (photo, epoch)
-            for photo, copies in enumerate(self._copies.tolist())
-            for epoch in copy_epochs(copies, self._epochs)
-        ]
-        size = max(1, BATCH // photos.rows)
+    def _compute(self, model: Model, cuts: Sequence[int]) -> CachedFeatures:
+        """Run every copy of every photo through the model, from each of `cuts` to the next.
+
+        The first copies of all photos are kept together, the second copies of those that have one,
+        and so on: a recipe with more copies shares them with one that has fewer. Collective.
+        """
+        self._frozen.announce_cache()
+        crops, cached, done = int(self._copies.sum()), 0, 0
+        starts = self._copies.cumsum(0) - self._copies
+        tokens: Tensor | None = None
+        with steps_bar(self._title, crops, done) as show:
+
+            def advance(photos: int) -> None:
+                # Each photo is counted for each of the cuts.
+                nonlocal done
+                done += photos
+                show(done // len(cuts), "")
+
+            for number in range(int(self._copies.max())):
+                having = (self._copies > number).nonzero().flatten()
+                order = [(photo, self._epoch(photo, number)) for photo in having.tolist()]
+                rows, found = self._behind(model, cuts, order, advance)
+                cached += len(order) if found else 0
+                if len(order) == crops:
+                    tokens = rows
+                    break
+                if tokens is None:
+                    tokens = rows.new_zeros(crops, *rows.shape[1:])
+                if rows.dtype == torch.float:
+                    tokens = tokens.float()
+                tokens[starts[having] + number] = rows.to(tokens.dtype)
+        assert tokens is not None
+        if cached:
+            note(f"{self._title}: {cached:,} of {crops:,} come from the cache")
+        return CachedFeatures(tokens, self._copies, self._photos.labels, cuts[-1], self._epochs)
+
+    def _epoch(self, photo: int, copy: int) -> int:
+        return copy_epochs(int(self._copies[photo]), self._epochs)[copy] if self._spread else copy
+
+    def _behind(
+        self,
+        model: Model,
+        cuts: Sequence[int],
+        order: Sequence[Pick],
+        advance: Callable[[int], None],
+    ) -> tuple[Tensor, bool]:
+        """Return the rows [len(order), R, ...] behind the last of `cuts`.
+
+        And whether they, or those behind an earlier cut, were in the cache. Collective.
+        """
+        cache, key = self._frozen.cache, None
+        if cache.folder and (crops := self._photos.fingerprint(order)) is not None:
+            how = self._frozen.fingerprint(model, cuts, self._rows)
+            key = hashlib.sha256(f"{how} {crops}".encode()).hexdigest()
+        array = cache.read(key) if key else None
+        # Either all processes read them, or all compute their part.
+        have = self._processes.all_reduce(torch.tensor(0.0 if array is None else 1.0))
+        if array is not None and have == self._processes.size:
+            advance(len(cuts) * len(order))
+            return torch.from_numpy(array), True
+        source: Inputs = self._photos
+        found = False
+        if len(cuts) > 1:
+            before, found = self._behind(model, cuts[:-1], order, advance)
+            ones, photos = torch.ones(len(order), dtype=torch.long), [photo for photo, _ in order]
+            source = CachedFeatures(before, ones, self._photos.labels[photos], cuts[-2])
+            order = first_copies(len(order))
+        rows = self._run(model, source, cuts[-1], order, advance)
+        if key and LOCAL_RANK == 0:
+            cache.write(key, rows.numpy())
+        return rows, found
+
+    def _run(
+        self,
+        model: Model,
+        source: Inputs,
+        stage: int,
+        order: Sequence[Pick],
+        advance: Callable[[int], None],
+    ) -> Tensor:
+        """Run the rows of `source` through the model, up to `stage`: [len(order), R, ...].
+
+        Collective.
+        """
+        size = max(1, BATCH // source.rows)
         # Every process sees the first batch, so that all choose the same dtype by it.
         own = self._processes.shard(range(0, len(order), size))
         starts = [0, *(start for start in own if start)]
         picks = [pick for start in starts for pick in order[start : start + size]]
-        batches = (rows for rows, _ in photos.batches(picks, size))
+        batches = (rows for rows, _ in source.batches(picks, size))
         first = next(batches)
-        forward = self._frozen.forward(model, stage, first, len(order) * photos.rows)
+        forward = self._frozen.forward(model, source.stage, stage, first, self._rows)
         output = forward(first)
         dtype = torch.half if output.abs().max() < HALF_RANGE else torch.float
-        tokens = torch.zeros(len(order) * photos.rows, *output.shape[1:], dtype=dtype)
-        tracked = track(chain([first], batches), self._title, len(starts))
-        for start, rows in zip(starts, tracked, strict=True):
+        tokens = torch.zeros(len(order) * source.rows, *output.shape[1:], dtype=dtype)
+        for start, rows in zip(starts, chain([first], batches), strict=True):
             output = output if rows is first else forward(rows)
             if start or self._processes.rank == 0:
-                offset = start * photos.rows
+                offset = start * source.rows
                 tokens[offset : offset + len(output)] = output.to(dtype)
+            advance(len(output) // source.rows * self._processes.size)
         self._processes.all_reduce_in_place(tokens)
-        tokens = tokens.view(-1, photos.rows, *tokens.shape[1:])
-        return CachedFeatures(tokens, self._copies, photos.labels, stage, self._epochs)
+        return tokens.view(-1, source.rows, *tokens.shape[1:])
 
 
 def remaining_network(model: Model, stage: int) -> nn.Module:

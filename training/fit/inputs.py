@@ -3,11 +3,13 @@
 They are decoded, cropped and batched on demand, or come from the cache of frozen features.
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, Protocol
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 from taillift.models.bundle.arrays import Pixels, chunks
 from taillift.models.bundle.images import RESAMPLING, VIEWS, decode, load, views
 from taillift.models.bundle.schema import Preprocessing
-from taillift.training.data.photo import Split, naming
+from taillift.training.data.photo import Photo, RawPhoto, Split, naming
 from taillift.training.fit.distributed import Processes
 from taillift.training.recipe.recipe import Augmentation
 
@@ -55,12 +57,29 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Photos:
-    """Rows that are cropped from photos on demand: uint8 [B * rows, S, S, 3]."""
+    """Rows that are cropped from photos on demand: uint8 [B * rows, S, S, 3].
+
+    The photos are those of `split`, and `settings` names all else that the rows of an epoch depend
+    on. Without them, what is made of the rows is not kept for other runs.
+    """
 
     crop: Crop
     rows: int
     labels: Tensor
     stage: int = 0
+    split: Split | None = None
+    settings: str = ""
+
+    def fingerprint(self, order: Sequence[Pick]) -> str | None:
+        """Return a sha256, in hex, that changes with the rows of the photos in `order`.
+
+        None if it is not known what these depend on.
+        """
+        if self.split is None:
+            return None
+        digests = photo_digests(self.split)
+        lines = (f"{photo} {epoch} {digests[photo]}\n" for photo, epoch in order)
+        return hashlib.sha256("".join([self.settings, "\n", *lines]).encode()).hexdigest()
 
     def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
         waiting: deque[tuple[list[Future[Pixels]], Tensor]] = deque()
@@ -76,39 +95,10 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Subset:
-    """The photos of `whole` at `indices`, counted from 0 in that order."""
+class DerivedInputs:
+    """Inputs that are made of others, `whole`; a subclass says which photos or labels differ."""
 
     whole: Inputs
-    indices: Sequence[int]
-
-    @property
-    def stage(self) -> int:
-        return self.whole.stage
-
-    @property
-    def rows(self) -> int:
-        return self.whole.rows
-
-    @property
-    def labels(self) -> Tensor:
-        return self.whole.labels[list(self.indices)]
-
-    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
-        yield from self.whole.batches(
-            [(self.indices[photo], epoch) for photo, epoch in order], size
-        )
-
-
-@dataclass(frozen=True)
-class CuedInputs:
-    """The photos of `whole`, whose batches have labels [B, 1 + K]: the class and its look-alikes.
-
-    `look_alikes` is int64 [N, K]. The labels of all photos stay [N].
-    """
-
-    whole: Inputs
-    look_alikes: Tensor
 
     @property
     def stage(self) -> int:
@@ -122,6 +112,32 @@ class CuedInputs:
     def labels(self) -> Tensor:
         return self.whole.labels
 
+
+@dataclass(frozen=True)
+class Subset(DerivedInputs):
+    """The photos of `whole` at `indices`, counted from 0 in that order."""
+
+    indices: Sequence[int]
+
+    @property
+    def labels(self) -> Tensor:
+        return self.whole.labels[list(self.indices)]
+
+    def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
+        yield from self.whole.batches(
+            [(self.indices[photo], epoch) for photo, epoch in order], size
+        )
+
+
+@dataclass(frozen=True)
+class CuedInputs(DerivedInputs):
+    """The photos of `whole`, whose batches have labels [B, 1 + K]: the class and its look-alikes.
+
+    `look_alikes` is int64 [N, K]. The labels of all photos stay [N].
+    """
+
+    look_alikes: Tensor
+
     def batches(self, order: Sequence[Pick], size: int) -> Iterator[Batch]:
         parts = zip(chunks(order, size), self.whole.batches(order, size), strict=True)
         for chunk, (rows, labels) in parts:
@@ -134,7 +150,7 @@ class CachedFeatures:
     """Rows behind the tower's first `stage` stages: `tokens` [sum(copies), rows, ...].
 
     `copies` [N] is the number of augmented copies of each photo. The copies of one photo follow
-    each other, in the order of the `epochs` over which they are spread.
+    each other, in the order in which the `epochs` use them.
     """
 
     tokens: Tensor
@@ -166,6 +182,19 @@ def epoch_order(photos: int, seed: int, epoch: int) -> list[Pick]:
     return [(photo, epoch) for photo in random.permutation(photos).tolist()]
 
 
+@lru_cache(maxsize=4)
+def photo_digests(split: Split) -> list[str]:
+    """Return the sha256, in hex, of each photo's file, or of its raw pixels."""
+
+    def digest(photo: Photo) -> "hashlib._Hash":
+        if isinstance(photo, RawPhoto):
+            return hashlib.sha256(f"{photo.pixels.shape}".encode() + photo.pixels.tobytes())
+        return hashlib.sha256(photo.read())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [found.hexdigest() for found in pool.map(digest, split.photos)]
+
+
 def copy_epochs(copies: int, epochs: int) -> list[int]:
     """Return the epochs whose crops are kept as copies, the first and the last among them.
 
@@ -193,7 +222,8 @@ def training_photos(
 ) -> Photos:
     """Return photos with one random crop each, a new one in each of the epochs.
 
-    The crops are the same for the same seed.
+    The crops of an epoch are the same for the same seed, however many epochs there are, unless they
+    grow.
     """
     resampling = RESAMPLING[preprocessing.interpolation]
     size = preprocessing.size
@@ -213,7 +243,9 @@ def training_photos(
             cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.asarray(cropped)[None]
 
-    return Photos(crop, 1, torch.tensor(split.labels))
+    areas = (augmentation.schedule, augmentation.grows and epochs, AREA, RATIO)
+    settings = ("crops", augmentation.name, areas, augmentation.flip, seed, preprocessing)
+    return Photos(crop, 1, torch.tensor(split.labels), 0, split, repr(settings))
 
 
 def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
@@ -225,13 +257,19 @@ def evaluation_photos(split: Split, preprocessing: Preprocessing) -> Photos:
             canvas = load(photo.read(), preprocessing, split.max_pixels)
         return views(canvas, preprocessing.size)
 
-    return Photos(crop, VIEWS, torch.tensor(split.labels))
+    settings = repr(("views", VIEWS, preprocessing))
+    return Photos(crop, VIEWS, torch.tensor(split.labels), 0, split, settings)
 
 
 def centre_photos(split: Split, preprocessing: Preprocessing) -> Photos:
     """Return photos with the centre view alone."""
     photos = evaluation_photos(split, preprocessing)
-    return Photos(lambda photo, epoch: photos.crop(photo, epoch)[:1], 1, photos.labels)
+    return replace(
+        photos,
+        crop=lambda photo, epoch: photos.crop(photo, epoch)[:1],
+        rows=1,
+        settings=repr(("centre view", preprocessing)),
+    )
 
 
 def random_resized_crop(

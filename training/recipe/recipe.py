@@ -40,7 +40,7 @@ NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 class Part(BaseModel):
     """A part of a recipe: immutable, and without unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +114,9 @@ class Soup(Part):
     The soup begins as the untrained model, and moves to the mean of each subset's models by
     `share`.
     """
+
+    # Whether the shares are numbers is checked with their sum.
+    model_config = ConfigDict(allow_inf_nan=True)
 
     parents: tuple["Recipe", ...] = Field(min_length=1, description="names, or YAML files")
     share: Literal["auto"] | float | tuple[float, ...] = Field(
@@ -355,13 +358,15 @@ class Recipe(Part):
 Recipe.model_rebuild()
 
 
-def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    source: str, changes: Mapping[str, Any] | None = None, soup: str | None = None
+) -> Recipe:
     """Load a recipe of taillift by its name, or a YAML file, and apply `changes`.
 
     NAME+METHOD is a recipe of taillift with unlabelled photos, such as lift+loft.
     `changes` maps fields to values; a nested field is written as "optimiser.tuner_rate". Raises
-    `UserError` if there is no such recipe, if a field or value is wrong, or if both epochs and
-    steps are changed.
+    `UserError` if there is no such recipe, if a field or value is wrong, if both epochs and steps
+    are changed, or if a parent of `soup` is a soup itself.
     """
     changes = changes or {}
     source, plus, method = source.partition("+")
@@ -390,12 +395,14 @@ def load_recipe(source: str, changes: Mapping[str, Any] | None = None) -> Recipe
         }
     inherited: dict[str, Any] = {}
     if isinstance(fields.get("soup"), dict):
+        if soup is not None:
+            raise UserError(f"{soup}: {path.stem} is a soup itself: name its parents instead")
         inherited = {key: changes[key] for key in changes if key.split(".")[0] not in SOUP_FIELDS}
         changes = {key: changes[key] for key in changes if key not in inherited}
     for key, value in changes.items():
         _set_field(fields, key, value)
-    if isinstance(soup := fields.get("soup"), dict):
-        fields = _with_parents(source, fields, soup, inherited)
+    if isinstance(given := fields.get("soup"), dict):
+        fields = _with_parents(source, fields, given, inherited)
     if changes.get("steps") is not None:
         # Only a recipe's own steps are bounded by passes over few photos.
         fields.setdefault("bounded", False)
@@ -415,12 +422,10 @@ def _with_parents(
     parents = soup.get("parents")
     if not isinstance(parents, list) or not all(isinstance(name, str) for name in parents):
         raise UserError(f"{source}: soup.parents: give a list of recipes, such as [lift, full]")
-    for name in sorted(fields.keys() - set(SOUP_FIELDS)):
+    for name in sorted(map(str, fields.keys() - set(SOUP_FIELDS))):
         raise UserError(f"{source}: a soup has {name} from its parents: set it there, or by --set")
-    loaded = [load_recipe(name, {**inherited, "seed": fields.get("seed", 0)}) for name in parents]
-    for parent in loaded:
-        if parent.soup is not None:
-            raise UserError(f"{source}: {parent.name} is a soup itself: name its parents instead")
+    changes = {**inherited, "seed": fields.get("seed", 0)}
+    loaded = [load_recipe(name, changes, source) for name in parents]
     if not loaded:
         return fields
     shared = loaded[0].model_dump(exclude={*SOUP_FIELDS, "tuners", "blocks", "unlabelled"})

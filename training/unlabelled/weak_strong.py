@@ -42,7 +42,8 @@ def weak_strong_photos(
         weak, other = shifted(centre, random), shifted(centre, random)
         return np.stack([weak, strengthened(other, strong, random)])
 
-    return Photos(crop, 2, torch.tensor(split.labels))
+    settings = repr(("weak and strong", SHIFT, strong, seed, preprocessing))
+    return Photos(crop, 2, torch.tensor(split.labels), 0, split, settings)
 
 
 def shifted(view: Pixels, random: np.random.Generator) -> Pixels:

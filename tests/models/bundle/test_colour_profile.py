@@ -169,7 +169,19 @@ def damaged(seed: int) -> bytes:
     return bytes(profile)
 
 
+def element_profile(pieces: int) -> bytes:
+    """Return a profile of curves in so many pieces alone, which would take minutes to apply."""
+    piece = b"parf" + bytes(8) + struct.pack(">4f", 1, 1, 0, 0)
+    curve = b"curf" + bytes(4) + struct.pack(">HH", pieces, 0) + struct.pack(">f", 2) * (pieces - 1)
+    curve += pieces * piece
+    curves = b"cvst" + bytes(4) + struct.pack(">HH", 3, 3) + 3 * struct.pack(">II", 36, len(curve))
+    size = len(curves + curve)
+    head = b"mpet" + bytes(4) + struct.pack(">HHIII", 3, 3, 1, 24, size)
+    return packed_profile({b"D2B0": head + curves + curve}, 4)
+
+
 UNUSABLE: Final = [
+    (noise(), element_profile(10)),
     (noise(), b"nonsense" * 40),
     (noise(), P3[:200]),
     (noise(), P3[:128] + b"\xff" * 400),
@@ -200,6 +212,13 @@ def test_a_broken_or_foreign_profile_counts_as_none(
         image = image.convert("RGB")
     read = decode(saved(kind, image, icc_profile=profile), 8)
     assert read.tobytes() == decode(saved(kind, image, icc_profile=None), 8).tobytes()
+
+
+def test_elements_in_floating_point_are_not_read() -> None:
+    image = noise()
+    with_elements = P3.replace(b"cprt", b"D2B0", 1)
+    read, same = (decode(saved("PNG", image, icc_profile=one), 8) for one in (with_elements, P3))
+    assert read.tobytes() == same.tobytes() != decode(saved("PNG", image), 8).tobytes()
 
 
 def test_whatever_is_damaged_in_a_profile_the_photo_is_read() -> None:

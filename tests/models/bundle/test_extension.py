@@ -192,7 +192,7 @@ def test_what_cannot_be_added_is_one_line(old: Path, tmp_path: Path) -> None:
 
 
 def test_another_head_than_a_cosine_one_is_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has not a cosine head"):
+    with pytest.raises(UserError, match="has no cosine head"):
         forget(bundle, ["red"], tmp_path / "out")
 
 

@@ -73,9 +73,14 @@ def test_golden_views_come_back_as_written(bundle: Path) -> None:
     assert (pixels.shape, logits.shape) == ((7, 8, 8, 3), (7, 7))
 
 
-def test_a_folder_without_manifest_is_not_a_bundle(tmp_path: Path) -> None:
-    assert "is not a bundle" in refusal(tmp_path)
-    assert "is not a bundle" in refusal(tmp_path / "nowhere")
+def test_a_path_that_is_not_a_bundle_is_told_what_it_is(tmp_path: Path) -> None:
+    assert "is not a bundle (it has no manifest.json): make one" in refusal(tmp_path)
+    assert "nowhere is not a bundle (it does not exist)" in refusal(tmp_path / "nowhere")
+    checkpoint, store = tmp_path / "lift-0.safetensors", tmp_path / "store"
+    checkpoint.write_bytes(b"")
+    assert f"pass it to `taillift export {checkpoint} PHOTOS`" in refusal(checkpoint)
+    (store / "versions").mkdir(parents=True)
+    assert "is not a bundle (it is a store): serve it with --store" in refusal(store)
 
 
 def test_an_altered_file_is_named(copy: Path) -> None:
@@ -464,7 +469,7 @@ def test_an_existing_bundle_is_not_overwritten_by_accident(bundle: Path) -> None
 def test_a_listed_file_outside_the_folder_is_refused_before_it_is_read(copy: Path) -> None:
     manifest = read_manifest(copy)
     record = manifest.files["golden.npz"]
-    for name in ("../outside", "/etc/hostname"):
+    for name in ("../outside", "/etc/hostname", "a\0b"):
         other = manifest.model_copy(update={"files": {**manifest.files, name: record}})
         with pytest.raises(UserError, match="which is outside the folder"):
             verify_files(copy, other)

@@ -15,6 +15,7 @@ from taillift.models.bundle.image_guard import (
     MAX_PARTS,
     MAX_PIXEL_CHUNKS,
     MAX_SCANS,
+    MAX_SCANS_WITHOUT_END,
     MAX_TABLES,
     essence,
     image_size,
@@ -95,6 +96,14 @@ def test_a_jpeg_of_too_many_scans_is_refused(fill: bytes) -> None:
     assert decode(jpeg_of_scans(MAX_SCANS), 16).size == (40, 32)
     data = jpeg_of_scans(MAX_SCANS + 1).replace(SCAN, fill + SCAN)
     with pytest.raises(BrokenImageError, match="the image has more than 50 scans: save it again"):
+        decode(data, 16)
+
+
+def test_a_jpeg_without_an_end_is_decoded_three_times_and_has_fewer_scans() -> None:
+    data = jpeg_of_scans(MAX_SCANS_WITHOUT_END)
+    assert decode(data.removesuffix(END), 16).tobytes() == decode(data, 16).tobytes()
+    data = jpeg_of_scans(MAX_SCANS_WITHOUT_END + 1).removesuffix(END)
+    with pytest.raises(BrokenImageError, match="more than 18 scans and no end: save it again"):
         decode(data, 16)
 
 
@@ -326,6 +335,20 @@ def test_a_webps_size_is_in_its_header(options: dict[str, object]) -> None:
 )
 def test_what_has_no_header_has_no_size(data: bytes) -> None:
     assert pixel_count(data) == 0
+
+
+def test_a_png_that_does_not_begin_with_its_header_is_damaged_and_not_large() -> None:
+    data = saved("PNG")
+    for first in (chunk(b"CgBI", b"\x50\0\x20\2"), chunk(b"tEXt", b"a\0b")):
+        with pytest.raises(BrokenImageError, match="the image's header is damaged"):
+            decode(data[:8] + first + data[8:], 16)
+
+
+def test_an_error_without_words_is_named() -> None:
+    data = saved("PNG", noise(mode="L").quantize(4))
+    start, end = data.index(b"PLTE") - 4, data.index(b"IDAT") - 4
+    with pytest.raises(BrokenImageError, match=r"the image cannot be decoded: \w"):
+        decode(data[:start] + data[end:], 16)
 
 
 def test_a_file_that_gives_two_sizes_is_refused() -> None:

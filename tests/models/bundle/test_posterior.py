@@ -168,6 +168,11 @@ def test_a_groups_share_is_divided_among_its_classes() -> None:
     np.testing.assert_allclose(prior, [1 / 7, 1 / 7, 1 / 7, 2 / 7, 2 / 7, 0, 0])
 
 
+def test_the_smallest_weight_of_a_group_is_a_weight() -> None:
+    prior = np.exp(group_prior({"many": 5e-324, "medium": 0, "few": 0}, GROUPS_OF_CLASSES))
+    np.testing.assert_allclose(prior, [1 / 3, 1 / 3, 1 / 3, 0, 0, 0, 0])
+
+
 @given(st.tuples(*[st.integers(1, 999_999)] * 3))
 def test_shares_of_groups_are_the_same_after_they_were_written(millionths: tuple[int, ...]) -> None:
     pairs = zip(("many", "medium", "few"), millionths, strict=True)

@@ -207,12 +207,14 @@ def test_of_two_that_read_the_same_roles_one_wins(store: VersionStore, tmp_path:
     assert store.roles().champion == two
 
 
-def test_a_folder_that_is_not_a_store_is_not_made_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_not_made_one(tmp_path: Path, bundle: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="neither a store nor an empty folder"):
         VersionStore.at(tmp_path)
     with pytest.raises(UserError, match="is not a store"):
         VersionStore(tmp_path / "nothing")
+    with pytest.raises(UserError, match=f"bundle and not a store: .* add STORE {bundle}"):
+        VersionStore(bundle)
 
 
 def test_a_folder_that_was_put_there_by_hand_is_a_version(
@@ -225,7 +227,7 @@ def test_a_folder_that_was_put_there_by_hand_is_a_version(
 
 def test_a_log_whose_last_line_was_cut_off_goes_on(store: VersionStore, tmp_path: Path) -> None:
     log = store.folder / "log.jsonl"
-    log.write_bytes(log.read_bytes()[:-20])
+    log.write_bytes(b"\xff\n" + log.read_bytes()[:-20])
     store.add(write_bundle(tmp_path / "second", name="second"))
     # The promotion, whose line is cut off, is in the roles and is written again.
     assert [(line.action, line.version) for line in store.log()] == [
@@ -305,3 +307,17 @@ def test_nothing_half_done_is_left_by_a_process_that_is_killed(
     assert added[-1] == last
     etags = [line.etag for line in log if line.etag is not None]
     assert etags == list(range(1, before.etag + 1))
+
+
+def test_what_others_put_next_to_the_versions_is_no_version(
+    store: VersionStore, bundle: Path, tmp_path: Path
+) -> None:
+    versions = store.folder / "versions"
+    for name in (".DS_Store", "12", ".removed-me", "notes.txt"):
+        (versions / name).write_text("of somebody")
+    for name in ("007", "1.bak", ".removed-x"):
+        shutil.copytree(bundle, versions / name)
+    assert store.numbers == [1]
+    assert store.add(write_bundle(tmp_path / "second", name="second")) == 2
+    assert [line.action for line in store.log()] == ["add", "promote", "add"]
+    assert (versions / ".removed-x").is_dir()

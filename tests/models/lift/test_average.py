@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taillift.models.bundle.session import load_graph
-from taillift.models.lift.average import AVERAGED, average
+from taillift.models.lift.average import AVERAGED, Average
 from taillift.models.lift.head import CosineHead, LayerNormHead, LinearHead
 from taillift.models.lift.model import Model, merge
 from taillift.models.lift.onnx_export import write_graph
@@ -46,6 +46,13 @@ def parent(tuners: Sequence[Tuner], seed: int, scaled: bool = False) -> Model:
     """Return a model as if it were trained, with a head of its own."""
     rows = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(seed))
     return shake(attach(tiny(scaled=scaled, head=CosineHead(rows, 16)), tuners), seed).eval()
+
+
+def average(parents: Sequence[Model], shares: Sequence[float], into: Model) -> None:
+    mixture = Average(into)
+    for model, share in zip(parents, shares, strict=True):
+        mixture.add(model, share)
+    mixture.finish()
 
 
 def averaged(parents: Sequence[Model], shares: Sequence[float], scaled: bool = False) -> Model:

@@ -266,6 +266,20 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(
         load_backbone(f"{ARCHITECTURE}:{path}")
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_short_floats_are_read_as_float(kind: torch.dtype, tmp_path: Path) -> None:
+    source = model_of()
+    short = {name: tensor.to(kind) for name, tensor in source.state_dict().items()}
+    path = tmp_path / "short.safetensors"
+    save_file(short, path)
+    source.load_state_dict({name: tensor.float() for name, tensor in short.items()})
+    check(load_backbone(f"{ARCHITECTURE}:{path}"), source)
+    short["visual.proj"].view(-1)[-1] = float("nan")
+    save_file(short, path)
+    with pytest.raises(UserError, match=r"visual\.proj has a number that is infinite or not"):
+        load_backbone(f"{ARCHITECTURE}:{path}")
+
+
 ONE: Final = torch.zeros(1)
 FOREIGN: Final[dict[str, tuple[object, str]]] = {
     "siglip": ({"vision_model.head.probe": ONE, "text_model.head.weight": ONE}, "SiglipModel"),

@@ -84,6 +84,17 @@ def test_the_file_is_the_same_whoever_packs_it(
     assert (tmp_path / "again.taillift").read_bytes() == packed.read_bytes()
 
 
+def test_only_a_packed_bundle_is_replaced(new: Path, tmp_path: Path) -> None:
+    file, photos = tmp_path / "new.taillift", tmp_path / "photos.csv"
+    photos.write_text("path,label\n")
+    for _ in range(2):
+        pack(new, file)
+    for other, line in ((photos, "not a packed bundle"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=line):
+            pack(new, other)
+    assert photos.read_text() == "path,label\n"
+
+
 def test_files_that_did_not_change_are_not_sent(new: Path, tmp_path: Path) -> None:
     index = pack(new, tmp_path / "same.taillift", new)
     assert [file.name for file in index.files if file.member] == ["manifest.json"]

@@ -286,9 +286,15 @@ def table_with_a_missing_photo(photos: Path) -> Path:
     return photos / "table.csv"
 
 
+def table_with_half_a_quote(photos: Path) -> Path:
+    (photos / "table.csv").write_text('path,label,note\na.png,red,"x\nb.png,red,y\n')
+    return photos / "table.csv"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (table_with_half_a_quote, "cannot be read as a table in UTF-8: unexpected end of data"),
         (no_folder, "is neither a folder nor a CSV file"),
         (other_classes, "has the label 'rde', which the bundles do not have (did you mean"),
         (no_classes, "has no folder of a class and neither test/ nor val/"),

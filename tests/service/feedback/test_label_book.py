@@ -1,7 +1,10 @@
 """The book of labels: which version a label counts for, by which names, and for how long."""
 
+import asyncio
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
+from typing import Final
 
 import pytest
 
@@ -18,9 +21,12 @@ from taillift.service.feedback.label_store import ClassList, LabelStore
 from taillift.service.feedback.live_accuracy import LiveReport
 from taillift.service.feedback.prediction_id import DAY_SECONDS, PredictionId, Signer
 from taillift.service.settings import read_settings
+from tests.support.palette import palette_manifest
 
 FIRST = ClassList("1111", ("caf\u00e9", "blue"), ("many", "few"))
 SECOND = ClassList("2222", ("blue", "caf\u00e9", "new"), ("few", "many", "few"))
+
+START: Final = 1_800_000_000.0
 
 
 @dataclass
@@ -28,14 +34,22 @@ class Desk:
     """A book at a time of our own, and ids for it."""
 
     store: LabelStore
-    now: float = 1_800_000_000.0
+    now: float = START
     days: int = 90
+    steady: float = 0.0
     signer: Signer = field(init=False)
     book: LabelBook = field(init=False)
 
     def __post_init__(self) -> None:
-        self.signer = Signer([b"k" * 16], self.days, lambda: self.now)
-        self.book = LabelBook(self.store, self.signer, self.days, lambda: self.now)
+        def now() -> float:
+            return self.now
+
+        self.signer = Signer([b"k" * 16], self.days, now)
+        self.book = LabelBook(self.store, self.signer, self.days, now, lambda: self.steady)
+
+    def pass_days(self, days: float) -> None:
+        self.now += days * DAY_SECONDS
+        self.steady += days * DAY_SECONDS
 
     def id(self, version: int, answer: int = 0, probability: float = 0.5) -> str:
         prediction = PredictionId(version, answer, 0.9, "many", time=int(self.now))
@@ -132,16 +146,62 @@ def test_labels_stop_counting_after_their_days_and_stay_until_there_is_no_room()
     desk.book.know(1, FIRST)
     old = desk.id(1)
     desk.take((old, "blue"))
-    desk.now += 6 * DAY_SECONDS
+    desk.pass_days(6)
     later = desk.id(1)
     assert desk.take((later, "blue"), (desk.id(1), "blue")) == ["accepted", "too_many"]
     assert desk.report(1).by_truth.labels.sum() == 2
-    desk.now += 6 * DAY_SECONDS
+    desk.pass_days(6)
     assert desk.report(1).by_truth.labels.sum() == 1
     assert len(desk.store) == 2
     assert desk.take((old, "blue"), (desk.id(1), "blue")) == ["expired", "accepted"]
     assert len(desk.store) == 2
     assert desk.take((later, "blue")) == ["same"]
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("days", [12, 20_000])
+def test_a_clock_that_jumps_ahead_deletes_no_label(
+    tmp_path: Path, in_file: bool, days: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also with a restart meanwhile, as long as it does not go on for a day."""
+    desk = full_desk(tmp_path / "labels.sqlite" if in_file else None)
+    desk.now += days * DAY_SECONDS
+    for _ in range(3):
+        assert desk.take((desk.id(1), "blue")) == ["too_many"]
+        assert len(desk.store) == 2
+        desk.pass_days(1)
+    assert "the labels do not age by that" in caplog.text
+    assert ("if the clock is right, remove this file" in caplog.text) == in_file
+    if in_file:
+        desk = full_desk(tmp_path / "labels.sqlite", desk.now + 12 * DAY_SECONDS)
+        assert desk.take((desk.id(1), "blue")) == ["too_many"]
+    desk.now = START + 3 * DAY_SECONDS
+    desk.book.look()
+    desk.pass_days(6)
+    assert desk.take((desk.id(1), "blue")) == ["too_many"]
+    desk.pass_days(2.5)
+    assert desk.take((desk.id(1), "blue")) == ["accepted"]
+
+
+def test_labels_that_came_while_the_clock_was_behind_stay_as_long_as_others(tmp_path: Path) -> None:
+    full_desk(tmp_path / "labels.sqlite")
+    with LabelStore(tmp_path / "labels.sqlite") as store:
+        store.remove_before(START + 1)
+    desk = full_desk(tmp_path / "labels.sqlite", now=0.0)
+    assert {label.received for label in desk.store} == {1000 * int(START)}
+    desk.now = START
+    assert desk.take((desk.id(1), "blue")) == ["too_many"]
+    desk.pass_days(11)
+    assert desk.take((desk.id(1), "blue")) == ["accepted"]
+
+
+def full_desk(path: Path | None, now: float = START) -> Desk:
+    """Return a desk whose file is full with two labels of 10 days at most."""
+    desk = Desk(LabelStore(path, most=2), now, days=10)
+    desk.book.know(1, FIRST)
+    if desk.store.has_room(1):
+        assert desk.take(*((desk.id(1), "blue") for _ in range(2))) == ["accepted"] * 2
+    return desk
 
 
 def test_the_classes_of_old_versions_are_known_after_a_restart(tmp_path: Path) -> None:
@@ -183,6 +243,33 @@ def test_keys_that_cannot_be_used_are_one_line(tmp_path: Path, content: bytes, s
     assert "short" not in str(refused.value).replace(str(file), "")
     with pytest.raises(UserError, match="cannot be read"):
         signing_keys(read_settings(feedback_key_file=tmp_path / "missing"))
+
+
+def test_on_a_new_day_the_last_numbers_are_given_until_all_labels_are_counted_again() -> None:
+    now, key, counting = [START], "a-key-of-the-tests", Event()
+    desk = LabelDesk(read_settings(feedback_days=10, feedback_key=key), lambda: now[0])
+    prediction = PredictionId(1, 0, 0.9, "many", probability=0.5, time=int(START))
+    label = LabelRequest(Signer([key.encode()]).sign(prediction), "red")
+    desk.know(1, palette_manifest("1", {}))
+
+    async def ask() -> None:
+        (taken,) = await desk.take([label])
+        assert taken.status == "accepted"
+        first = await desk.report(1)
+        assert first is not None
+        assert first.by_truth.labels.sum() == 1
+        now[0] += 11 * DAY_SECONDS
+        desk._thread.submit(counting.wait, 20)
+        assert await desk.report(1) is first
+        counting.set()
+        async with asyncio.timeout(20):
+            while (again := await desk.report(1)) is first:
+                await asyncio.sleep(0.01)
+        assert again is not None
+        assert again.by_truth.labels.sum() == 0
+
+    asyncio.run(ask())
+    desk.close()
 
 
 def test_the_service_says_at_its_start_what_a_restart_would_lose(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ FOREIGN = [
     {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "cross-site"},
     {"Origin": "file://"},
+    {"Origin": "http://["},
 ]
 
 

@@ -155,7 +155,8 @@ def test_of_two_promoters_with_one_etag_the_second_is_too_late(admin: httpx.Clie
     stale = put(admin, 3, tag)
     assert stale.status_code == 412
     assert stale.json()["type"] == "urn:taillift:problem:stale-roles"
-    assert put(admin, 3, "yesterday").status_code == 400
+    for odd in ("yesterday", "9" * 5_000):
+        assert put(admin, 3, odd).status_code == 400
     assert champion(admin) == "2"
 
 
@@ -165,6 +166,10 @@ def test_refusals_have_a_status_and_a_reason(
     assert put(admin, 1).status_code == 409
     assert put(admin, 9).status_code == 404
     assert admin.get("/admin/versions/9").status_code == 404
+    assert "part of the address `number`" in admin.get("/admin/versions/x").json()["detail"]
+    for digits in (300, 4_000):
+        assert put(admin, 10**digits).status_code == 404
+        assert admin.get(f"/admin/versions/{10**digits}").status_code == 404
     assert admin.post("/admin/rollback", json={}).status_code == 409
     assert admin.delete("/admin/roles/challenger").status_code == 409
     assert admin.put("/admin/roles/champion", json={"version": "x"}).status_code == 400

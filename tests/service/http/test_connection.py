@@ -206,13 +206,46 @@ def test_headers_within_the_limits_pass_and_are_counted_for_each_request(
         assert read(connection).count(b"HTTP/1.1 200") == 4
 
 
-def test_trailers_are_headers(hasty: httpx.Client) -> None:
-    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    trailers = b"".join(b"X-%d: %s\r\n" % (n, b"a" * 500) for n in range(10))
+CHUNKED = b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"1\r\nx\r\n0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 500) for n in range(10)),
+        b"1\r\nx\r\n0\r\n" + b"".join(b"X-%d: b\r\n" % n for n in range(30)),
+        b"1\r\nx\r\n0\r\nX: " + b"a" * 3_500,
+        b"1\r\nx\r\n0\r\n" + b"a" * 3_500,
+        b"1;x=" + b"a" * 3_500,
+    ],
+    ids=["large", "many", "one without an end", "a name without an end", "a chunk's extension"],
+)
+def test_trailers_and_the_lines_of_chunks_have_the_limits_of_headers(
+    hasty: httpx.Client, rest: bytes
+) -> None:
     with connected(hasty) as connection:
-        connection.sendall(head + b"1\r\nx\r\n0\r\n" + trailers)
-        assert read(connection) == b""
-    assert hasty.get("/readyz").status_code == 200
+        connection.sendall(CHUNKED + b"\r\n" + rest)
+        assert problem(read(connection)) == (431, "headers-too-large")
+
+
+def test_trailers_are_not_taken_for_headers(hasty: httpx.Client) -> None:
+    body = b"%x\r\n%s\r\n0\r\nX-Taillift-Count: maybe\r\nX-Request-Id: trailer\r\n\r\n"
+    with connected(hasty) as connection:
+        connection.sendall(CHUNKED + b"Connection: close\r\n\r\n" + body % (len(RED), RED))
+        answer = read(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"trailer" not in answer
+
+
+def test_only_clients_of_http_1_1_are_told_to_continue(hasty: httpx.Client) -> None:
+    for version, told in ((b"1.1", True), (b"1.0", False)):
+        head = b"POST /classify HTTP/%s\r\nHost: x\r\nExpect: 100-continue\r\n" % version
+        with connected(hasty) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(RED))
+            if told:
+                assert connection.recv(1_000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            connection.sendall(RED)
+            assert connection.recv(1_000).startswith(b"HTTP/1.1 200")
 
 
 def test_what_is_not_http_is_a_problem_document(hasty: httpx.Client) -> None:

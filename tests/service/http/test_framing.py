@@ -138,6 +138,8 @@ def test_broken_chunks_are_refused_at_once_and_once(
         (b"GET /model HTTP/2.0\r\nHost: localhost\r\n", 505),
         (b"GET /model HTTP/3.0\r\nHost: localhost\r\n", 505),
         (b"GET /model HTTP/0.9\r\nHost: localhost\r\n", 505),
+        (b"GET http://localhost HTTP/1.1\r\nHost: localhost\r\n", 400),
+        (b"GET http://localhost:99999/model HTTP/1.1\r\nHost: localhost\r\n", 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n", 505),
         (
             b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n",

@@ -96,6 +96,24 @@ def test_semicolons_in_a_file_name_are_a_part_of_it() -> None:
     assert parts_of(form_of(b"x", head=head)) == [FormPart("images", "a;b" * 60, b"x")]
 
 
+def test_a_header_may_go_on_in_the_next_line() -> None:
+    head = b'Content-Disposition: form-data;\r\n name="images";\r\n\tfilename="a.png"'
+    assert parts_of(form_of(b"x", head=head)) == [FormPart("images", "a.png", b"x")]
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        (b"; filename*=utf-8''gr%C3%BCn.png", "grün.png"),
+        (b"; FileName*=\"ISO-8859-1'de'gr%FCn.png\"", "grün.png"),
+        (b"; filename*=UTF-8''b.png; filename=a.png", "a.png"),
+    ],
+)
+def test_a_file_may_have_a_coded_name_alone(more: bytes, name: str) -> None:
+    head = b"Content-Disposition: form-data; name=images" + more
+    assert parts_of(form_of(b"x", head=head)) == [FormPart("images", name, b"x")]
+
+
 def test_a_content_type_has_few_parameters() -> None:
     kind = "multipart/form-data; boundary=b"
     assert form_boundary(kind + "; a=b" * 60) == b"b"

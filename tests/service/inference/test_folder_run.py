@@ -166,7 +166,7 @@ def test_sources_are_files_folders_globs_lists_and_standard_input(
 def test_a_name_may_have_quotes_line_ends_and_bytes_that_are_not_utf_8(
     bundle: Path, tmp_path: Path
 ) -> None:
-    names = [b'a"\n,b.png', b"\xff.png", "ü.png".encode()]
+    names = [b'a"\n,b.png', b"c\rd.png", b"\xff.png", "ü.png".encode()]
     for name in names:
         with open(bytes(tmp_path) + b"/" + name, "wb") as file:  # noqa: PTH123
             file.write(photo(CLASSES["red"][0]))
@@ -174,7 +174,7 @@ def test_a_name_may_have_quotes_line_ends_and_bytes_that_are_not_utf_8(
     for _ in range(2):  # The second run finds every row in its place.
         assert taillift("classify", bundle, tmp_path, "--out", out).exit_code == 0
     listed = {row["photo"].removeprefix(f"{tmp_path}/") for row in read(out)}
-    assert listed == {'a"\n,b.png', "\\udcff.png", "ü.png"}
+    assert listed == {'a"\n,b.png', "c\rd.png", "\\udcff.png", "ü.png"}
 
 
 @pytest.mark.parametrize("cut", [1, 40, 700])
@@ -386,6 +386,7 @@ def test_the_least_certain_assignment_is_printed_first(
         ("label,count\nred\n", "'None' of 'red' is not a number"),
         ("label,count\nred,1\nred,2\n", "'red' appears twice"),
         ("label,count\nred,many\n", "'many' of 'red' is not a number"),
+        ('label,count,note\nred,1,"the\nblack,2,\n', "cannot be read: unexpected end of data"),
     ],
 )
 def test_counts_that_cannot_be_used_are_refused_before_the_first_photo(
@@ -408,3 +409,15 @@ def test_classes_are_kept_in_the_rows(bundle: Path, tmp_path: Path) -> None:
         assert (row["label"], row["uniform_label"]) == ("red", "black")
         assert row["classes"] == "red,blue"
         assert "label_3" not in row
+
+
+def test_links_to_folders_are_named_and_not_followed(
+    bundle: Path, photos: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, out = photos[0].parent, tmp_path / "out.csv"
+    (folder / "again").symlink_to(folder)
+    (folder / "._00000.jpg").write_bytes(b"\0\x05\x16\x07")  # A companion on macOS.
+    assert taillift("classify", bundle, folder, "--recursive", "--out", out).exit_code == 0
+    assert [row["photo"] for row in read(out)] == [str(path) for path in photos]
+    (message,) = caplog.messages
+    assert f"1 links to folders are not followed, such as {folder / 'again'}" in message

@@ -14,9 +14,12 @@ from weakref import ref
 
 import httpx
 import pytest
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.models.errors import UserError
+from taillift.service.http.version_lease import VersionLease
 from taillift.service.inference import memory
 from taillift.service.inference.engine import Engine
 from taillift.service.inference.served_version import ServedVersion
@@ -26,10 +29,13 @@ from tests.support.damage import (
     flip_a_byte,
     lose_a_file,
     name_another_schema,
+    replace_golden,
 )
 from tests.support.palette import (
     CLASSES,
     SLOW,
+    canvases,
+    logits_of,
     new_photo,
     palette_manifest,
     photo,
@@ -152,21 +158,23 @@ def test_a_request_ends_with_the_version_that_it_began_with(store: VersionStore)
         assert old.scheduler is None
 
 
+def halted(rest: threading.Event) -> Iterator[bytes]:
+    """Yield the beginning of a red photo, and the rest of it once that is wanted."""
+    content = photo(COLOURS["red"])
+    yield content[:20]
+    rest.wait(20)
+    yield content[20:]
+
+
 def test_a_slow_upload_keeps_its_version(store: VersionStore) -> None:
-    half, rest = threading.Event(), photo(COLOURS["red"])
-
-    def body() -> Iterator[bytes]:
-        yield rest[:20]
-        half.wait(20)
-        yield rest[20:]
-
+    rest = threading.Event()
     with running_store(store) as (client, engine), ThreadPoolExecutor(1) as pool:
-        sent = pool.submit(client.post, "/classify", content=body())
+        sent = pool.submit(client.post, "/classify", content=halted(rest))
         until(lambda: engine.champion.leases == 1)
         store.promote(2)
         until(lambda: engine.champion.number == 2)
         assert len(engine.draining) == 1
-        half.set()
+        rest.set()
         answer = sent.result()
         assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("1", ["red"])
         until(lambda: not engine.draining)
@@ -361,7 +369,7 @@ def test_a_version_that_replaces_the_champion_is_loaded_once_that_is_closed(
     with running_store(store, swap="replace") as (client, engine), ThreadPoolExecutor(1) as pool:
         graph = ref(engine.champion.bundle._classifier.session._graph)  # type: ignore[union-attr]
         slow = pool.submit(client.post, "/classify", content=photo(SLOW))
-        until(lambda: engine.champion.leases == 1)
+        until(lambda: engine.workshop.admission.images == 1)
         store.promote(2)
         until(lambda: engine.gap is not None)
         refused = client.post("/classify", content=red)
@@ -382,6 +390,89 @@ def test_a_version_that_replaces_the_champion_is_loaded_once_that_is_closed(
         assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("2", ["green"])
         numbers = {dict(key)["number"] for name, key in scrape(client) if name == "taillift_leases"}
         assert numbers == {"2"}
+
+
+def test_a_slow_upload_does_not_delay_a_replacement_and_is_answered_by_what_serves_at_its_end(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests, loaded = [threading.Event() for _ in range(3)], threading.Event()
+    open_version = ServedVersion.open
+
+    async def halting(version: ServedVersion) -> None:
+        if version.number == 2:
+            await asyncio.to_thread(loaded.wait, 20)
+        await open_version(version)
+
+    monkeypatch.setattr(ServedVersion, "open", halting)
+    with running_store(store, swap="replace") as (client, engine), ThreadPoolExecutor(3) as pool:
+        pins: list[dict[str, str]] = [{}, {}, {"version": "1"}]
+        sent = [
+            pool.submit(client.post, "/classify", params=pin, content=halted(rest))
+            for pin, rest in zip(pins, rests, strict=True)
+        ]
+        until(lambda: reading(engine) == 3)
+        store.promote(2)
+        until(lambda: engine.gap is not None and not engine.draining)
+        rests[0].set()
+        refused = sent[0].result()
+        assert refused.status_code == 503
+        assert refused.json()["detail"] == "version 2 is loaded in place of version 1"
+        assert int(refused.headers["Retry-After"]) >= 1
+        loaded.set()
+        until(lambda: client.get("/readyz").status_code == 200)
+        for rest in rests:
+            rest.set()
+        answer, pinned = (future.result() for future in sent[1:])
+        assert (answer.headers["X-Taillift-Version"], top_labels(answer)) == ("2", ["green"])
+        assert pinned.json()["type"] == "urn:taillift:problem:no-such-version"
+
+
+def reading(engine: Engine) -> int:
+    """Return how many requests have begun and have no image yet."""
+    loads = [one.load for one in list(engine.workshop.admission._reservations)]
+    return sum(load.size > 0 and load.images == 0 for load in loads)
+
+
+def test_a_client_that_reads_its_answer_slowly_holds_no_version(store: VersionStore) -> None:
+    engine, held = Engine(read_settings(store=store.folder)), list[int]()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(_: Message) -> None:
+        held.append(engine.champion.leases)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        held.append(engine.champion.leases)
+        await Response("an answer")(scope, receive, send)
+
+    scope = {"type": "http", "path": "/classes", "query_string": b"", "headers": []}
+    asyncio.run(VersionLease(answer, engine)(scope, receive, send))
+    assert held == [1, 0, 0]
+    engine.labels.close()
+    engine.evidence.close()
+
+
+def test_a_process_that_is_killed_while_no_version_is_loaded_serves_the_champion_afterwards(
+    store: VersionStore, admin_keys: Path, tmp_path: Path
+) -> None:
+    # The check of its golden views takes about a second.
+    colours = [*COLOURS.values(), SLOW]
+    replace_golden(store.path(2), canvases(colours), logits_of(colours))
+    flags = ["--store", str(store.folder), "--swap", "replace"]
+    with process(tmp_path / "no", *flags, "--admin-keys-file", str(admin_keys)) as (server, client):
+        promote_by_api(client, 2)
+        until(lambda: "in place of" in client.get("/readyz").json().get("detail", ""))
+        server.kill()
+    assert store.roles().champion == 1
+    with process(tmp_path / "no", *flags) as (server, client):
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["red"]
+        store.promote(2)
+        until(lambda: "in place of" in client.get("/readyz").json().get("detail", ""))
+        server.kill()
+    with process(tmp_path / "no", *flags) as (_, client):
+        assert top_labels(client.post("/classify", content=photo(COLOURS["red"]))) == ["green"]
+        assert served(client) == "2"
 
 
 def test_if_the_new_version_fails_its_checks_the_old_one_is_loaded_again(
@@ -445,7 +536,7 @@ def test_roles_that_change_during_a_replacement_count(
         ThreadPoolExecutor(1) as pool,
     ):
         slow = pool.submit(client.post, "/classify", content=photo(SLOW))
-        until(lambda: engine.champion.leases == 1)
+        until(lambda: engine.workshop.admission.images == 1)
         promote_by_api(client, 2)
         until(lambda: engine.gap is not None)
         assert store.roles().champion == 1

@@ -1,10 +1,11 @@
 """`taillift watch --prometheus`: all replicas of a service, watched as one."""
 
+import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socketserver import StreamRequestHandler, TCPServer
@@ -24,19 +25,20 @@ from taillift.models.errors import UserError
 from taillift.service.monitoring.counters import Metrics
 from taillift.service.monitoring.exporter import ClassSeries, TailSeries
 from taillift.service.monitoring.fleet import Fleet, FleetWatch, spread
-from taillift.service.monitoring.prometheus import PrometheusHistory, Scrape
+from taillift.service.monitoring.prometheus import OWN_LABELS, PrometheusHistory, Scrape
 from taillift.service.monitoring.recorder import Monitoring, model_profile
 from taillift.service.serve_cli import app
 from taillift.service.settings import read_settings
 from taillift.service.tail.distributions import Indices
 from taillift.service.tail.monitor import ModelProfile, Rules, TailMonitor
 from taillift.service.tail.reference import Source
-from tests.support.palette import CLASSES
-from tests.support.serving import sample, scrape, until
+from tests.support.palette import CLASSES, new_photo
+from tests.support.serving import form, running, sample, scrape, until
 from tests.support.stack import check, free_port, prometheus
 
 CLASS_COUNT, LOST, BEFORE = 20, 3, 2_000
 UNIFORM = Rules(Source.UNIFORM)
+FINDINGS = {"taillift_class_silent", "taillift_class_drift"}
 COMMAND = [sys.executable, "-c", "from taillift.service.serve_cli import app; app()", "watch"]
 
 
@@ -354,6 +356,62 @@ def raw_server(*answers: bytes, asked: list[bytes] | None = None) -> Iterator[st
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+def exported(services: Iterable[httpx.Client], time: float) -> bytes:
+    """Return what a Prometheus that has just scraped these services answers."""
+    series = [
+        {
+            "metric": {"__name__": name, "instance": str(number), **dict(labels)},
+            "values": [[time, str(value)]],
+        }
+        for number, service in enumerate(services)
+        for (name, labels), value in scrape(service).items()
+        if name in OWN_LABELS
+    ]
+    return b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps({"data": {"result": series}}).encode()
+
+
+def findings(client: httpx.Client) -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Return the series of classes that a service or a watcher calls silent or drifting."""
+    return {series for series in scrape(client) if series[0] in FINDINGS}
+
+
+def test_two_services_behind_a_split_stream_find_through_the_watcher_what_one_finds_alone(
+    known: Path,
+) -> None:
+    """Photos are sent to real services, white ones never; the watcher reads what they export."""
+    manifest, random, begin = read_manifest(known), np.random.default_rng(0), 60.0 * 30_000_000
+    colours = [colour for label, (colour, _) in CLASSES.items() if label != "white"]
+    white = ("taillift_class_silent", frozenset({"class": "white", "group": "few"}.items()))
+    with ExitStack() as stack:
+        names = ("alone", "left", "right")
+        settings = {"max_images": 64, "reference": "uniform"}
+        services = {name: stack.enter_context(running(known, **settings)) for name in names}
+        replicas = [services["left"], services["right"]]
+        fleet = Fleet(model_profile(known, manifest), UNIFORM, print)
+        watch = FleetWatch(PrometheusHistory("http://x", manifest.labels), fleet, interval=60)
+        port = watch.serve("127.0.0.1", 0, ClassSeries.ALL)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        watched = {**services, "fleet": stack.enter_context(client)}
+        with raw_server(exported(replicas, begin)) as watch.history.url:
+            fleet.remember(watch.history.scrapes(begin - 60, begin))
+        for look in range(1, 11):
+            photos = [new_photo(colours[label]) for label in random.choice(6, 128)]
+            sent = {"alone": (photos[:64], photos[64:]), "left": (photos[::2],)}
+            for name, parts in {**sent, "right": (photos[1::2],)}.items():
+                for part in parts:
+                    files = form(*[("a.png", photo) for photo in part])
+                    assert services[name].post("/classify", files=files).status_code == 200
+            time = begin + 60 * look
+            with raw_server(exported(replicas, time)) as watch.history.url:
+                assert watch.catch_up(time - 60, time + 59) == time
+            found = {name: findings(one) for name, one in watched.items()}
+            assert found["fleet"] == found["alone"]
+            if white in found["fleet"]:
+                break
+    assert white in found["fleet"]
+    assert white not in found["left"] | found["right"]
 
 
 @pytest.mark.parametrize("kind", ANSWERS)

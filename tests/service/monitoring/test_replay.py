@@ -111,6 +111,7 @@ def test_a_past_prediction_names_a_class_in_any_unicode_form(tmp_path: Path) -> 
         ("label,confidence,time\na,1,2345-01-01\n", r"line 2: the time 2345-01-01 is beyond"),
         ("label,confidence\n" + "a" * 140_000, r"cannot be read as CSV: field larger"),
         ("label,confidence,time\na,1,9\nb,1,8\n", r"line 3 is older.*sort the rows"),
+        ('label,confidence,note\na,1,"x\nb,1,y\nb,1,z\n', "cannot be read as CSV: unexpected end"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(tmp_path: Path, text: str, words: str) -> None:

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from taillift.models.bundle.version_store import Challenger, Shadow, VersionStore
 from taillift.service.review.review_folder import ReviewFolder
+from tests.service.inference.test_swap import running_store
 from tests.service.page.test_page import opened, sideways, violations
 from tests.service.review.test_reviewer import MANY, fill
-from tests.support.palette import CLASSES
+from tests.support.palette import CLASSES, palette_manifest, write_bundle
 from tests.support.serving import running, until
 
 KEY = "a-label-key-of-the-tests"
@@ -196,6 +198,31 @@ def test_the_key_that_may_label_is_asked_for(
         page.keyboard.press("1")
         expect(page.locator("#label-left")).to_have_text(re.compile("No further photo"))
         expect_labels(queue, {0: GUESSES[0]})
+
+
+def test_a_class_that_only_a_challenger_knows_can_be_given(
+    browser: Browser, bundle: Path, queue: Path, tmp_path: Path
+) -> None:
+    infos = palette_manifest("", {}).classes
+    lime = infos[1].model_copy(update={"label": "lime"})
+    classes = (infos[0], lime, *infos[2:])
+    store = VersionStore.at(tmp_path / "store")
+    store.promote(store.add(bundle))
+    store.add(write_bundle(tmp_path / "next", classes=classes), classes_change=True)
+    store.challenge(Challenger(version=2, shadow=Shadow()))
+    fill(queue, 1)
+    with running_store(store, review_dir=queue, **MANY) as (client, engine):
+        until(lambda: engine.challenge is not None)
+        offered = client.get("/review/summary").json()["classes"]
+        assert [info["label"] for info in offered] == [*CLASSES, "lime"]
+        assert offered[-1]["group"] == infos[1].group
+        with opened(browser, client, "#label") as page:
+            expect(photo(page, 0, queue)).to_be_visible()
+            page.keyboard.type("li")
+            page.keyboard.press("Enter")
+            expect(page.locator("#label-news")).to_have_text("Labelled lime.")
+            expect_labels(queue, {0: "lime"})
+            expect(page.locator("#label-problem")).to_be_hidden()
 
 
 def test_without_review_dir_there_is_no_tab(browser: Browser, bundle: Path) -> None:

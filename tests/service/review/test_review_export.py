@@ -235,6 +235,13 @@ def test_labels_come_back_from_a_table(queue: ReviewFolder, tmp_path: Path, tabl
     assert labels["p-wait-01"].label is None
 
 
+def tasks_with(*choices: str) -> str:
+    """Return an export of Label Studio with one task, for which these classes were chosen."""
+    result = {"type": "choices", "value": {"choices": choices}}
+    data = {"prediction_id": "p-wait-00"}
+    return json.dumps([{"data": data, "annotations": [{"result": [result]}]}])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
@@ -244,6 +251,9 @@ def test_labels_come_back_from_a_table(queue: ReviewFolder, tmp_path: Path, tabl
         ("a.csv", "", "must name the columns"),
         ("a.json", "[", "cannot be read as JSON"),
         ("a.json", '[{"annotations": [{"result": [{"type": "choices"}]}]}]', "is not an export"),
+        ("a.json", tasks_with(), "holds no label"),
+        ("a.json", tasks_with("red", "blue"), "the photo p-wait-00 has 2 labels in Label Studio"),
+        ("a.json", "[" * 100_000, "cannot be read as JSON"),
         ("a.json", '{"a": 1}', "is not an export"),
         ("a.json", "3", "is not an export"),
         ("none.csv", None, "cannot be read as CSV"),
@@ -280,3 +290,19 @@ def test_imported_labels_count_for_the_live_accuracy(bundle: Path, tmp_path: Pat
         client.post("/feedback", json={"labels": [{"id": second, "label": "black"}]})
         document = client.get("/classes").json()
         assert document["labelled"]["sampled"] == 2
+
+
+def test_ids_of_another_kind_are_not_in_the_queue(queue: ReviewFolder, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"prediction_id": 7, "label": "red"}]')
+    result = run(queue, "import", tmp_path / "a.json")
+    assert result.stdout == "0 photos of the queue are labelled\n"
+    assert result.stderr == "1 ids are not in the queue, such as 7\n"
+
+
+@pytest.mark.parametrize("text", [b"\0\x05\x16\x07", b'{"red": 1}', b'["red"'])
+def test_a_list_of_classes_that_cannot_be_read_is_one_line(
+    queue: ReviewFolder, tmp_path: Path, text: bytes
+) -> None:
+    (queue.path / "._0123456789ab.classes.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"classes\.json is not a list of classes .*move it away"):
+        exported_tasks(queue, tmp_path / "tasks")

@@ -19,6 +19,7 @@ from taillift.training.comparison.compare import (
     choose,
     collect,
     compare,
+    evaluated,
     expected_seconds,
     in_order,
 )
@@ -34,7 +35,7 @@ from taillift.training.evaluation import TAUS
 from taillift.training.fit.checkpoint import ParentCheckpoint, read_metadata, restore, save
 from taillift.training.fit.resume import resume_path
 from taillift.training.recipe.recipe import NAMES, Recipe, load_recipe
-from taillift.training.train import Trainer
+from taillift.training.train import Run, Trainer
 from tests.support.outcomes import failed, outcome_of, tail_of
 from tests.support.tiny import write_backbone
 
@@ -121,6 +122,20 @@ def test_the_curve_of_plain_cross_entropy_begins_with_the_model_as_it_is(
     assert outcome.evaluation is not None
     assert outcome.tau_curve[0].tau == 0
     assert outcome.tau_curve[0].mean_class == pytest.approx(outcome.evaluation.full.mean_class)
+
+
+def test_the_curve_moves_by_what_the_loss_has_counted_pseudo_labels_included(
+    colours: Dataset, backbone: Backbone, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"loss.name": "cross-entropy"}
+    plain = recipe("head", **changes)
+    ((outcome,), _) = run(colours, backbone, [plain], tmp_path)
+    model, metadata = restore(tmp_path / "head-0.safetensors")
+    counted = metadata.model_copy(update={"pseudo_counts": (0.0, 0.0, 500.0)})
+    found = evaluated(Trainer(colours, backbone, CPU), Run(model, counted), outcome, 0)
+    assert found.evaluation is not None
+    assert found.tau_curve[0].mean_class == pytest.approx(found.evaluation.full.mean_class)
+    assert found.tau_curve != outcome.tau_curve
 
 
 def test_finished_runs_are_not_repeated_and_missing_ones_are_run(

@@ -1,11 +1,11 @@
 """Soups of real checkpoints of a tiny backbone: made, refused, chosen, exported and served."""
 
-import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from taillift.models.bundle.extension import extend
 from taillift.models.bundle.folder import DELTA
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import Backbone, load_backbone
+from taillift.models.lift.model import Model
 from taillift.training.comparison.soup import (
     GRID,
     Ingredient,
@@ -129,8 +130,8 @@ def test_with_a_whole_share_a_soup_is_that_checkpoint(
     for chosen, ingredient in enumerate(ingredients):
         shares = [float(number == chosen) for number in range(len(names))]
         soup = averaged(ingredients, shares, backbone)
-        assert np.abs(logits(soup.model) - logits(ingredient.run.model)).max() < 1e-5
-        assert soup.metadata.recipe.tuners == ingredient.run.metadata.recipe.tuners
+        assert np.abs(logits(soup.model) - logits(ingredient.load())).max() < 1e-5
+        assert soup.metadata.recipe.tuners == ingredient.metadata.recipe.tuners
 
 
 def test_a_soup_comes_back_from_its_file_and_names_all_parents(
@@ -193,10 +194,10 @@ def test_checkpoints_of_other_photos_are_refused(
 
 def spoiled(ingredient: Ingredient) -> Ingredient:
     """Return a checkpoint whose head says the opposite of what it has learned."""
-    model = copy.deepcopy(ingredient.run.model)
+    model = ingredient.load()
     with torch.no_grad():
         model.head.weight.neg_()
-    return replace(ingredient, run=Run(model, ingredient.run.metadata))
+    return replace(ingredient, load=lambda: model)
 
 
 def test_shares_are_even_unless_others_are_surely_better_on_val(
@@ -245,7 +246,7 @@ def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
     paths: Paths, colours: Dataset
 ) -> None:
     ingredients: list[Ingredient] = read_ingredients(paths("lift", "full"))
-    path, metadata = ingredients[0].path, ingredients[0].run.metadata
+    path, metadata = ingredients[0].path, ingredients[0].metadata
     require_own_photos(path, metadata, colours)
     with pytest.raises(UserError, match="was trained on other photos"):
         require_own_photos(path, metadata, replace(colours, classes=("a", "b", "c")))
@@ -354,9 +355,9 @@ def test_a_soup_answers_with_the_mean_of_the_taus_that_its_parents_chose(
     paths: Paths, backbone: Backbone
 ) -> None:
     plain, other = read_ingredients(paths("lift", "full"))
-    recipe = other.run.metadata.recipe.with_tau(1.8)
-    metadata = other.run.metadata.model_copy(update={"recipe": recipe})
-    parents = [plain, replace(other, run=Run(other.run.model, metadata))]
+    recipe = other.metadata.recipe.with_tau(1.8)
+    metadata = other.metadata.model_copy(update={"recipe": recipe})
+    parents = [plain, replace(other, metadata=metadata)]
     taus = [
         averaged(parents, [1 - share, share], backbone).metadata.recipe.chosen_tau
         for share in (0, 0.25, 1)
@@ -522,6 +523,40 @@ def test_ever_longer_tailed_subsets_are_trained_on_and_the_head_sees_all_photos(
     assert [parent.share for parent in run.metadata.parents] == [0.5, 0.5]
     assert run.metadata.recipe.title == "soup of full, SGD on 1 subsets, new head"
     assert run.metadata.counts == tuple(colours.counts)
+
+
+def test_what_a_recipe_draws_of_a_subset_does_not_depend_on_the_other_parents(
+    colours: Dataset, backbone: Backbone
+) -> None:
+    def drawn(*names: str) -> dict[str, frozenset[int]]:
+        recipe = resolve_recipe(backbone, soup(parents=list(names), subsets=2), colours.counts)
+        (parents,) = parents_of(recipe, colours)
+        return {parent.recipe.name: parent.without for parent in parents[1:]}
+
+    both = drawn("full", "full-adamw")
+    assert drawn("full-adamw", "full") == both
+    assert drawn("full") == {name: both[name] for name in both if "adamw" not in name}
+    assert both["full-at-most-5"] != both["full-adamw-at-most-5"]
+
+
+def test_parents_are_in_memory_one_at_a_time(paths: Paths, backbone: Backbone) -> None:
+    alive: list[ref[Model]] = []
+
+    def counted(ingredient: Ingredient) -> Ingredient:
+        def load() -> Model:
+            assert [one() for one in alive] == [None] * len(alive)
+            model = ingredient.load()
+            alive.append(ref(model))
+            return model
+
+        return replace(ingredient, load=load)
+
+    ingredients = read_ingredients(paths("lift", "full", "lora"))
+    made = averaged(list(map(counted, ingredients)), [0.2, 0.3, 0.5], backbone)
+    assert len(alive) == 3
+    assert np.array_equal(
+        logits(made.model), logits(averaged(ingredients, [0.2, 0.3, 0.5], backbone).model)
+    )
 
 
 @pytest.mark.parametrize(("subsets", "branches", "share"), [(1, 1, 0.7), (3, 2, 0.7), (4, 1, 0.3)])

@@ -146,6 +146,8 @@ def test_inaturalists_categories_are_a_class_list(tmp_path: Path) -> None:
         ('[{"id": 0, "name": "a"}, {"id": 0, "name": "b"}]', "its 2 classes need the ids from 0"),
         ('[{"id": 0, "name": "a"}, {"id": 1, "name": " "}]', "its 2 classes need the ids from 0"),
         ("null", "is not a list of classes like"),
+        ('[{"id": 1e999, "name": "a"}]', "is not a list of classes like"),
+        ("[" * 100_000, "is not a list of classes like"),
     ],
 )
 def test_categories_of_another_form_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -227,3 +229,20 @@ def test_a_name_in_classnames_json_is_found_in_both_unicode_forms(tmp_path: Path
     given.write_text(json.dumps({"caf\u00e9": "coffee house", "cafe\u0301": "bar"}))
     with pytest.raises(UserError, match=r"classnames\.json has the name .* in two Unicode forms"):
         prompt_names(tmp_path, vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"cup": "mug", "tea": "tea", "cup": "bowl"}', r"names the class 'cup' twice: remove one"),
+        ('{"a": ' * 100_000, r"classnames\.json cannot be read as JSON"),
+        ('{"cup": {"tea": "x"}}', "is not an object of names"),
+        ('["cup"]', "is not an object of names"),
+    ],
+)
+def test_names_in_prompts_of_another_form_are_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "classnames.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        prompt_names(tmp_path, Vocabulary(("cup", "tea"), "the set"))

@@ -166,3 +166,16 @@ def test_only_the_pools_own_fingerprint_depends_on_the_pool(photos: Path) -> Non
     assert first.fingerprint == second.fingerprint == load_dataset(str(photos)).fingerprint
     assert plain.pool_fingerprint == ""
     assert len({plain.pool_fingerprint, first.pool_fingerprint, second.pool_fingerprint}) == 3
+
+
+def test_what_is_not_looked_into_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = write_pool(tmp_path / "pool", 2)
+    for name in ("a.heic", "more.tar.gz", "README.md", ".DS_Store"):
+        (pool / name).touch()
+    (pool / "round").symlink_to(pool)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_pool(str(pool))[0]) == 2
+    link, others = caplog.messages
+    assert f"1 links to folders are not followed, such as {pool / 'round'}" in link
+    assert "2 files are neither JPEG, PNG or WebP nor tar, and are left out" in others
+    assert others.endswith(f"such as {pool / 'a.heic'}")

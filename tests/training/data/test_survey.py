@@ -214,3 +214,27 @@ def test_cifar_100_is_surveyed_without_files(tmp_path: Path) -> None:
     assert made.formats == {"pixels": 300}
     assert made.short_sides == [32] * 5
     assert made.splits["train"].photos == 200
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_names_of_files_may_have_any_bytes(tmp_path: Path, option: str) -> None:
+    root = write_photos(tmp_path / "se\udcf1or", {"red": 2, "blue": 3})
+    (root / "train/red/caf\udce9.jpg").write_bytes(b"no photo")
+    (root / "more\udcff").mkdir()
+    command = [sys.executable, "-m", "taillift", "check", str(root), *([option] if option else [])]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    for name in ("\udcf1or", "\udcff", "\udce9.jpg"):
+        shown = name.encode("unicode_escape", "surrogatepass").decode()
+        assert shown in "".join(ran.stdout.split())
+    if option:
+        assert json.loads(ran.stdout)["source"] == str(root)
+
+
+def test_a_table_is_one_whatever_the_case_of_its_suffix(tmp_path: Path) -> None:
+    write_photos(tmp_path, {"red": 1, "blue": 1})
+    table = tmp_path / "PHOTOS.CSV"
+    table.write_text("path;label;who\ntrain/red/000.png;red;me\ntrain/blue/000.png;blue;me\n")
+    made = found(table)
+    assert made.table is not None
+    assert (made.table.separator, made.table.unused_columns) == (";", ["who"])

@@ -259,6 +259,8 @@ def test_a_truncated_file_is_refused(checkpoint: Path) -> None:
 def test_a_missing_file_and_another_programs_safetensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         restore(tmp_path / "absent.safetensors")
+    with pytest.raises(UserError, match=r"is a folder and not a checkpoint: .* NAME\.safetensors"):
+        restore(tmp_path)
     foreign = Path(write_backbone(tmp_path).split(":")[1])
     with pytest.raises(UserError, match="is not a taillift checkpoint"):
         restore(foreign)

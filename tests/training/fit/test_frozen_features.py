@@ -131,7 +131,7 @@ def test_if_the_deepest_stage_does_not_fit_a_smaller_one_is_used(
 
 
 def test_every_copy_of_every_photo_is_at_its_index(tiny_backbone: str, colours: Dataset) -> None:
-    """The copies of a photo are crops from epochs that are spread over the whole training."""
+    """The copies of a photo are its crops of the first epochs, however many epochs there are."""
     backbone = load_backbone(tiny_backbone)
     model = model_of(backbone, HEAD)
     preprocessing = preprocessing_for(backbone.image)
@@ -141,9 +141,7 @@ def test_every_copy_of_every_photo_is_at_its_index(tiny_backbone: str, colours: 
     assert isinstance(cached, CachedFeatures)
     assert len(cached.tokens) == sum(copies)
     picks = [(40, 5), (2, 2), (0, 3), (2, 0), (1, 4)]
-    crops = [
-        (photo, copy_epochs(copies[photo], 6)[epoch * copies[photo] // 6]) for photo, epoch in picks
-    ]
+    crops = [(photo, epoch * copies[photo] // 6) for photo, epoch in picks]
     ((rows, labels),) = cached.batches(picks, 5)
     ((pixels, expected_labels),) = photos.batches(crops, 5)
     with torch.no_grad():
@@ -166,7 +164,7 @@ def test_blocks_that_torch_runs_for_few_rows_give_what_a_graph_of_them_gives(
 ) -> None:
     model = model_of(small_hybrid, HEAD)
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    found = FrozenStages(CPU).forward(model, len(model.tower), pixels, rows)(pixels)
+    found = FrozenStages(CPU).forward(model, 0, len(model.tower), pixels, rows)(pixels)
     with torch.no_grad():
         expected = model.tower(model.normalise(pixels))
     assert not found.requires_grad
@@ -186,7 +184,7 @@ def test_few_rows_share_the_compiled_embedding(
     model, frozen = model_of(small_hybrid, HEAD), FrozenStages(CPU)
     pixels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     for stage in (len(model.tower), 1, 3):
-        frozen.forward(model, stage, pixels, FEW_ROWS - 1)
+        frozen.forward(model, 0, stage, pixels, FEW_ROWS - 1)
     assert len(made) == 1
 
 

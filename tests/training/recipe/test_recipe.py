@@ -24,6 +24,7 @@ from taillift.training.recipe.recipe import (
     parse_changes,
 )
 from taillift.training.recipe.semi_supervision import SemiSupervision
+from taillift.training.yaml_file import parse_yaml
 
 
 def written(folder: Path, text: str) -> str:
@@ -172,6 +173,8 @@ def test_the_error_for_an_unknown_field_suggests_the_most_similar_one(
             "loss.cues are of labelled photos, and unlabelled adds others: leave out one",
         ),
         ("name: a/b", "name = a/b: "),
+        ("optimiser: {head_rate: .inf}", "optimiser.head_rate = inf: Input should be a finite"),
+        ("head: {scale: .inf}", "head.scale = inf: Input should be a finite number"),
         (f"seed: {LARGEST_SEED + 1}", "seed = 18446744073709551616: Input should be less than"),
     ],
 )
@@ -191,6 +194,9 @@ def test_the_error_for_a_wrong_value_names_its_field(
         ("a: b: c", "not valid YAML"),
         ("title: 2024-13-45", "not valid YAML: month must be in"),
         ("flip: !!bool x", "not valid YAML"),
+        ("epochs: 3\nbatch: 8\nepochs: 5", "begin in line 1 have epochs twice"),
+        ("head:\n  scale: 3\n  'scale': 5", "begin in line 2 have scale twice"),
+        ("a: &a {epochs: 3, epochs: 3}\n<<: *a", "begin in line 1 have epochs twice"),
         ("- 1\n- 2", "is not a mapping of fields to values"),
         ("", "is not a mapping of fields to values"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
@@ -456,6 +462,8 @@ def test_a_soup_names_recipes_and_changes_are_those_of_its_parents() -> None:
         ("soup: {parents: lift}", "give a list of recipes, such as [lift, full]"),
         ("soup: {parents: []}", "soup.parents = []: Tuple should have at least 1 item"),
         ("soup: {parents: [soup]}", "soup is a soup itself: name its parents instead"),
+        ("soup: {parents: [mine.yaml]}", "mine is a soup itself: name its parents instead"),
+        ("soup: {parents: [lift]}\n1: 2\nx: 3", "a soup has 1 from its parents"),
         ("soup: {parents: [lif]}", "there is no recipe 'lif'"),
         ("soup: {parents: [lift, full], share: half}", "soup.share = half: give auto, a number"),
         ("soup: {parents: [lift, full], share: [0.5, 0.6]}", "soup.share = (0.5, 0.6): give auto"),
@@ -468,7 +476,10 @@ def test_a_soup_names_recipes_and_changes_are_those_of_its_parents() -> None:
         ("soup: {parents: [lift, full]}\nepochs: 3", "a soup has epochs from its parents"),
     ],
 )
-def test_a_soup_that_makes_no_sense_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_soup_that_makes_no_sense_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load_recipe(written(tmp_path, text))
     assert words in str(caught.value)
@@ -479,3 +490,12 @@ def test_a_recipe_that_is_not_a_soup_does_not_become_one() -> None:
         load_recipe("lift", {"soup.aim": "few"})
     with pytest.raises(UserError, match="lift: a soup has batch from its parents"):
         load_recipe("lift", {"soup.parents": ["lift", "full"]})
+
+
+def test_a_merged_field_may_be_given_again() -> None:
+    text = "x: &x {scale: 3, kind: linear}\ny: &y {<<: *x, scale: 4}\nz: {<<: *y, scale: 5}"
+    assert parse_yaml(text) == {
+        "x": {"scale": 3, "kind": "linear"},
+        "y": {"scale": 4, "kind": "linear"},
+        "z": {"scale": 5, "kind": "linear"},
+    }

@@ -133,7 +133,10 @@ def _read_files(source: Path) -> Mapping[str, bytes]:
             raise UserError(f"{source} is damaged ({error}): {ADVICE}") from error
     needed = BINARY if "train.bin" in files else PYTHON
     if missing := [name for name in needed if name not in files]:
-        raise UserError(f"{source} lacks CIFAR-100's file {missing[0]}: {ADVICE}")
+        raise UserError(
+            f"{source} lacks CIFAR-100's file {missing[0]}: {ADVICE}, or unpack an archive of "
+            "other photos into a folder"
+        )
     return {name: files[name] for name in needed}
 
 

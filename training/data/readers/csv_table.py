@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from taillift.models.bundle.photo_sources import is_system_name
 from taillift.models.errors import UserError
 from taillift.models.names import NONE_OF_THE_CLASSES, canonical, refuse_two_forms
 from taillift.training.data.classes import Vocabulary, unreadable
@@ -55,6 +56,13 @@ def is_table(source: Path) -> bool:
     return source.suffix.lower() in TABLE_SUFFIXES and source.is_file()
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables in a folder, without files that systems create."""
+    return sorted(
+        path for path in folder.iterdir() if is_table(path) and not is_system_name(path.name)
+    )
+
+
 def read_table(path: Path, labelled_only: bool = False) -> Listing:
     """List the photos of a table, whose labels are class names.
 
@@ -83,7 +91,7 @@ def read_table(path: Path, labelled_only: bool = False) -> Listing:
             labels = tuple(vocabulary.index_of(row.label, row.origin) for row in members)
             files, origins = [row.file for row in members], [row.origin for row in members]
             splits[split] = Split(stored_photos(path.parent, files, origins), labels)
-    others = [one.name for one in sorted(path.parent.iterdir()) if is_table(one) and one != path]
+    others = [one.name for one in tables_in(path.parent) if one != path]
     unused = []
     if others:
         unused.append(Unused(str(path.parent), len(others), "other tables are not used", others[0]))
@@ -132,6 +140,7 @@ def read_rows(
     """
     rows: defaultdict[SplitName, list[TableRow]] = defaultdict(list)
     unlabelled: list[str] = []
+    line = 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(
@@ -139,7 +148,8 @@ def read_rows(
             )
             next(reader, None)
             for cells in reader:
-                origin = f"{path}:{reader.line_num}"
+                line = reader.line_num
+                origin = f"{path}:{line}"
                 if labelled_only and cells["label"].strip() in ("", NONE_OF_THE_CLASSES):
                     unlabelled.append(origin)
                     continue
@@ -161,6 +171,8 @@ def read_rows(
                         "or test"
                     )
                 rows[split].append(TableRow(origin, cells["path"].strip(), cells["label"].strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:  # At a quote that stays open, the reader has gone to the end.
+        raise unreadable(path, f"CSV after line {line}", error) from error
+    except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, "CSV", error) from error
     return rows, unlabelled

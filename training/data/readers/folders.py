@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from taillift.models.bundle.photo_sources import is_photo_name, is_system_name
 from taillift.models.errors import UserError
 from taillift.models.names import refuse_two_forms
 from taillift.training.data.classes import (
@@ -14,10 +15,8 @@ from taillift.training.data.classes import (
 )
 from taillift.training.data.photo import Split, SplitName, StoredPhoto, split_called
 from taillift.training.data.readers.listing import (
-    SUFFIXES,
     Listing,
     Unused,
-    is_system_name,
     unused_entries,
 )
 
@@ -75,6 +74,16 @@ def class_folders(split: Path) -> list[Path]:
     )
 
 
+def classes_without_split(root: Path) -> list[Path]:
+    """Return the folders of photos that are in `root` itself, and not in its train/, sorted."""
+    return [
+        folder
+        for folder in class_folders(root)
+        if split_called(folder.name) is None
+        and any(is_photo_name(path.name) for path in folder.iterdir())
+    ]
+
+
 def _shared(names: dict[str, str]) -> dict[str, str]:
     """Return the names of ImageNet's folders, some of which it gives to two classes."""
     lines = (f"{folder} {name}" for folder, name in names.items())
@@ -98,6 +107,8 @@ def _read_split(split: Path, vocabulary: Vocabulary) -> tuple[Split, list[Unused
                 status = entry.stat()
                 file = f"{folder.relative_to(root).as_posix()}/{entry.name}"
                 photos.append(StoredPhoto(root, file, status.st_size, status.st_mtime_ns))
+            elif is_system_name(entry.name):
+                continue
             elif below := photos_below(Path(entry.path)):
                 nested += below
             else:
@@ -117,11 +128,6 @@ def _read_split(split: Path, vocabulary: Vocabulary) -> tuple[Split, list[Unused
     }
     unused = [Unused(str(split), len(ones), words, ones[0]) for words, ones in left.items() if ones]
     return Split(tuple(photos), tuple(labels)), unused
-
-
-def is_photo_name(name: str) -> bool:
-    """Return whether a file's name ends as those of JPEG, PNG and WebP files do."""
-    return name.lower().endswith(SUFFIXES)
 
 
 def photos_below(folder: Path) -> list[str]:

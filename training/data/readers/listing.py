@@ -5,17 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 from unicodedata import normalize
 
-from taillift.models.bundle import photo_sources
+from taillift.models.bundle.photo_sources import is_system_name
 from taillift.models.errors import UserError
 from taillift.training.data.classes import Vocabulary, prompt_names
 from taillift.training.data.photo import Split, SplitName, StoredPhoto
 
-SUFFIXES: Final = tuple(sorted(photo_sources.SUFFIXES))
-# Entries that systems and tools create, besides those whose names start with a dot.
-SYSTEM_NAMES: Final = {"@eaDir", "__MACOSX", "__pycache__", "Thumbs.db", "desktop.ini"}
 # The folder of photos without labels, which `training.data.pool` reads.
 UNLABELLED: Final = "unlabelled"
 DOCUMENTS: Final = ("readme", "license", "licence", "citation", "sources")
@@ -47,6 +45,7 @@ class AddedPhotos:
 class Listing:
     """The photos of a source by split, with `classes` in the source's own order.
 
+    `name` is for results and metadata: bytes of a folder's name that are not UTF-8 are escaped.
     `folder` may hold classnames.json. `layout` says what has been read, and `unused` what has not.
     Labels are indices into `classes` in every split, and in the photos that are `added` to train.
     """
@@ -59,6 +58,9 @@ class Listing:
     layout: str
     unused: tuple[Unused, ...] = ()
     added: tuple[AddedPhotos, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name.encode("utf-8", "backslashreplace").decode())
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,11 +75,6 @@ class Listing:
     def parts(self) -> list[Split]:
         """The splits, and the photos of each added source."""
         return [*self.splits.values(), *(addition.photos for addition in self.added)]
-
-
-def is_system_name(name: str) -> bool:
-    """Return whether a system or a tool makes entries of this name, which no user means."""
-    return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def unused_entries(folder: Path, used: Collection[str]) -> list[Unused]:
@@ -114,6 +111,8 @@ def stored_photos(
                 status = (root / form).stat()
             except (OSError, ValueError):  # A path with a NUL raises `ValueError`.
                 continue
+            if not S_ISREG(status.st_mode):  # Reading a pipe might wait for ever.
+                continue
             name = os.path.normpath(form)
             photos.append(StoredPhoto(root, name, status.st_size, status.st_mtime_ns))
             break
@@ -121,8 +120,10 @@ def stored_photos(
             missing.append(index)
     if missing:
         more = f" ({len(missing) - 1:,} more are missing, too)" if len(missing) > 1 else ""
+        first = files[missing[0]]
+        hint = ", and write / for \\" if "\\" in first else ""
         raise UserError(
-            f"{origins[missing[0]]} names {files[missing[0]]!r}, which is not in {root}{more}: "
-            "check where the photos are"
+            f"{origins[missing[0]]} names {first!r}, which is not a file in {root}{more}: "
+            f"check where the photos are{hint}"
         )
     return tuple(photos)

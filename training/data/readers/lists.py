@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from taillift.models.bundle.photo_sources import is_system_name
 from taillift.models.errors import UserError
 from taillift.training.data.classes import (
     PROMPT_NAMES,
@@ -210,5 +211,7 @@ def _list_files(folder: Path, split: SplitName) -> list[Path]:
     return sorted(
         path
         for path in folder.glob("*.txt")
-        if split_called(words(path.stem)[-1]) == split and path.is_file()
+        if split_called(words(path.stem)[-1]) == split
+        and path.is_file()
+        and not is_system_name(path.name)
     )

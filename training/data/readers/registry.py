@@ -13,8 +13,8 @@ from taillift.models.errors import UserError
 from taillift.training.data.cache import SAMPLE_NAMES, unpack_sample
 from taillift.training.data.photo import split_called
 from taillift.training.data.readers.cifar import is_cifar, read_cifar
-from taillift.training.data.readers.csv_table import is_table, read_table
-from taillift.training.data.readers.folders import is_folders, read_folders
+from taillift.training.data.readers.csv_table import is_table, read_table, tables_in
+from taillift.training.data.readers.folders import classes_without_split, is_folders, read_folders
 from taillift.training.data.readers.listing import Listing
 from taillift.training.data.readers.lists import (
     DESCRIPTION,
@@ -58,39 +58,43 @@ def read_source(source: str, labelled_only: bool = False) -> Listing:
     Raises `UserError` if the source has no known layout or several, and for the reasons of the
     layout's reader.
     """
-    path = Path(source)
-    if is_train_folder(path):
-        source, path = str(path.parent), path.parent
-    if (path / DESCRIPTION).is_file():
-        path = path / DESCRIPTION
-    layouts = [layout for layout in LAYOUTS if layout.matches(path)]
-    if FOLDERS in layouts and LISTS in layouts:
-        layouts.remove(FOLDERS if lists_fit(path) else LISTS)
-    if len(layouts) > 1:
-        raise UserError(
-            f"{path} holds {layouts[0].description} and {layouts[1].description}: keep one, or say "
-            f"in {path / DESCRIPTION} which lists are meant"
-        )
-    if layouts:
-        try:
+    try:
+        path = Path(source)
+        if is_train_folder(path):
+            source, path = str(path.parent), path.parent
+        if (path / DESCRIPTION).is_file():
+            path = path / DESCRIPTION
+        layouts = [layout for layout in LAYOUTS if layout.matches(path)]
+        if FOLDERS in layouts and LISTS in layouts:
+            layouts.remove(FOLDERS if lists_fit(path) else LISTS)
+        if len(layouts) > 1:
+            raise UserError(
+                f"{path} holds {layouts[0].description} and {layouts[1].description}: keep one, or "
+                f"say in {path / DESCRIPTION} which lists are meant"
+            )
+        if layouts:
             if labelled_only and layouts[0] is TABLE:
                 return read_table(path, labelled_only)
             return layouts[0].read(path)
-        except OSError as error:
+        if source in SAMPLE_NAMES:
+            return read_folders(unpack_sample(source))
+        samples = ", ".join(SAMPLE_NAMES)
+        if not path.exists():
+            raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
+        if path.is_dir() and (tables := tables_in(path)):
+            raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
+        if path.is_dir() and (classes := classes_without_split(path)):
             raise UserError(
-                f"{error.filename or path} cannot be read ({error.strerror})"
-            ) from error
-    if source in SAMPLE_NAMES:
-        return read_folders(unpack_sample(source))
-    samples = ", ".join(SAMPLE_NAMES)
-    if not path.exists():
-        raise UserError(f"{path} does not exist, and it is not a sample set ({samples})")
-    if path.is_dir() and (tables := sorted(filter(is_table, path.iterdir()))):
-        raise UserError(f"{path} is a folder: name the CSV file itself, like {tables[0]}")
-    descriptions = "; ".join(layout.description for layout in LAYOUTS)
-    raise UserError(
-        f"{path} is not a set of photos: give one of {descriptions}; or a sample set ({samples})"
-    )
+                f"{path} has photos in {classes[0].name}/ but no train/: if its folders are the "
+                f"classes, move them into {path / 'train'}"
+            )
+        descriptions = "; ".join(layout.description for layout in LAYOUTS)
+        raise UserError(
+            f"{path} is not a set of photos: give one of {descriptions}; or a sample set "
+            f"({samples})"
+        )
+    except OSError as error:
+        raise UserError(f"{error.filename or source} cannot be read ({error.strerror})") from error
 
 
 def is_train_folder(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from taillift.models.bundle.photo_sources import SUFFIXES, is_system_name
 from taillift.models.errors import UserError
 from taillift.models.names import refuse_two_forms
 from taillift.training.console import track
@@ -20,10 +21,8 @@ from taillift.training.data.cache import cache_file, write_cache_file
 from taillift.training.data.classes import PROMPT_NAMES, Vocabulary, class_list, read_class_list
 from taillift.training.data.photo import SPLITS, Split, SplitName, StoredPhoto, split_in
 from taillift.training.data.readers.listing import (
-    SUFFIXES,
     Listing,
     Unused,
-    is_system_name,
     unused_entries,
 )
 
@@ -278,7 +277,7 @@ def shard_members(path: Path) -> Iterator[Member]:
                     f"with `gunzip < {path.name}` into another file"
                 )
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as archive:
                 for member in archive:
                     folder, slash, name = member.name.rpartition("/")
                     if member.isdir() or is_system_name(name):
@@ -319,16 +318,18 @@ def parse_label(contents: Mapping[str, bytes], where: str) -> tuple[str, LabelKi
         raise UserError(f"{where} has a photo and no label: add KEY.cls, KEY.json or KEY.txt to it")
     try:
         if "cls" in contents:
-            return contents["cls"].decode("utf-8").strip(), "number"
+            return contents["cls"].decode("utf-8-sig").strip(), "number"
         if "json" in contents:
             label = json.loads(contents["json"])["label"]
             if isinstance(label, int) and not isinstance(label, bool):
                 return str(label), "number"
         else:
-            label = contents["txt"].decode("utf-8").strip()
+            label = contents["txt"].decode("utf-8-sig").strip()
         if isinstance(label, str) and label.strip():
+            label.encode("utf-8")
             return label, "name"
-    except (ValueError, KeyError, TypeError):
+    # RecursionError: too many nested brackets.
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError(
         f'{where}: the label cannot be read: write a number in .cls, {{"label": NAME}} in .json, '
@@ -356,7 +357,11 @@ def _shard_paths(source: Path, folder: Path) -> dict[SplitName, list[Path]]:
 
 def _shards_of(folder: Path) -> dict[SplitName, list[Path]]:
     """Return the shards of each split. An archive next to its unpacked folder is not a shard."""
-    paths = [path for path in sorted(folder.glob("*.tar")) if not path.with_suffix("").is_dir()]
+    paths = [
+        path
+        for path in sorted(folder.glob("*.tar"))
+        if not is_system_name(path.name) and not path.with_suffix("").is_dir()
+    ]
     return {split: [path for path in paths if split_in(path.stem) == split] for split in SPLITS}
 
 
@@ -364,5 +369,5 @@ def _compressed_shards(folder: Path) -> Iterator[Path]:
     for suffix in (".tar.gz", ".tgz"):
         for path in sorted(folder.glob(f"*{suffix}")):
             name = path.name.removesuffix(suffix)
-            if split_in(name) and not (folder / name).is_dir():
+            if split_in(name) and not is_system_name(name) and not (folder / name).is_dir():
                 yield path

@@ -1,6 +1,7 @@
 """Tests of the reader of CSV files."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_without_a_split_every_row_is_for_training(tmp_path: Path) -> None:
         (ROWS.replace("red,test", "red,tset"), r"csv:5: the split is 'tset'"),
         (ROWS.replace("b.png,red,train", "b.png"), r"csv:3: the label is empty"),
         (ROWS.replace("b.png,red", "b.png,red,x"), r"csv:3 has more cells than the first line"),
-        (ROWS.replace("b.png", "x.png"), r"csv:3 names 'x\.png', which is not in"),
+        (ROWS.replace("b.png", "x.png"), r"csv:3 names 'x\.png', which is not a file in"),
         (ROWS.replace("b.png,red", "b.png,sky blue").replace("d.png", "b.png"), "is listed as"),
         (ROWS.replace("path,", "file,"), "has no column path"),
         (ROWS.replace(",train", ",val"), "has no training row"),
@@ -146,3 +147,20 @@ def test_labels_and_paths_are_found_in_both_unicode_forms(tmp_path: Path) -> Non
     assert dataset.test.labels == (0,)
     with pytest.raises(UserError, match=r"in two Unicode forms, .*U\+00E9 and .*U\+0065 U\+0301"):
         load_dataset(write_table(tmp_path, f"{text}b.png,{decomposed},train\n"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_not_a_plain_file_is_not_a_photo(tmp_path: Path, kind: str) -> None:
+    table = write_table(tmp_path, ROWS + "odd.png,red,train\n")
+    if kind == "folder":
+        (tmp_path / "odd.png").mkdir()
+    else:
+        os.mkfifo(tmp_path / "odd.png")
+    with pytest.raises(UserError, match=r"names 'odd\.png', which is not a file in"):
+        load_dataset(table)
+
+
+def test_a_path_of_windows_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    table = write_table(tmp_path, ROWS + "train\\red\\1.png,red,train\n")
+    with pytest.raises(UserError, match=r"check where the photos are, and write / for \\$"):
+        load_dataset(table)

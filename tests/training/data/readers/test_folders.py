@@ -181,6 +181,19 @@ def test_photos_above_and_below_the_class_folders_are_counted(
     assert "test: 1 files are in no class folder and are left out, such as loose.png" in loose
 
 
+def test_what_systems_put_into_class_folders_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_photos(tmp_path, {"red": 3, "blue": 2})
+    thumbnail = "@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg"
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._000.png", thumbnail):
+        (root / "train/red" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train/red" / name).touch()
+    with caplog.at_level(logging.WARNING):
+        assert load_dataset(str(root)).counts == [3, 2]
+    assert caplog.messages == []
+
+
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 

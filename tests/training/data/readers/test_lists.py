@@ -89,11 +89,11 @@ def test_the_error_for_a_path_that_cannot_exist_is_one_line(tmp_path: Path) -> N
         ("images/a.png one", r"train\.txt:5: the label 'one' is not a number: .* 0 to 2"),
         ("images/d.png 3", r"train\.txt:5: there is no class 3: .* has classes 0 to 2"),
         ("images/d.png -1", r"train\.txt:5: there is no class -1"),
-        ("images/\0.png 0", r"train\.txt:5 names 'images/\\x00\.png', which is not in"),
+        ("images/\0.png 0", r"train\.txt:5 names 'images/\\x00\.png', which is not a file in"),
         ("images/./a.png 2", r"images/a\.png is listed as 'dark_green' and as 'blue'"),
         (
             "images/x.png 0\nimages/y.png 1\nimages/z.png 0",
-            r"train\.txt:5 names 'images/x\.png', which is not in .* \(2 more are missing, too\)",
+            r"train\.txt:5 names 'images/x\.png', which is not a file in .* \(2 more are missing",
         ),
     ],
 )
@@ -288,3 +288,9 @@ def test_a_list_of_the_size_of_inaturalist_has_every_class(tmp_path: Path) -> No
     actual, groups = counted(path, write_published(path, [3] * 8142))
     assert actual == [3] * 8142
     assert groups == {"few": 8142}
+
+
+def test_companions_of_files_on_macos_are_no_lists(tmp_path: Path) -> None:
+    folder = write_lists(tmp_path)
+    (folder / "._train.txt").write_bytes(b"\0\x05\x16\x07")
+    assert load_dataset(str(folder)).counts == [2, 1, 1]

@@ -23,6 +23,16 @@ def test_the_error_for_an_unknown_layout_lists_the_known_ones(tmp_path: Path) ->
         load_dataset(str(tmp_path / "none"))
 
 
+def test_class_folders_without_train_are_told_where_they_belong(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path, {"red": 3, "blue": 2}) / "train"
+    for folder in (photos / "red", photos / "blue"):
+        folder.rename(tmp_path / folder.name)
+    photos.rmdir()
+    line = rf"has photos in blue/ but no train/: .* move them into {tmp_path}/train"
+    with pytest.raises(UserError, match=line):
+        load_dataset(str(tmp_path))
+
+
 def test_a_description_chooses_between_two_layouts(tmp_path: Path) -> None:
     root = write_photos(tmp_path, {"red": 3, "blue": 2})
     (root / "ImageNet_LT_train.txt").write_text("train/red/000.png 1\ntrain/blue/000.png 0\n")
@@ -135,3 +145,8 @@ def test_the_train_folder_of_a_set_stands_for_the_set(tmp_path: Path) -> None:
 def test_a_set_that_is_called_train_is_itself(tmp_path: Path) -> None:
     inner = write_photos(tmp_path / "photos/train", {"red": 3, "blue": 2})
     assert load_dataset(str(inner)).name == "train"
+
+
+def test_the_name_of_a_set_is_utf_8_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "se\udcf1or", {"red": 2, "blue": 1})
+    assert load_dataset(str(root)).folder == "se\\udcf1or"

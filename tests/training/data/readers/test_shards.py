@@ -370,3 +370,24 @@ def test_labels_are_compared_in_one_unicode_form(tmp_path: Path) -> None:
     write_shard(tmp_path / "train-1.tar", cafe(composed, 3))
     with pytest.raises(UserError, match=r"two Unicode forms, .*U\+0065 U\+0301.*U\+00E9"):
         load_dataset(str(tmp_path))
+
+
+def test_names_of_members_may_have_any_bytes(tmp_path: Path) -> None:
+    # A label that an editor on Windows has saved begins with a mark.
+    blue = [("blue.png", photo(9)), ("blue.txt", b"\xef\xbb\xbfblue\r\n")]
+    with tarfile.open(tmp_path / "train-0.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in (*red("caf\udce9"), *blue):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    for _ in range(2):  # The second time from the cache.
+        dataset = load_dataset(str(tmp_path))
+        assert (dataset.classes, dataset.counts) == (("blue", "red"), [1, 1])
+        assert any(photo.name.endswith("/caf\\xe9.png") for photo in dataset.train.photos)
+
+
+def test_companions_of_files_on_macos_are_no_shards(tmp_path: Path) -> None:
+    write_shard(tmp_path / "train-0.tar", [*red("0"), *BLUE])
+    (tmp_path / "._train-0.tar").write_bytes(b"\0\x05\x16\x07")
+    (tmp_path / "._train-0.tar.gz").write_bytes(b"\0\x05\x16\x07")
+    assert load_dataset(str(tmp_path)).counts == [1, 1]
