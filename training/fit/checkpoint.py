@@ -363,7 +363,7 @@ def extend(
     head = model.head
     if not isinstance(head, CosineHead) or isinstance(head, FusedHead):
         raise UserError(
-            f"{checkpoint} has not a cosine head, the only one that can be changed: train with "
+            f"{checkpoint} has no cosine head, the only kind that can be changed: train with "
             "head.kind=cosine"
         )
     known = known_statistics(checkpoint, model, metadata, old)

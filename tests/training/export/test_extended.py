@@ -219,7 +219,7 @@ def test_what_a_checkpoint_cannot_learn_is_one_line(
     run = trained(head={"kind": "linear"}, epochs=1)
     save(tmp_path / "linear.safetensors", run.model, run.metadata)
     target = tmp_path / "more.safetensors"
-    refused("has not a cosine head", tmp_path / "linear.safetensors", target)
+    refused("has no cosine head", tmp_path / "linear.safetensors", target)
     refused("does not exist: make it with `taillift train`", tmp_path / "no.safetensors", target)
     refused("exists already", checkpoint, checkpoint)
     refused("end the name in .safetensors", checkpoint, tmp_path / "more")
