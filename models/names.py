@@ -48,9 +48,9 @@ def refuse_two_forms(names: Iterable[str], where: str) -> None:
 
 def refuse_twice(path: Path, columns: Sequence[str]) -> None:
     """Raise `UserError` if a table has a column twice: only the last one would be read."""
-    name, count = Counter(columns).most_common(1)[0] if columns else ("", 0)
-    if count > 1 and name:
-        raise UserError(f"{path} has the column {name!r} twice: remove one")
+    for name, count in Counter(columns).items():
+        if count > 1 and name:
+            raise UserError(f"{path} has the column {name!r} twice: remove one")
 
 
 def indices_by_name(names: Sequence[str]) -> dict[str, int]:
