@@ -89,9 +89,10 @@ def photos_in(folder: Path, recursive: bool) -> list[Path]:
 def entries_of(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield what is in a folder, with `recursive` also what is in the folders inside it.
 
-    `SYSTEM_NAMES` and companions on macOS are passed over, whether photos, tables or shards. Links to folders are not followed: they could go round in a circle. A warning names the first
-    one, and another the first folder inside that cannot be read. Raises `UserError` if `folder`
-    cannot be read.
+    `SYSTEM_NAMES` and companions on macOS are passed over, whether photos, tables or shards. Links
+    to folders are not followed: they could go round in a circle. A warning names the first one, and
+    another the first folder inside that cannot be read. Raises `UserError` if `folder` cannot be
+    read.
     """
     links: list[Path] = []
     closed: list[OSError] = []
