@@ -57,6 +57,6 @@ def test_two_forms_are_refused_with_their_code_points(composed: str, other: str)
 
 def test_a_column_that_is_there_twice_is_refused_also_among_more_without_a_name() -> None:
     """Programs for tables write empty columns at the end."""
-    refuse_twice(Path("a.csv"), ["id", "label", "", "", ""])
+    refuse_twice(Path("a.csv"), ["id", "label", "", "", ""], ["id", "label"])
     with pytest.raises(UserError, match=r"a\.csv has the column 'label' twice: remove one"):
-        refuse_twice(Path("a.csv"), ["id", "label", "label", "", "", ""])
+        refuse_twice(Path("a.csv"), ["id", "label", "label", "", "", ""], ["id", "label"])
