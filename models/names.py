@@ -1,7 +1,6 @@
 """Names of classes, which look the same in two Unicode forms."""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -46,11 +45,11 @@ def refuse_two_forms(names: Iterable[str], where: str) -> None:
             )
 
 
-def refuse_twice(path: Path, columns: Sequence[str]) -> None:
-    """Raise `UserError` if a table has a column twice: only the last one would be read."""
-    name, count = Counter(columns).most_common(1)[0] if columns else ("", 0)
-    if count > 1 and name:
-        raise UserError(f"{path} has the column {name!r} twice: remove one")
+def refuse_twice(path: Path, columns: Sequence[str], used: Iterable[str]) -> None:
+    """Raise `UserError` if a `used` column of a table is there twice: the last would be read."""
+    for name in used:
+        if columns.count(name) > 1:
+            raise UserError(f"{path} has the column {name!r} twice: remove one")
 
 
 def indices_by_name(names: Sequence[str]) -> dict[str, int]:

@@ -149,12 +149,13 @@ def read_labels(path: Path) -> Iterator[tuple[int, "LabelRequest"]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, strict=True)
-            for name in ("id", "label"):
+            needed = ("id", "label")
+            for name in needed:
                 if name not in (table.fieldnames or []):
                     raise UserError(f"{path} has no column {name}: it needs id,label")
-            refuse_twice(path, table.fieldnames or [])
+            refuse_twice(path, table.fieldnames or [], (*needed, "note"))
             for row in table:
-                if None in row:
+                if any(row.get(None, ())):
                     raise UserError(
                         f"{path}, line {table.line_num} has more cells than the first line: put "
                         "quotes around commas"

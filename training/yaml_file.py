@@ -30,7 +30,10 @@ class StrictLoader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if node.tag.endswith((":int", ":float")) and OTHER_BASE.fullmatch(node.value):
             line = node.start_mark.line + 1
-            raise ValueError(f"{node.value} in line {line} is another number to YAML: write digits")
+            raise ValueError(
+                f"{node.value} in line {line} is another number to YAML: write a number without 0 "
+                "in front and without colons, or put a text into quotes"
+            )
         return node
 
 

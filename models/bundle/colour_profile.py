@@ -19,7 +19,7 @@ SAME: Final = 2
 KEPT: Final = 8
 # Tags of elements in floating point (ICC.1:2022, multiProcessElementsType), which no profile needs:
 # a curve may have 65,535 pieces, all of which LittleCMS looks through for each colour.
-ELEMENTS: Final = re.compile(rb"D2B[0-3]")
+ELEMENTS: Final = re.compile(rb"D2B([0-3])")
 # The header and the table of the most tags that LittleCMS reads.
 TAGS_END: Final = 128 + 4 + 12 * 100
 PROBE: Final = np.array(list(product(range(0, 256, 51), repeat=3)), np.uint8)[None]
@@ -49,7 +49,8 @@ def srgb_transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     mode = profile_mode(profile)
     if not mode:
         return None
-    profile = ELEMENTS.sub(b"none", profile[:TAGS_END]) + profile[TAGS_END:]
+    # By a name of its own for each: LittleCMS refuses a profile that has a tag twice.
+    profile = ELEMENTS.sub(rb"non\1", profile[:TAGS_END]) + profile[TAGS_END:]
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

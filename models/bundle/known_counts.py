@@ -86,13 +86,13 @@ class KnownCounts:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 table = csv.DictReader(file, strict=True)
-                refuse_twice(path, table.fieldnames or [])
+                refuse_twice(path, table.fieldnames or [], ("label", "count"))
                 rows = list(table)
         except (OSError, UnicodeError, csv.Error) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         if not rows or not {"label", "count"} <= set(rows[0]):
             raise UserError(f"{path} needs the columns label,count, and a row for each class")
-        if row := next((row for row in rows if None in row), None):
+        if row := next((row for row in rows if any(row.get(None, ()))), None):
             raise UserError(
                 f"{path}: the row of {row['label']!r} has more cells than the first line"
             )

@@ -89,14 +89,17 @@ def photos_in(folder: Path, recursive: bool) -> list[Path]:
 def entries_of(folder: Path, recursive: bool) -> Iterator[Path]:
     """Yield what is in a folder, with `recursive` also what is in the folders inside it.
 
-    Links to folders are not followed: they could go round in a circle. A warning names the first
-    one, and another the first folder inside that cannot be read. Raises `UserError` if `folder`
-    cannot be read.
+    `SYSTEM_NAMES` and companions on macOS are passed over, whether photos, tables or shards. Links
+    to folders are not followed: they could go round in a circle. A warning names the first one, and
+    another the first folder inside that cannot be read. Raises `UserError` if `folder` cannot be
+    read.
     """
     links: list[Path] = []
     closed: list[OSError] = []
     for where, folders, names in os.walk(folder, onerror=closed.append):
-        yield from (Path(where, name) for name in (*folders, *names))
+        folders[:] = [name for name in folders if name not in SYSTEM_NAMES]
+        entries = (name for name in (*folders, *names) if not name.startswith(COMPANION))
+        yield from (Path(where, name) for name in entries)
         if not recursive:
             return
         links += [path for name in folders if (path := Path(where, name)).is_symlink()]

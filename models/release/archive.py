@@ -74,11 +74,11 @@ class Pack(SchemaModel):
 def pack(new: Path, out: Path, since: Path | None = None) -> Pack:
     """Write the bundle `new` to the file `out`, as changes to the bundle `since` if it is given.
 
-    A packed bundle at `out` is replaced, and appears whole or not at all. Raises `UserError` if a
-    bundle is damaged, or if `out` is another file or cannot be written.
+    A packed bundle or empty file at `out` is replaced; the new one appears whole or not at all.
+    Raises `UserError` if a bundle is damaged, or if `out` is another file or cannot be written.
     """
     require_writable(out)
-    if out.exists() and not is_packed(out):
+    if out.exists() and out.stat().st_size and not is_packed(out):
         raise UserError(f"{out} exists already and is not a packed bundle: choose another name")
     manifest = read_manifest(new)
     verify_files(new, manifest)

@@ -346,6 +346,8 @@ class LabelDesk:
         self._shown: int | None = None
         # The last reports by their versions, each with when it was made.
         self._reports: dict[int, tuple[float, LiveReport]] = {}
+        # When labels were last kept here.
+        self._taken = -inf
         self._pairing: Pairing | None = None
         self._duel: Duel | None = None
         self._differences: deque[tuple[ShadowDifference, bool]] = deque(maxlen=MAX_DIFFERENCES)
@@ -470,6 +472,7 @@ class LabelDesk:
             taken = await loop.run_in_executor(self._thread, self._book.take, labels)
         finally:
             self._waiting -= 1
+        self._taken = monotonic()
         # Afterwards: the labels are kept, whether or not they can be counted now.
         self._submit(self._publish)
         for listener in self.listeners:
@@ -480,10 +483,11 @@ class LabelDesk:
         """Return what is known of a version; None if nothing is, or if the file fails.
 
         While all labels are counted anew, as on every new day, it is what was known before, if that
-        is not older than `LAST_SECONDS`.
+        is not older than `LAST_SECONDS` and no labels were kept here since.
         """
         made, last = self._reports.get(code, (-inf, None))
-        if monotonic() - made < LAST_SECONDS and not self._book.is_counted(code):
+        is_recent = made > self._taken and monotonic() - made < LAST_SECONDS
+        if is_recent and not self._book.is_counted(code):
             self._submit(lambda: self._recount(code))
             return last
 

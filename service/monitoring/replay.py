@@ -121,10 +121,10 @@ def read_predictions(
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, strict=True)
-            refuse_twice(path, rows.fieldnames or [])
+            refuse_twice(path, rows.fieldnames or [], (*TOP, "time", "thing"))
             for row in rows:
                 location = f"{path}, line {rows.line_num}"
-                if None in row:  # Cells after the last column; a comma in 0,95 makes one.
+                if any(row.get(None, ())):  # Cells after the last column, such as 95 of 0,95.
                     raise UserError(f"{location} has more cells than the first line")
                 if row.get("prior", "") is None:  # The last column of `taillift classify --out`.
                     raise UserError(

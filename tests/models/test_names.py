@@ -1,9 +1,17 @@
 """Tests of names in two Unicode forms."""
 
+from pathlib import Path
+
 import pytest
 
 from taillift.models.errors import UserError
-from taillift.models.names import canonical, index_of_name, indices_by_name, refuse_two_forms
+from taillift.models.names import (
+    canonical,
+    index_of_name,
+    indices_by_name,
+    refuse_twice,
+    refuse_two_forms,
+)
 
 FORMS = [
     ("caf\u00e9", "cafe\u0301"),
@@ -45,3 +53,10 @@ def test_two_forms_are_refused_with_their_code_points(composed: str, other: str)
     with pytest.raises(UserError, match=r"the list has the name .* in two Unicode forms") as error:
         refuse_two_forms([other, "tea", composed], "the list")
     assert f"({points[0]} and {points[1]})" in str(error.value)
+
+
+def test_a_column_that_is_there_twice_is_refused_also_among_more_without_a_name() -> None:
+    """Programs for tables write empty columns at the end."""
+    refuse_twice(Path("a.csv"), ["id", "label", "", "", ""], ["id", "label"])
+    with pytest.raises(UserError, match=r"a\.csv has the column 'label' twice: remove one"):
+        refuse_twice(Path("a.csv"), ["id", "label", "label", "", "", ""], ["id", "label"])

@@ -216,9 +216,13 @@ def test_a_broken_or_foreign_profile_counts_as_none(
 
 def test_elements_in_floating_point_are_not_read() -> None:
     image = noise()
-    with_elements = P3.replace(b"cprt", b"D2B0", 1)
-    read, same = (decode(saved("PNG", image, icc_profile=one), 8) for one in (with_elements, P3))
-    assert read.tobytes() == same.tobytes() != decode(saved("PNG", image), 8).tobytes()
+    one = P3.replace(b"cprt", b"D2B0", 1)
+    two = one.replace(b"desc", b"D2B1", 1)
+    assert two != one != P3
+    same = decode(saved("PNG", image, icc_profile=P3), 8).tobytes()
+    assert same != decode(saved("PNG", image), 8).tobytes()
+    for with_elements in (one, two):
+        assert decode(saved("PNG", image, icc_profile=with_elements), 8).tobytes() == same
 
 
 def test_whatever_is_damaged_in_a_profile_the_photo_is_read() -> None:

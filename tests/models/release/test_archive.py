@@ -87,6 +87,7 @@ def test_the_file_is_the_same_whoever_packs_it(
 def test_only_a_packed_bundle_is_replaced(new: Path, tmp_path: Path) -> None:
     file, photos = tmp_path / "new.taillift", tmp_path / "photos.csv"
     photos.write_text("path,label\n")
+    file.touch()
     for _ in range(2):
         pack(new, file)
     for other, line in ((photos, "not a packed bundle"), (tmp_path, "is a folder")):

@@ -272,6 +272,33 @@ def test_on_a_new_day_the_last_numbers_are_given_until_all_labels_are_counted_ag
     desk.close()
 
 
+def test_labels_count_at_once_even_if_another_process_has_changed_the_file(tmp_path: Path) -> None:
+    """Its change alone is counted within a minute, or with the next labels that come here."""
+    key = "a-key-of-the-tests"
+    settings = read_settings(feedback_file=tmp_path / "labels.sqlite", feedback_key=key)
+    here, there = (LabelDesk(settings, lambda: START) for _ in range(2))
+    for desk in (here, there):
+        desk.know(1, palette_manifest("1", {}))
+
+    def label(name: str, confidence: float) -> list[LabelRequest]:
+        prediction = PredictionId(1, 0, confidence, "many", probability=0.5, time=int(START))
+        return [LabelRequest(Signer([key.encode()]).sign(prediction), name)]
+
+    async def counted() -> int:
+        report = await here.report(1)
+        return 0 if report is None else int(report.by_truth.labels.sum())
+
+    async def ask() -> None:
+        for number in range(20):
+            assert await counted() == 2 * number
+            await there.take(label("red", number / 100))
+            await here.take(label("blue", 0.5 + number / 100))
+
+    asyncio.run(ask())
+    here.close()
+    there.close()
+
+
 def test_the_service_says_at_its_start_what_a_restart_would_lose(tmp_path: Path) -> None:
     def remarks(**settings: object) -> list[str]:
         desk = LabelDesk(read_settings(**settings))

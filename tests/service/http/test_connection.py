@@ -237,15 +237,16 @@ def test_trailers_are_not_taken_for_headers(hasty: httpx.Client) -> None:
     assert b"trailer" not in answer
 
 
-def test_only_clients_of_http_1_1_are_told_to_continue(hasty: httpx.Client) -> None:
-    for version, told in ((b"1.1", True), (b"1.0", False)):
-        head = b"POST /classify HTTP/%s\r\nHost: x\r\nExpect: 100-continue\r\n" % version
-        with connected(hasty) as connection:
-            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(RED))
-            if told:
-                assert connection.recv(1_000) == b"HTTP/1.1 100 Continue\r\n\r\n"
-            connection.sendall(RED)
-            assert connection.recv(1_000).startswith(b"HTTP/1.1 200")
+def test_only_clients_of_http_1_1_are_told_to_continue(bundle: Path) -> None:
+    with running(bundle) as client:  # A hasty one may not wait for the body on a busy machine.
+        for version, told in ((b"1.1", True), (b"1.0", False)):
+            head = b"POST /classify HTTP/%s\r\nHost: x\r\nExpect: 100-continue\r\n" % version
+            with connected(client) as connection:
+                connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(RED))
+                if told:
+                    assert connection.recv(1_000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                connection.sendall(RED)
+                assert connection.recv(1_000).startswith(b"HTTP/1.1 200")
 
 
 def test_what_is_not_http_is_a_problem_document(hasty: httpx.Client) -> None:

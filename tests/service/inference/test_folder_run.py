@@ -419,6 +419,9 @@ def test_links_to_folders_are_named_and_not_followed(
     folder, out = photos[0].parent, tmp_path / "out.csv"
     (folder / "again").symlink_to(folder)
     (folder / "._00000.jpg").write_bytes(b"\0\x05\x16\x07")  # A companion on macOS.
+    thumbnail = folder / "@eaDir" / "00000.jpg" / "SYNOPHOTO_THUMB_M.jpg"
+    thumbnail.parent.mkdir(parents=True)
+    thumbnail.write_bytes(photos[0].read_bytes())
     assert taillift("classify", bundle, folder, "--recursive", "--out", out).exit_code == 0
     assert [row["photo"] for row in read(out)] == [str(path) for path in photos]
     (message,) = caplog.messages

@@ -392,7 +392,7 @@ def test_two_services_behind_a_split_stream_find_through_the_watcher_what_one_fi
         fleet = Fleet(model_profile(known, manifest), UNIFORM, print)
         watch = FleetWatch(PrometheusHistory("http://x", manifest.labels), fleet, interval=60)
         port = watch.serve("127.0.0.1", 0, ClassSeries.ALL)
-        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30)
         watched = {**services, "fleet": stack.enter_context(client)}
         with raw_server(exported(replicas, begin)) as watch.history.url:
             fleet.remember(watch.history.scrapes(begin - 60, begin))

@@ -79,6 +79,13 @@ def test_the_groups_fit_80_columns_and_few_predictions_are_not_called_dependent(
     assert "The predictions depend on each other" not in words
 
 
+def test_empty_cells_at_the_end_and_columns_that_are_not_read_do_no_harm(tmp_path: Path) -> None:
+    table = tmp_path / "past.csv"
+    table.write_text("label,confidence,note,note\na,0.5,x,y,\nb,0.25,x,y,,\n")
+    past = list(read_predictions(table, ["a", "b"]))
+    assert [(one.label, one.confidence) for one in past] == [(0, 0.5), (1, 0.25)]
+
+
 def test_times_move_the_window() -> None:
     week = Rules(Source.UNIFORM).window_seconds
     old = [PastPrediction(0, 0.5, 0.0)] * 50
