@@ -6,7 +6,7 @@ Those that take a checkpoint or a bundle, and so belong to both, are here.
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
 from importlib.metadata import version
@@ -129,7 +129,8 @@ def extend(
     if not is_checkpoint(source):
         from taillift.models.bundle import extension
 
-        refuse_for_bundle(source, {"--backbone": backbone, "--old-photos": old_photos})
+        given = {"--backbone": backbone, "--old-photos": old_photos, "--add": add}
+        refuse_for_bundle(source, given)
         print_changed_bundle(
             out,
             extension.extend(
@@ -183,10 +184,10 @@ def is_checkpoint(source: Path) -> bool:
     return source.is_file() or source.suffix == ".safetensors"
 
 
-def refuse_for_bundle(bundle: Path, options: dict[str, str | None]) -> None:
+def refuse_for_bundle(bundle: Path, options: Mapping[str, object]) -> None:
     """Raise `UserError` if one of the options of a checkpoint was given for a bundle."""
     for name, value in options.items():
-        if value is not None:
+        if value:
             raise UserError(f"{name} is for a checkpoint, and {bundle} is a folder: leave it out")
 
 

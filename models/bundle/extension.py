@@ -210,8 +210,9 @@ class OldBundle:
         """Return the bundle's statistics; raises `UserError` if it has none."""
         if STATISTICS not in self.manifest.files:
             raise UserError(
-                f"{self.path} has no {STATISTICS}, because an older taillift made it: export it "
-                "again from its checkpoint and photos"
+                f"{self.path} has no {STATISTICS}, because an older taillift made it, or it was "
+                "exported with photos of some classes alone: export it again from its checkpoint "
+                "and all photos"
             )
         return FeatureStatistics.read(self.path, *self.weight.shape)
 

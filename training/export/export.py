@@ -12,6 +12,7 @@ import torch
 
 from taillift.models.bundle.arrays import Doubles, Floats, Pixels
 from taillift.models.bundle.ensemble import run_stages
+from taillift.models.bundle.feature_statistics import STATISTICS
 from taillift.models.bundle.folder import (
     DELTA,
     REPORT,
@@ -148,7 +149,9 @@ def export(
     photos = sum(map(len, held_out))
     if calibrated and dataset.val is None:
         photos += sum(min(count, MAX_PER_CLASS) for count in metadata.counts)
-    if statistics is None:
+    # Of photos of some classes, the statistics would say that the others' features are zero.
+    measurable = statistics is None and tuple(dataset.counts) == metadata.counts
+    if measurable:
         # The statistics of the features take one view of each of these.
         photos += len(photos_of_classes(dataset.train)) // VIEWS
     seconds = evaluation_seconds(model.tower, metadata.preprocessing.size, photos)
@@ -188,7 +191,15 @@ def export(
             if calibrated
             else calibrator.evaluate(sessions)
         )
-        (statistics or measured_statistics(model, metadata, dataset)).save(bundle.path)
+        if measurable:
+            statistics = measured_statistics(model, metadata, dataset)
+        if statistics is None:
+            note(
+                f"left out: {STATISTICS}, which `taillift extend` needs: {checkpoint} has none, "
+                f"and {dataset.folder} lacks some of its training photos"
+            )
+        else:
+            statistics.save(bundle.path)
         finished = {
             precision: variant.as_made(graphs.made.get(precision))
             for precision, variant in measured.items()

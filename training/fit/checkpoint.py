@@ -487,7 +487,8 @@ def photo_features(
             batch = list(pool.map(view, chunk))
             good = [pixels for pixels in batch if not isinstance(pixels, ImageError)]
             pixels = [torch.from_numpy(np.concatenate(good))] if good else []
-            rows = chain.from_iterable(tower_features(model, pixels))
+            # Only at its end does `tower_features` bring the model back to the CPU.
+            rows = chain.from_iterable([*tower_features(model, pixels)])
             yield from (one if isinstance(one, ImageError) else next(rows) for one in batch)
 
 

@@ -14,17 +14,21 @@ from taillift.models.bundle.atomic import file_sha256
 from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.extension import extend as extend_bundle
-from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
+from taillift.models.bundle.extension import photos_by_class
+from taillift.models.bundle.feature_statistics import STATISTICS, FeatureStatistics, unit
 from taillift.models.bundle.folder import DELTA, read_manifest
-from taillift.models.bundle.schema import Precision
+from taillift.models.bundle.schema import MAX_PIXELS, Precision
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
+from taillift.models.lift.model import Model
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.export.export import export
 from taillift.training.fit.checkpoint import (
+    BATCH,
     extend,
     forget,
     measured_statistics,
+    photo_features,
     read_metadata,
     read_statistics,
     restore,
@@ -163,6 +167,48 @@ def test_a_checkpoint_without_statistics_says_how_they_are_measured(
         extend(old, new, tmp_path / "no.safetensors", old=load_dataset(str(others)))
 
 
+def test_photos_of_some_classes_do_not_pass_for_the_statistics_of_all(
+    run: Run, colours: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "old.safetensors", run.model, run.metadata)
+    less = tmp_path / "less.safetensors"
+    forget(tmp_path / "old.safetensors", ["green"], less)
+    red = load_dataset(str(write_colours(tmp_path / "red" / "train", {"red": 4}).parent), least=1)
+    manifest = export(less, red, tmp_path / "some").manifest
+    assert STATISTICS not in manifest.files
+    assert f"left out: statistics.npz, which `taillift extend` needs: {less}" in (
+        capfd.readouterr().err
+    )
+    with pytest.raises(UserError, match="was exported with photos of some classes alone"):
+        extend_bundle(tmp_path / "some", tmp_path / "red", tmp_path / "no", more=True)
+    export(less, colours.without({"green"}), tmp_path / "all", calibrated=False)
+    stored = FeatureStatistics.read(tmp_path / "all", 2, load_file(less)["head.weight"].shape[1])
+    assert stored.means.any(1).all()
+    assert stored.counts.tolist() == [30, 5]
+
+
+def test_after_the_features_of_photos_the_model_is_back_on_the_cpu(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[str] = []
+    to, cpu = Model.to, Model.cpu
+
+    def moved(self: Model, device: torch.device) -> Model:
+        moves.append("to")
+        return to(self, device)
+
+    def brought_back(self: Model) -> Model:
+        moves.append("cpu")
+        return cpu(self)
+
+    monkeypatch.setattr(Model, "to", moved)
+    monkeypatch.setattr(Model, "cpu", brought_back)
+    by_class = photos_by_class(write_colours(tmp_path / "new", {"orange": 1 + BATCH}))
+    found = photo_features(run.model, run.metadata.preprocessing, by_class, MAX_PIXELS)
+    assert len(list(found)) == 1 + BATCH
+    assert moves == ["to", "cpu", "to", "cpu"]
+
+
 def test_a_checkpoint_forgets_a_class(
     run: Run, checkpoint: Path, colours: Dataset, tmp_path: Path
 ) -> None:
@@ -230,6 +276,10 @@ def test_what_a_checkpoint_cannot_learn_is_one_line(
         app, ["extend", str(tmp_path), str(new), "--out", str(target), "--old-photos", "photos"]
     )
     assert "--old-photos is for a checkpoint" in str(result.exception)
+    result = CliRunner().invoke(
+        app, ["extend", str(tmp_path), str(new), "--out", str(target), "--add", "photos"]
+    )
+    assert "--add is for a checkpoint" in str(result.exception)
 
     # With photos of some classes there is no graph that is made from photos of all.
     extend(checkpoint, new, tmp_path / "good.safetensors")
