@@ -275,9 +275,7 @@ def labelled_images(live: LiveReport) -> LabelledImages:
 def labelled_groups(live: LiveReport) -> list[LabelledGroup]:
     """Return what the labels say about each group."""
     truths, answers = live.group_truths, live.group_answers
-    kinds = labelled(
-        truths, live.group_recalls, answers, live.group_precisions, range(len(GROUPS))
-    )
+    kinds = labelled(truths, live.group_recalls, answers, live.group_precisions, range(len(GROUPS)))
     return [
         LabelledGroup(**dict(one), evidence=evidence)
         for one, evidence in zip(kinds, live.evidence.tolist(), strict=True)
