@@ -125,8 +125,8 @@ def read_list(path: Path) -> list[Path]:
 def listed(text: bytes, place: str) -> list[Path]:
     """Return the paths of a list with one a line; relative ones start at the current folder.
 
-    UTF-16 is read if its mark says so. Raises `UserError`, which names the list's `place`, if the
-    list is no text.
+    UTF-16 is read if its mark says so. Raises `UserError`, which names the list's `place`, if it
+    is binary.
     """
     if text.startswith(UTF16_BOMS):
         # What is cut off in the middle becomes a character that no name has.
