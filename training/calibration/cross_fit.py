@@ -1,6 +1,7 @@
 """Cross-fitting: logits of training photos from models that were not trained on them."""
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from taillift.models.bundle.schema import Group, Precision
 from taillift.models.bundle.session import Session
 from taillift.models.lift.model import Model, merge
 from taillift.training.calibration.held_out import HeldOut, ViewLogits, view_logits
+from taillift.training.console import duration, note
 from taillift.training.data.photo import Split
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
@@ -48,7 +50,12 @@ def cross_fit(
     folds = [distinct[fold].tolist() for fold in assigned]
     measured = train.only(np.concatenate(folds).tolist())
     parts: list[ViewLogits] = []
+    start = time.monotonic()
     for number, fold in enumerate(folds, 1):
+        done = number - 1
+        left = (time.monotonic() - start) * (len(folds) - done) / max(1, done)
+        learned = f", {duration(left)} left" if done else ""
+        note(f"Cross-fitting, as there is no val/: training {number} of {len(folds)}{learned}")
         # A duplicate of an evaluated photo must not be trained on.
         without = np.flatnonzero(np.isin(original, fold)).tolist()
         run = trainer.train(recipe, without=set(without))
@@ -57,8 +64,8 @@ def cross_fit(
         remaining = (np.array(run.metadata.prior_counts) - removed).tolist()
         log_prior = log_shares(answered_prior(recipe, remaining))
         if write is None:
-            start = sum(map(len, folds[: number - 1]))
-            logits = trainer.view_logits(run, measured, range(start, start + len(fold)))
+            first = sum(map(len, folds[:done]))
+            logits = trainer.view_logits(run, measured, range(first, first + len(fold)))
             parts.append({Precision.FP32: without_prior(logits, log_prior)})
         else:
             title = f"Measuring fold {number} of {len(folds)}"

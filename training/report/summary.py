@@ -75,7 +75,7 @@ def calibration_lines(calibration: Calibration) -> Iterator[str]:
 
     def shown(error: ErrorChange) -> str:
         if error.before is None:
-            return "too few photos"
+            return "not known"
         return number(error.before) if stays else change(error.before, error.after)
 
     if stays:
@@ -83,8 +83,12 @@ def calibration_lines(calibration: Calibration) -> Iterator[str]:
             f"temperature stays 1 ({ensemble}): {calibration.images:,} held-out photos do not show "
             "that another one is better"
         )
+    if changes.overall.before is None:
+        yield f"calibration error ({ensemble}): not known, there are too few held-out photos"
+        return
     groups = [f"{group} {shown(error)}" for group, error in changes.groups.items() if error.photos]
-    yield f"calibration error ({ensemble}): {', '.join([shown(changes.overall), *groups])} points"
+    errors_shown = ", ".join([shown(changes.overall), *groups])
+    yield f"calibration error in points ({ensemble}): {errors_shown}"
 
 
 def coverage_lines(sets: PredictionSets) -> Iterator[str]:

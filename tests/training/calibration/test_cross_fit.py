@@ -82,11 +82,16 @@ def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     few: Dataset,
     tiny_backbone: str,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("taillift.training.calibration.cross_fit.FOLDS", folds)
     trainer = Recorded(few, tiny_backbone)
     groups: list[Group] = ["few", "few", "few"]
     fitted = cross_fit(trainer, recipe("cross-entropy"), write, groups)
+    told = [line for line in capsys.readouterr().err.splitlines() if "Cross-fitting" in line]
+    assert told[0] == f"Cross-fitting, as there is no val/: training 1 of {folds}"
+    assert len(told) == folds
+    assert all(line.endswith(" left") for line in told[1:])
     held = fitted[Precision.FP32]
     held_out = [photo for aside, _ in trainer.runs for photo in aside]
     assert sorted(held_out) == [index for index, label in enumerate(few.train.labels) if label < 2]

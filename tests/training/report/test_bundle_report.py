@@ -372,6 +372,7 @@ def test_without_held_out_photos_nothing_is_claimed_of_accuracy(tmp_path: Path) 
     lines = list(summary(variants[FP32].variant))
     assert lines[0] == "no test/ or val/ photos: nothing is known of its accuracy"
     assert "fitted by cross-fitting, as there is no val/: 60 training photos of made-up" in lines
+    assert "calibration error (adaptive): not known, there are too few held-out photos" in lines
 
 
 def test_the_fits_own_photos_are_said_to_flatter(tmp_path: Path) -> None:
