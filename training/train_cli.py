@@ -355,7 +355,7 @@ def merge(
     from taillift.training.fit.checkpoint import (
         check_free,
         measured_statistics,
-        require_own_photos,
+        own_photos,
         save,
     )
     from taillift.training.train import Trainer
@@ -371,7 +371,7 @@ def merge(
     tower = load_backbone(backbone or ingredients[0].metadata.backbone)
     dataset = None if data is None else load_dataset(data, imbalance, max_pixels, add or ())
     if dataset is not None:
-        require_own_photos(ingredients[0].path, ingredients[0].metadata, dataset)
+        dataset = own_photos(ingredients[0].path, ingredients[0].metadata, dataset)
         shares = shares or soup.chosen_shares(ingredients, Trainer(dataset, tower), tower, say)
     assert shares is not None
     made = soup.averaged(ingredients, shares, tower)

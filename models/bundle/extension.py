@@ -321,7 +321,7 @@ def write_delta(
     described = {
         info.label: (names.get(info.label, info.label), info.prompt) for info in manifest.classes
     }
-    document = changed_document(document, described, manifest.counts, change)
+    document = changed_document(document, described, manifest.counts, change, rows.shape[1])
     tensors |= statistics.arrays(PREFIX) if statistics else {}
     tensors[ROWS] = np.ascontiguousarray(rows, np.float32)
     save_file(tensors, target, {KEY: json.dumps(document)})
@@ -332,15 +332,19 @@ def changed_document(
     described: Mapping[str, tuple[str, str]],
     counts: Sequence[int],
     change: ClassChange,
+    weights: int,
 ) -> dict[str, Any]:
     """Return the metadata of a checkpoint with other classes.
 
-    `described` has the name in prompts and the prompt of each class. The checkpoint is not the
+    `described` has the name in prompts and the prompt of each class, and each has so many trained
+    `weights` in the head. The checkpoint is not the
     result of its recipe's run any more, so its key is empty. After `extended_head` the recipe's
     loss is the logit-adjusted one, whatever it was before: it says which prior the logits carry.
     """
     pseudo = dict(zip(document["classes"], document.get("pseudo_counts", []), strict=False))
+    more = weights * (len(described) - len(document["classes"]))
     changed = {
+        "trainable_parameters": max(0, document.get("trainable_parameters", 0) + more),
         "classes": list(described),
         "names": [name for name, _ in described.values()],
         "counts": list(counts),

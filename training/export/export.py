@@ -62,10 +62,11 @@ from taillift.training.export.int8 import FewShotPhotos
 from taillift.training.export.onnx_graph import in_batches, logits_of
 from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
+    forgotten_classes,
     measured_statistics,
+    own_photos,
     photos_of_classes,
     read_statistics,
-    require_own_photos,
     restore,
 )
 from taillift.training.fit.estimate import evaluation_seconds
@@ -139,7 +140,7 @@ def export(
         dataset, groups = with_all_classes(checkpoint, metadata, dataset, variants)
         calibrated = calibrated and calibrates(dataset)
     else:
-        require_own_photos(checkpoint, metadata, dataset)
+        dataset = own_photos(checkpoint, metadata, dataset)
     if calibrated and dataset.val is None and metadata.parents:
         raise UserError(
             f"{checkpoint} is an average, which cannot be trained again to calibrate by "
@@ -224,8 +225,8 @@ def with_all_classes(
     another class, or if a variant is to be made and it lacks one.
     """
     classes = tuple(map(canonical, metadata.classes))
-    gone = {canonical(name) for change in metadata.extended for name in change.forgotten}
-    whole = in_order_of(dataset.without(gone.difference(classes)), classes, str(checkpoint))
+    gone = forgotten_classes(metadata)
+    whole = in_order_of(dataset.without(gone), classes, str(checkpoint))
     if variants and (lacking := whole.counts.count(0)):
         raise UserError(
             f"{dataset.folder} lacks photos of {lacking} of the {len(whole.classes)} classes, and "

@@ -30,6 +30,7 @@ from taillift.models.bundle.extension import (
     ROWS,
     ClassChange,
     changed_document,
+    first_names,
     joined_classes,
     kept_classes,
     labels_of,
@@ -46,7 +47,7 @@ from taillift.models.lift.backbone import load_backbone
 from taillift.models.lift.head import CosineHead, FusedHead
 from taillift.models.lift.model import Model
 from taillift.models.names import canonical
-from taillift.training.console import is_first, track
+from taillift.training.console import is_first, note, track
 from taillift.training.data.classes import class_name
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Split, StoredPhoto
@@ -324,18 +325,30 @@ def tower_features(model: Model, batches: Iterable[Tensor]) -> Iterator[Floats]:
     model.cpu()
 
 
-def require_own_photos(path: Path, metadata: CheckpointMetadata, dataset: Dataset) -> None:
-    """Raise `UserError` unless the training photos may be those of the checkpoint at `path`.
+def own_photos(path: Path, metadata: CheckpointMetadata, dataset: Dataset) -> Dataset:
+    """Return photos that the checkpoint at `path` was trained on, without forgotten classes.
 
-    val/ and test/ may be others than when it was trained.
+    A note names these. val/ and test/ may be others than when it was trained. Raises `UserError` if
+    the training photos cannot be those of the checkpoint.
     """
     classes = tuple(map(canonical, metadata.classes))
-    if (classes, metadata.counts) != (dataset.classes, tuple(dataset.counts)):
+    gone = forgotten_classes(metadata).intersection(dataset.classes)
+    kept = dataset.without(gone) if gone else dataset
+    if (classes, metadata.counts) != (kept.classes, tuple(kept.counts)):
         raise UserError(
             f"{path} was trained on other photos ({metadata.sources}, {len(metadata.classes)} "
             f"classes, {sum(metadata.counts)} photos) than those of {dataset.folder}: name the "
             "photos it was trained on, with the same --add"
         )
+    if gone:
+        note(f"left out: photos of {first_names(sorted(gone))}, which {path} has forgotten")
+    return kept
+
+
+def forgotten_classes(metadata: CheckpointMetadata) -> set[str]:
+    """Return the classes that a checkpoint knew once and knows no more."""
+    once = {canonical(name) for change in metadata.extended for name in change.forgotten}
+    return once.difference(map(canonical, metadata.classes))
 
 
 def extend(
@@ -414,7 +427,7 @@ def extend(
         for (label, _, index), name, prompt in zip(classes, called, prompts, strict=True)
     }
     counts = [count for _, count, _ in classes]
-    changed = with_classes(metadata, described, counts, change)
+    changed = with_classes(metadata, described, counts, change, model)
     head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
     save(target, model, changed, replace, joined)
     return changed
@@ -483,8 +496,7 @@ def known_statistics(
             f"{checkpoint} has no statistics of its photos, because an older taillift made it, or "
             "`taillift merge` without --data: pass --old-photos with the photos it was trained on"
         )
-    require_own_photos(checkpoint, metadata, old)
-    return measured_statistics(model, metadata, old)
+    return measured_statistics(model, metadata, own_photos(checkpoint, metadata, old))
 
 
 def forget(
@@ -512,7 +524,7 @@ def forget(
     }
     counts = [metadata.counts[index] for index in kept]
     change = new_change(checkpoint, forgotten=tuple(forgotten))
-    changed = with_classes(metadata, described, counts, change)
+    changed = with_classes(metadata, described, counts, change, model)
     statistics = read_statistics(checkpoint)
     save(target, model, changed, replace, statistics and statistics.only(kept))
     return changed
@@ -551,9 +563,13 @@ def with_classes(
     described: Mapping[str, tuple[str, str]],
     counts: Sequence[int],
     change: ClassChange,
+    model: Model,
 ) -> CheckpointMetadata:
-    """Return the metadata with other classes, each with its name in prompts and its prompt."""
-    document = changed_document(metadata.model_dump(mode="json"), described, counts, change)
+    """Return the metadata of `model` with other classes: names in prompts, and prompts."""
+    rows = [part[0].numel() for part in model.head.parameters() if part.ndim and part.requires_grad]
+    document = changed_document(
+        metadata.model_dump(mode="json"), described, counts, change, sum(rows)
+    )
     return CheckpointMetadata.model_validate(document)
 
 

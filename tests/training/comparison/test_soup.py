@@ -43,7 +43,7 @@ from taillift.training.comparison.soup import (
 from taillift.training.data.dataset import Dataset
 from taillift.training.export.export import export
 from taillift.training.fit.build import resolve_recipe
-from taillift.training.fit.checkpoint import read_metadata, require_own_photos, restore, save
+from taillift.training.fit.checkpoint import own_photos, read_metadata, restore, save
 from taillift.training.recipe.recipe import Recipe, load_recipe
 from taillift.training.train import Run, Trainer
 from tests.support.tiny import write_photo, write_photos
@@ -247,9 +247,9 @@ def test_photos_that_the_checkpoints_do_not_come_from_are_refused(
 ) -> None:
     ingredients: list[Ingredient] = read_ingredients(paths("lift", "full"))
     path, metadata = ingredients[0].path, ingredients[0].metadata
-    require_own_photos(path, metadata, colours)
+    assert own_photos(path, metadata, colours) is colours
     with pytest.raises(UserError, match="was trained on other photos"):
-        require_own_photos(path, metadata, replace(colours, classes=("a", "b", "c")))
+        own_photos(path, metadata, replace(colours, classes=("a", "b", "c")))
 
 
 def test_a_soup_is_exported_and_answers_as_torch_does(

@@ -28,6 +28,7 @@ from taillift.training.fit.checkpoint import (
     extend,
     forget,
     measured_statistics,
+    own_photos,
     photo_features,
     read_metadata,
     read_statistics,
@@ -89,6 +90,7 @@ def test_a_checkpoint_learns_a_class_without_its_old_photos(
     assert before.keys() == after.keys() > changed
     for name in before.keys() - changed:
         assert before[name].tobytes() == after[name].tobytes(), "the tower does not change"
+    assert restore(target)[0].trainable_parameters == read_metadata(target).trainable_parameters
     metadata = read_metadata(target)
     assert metadata.classes == ("red", "green", "orange", "blue")
     assert metadata.counts == (30, 21, 8, 5)
@@ -276,7 +278,11 @@ def test_after_the_features_of_photos_the_model_is_back_on_the_cpu(
 
 
 def test_a_checkpoint_forgets_a_class(
-    run: Run, checkpoint: Path, colours: Dataset, tmp_path: Path
+    run: Run,
+    checkpoint: Path,
+    colours: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     target = tmp_path / "less.safetensors"
     printed = command("forget", checkpoint, "green", "--out", target)
@@ -290,6 +296,13 @@ def test_a_checkpoint_forgets_a_class(
     with torch.no_grad():
         logits = [one.eval()(pixels)[0][0].tolist() for one in (model, run.model)]
     assert logits[0] == pytest.approx([logits[1][0], logits[1][2]], abs=1e-5)
+
+    # Without the class's row of the head.
+    assert model.trainable_parameters == metadata.trainable_parameters
+    assert run.metadata.trainable_parameters - metadata.trainable_parameters == 64
+    own = own_photos(target, metadata, colours)
+    assert (own.classes, own.counts) == (("red", "blue"), [30, 5])
+    assert "left out: photos of green, which" in capsys.readouterr().err
 
     # The set still has photos of the class: they are left out, and val/ has all others.
     exported = export(target, colours, tmp_path / "bundle")
