@@ -1,6 +1,7 @@
 """Distribution functions of the beta and binomial families: vectorised, and without scipy."""
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Final
 
@@ -19,10 +20,14 @@ SHIFT: Final = 8
 STIRLING: Final = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 MAX_TERMS: Final = 20_000
 TINY: Final = 1e-300
+# No quantile is above: odds, and multiples of them, are made of quantiles, and may not be infinite.
+NEARLY_ONE: Final = 1 - 1e-13
 # With more hits and more misses than this, Wilson's interval replaces Clopper and Pearson's.
 MAX_EXACT_COUNT: Final = 500
 # With both shape parameters above this, a quantile is the normal one on the logit scale.
 MAX_EXACT_SHAPE: Final = 1e5
+# On the logit scale.
+LONGEST_STEP: Final = 8
 # The trapezoidal rule covers this many widths on either side, with this many steps per width.
 WIDTHS, STEPS_PER_WIDTH = 38, 4
 
@@ -102,12 +107,19 @@ def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubl
     """Return the x with P(X <= x) = p for X ~ Beta(a, b), to 1e-10 relative.
 
     If both a and b exceed 100,000 it is the normal quantile of log(x / (1 - x)), which is off by
-    a hundredth of the distribution's width at most. Otherwise it is found by Newton's method, with
-    a bisection step whenever Newton's step leaves the bracket.
+    a hundredth of the distribution's width at most. Otherwise it is found by Halley's method, with
+    a bisection step whenever Halley's step leaves the bracket. The last results are remembered:
+    while nothing is predicted, every look at the tail asks for the same ones.
     """
     p, a, b = np.broadcast_arrays(*(np.asarray(values, np.float64) for values in (p, a, b)))
-    shape = p.shape
-    p, a, b = p.ravel(), a.ravel(), b.ravel()
+    quantiles = _remembered_quantiles(p.tobytes(), a.tobytes(), b.tobytes())
+    return quantiles.reshape(p.shape).copy()
+
+
+@lru_cache(maxsize=32)
+def _remembered_quantiles(*flat: bytes) -> Doubles:
+    """Return the quantiles [K] for p, a and b, each the bytes of a float64 array [K]."""
+    p, a, b = (np.frombuffer(values, np.float64) for values in flat)
     norm = log_beta(a, b)
 
     z = np.array([NormalDist().inv_cdf(probability) for probability in p.tolist()])
@@ -124,14 +136,19 @@ def beta_quantile(p: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike) -> Doubl
         excess = _cdf(x, left, right, norm[open_]) - p[open_]
         low[open_] = np.where(excess < 0, x, low[open_])
         high[open_] = np.where(excess < 0, high[open_], x)
-        slope = np.exp((left - 1) * np.log(x) + (right - 1) * np.log1p(-x) - norm[open_])
-        newton = x - excess / slope.clip(TINY)
-        inside = (newton > low[open_]) & (newton < high[open_])
-        new = np.where(inside, newton, (low[open_] + high[open_]) / 2)
-        quantiles[open_] = new
-        done = (np.abs(new - x) <= 1e-10 * new) | (new <= TINY) | (new >= 1 - 1e-15)
+        # Halley's step on the logit scale, where the density is f(x) x (1 - x) and its logarithm
+        # has the slope `bend`.
+        density = np.exp(left * np.log(x) + right * np.log1p(-x) - norm[open_])
+        newton, bend = excess / density.clip(TINY), left * (1 - x) - right * x
+        step = (newton / (1 - (newton * bend / 2).clip(-1, 0.5))).clip(-LONGEST_STEP, LONGEST_STEP)
+        halley = x / (x + (1 - x) * np.exp(step))
+        near = np.abs(halley - x) <= 1e-10 * x
+        inside = (halley > low[open_].clip(TINY)) & (halley < high[open_].clip(max=NEARLY_ONE))
+        new = np.where(inside | near, halley, (low[open_] + high[open_]) / 2)
+        quantiles[open_] = new.clip(TINY, NEARLY_ONE)
+        done = near | (new <= TINY) | (new >= NEARLY_ONE)
         open_ = open_[~done]
-    return quantiles.reshape(shape)
+    return quantiles
 
 
 def binomial_interval(

@@ -90,8 +90,8 @@ def test_an_input_that_always_takes_too_long_is_found(monkeypatch: pytest.Monkey
     wire = messages()["jpeg"].wire()
     with answering(monkeypatch, GOOD, seconds=0.06) as service:
         assert Inspector(service).fault(wire) is None
-    with answering(monkeypatch, GOOD, seconds=0.12) as service:
-        assert Inspector(service).fault(wire) == "took 0.12 CPU s, over 0.09"
+    with answering(monkeypatch, GOOD, seconds=0.09) as service:
+        assert Inspector(service).fault(wire) == "took 0.09 CPU s, over 0.07"
 
 
 def test_an_unwell_service_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ BODILESS: Final = frozenset({100, 204, 304})
 ANSWER_SECONDS: Final = 30
 # Seconds of processor time that one request may take: in itself, for each megabyte that is sent,
 # and for each megapixel that is decoded. The clock has ticks of a hundredth.
-BASE, PER_MEGABYTE, PER_MEGAPIXEL, TICKS = 0.05, 0.1, 0.03, 0.04
+BASE, PER_MEGABYTE, PER_MEGAPIXEL, TICKS = 0.05, 0.1, 0.03, 0.02
 # An input that took too long is sent again, after a growing pause: for a moment, other work on the
 # machine makes everything dearer.
 TRIES: Final = 6

@@ -57,6 +57,34 @@ def test_beta_quantiles_equal_scipys(p: float, a: float, b: float) -> None:
     np.testing.assert_allclose(beta_quantile(p, a, b), special.betaincinv(a, b, p), rtol=1e-7)
 
 
+@pytest.mark.parametrize("p", [0.025, 0.975])
+def test_quantiles_take_few_steps(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
+    cdf, steps = distributions._cdf, []
+
+    def counted(x: Doubles, a: Doubles, b: Doubles, norm: Doubles) -> Doubles:
+        steps.append(x.size)
+        return cdf(x, a, b, norm)
+
+    monkeypatch.setattr(distributions, "_cdf", counted)
+    shapes = np.geomspace(0.0123, 43_210, 12)
+    quantiles = beta_quantile(p, shapes[:, None], shapes)
+    wanted = special.betaincinv(shapes[:, None], shapes, p)
+    np.testing.assert_allclose(quantiles, wanted, rtol=1e-7)
+    assert sum(steps) < 5 * quantiles.size
+    assert len(steps) < 10
+    # Nothing is computed twice, and what is remembered cannot be changed.
+    quantiles[:] = 0
+    np.testing.assert_allclose(beta_quantile(p, shapes[:, None], shapes), wanted, rtol=1e-7)
+    assert len(steps) < 10
+
+
+def test_odds_of_quantiles_are_finite() -> None:
+    quantiles = beta_quantile([0.5, 0.975], [1e4, 5], [1e-3, 1e-3])
+    assert (quantiles > 1 - 1e-9).all()
+    odds = 16 * quantiles / (1 - quantiles)
+    assert np.isfinite(np.log1p(-odds / (1 + odds))).all()
+
+
 @pytest.mark.parametrize(("count", "total"), [(0, 10), (10, 10), (3, 10), (1, 1), (5, 200_000)])
 def test_binomial_intervals_are_clopper_and_pearsons(count: int, total: int) -> None:
     wanted = stats.binomtest(count, total).proportion_ci(0.95, "exact")
