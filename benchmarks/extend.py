@@ -1,6 +1,7 @@
 """Measure `taillift extend` against training on everything, on the backbone's frozen features.
 
     python -m benchmarks.extend [--sets wardrobe-lt places50-lt] [--seeds 3]
+    python -m benchmarks.extend --tune [--sets wardrobe-lt] [--seeds 1]
 
 A head is trained on a part of the classes, and then the others are new: every third class of
 wardrobe-lt (from the first and from the second on), every fifth of places50-lt. The table has the
@@ -16,14 +17,20 @@ few-shot classes, for
 
 Then 10 classes are added, at once and 5 after the other 5. Each figure is the mean of the seeds
 with their standard deviation. Results are written to benchmarks/results/extend.md.
+
+With --tune, LIFT itself is trained on the old classes, and its checkpoint is extended with and
+without --tune; results are written to benchmarks/results/extend-tune.md.
 """
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.photos import SAMPLE
@@ -34,6 +41,8 @@ from taillift.models.bundle.head_training import extended_head, new_rows, train_
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
 from taillift.training.fit.build import class_texts, initial_weight, preprocessing_for
+from taillift.training.fit.checkpoint import extend, measured_statistics, restore, save
+from taillift.training.fit.inputs import centre_photos, first_copies
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.train import Trainer
 
@@ -161,7 +170,12 @@ def main() -> None:
     )
     parser.add_argument("--sets", nargs="+", default=list(SPLITS), help="names or paths")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tune", action="store_true")
     options = parser.parse_args()
+    if options.tune:
+        tables = [tuned_table(source, options.seeds) for source in options.sets]
+        write_result(RESULTS / "extend-tune.md", tables)
+        return
     backbone, texts, twice = load_backbone("default"), [], []
     for source in options.sets:
         dataset = load_dataset(source)
@@ -190,6 +204,64 @@ def main() -> None:
         twice.append(added_twice(task, dataset.name, options.seeds))
     titles = ["10 classes added", "all classes, at once", "5 and then 5"]
     write_result(RESULTS / "extend.md", [*texts, markdown(titles, twice)])
+
+
+def tuned_table(source: str, seeds: int) -> str:
+    """Return the accuracies of LIFT's checkpoints that were extended with and without --tune."""
+    dataset = load_dataset(source)
+    rows = []
+    for step, first in SPLITS.get(dataset.name, SPLITS[SAMPLE]):
+        new = list(range(first, len(dataset.classes), step))
+        old = [one for one in range(len(dataset.classes)) if one not in new]
+        few = [one for one in new if dataset.counts[one] < FEW]
+        runs = [tuned(dataset, new, seed) for seed in range(seeds)]
+        for place, name in enumerate(("extend", "extend --tune")):
+            parts = (old + new, old, new, few)
+            means = [spread([float(run[place][part].mean()) for run in runs]) for part in parts]
+            rows.append([f"classes {first}, {first + step}, … new: {name}", *means])
+    return markdown([dataset.name, "all", "old", "new", "few of the new"], rows)
+
+
+def tuned(dataset: Dataset, new: Sequence[int], seed: int) -> tuple[Doubles, Doubles]:
+    """Return the accuracies [C] of LIFT on the other classes, extended without and with --tune."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, (photo, label) in enumerate(
+            zip(dataset.train.photos, dataset.train.labels, strict=True)
+        ):
+            place = folder / ("new" if label in new else "old/train") / dataset.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.jpg").write_bytes(photo.read())
+        known = load_dataset(str(folder / "old"))
+        recipe = load_recipe("lift").model_copy(update={"seed": seed})
+        run = Trainer(known, load_backbone("default")).train(recipe)
+        checkpoint = folder / "lift.safetensors"
+        statistics = measured_statistics(run.model, run.metadata, known)
+        save(checkpoint, run.model, run.metadata, statistics=statistics)
+        found = []
+        for tune in (False, True):
+            target = folder / f"{tune}.safetensors"
+            extend(checkpoint, folder / "new", target, tune=tune, seed=seed)
+            found.append(accuracies_of(target, dataset))
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def accuracies_of(checkpoint: Path, dataset: Dataset) -> Doubles:
+    """Return a checkpoint's accuracy of each class [C] of the set, in per cent, in its order."""
+    assert dataset.test is not None
+    model, metadata = restore(checkpoint)
+    model.eval()
+    place = torch.tensor([dataset.classes.index(label) for label in metadata.classes])
+    photos = centre_photos(dataset.test, metadata.preprocessing)
+    batches = photos.batches(first_copies(len(dataset.test)), 32)
+    right = torch.cat([place[model(pixels)[0].argmax(1)] == truth for pixels, truth in batches])
+    return np.array(
+        [
+            100 * float(right[photos.labels == one].float().mean())
+            for one in range(len(dataset.classes))
+        ]
+    )
 
 
 def added_twice(task: Task, name: str, seeds: int) -> list[str]:

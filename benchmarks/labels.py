@@ -98,7 +98,7 @@ def million() -> tuple[Row, list[Row]]:
         def listing() -> None:
             live = book.report(1)
             assert live is not None
-            live.compute_classes()
+            live.compute_shares()
             snapshot = class_report.take_snapshot(manifest, monitor.monitor, live)
             class_report.classes(snapshot).model_dump_json()
 

@@ -32,7 +32,7 @@ from taillift.service.http.middleware import (
     SecurityHeaders,
 )
 from taillift.service.inference.engine import Engine
-from taillift.service.inference.memory import limit_arenas
+from taillift.service.inference.memory import limit_arenas, shorten_collections
 from taillift.service.inference.role_follower import RoleFollower
 from taillift.service.monitoring.logs import logging_to_stderr
 from taillift.service.settings import Settings, cores
@@ -120,6 +120,7 @@ def serve(settings: Settings) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         if settings.store is not None:
             limit_arenas(cores())
+        shorten_collections()
         engine = Engine(with_enough_files(settings))
         server = Server(engine)
         listener = listen(settings.host, settings.port)

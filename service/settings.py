@@ -351,7 +351,7 @@ class Settings(BaseSettings):
     access_log: AccessLevel = Field(
         "errors",
         description="Requests to log: off, errors (status 500 and above, except a failed readiness "
-        "probe), or all.",
+        "probe; at most 20 a second, the rest is counted), or all.",
     )
     store: Path | None = Field(
         None,

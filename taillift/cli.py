@@ -116,6 +116,14 @@ def extend(
         list[str] | None,
         typer.Option(metavar="PHOTOS", help="With --old-photos: the --add of its training."),
     ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="For a checkpoint, from 100 new photos on: train its tuners, too. It takes "
+            "minutes.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of draws and order of the photos.")] = 0,
     backbone: Backbone = None,
     max_pixels: MaxPixels = MAX_PIXELS,
@@ -123,13 +131,13 @@ def extend(
 ) -> None:
     """Add classes to a checkpoint or a bundle, without the photos it was trained on.
 
-    The image tower stays as it is. Only the head is trained, in seconds: on the new photos, and on
-    features that are drawn from the statistics of the old classes.
+    The image tower stays as it is, without --tune. Only the head is trained, in seconds: on the new
+    photos, and on features that are drawn from the statistics of the old classes.
     """
     if not is_checkpoint(source):
         from taillift.models.bundle import extension
 
-        given = {"--backbone": backbone, "--old-photos": old_photos, "--add": add}
+        given = {"--backbone": backbone, "--old-photos": old_photos, "--add": add, "--tune": tune}
         refuse_for_bundle(source, given)
         print_changed_bundle(
             out,
@@ -154,6 +162,7 @@ def extend(
         backbone=backbone,
         old=old,
         max_pixels=max_pixels,
+        tune=tune,
     )
     print_changed_checkpoint(out, changed)
 

@@ -57,7 +57,8 @@ class ClassChange(SchemaModel):
 
     `parent` names what it was made from; of a checkpoint, `sha256` is the hash of the file. `added`
     has the number of new photos of each class, `forgotten` the classes that were removed. `seed`
-    and `taillift` are those of the head's training.
+    and `taillift` are those of the head's training; `tuned` is the number of steps in which the
+    tuners were trained, too.
     """
 
     parent: str
@@ -65,11 +66,13 @@ class ClassChange(SchemaModel):
     added: dict[str, int] = Field(default_factory=dict)
     forgotten: tuple[str, ...] = ()
     seed: int | None = None
+    tuned: int = 0
     taillift: str
 
     def __str__(self) -> str:
         if self.added:
-            return f"photos of {first_names(list(self.added))} were added to {self.parent}"
+            too = f", in {self.tuned} steps of the tuners" if self.tuned else ""
+            return f"photos of {first_names(list(self.added))} were added to {self.parent}{too}"
         return f"{self.parent} also knew {first_names(self.forgotten)}"
 
 

@@ -15,6 +15,8 @@ STATISTICS: Final = "statistics.npz"
 ARRAYS: Final = ("means", "covariance", "counts")
 # The beginning of their names among the tensors of a checkpoint.
 PREFIX: Final = "stats."
+# The cosine by which a photo may be further from a class to count a third as much for its drift.
+NEARNESS: Final = 0.1
 TINY: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -83,6 +85,20 @@ class FeatureStatistics:
         mixed = (own * self.covariance + new * other.covariance) / max(own + new, 1.0)
         means = sums / np.maximum(counts, 1)[:, None]
         return FeatureStatistics(means.astype(np.float32), mixed.astype(np.float32), counts)
+
+    def moved(self, before: Floats, after: Floats) -> "FeatureStatistics":
+        """Return the statistics after a change of the tower, from photos of other classes.
+
+        Their unit features [N, D] were `before` and are `after` it. The mean of each class moves as
+        the photos do, of which those near it count more: exp(cos / 0.1), as in the compensation of
+        semantic drift (Yu et al. 2020, section 3.3, with another kernel). The covariance stays.
+        """
+        closeness = np.exp((unit(self.means) @ before.T - 1) / NEARNESS)
+        weights = closeness / np.maximum(closeness.sum(1, keepdims=True), TINY)
+        means = self.means + weights @ (after - before)
+        # A class without photos has no mean that could move.
+        means[self.counts == 0] = 0
+        return FeatureStatistics(means.astype(np.float32), self.covariance, self.counts)
 
     def root(self) -> Floats:
         """Return the symmetric square root [D, D] of the covariance."""

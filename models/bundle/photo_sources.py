@@ -14,6 +14,7 @@ SUFFIXES: Final = (".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".webp")
 LIST_SUFFIX: Final = ".txt"
 STDIN: Final = "-"
 BOM: Final = b"\xef\xbb\xbf"
+UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
 # Begins the name of a companion that macOS writes next to a file, without its pixels.
 COMPANION: Final = "._"
 # Entries that systems and tools create, besides those whose names start with a dot.
@@ -44,7 +45,7 @@ def photos_of(source: str, recursive: bool) -> Iterator[Path]:
     """Yield the photos of one source; raises `UserError` as `find_photos` does."""
     path = Path(source)
     if source == STDIN:
-        yield from listed(sys.stdin.buffer.read())
+        yield from listed(sys.stdin.buffer.read(), "on standard input")
     elif os.path.lexists(path) and not path.is_dir() and path.suffix.lower() != LIST_SUFFIX:
         yield path
     elif path.is_dir():
@@ -116,12 +117,23 @@ def entries_of(folder: Path, recursive: bool) -> Iterator[Path]:
 def read_list(path: Path) -> list[Path]:
     """Return the photos that a file lists; raises `UserError` if it cannot be read."""
     try:
-        return listed(path.read_bytes())
+        return listed(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"the list {path} cannot be read: {error.strerror}") from error
 
 
-def listed(text: bytes) -> list[Path]:
-    """Return the paths of a list with one a line; relative ones start at the current folder."""
+def listed(text: bytes, place: str) -> list[Path]:
+    """Return the paths of a list with one a line; relative ones start at the current folder.
+
+    UTF-16 is read if its mark says so. Raises `UserError`, which names the list's `place`, if it
+    is binary.
+    """
+    if text.startswith(UTF16_BOMS):
+        # What is cut off in the middle becomes a character that no name has.
+        text = text.decode("utf-16", "replace").encode()
+    if 3 * text.count(b"\0") > len(text):
+        raise UserError(
+            f"the list {place} is not text in UTF-8 but binary, or in UTF-16: save it in UTF-8"
+        )
     lines = (line.removesuffix(b"\r") for line in text.removeprefix(BOM).split(b"\n"))
     return [Path(os.fsdecode(line)) for line in lines if line.strip()]

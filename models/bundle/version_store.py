@@ -475,6 +475,9 @@ class VersionStore:
         with self._changing():
             used = [change.version for change in self.log()]
             number = max([0, *used, *self.numbers]) + 1
+            # A file that somebody has put there, or a broken link.
+            while os.path.lexists(self.folder / VERSIONS / str(number)):
+                number += 1
             change = added.change.model_copy(update={"version": number})
             text = added.model_copy(update={"change": change}).model_dump_json(indent=2)
             (folder / ADDED).write_text(text + "\n", "utf-8")

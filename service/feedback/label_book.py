@@ -494,7 +494,7 @@ class LabelDesk:
         def report() -> LiveReport | None:
             found = self._recount(code)
             if found is not None:
-                found.compute_classes()
+                found.compute_shares()
             return found
 
         try:

@@ -110,12 +110,14 @@ class WeightedSums:
 
 def weighted_interval(share: Doubles, labels: Doubles) -> tuple[Doubles, Doubles]:
     """Return Clopper and Pearson's bounds of shares [K] in so many `labels` [K], not only whole."""
-    hits, misses = share * labels, (1 - share) * labels
-    low, high = np.zeros(len(share)), np.ones(len(share))
+    right, wrong = share * labels, (1 - share) * labels
+    bounds = np.stack([np.zeros(len(share)), np.ones(len(share))])
+    inside = np.stack([right, wrong]) > 1e-9
+    hits, misses = np.stack([right, right + 1]), np.stack([wrong + 1, wrong])
     beyond = (1 - COVERAGE) / 2
-    above, below = hits > 1e-9, misses > 1e-9
-    low[above] = beta_quantile(beyond, hits[above], misses[above] + 1)
-    high[below] = beta_quantile(1 - beyond, hits[below] + 1, misses[below])
+    chances = np.broadcast_to([[beyond], [1 - beyond]], hits.shape)
+    bounds[inside] = beta_quantile(chances[inside], hits[inside], misses[inside])
+    low, high = bounds
     return low, high
 
 
@@ -184,9 +186,9 @@ class LiveReport:
     membership: Doubles
     evidence: Doubles
 
-    def compute_classes(self) -> None:
-        """Compute what takes longest with thousands of classes: their shares, which are kept."""
-        _ = self.recalls, self.precisions
+    def compute_shares(self) -> None:
+        """Compute all shares, which are kept; with thousands of classes they take longest."""
+        _ = self.accuracy, self.recalls, self.precisions, self.group_recalls, self.group_precisions
 
     @cached_property
     def accuracy(self) -> LiveShare:
@@ -202,6 +204,16 @@ class LiveReport:
     def precisions(self) -> list[LiveShare]:
         """For each class, the share of its answers that were right."""
         return self.by_answer.shares()
+
+    @cached_property
+    def group_recalls(self) -> list[LiveShare]:
+        """For each group, the share of its photos that were answered with their class."""
+        return self.group_truths.shares()
+
+    @cached_property
+    def group_precisions(self) -> list[LiveShare]:
+        """For each group, the share of the answers with its classes that were right."""
+        return self.group_answers.shares()
 
     @cached_property
     def group_truths(self) -> WeightedSums:

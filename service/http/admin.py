@@ -21,7 +21,7 @@ from taillift.models.duel import Duel, Tally
 from taillift.models.errors import UserError
 from taillift.service.feedback.label_book import LabelDesk
 from taillift.service.http.openapi import json_body, problems
-from taillift.service.http.schemas import LivePriorReport
+from taillift.service.http.schemas import LivePriorReport, WholeNumber
 from taillift.service.http.uploads import Document, SentObject, read_document
 from taillift.service.inference.agreement import KEPT, Disagreement, Side, WeightedShare
 from taillift.service.inference.engine import Engine
@@ -224,7 +224,7 @@ async def versions(response: Response, follower: Follower) -> VersionsReport:
 
 
 @router.get("/versions/{number}", responses=problems(401, 404))
-async def one_version(number: int, response: Response, follower: Follower) -> VersionReport:
+async def one_version(number: WholeNumber, response: Response, follower: Follower) -> VersionReport:
     """Describe one version."""
     try:
         roles = await asyncio.to_thread(follower.store.roles)
@@ -313,7 +313,7 @@ async def unchallenge(request: Request, follower: Follower, etag: IfMatch) -> Ro
 async def challenger(
     request: Request,
     follower: Follower,
-    differences: Annotated[int, Query(ge=0, le=KEPT)] = 100,
+    differences: Annotated[WholeNumber, Query(ge=0, le=KEPT)] = 100,
     labels: Annotated[
         Literal["chosen", "all"],
         Query(

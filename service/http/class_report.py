@@ -15,6 +15,7 @@ from taillift.models.names import index_of_name, indices_by_name
 from taillift.service.feedback.live_accuracy import LiveReport, LiveShare, WeightedSums
 from taillift.service.http.schemas import ModelId, model_id, unknown_class
 from taillift.service.problems import UnknownClassError
+from taillift.service.tail.distributions import Doubles
 from taillift.service.tail.monitor import TailMonitor
 from taillift.service.tail.reference import Source
 from taillift.service.tail.state import ClassState, ClassStatus, TailState, tail_state
@@ -224,14 +225,18 @@ def classes(snapshot: Snapshot) -> Classes:
     groups = {}
     live = snapshot.live
     by_group = dict(zip(GROUPS, [] if live is None else labelled_groups(live), strict=False))
-    for group in state.groups:
+    # The bounds of groups and classes are computed together: one takes nearly as long as all.
+    predicted = np.array([group.predicted for group in state.groups], np.int64)
+    low, high = state.share_bounds(np.concatenate([predicted, arrays.predicted]))
+    group_bounds, class_bounds = np.split(np.stack([low, high], 1), [len(predicted)])
+    for group, (lower, upper) in zip(state.groups, group_bounds.tolist(), strict=True):
         members = group_index == GROUPS.index(group.group)
         interval = group.prevalence_interval
         groups[group.group] = GroupSummary(
             predicted=group.predicted,
             expected=group.expected,
-            low=group.interval.low * state.window_predictions,
-            high=group.interval.high * state.window_predictions,
+            low=lower * state.window_predictions,
+            high=upper * state.window_predictions,
             ratio=_finite(group.ratio),
             share=_finite(group.share),
             confidence=None
@@ -252,7 +257,7 @@ def classes(snapshot: Snapshot) -> Classes:
         window=snapshot.window,
         labelled=None if live is None else labelled_images(live),
         groups=groups,
-        classes=class_summaries(snapshot, range(len(snapshot.manifest.classes))),
+        classes=class_summaries(snapshot, range(len(snapshot.manifest.classes)), class_bounds),
     )
 
 
@@ -270,7 +275,7 @@ def labelled_images(live: LiveReport) -> LabelledImages:
 def labelled_groups(live: LiveReport) -> list[LabelledGroup]:
     """Return what the labels say about each group."""
     truths, answers = live.group_truths, live.group_answers
-    kinds = labelled(truths, truths.shares(), answers, answers.shares(), range(len(GROUPS)))
+    kinds = labelled(truths, live.group_recalls, answers, live.group_precisions, range(len(GROUPS)))
     return [
         LabelledGroup(**dict(one), evidence=evidence)
         for one, evidence in zip(kinds, live.evidence.tolist(), strict=True)
@@ -312,7 +317,8 @@ def class_index(label: str, labels: Sequence[str]) -> int:
 
 def class_details(snapshot: Snapshot, state: ClassState, index: int) -> ClassDetails:
     """Return the report on the class with this index, from states of the same moment."""
-    (summary,) = class_summaries(snapshot, [index])
+    bounds = np.stack(snapshot.state.share_bounds(snapshot.state.classes.predicted[[index]]), 1)
+    (summary,) = class_summaries(snapshot, [index], bounds)
     return ClassDetails(
         **dict(summary),
         window=snapshot.window,
@@ -333,11 +339,15 @@ def class_details(snapshot: Snapshot, state: ClassState, index: int) -> ClassDet
     )
 
 
-def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSummary]:
-    """Return the summaries of the classes with these indices, in the same order."""
+def class_summaries(
+    snapshot: Snapshot, indices: Sequence[int], bounds: Doubles
+) -> list[ClassSummary]:
+    """Return the summaries of the classes with these K indices, in the same order.
+
+    `bounds` [K, 2] are those of their shares of the window's predictions.
+    """
     state, chosen = snapshot.state, np.asarray(indices)
     arrays, total = state.classes, state.window_predictions
-    low, high = state.share_bounds(arrays.predicted[chosen])
     live = snapshot.live
     by_labels: Sequence[Labelled | None] = (
         [None] * len(indices)
@@ -348,8 +358,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         indices,
         arrays.predicted[chosen].tolist(),
         arrays.expected[chosen].tolist(),
-        (low * total).tolist(),
-        (high * total).tolist(),
+        (bounds * total).tolist(),
         arrays.ratio[chosen].tolist(),
         np.log10(arrays.e_value[chosen]).tolist(),
         arrays.direction[chosen].tolist(),
@@ -367,8 +376,7 @@ def class_summaries(snapshot: Snapshot, indices: Sequence[int]) -> list[ClassSum
         index,
         predicted,
         expected,
-        lower,
-        upper,
+        (lower, upper),
         ratio,
         evidence,
         direction,

@@ -249,6 +249,9 @@ def parse_parameters(
     timeout, binary = given.pop("timeout", None), given.pop("binary_data_output", False)
     if not isinstance(binary, bool):
         raise MalformedError("parameter `binary_data_output` is not true or false")
+    for name, value in given.items():
+        if isinstance(value, bool):
+            raise MalformedError(f"parameter `{name}` cannot be true or false")
     if timeout is not None and not (_is_number(timeout) and timeout > 0):
         raise MalformedError("parameter `timeout` is not a positive number of microseconds")
     try:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry
 
 from taillift.models.bundle.version_store import Challenger, Shadow
 from taillift.models.errors import UserError, did_you_mean
@@ -82,6 +81,8 @@ STAGES: Final = {
     "compute_infer": "infer",
     "compute_output": "post",
 }
+EXECUTIONS: Final = "taillift_batch_views_count"
+STAGE_SERIES: Final = ("taillift_stage_seconds_count", "taillift_stage_seconds_sum")
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 POLL_SECONDS: Final = 0.05
@@ -200,15 +201,28 @@ def version_statistics(engine: Engine, known: ProtocolStatistics, version: str) 
 
     The stages and executions are those of the whole process.
     """
-    counts, registry = known[version], engine.metrics.registry
-    stages = {member: stage_duration(registry, stage) for member, stage in STAGES.items()}
+    counts = known[version]
+    # Only these: whatever collects the whole registry computes the tail's statistics, too.
+    registry = engine.metrics.registry.restricted_registry([EXECUTIONS, *STAGE_SERIES])
+    samples = {
+        (sample.name, sample.labels.get("stage", "")): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+    }
+    stages = {
+        member: {
+            "count": int(samples.get((STAGE_SERIES[0], stage), 0)),
+            "ns": round(1e9 * samples.get((STAGE_SERIES[1], stage), 0)),
+        }
+        for member, stage in STAGES.items()
+    }
     never = {"count": 0, "ns": 0}
     return {
         "name": served_name(engine),
         "version": version,
         "last_inference": round(1_000 * counts.last_answer),
         "inference_count": counts.images,
-        "execution_count": int(registry.get_sample_value("taillift_batch_views_count") or 0),
+        "execution_count": int(samples.get((EXECUTIONS, ""), 0)),
         "inference_stats": {
             "success": never | counts.success,
             "fail": never | counts.fail,
@@ -218,15 +232,6 @@ def version_statistics(engine: Engine, known: ProtocolStatistics, version: str) 
         },
         "batch_stats": [],
     }
-
-
-def stage_duration(registry: CollectorRegistry, stage: str) -> dict[str, int]:
-    """Return how often the process has been in a stage, and for how many nanoseconds."""
-    count, seconds = (
-        registry.get_sample_value(f"taillift_stage_seconds_{what}", {"stage": stage}) or 0.0
-        for what in ("count", "sum")
-    )
-    return {"count": int(count), "ns": round(1e9 * seconds)}
 
 
 @for_versions("")

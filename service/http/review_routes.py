@@ -11,6 +11,7 @@ from taillift.models.bundle.schema import GROUPS, Group
 from taillift.models.errors import UserError
 from taillift.models.names import canonical
 from taillift.service.http.openapi import LABELS, problems
+from taillift.service.http.schemas import WholeNumber
 from taillift.service.inference.engine import Engine
 from taillift.service.problems import NoSuchPhotoError, QueueFailedError
 from taillift.service.review.photo_metadata import TYPES
@@ -81,7 +82,7 @@ async def in_folder(queue: Reviewer, work: Callable[[ReviewFolder], T]) -> T:
 )
 async def waiting(
     queue: Queue,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 20,
+    limit: Annotated[WholeNumber, Query(ge=1, le=MAX_LIMIT)] = 20,
     after: Annotated[
         str | None, Query(description="id of the last photo of the page before")
     ] = None,

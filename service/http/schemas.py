@@ -1,11 +1,13 @@
 """Queries of the requests and JSON of the answers."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from taillift.models.bundle.arrays import Doubles
 from taillift.models.bundle.classifier import AssignedClass, top
@@ -25,7 +27,18 @@ from taillift.service.problems import MalformedError, ProblemDocument
 from taillift.service.tail.prevalence import LiveShares
 
 MAX_TOP_K: Final = 100
+NUMERAL: Final = re.compile("-?[0-9]+")
 CONFIDENCE: Final = "probability from 0 to 1; calibrated if GET /model says so"
+
+
+def read_numeral(value: object) -> object:
+    """Refuse what is not a whole number but would be read as one: true, 1.0, or 1_0."""
+    if type(value) is int or (isinstance(value, str) and NUMERAL.fullmatch(value)):
+        return value
+    raise PydanticCustomError("int_parsing", "Input should be an integer, such as 5")
+
+
+WholeNumber = Annotated[int, BeforeValidator(read_numeral)]
 
 
 class InferenceQuery(BaseModel):
@@ -59,7 +72,7 @@ class InferenceQuery(BaseModel):
 
 
 class ClassifyQuery(InferenceQuery):
-    top_k: int = Field(
+    top_k: WholeNumber = Field(
         5,
         ge=1,
         le=MAX_TOP_K,

@@ -120,7 +120,8 @@ async def read_document(
     body_bytes(request, max_bytes)
     content = await read_body(request, max_bytes, seconds)
     try:
-        return await asyncio.to_thread(document.model_validate_json, content)
+        # Strictly: true is not the number 1, nor is 1.0 or "1".
+        return await asyncio.to_thread(document.model_validate_json, content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the body"

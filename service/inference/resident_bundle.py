@@ -116,7 +116,7 @@ class ResidentBundle:
         """Return one of the bundle's golden views as a PNG file; it is read from the disk."""
         view = read_golden(self.folder, self.predictor.precision)[0][0]
         file = BytesIO()
-        Image.fromarray(view).save(file, "PNG")
+        Image.fromarray(view).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
     def run(self, pixels: Pixels) -> Outputs:

@@ -210,7 +210,7 @@ class LabelSeries(Collector):
 
     def collect(self) -> Iterator[Metric]:
         report = self._latest()
-        recalls = [] if report is None else report.group_truths.shares()
+        recalls = [] if report is None else report.group_recalls
         yield _gauge(
             "live_recall",
             "Share of the group's images that were answered with their class; 95 % interval",

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from traceback import walk_tb
-from typing import Final
+from typing import Final, TextIO
 from uuid import uuid4
 
 from taillift.models.terminal import printable
@@ -28,6 +28,9 @@ VALID_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 # Probes whose 503 is not an error: it is how the service says that it is starting.
 READINESS: Final = ("/readyz", "/v2/health/ready")
 MAX_PATH: Final = 1_000
+
+# Failed requests that are logged in one second with `access_log=errors`.
+MAX_ERRORS: Final = 20
 
 # Text that needs no quotes as the value of a field.
 PLAIN: Final = re.compile(r"[!#-~]+")
@@ -110,10 +113,40 @@ class JsonFormatter(TracebackFormatter):
         return json.dumps(fields)
 
 
+class BoundedHandler(logging.StreamHandler[TextIO]):
+    """Handler that writes at most `MAX_ERRORS` failed requests a second, and counts the rest.
+
+    It is for records with a true `bounded`. How many were left out is said before the first record
+    of any kind in a later second, and at the end.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self._second, self._errors = 0, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if int(record.created) != self._second:
+            self.tell()
+            self._second = int(record.created)
+        if getattr(record, "bounded", False):
+            self._errors += 1
+            if self._errors > MAX_ERRORS:
+                return
+        super().emit(record)
+
+    def tell(self) -> None:
+        """Write how many failed requests were left out in the last second, if any."""
+        left_out, self._errors = self._errors - MAX_ERRORS, 0
+        if left_out > 0:
+            text = f"{left_out} more failed requests within a second are not listed"
+            args = (access_logger.name, logging.WARNING, __file__, 0, text, None, None)
+            super().emit(logging.LogRecord(*args))
+
+
 @contextmanager
 def logging_to_stderr(log_format: LogFormat) -> Iterator[None]:
     """Write every record of level WARNING or above to standard error during the block."""
-    handler = logging.StreamHandler()
+    handler = BoundedHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(RequestIdFilter())
     root = logging.getLogger()
@@ -122,6 +155,7 @@ def logging_to_stderr(log_format: LogFormat) -> Iterator[None]:
         yield
     finally:
         root.handlers = handlers
+        handler.tell()
 
 
 def new_request_id() -> str:
@@ -148,7 +182,7 @@ class AccessRecord:
 
 
 def log_access(record: AccessRecord, level: AccessLevel) -> None:
-    """Log `record` if `level` includes it.
+    """Log `record` if `level` includes it; a service that fails often must not fill the disk.
 
     A failed readiness probe is not an error: it is how the service says that it is starting.
     """
@@ -157,4 +191,5 @@ def log_access(record: AccessRecord, level: AccessLevel) -> None:
         fields = asdict(record) | {"path": record.path and record.path[:MAX_PATH]}
         fields["seconds"] = round(record.seconds, 6)
         severity = logging.WARNING if failed else logging.INFO
-        access_logger.log(severity, "request", extra={"access": fields})
+        extra = {"access": fields, "bounded": level == "errors"}
+        access_logger.log(severity, "request", extra=extra)

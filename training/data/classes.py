@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from taillift.models.bundle.photo_sources import UTF16_BOMS
 from taillift.models.errors import UserError, did_you_mean
 from taillift.models.names import canonical, refuse_two_forms
 from taillift.training.data.prompts import is_cut, pieces, prompt_form
@@ -346,7 +347,8 @@ def _in_label_order(lines: list[str], path: Path) -> tuple[str, ...]:
 def unreadable(path: Path, kind: str, error: Exception) -> UserError:
     """Return the error for a file of text that cannot be read; `kind` is CSV or text."""
     if isinstance(error, UnicodeDecodeError):
-        return UserError(
-            f'{path} is not in UTF-8: save it so; spreadsheets call the format "CSV UTF-8"'
-        )
+        hint = 'spreadsheets call the format "CSV UTF-8"'
+        if error.object.startswith(UTF16_BOMS):
+            hint = 'it is in UTF-16, which Windows also calls "Unicode"'
+        return UserError(f"{path} is not in UTF-8: save it so; {hint}")
     return UserError(f"{path} cannot be read as {kind}: {error}")

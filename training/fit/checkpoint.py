@@ -38,7 +38,7 @@ from taillift.models.bundle.extension import (
     usable_features,
 )
 from taillift.models.bundle.feature_statistics import ARRAYS, PREFIX, FeatureStatistics, unit
-from taillift.models.bundle.head_training import extended_head
+from taillift.models.bundle.head_training import DRAWS, extended_head
 from taillift.models.bundle.images import ImageError, UnreadableImageError, load, views
 from taillift.models.bundle.schema import MAX_PIXELS, Preprocessing
 from taillift.models.errors import UserError
@@ -49,10 +49,11 @@ from taillift.models.names import canonical
 from taillift.training.console import is_first, track
 from taillift.training.data.classes import class_name
 from taillift.training.data.dataset import Dataset
-from taillift.training.data.photo import Split
+from taillift.training.data.photo import Split, StoredPhoto
 from taillift.training.fit.build import build_model, class_texts, prompts_for, weight_shape
 from taillift.training.fit.distributed import Processes
-from taillift.training.fit.inputs import centre_photos
+from taillift.training.fit.inputs import centre_photos, training_photos
+from taillift.training.fit.optimisation import tune_tower
 from taillift.training.fit.provenance import Provenance
 from taillift.training.fit.resume import read_state, resume_path
 from taillift.training.recipe.head_init import DescriptionsInit, PromptsInit
@@ -61,6 +62,8 @@ from taillift.training.recipe.recipe import Part, Recipe
 KEY: Final = "taillift"
 # The mean of so many photos of a class is close to that of all.
 STATISTICS_PHOTOS: Final = 32
+# Fewer new photos would bend the tower toward themselves.
+LEAST_TO_TUNE: Final = 100
 # Views that go through the tower at once.
 BATCH: Final = 32
 # The files next to a checkpoint append to its whole name, so that they are never another
@@ -346,17 +349,20 @@ def extend(
     backbone: str | None = None,
     old: Dataset | None = None,
     max_pixels: int = MAX_PIXELS,
+    tune: bool = False,
 ) -> CheckpointMetadata:
     """Write a checkpoint at `target` that also knows the classes of `photos`, CLASS/*.jpg.
 
     It is done as for a bundle (`models.bundle.extension.extend`): the head is trained, on the new
-    photos and on draws from the statistics of the old ones; the tower stays. `old` are the photos
-    that the checkpoint was trained on, for one without statistics. `backbone` is for a backbone
-    that has moved since.
+    photos and on draws from the statistics of the old ones; the tower stays. With `tune` the tower
+    is then trained further on the new photos (`tune_tower`), the statistics follow it, and the head
+    is trained again. `old` are the photos that the checkpoint was trained on, for one without
+    statistics. `backbone` is for a backbone that has moved since.
 
     Raises `UserError` if the checkpoint cannot be restored, has neither statistics nor a cosine
-    head, if a class is known and `more` is false, if a class has no photo that can be used, or for
-    what `check_changed` raises.
+    head, if a class is known and `more` is false, if a class has no photo that can be used, if
+    there is nothing to tune or less than `LEAST_TO_TUNE` photos for it, or for what `check_changed`
+    and `tune_tower` raise.
     """
     check_changed(target, replace)
     model, metadata = restore(checkpoint, backbone)
@@ -370,8 +376,15 @@ def extend(
     by_class = photos_by_class(photos)
     if not more:
         refuse_known(by_class, metadata.classes, photos, checkpoint)
-    found = photo_features(model, metadata.preprocessing, by_class, max_pixels)
+    if tune and not any(part.requires_grad for part in model.tower.parameters()):
+        raise UserError(f"{checkpoint} has trained its head alone: leave out --tune")
+    found = [*photo_features(model, metadata.preprocessing, by_class, max_pixels)]
     features, names = usable_features(by_class, found)
+    if tune and len(names) < LEAST_TO_TUNE:
+        raise UserError(
+            f"{photos} has {len(names)} photos that can be used, and --tune needs {LEAST_TO_TUNE}: "
+            "leave it out"
+        )
     classes = joined_classes(metadata.classes, metadata.counts, names)
     labels = labels_of(names, [label for label, _, _ in classes])
     indices = [index for _, _, index in classes]
@@ -383,7 +396,19 @@ def extend(
     weight, joined = extended_head(
         before, head.scale, known, indices, features, labels, seed, texts
     )
-    change = new_change(checkpoint, added=dict(Counter(names)), seed=seed)
+    tuned = 0
+    if tune:
+        head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
+        pairs = zip(chain(*by_class.values()), found, strict=True)
+        usable = [photo for photo, one in pairs if not isinstance(one, ImageError)]
+        split = Split(tuple(map(stored_photo, usable)), tuple(labels.tolist()), (), max_pixels)
+        tuned = tune_on(model, metadata, split, indices, seed)
+        again = photo_features(model, metadata.preprocessing, {"": usable}, max_pixels)
+        after, _ = usable_features({"": usable}, again)
+        weight, joined = extended_head(
+            before, head.scale, known.moved(features, after), indices, after, labels, seed, texts
+        )
+    change = new_change(checkpoint, added=dict(Counter(names)), seed=seed, tuned=tuned)
     described = {
         label: (name, prompt if index is None else metadata.prompts[index])
         for (label, _, index), name, prompt in zip(classes, called, prompts, strict=True)
@@ -393,6 +418,35 @@ def extend(
     head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
     save(target, model, changed, replace, joined)
     return changed
+
+
+def tune_on(
+    model: Model,
+    metadata: CheckpointMetadata,
+    split: Split,
+    indices: Sequence[int | None],
+    seed: int,
+) -> int:
+    """Train a model's tower further on new photos, and return the number of steps.
+
+    `indices` has, for each class, its index in the old head; None if it is new. Photos of old
+    classes count for the loss as often as `extended_head` draws them.
+    """
+    photos = np.bincount(split.labels, minlength=len(indices))
+    draws = np.array([0 if index is None else DRAWS for index in indices])
+    tower, recipe = model.tower, metadata.recipe
+    recipe = recipe.resolved(photos.tolist(), len(tower.blocks), tower.width)
+    crops = training_photos(split, metadata.preprocessing, recipe.augmentation, recipe.epochs, seed)
+    shown = torch.from_numpy(photos + draws).float()
+    return tune_tower(
+        model, recipe, crops, (shown / shown.sum()).log(), seed, Processes(None).device
+    )
+
+
+def stored_photo(path: Path) -> StoredPhoto:
+    """Return a photo in a file of its own."""
+    status = path.stat()
+    return StoredPhoto(path.parent, path.name, status.st_size, status.st_mtime_ns)
 
 
 @torch.no_grad()

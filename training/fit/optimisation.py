@@ -8,12 +8,15 @@ from typing import Any, Final
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn, split
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 
 from taillift.models.errors import UserError
 from taillift.models.lift.model import Model
+from taillift.training.console import steps_bar
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.frozen_features import remaining_network
+from taillift.training.fit.inputs import Inputs, epoch_order
 from taillift.training.recipe.recipe import Optimiser, Recipe
 
 # The losses [N] of features [N, D] with labels int64 [N].
@@ -21,6 +24,8 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 # So many photos fit a CPU's caches: about a seventh faster than 64, with the same gradients.
 CPU_MICRO_BATCH: Final = 32
+# Of the recipe's rate, for a tower that learns new classes and must not forget the old ones.
+SLOW_RATE: Final = 0.1
 
 
 class DivergedError(UserError):
@@ -149,6 +154,51 @@ def new_optimiser(model: Model, options: Optimiser) -> Optimizer:
     if options.name == "adamw":
         return AdamW(groups)
     return SGD(groups, momentum=options.momentum)
+
+
+def tune_tower(
+    model: Model,
+    recipe: Recipe,
+    photos: Inputs,
+    adjustment: Tensor,
+    seed: int,
+    device: torch.device,
+) -> int:
+    """Train the tower further, at a tenth of the recipe's rate, and return the number of steps.
+
+    Only its trained tensors change; the head stays. The loss is the cross-entropy of the logits
+    plus `adjustment` [C]. The tenth is between SLCA++'s rates for its first and for later tasks
+    (arXiv 2408.08295). Raises `DivergedError` if nothing is left to continue from.
+    """
+    options = recipe.optimiser.model_copy(
+        update={"tuner_rate": SLOW_RATE * recipe.optimiser.tuner_rate}
+    )
+    size, epochs = len(photos.labels), recipe.epochs
+    steps, done = -(-size // recipe.batch), 0
+    learns = model.head.weight.requires_grad
+    model.head.requires_grad_(False)
+    optimiser = new_optimiser(model, options)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    model.to(device).train()
+    adjustment = adjustment.to(device)
+    with steps_bar("Training the tuners", steps * epochs, 0) as show:
+        for epoch in range(epochs):
+            for pixels, labels in photos.batches(epoch_order(size, seed, epoch), recipe.batch):
+                factor = rate_factor(options, done, steps, steps * epochs)
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimiser.zero_grad()
+                logits, _ = model(pixels.to(device))
+                loss = cross_entropy(logits + adjustment, labels.to(device))
+                if not loss.isfinite():
+                    raise DivergedError(f"the loss is {loss.item():g} at step {done}", options)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                done += 1
+                show(done, f"loss {loss.item():.3f}")
+    model.cpu().eval()
+    model.head.weight.requires_grad_(learns)
+    return done
 
 
 def rate_factor(options: Optimiser, step: int, steps: int, total: int) -> float:

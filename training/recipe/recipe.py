@@ -1,6 +1,6 @@
 """Recipes: the settings of a training run, written in YAML and kept with the result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -9,7 +9,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -62,16 +61,6 @@ class Part(BaseModel):
             if field.discriminator and field.default and isinstance(values.get(key), dict)
         }
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def refuse_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false, also called yes and off, for a number: they would be 1 and 0."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = {annotation, *get_args(annotation)}
-        if isinstance(value, bool) and {int, float} & kinds and bool not in kinds:
-            raise ValueError("give a number")
-        return value
 
 
 class HeadConfig(Part):
@@ -428,9 +417,26 @@ def load_recipe(
         # Else the steps in the file would replace the requested epochs.
         fields.pop("steps", None)
     try:
-        return Recipe.model_validate(fields)
+        recipe = Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
+    for key in _misread_truths(fields, recipe):
+        raise UserError(f"{source}: {key}: give a number")
+    return recipe
+
+
+def _misread_truths(given: object, read: object, key: str = "") -> Iterator[str]:
+    """Yield each true or false, also called yes and off, that was read as the number 1 or 0."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        yield f"{key} = {given}"
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            yield from _misread_truths(
+                value, getattr(read, name, value), f"{key}.{name}".strip(".")
+            )
+    elif isinstance(given, list) and isinstance(read, Sequence):
+        for index, (value, item) in enumerate(zip(given, read, strict=False)):
+            yield from _misread_truths(value, item, f"{key}.{index}")
 
 
 def _with_parents(

@@ -82,3 +82,19 @@ def test_a_file_of_another_shape_or_with_nan_is_refused(tmp_path: Path) -> None:
     (tmp_path / STATISTICS).write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged"):
         FeatureStatistics.read(tmp_path, 2, 3)
+
+
+def test_means_move_as_the_photos_near_them_do() -> None:
+    means = np.eye(4, dtype=np.float32)
+    means[3] = 0
+    known = FeatureStatistics(means, np.eye(4, dtype=np.float32), np.array([5, 5, 5, 0]))
+    before = unit(np.array([[1, 0.1, 0, 0], [0, 1, 0, 0.1]], np.float32))
+    after = before + np.array([[0, 0, 0, 0.5], [0, 0, 0, -0.5]], np.float32)
+    moved = known.moved(before, after)
+    np.testing.assert_allclose(moved.means[0], [1, 0, 0, 0.5], atol=1e-3)
+    np.testing.assert_allclose(moved.means[1], [0, 1, 0, -0.5], atol=1e-3)
+    # Both photos are equally far from the third class, and the fourth has no photos.
+    np.testing.assert_allclose(moved.means[2], [0, 0, 1, 0], atol=1e-6)
+    assert not moved.means[3].any()
+    assert moved.counts is known.counts
+    assert moved.covariance is known.covariance

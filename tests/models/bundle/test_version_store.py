@@ -102,6 +102,18 @@ def test_a_number_is_not_used_again(store: VersionStore, tmp_path: Path) -> None
     assert store.add(write_bundle(tmp_path / "third", name="third")) == 3
 
 
+def test_a_file_with_the_name_of_a_number_is_passed_over(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    versions = store.folder / "versions"
+    (versions / "2").write_text("a note")
+    (versions / "3").symlink_to("nowhere")
+    assert store.add(write_bundle(tmp_path / "second", name="second")) == 4
+    assert store.numbers == [1, 4]
+    assert (versions / "2").read_text() == "a note"
+    assert store.promote(4).champion == 4
+
+
 def list_a_file_outside(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     files = {**manifest.files, "../outside": file_record(bundle / MODEL)}

@@ -237,6 +237,36 @@ def test_a_version_that_does_not_fit_into_memory_is_refused_with_the_numbers(
         until(lambda: champion(client) == "4")
 
 
+def test_only_a_number_is_a_number(admin: httpx.Client) -> None:
+    """A JSON true is not version 1, nor is the text "2" version 2."""
+    wrong = (True, False, "1", None, [1])
+    bodies: list[tuple[str, str, dict[str, object]]] = [
+        (f"/admin/roles/{role}", "version", {"version": value})
+        for role in ("champion", "challenger")
+        for value in (*wrong, 2.0)
+    ]
+    bodies += [
+        ("/admin/roles/challenger", f"{part}.share", {"version": 2, part: {"share": value}})
+        for part in ("shadow", "canary")
+        for value in wrong
+    ]
+    for path, member, body in bodies:
+        answer = admin.put(path, json=body)
+        assert answer.status_code == 400, (body, answer.text)
+        assert member in answer.json()["detail"], body
+    assert champion(admin) == "1"
+    whole = {"version": 2, "canary": {"share": 1}}
+    assert admin.put("/admin/roles/challenger", json=whole).status_code == 202
+
+
+def test_numbers_in_addresses_are_digits(admin: httpx.Client) -> None:
+    assert admin.get("/admin/versions/2").is_success
+    for path in ("/admin/versions/2.0", "/admin/versions/0_2", "/admin/challenger?differences=1.0"):
+        answer = admin.get(path)
+        assert answer.status_code == 400, answer.text
+        assert "integer" in answer.json()["detail"]
+
+
 def test_a_rollback_to_the_version_that_is_served_already_keeps_it(
     store: VersionStore, keys: Path
 ) -> None:

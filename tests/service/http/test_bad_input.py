@@ -175,6 +175,9 @@ def test_too_many_images_are_refused(client: httpx.Client) -> None:
         ({"top_k": "0"}, ["`top_k`", "greater than or equal to 1"]),
         ({"top_k": "101"}, ["`top_k`", "less than or equal to 100"]),
         ({"top_k": "many"}, ["`top_k`", "integer"]),
+        ({"top_k": "5.0"}, ["`top_k`", "integer"]),
+        ({"top_k": "1_0"}, ["`top_k`", "integer"]),
+        ({"top_k": "true"}, ["`top_k`", "integer"]),
         ({"top": "3"}, ["unknown query parameter `top`"]),
     ],
 )

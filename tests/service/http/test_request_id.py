@@ -1,5 +1,6 @@
 """Each request has an id, in its answer and in every log line that belongs to it."""
 
+import io
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ import pytest
 from taillift.service.inference.engine import Engine
 from taillift.service.monitoring.logs import (
     AccessRecord,
+    BoundedHandler,
     JsonFormatter,
     RequestIdFilter,
     TextFormatter,
@@ -355,6 +357,39 @@ def test_by_default_only_errors_are_logged(bundle: Path, capfd: pytest.CaptureFi
     requests = [line for line in lines if ": request " in line]
     assert len(requests) == 1
     assert requests[0].startswith("WARNING: request method=POST path=/classify status=500 ")
+
+
+def test_failed_requests_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The seconds are those of the records: three of them, with 50, 20 and 1 failures."""
+    levels: list[AccessLevel] = ["errors", "all"]
+    for level in levels:
+        caplog.clear()
+        log_access(AccessRecord("GET", "/a", 500, 0.1, 0, 0, "::1"), level)
+        (failure,) = (vars(record) for record in accesses(caplog))
+        handler = BoundedHandler(stream := io.StringIO())
+        for second, count in ((7, 50), (8, 20), (9, 1)):
+            for number in range(count):
+                created = second + number / count
+                handler.handle(logging.makeLogRecord({**failure, "created": created}))
+        other = {"msg": "something else", "created": 9.5}
+        for _ in range(30):
+            handler.handle(logging.makeLogRecord(other))
+        handler.tell()
+        lines = stream.getvalue().splitlines()
+        told = ["30 more failed requests within a second are not listed"]
+        written = 20 * ["request"] + told + 20 * ["request"] + ["request"]
+        assert lines == (written if level == "errors" else 71 * ["request"]) + 30 * [other["msg"]]
+
+
+def test_what_was_left_out_is_told_at_the_end() -> None:
+    handler = BoundedHandler(stream := io.StringIO())
+    for _ in range(23):
+        handler.handle(logging.makeLogRecord({"msg": "request", "created": 7.0, "bounded": True}))
+    handler.tell()
+    handler.tell()
+    assert stream.getvalue().splitlines()[20:] == [
+        "3 more failed requests within a second are not listed"
+    ]
 
 
 FORGED = "/a\nERROR: forged\r\x1b[31m\u2028\u202e\x85 status=200"

@@ -147,6 +147,22 @@ def test_photos_that_cannot_be_used_are_rows_with_the_reason(
     assert errors[31] == "Is a directory"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_list_is_read_in_the_encoding_that_its_mark_says(
+    bundle: Path, photos: list[Path], tmp_path: Path, encoding: str
+) -> None:
+    """Windows writes UTF-16 with a mark; without one nothing says what the bytes are."""
+    named = photos[1].rename(photos[1].with_name("Grün.jpg"))
+    listing, out = tmp_path / "list.txt", tmp_path / "out.csv"
+    listing.write_text(f"{photos[0]}\r\n{named}\r\n", encoding)
+    result = taillift("classify", bundle, listing, "--out", out)
+    if encoding == "utf-16-le":
+        assert isinstance(result.exception, UserError)
+        assert "list.txt is not text in UTF-8 but binary, or in UTF-16" in str(result.exception)
+    else:
+        assert [row["photo"] for row in read(out)] == [str(photos[0]), str(named)]
+
+
 def test_sources_are_files_folders_globs_lists_and_standard_input(
     bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:

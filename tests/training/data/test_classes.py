@@ -64,7 +64,8 @@ def test_the_error_for_a_missing_class_list_says_what_to_write(tmp_path: Path) -
     [
         (b"crane\nbear\ncrane\n", "has the class 'crane' twice"),
         (b"", "has no class"),
-        (b"\xff\xfe\n", "is not in UTF-8: save it so"),
+        (b"\xff\n", "is not in UTF-8: save it so; spreadsheets"),
+        ("crane\nbear\n".encode("utf-16"), "is not in UTF-8: save it so; it is in UTF-16"),
         (b"n03773504 missile\nn03773504 missile\n", "has the class 'n03773504 missile' twice"),
         (b"1 polar bear\n2 cat\n", "numbers of its 2 lines are not those from 0 to 1: correct"),
         (b"/c/cat 0\n/b/bear 2\n", "numbers of its 2 lines are not those from 0 to 1"),

@@ -117,6 +117,72 @@ def test_a_checkpoint_learns_a_class_without_its_old_photos(
         assert found.count(label) >= 5, (label, found)
 
 
+def test_tuning_on_many_photos_changes_the_tuners_and_nothing_frozen(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    new = write_colours(tmp_path / "new", {"orange": 60, "purple": 41})
+    (new / "orange" / "broken.png").write_bytes(b"no photo")
+    target = tmp_path / "more.safetensors"
+    printed = command("extend", checkpoint, new, "--out", target, "--tune")
+    metadata, before = read_metadata(target), load_file(checkpoint)
+    (change,) = metadata.extended
+    # 101 photos in batches of 16, in the recipe's four epochs.
+    assert change.tuned == 28
+    assert "were added to short.safetensors, in 28 steps of the tuners" in printed
+
+    after = load_file(target)
+    assert before.keys() == after.keys()
+    tuners = {name for name in before if name.startswith("tower.")}
+    assert tuners
+    for name in tuners:
+        step = np.abs(after[name] - before[name]).max()
+        assert 0 < step < 0.2, name
+    model, _ = restore(target)
+    frozen = {
+        name: tensor
+        for name, tensor in restore(checkpoint)[0].state_dict().items()
+        if name.startswith("tower.") and name not in tuners
+    }
+    assert len(frozen) > len(tuners)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in frozen.items())
+    extend(checkpoint, new, tmp_path / "again.safetensors", tune=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == target.read_bytes()
+
+    bundle = tmp_path / "bundle"
+    (tmp_path / "photos").mkdir()
+    new.rename(tmp_path / "photos/train")
+    assert (
+        CliRunner()
+        .invoke(app, ["export", str(target), str(tmp_path / "photos"), "--out", str(bundle)])
+        .exit_code
+        == 0
+    )
+    classifier = Classifier.open(bundle)
+    every = write_colours(tmp_path / "every", dict.fromkeys(metadata.classes, 6), seed=2)
+    for label in metadata.classes:
+        found = [one.label for one in classifier.classify((every / label).iterdir())]
+        assert found.count(label) >= 5, (label, found)
+
+
+def test_what_cannot_be_tuned_is_one_line(
+    trained: Callable[..., Run], checkpoint: Path, tmp_path: Path
+) -> None:
+    few = write_colours(tmp_path / "few", {"orange": 99})
+    with pytest.raises(UserError, match="few has 99 photos that can be used, and --tune needs 100"):
+        extend(checkpoint, few, tmp_path / "more.safetensors", tune=True)
+    head, run = tmp_path / "head.safetensors", trained(tuners=[])
+    save(head, run.model, run.metadata, statistics=read_statistics(checkpoint))
+    with pytest.raises(UserError, match="trained its head alone: leave out --tune"):
+        extend(head, few, tmp_path / "more.safetensors", tune=True)
+    assert not (tmp_path / "more.safetensors").exists()
+    (tmp_path / "bundle").mkdir()
+    result = CliRunner().invoke(
+        app, ["extend", str(tmp_path / "bundle"), str(few), "--tune", "--out", str(tmp_path / "b")]
+    )
+    assert isinstance(result.exception, UserError)
+    assert "--tune is for a checkpoint" in str(result.exception)
+
+
 def test_a_checkpoint_and_its_bundle_learn_the_same_head(
     trained: Callable[..., Run], colours: Dataset, tmp_path: Path
 ) -> None:

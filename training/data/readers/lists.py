@@ -129,11 +129,13 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
     no lines.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise unreadable(path, "text", error) from error
+    if 3 * text.count("\0") > len(text):
+        raise UserError(f"{path} is not text in UTF-8 but binary, or in UTF-16: save it in UTF-8")
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         parts = line.rsplit(maxsplit=1)

@@ -106,6 +106,24 @@ def test_an_error_names_the_wrong_line(tmp_path: Path, line: str, message: str) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", r"train\.txt is not in UTF-8: save it so; it is in UTF-16"),
+        ("utf-16-le", r"train\.txt is not text in UTF-8 but binary, or in UTF-16"),
+        ("utf-16-be", r"train\.txt is not text in UTF-8 but binary, or in UTF-16"),
+    ],
+)
+def test_a_list_in_utf_16_is_refused_in_one_line(
+    tmp_path: Path, encoding: str, message: str
+) -> None:
+    path = write_lists(tmp_path) / "train.txt"
+    path.write_text(path.read_text(), encoding)
+    with pytest.raises(UserError, match=message) as error:
+        load_dataset(str(path.parent))
+    assert "\n" not in str(error.value)
+
+
 def test_labels_without_class_names_are_refused(tmp_path: Path) -> None:
     folder = write_lists(tmp_path)
     (folder / "classnames.txt").unlink()
