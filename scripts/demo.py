@@ -1,8 +1,8 @@
 """The demo: train, export and serve on sample photos with taillift's own commands.
 
 `scripts/demo` runs it after the installation. So that the first prediction comes soon, it trains
-on at most `MOST_PHOTOS` photos of a class and for fewer steps than the recipe asks for. Its test
-photos are all those of the sample set.
+on at most `MOST_PHOTOS` photos of a class, for `STEPS` steps, and leans a little toward the rare
+classes by `TAU`. Its test photos are all those of the sample set.
 """
 
 import argparse
@@ -34,7 +34,9 @@ CHECKPOINT = Path("runs/demo/lift-0.safetensors")
 BUNDLE = Path("bundles/demo")
 # With more than 100 photos, the most frequent classes are still in the group many.
 MOST_PHOTOS = {"train": 101, "val": 6, "test": 20}
-STEPS = 160
+# Ten passes over these photos. After six, the rare classes were 4.6 points worse (two seeds).
+STEPS = 270
+TAU = 1.1
 # `taillift compare` takes about this many times as long as the demo.
 COMPARISON = 3
 READY_SECONDS = 60
@@ -53,7 +55,7 @@ def main() -> None:
 
     sample = load_dataset(SAMPLE)
     write_table(sample, PHOTOS)
-    taillift(f"train {PHOTOS} --steps {STEPS} --out {CHECKPOINT} --replace")
+    taillift(f"train {PHOTOS} --steps {STEPS} --set loss.tau={TAU} --out {CHECKPOINT} --replace")
     taillift(f"export {CHECKPOINT} {PHOTOS} --out {BUNDLE} --replace")
     with server(f"serve {BUNDLE} --port {options.port}", options.port) as (url, process):
         console.print(predictions(url, sample))
