@@ -8,8 +8,10 @@ turns with a bare ONNX Runtime loop: the same session in batches of the same siz
 views, decoded in advance. Prints photos per second of both, and their ratio in each turn.
 
 With --memory, so many photos, and one that is broken, are classified with one view: into a CSV
-file, into a folder of Parquet files, and from tar shards into one. Prints the most memory that the
-command and its processes took together in each quarter of its time, from the first row on.
+file, and into a folder of Parquet files. They come from a folder, from tar shards, and from tables
+of paths and of files. A table is one row group, as pandas and pyarrow write it. Prints the most
+memory that the command and its processes took together in each quarter of its time, from the first
+row on.
 """
 
 import argparse
@@ -26,7 +28,9 @@ from time import perf_counter, sleep
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
+from pyarrow import parquet
 
 from benchmarks.tables import markdown
 from taillift.models.bundle.classifier import BATCH_VIEWS, Classifier
@@ -81,10 +85,17 @@ def memory_table(bundle: Path, photos: Sequence[Path], count: int) -> str:
             with tarfile.open(shards / f"{shard}.tar", "w") as tar:
                 for number in range(shard, count, SHARDS):
                     tar.add(photos[number % len(photos)], f"{number:06}.jpg")
+        paths = [str(many / f"{number:06}.jpg") for number in range(count)]
+        files = [photos[number % len(photos)].read_bytes() for number in range(count)]
+        for column, cells in {"path": paths, "bytes": files}.items():
+            table = pa.table({column: cells})
+            parquet.write_table(table, Path(name) / f"{column}.parquet", use_dictionary=False)
         ways = {
             "a folder to a CSV file": (many, Path(name) / "rows.csv"),
             "a folder to Parquet files": (many, Path(name) / "rows"),
             "tar shards to Parquet files": (shards, Path(name) / "sharded"),
+            "a table of paths to Parquet files": (Path(name) / "path.parquet", Path(name) / "p"),
+            "a table of files to Parquet files": (Path(name) / "bytes.parquet", Path(name) / "b"),
         }
         rows = []
         for title, (source, out) in ways.items():

@@ -39,6 +39,8 @@ PASSWORD: Final = re.compile(r"(?<=://)[^/@\s]+@")
 # Photos at addresses that are read at the same time, and rows of a table that are.
 READERS: Final = 16
 ROWS_AT_ONCE: Final = 64
+# Bytes of a column that are read at once.
+READ_BYTES: Final = 2**20
 
 Image = AnyImage | ImageError
 
@@ -203,7 +205,8 @@ def opened_table(name: str, start: int, stop: int) -> Iterator[PhotoSet]:
     """Open the rows `start` to `stop` of a Parquet file."""
     with opened_file(name) as file:
         with readable_errors(name):
-            table = pyarrow_parquet().ParquetFile(file)
+            # By default, pyarrow reads a column of a row group, maybe of the whole file, at once.
+            table = pyarrow_parquet().ParquetFile(file, pre_buffer=False, buffer_size=READ_BYTES)
             columns = [one for one in ("path", "bytes", "image") if one in table.schema_arrow.names]
             paths = {"path": "path", "image": "image.path"}.get(columns[0])
             rows = rows_of(table, [paths], start, stop) if paths else [{}] * (stop - start)

@@ -46,6 +46,18 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
+# Prints by how many bytes the memory grows while the photos of a table are read.
+GROWTH = """
+import sys
+from taillift.service.inference.memory import status_bytes
+from taillift.service.inference.photo_parts import parts_of
+[part] = parts_of([sys.argv[1]], recursive=False)
+with part.open() as photos:
+    before = status_bytes("VmHWM")
+    read = sum(map(len, photos.images(0)))
+    print(read, status_bytes("VmHWM") - before)
+"""
+
 
 def classify(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["classify", *map(str, arguments)])
@@ -264,6 +276,19 @@ def test_an_image_column_may_hold_the_files_themselves(bundle: Path, tmp_path: P
     assert classify(bundle, *tables, "--out", out).exit_code == 0
     assert [row["label"] for row in rows(out)] == [LABELS[0], LABELS[1], None, LABELS[0]]
     assert rows(out)[2]["error"] == "the row has no bytes"
+
+
+def test_the_memory_holds_a_few_photos_of_a_large_row_group(tmp_path: Path) -> None:
+    size, count, path = 100_000, 1_200, tmp_path / "t.parquet"
+    data = random.Random(0).randbytes(size + count)
+    table = pa.table({"bytes": [data[number : number + size] for number in range(count)]})
+    parquet.write_table(table, path, write_batch_size=16, use_dictionary=False)
+    assert parquet.ParquetFile(path).num_row_groups == 1
+    command = [sys.executable, "-c", GROWTH, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    read, growth = map(int, run.stdout.split())
+    assert read == count * size
+    assert growth < 0.7 * read
 
 
 def test_shares_at_the_same_time_lose_no_record(bundle: Path, tmp_path: Path) -> None:
