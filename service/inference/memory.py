@@ -120,7 +120,7 @@ def limit_arenas(count: int) -> None:
 def shorten_collections() -> None:
     """Let garbage collections leave out what is alive now: the modules, which never go.
 
-    All threads wait during a collection, 40 ms before and a tenth of that afterwards.
+    A whole collection took 40 ms with them, and all threads wait for it.
     """
     gc.collect()
     gc.freeze()
