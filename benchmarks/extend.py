@@ -282,7 +282,9 @@ def added_twice(task: Task, name: str, seeds: int) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+    """Return the mean and, of several values, their standard deviation."""
+    deviation = f" ± {np.std(values):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def extend(
         typer.Option(
             "--tune",
             help="For a checkpoint, from 100 new photos on: train its tuners, too. It takes "
-            "minutes.",
+            "minutes; in docs/extend.md old classes lost more by it than new ones gained.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of draws and order of the photos.")] = 0,
