@@ -41,7 +41,7 @@ def upper_bound(losses: Losses, weights: Weights, level: float = LEVEL) -> float
     The expectation t is rejected if the gambler, who stakes a fixed s on each photo, ends with
     1 / (1 - level) or more. The wealth is
 
-        product over photos of 1 + s (t - weight * loss)
+        product over photos of 1 + s (t - weight * loss).
 
     Its expectation is at most 1 if the mean of the expectations is t or more, whatever each of them
     is (the geometric mean is at most the arithmetic). The stake is the largest that cannot ruin or,
