@@ -268,8 +268,12 @@ class OldBundle:
             if DELTA in self.manifest.files:
                 delta = self.path / DELTA, new.path / DELTA
                 write_delta(*delta, manifest, weight / self.scale, statistics, change)
+            more = weight.shape[1] * (len(weight) - len(self.manifest.classes))
+            method = manifest.method
+            trained = max(0, method.trainable_parameters + more)
             changes = {
                 "taillift_version": version("taillift"),
+                "method": method.model_copy(update={"trainable_parameters": trained}),
                 "variants": {Precision.FP32: Variant(notes=(str(change), *left_out))},
             }
             written = new.finish(

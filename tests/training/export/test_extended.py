@@ -201,7 +201,13 @@ def test_a_checkpoint_and_its_bundle_learn_the_same_head(
     assert one.keys() == other.keys()
     assert np.allclose(unit(one["head.weight"]), unit(other["head.weight"]), atol=1e-3)
     assert np.allclose(one["stats.means"], other["stats.means"], atol=1e-4)
-    (change,) = read_metadata(tmp_path / "other" / DELTA).extended
+    metadata, manifest = (
+        read_metadata(tmp_path / "other" / DELTA),
+        read_manifest(tmp_path / "other"),
+    )
+    assert manifest.method.trainable_parameters == metadata.trainable_parameters
+    assert manifest.method.trainable_parameters > run.metadata.trainable_parameters
+    (change,) = metadata.extended
     assert change.parent == f"bundle {read_manifest(tmp_path / 'bundle').version}"
 
     # The same seed gives the same bytes, and photos of a known class need a word.
