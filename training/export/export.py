@@ -62,12 +62,12 @@ from taillift.training.export.int8 import FewShotPhotos
 from taillift.training.export.onnx_graph import in_batches, logits_of
 from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
-    forgotten_classes,
     measured_statistics,
     own_photos,
     photos_of_classes,
     read_statistics,
     restore,
+    without_forgotten,
 )
 from taillift.training.fit.estimate import evaluation_seconds
 from taillift.training.fit.inputs import evaluation_photos
@@ -225,8 +225,8 @@ def with_all_classes(
     another class, or if a variant is to be made and it lacks one.
     """
     classes = tuple(map(canonical, metadata.classes))
-    gone = forgotten_classes(metadata)
-    whole = in_order_of(dataset.without(gone), classes, str(checkpoint))
+    known = without_forgotten(checkpoint, metadata, dataset)
+    whole = in_order_of(known, classes, str(checkpoint))
     if variants and (lacking := whole.counts.count(0)):
         raise UserError(
             f"{dataset.folder} lacks photos of {lacking} of the {len(whole.classes)} classes, and "

@@ -14,7 +14,7 @@ from taillift.models.errors import UserError
 from taillift.training.calibration.variants import VariantCalibrator
 from taillift.training.data.dataset import Dataset, in_order_of
 from taillift.training.export.export import accuracies, write_measurements
-from taillift.training.fit.checkpoint import read_metadata
+from taillift.training.fit.checkpoint import read_metadata, without_forgotten
 
 
 def recalibrate(
@@ -27,21 +27,22 @@ def recalibrate(
     """Make a bundle at `target` with the graphs of `bundle`, calibrated on `dataset`'s val photos.
 
     It is evaluated on the test photos if there are any. Classes are matched by label; `dataset` may
-    lack some of the bundle's. The report shows held-out photos if `photos_shown`. Raises
-    `UserError` if `bundle` is damaged, if there are no val photos, or if `dataset` has a class that
-    the bundle does not know.
+    lack some of the bundle's, and have some that were taken from it. The report shows held-out
+    photos if `photos_shown`. Raises `UserError` if `bundle` is damaged, if there are no val photos,
+    or if `dataset` has a class that the bundle never knew.
     """
     old = read_manifest(bundle)
     if DELTA not in old.files:
         raise UserError(f"{bundle} has no {DELTA} in its list of files: export it again")
     verify_files(bundle, old)
-    dataset = in_order_of(dataset, old.labels, str(bundle))
+    metadata = read_metadata(bundle / DELTA)
+    known = without_forgotten(bundle, metadata, dataset)
+    dataset = in_order_of(known, old.labels, str(bundle))
     if dataset.val is None:
         raise UserError(
             f"{dataset.name} has no val/ photos to calibrate on: add some, or run `taillift "
             "export`, which calibrates without them by cross-fitting"
         )
-    metadata = read_metadata(bundle / DELTA)
     groups = [info.group for info in old.classes]
     log_prior = log_shares([info.prior for info in old.classes])
     calibrator = VariantCalibrator(dataset, old.preprocessing, groups, log_prior)

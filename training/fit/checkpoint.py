@@ -328,27 +328,31 @@ def tower_features(model: Model, batches: Iterable[Tensor]) -> Iterator[Floats]:
 def own_photos(path: Path, metadata: CheckpointMetadata, dataset: Dataset) -> Dataset:
     """Return photos that the checkpoint at `path` was trained on, without forgotten classes.
 
-    A note names these. val/ and test/ may be others than when it was trained. Raises `UserError` if
-    the training photos cannot be those of the checkpoint.
+    val/ and test/ may be others than when it was trained. Raises `UserError` if the training photos
+    cannot be those of the checkpoint.
     """
+    kept = without_forgotten(path, metadata, dataset)
     classes = tuple(map(canonical, metadata.classes))
-    gone = forgotten_classes(metadata).intersection(dataset.classes)
-    kept = dataset.without(gone) if gone else dataset
     if (classes, metadata.counts) != (kept.classes, tuple(kept.counts)):
         raise UserError(
             f"{path} was trained on other photos ({metadata.sources}, {len(metadata.classes)} "
             f"classes, {sum(metadata.counts)} photos) than those of {dataset.folder}: name the "
             "photos it was trained on, with the same --add"
         )
-    if gone:
-        note(f"left out: photos of {first_names(sorted(gone))}, which {path} has forgotten")
     return kept
 
 
-def forgotten_classes(metadata: CheckpointMetadata) -> set[str]:
-    """Return the classes that a checkpoint knew once and knows no more."""
+def without_forgotten(path: Path, metadata: CheckpointMetadata, dataset: Dataset) -> Dataset:
+    """Return the photos but those of classes that were taken from what is at `path`.
+
+    A note names these classes. Raises `UserError` if no photo stays.
+    """
     once = {canonical(name) for change in metadata.extended for name in change.forgotten}
-    return once.difference(map(canonical, metadata.classes))
+    gone = once.difference(map(canonical, metadata.classes)).intersection(dataset.classes)
+    if not gone:
+        return dataset
+    note(f"left out: photos of {first_names(sorted(gone))}, which {path} has forgotten")
+    return dataset.without(gone)
 
 
 def extend(

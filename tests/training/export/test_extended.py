@@ -314,6 +314,7 @@ def test_a_checkpoint_forgets_a_class(
     exported = export(target, colours, tmp_path / "bundle")
     assert exported.manifest.labels == ["red", "blue"]
     assert exported.manifest.variants[Precision.FP32].calibration
+    assert "left out: photos of green, which" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"no class 'gren' \(did you mean \"green\"\?\)"):
         forget(checkpoint, ["gren"], tmp_path / "no.safetensors")
     with pytest.raises(UserError, match="would keep 1 of its classes"):
@@ -418,6 +419,12 @@ def test_a_trained_bundle_is_extended_and_calibrated_again(
     printed = command("forget", tmp_path / "calibrated", "orange", "--out", tmp_path / "less")
     assert printed.startswith("left out: calibration and report: ")
     assert read_manifest(tmp_path / "less").labels == list(colours.classes)
+
+    # The folder may still have the class.
+    command("calibrate", tmp_path / "less", every, "--out", tmp_path / "again")
+    again = read_manifest(tmp_path / "again")
+    assert again.labels == list(colours.classes)
+    assert again.variants[Precision.FP32].calibration
 
 
 def test_a_chosen_tau_is_answered_with_by_the_bundle_and_by_what_is_made_of_it(
