@@ -40,9 +40,10 @@ from taillift.models.bundle.feature_statistics import FeatureStatistics, unit
 from taillift.models.bundle.head_training import extended_head, new_rows, train_head
 from taillift.models.lift.backbone import Backbone, load_backbone
 from taillift.training.data.dataset import Dataset, load_dataset
+from taillift.training.evaluation import class_rates, view_logits
 from taillift.training.fit.build import class_texts, initial_weight, preprocessing_for
 from taillift.training.fit.checkpoint import extend, measured_statistics, restore, save
-from taillift.training.fit.inputs import centre_photos, first_copies
+from taillift.training.fit.inputs import centre_photos
 from taillift.training.recipe.recipe import load_recipe
 from taillift.training.train import Trainer
 
@@ -101,10 +102,8 @@ class Task:
 
     def accuracies(self, rows: Floats) -> Doubles:
         """Return the accuracy of each class [C] in per cent, with a head of these rows."""
-        right = (self.test_features @ rows.T).argmax(1) == self.test_labels
-        return np.array(
-            [100 * right[self.test_labels == one].mean() for one in range(len(rows))], np.float64
-        )
+        predicted = (self.test_features @ rows.T).argmax(1)
+        return 100 * class_rates(predicted, self.test_labels, len(rows))
 
     def trained(self, classes: Sequence[int], seed: int) -> Floats:
         """Return the rows of a head that is trained on the photos of `classes`, in their order."""
@@ -181,16 +180,10 @@ def main() -> None:
         dataset = load_dataset(source)
         task = Task.of(dataset, backbone)
         for step, first in SPLITS.get(dataset.name, SPLITS[SAMPLE]):
-            new = list(range(first, len(task.counts), step))
-            old = [one for one in range(len(task.counts)) if one not in new]
-            few = [one for one in new if task.counts[one] < FEW]
+            old, new, few = parts_of(task.counts, step, first)
             runs = [methods(task, new, seed) for seed in range(options.seeds)]
             rows = [
-                [name]
-                + [
-                    spread([float(run[name][part].mean()) for run in runs])
-                    for part in (old + new, old, new, few)
-                ]
+                [name, *means([run[name] for run in runs], (old + new, old, new, few))]
                 for name in METHODS
             ]
             titles = [
@@ -206,19 +199,32 @@ def main() -> None:
     write_result(RESULTS / "extend.md", [*texts, markdown(titles, twice)])
 
 
+def parts_of(
+    counts: Sequence[int], step: int, first: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the old classes, every `step`-th from `first` on as new ones, and the few of these."""
+    new = list(range(first, len(counts), step))
+    old = [one for one in range(len(counts)) if one not in new]
+    return old, new, [one for one in new if counts[one] < FEW]
+
+
+def means(runs: Sequence[Doubles], parts: Sequence[Sequence[int]]) -> list[str]:
+    """Return the mean accuracy of each part of the classes, over runs of accuracies [C]."""
+    return [spread([float(run[list(part)].mean()) for run in runs]) for part in parts]
+
+
 def tuned_table(source: str, seeds: int) -> str:
     """Return the accuracies of LIFT's checkpoints that were extended with and without --tune."""
     dataset = load_dataset(source)
     rows = []
     for step, first in SPLITS.get(dataset.name, SPLITS[SAMPLE]):
-        new = list(range(first, len(dataset.classes), step))
-        old = [one for one in range(len(dataset.classes)) if one not in new]
-        few = [one for one in new if dataset.counts[one] < FEW]
+        old, new, few = parts_of(dataset.counts, step, first)
         runs = [tuned(dataset, new, seed) for seed in range(seeds)]
-        for place, name in enumerate(("extend", "extend --tune")):
-            parts = (old + new, old, new, few)
-            means = [spread([float(run[place][part].mean()) for run in runs]) for part in parts]
-            rows.append([f"classes {first}, {first + step}, … new: {name}", *means])
+        for name, accuracies in zip(
+            ("extend", "extend --tune"), zip(*runs, strict=True), strict=True
+        ):
+            cells = means(accuracies, (old + new, old, new, few))
+            rows.append([f"classes {first}, {first + step}, … new: {name}", *cells])
     return markdown([dataset.name, "all", "old", "new", "few of the new"], rows)
 
 
@@ -246,22 +252,14 @@ def tuned(dataset: Dataset, new: Sequence[int], seed: int) -> tuple[Doubles, Dou
     return found[0], found[1]
 
 
-@torch.no_grad()
 def accuracies_of(checkpoint: Path, dataset: Dataset) -> Doubles:
     """Return a checkpoint's accuracy of each class [C] of the set, in per cent, in its order."""
     assert dataset.test is not None
     model, metadata = restore(checkpoint)
-    model.eval()
-    place = torch.tensor([dataset.classes.index(label) for label in metadata.classes])
     photos = centre_photos(dataset.test, metadata.preprocessing)
-    batches = photos.batches(first_copies(len(dataset.test)), 32)
-    right = torch.cat([place[model(pixels)[0].argmax(1)] == truth for pixels, truth in batches])
-    return np.array(
-        [
-            100 * float(right[photos.labels == one].float().mean())
-            for one in range(len(dataset.classes))
-        ]
-    )
+    logits = view_logits(model, photos, torch.device("cpu"))[:, 0]
+    place = np.array([dataset.classes.index(label) for label in metadata.classes])
+    return 100 * class_rates(place[logits.argmax(1)], photos.labels.numpy(), len(dataset.classes))
 
 
 def added_twice(task: Task, name: str, seeds: int) -> list[str]:

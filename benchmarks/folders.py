@@ -28,9 +28,7 @@ from time import perf_counter, sleep
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
-from pyarrow import parquet
 
 from benchmarks.tables import markdown
 from taillift.models.bundle.classifier import BATCH_VIEWS, Classifier
@@ -74,6 +72,9 @@ def main() -> None:
 
 def memory_table(bundle: Path, photos: Sequence[Path], count: int) -> str:
     """Return the memory in each quarter of each way to classify `count` photos, as a table."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
     with tempfile.TemporaryDirectory() as name:
         many, shards = Path(name) / "many", Path(name) / "shards"
         many.mkdir()

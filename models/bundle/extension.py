@@ -265,15 +265,14 @@ class OldBundle:
             write_golden(new.path, self._pixels, outputs.logits)
             if statistics:
                 statistics.save(new.path)
+            more = weight.shape[1] * (len(weight) - len(self.manifest.classes))
+            trained = max(0, manifest.method.trainable_parameters + more)
             if DELTA in self.manifest.files:
                 delta = self.path / DELTA, new.path / DELTA
-                write_delta(*delta, manifest, weight / self.scale, statistics, change)
-            more = weight.shape[1] * (len(weight) - len(self.manifest.classes))
-            method = manifest.method
-            trained = max(0, method.trainable_parameters + more)
+                write_delta(*delta, manifest, weight / self.scale, statistics, change, trained)
             changes = {
                 "taillift_version": version("taillift"),
-                "method": method.model_copy(update={"trainable_parameters": trained}),
+                "method": manifest.method.model_copy(update={"trainable_parameters": trained}),
                 "variants": {Precision.FP32: Variant(notes=(str(change), *left_out))},
             }
             written = new.finish(
@@ -304,10 +303,12 @@ def write_delta(
     rows: Floats,
     statistics: FeatureStatistics | None,
     change: ClassChange,
+    trained: int,
 ) -> None:
     """Write a checkpoint with other classes, the rows [C, D] of its head and their statistics.
 
-    `taillift calibrate` reads it. Raises `UserError` if `source` is not a checkpoint.
+    `trained` is the number of its trained weights. `taillift calibrate` reads it. Raises
+    `UserError` if `source` is not a checkpoint.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import save_file
@@ -325,7 +326,7 @@ def write_delta(
     described = {
         info.label: (names.get(info.label, info.label), info.prompt) for info in manifest.classes
     }
-    document = changed_document(document, described, manifest.counts, change, rows.shape[1])
+    document = changed_document(document, described, manifest.counts, change, trained)
     tensors |= statistics.arrays(PREFIX) if statistics else {}
     tensors[ROWS] = np.ascontiguousarray(rows, np.float32)
     save_file(tensors, target, {KEY: json.dumps(document)})
@@ -336,19 +337,17 @@ def changed_document(
     described: Mapping[str, tuple[str, str]],
     counts: Sequence[int],
     change: ClassChange,
-    weights: int,
+    trained: int,
 ) -> dict[str, Any]:
-    """Return the metadata of a checkpoint with other classes.
+    """Return the metadata of a checkpoint with other classes and so many `trained` weights.
 
-    `described` has the name in prompts and the prompt of each class, and each has so many trained
-    `weights` in the head. The checkpoint is not the
+    `described` has the name in prompts and the prompt of each class. The checkpoint is not the
     result of its recipe's run any more, so its key is empty. After `extended_head` the recipe's
     loss is the logit-adjusted one, whatever it was before: it says which prior the logits carry.
     """
     pseudo = dict(zip(document["classes"], document.get("pseudo_counts", []), strict=False))
-    more = weights * (len(described) - len(document["classes"]))
     changed = {
-        "trainable_parameters": max(0, document.get("trainable_parameters", 0) + more),
+        "trainable_parameters": trained,
         "classes": list(described),
         "names": [name for name, _ in described.values()],
         "counts": list(counts),

@@ -131,9 +131,12 @@ def listed(text: bytes, place: str) -> list[Path]:
     if text.startswith(UTF16_BOMS):
         # What is cut off in the middle becomes a character that no name has.
         text = text.decode("utf-16", "replace").encode()
-    if 3 * text.count(b"\0") > len(text):
-        raise UserError(
-            f"the list {place} is not text in UTF-8 but binary, or in UTF-16: save it in UTF-8"
-        )
+    refuse_binary(text, f"the list {place}")
     lines = (line.removesuffix(b"\r") for line in text.removeprefix(BOM).split(b"\n"))
     return [Path(os.fsdecode(line)) for line in lines if line.strip()]
+
+
+def refuse_binary(text: bytes, name: str) -> None:
+    """Raise `UserError`, with the `name` of what was read, if it is mostly zeros and no text."""
+    if 3 * text.count(b"\0") > len(text):
+        raise UserError(f"{name} is not text in UTF-8 but binary, or in UTF-16: save it in UTF-8")

@@ -16,7 +16,7 @@ from taillift.service.feedback.prediction_id import (
     SIGNATURE_BYTES,
     STEPS,
 )
-from taillift.service.tail.distributions import Doubles, Flags, Indices, beta_quantile
+from taillift.service.tail.distributions import Doubles, Flags, Indices, clopper_pearson
 
 COVERAGE: Final = 0.95
 # Each bet on a confidence stakes at most half of its wealth on a label. Smaller bets find small
@@ -103,22 +103,11 @@ class WeightedSums:
         effective = np.where(some, self.weights**2 / np.where(some, self.squares, 1), 0.0)
         low, high = np.zeros(len(some)), np.ones(len(some))
         enough = effective >= FEWEST
-        low[enough], high[enough] = weighted_interval(estimate[enough], effective[enough])
+        share, labels = estimate[enough], effective[enough]
+        bounds = clopper_pearson(share * labels, (1 - share) * labels, COVERAGE)
+        low[enough], high[enough] = bounds
         columns = (column.tolist() for column in (estimate, low, high, effective))
         return [LiveShare(*row) for row in zip(*columns, strict=True)]
-
-
-def weighted_interval(share: Doubles, labels: Doubles) -> tuple[Doubles, Doubles]:
-    """Return Clopper and Pearson's bounds of shares [K] in so many `labels` [K], not only whole."""
-    right, wrong = share * labels, (1 - share) * labels
-    bounds = np.stack([np.zeros(len(share)), np.ones(len(share))])
-    inside = np.stack([right, wrong]) > 1e-9
-    hits, misses = np.stack([right, right + 1]), np.stack([wrong + 1, wrong])
-    beyond = (1 - COVERAGE) / 2
-    chances = np.broadcast_to([[beyond], [1 - beyond]], hits.shape)
-    bounds[inside] = beta_quantile(chances[inside], hits[inside], misses[inside])
-    low, high = bounds
-    return low, high
 
 
 class LiveAccuracy:

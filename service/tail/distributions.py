@@ -26,6 +26,8 @@ TINY: Final = 1e-300
 NEARLY_ONE: Final = 1 - 1e-13
 # With more hits and more misses than this, Wilson's interval replaces Clopper and Pearson's.
 MAX_EXACT_COUNT: Final = 500
+# A count that is not more is none: what is left of one by rounding.
+NO_COUNT: Final = 1e-9
 # With both shape parameters above this, a quantile is the normal one on the logit scale.
 MAX_EXACT_SHAPE: Final = 1e5
 # On the logit scale.
@@ -167,19 +169,29 @@ def binomial_interval(
     thousandth at most. If `total` is 0 the bounds are 0 and 1.
     """
     distinct, positions = np.unique(np.asarray(counts, np.float64), return_inverse=True)
-    bounds = np.stack([np.zeros(len(distinct)), np.ones(len(distinct))])
-    beyond = (1 - coverage) / 2
     exact = np.minimum(distinct, total - distinct) <= MAX_EXACT_COUNT
-    hits = np.stack([distinct, distinct + 1])
-    misses = np.stack([total - distinct + 1, total - distinct])
-    inside = exact & (np.minimum(hits, misses) > 0)
-    chances = np.broadcast_to([[beyond], [1 - beyond]], hits.shape)
-    bounds[inside] = beta_quantile(chances[inside], hits[inside], misses[inside])
+    bounds = np.empty((2, len(distinct)))
+    bounds[:, exact] = clopper_pearson(distinct[exact], total - distinct[exact], coverage)
     if not exact.all():
-        z = NormalDist().inv_cdf(1 - beyond)
+        z = NormalDist().inv_cdf(1 - (1 - coverage) / 2)
         bounds[0, ~exact] = wilson_bound(distinct[~exact] - 0.5, total, -z)
         bounds[1, ~exact] = wilson_bound(distinct[~exact] + 0.5, total, z)
     low, high = bounds[:, positions]
+    return low, high
+
+
+def clopper_pearson(hits: Doubles, misses: Doubles, coverage: float) -> tuple[Doubles, Doubles]:
+    """Return Clopper and Pearson's (1934) bounds of shares [K], from counts that may be fractions.
+
+    Without hits the lower bound is 0, and without misses the upper one is 1.
+    """
+    bounds = np.stack([np.zeros(len(hits)), np.ones(len(hits))])
+    inside = np.stack([hits, misses]) > NO_COUNT
+    a, b = np.stack([hits, hits + 1]), np.stack([misses + 1, misses])
+    beyond = (1 - coverage) / 2
+    chances = np.broadcast_to([[beyond], [1 - beyond]], a.shape)
+    bounds[inside] = beta_quantile(chances[inside], a[inside], b[inside])
+    low, high = bounds
     return low, high
 
 

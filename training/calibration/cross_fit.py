@@ -55,7 +55,7 @@ def cross_fit(
         done = number - 1
         left = (time.monotonic() - start) * (len(folds) - done) / max(1, done)
         learned = f", {duration(left)} left" if done else ""
-        note(f"Cross-fitting, as there is no val/: training {number} of {len(folds)}{learned}")
+        note(f"Cross-fitting, because there is no val/: training {number} of {len(folds)}{learned}")
         # A duplicate of an evaluated photo must not be trained on.
         without = np.flatnonzero(np.isin(original, fold)).tolist()
         run = trainer.train(recipe, without=set(without))

@@ -410,21 +410,27 @@ def extend(
     ]
     texts, prompts = text_start(metadata, backbone, called)
     before = unit(head.weight.detach().numpy())
-    weight, joined = extended_head(
-        before, head.scale, known, indices, features, labels, seed, texts
-    )
-    tuned = 0
-    if tune:
-        head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
-        pairs = zip(chain(*by_class.values()), found, strict=True)
-        usable = [photo for photo, one in pairs if not isinstance(one, ImageError)]
-        split = Split(tuple(map(stored_photo, usable)), tuple(labels.tolist()), (), max_pixels)
-        tuned = tune_on(model, metadata, split, indices, seed)
-        again = photo_features(model, metadata.preprocessing, {"": usable}, max_pixels)
-        after, _ = usable_features({"": usable}, again)
+
+    def train_head(known: FeatureStatistics, features: Floats) -> FeatureStatistics:
         weight, joined = extended_head(
-            before, head.scale, known.moved(features, after), indices, after, labels, seed, texts
+            before, head.scale, known, indices, features, labels, seed, texts
         )
+        head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
+        return joined
+
+    joined, tuned = train_head(known, features), 0
+    if tune:
+        outcomes = dict(zip(chain(*by_class.values()), found, strict=True))
+        usable = {
+            label: [photo for photo in photos if not isinstance(outcomes[photo], ImageError)]
+            for label, photos in by_class.items()
+        }
+        stored = map(stored_photo, chain(*usable.values()))
+        split = Split(tuple(stored), tuple(labels.tolist()), (), max_pixels)
+        tuned = tune_on(model, metadata, split, indices, seed)
+        again = photo_features(model, metadata.preprocessing, usable, max_pixels)
+        after, _ = usable_features(usable, again)
+        joined = train_head(known.moved(features, after), after)
     change = new_change(checkpoint, added=dict(Counter(names)), seed=seed, tuned=tuned)
     described = {
         label: (name, prompt if index is None else metadata.prompts[index])
@@ -432,7 +438,6 @@ def extend(
     }
     counts = [count for _, count, _ in classes]
     changed = with_classes(metadata, described, counts, change, model)
-    head.weight = torch.nn.Parameter(torch.from_numpy(weight), head.weight.requires_grad)
     save(target, model, changed, replace, joined)
     return changed
 
@@ -569,10 +574,9 @@ def with_classes(
     change: ClassChange,
     model: Model,
 ) -> CheckpointMetadata:
-    """Return the metadata of `model` with other classes: names in prompts, and prompts."""
-    rows = [part[0].numel() for part in model.head.parameters() if part.ndim and part.requires_grad]
+    """Return the metadata of `model`, which has other classes: names in prompts, and prompts."""
     document = changed_document(
-        metadata.model_dump(mode="json"), described, counts, change, sum(rows)
+        metadata.model_dump(mode="json"), described, counts, change, model.trainable_parameters
     )
     return CheckpointMetadata.model_validate(document)
 

@@ -8,10 +8,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
@@ -44,6 +46,20 @@ SOUP_FIELDS: Final = ("name", "title", "soup", "seed")
 NAMES: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
+def _misread_truths(
+    given: object, read: object, loc: tuple[int | str, ...] = ()
+) -> Iterator[tuple[tuple[int | str, ...], bool]]:
+    """Yield the place and the value of each true or false that was read as something else."""
+    if isinstance(given, bool) and not isinstance(read, bool):
+        yield loc, given
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            yield from _misread_truths(value, getattr(read, name, value), (*loc, name))
+    elif isinstance(given, list) and isinstance(read, Sequence):
+        for index, (value, item) in enumerate(zip(given, read, strict=False)):
+            yield from _misread_truths(value, item, (*loc, index))
+
+
 class Part(BaseModel):
     """A part of a recipe: immutable, and without unknown fields."""
 
@@ -61,6 +77,19 @@ class Part(BaseModel):
             if field.discriminator and field.default and isinstance(values.get(key), dict)
         }
         return values | {key: {"name": kind, **values[key]} for key, kind in kinds.items()}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def refuse_truths(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse true and false, also called yes and off, for numbers: they would be 1 and 0."""
+        read = handler(given)
+        errors: list[InitErrorDetails] = [
+            {"type": PydanticCustomError("truth", "give a number"), "loc": loc, "input": value}
+            for loc, value in _misread_truths(given, read)
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return read
 
 
 class HeadConfig(Part):
@@ -417,26 +446,9 @@ def load_recipe(
         # Else the steps in the file would replace the requested epochs.
         fields.pop("steps", None)
     try:
-        recipe = Recipe.model_validate(fields)
+        return Recipe.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
-    for key in _misread_truths(fields, recipe):
-        raise UserError(f"{source}: {key}: give a number")
-    return recipe
-
-
-def _misread_truths(given: object, read: object, key: str = "") -> Iterator[str]:
-    """Yield each true or false, also called yes and off, that was read as the number 1 or 0."""
-    if isinstance(given, bool) and not isinstance(read, bool):
-        yield f"{key} = {given}"
-    elif isinstance(given, dict):
-        for name, value in given.items():
-            yield from _misread_truths(
-                value, getattr(read, name, value), f"{key}.{name}".strip(".")
-            )
-    elif isinstance(given, list) and isinstance(read, Sequence):
-        for index, (value, item) in enumerate(zip(given, read, strict=False)):
-            yield from _misread_truths(value, item, f"{key}.{index}")
 
 
 def _with_parents(

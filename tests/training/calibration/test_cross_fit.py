@@ -89,7 +89,7 @@ def test_a_photos_logits_come_from_the_model_that_was_not_trained_on_it(
     groups: list[Group] = ["few", "few", "few"]
     fitted = cross_fit(trainer, recipe("cross-entropy"), write, groups)
     told = [line for line in capsys.readouterr().err.splitlines() if "Cross-fitting" in line]
-    assert told[0] == f"Cross-fitting, as there is no val/: training 1 of {folds}"
+    assert told[0] == f"Cross-fitting, because there is no val/: training 1 of {folds}"
     assert len(told) == folds
     assert all(line.endswith(" left") for line in told[1:])
     held = fitted[Precision.FP32]

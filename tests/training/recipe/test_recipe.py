@@ -8,6 +8,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from taillift.models.errors import UserError
 from taillift.models.lift.tuners import AdaptFormer, LoRA, adaptive_rank
@@ -509,3 +510,9 @@ def test_a_merged_field_may_be_given_again() -> None:
         "y": {"scale": 4, "kind": "linear"},
         "z": {"scale": 5, "kind": "linear"},
     }
+
+
+@pytest.mark.parametrize("part", [{"epochs": True}, {"optimiser": {"warmup": False}}])
+def test_true_and_false_are_not_numbers_in_python_either(part: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="give a number"):
+        Recipe.model_validate({"name": "truth", **part})

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from taillift.models.bundle.photo_sources import is_system_name
+from taillift.models.bundle.photo_sources import is_system_name, refuse_binary
 from taillift.models.errors import UserError
 from taillift.training.data.classes import (
     PROMPT_NAMES,
@@ -132,8 +132,7 @@ def read_list(path: Path, vocabulary: Vocabulary) -> list[ListRow]:
         text = path.read_text("utf-8-sig")
     except (OSError, ValueError) as error:
         raise unreadable(path, "text", error) from error
-    if 3 * text.count("\0") > len(text):
-        raise UserError(f"{path} is not text in UTF-8 but binary, or in UTF-16: save it in UTF-8")
+    refuse_binary(text.encode(), str(path))
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
