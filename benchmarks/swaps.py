@@ -38,6 +38,8 @@ CAPACITY_SECONDS: Final = 15.0
 REST: Final = 4.0
 # Seconds after which a backlog that does not shrink is left as it is.
 CATCH_UP: Final = 30.0
+# Seconds between two looks whether a version was refused.
+LOOK: Final = 1.0
 COUNTED: Final = ("VmRSS", "Threads")
 
 
@@ -75,6 +77,12 @@ class Run:
 
     def is_near_a_swap(self, request: Request) -> bool:
         return any(swap.began <= request.sent <= swap.over for swap in self.swaps)
+
+    async def answered_by(self, number: int, seconds: float) -> None:
+        """Wait until a version has given the newest answer, or so many seconds."""
+        end = time.monotonic() + seconds
+        while self.requests[-1].version != str(number) and time.monotonic() < end:
+            await asyncio.sleep(0.005)
 
     async def caught_up(self) -> None:
         """Wait until the requests that loading has held up are answered, but not for ever."""
@@ -196,7 +204,8 @@ async def swap_often(
             while (report := (await admin.get("/admin/versions")).json())["served"] != number:
                 if report["versions"][number - 1]["state"] == "refused":
                     raise UserError(report["versions"][number - 1]["reason"])
-                await asyncio.sleep(0.05)
+                # A report takes the service some milliseconds, so it is not asked for often.
+                await run.answered_by(number, LOOK)
             swap.ended = time.monotonic()
             run.swaps.append(swap)
             while any(row["state"] == "draining" for row in report["versions"]):

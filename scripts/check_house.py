@@ -26,7 +26,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 DOCSTRING_START = re.compile(r"(What|Of)\b")
 
 MAX_PRIVATE_PER_1000_LINES = 12
-MAX_MODULES = 205
+MAX_MODULES = 206
 MAX_ROOMS = {"service": 12, "training": 13}
 # What a bundle records, and what fits it: the same noun in two rooms.
 PAIRS = {"temperature.py", "prediction_sets.py", "review.py"}

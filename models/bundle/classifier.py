@@ -1,7 +1,6 @@
 """An open bundle: images in, predictions out."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from io import IOBase
@@ -47,8 +46,6 @@ BATCH_VIEWS: Final = 40
 # A path, an image file's bytes, a PIL image, or an array uint8 [H, W, 3] in RGB.
 AnyImage = str | Path | bytes | Image | Pixels
 Name = TypeVar("Name", bound=StrEnum)
-# Opens a block within which the device may be used.
-Turn = Callable[[], AbstractContextManager[None]]
 
 
 class ClassifyOptions(TypedDict, total=False):
@@ -156,21 +153,19 @@ class Classifier:
         device: Device = CPU,
         precision: Precision = Precision.FP32,
         max_pixels: int = MAX_PIXELS,
-        turn: Turn = nullcontext,
         verified: bool = False,
     ) -> "Classifier":
         """Open one of a bundle's graphs.
 
-        The graph runs the golden views within `turn()`. The files are not hashed again if they are
-        `verified`. Raises `UserError` if a hash, the provider, the graph or its logits are not as
-        they must be.
+        The files are not hashed again if they are `verified`. Raises `UserError` if a hash, the
+        provider, the graph or its logits are not as they must be.
         """
         manifest = layout.read_manifest(bundle)
         if not verified:
             layout.verify_files(bundle, manifest)
         predictor = Predictor.open(bundle, manifest, precision)
         session = Session(bundle / FILES[precision], device, manifest.preprocessing.size)
-        check_golden(bundle, predictor, session, turn)
+        check_golden(bundle, predictor, session)
         return cls(session, predictor, max_pixels)
 
     @classmethod
@@ -413,12 +408,10 @@ class Classifier:
         return Outputs(self.predictor.without_prior(logits), features)
 
 
-def check_golden(
-    bundle: Path, predictor: Predictor, session: Session, turn: Turn = nullcontext
-) -> None:
+def check_golden(bundle: Path, predictor: Predictor, session: Session) -> None:
     """Check that graph, manifest and golden views are of one model, and that it computes alike.
 
-    Each view is run within `turn()`. Raises `UserError` if it does not compute alike.
+    Raises `UserError` if it does not compute alike.
     """
     manifest, file = predictor.manifest, FILES[predictor.precision]
     pixels, expected = layout.read_golden(bundle, predictor.precision)
@@ -429,11 +422,7 @@ def check_golden(
             f"{' x '.join(map(str, pixels.shape[1:]))}: export the bundle again"
         )
     try:
-        rows = []
-        for view in np.split(pixels, len(pixels)):
-            with turn():
-                rows.append(session.run(view).logits)
-        logits = np.concatenate(rows)
+        logits = session.run(pixels).logits
     except Exception as error:  # ONNX Runtime's errors have no common base.
         raise UserError(
             f"{bundle / file} fails on the views of {layout.GOLDEN} "

@@ -1,7 +1,6 @@
 """Which of a bundle's graphs is served if the precision is `auto`."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from taillift.models.bundle.classifier import Classifier, Turn
+from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.device import Device, Provider
 from taillift.models.bundle.manifest import Scores
 from taillift.models.bundle.schema import Precision
@@ -111,15 +110,19 @@ def losses(measured: Scores, fp32: Scores) -> dict[str, float]:
 
 
 def open_classifier(
-    bundle: Path, precision: str, device: Device, turn: Turn = nullcontext, verified: bool = False
+    bundle: Path,
+    precision: str,
+    device: Device,
+    clock: Callable[[], float] = perf_counter,
+    verified: bool = False,
 ) -> tuple[Classifier, str]:
     """Open the graph of a precision, or the best one, and say in one sentence why it is this one.
 
     For `auto` every graph that the provider may run is opened and timed. If a variant does not work
-    there, fp32 is chosen. Each pass is run within `turn()`; files that are `verified` are not
-    hashed again. Raises `UserError`.
+    there, fp32 is chosen. `clock` gives the seconds. Files that are `verified` are not hashed
+    again. Raises `UserError`.
     """
-    open_graph = partial(Classifier.open, bundle, device, turn=turn, verified=verified)
+    open_graph = partial(Classifier.open, bundle, device, verified=verified)
     if precision != "auto":
         chosen = Precision(precision)
         graph = graph_of(chosen, device.provider)
@@ -144,7 +147,7 @@ def open_classifier(
         for variant, evaluation in evaluations.items()
     }
     rare = any(info.group == "few" for info in fp32.manifest.classes)
-    seconds = view_seconds(opened, turn) if len(opened) > 1 else {}
+    seconds = view_seconds(opened, clock) if len(opened) > 1 else {}
     choice = choose(scores, seconds, device.provider, rare)
     return opened[choice.precision], choice.reason
 
@@ -166,7 +169,7 @@ def graph_of(precision: Precision, provider: Provider) -> Precision:
 
 
 def view_seconds(
-    opened: Mapping[Precision, Classifier], turn: Turn = nullcontext
+    opened: Mapping[Precision, Classifier], clock: Callable[[], float] = perf_counter
 ) -> dict[Precision, float]:
     """Measure the seconds of a view for each graph, in turns, so that a busy moment hits all."""
     size = next(iter(opened.values())).manifest.preprocessing.size
@@ -174,9 +177,8 @@ def view_seconds(
     times: dict[Precision, list[float]] = {variant: [] for variant in opened}
     for _ in range(ROUNDS):
         for variant, classifier in opened.items():
-            with turn():
-                start = perf_counter()
-                classifier.session.run(pixels)
-                times[variant].append(perf_counter() - start)
+            start = clock()
+            classifier.session.run(pixels)
+            times[variant].append(clock() - start)
     # The first round warms up.
     return {variant: min(taken[1:]) / TIMED_VIEWS for variant, taken in times.items()}

@@ -2,25 +2,28 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from time import thread_time
 from typing import Final
 
 from PIL import Image
 
 from taillift.models.bundle.arrays import Doubles, Pixels
-from taillift.models.bundle.classifier import Classifier, Turn
+from taillift.models.bundle.classifier import Classifier
+from taillift.models.bundle.device import Provider
 from taillift.models.bundle.ensemble import Ensemble
 from taillift.models.bundle.folder import read_golden, verify_files
 from taillift.models.bundle.manifest import Manifest
 from taillift.models.bundle.posterior import Prior
 from taillift.models.bundle.predictor import Predictor
-from taillift.models.bundle.session import Outputs
+from taillift.models.bundle.schema import FILES
+from taillift.models.bundle.session import Outputs, Session
 from taillift.models.errors import UserError
+from taillift.service.inference.background import run_in_background
 from taillift.service.inference.graph_choice import open_classifier
 from taillift.service.inference.priors import LIVE, read_priors
-from taillift.service.inference.runner import run_niced
 from taillift.service.monitoring.recorder import Monitoring
 from taillift.service.problems import NotReadyError
 from taillift.service.settings import Settings
@@ -49,8 +52,8 @@ class ResidentBundle:
         self._settings = settings
         self.priors = self._read_priors()
         self.precision_reason = ""
-        # Set while the model is loaded next to another one, which has work to do.
-        self.turn: Turn | None = None
+        # Whether another version, which has work to do, answers while this one is opened.
+        self.alongside = False
         self._checked = False
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
@@ -65,8 +68,8 @@ class ResidentBundle:
             logger.warning("the priors were read again")
 
     def check_files(self) -> None:
-        """Check the files at the lowest priority, so that `open` need not; raises `UserError`."""
-        run_niced(lambda: verify_files(self.folder, self.manifest))
+        """Check the files in the background, so that `open` need not; raises `UserError`."""
+        run_in_background(lambda: verify_files(self.folder, self.manifest))
         self._checked = True
 
     def _read_priors(self) -> Mapping[str, Doubles]:
@@ -91,19 +94,15 @@ class ResidentBundle:
         faster by now. Raises `UserError`, also if the folder holds another bundle by then.
         """
         self.close()
-        if self.turn is not None:
-            self.check_files()
-        if self._predictor is None:
-            classifier, self.precision_reason = open_classifier(
-                self.folder,
-                self._settings.precision,
-                self._settings.device,
-                self.turn or nullcontext,
-                verified=self._checked,
-            )
+        device = self._settings.device
+        if self._predictor is not None:
+            classifier = Classifier.open(self.folder, device, self._predictor.precision)
+        elif self.alongside and device.provider is Provider.CPU:
+            classifier = self._open_alongside()
         else:
-            device, precision = self._settings.device, self._predictor.precision
-            classifier = Classifier.open(self.folder, device, precision)
+            classifier, self.precision_reason = open_classifier(
+                self.folder, self._settings.precision, device, verified=self._checked
+            )
         if classifier.manifest.version != self.manifest.version:
             raise UserError(
                 f"{self.folder} has been exchanged for another bundle, version "
@@ -111,6 +110,26 @@ class ResidentBundle:
                 "service"
             )
         self._classifier, self._predictor = classifier, classifier.predictor
+
+    def _open_alongside(self) -> Classifier:
+        """Check the files and the graph in the background, with one thread; then load it to serve.
+
+        The threads of a session that is made in the background stay there. So a second one serves,
+        whose threads are made before.
+        """
+        settings = self._settings
+        alone = replace(settings.device, threads=1)
+        checked, self.precision_reason = run_in_background(
+            lambda: open_classifier(self.folder, settings.precision, alone, clock=thread_time)
+        )
+        checked.session.close()
+        graph = self.folder / FILES[checked.predictor.precision]
+        session = run_in_background(
+            lambda: Session(graph, settings.device, self.manifest.preprocessing.size),
+            # The thread that runs a batch is one of them.
+            foreground=settings.threads - 1,
+        )
+        return Classifier(session, checked.predictor)
 
     def known_image(self) -> bytes:
         """Return one of the bundle's golden views as a PNG file; it is read from the disk."""

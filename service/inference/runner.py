@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from threading import Lock, Thread, get_native_id
+from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from time import monotonic, perf_counter, sleep
 from traceback import clear_frames
 from typing import Final, Protocol, TypeVar
@@ -14,20 +13,19 @@ from typing import Final, Protocol, TypeVar
 import numpy as np
 
 from taillift.models.bundle.arrays import Pixels
-from taillift.models.bundle.classifier import Turn
 from taillift.models.bundle.session import Outputs
 from taillift.service.inference.latency import LatencyModel
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+# Opens a block within which the device may be used.
+Turn = Callable[[], AbstractContextManager[None]]
 
 # How long a pass of a version that is loading waits at most for a moment without requests, ...
 PATIENCE: Final = 0.5
 # ... and how often it looks.
 PAUSE: Final = 0.002
-
-LEAST_PRIORITY: Final = 19
 
 
 class DeviceModel(Protocol):
@@ -153,29 +151,3 @@ class Runner:
         ):
             raise ValueError("the model did not give one row of finite logits for each view")
         return outputs, seconds
-
-
-def run_niced(work: Callable[[], T]) -> T:
-    """Return the result of `work`, which a thread of the least priority does meanwhile.
-
-    ONNX Runtime's own threads would inherit the priority and keep it, so no session may be made in
-    `work`. Raises whatever `work` raises.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        if hasattr(os, "setpriority"):
-            # On Linux a priority is that of a thread.
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), LEAST_PRIORITY)
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = Thread(target=run, name="background", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -62,9 +62,9 @@ class ServedVersion:
         self._free = asyncio.Event()
         self._free.set()
         batches, largest = workshop.settings.device.batches, workshop.settings.batch_views
-        # A GPU runs few sizes, which are all warmed. A CPU runs any: three give the latency.
-        # Next to another version, requests of that one wait for as long as an image takes at most.
-        sizes = {1, min(VIEWS, largest)} | (set() if alongside else {largest})
+        # A GPU runs few sizes, which are all warmed. A CPU runs any: a few give the latency, small
+        # ones next to another version, whose requests wait meanwhile.
+        sizes = {1, min(2, largest)} if alongside else {1, min(VIEWS, largest), largest}
         side = bundle.manifest.preprocessing.size
         blank = [
             np.zeros((size, side, side, CHANNELS), np.uint8)
@@ -87,7 +87,7 @@ class ServedVersion:
     async def open(self) -> None:
         """Check the bundle, load it and warm it; raises what its parts raise."""
         workshop, start, before = self._workshop, perf_counter(), status_bytes("VmRSS")
-        self.bundle.turn = self._turn
+        self.bundle.alongside = self._turn is not None
         try:
             # The runner's thread also checks the files. A thread of the event loop would not do:
             # at its end the loop waits for its threads without a limit.
@@ -98,7 +98,7 @@ class ServedVersion:
             self.runner.close(wait=False)
             raise
         finally:
-            self.bundle.turn = None
+            self.bundle.alongside = False
         scheduler = Scheduler(self.runner, workshop.settings.batch_views, workshop.metrics)
         scheduler.start()
         self._pipeline = Pipeline(

@@ -11,11 +11,13 @@ from taillift.models.bundle.classifier import Classifier
 from taillift.models.bundle.folder import new_bundle, write_golden
 from taillift.models.bundle.manifest import Evaluation, FileRecord, Manifest, Scores, Variant
 from taillift.models.bundle.schema import FILES, Precision
+from taillift.models.bundle.version_store import VersionStore
 from taillift.models.errors import UserError
 from taillift.service.inference.graph_choice import open_classifier
 from taillift.service.settings import read_settings
+from tests.service.inference.test_swap import running_store, served
 from tests.support.palette import CLASSES, canvases, graph, logits_of, palette_manifest
-from tests.support.serving import running
+from tests.support.serving import running, until
 
 FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
 
@@ -93,6 +95,20 @@ def test_int8_that_loses_the_tail_is_not_served_and_model_says_why(tmp_path: Pat
     assert model["precision_reason"] == "fp32: int8 loses 0.9 points of few-shot accuracy"
     assert model["evaluation"]["full"]["few"] == 50
     assert model["made"] is None
+
+
+def test_the_fastest_graph_of_a_version_is_found_next_to_the_champion(
+    tmp_path: Path, bundle: Path
+) -> None:
+    store = VersionStore.at(tmp_path / "store")
+    store.promote(store.add(bundle))
+    store.add(write(tmp_path / "variants", {FP32: variant(50), INT8: variant(49.8)}))
+    with running_store(store) as (client, _):
+        store.promote(2)
+        until(lambda: served(client) == "2")
+        model = client.get("/model").json()
+    assert model["precision"] == "int8"
+    assert "times as fast as fp32 here" in model["precision_reason"]
 
 
 def test_model_says_how_an_int8_graph_was_made(tmp_path: Path) -> None:
