@@ -18,6 +18,7 @@ from torch import Tensor
 
 from taillift.models.bundle.arrays import Floats, chunks
 from taillift.models.bundle.ensemble import mean_over_views
+from taillift.models.bundle.feature_statistics import FeatureStatistics
 from taillift.models.bundle.images import VIEWS
 from taillift.models.bundle.posterior import log_shares
 from taillift.models.bundle.schema import Preprocessing
@@ -45,7 +46,12 @@ from taillift.training.fit.build import (
     resolve_recipe,
     zero_shot_logits,
 )
-from taillift.training.fit.checkpoint import CheckpointMetadata
+from taillift.training.fit.checkpoint import (
+    STATISTICS_TITLE,
+    CheckpointMetadata,
+    photos_of_classes,
+    statistics_of,
+)
 from taillift.training.fit.distributed import Processes, resolve_precision
 from taillift.training.fit.estimate import training_seconds
 from taillift.training.fit.frozen_features import (
@@ -341,12 +347,34 @@ class Trainer:
             self._centres[key] = torch.cat([network(rows) for rows, _ in batches])
         return self._centres[key]
 
-    def centre_views(self, split: Split, model: Model, preprocessing: Preprocessing) -> Inputs:
+    def centre_views(
+        self,
+        split: Split,
+        model: Model,
+        preprocessing: Preprocessing,
+        title: str = "Reading photos for the head",
+    ) -> Inputs:
         """Return the centre views of a split, as rows to feed to `model`. Collective."""
         centres = centre_photos(split, preprocessing)
-        title = "Reading photos for the head"
         frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes, title)
         return frozen.inputs_for(model, preprocessing.size)
+
+    @torch.no_grad()
+    def statistics(self, model: Model, metadata: CheckpointMetadata) -> FeatureStatistics:
+        """Return the statistics of the training photos' features, of a model that is on the CPU.
+
+        They are those of `measured_statistics`, of frozen features that other runs share.
+        """
+        split = self.dataset.train.only(photos_of_classes(self.dataset.train))
+        inputs = self.centre_views(split, model, metadata.preprocessing, STATISTICS_TITLE)
+        device = self._processes.device
+        network = remaining_network(model.to(device).eval(), inputs.stage)
+        features = [
+            model.head(network(rows.to(device)))[1].cpu().numpy()
+            for rows, _ in inputs.batches(first_copies(len(split)), BATCH)
+        ]
+        model.cpu()
+        return statistics_of(np.concatenate(features), split.labels, metadata)
 
     def teacher(
         self,

@@ -194,7 +194,6 @@ def train(
     from taillift.training.fit.checkpoint import (
         check_free,
         checkpoint_stem,
-        measured_statistics,
         save,
     )
     from taillift.training.fit.progress import require_installed
@@ -246,7 +245,7 @@ def train(
             f"training was interrupted and {path} was not written: run the same command again to "
             "continue after the last finished epoch"
         ) from None
-    statistics = measured_statistics(run.model, run.metadata, dataset)
+    statistics = trainer.statistics(run.model, run.metadata)
     save(path, run.model, run.metadata, replace, statistics)
     if not is_first():
         return

@@ -52,7 +52,6 @@ from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
     checkpoint_key,
     make_room,
-    measured_statistics,
     read_metadata,
     restore,
     save,
@@ -334,7 +333,7 @@ def train_and_evaluate(
     seconds = trained_before + time.monotonic() - start
     outcome = evaluated(trainer, run, outcome, seconds)
     # `make_room` has checked, before any work, whether a checkpoint may be overwritten.
-    statistics = measured_statistics(run.model, run.metadata, dataset)
+    statistics = trainer.statistics(run.model, run.metadata)
     save(checkpoint, run.model, run.metadata, replace=True, statistics=statistics)
     return outcome
 
@@ -441,7 +440,7 @@ def average_and_evaluate(
     else:
         metadata = made.metadata.model_copy(update={"key": key})
         path = run_path(out, recipe, ".safetensors")
-        statistics = measured_statistics(made.model, metadata, trainer.dataset)
+        statistics = trainer.statistics(made.model, metadata)
         save(path, made.model, metadata, replace=True, statistics=statistics)
         seconds = sum(part.seconds for part in parts) + time.monotonic() - start
         outcome = evaluated(trainer, made, outcome, seconds)

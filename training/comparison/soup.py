@@ -36,7 +36,6 @@ from taillift.training.fit.checkpoint import (
     checkpoint_key,
     checkpoint_stem,
     make_room,
-    measured_statistics,
     restore,
     save,
 )
@@ -608,7 +607,7 @@ def checkpoint_of(
         run = trainer.train(recipe, resume_path(path), without=parent.without)
     else:
         run = train_soup(trainer, recipe, backbone, runs, replace, log)
-    statistics = measured_statistics(run.model, run.metadata, trainer.dataset)
+    statistics = trainer.statistics(run.model, run.metadata)
     save(path, run.model, run.metadata, replace=True, statistics=statistics)
     return path
 

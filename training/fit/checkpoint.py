@@ -63,6 +63,7 @@ from taillift.training.recipe.recipe import Part, Recipe
 KEY: Final = "taillift"
 # The mean of so many photos of a class is close to that of all.
 STATISTICS_PHOTOS: Final = 32
+STATISTICS_TITLE: Final = "Measuring the features of the training photos"
 # Fewer new photos would bend the tower toward themselves.
 LEAST_TO_TUNE: Final = 100
 # Views that go through the tower at once.
@@ -294,13 +295,20 @@ def measured_statistics(
     split = dataset.train.only(photos_of_classes(dataset.train))
     centres = centre_photos(split, metadata.preprocessing)
     batches = centres.batches([(photo, 0) for photo in range(len(split))], BATCH)
-    title, number = "Measuring the features of the training photos", -(-len(split) // BATCH)
-    features = np.concatenate(
-        list(tower_features(model, (rows for rows, _ in track(batches, title, number))))
-    )
-    labels = np.asarray(split.labels, np.int64)
-    statistics = FeatureStatistics.of(features, labels, len(metadata.classes))
-    return with_changes(statistics, counts=np.array(metadata.counts, np.int64))
+    shown = track(batches, STATISTICS_TITLE, -(-len(split) // BATCH))
+    features = np.concatenate(list(tower_features(model, (rows for rows, _ in shown))))
+    return statistics_of(features, split.labels, metadata)
+
+
+def statistics_of(
+    features: Floats, labels: Sequence[int], metadata: CheckpointMetadata
+) -> FeatureStatistics:
+    """Return the statistics of unit features [N, D] of photos of classes `labels` [N].
+
+    All training photos are counted, also those that were not looked at.
+    """
+    own = FeatureStatistics.of(features, np.asarray(labels, np.int64), len(metadata.classes))
+    return with_changes(own, counts=np.array(metadata.counts, np.int64))
 
 
 def photos_of_classes(split: Split) -> list[int]:

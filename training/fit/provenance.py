@@ -48,13 +48,16 @@ class PseudoLabelGroup(Part):
 class PseudoLabelEpoch(Part):
     """The pseudo-labels of an epoch: how many of the photos `seen` were `accepted`, and as what.
 
-    A photo counts each time that it is seen. `foreign` photos are known to be of no class.
+    A photo counts each time that it is seen. Those that are `soft` have no pseudo-label and teach
+    softly, which no run before 0.2.0 has counted. `foreign` photos are known to be of no class.
     """
 
     seen: int
     accepted: int
+    soft: int = 0
     foreign: int
     foreign_accepted: int
+    foreign_soft: int = 0
     groups: dict[Group, PseudoLabelGroup]
 
     def __str__(self) -> str:

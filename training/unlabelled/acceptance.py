@@ -168,12 +168,13 @@ class PseudoLabelTally:
     """Counts of an epoch's pseudo-labels, int64 on the CPU; the rows of `by_class` are [C].
 
     They are accepted, judged and right pseudo-labels of each class, and photos truly of it. The
-    `totals` are the photos that were seen, those accepted, foreign ones, and accepted foreign ones.
+    `totals` are the photos that were seen, those accepted, those that teach softly, and the same
+    three of foreign photos.
     """
 
     def __init__(self, classes: int) -> None:
         self.by_class = torch.zeros(4, classes, dtype=torch.int64)
-        self.totals = torch.zeros(4, dtype=torch.int64)
+        self.totals = torch.zeros(6, dtype=torch.int64)
 
     def clear(self) -> None:
         """Begin a new epoch."""
@@ -188,7 +189,7 @@ class PseudoLabelTally:
 
     def epoch(self, groups: Sequence[Group]) -> PseudoLabelEpoch:
         """Return the counts by group; `groups` has the group of each class."""
-        seen, accepted, foreign, foreign_accepted = self.totals.tolist()
+        seen, accepted, soft, foreign, foreign_accepted, foreign_soft = self.totals.tolist()
         by_group: dict[Group, PseudoLabelGroup] = {}
         for group in GROUPS:
             members = [label for label, own in enumerate(groups) if own == group]
@@ -200,17 +201,22 @@ class PseudoLabelTally:
         return PseudoLabelEpoch(
             seen=seen,
             accepted=accepted,
+            soft=soft,
             foreign=foreign,
             foreign_accepted=foreign_accepted,
+            foreign_soft=foreign_soft,
             groups=by_group,
         )
 
 
-def tally_counts(labels: Tensor, accepted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Return the counts int64 [4 C + 4] that `PseudoLabelTally.add` takes, of one part of a batch.
+def tally_counts(
+    labels: Tensor, accepted: Tensor, soft: Tensor, truth: Tensor, classes: int
+) -> Tensor:
+    """Return the counts int64 [4 C + 6] that `PseudoLabelTally.add` takes, of one part of a batch.
 
-    `labels` are the guesses int64 [N], `accepted` says bool [N] which are pseudo-labels, and
-    `truth` int64 [N] is the true class, or below 0 if that is unknown or foreign.
+    `labels` are the guesses int64 [N]. `accepted` says bool [N] which are pseudo-labels, and `soft`
+    which photos teach softly. `truth` int64 [N] is the true class, or below 0 if that is unknown or
+    foreign.
     """
     known, foreign = truth >= 0, truth == FOREIGN
     rows = [
@@ -219,7 +225,8 @@ def tally_counts(labels: Tensor, accepted: Tensor, truth: Tensor, classes: int) 
         labels[accepted & (labels == truth)],
         truth[known],
     ]
-    totals = [torch.ones_like(accepted), accepted, foreign, foreign & accepted]
+    seen = (torch.ones_like(accepted), accepted, soft)
+    totals = [*seen, *(foreign & part for part in seen)]
     by_class = [row.bincount(minlength=classes) for row in rows]
     return torch.cat([*by_class, torch.stack([total.sum() for total in totals])])
 

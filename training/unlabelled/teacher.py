@@ -176,7 +176,8 @@ class Teacher:
         sums = self.processes.all_reduce(guess_sums(probabilities))
         self.averages.follow_guesses(sums, size, self.decay(step))
         counted = self.choose(probabilities, features)
-        tally = tally_counts(self.labels.cpu(), counted.cpu(), truth, classes)
+        soft = self.soft.cpu() > 0
+        tally = tally_counts(self.labels.cpu(), counted.cpu(), soft, truth, classes)
         self.tally.add(self.processes.all_reduce(tally))
         weights = torch.zeros(2, classes, dtype=torch.float64)
         weights[0].index_add_(0, self.labels.cpu(), self.weights.double().cpu())

@@ -76,13 +76,15 @@ def test_the_gate_lets_in_what_the_heads_agree_on() -> None:
 
 def test_a_tally_counts_by_class_and_knows_what_it_cannot_judge() -> None:
     guesses = torch.tensor([0, 0, 1, 2, 2, 2])
-    accepted = torch.tensor([True, True, True, True, True, False])
+    accepted = torch.tensor([True, True, True, True, False, False])
+    soft = torch.tensor([False, False, False, False, True, True])
     truth = torch.tensor([0, 1, 1, UNKNOWN, FOREIGN, 2])
     tally = PseudoLabelTally(3)
     for part in (slice(0, 2), slice(2, 6)):
-        tally.add(tally_counts(guesses[part], accepted[part], truth[part], 3))
+        tally.add(tally_counts(guesses[part], accepted[part], soft[part], truth[part], 3))
     epoch = tally.epoch(["many", "medium", "few"])
-    assert (epoch.seen, epoch.accepted, epoch.foreign, epoch.foreign_accepted) == (6, 5, 1, 1)
+    assert (epoch.seen, epoch.accepted, epoch.soft) == (6, 4, 2)
+    assert (epoch.foreign, epoch.foreign_accepted, epoch.foreign_soft) == (1, 0, 1)
     assert epoch.groups["many"].model_dump() == {
         "accepted": 2,
         "judged": 2,
@@ -90,8 +92,8 @@ def test_a_tally_counts_by_class_and_knows_what_it_cannot_judge() -> None:
         "photos": 1,
     }
     assert epoch.groups["few"].model_dump() == {
-        "accepted": 2,
-        "judged": 1,
+        "accepted": 1,
+        "judged": 0,
         "right": 0,
         "photos": 1,
     }

@@ -400,7 +400,9 @@ def test_two_processes_end_with_the_weights_of_one(tiny_backbone: str, tmp_path:
         alone, together = load_file(one), load_file(two)
         assert alone.keys() == together.keys()
         for name in alone:
-            assert torch.allclose(alone[name], together[name], rtol=1e-4, atol=1e-5), name
+            # The sums over processes are rounded in another order, and now and then a weight near a
+            # kink of the loss takes another side: on one processor by 4e-5.
+            assert torch.allclose(alone[name], together[name], rtol=1e-4, atol=1e-4), name
         first, second = (read_metadata(path).record for path in (one, two))
         assert first.pseudo_labels == second.pseudo_labels
         assert first.losses == pytest.approx(second.losses, rel=1e-4)
