@@ -57,9 +57,6 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "finessl": {"name": "finessl"},
     "ulfine": {"name": "ulfine"},
     "loft, evidence": {"name": "loft", "evidence": {}},
-    "fixmatch, ensemble": {"name": "fixmatch", "heads": 4, "gate": "chebyshev"},
-    "loft, ensemble": {"name": "loft", "heads": 4, "gate": "chebyshev"},
-    "ulfine, ensemble": {"name": "ulfine", "heads": 4, "gate": "chebyshev"},
 }
 
 

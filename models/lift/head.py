@@ -53,11 +53,6 @@ class Head(nn.Module, ABC):
                 inputs = features
         return F.linear(inputs, *self.plain()), unit
 
-    def members(self, features: Tensor) -> Tensor:
-        """Return the logits [N, M, C] of M heads whose mean is this head's; here it is alone."""
-        logits: Tensor = self(features)[0]
-        return logits[:, None]
-
     @torch.no_grad()
     def merged(self) -> "PlainHead":
         """Return the same classifier as plain weights."""
@@ -69,15 +64,9 @@ class CosineHead(Head):
 
     With the projection, and with text features as class weights, this is zero-shot CLIP. The mean
     of its logits over views is W times the mean of the views' unit features.
-
-    With `masks` [M, D or E], which give each channel to one of M groups of equal size, it is a
-    channel ensemble: M heads, of which each sees one group, with logits
-    scale * sqrt(M) * W_j (m_j x), the rows of W_j at unit length in their own group. Their mean is
-    one cosine head, whose rows have the length 1 / sqrt(M) in every group.
     """
 
     normalisation = "unit"
-    masks: Tensor | None
 
     def __init__(
         self,
@@ -88,31 +77,9 @@ class CosineHead(Head):
     ) -> None:
         super().__init__(weight, projection, projection_bias)
         self.scale = scale
-        self.register_buffer("masks", None)
 
     def plain(self) -> tuple[Tensor, None]:
-        return self.scale * self.unit_rows(self.weight), None
-
-    def unit_rows(self, weight: Tensor) -> Tensor:
-        """Return the rows of `weight` [C, D or E] at unit length, the same in every group."""
-        if self.masks is None:
-            return F.normalize(weight, dim=-1)
-        squares = (weight.square() @ self.masks.t()).clamp_min(EPS**2)
-        return weight * ((squares * len(self.masks)).rsqrt() @ self.masks)
-
-    def members(self, features: Tensor) -> Tensor:
-        if self.masks is None:
-            return super().members(features)
-        unit = F.normalize(
-            project_features(features, self.projection, self.projection_bias), dim=-1
-        )
-        return F.linear(len(self.masks) * self.masks * unit[:, None], self.plain()[0])
-
-    @torch.no_grad()
-    def join_members(self) -> None:
-        """Make a channel ensemble the one cosine head that is its mean."""
-        self.weight.copy_(self.unit_rows(self.weight))
-        self.masks = None
+        return self.scale * F.normalize(self.weight, dim=-1), None
 
 
 class FusedHead(CosineHead):
@@ -138,17 +105,12 @@ class FusedHead(CosineHead):
 
     def parts(self) -> tuple[Tensor, Tensor]:
         """Return the unit weights of the two heads, each [C, D or E]."""
-        return self.unit_rows(self.weight), self.unit_rows(self.prototypes)
+        return F.normalize(self.weight, dim=-1), F.normalize(self.prototypes, dim=-1)
 
     def plain(self) -> tuple[Tensor, None]:
         trained, prototypes = self.parts()
         mixed = torch.lerp(trained, self.alignment * prototypes, self.share)
         return self.scale * mixed, None
-
-    @torch.no_grad()
-    def join_members(self) -> None:
-        self.prototypes.copy_(self.unit_rows(self.prototypes))
-        super().join_members()
 
 
 class LinearHead(Head):

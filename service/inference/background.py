@@ -1,9 +1,10 @@
-"""Work that takes only the processor time that nothing else wants.
+"""Work at the lowest priority: it takes little more than the time that nothing else wants.
 
-Elsewhere than on Linux it is work like any other.
+Elsewhere than on Linux, where threads have priorities, it is work like any other.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,14 +17,16 @@ T = TypeVar("T")
 TASKS: Final = Path("/proc/self/task")
 # Seconds between two looks whether the threads are there.
 PAUSE: Final = 0.001
+# Lower still, with SCHED_IDLE, it is no less in the way, and may hardly get on at all.
+LOWEST: Final = 19
 
 
 def run_in_background(work: Callable[[], T], foreground: int = 0) -> T:
-    """Return the result of `work`, which a thread does that runs only while a core is idle.
+    """Return the result of `work`, which a thread of the lowest priority does meanwhile.
 
-    Threads that `work` starts would be such threads, too, and for ever: an unprivileged process
-    cannot raise them again. So `work` is in the background only once it has started `foreground`
-    threads, which are threads like any other. Raises whatever `work` raises.
+    Threads that `work` starts inherit its priority, and a process without privileges cannot raise
+    it again. So `work` is in the background only once it has started `foreground` threads, which
+    are threads like any other. Raises whatever `work` raises.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -59,10 +62,10 @@ def lower_once_started(thread: Thread, count: int) -> None:
 
 
 def lower(thread: int) -> None:
-    """Let a thread run only while no other thread wants its core, if the system knows how."""
-    if hasattr(os, "SCHED_IDLE"):
+    """Give a thread the lowest priority."""
+    if sys.platform == "linux":
         with suppress(OSError):  # It has ended just now, or a sandbox refuses.
-            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, thread, LOWEST)
 
 
 def thread_name(thread: int) -> str:

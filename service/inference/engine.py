@@ -169,7 +169,7 @@ class Engine:
         manifest = read_manifest(folder)
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
-        bundle = ResidentBundle(folder, manifest, self.settings, monitoring)
+        bundle = ResidentBundle(folder, manifest, self.settings, monitoring, alongside)
         version = ServedVersion(number, bundle, self.workshop, alongside)
         self.labels.know(version.code, manifest)
         return version

@@ -43,17 +43,24 @@ class ResidentBundle:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, settings: Settings, monitoring: Monitoring
+        self,
+        folder: Path,
+        manifest: Manifest,
+        settings: Settings,
+        monitoring: Monitoring,
+        alongside: bool = False,
     ) -> None:
-        """Raises `UserError` if the priors cannot be read."""
+        """If it is opened `alongside` a version that answers requests, these come first.
+
+        Raises `UserError` if the priors cannot be read.
+        """
         self.folder = folder
         self.manifest = manifest
         self.monitoring = monitoring
         self._settings = settings
+        self._alongside = alongside
         self.priors = self._read_priors()
         self.precision_reason = ""
-        # Whether another version, which has work to do, answers while this one is opened.
-        self.alongside = False
         self._checked = False
         self._classifier: Classifier | None = None
         self._predictor: Predictor | None = None
@@ -97,7 +104,7 @@ class ResidentBundle:
         device = self._settings.device
         if self._predictor is not None:
             classifier = Classifier.open(self.folder, device, self._predictor.precision)
-        elif self.alongside and device.provider is Provider.CPU:
+        elif self._alongside and device.provider is Provider.CPU:
             classifier = self._open_alongside()
         else:
             classifier, self.precision_reason = open_classifier(

@@ -87,7 +87,6 @@ class ServedVersion:
     async def open(self) -> None:
         """Check the bundle, load it and warm it; raises what its parts raise."""
         workshop, start, before = self._workshop, perf_counter(), status_bytes("VmRSS")
-        self.bundle.alongside = self._turn is not None
         try:
             # The runner's thread also checks the files. A thread of the event loop would not do:
             # at its end the loop waits for its threads without a limit.
@@ -97,8 +96,6 @@ class ServedVersion:
             self.bundle.close()
             self.runner.close(wait=False)
             raise
-        finally:
-            self.bundle.alongside = False
         scheduler = Scheduler(self.runner, workshop.settings.batch_views, workshop.metrics)
         scheduler.start()
         self._pipeline = Pipeline(

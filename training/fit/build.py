@@ -37,20 +37,12 @@ def resolve_recipe(backbone: Backbone, recipe: Recipe, counts: Sequence[int]) ->
     """Return the recipe with all values filled in that depend on the data and the backbone.
 
     `counts` are the training photos of each class. Raises `UserError` if the recipe tunes more
-    blocks than the backbone has, or if the features cannot be shared out evenly among the heads of
-    its channel ensemble.
+    blocks than the backbone has.
     """
     stages = backbone.tower.tunable
     if recipe.blocks is not None and recipe.blocks > len(stages):
         raise UserError(
             f"blocks = {recipe.blocks}: the tower of {backbone.name} has only {len(stages)}"
-        )
-    heads = recipe.teaching.heads if recipe.teaching else None
-    channels = weight_shape(backbone, recipe.head, 1)[1]
-    if heads and channels % heads:
-        raise UserError(
-            f"unlabelled.heads = {heads}: the {channels} channels of {backbone.name}'s features "
-            "cannot be shared out evenly among so many heads"
         )
     return recipe.resolved(counts, len(stages), backbone.tower.width)
 

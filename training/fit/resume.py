@@ -18,7 +18,6 @@ from taillift.training.data.dataset import Dataset
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.progress import Progress
 from taillift.training.recipe.recipe import Recipe
-from taillift.training.recipe.semi_supervision import SemiSupervision
 
 # Within an epoch, the file is written at most this often, in seconds.
 SAVE_EVERY = 600.0
@@ -147,8 +146,6 @@ def run_key(recipe: Recipe, data: str, backbone: str) -> str:
     absent |= {"effort": True} if recipe.effort == "quick" else {}
     absent |= {"unlabelled": True} if recipe.unlabelled is None else {}
     absent |= {"soup": True} if recipe.soup is None else {}
-    if isinstance(recipe.unlabelled, SemiSupervision) and recipe.unlabelled.heads is None:
-        absent |= {"unlabelled": {"heads", "gate", "variance"}}
     fields = recipe.model_dump(mode="json", exclude=absent)
     later = ("aim", "give", "chosen", "cues")
     fields["loss"] = {

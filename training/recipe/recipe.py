@@ -19,7 +19,7 @@ from taillift.models.errors import UserError, did_you_mean
 from taillift.models.lift.tuners import AnyTuner
 from taillift.training.recipe.head_init import AnyHeadInit, TextInit
 from taillift.training.recipe.losses import AnyLoss, Cues, Ldam, LogitAdjusted
-from taillift.training.recipe.semi_supervision import AnyMethod, SemiSupervision, SureGuesses
+from taillift.training.recipe.semi_supervision import AnyMethod, SemiSupervision
 from taillift.training.yaml_file import parse_yaml
 
 FOLDER: Final = Path(__file__).parent
@@ -299,27 +299,6 @@ class Recipe(Part):
         if method.needs_cosine and self.head.kind != "cosine":
             raise ValueError(
                 f"unlabelled.name = {method.name} needs head.kind = cosine, not {self.head.kind}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def check_ensemble(self) -> Self:
-        """Refuse a channel ensemble of other heads than cosine ones, and a gate without it."""
-        method = self.unlabelled
-        if not isinstance(method, SemiSupervision):
-            return self
-        if method.heads and self.head.kind != "cosine":
-            raise ValueError(
-                f"unlabelled.heads = {method.heads} needs head.kind = cosine, not {self.head.kind}"
-            )
-        if method.gate and not method.heads:
-            raise ValueError(
-                f"unlabelled.gate = {method.gate} compares several heads: set unlabelled.heads, "
-                "such as 4, or remove the gate"
-            )
-        if method.gate and isinstance(method, SureGuesses) and method.evidence:
-            raise ValueError(
-                "unlabelled.gate and unlabelled.evidence both replace the threshold: remove one"
             )
         return self
 

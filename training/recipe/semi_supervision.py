@@ -36,21 +36,11 @@ class SemiSupervision(UnlabelledUse, ABC):
     Each step takes `ratio` times as many unlabelled photos as labelled ones. The model's guess on
     a weak view of a photo is its pseudo-label if it is accepted, and is taught on a strong view
     with the weight `weight`. With weights of 0, nothing changes.
-
-    With `heads`, the head is a channel ensemble while it is trained, and one head afterwards. After
-    Wu et al. 2024 (arXiv 2403.18407), whose formulas could not be read: all numbers are ours.
     """
 
     ratio: int = Field(7, ge=1, description="unlabelled photos for each labelled one")
     weight: float = Field(1.0, ge=0, description="weight of accepted pseudo-labels")
     strong: StrongView = StrongView()
-    heads: int | None = Field(
-        None, ge=2, description="heads of the channel ensemble; None: no ensemble"
-    )
-    gate: Literal["chebyshev"] | None = Field(
-        None, description="accept what the heads agree on, instead of a threshold; needs `heads`"
-    )
-    variance: float = Field(0.1, ge=0, description="weight of the heads' disagreement")
 
     @property
     def active(self) -> bool:

@@ -6,7 +6,6 @@ from typing import Final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import beta
 from torch import Tensor, split
 
@@ -24,8 +23,6 @@ from taillift.training.recipe.semi_supervision import HeldOutEvidence
 
 # What a group counts as, in photos, when a class's threshold is shrunk toward its group's.
 PULL: Final = 20
-# The largest bound on the probability that the mean margin of a channel ensemble is chance.
-DISAGREEMENT: Final = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -127,30 +124,6 @@ class SetAcceptance:
         """Return the weight float32 [N] of each guess: the bound of its class, or 0."""
         bounds = self.bounds.to(probabilities.device)[probabilities.argmax(1)]
         return bounds * self.singles(probabilities)
-
-
-def channel_masks(channels: int, heads: int, seed: int) -> Tensor:
-    """Return masks float32 [M, D] that share the D channels out among M heads, D / M to each.
-
-    They are drawn at random, the same for the same seed.
-    """
-    order = np.random.default_rng((seed, 2)).permutation(channels)
-    return F.one_hot(torch.from_numpy(order) % heads, heads).t().float()
-
-
-def heads_agree(members: Tensor) -> Tensor:
-    """Return bool [N]: whether the heads with probabilities [N, M, C] agree on their mean's guess.
-
-    Of their margins of the mean's first class over its second, m is the mean and v the sample
-    variance. By Chebyshev's inequality, the mean is as far as m from its expectation with a
-    probability of at most v / (M m^2), which has to be at most `DISAGREEMENT`.
-    """
-    heads = members.shape[1]
-    best = members.mean(1).topk(2).indices
-    first, second = members.gather(2, best[:, None].expand(-1, heads, -1)).unbind(2)
-    margins = first - second
-    mean = margins.mean(1)
-    return (margins.var(1) <= DISAGREEMENT * heads * mean.square()) & (mean > 0)
 
 
 def precision_bounds(right: Labels, judged: Labels, confidence: float) -> Doubles:

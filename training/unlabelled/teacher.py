@@ -16,7 +16,7 @@ from torch import Tensor, split
 
 from taillift.models.bundle.schema import Group
 from taillift.models.errors import UserError
-from taillift.models.lift.head import CosineHead, FusedHead, Head
+from taillift.models.lift.head import FusedHead, Head
 from taillift.models.lift.model import Model
 from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import Batch, Inputs, first_copies, sharded
@@ -36,9 +36,7 @@ from taillift.training.unlabelled.acceptance import (
     Averages,
     PseudoLabelTally,
     SetAcceptance,
-    channel_masks,
     guess_sums,
-    heads_agree,
     tally_counts,
 )
 from taillift.training.unlabelled.weak_strong import unlabelled_picks
@@ -60,10 +58,6 @@ class Teacher:
     photos, and the accepted pseudo-labels in the proportion in which the loss weighs them, n_c +
     weight N a_c with N labelled photos and the moving average a_c of the accepted share. Guesses
     are made under the uniform prior, whatever prior the loss leaves in the logits.
-
-    A channel ensemble: each head learns labelled photos by itself, their mean probability is the
-    guess, and their mean logits learn it. Their disagreement about strong views of accepted photos
-    is a part of the loss.
     """
 
     def __init__(
@@ -94,17 +88,13 @@ class Teacher:
         if isinstance(method, SureGuesses) and method.evidence and held_out is not None:
             self.sets = SetAcceptance(method.evidence, held_out.labels, groups)
         self.head: Head = model.head
-        if method.heads:
-            assert isinstance(model.head, CosineHead)
-            channels = model.head.weight.shape[1]
-            model.head.masks = channel_masks(channels, method.heads, recipe.seed)
         self.averages = Averages(len(counts))
         self.tally = PseudoLabelTally(len(counts))
         self.history: list[PseudoLabelEpoch] = []
-        # The pseudo-labels of this process's part of the batch: guesses, weights, which of them
-        # count as accepted and, for soft labels, probabilities and their weights.
+        # This process's part of the batch: the weak views' features, or None without a photo; and
+        # the pseudo-labels: guesses, weights and, for soft labels, probabilities and their weights.
+        self.features: Tensor | None = None
         self.labels, self.weights = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-        self.counted = torch.zeros(0, dtype=torch.bool)
         self.probabilities, self.soft = torch.zeros(0, len(counts)), torch.zeros(0)
         self.criterion: Criterion = recipe.loss.build(counts)
 
@@ -153,14 +143,10 @@ class Teacher:
         """The logarithms float64 [C] of the prior that the loss leaves in the logits."""
         return self.recipe.loss.implied_prior(self.joint_counts).log()
 
-    def uniform_members(self, features: Tensor) -> Tensor:
-        """Return the heads' probabilities float32 [N, M, C] under the uniform prior."""
-        members = self.head.members(features)
-        return (members - self.log_prior.to(members.device)).softmax(2).float()
-
     def uniform_probabilities(self, features: Tensor) -> Tensor:
         """Return the probabilities float32 [N, C] under the uniform prior, of features [N, D]."""
-        return self.uniform_members(features).mean(1)
+        logits: Tensor = self.head(features)[0]
+        return (logits - self.log_prior.to(logits.device)).softmax(1).float()
 
     @torch.no_grad()
     def guess(self, batch: PoolBatch, step: int) -> None:
@@ -193,33 +179,23 @@ class Teacher:
         None without a photo.
         """
         self.probabilities, self.labels = probabilities, probabilities.argmax(1)
-        self.weights, self.counted = self.accept(probabilities, features)
-        self.soft = self.accept_softly(probabilities, self.counted)
-        return self.counted
+        self.features = features
+        self.weights, accepted = self.accept(probabilities)
+        self.soft = self.accept_softly(probabilities, accepted)
+        return accepted
 
     def decay(self, step: int) -> float:
         """Return the decay of the averages of guesses in `step`."""
         return ema_decay(DECAY, step)
 
-    def accept(self, probabilities: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accept(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Return each guess's weight float32 [N], and bool [N]: whether it counts as accepted."""
         if self.sets is not None:
             weights = self.sets.weights(probabilities)
             return weights, weights > 0
         assert isinstance(self.method, SureGuesses)
-        accepted = self.sure(probabilities.amax(1), features, self.method.threshold)
+        accepted = probabilities.amax(1) >= self.method.threshold
         return accepted.float(), accepted
-
-    def sure(
-        self, confidence: Tensor, features: Tensor | None, threshold: float | Tensor
-    ) -> Tensor:
-        """Return bool [N]: whether guesses reach the threshold, or pass the gate if there is one.
-
-        `confidence` [N] is compared with the threshold; `features` are those of `accept`.
-        """
-        if self.method.gate is None or features is None:
-            return confidence >= threshold
-        return heads_agree(self.uniform_members(features))
 
     def accept_softly(self, probabilities: Tensor, accepted: Tensor) -> Tensor:
         """Return the weight float32 [N] of each photo's soft label; `accepted` have a hard one.
@@ -236,13 +212,8 @@ class Teacher:
 
     def labelled_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the losses [N] of labelled photos, from features [N, D] and labels int64 [N]."""
-        return self.members_loss(self.head.members(features), labels)
-
-    def members_loss(self, members: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean losses [N] of heads with logits [N, M, C], each by itself."""
-        count, heads, _ = members.shape
-        losses: Tensor = self.criterion(members.flatten(0, 1), labels.repeat_interleave(heads))
-        return losses.view(count, heads).mean(1)
+        losses: Tensor = self.criterion(self.head(features)[0], labels)
+        return losses
 
     def strong_loss(self, features: Tensor, photos: Tensor) -> Tensor:
         """Return the losses [N] of strong views, from features [N, D].
@@ -250,17 +221,13 @@ class Teacher:
         `photos` int64 [N] are their places in this process's part of the batch. A photo without a
         label has a loss of 0; the batch's loss is the mean over all photos.
         """
-        members, labels = self.head.members(features), self.labels[photos]
-        logits, log_prior = members.mean(1), self.log_prior.to(members)
-        losses: Tensor = self.criterion(logits, labels)
+        logits: Tensor = self.head(features)[0]
+        losses: Tensor = self.criterion(logits, self.labels[photos])
         losses = self.method.weight * self.weights[photos] * losses
         if (soft := self.soft[photos]).any():
             # The target has the uniform prior. Under the logits' own it would be another.
-            entropies = -(self.probabilities[photos] * (logits - log_prior).log_softmax(1)).sum(1)
-            losses = losses + soft * entropies
-        if self.method.heads:
-            variances = (members - log_prior).softmax(2).var(1).sum(1)
-            losses = losses + self.method.variance * self.counted[photos] * variances
+            guesses = (logits - self.log_prior.to(logits)).log_softmax(1)
+            losses = losses - soft * (self.probabilities[photos] * guesses).sum(1)
         return losses
 
     def teach(self, batch: PoolBatch) -> Tensor:
@@ -282,10 +249,7 @@ class Teacher:
         self.tally.clear()
 
     def finish(self) -> None:
-        """Remove what is not a part of the trained model. A channel ensemble becomes one head."""
-        if self.method.heads:
-            assert isinstance(self.head, CosineHead)
-            self.head.join_members()
+        """Remove what is not a part of the trained model."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that another process needs to continue exactly from here."""
@@ -316,9 +280,9 @@ class FreeMatchTeacher(Teacher):
     def decay(self, step: int) -> float:
         return ema_decay(self.options.decay, step)
 
-    def accept(self, probabilities: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accept(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         thresholds = self.averages.thresholds.to(probabilities)[probabilities.argmax(1)]
-        accepted = self.sure(probabilities.amax(1), features, thresholds)
+        accepted = probabilities.amax(1) >= thresholds
         return accepted.float(), accepted
 
     def guess(self, batch: PoolBatch, step: int) -> None:
@@ -395,11 +359,11 @@ class FineSslTeacher(Teacher):
         # As a part of the head, it is trained, averaged and saved with it.
         model.head.add_module("second", self.second)
 
-    def accept(self, probabilities: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        if features is None:
+    def accept(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        if self.features is None:
             return probabilities.amax(1), probabilities.amax(1) > 1
-        confidence = self.second(features)[0].softmax(1).amax(1).float()
-        return confidence, self.sure(confidence, features, self.options.threshold)
+        confidence = self.second(self.features)[0].softmax(1).amax(1).float()
+        return confidence, confidence >= self.options.threshold
 
     @property
     def margins(self) -> Tensor:
@@ -412,10 +376,10 @@ class FineSslTeacher(Teacher):
         return self.options.margin * (1 - share) / (1 + share) * (share.max() - share.min())
 
     def labelled_loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        members = self.head.members(features)
-        margin = self.margins.to(members)[labels][:, None]
-        wrong = labels[:, None] != torch.arange(len(self.counts), device=members.device)
-        first = self.members_loss(members + (margin * wrong)[:, None], labels)
+        logits: Tensor = self.head(features)[0]
+        margin = self.margins.to(logits)[labels][:, None]
+        wrong = labels[:, None] != torch.arange(len(self.counts), device=logits.device)
+        first: Tensor = self.criterion(logits + margin * wrong, labels)
         second = self.second(features.detach())[0]
         return first + F.cross_entropy(second, labels, reduction="none")
 
@@ -431,7 +395,6 @@ class FineSslTeacher(Teacher):
 
     def finish(self) -> None:
         del self.head.second
-        super().finish()
 
 
 class UlFineTeacher(Teacher):
@@ -465,17 +428,17 @@ class UlFineTeacher(Teacher):
         super().guess(batch, step)
 
     @torch.no_grad()
-    def accept(self, probabilities: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accept(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         spreads = torch.zeros(2, dtype=torch.float64)
-        if features is not None:
-            unit = self.fused(features)[1]
+        if self.features is not None:
+            unit = self.fused(self.features)[1]
             parts = [F.linear(unit, weight).std(1).double().sum() for weight in self.fused.parts()]
             spreads = torch.stack(parts).cpu()
         trained, prototypes = self.processes.all_reduce(spreads).tolist()
         ratio = torch.tensor(trained / max(prototypes, TINY)).to(self.fused.alignment)
         first = not self.seen.any()
         self.fused.alignment.lerp_(ratio, 1.0 if first else 1 - self.options.momentum)
-        return super().accept(probabilities, features)
+        return super().accept(probabilities)
 
     def labelled_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         self.sums.index_add_(0, labels, self.fused(features)[1].detach())

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from taillift.models.lift.head import (
     CosineHead,
-    FusedHead,
     HeadName,
     L2Head,
     LayerNormHead,
@@ -35,39 +34,6 @@ def test_other_heads_normalise_what_their_names_say() -> None:
     assert torch.allclose(linear(features)[0], torch.tensor([[7.0, 34.0]]))
     assert torch.allclose(L2Head(weight)(features)[0], features)
     assert torch.allclose(LayerNormHead(weight)(features)[0], torch.tensor([[-1.0, 1.0]]))
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_channel_ensemble_is_the_mean_of_heads_on_groups_of_channels(fused: bool) -> None:
-    """Also after it is one head, and in its plain form, on 128 photos."""
-    torch.manual_seed(0)
-    weight, features = torch.randn(5, 12), torch.randn(128, 8)
-    projection = torch.randn(8, 12)
-    head = (
-        FusedHead(weight, 16.0, 0.3, projection) if fused else CosineHead(weight, 16.0, projection)
-    )
-    if isinstance(head, FusedHead):
-        with torch.no_grad():
-            head.prototypes.copy_(torch.randn(5, 12))
-            head.alignment.fill_(2.0)
-    groups = torch.randperm(12).view(3, 4)
-    head.masks = F.one_hot(groups, 12).sum(1).float()
-    unit = F.normalize(features @ projection, dim=-1)
-
-    def logits_of(rows: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-        return 16 * 3**0.5 * unit[:, group] @ F.normalize(rows[:, group], dim=-1).t()
-
-    members = torch.stack([logits_of(weight, group) for group in groups], 1)
-    if isinstance(head, FusedHead):
-        others = torch.stack([logits_of(head.prototypes, group) for group in groups], 1)
-        members = 0.7 * members + 0.3 * 2 * others
-    with torch.no_grad():
-        assert torch.allclose(head.members(features), members, atol=1e-4)
-        assert torch.allclose(head(features)[0], members.mean(1), atol=1e-5)
-        assert torch.allclose(head.merged()(features)[0], members.mean(1), atol=1e-5)
-        head.join_members()
-        assert head.members(features).shape == (128, 1, 5)
-        assert torch.allclose(head(features)[0], members.mean(1), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

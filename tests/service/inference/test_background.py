@@ -10,19 +10,24 @@ import pytest
 from taillift.models.bundle.device import Device
 from taillift.models.bundle.schema import FILES, Precision
 from taillift.models.bundle.session import Session
-from taillift.service.inference.background import TASKS, run_in_background
+from taillift.service.inference.background import LOWEST, TASKS, run_in_background
 from tests.support.serving import until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads have policies on Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
+
+
+def priority(thread: int = 0) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread or threading.get_native_id())
 
 
 def threads() -> set[int]:
     return {int(task.name) for task in TASKS.iterdir()}
 
 
-def test_work_runs_only_while_a_core_is_idle_and_the_caller_does_not() -> None:
-    assert run_in_background(lambda: os.sched_getscheduler(0)) == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+def test_work_has_the_lowest_priority_and_the_caller_has_not() -> None:
+    own = priority()
+    assert run_in_background(priority) == LOWEST
+    assert priority() == own < LOWEST
 
 
 def test_an_error_of_the_work_is_raised() -> None:
@@ -44,27 +49,26 @@ def test_the_threads_of_a_session_that_is_made_in_the_background_serve_like_any_
     session = run_in_background(lambda: Session(graph, Device(threads=4)), foreground=3)
     made = threads() - before
     assert len(made) == 3
-    assert {os.sched_getscheduler(thread) for thread in made} == {os.SCHED_OTHER}
+    assert {priority(thread) for thread in made} == {priority()}
     session.close()
 
 
 def test_work_is_in_the_background_once_its_threads_are_there() -> None:
     end = threading.Event()
-    policies = []
+    priorities = []
 
     def work() -> list[threading.Thread]:
-        policies.append(os.sched_getscheduler(0))
+        priorities.append(priority())
         started = [threading.Thread(target=end.wait) for _ in range(2)]
         for thread in started:
             thread.start()
-        until(lambda: os.sched_getscheduler(0) == os.SCHED_IDLE)
-        policies.append(os.sched_getscheduler(0))
+        until(lambda: priority() == LOWEST)
+        priorities.append(priority())
         return started
 
     started = run_in_background(work, foreground=2)
     try:
-        assert policies == [os.SCHED_OTHER, os.SCHED_IDLE]
-        numbers = [thread.native_id or 0 for thread in started]
-        assert [os.sched_getscheduler(number) for number in numbers] == [os.SCHED_OTHER] * 2
+        assert priorities == [priority(), LOWEST]
+        assert [priority(thread.native_id or 0) for thread in started] == [priority()] * 2
     finally:
         end.set()

@@ -9,8 +9,6 @@ from taillift.training.recipe.semi_supervision import HeldOutEvidence
 from taillift.training.unlabelled.acceptance import (
     PseudoLabelTally,
     SetAcceptance,
-    channel_masks,
-    heads_agree,
     precision_bounds,
     tally_counts,
 )
@@ -44,34 +42,6 @@ def test_only_guesses_alone_in_their_set_are_accepted_as_far_as_their_class_was_
     assert weights[1] == 0, "no probability reaches a threshold"
     assert weights[2].item() == pytest.approx(0.1 ** (1 / 4)), "four of eight guesses were accepted"
     assert weights[3] == 0, "nothing is known of class 2"
-
-
-def test_channels_are_shared_out_evenly_and_the_same_for_the_same_seed() -> None:
-    masks = channel_masks(12, 3, 5)
-    assert masks.sum(0).tolist() == [1] * 12
-    assert masks.sum(1).tolist() == [4] * 3
-    assert torch.equal(masks, channel_masks(12, 3, 5))
-    assert not torch.equal(masks, channel_masks(12, 3, 6))
-    assert not torch.equal(masks[0], torch.tensor([1.0] * 4 + [0] * 8)), "they are drawn"
-
-
-def test_the_gate_lets_in_what_the_heads_agree_on() -> None:
-    """With two heads and margins a and b, v / (M m^2) is ((a - b) / (a + b))^2."""
-
-    def of_margins(first: float, second: float) -> list[list[float]]:
-        return [[0.45 + margin / 2, 0.45 - margin / 2, 0.1] for margin in (first, second)]
-
-    members = torch.tensor(
-        [
-            of_margins(0.4, 0.4),
-            of_margins(0.5, 0.27),  # (23 / 77)^2 = 0.089
-            of_margins(0.5, 0.25),  # (1 / 3)^2 = 0.111
-            of_margins(0.8, -0.2),  # They disagree about the class.
-            of_margins(0.0, 0.0),
-            [[0.1, 0.2, 0.7], [0.3, 0.0, 0.7]],  # Each has another second: those of the mean count.
-        ]
-    )
-    assert heads_agree(members).tolist() == [True, True, False, False, False, True]
 
 
 def test_a_tally_counts_by_class_and_knows_what_it_cannot_judge() -> None:

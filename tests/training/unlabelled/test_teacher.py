@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taillift.models.errors import UserError
 from taillift.models.lift.backbone import load_backbone
-from taillift.models.lift.head import CosineHead, FusedHead
+from taillift.models.lift.head import FusedHead
 from taillift.models.lift.model import merge
 from taillift.training.data.dataset import Dataset
 from taillift.training.data.pool import FOREIGN, UNKNOWN
@@ -23,7 +23,7 @@ from taillift.training.fit.distributed import Processes
 from taillift.training.fit.inputs import Photos
 from taillift.training.recipe.recipe import Recipe
 from taillift.training.train import Run, Trainer
-from taillift.training.unlabelled.acceptance import channel_masks, guess_sums
+from taillift.training.unlabelled.acceptance import guess_sums
 from taillift.training.unlabelled.teacher import (
     FreeMatchTeacher,
     Teacher,
@@ -44,7 +44,6 @@ METHODS: dict[str, dict[str, object]] = {
     "finessl": {"threshold": 0.35, "ratio": 2},
     "ulfine": {"threshold": 0.35},
     "sets": {"name": "fixmatch", "evidence": {"coverage": 0.5, "confidence": 0.5}},
-    "ensemble": {"name": "fixmatch", "heads": 4, "gate": "chebyshev"},
 }
 
 
@@ -294,59 +293,6 @@ def test_ulfines_two_logits_are_one_head_in_checkpoint_and_export(
         assert torch.allclose(merge(restored)(pixels)[0], run.model(pixels)[0], atol=1e-4)
 
 
-def test_each_head_learns_labels_by_itself_and_their_mean_learns_guesses(
-    tiny_backbone: str,
-) -> None:
-    """And how much they disagree about an accepted photo costs, under the uniform prior."""
-    options = {"name": "fixmatch", "threshold": 0.0, "weight": 3, "heads": 2, "variance": 0.5}
-    teacher = teacher_of(tiny_backbone, options, kind="cosine", scale=8)
-    features = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
-    members = teacher.head.members(features)
-    adjusted = members + torch.tensor([0.5, 0.25, 0.25]).log()
-    labels = torch.tensor([2, 0])
-    each = torch.stack(
-        [F.cross_entropy(adjusted[:, head], labels, reduction="none") for head in range(2)]
-    )
-    assert torch.allclose(teacher.labelled_loss(features, labels), each.mean(0))
-
-    probabilities = teacher.uniform_probabilities(features)
-    assert torch.allclose(probabilities, members.softmax(2).mean(1))
-    assert teacher.choose(probabilities, features).tolist() == [True, True]
-    guesses = probabilities.argmax(1)
-    hard = F.cross_entropy(adjusted.mean(1), guesses, reduction="none")
-    first, second = members.softmax(2).unbind(1)
-    # The sample variance of two numbers is half the square of their difference.
-    disagreement = ((first - second) ** 2 / 2).sum(1)
-    expected = 3 * hard + 0.5 * disagreement
-    assert torch.allclose(teacher.strong_loss(features, torch.arange(2)), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "gate"),
-    [("freematch", "chebyshev"), ("loft", "chebyshev"), ("finessl", "chebyshev"), ("ulfine", None)],
-)
-def test_every_method_trains_a_channel_ensemble_that_becomes_one_head(
-    trainer: Trainer, tmp_path: Path, name: str, gate: str | None
-) -> None:
-    recipe = recipe_with(method(name, heads=4, gate=gate), epochs=1)
-    whole = trainer.train(recipe)
-    epochs = whole.metadata.record.pseudo_labels
-    assert epochs[0].accepted > 0
-    assert weights(whole).keys() == weights(trainer.train(recipe_with(method(name)))).keys()
-    head = whole.model.head
-    assert isinstance(head, CosineHead)
-    masks = channel_masks(64, 4, recipe.seed)
-    rows = head.parts() if isinstance(head, FusedHead) else [head.weight]
-    for row in rows:
-        lengths = (row[:, None] * masks).norm(dim=2)
-        assert torch.allclose(lengths, torch.full_like(lengths, 0.5), atol=1e-5)
-    state = tmp_path / "run.resume"
-    interrupt(trainer, recipe, state, 2)
-    continued = trainer.train(recipe, state)
-    assert same(continued, whole)
-    assert continued.metadata.record.pseudo_labels == epochs
-
-
 def test_finessls_second_head_is_not_in_the_result(trainer: Trainer) -> None:
     plain, run = trainer.train(recipe_with(None)), trainer.train(recipe_with(method("finessl")))
     assert weights(plain).keys() == weights(run).keys()
@@ -365,14 +311,7 @@ def test_finessls_second_head_is_not_in_the_result(trainer: Trainer) -> None:
             "ulfine needs class texts",
         ),
         ({"name": "lofd"}, {}, "lofd"),
-        (
-            method("loft", heads=4),
-            {"head": {"kind": "l2"}},
-            r"unlabelled\.heads = 4 needs head\.kind = cosine, not l2",
-        ),
-        (method("loft", gate="chebyshev"), {}, r"set unlabelled\.heads, such as 4"),
-        (method("sets", heads=4, gate="chebyshev"), {}, "both replace the threshold: remove one"),
-        (method("loft", heads=1), {}, "greater than or equal to 2"),
+        (method("loft", heads=4), {}, "heads"),
     ],
 )
 def test_what_cannot_be_combined_is_refused(
@@ -417,8 +356,6 @@ def test_what_does_not_fit_the_photos_or_the_backbone_is_refused(
     with pytest.raises(UserError, match=r"takes 29 .* there are 28: set batch=28 or less"):
         trainer.train(recipe_with(method("loft", ratio=1), batch=29))
     bare = Trainer(colours, load_backbone(tiny_backbone), CPU)
-    with pytest.raises(UserError, match=r"heads = 3: the 64 channels .* shared out evenly"):
-        trainer.train(recipe_with(method("loft", heads=3)))
     with pytest.raises(UserError, match="pass --unlabelled"):
         bare.train(recipe_with(method("loft")))
     no_val = Trainer(replace(trainer.dataset, val=None), load_backbone(tiny_backbone), CPU)
