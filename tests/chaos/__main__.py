@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from taillift.models.bundle.classifier import Classifier
+from taillift.service.monitoring.exporter import FRESH_SECONDS
 from tests.chaos.judge import ON_THE_WAY, Judge
 from tests.chaos.kinds import BODY_SECONDS, MAX_BODY_BYTES, MAX_IMAGES, many, slow
 from tests.chaos.photos import Photos, colourful, prepare
@@ -192,6 +193,8 @@ async def still_classifies(storm: Storm) -> Check:
 
 
 async def queue_is_empty(service: Service) -> Check:
+    # Until then, the page may be one that was made amid the storm.
+    await asyncio.sleep(FRESH_SECONDS)
     reply = await service.get("/metrics")
     lines = reply.body.decode().splitlines() if reply else []
     (value,) = [line.split()[1] for line in lines if line.startswith("taillift_queue_views ")]
