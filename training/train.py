@@ -51,6 +51,7 @@ from taillift.training.fit.checkpoint import (
     CheckpointMetadata,
     photos_of_classes,
     statistics_of,
+    tower_features,
 )
 from taillift.training.fit.distributed import Processes, resolve_precision
 from taillift.training.fit.estimate import training_seconds
@@ -359,7 +360,6 @@ class Trainer:
         frozen = FrozenFeatures(centres, [1] * len(split), 1, self._frozen, self._processes, title)
         return frozen.inputs_for(model, preprocessing.size)
 
-    @torch.no_grad()
     def statistics(self, model: Model, metadata: CheckpointMetadata) -> FeatureStatistics:
         """Return the statistics of the training photos' features, of a model that is on the CPU.
 
@@ -367,14 +367,9 @@ class Trainer:
         """
         split = self.dataset.train.only(photos_of_classes(self.dataset.train))
         inputs = self.centre_views(split, model, metadata.preprocessing, STATISTICS_TITLE)
-        device = self._processes.device
-        network = remaining_network(model.to(device).eval(), inputs.stage)
-        features = [
-            model.head(network(rows.to(device)))[1].cpu().numpy()
-            for rows, _ in inputs.batches(first_copies(len(split)), BATCH)
-        ]
-        model.cpu()
-        return statistics_of(np.concatenate(features), split.labels, metadata)
+        batches = (rows for rows, _ in inputs.batches(first_copies(len(split)), BATCH))
+        features = tower_features(model, batches, inputs.stage)
+        return statistics_of(features, split.labels, metadata)
 
     def teacher(
         self,

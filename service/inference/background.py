@@ -17,7 +17,8 @@ T = TypeVar("T")
 TASKS: Final = Path("/proc/self/task")
 # Seconds between two looks whether the threads are there.
 PAUSE: Final = 0.001
-# Lower still, with SCHED_IDLE, it is no less in the way, and may hardly get on at all.
+# With SCHED_IDLE, which is lower still, requests are not faster, and on a machine that is busy for
+# long the work hardly gets a core.
 LOWEST: Final = 19
 
 
@@ -75,7 +76,7 @@ def thread_name(thread: int) -> str:
 
 def rename(thread: int, name: str) -> None:
     """Give a thread a name, which those that it starts inherit."""
-    with suppress(FileNotFoundError):  # There is no /proc.
+    with suppress(OSError):  # There is no /proc, or a sandbox refuses.
         (TASKS / str(thread) / "comm").write_text(name)
 
 

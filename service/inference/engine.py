@@ -170,7 +170,7 @@ class Engine:
         check_limits(self.settings, CHANNELS * manifest.preprocessing.size**2)
         monitoring = self.evidence.monitoring(folder, manifest)
         bundle = ResidentBundle(folder, manifest, self.settings, monitoring, alongside)
-        version = ServedVersion(number, bundle, self.workshop, alongside)
+        version = ServedVersion(number, bundle, self.workshop)
         self.labels.know(version.code, manifest)
         return version
 

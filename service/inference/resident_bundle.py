@@ -58,7 +58,7 @@ class ResidentBundle:
         self.manifest = manifest
         self.monitoring = monitoring
         self._settings = settings
-        self._alongside = alongside
+        self.alongside = alongside
         self.priors = self._read_priors()
         self.precision_reason = ""
         self._checked = False
@@ -104,7 +104,7 @@ class ResidentBundle:
         device = self._settings.device
         if self._predictor is not None:
             classifier = Classifier.open(self.folder, device, self._predictor.precision)
-        elif self._alongside and device.provider is Provider.CPU:
+        elif self.alongside and device.provider is Provider.CPU:
             classifier = self._open_alongside()
         else:
             classifier, self.precision_reason = open_classifier(

@@ -43,14 +43,7 @@ class ServedVersion:
     `number` is its number in the store; None if a bundle is served without one.
     """
 
-    def __init__(
-        self,
-        number: int | None,
-        bundle: ResidentBundle,
-        workshop: Workshop,
-        alongside: bool = False,
-    ) -> None:
-        """If it is loaded `alongside` a version that answers requests, these come first."""
+    def __init__(self, number: int | None, bundle: ResidentBundle, workshop: Workshop) -> None:
         self.number = number
         self.code = version_code(number, bundle.manifest.version)
         self.bundle = bundle
@@ -64,14 +57,14 @@ class ServedVersion:
         batches, largest = workshop.settings.device.batches, workshop.settings.batch_views
         # A GPU runs few sizes, which are all warmed. A CPU runs any: a few give the latency, small
         # ones next to another version, whose requests wait meanwhile.
-        sizes = {1, min(2, largest)} if alongside else {1, min(VIEWS, largest), largest}
+        sizes = {1, min(2, largest)} if bundle.alongside else {1, min(VIEWS, largest), largest}
         side = bundle.manifest.preprocessing.size
         blank = [
             np.zeros((size, side, side, CHANNELS), np.uint8)
             for size in (sizes if batches is None else batches.sizes)
         ]
         runs = 1 if batches is None else GPU_RUNS
-        self._turn = workshop.turns.when_idle if alongside else None
+        self._turn = workshop.turns.when_idle if bundle.alongside else None
         self.runner = Runner(bundle, blank, runs, workshop.turns)
         self.scheduler: Scheduler | None = None
         self._pipeline: Pipeline | None = None

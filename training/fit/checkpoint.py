@@ -53,6 +53,7 @@ from taillift.training.data.dataset import Dataset
 from taillift.training.data.photo import Split, StoredPhoto
 from taillift.training.fit.build import build_model, class_texts, prompts_for, weight_shape
 from taillift.training.fit.distributed import Processes
+from taillift.training.fit.frozen_features import remaining_network
 from taillift.training.fit.inputs import centre_photos, training_photos
 from taillift.training.fit.optimisation import tune_tower
 from taillift.training.fit.provenance import Provenance
@@ -296,18 +297,19 @@ def measured_statistics(
     centres = centre_photos(split, metadata.preprocessing)
     batches = centres.batches([(photo, 0) for photo in range(len(split))], BATCH)
     shown = track(batches, STATISTICS_TITLE, -(-len(split) // BATCH))
-    features = np.concatenate(list(tower_features(model, (rows for rows, _ in shown))))
+    features = tower_features(model, (rows for rows, _ in shown))
     return statistics_of(features, split.labels, metadata)
 
 
 def statistics_of(
-    features: Floats, labels: Sequence[int], metadata: CheckpointMetadata
+    features: Iterable[Floats], labels: Sequence[int], metadata: CheckpointMetadata
 ) -> FeatureStatistics:
-    """Return the statistics of unit features [N, D] of photos of classes `labels` [N].
+    """Return the statistics of batches of unit features [N, D] of photos of classes `labels`.
 
     All training photos are counted, also those that were not looked at.
     """
-    own = FeatureStatistics.of(features, np.asarray(labels, np.int64), len(metadata.classes))
+    every = np.concatenate(list(features))
+    own = FeatureStatistics.of(every, np.asarray(labels, np.int64), len(metadata.classes))
     return with_changes(own, counts=np.array(metadata.counts, np.int64))
 
 
@@ -321,15 +323,16 @@ def photos_of_classes(split: Split) -> list[int]:
 
 
 @torch.no_grad()
-def tower_features(model: Model, batches: Iterable[Tensor]) -> Iterator[Floats]:
+def tower_features(model: Model, batches: Iterable[Tensor], stage: int = 0) -> Iterator[Floats]:
     """Yield the unit features [N, D] of each batch of views uint8 [N, S, S, 3].
 
-    The work is done on a GPU if there is one. Leaves the model on the CPU.
+    With a `stage`, the batches are rows behind so many stages of the tower instead. The work is
+    done on a GPU if there is one. Leaves the model on the CPU.
     """
     device = Processes(None).device
-    model.to(device).eval()
-    for pixels in batches:
-        yield model(pixels.to(device))[1].cpu().numpy()
+    network = remaining_network(model.to(device).eval(), stage)
+    for rows in batches:
+        yield model.head(network(rows.to(device)))[1].cpu().numpy()
     model.cpu()
 
 
